@@ -1,0 +1,182 @@
+"""From entries to deployments: defaults, quotas and secrets, and what entries must not do to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from llm_router.config.environment import Environment, secret_name
+from llm_router.config.findings import Report
+from llm_router.config.keyfile import Entry, KeyFile
+from llm_router.config.models import BUILT_IN, Model, quotas
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Quota
+from llm_router.domain.secret import Secret
+
+__all__ = ["Assembly"]
+
+_UNKNOWN = Model()
+
+
+@attrs.frozen(eq=False, repr=False)
+class Assembly:
+    """Makes deployments of the entries of a keys file.
+
+    Attributes:
+        file: The keys file.
+        environment: Where secrets come from.
+        report: Who collects the problems. With an error in it, what is made is not fit for use.
+        guard: Seconds added to the windows of quotas.
+        secrets_required: Whether a key in use without a secret is an error.
+        enabled: Whether more than the first active key may be used.
+    """
+
+    file: KeyFile
+    environment: Environment
+    report: Report
+    guard: float
+    secrets_required: bool
+    enabled: bool
+
+    def deployments(self) -> tuple[tuple[Deployment, ...], tuple[Deployment, ...]]:
+        """Return the deployments to use and the others, both in the order of the file."""
+        self._check_keys()
+        self._check_models()
+        used = self._used()
+        keys = self._keys({entry.key_id for entry in used})
+        made = {id(entry): self._deployment(entry, keys[entry.key_id]) for entry in self.file.entries}
+        self._check_quotas([(entry, made[id(entry)].quotas) for entry in self.file.entries])
+        chosen = {id(entry) for entry in used}
+        return (
+            tuple(deployment for name, deployment in made.items() if name in chosen),
+            tuple(deployment for name, deployment in made.items() if name not in chosen),
+        )
+
+    def _used(self) -> list[Entry]:
+        active = [entry for entry in self.file.entries if entry.active]
+        if self.enabled or not active:
+            return active
+        return [entry for entry in active if entry.key_id == active[0].key_id]
+
+    def _check_keys(self) -> None:
+        """Refuse what makes two keys or two deployments one, and one key two."""
+        keys: dict[str, Entry] = {}
+        variables: dict[str, Entry] = {}
+        deployments: dict[tuple[str, str], Entry] = {}
+        for entry in self.file.entries:
+            first = keys.setdefault(entry.key_id, entry)
+            for name, mine, other in (
+                ("provider", entry.provider, first.provider),
+                ("project", entry.project, first.project),
+            ):
+                if mine != other:
+                    self._error(
+                        entry,
+                        f"{name} {mine!r} differs from the {other!r} of {first.label}: "
+                        f"one key has one {name}",
+                    )
+            variable = secret_name(entry.key_id)
+            other_key = variables.setdefault(variable, entry)
+            if other_key.key_id != entry.key_id:
+                self._error(
+                    entry,
+                    f"key_id: its secret would be {variable}, as that of {other_key.label}: "
+                    "rename one of the two keys",
+                )
+            twin = deployments.setdefault((entry.key_id, entry.model), entry)
+            if twin is not entry:
+                self._error(
+                    entry,
+                    f"model {entry.model!r} is already deployed on this key by "
+                    f"{twin.label}: remove one of the two",
+                )
+        if self.file.entries and not any(entry.active for entry in self.file.entries):
+            file = self.file.entries[0].file
+            self.report.error(f"{file}: keys", 'no key is active: set "active": true on at least one')
+
+    def _check_models(self) -> None:
+        """Warn of models without limits, and of limits without a model."""
+        silent: set[str] = set()
+        for entry in self.file.entries:
+            stated = entry.limits or self._model(entry.model).limits
+            if not stated and entry.model not in BUILT_IN and entry.model not in silent:
+                silent.add(entry.model)
+                self.report.warning(
+                    entry.where,
+                    f"model {entry.model!r} has no limits here and none are built in: it counts as unlimited "
+                    f'until the provider refuses; add "limits" to it',
+                )
+        deployed = {entry.model for entry in self.file.entries}
+        for name in self.file.models:
+            if deployed and name not in deployed:
+                file = self.file.entries[0].file
+                self.report.warning(f"{file}: models.{name}", "no key deploys this model: is its name right?")
+
+    def _check_quotas(self, made: Sequence[tuple[Entry, tuple[Quota, ...]]]) -> None:
+        """Refuse two opinions about one quota: it belongs to a project and a model."""
+        first: dict[tuple[str, str, str], tuple[Entry, tuple[Quota, ...]]] = {}
+        for entry, mine in made:
+            owner = (entry.provider, entry.project, entry.model)
+            other, theirs = first.setdefault(owner, (entry, mine))
+            if mine != theirs:
+                self._error(
+                    entry,
+                    f"limits of model {entry.model!r} in project {entry.project!r} are {_shown(mine)}, but "
+                    f"{_shown(theirs)} in {other.label}: one project has one quota: state the same",
+                )
+
+    def _keys(self, used: set[str]) -> Mapping[str, Key]:
+        keys: dict[str, Key] = {}
+        values: dict[str, Key] = {}
+        for entry in self.file.entries:
+            if entry.key_id in keys:
+                continue
+            name = secret_name(entry.key_id)
+            value, problem = self.environment.secret(name)
+            if problem and entry.key_id in used and self.secrets_required:
+                self._error(
+                    entry,
+                    f"{problem}: put the secret of this key into {name}, in the environment or in .env, "
+                    'or set "active": false',
+                )
+            key = Key(entry.key_id, Secret(value), entry.provider, entry.project)
+            keys[entry.key_id] = key
+            twin = values.setdefault(value, key) if value else key
+            if (twin.provider, twin.project) != (key.provider, key.project):
+                self.report.warning(
+                    entry.where,
+                    f"{name} holds the same secret as {secret_name(twin.key_id)}: the provider counts both "
+                    'as one, so give both keys the same "project", or remove one',
+                )
+        return keys
+
+    def _deployment(self, entry: Entry, key: Key) -> Deployment:
+        model = self._model(entry.model)
+        limits = {**BUILT_IN.get(entry.model, _UNKNOWN).limits, **model.limits, **entry.limits}
+        return Deployment(
+            key,
+            entry.model,
+            workload=entry.workload or self._workload(entry.model),
+            priority=entry.priority,
+            quotas=quotas(limits, model, self.guard),
+            weight=entry.weight,
+        )
+
+    def _model(self, name: str) -> Model:
+        return self.file.models.get(name, _UNKNOWN)
+
+    def _workload(self, model: str) -> str:
+        workloads = self.file.workloads
+        built_in = BUILT_IN.get(model, _UNKNOWN).workload
+        for workload in (self._model(model).workload, built_in, "medium"):
+            if workload in workloads:
+                return str(workload)
+        return workloads[len(workloads) // 2]
+
+    def _error(self, entry: Entry, message: str) -> None:
+        self.report.error(entry.where, message)
+
+
+def _shown(made: tuple[Quota, ...]) -> str:
+    return ", ".join(f"{quota.metric.value} {quota.limit}" for quota in made) or "unlimited"

@@ -1,0 +1,197 @@
+"""The environment and ``.env``: secrets and settings. The environment wins, and is never changed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import attrs
+
+from llm_router.config.findings import Report
+from llm_router.config.jsonfile import read_text
+from llm_router.config.redaction import is_placeholder, mask_url
+
+__all__ = ["Environ", "Environment", "Switches", "read_environment", "secret_name"]
+
+_SECRET_PREFIX = "API_KEY_"  # noqa: S105 - the name of secrets, not one of them
+_FLAGS = {
+    **dict.fromkeys(("true", "1", "yes", "on"), True),
+    **dict.fromkeys(("false", "0", "no", "off"), False),
+}
+
+
+def secret_name(key_id: str) -> str:
+    """Return the environment variable that holds the secret of a key, such as ``API_KEY_gemini_key_01``."""
+    return _SECRET_PREFIX + re.sub(r"[^A-Za-z0-9]", "_", key_id)
+
+
+class Environ(Mapping[str, str]):
+    """A view of an environment that shows none of its values, not even to a traceback with locals."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Environ({len(self)} variables)"
+
+
+@attrs.frozen
+class Switches:
+    """The settings of the environment; the same as in :class:`~llm_router.config.Settings`.
+
+    Attributes:
+        enabled: Whether more than one key may be used.
+        max_retries: Further attempts after the first.
+        base_backoff: Upper bound of the first backoff, in seconds.
+        max_wait: Seconds that a send waits for capacity.
+        store_url: The store, or None.
+        base_url: Another server for the Gemini API, or None.
+    """
+
+    enabled: bool
+    max_retries: int
+    base_backoff: float
+    max_wait: float
+    store_url: str | None = attrs.field(repr=False)
+    base_url: str | None = attrs.field(repr=False)
+
+
+class Environment:
+    """Reads variables by kind; what is wrong goes to the report.
+
+    Args:
+        environ: The environment proper.
+        dotenv: The variables of the ``.env`` file.
+        file: Name of that file.
+        report: Who collects the problems.
+    """
+
+    def __init__(self, environ: Environ, dotenv: Environ, file: str, report: Report) -> None:
+        self._environ, self._dotenv, self._file, self._report = environ, dotenv, file, report
+
+    def secrets(self) -> Iterator[str]:
+        """Yield the value of every variable that is named like a secret."""
+        for source in (self._environ, self._dotenv):
+            yield from (value for name, value in source.items() if name.startswith(_SECRET_PREFIX))
+
+    def secret(self, name: str) -> tuple[str, str | None]:
+        """Return the secret in a variable, or an empty string and why there is none."""
+        value = self._environ.get(name, self._dotenv.get(name))
+        if value is None:
+            return "", f"{name} is not set"
+        value, place = value.strip(), f"{name} in {self._source(name)}"
+        if not value:
+            return "", f"{place} is empty"
+        if is_placeholder(value):
+            return "", f"{place} holds a placeholder"
+        if re.fullmatch(r"[!-~]+", value) is None:
+            return "", f"{place} holds spaces, control characters or letters that no API key has"
+        return value, None
+
+    def switches(self) -> Switches:
+        """Return the settings."""
+        return Switches(
+            enabled=self._flag("LLM_MULTI_KEY_ROUTER_ENABLED", default=True),
+            max_retries=int(self._number("LLM_MAX_RETRIES", 3, whole=True)),
+            base_backoff=self._number("LLM_BASE_BACKOFF_MS", 500) / 1000,
+            max_wait=float(self._number("LLM_MAX_WAIT_S", 0)),
+            store_url=self._store_url("LLM_ROUTER_STORE") or self._store_url("REDIS_URL"),
+            base_url=self._base_url("GOOGLE_GEMINI_BASE_URL"),
+        )
+
+    def _source(self, name: str) -> str:
+        return "the environment" if name in self._environ else self._file
+
+    def _get(self, name: str) -> str | None:
+        """Return a setting; one that is set to nothing is not set."""
+        return self._environ.get(name, self._dotenv.get(name, "")).strip() or None
+
+    def _error(self, name: str, message: str) -> None:
+        self._report.error(f"{name} in {self._source(name)}", message)
+
+    def _flag(self, name: str, *, default: bool) -> bool:
+        text = self._get(name)
+        if text is None:
+            return default
+        if text.casefold() not in _FLAGS:
+            self._error(name, f"must be true or false (or 1, 0, yes, no, on, off); found {text!r}")
+        return _FLAGS.get(text.casefold(), default)
+
+    def _number(self, name: str, default: float, *, whole: bool = False) -> float:
+        text = self._get(name)
+        if text is None:
+            return default
+        try:
+            value = int(text) if whole else float(text)
+        except ValueError:
+            value = -1
+        if 0 <= value < math.inf:
+            return value
+        self._error(name, f"must be a {'whole ' if whole else ''}number of 0 or more; found {text!r}")
+        return default
+
+    def _store_url(self, name: str) -> str | None:
+        url = self._get(name)
+        if url is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) is None:
+            # Not shown: a password may stand anywhere in what is no URL.
+            self._error(name, "must be the URL of a store, such as memory:// or redis://localhost:6379/0")
+            return None
+        return url
+
+    def _base_url(self, name: str) -> str | None:
+        url = self._get(name)
+        if url is None or _is_web_url(url):
+            return url
+        self._error(name, f"must be a URL with http:// or https:// and a host; found {mask_url(url)!r}")
+        return None
+
+
+def _is_web_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)
+
+
+def read_environment(
+    environ: Environ, env_file: str | os.PathLike[str] | None, beside: Path, report: Report
+) -> Environment:
+    """Read the ``.env`` file, to stand behind the environment.
+
+    Args:
+        environ: The environment proper.
+        env_file: The file, looked up in ``beside`` and then in the working directory; None for no file. Only
+            ``.env`` itself may be absent. Its ``${NAME}`` are filled in as python-dotenv does it.
+        beside: The directory of the keys file.
+        report: Who collects the problems.
+    """
+    if env_file is None:
+        return Environment(environ, Environ({}), ".env", report)
+    places = (beside / env_file, Path(env_file))
+    path = next((place for place in places if os.path.lexists(place)), places[0])
+    if path.name == ".env" and not os.path.lexists(path):
+        return Environment(environ, Environ({}), str(path), report)
+    text = read_text(path, report, "create it, or name another env_file")
+    return Environment(environ, _parse(text or ""), str(path), report)
+
+
+def _parse(text: str) -> Environ:
+    from dotenv import dotenv_values  # noqa: PLC0415 - slow to import, and often not needed
+
+    values = dotenv_values(stream=io.StringIO(text))
+    return Environ({name: value for name, value in values.items() if value is not None})

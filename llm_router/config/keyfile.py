@@ -1,0 +1,278 @@
+"""keys.json: which keys there are, for which models, with which limits.
+
+The whole format (``…`` marks what may be left out)::
+
+    {
+      "keys": [                               one entry per key and model, or per key
+        {
+          "key_id": "gemini-key-01",          name of the key; its secret is API_KEY_gemini_key_01
+          "provider": "gemini",             … name of the provider adapter; "gemini"
+          "project": "research",            … whom the provider bills; keys of one project share quotas;
+                                              the key itself by default
+          "active": true,                   … false: shown in statuses and not used
+          "model_name": "gemini-2.0-flash-exp",
+          "tags": {                         …
+            "workload": "light",            … one of the workloads; the model's by default
+            "priority": 1,                  … whole number, 0 or more; lower is tried first; 1
+            "weight": 1.0                   … above 0; share of the traffic under the weighted strategy; 1.0
+          },
+          "limits": {                       … also flat, beside model_name
+            "rpm": 15,                      … requests per minute
+            "tpm": 1000000,                 … input tokens per minute
+            "rpd": 1500,                    … requests per day
+            "tpd": null                     … input tokens per day; null is unlimited
+          }
+        },
+        {
+          "key_id": "gemini-key-02",
+          "models": [                         instead of model_name: several models on one key
+            "gemini-1.5-pro",                 a name, or an object:
+            {"model_name": "gemini-exp-1206", "tags": {…}, "limits": {…}}
+          ]
+        }
+      ],
+      "models": {                           … what holds for a model wherever it is deployed
+        "gemini-1.5-pro": {
+          "limits": {…},                    … as above; also flat
+          "workload": "medium",             … the workload of its deployments
+          "refill": "rolling",              … or "steady", for a provider that smooths its limits
+          "burst": 1                        … steady only: requests at once, 1 to rpm
+        }
+      },
+      "workloads": ["light", "medium", "heavy"]   … from lightest to heaviest
+    }
+
+Each metric by itself takes its limit from the first of these that mentions it: the item of the entry's
+``models``, the entry, the top-level ``models``, the built-in table. A metric that none of them mentions is
+unlimited.
+Tags come from the item of ``models``, then the entry. Every other field is an error, and so is a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from llm_router.config.environment import secret_name
+from llm_router.config.fields import Fields, describe, is_name
+from llm_router.config.findings import Report
+from llm_router.config.jsonfile import read_json
+from llm_router.config.models import Limits, Model
+from llm_router.config.redaction import is_placeholder
+from llm_router.domain.quota import Metric, Refill
+
+__all__ = ["Entry", "KeyFile", "read_keyfile"]
+
+_WORKLOADS = ("light", "medium", "heavy")
+_MISSING = "copy keys.json.example to it and put in your own keys"
+
+
+@attrs.frozen
+class Entry:
+    """One deployment as the file states it.
+
+    Attributes:
+        file: The file.
+        label: The place in it, such as ``keys[3] (gemini-key-04)``.
+        key_id: Name of the key.
+        provider: Name of the provider adapter.
+        project: Whom the provider bills; the key by default.
+        model: The provider's name of the model.
+        active: Whether it is to be used.
+        workload: Its workload, or None when it states none.
+        priority: Lower is tried first.
+        weight: Its share under a weighted strategy.
+        limits: The limits that it states itself.
+    """
+
+    file: str
+    label: str
+    key_id: str
+    provider: str
+    project: str
+    model: str
+    active: bool
+    workload: str | None
+    priority: int
+    weight: float
+    limits: Limits
+
+    @property
+    def where(self) -> str:
+        """File and place."""
+        return f"{self.file}: {self.label}"
+
+
+@attrs.frozen
+class KeyFile:
+    """A keys file as it is written, before defaults and secrets.
+
+    Attributes:
+        entries: Its deployments, in order.
+        models: What it says of models.
+        workloads: From lightest to heaviest.
+    """
+
+    entries: tuple[Entry, ...]
+    models: Mapping[str, Model]
+    workloads: tuple[str, ...]
+
+
+@attrs.frozen
+class _Tags:
+    workload: str | None = None
+    priority: int | None = None
+    weight: float | None = None
+
+    def over(self, other: _Tags) -> _Tags:
+        """Return these tags, and the other's where these say nothing."""
+        mine = attrs.asdict(self, filter=lambda _, value: value is not None)
+        return attrs.evolve(other, **mine)
+
+
+def read_keyfile(path: Path, report: Report, providers: Collection[str]) -> KeyFile | None:
+    """Read a keys file; problems go to the report.
+
+    Args:
+        path: The file.
+        report: Who collects the problems. With an error in it, what is returned is not fit for use.
+        providers: The known providers.
+
+    Returns:
+        What is readable of it, or None when nothing is.
+    """
+    raw = read_json(path, report, _MISSING)
+    if raw is None:
+        return None
+    top = Fields(raw, str(path), report)
+    workloads = _read_workloads(top)
+    models = dict(_read_models(top, workloads))
+    entries = tuple(_read_entries(top, workloads, providers))
+    top.close()
+    return KeyFile(entries, models, workloads)
+
+
+def _read_workloads(top: Fields) -> tuple[str, ...]:
+    found: list[str] = []
+    for place, item in enumerate(top.items("workloads", nested=False) or ()):
+        name = f"workloads[{place}]"
+        if not isinstance(item, str) or not item.strip() or item != item.strip() or not is_name(item):
+            top.error(name, f"must be a name without spaces around it; found {describe(item)}")
+        elif item in found:
+            top.error(name, f"{item!r} is there twice: keep one")
+        else:
+            found.append(item)
+    return tuple(found) or _WORKLOADS
+
+
+def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str, Model]]:
+    models = top.child("models")
+    for name, fields in models.members() if models else ():
+        if is_placeholder(name) or not name.strip():
+            fields.report.error(top.place("models"), f"{name!r} is a placeholder: put the name of a model")
+        limits = _read_limits(fields)
+        workload = fields.choice("workload", workloads)
+        refill = fields.choice("refill", (Refill.ROLLING.value, Refill.STEADY.value))
+        burst = fields.whole("burst", least=1)
+        rpm = limits.get(Metric.RPM)
+        if burst is not None and refill != Refill.STEADY.value:
+            fields.error("burst", 'only a steady refill has one: add "refill": "steady", or remove it')
+        elif burst is not None and rpm is not None and burst > max(rpm, 1):
+            fields.error("burst", f"must lie between 1 and rpm, which is {rpm}; found {burst}: lower it")
+        fields.close()
+        yield name, Model(limits, workload, Refill(refill or Refill.ROLLING), burst)
+
+
+def _read_limits(fields: Fields) -> dict[Metric, int | None]:
+    limits = {metric: fields.limit(metric.value) for metric in Metric if metric.value in fields}
+    nested = fields.child("limits")
+    if nested is None:
+        return limits
+    for metric in Metric:
+        if metric.value not in nested:
+            continue
+        if metric in limits:
+            fields.error(metric.value, "stands both in limits and beside it: keep one")
+        limits[metric] = nested.limit(metric.value)
+    nested.close()
+    return limits
+
+
+def _read_tags(fields: Fields, workloads: tuple[str, ...]) -> _Tags:
+    tags = fields.child("tags")
+    if tags is None:
+        return _Tags()
+    read = _Tags(tags.choice("workload", workloads), tags.whole("priority"), tags.positive("weight"))
+    tags.close()
+    return read
+
+
+def _read_entries(top: Fields, workloads: tuple[str, ...], providers: Collection[str]) -> Iterator[Entry]:
+    report, file = top.report, top.where
+    if "keys" not in top:
+        top.error("keys", "is missing: add a list of keys, as in keys.json.example")
+    for place, item in enumerate(top.items("keys") or ()):
+        label = f"keys[{place}]"
+        if not isinstance(item, dict):
+            top.refuse_item(label, item, "an object in braces")
+            continue
+        key_id = item.get("key_id")
+        fields = Fields(item, f"{file}: {label}", report)
+        if isinstance(key_id, str) and not report.redactor.is_secret(key_id):
+            label = f"{label} ({key_id})"
+            fields = Fields(item, f"{file}: {label}", report, variable=secret_name(key_id))
+        yield from _read_entry(fields, file, label, workloads, providers)
+        fields.close()
+
+
+def _read_entry(
+    fields: Fields, file: str, label: str, workloads: tuple[str, ...], providers: Collection[str]
+) -> Iterator[Entry]:
+    key_id = fields.required_text("key_id")
+    provider = fields.choice("provider", providers)
+    project = fields.text("project")
+    active = fields.flag("active", default=True)
+    tags, limits = _read_tags(fields, workloads), _read_limits(fields)
+    for place, model, own_tags, own_limits in _read_deployed(fields, workloads):
+        if key_id is None or model is None:
+            continue
+        chosen = own_tags.over(tags)
+        yield Entry(
+            file=file,
+            label=f"{label}: {place}" if place else label,
+            key_id=key_id,
+            provider=provider or "gemini",
+            project=project or key_id,
+            model=model,
+            active=active,
+            workload=chosen.workload,
+            priority=1 if chosen.priority is None else chosen.priority,
+            weight=1.0 if chosen.weight is None else chosen.weight,
+            limits=limits | own_limits,
+        )
+
+
+def _read_deployed(
+    fields: Fields, workloads: tuple[str, ...]
+) -> Iterator[tuple[str, str | None, _Tags, dict[Metric, int | None]]]:
+    """Yield place, model, tags and limits of every item of ``models``, or of the only model."""
+    model, items = fields.model_name("model_name"), fields.items("models")
+    if "model_name" in fields and "models" in fields:
+        fields.error("models", "stands beside model_name: keep one of them")
+    elif "model_name" not in fields and "models" not in fields:
+        fields.error("model_name", "is missing: add it, or a list of models")
+    elif items is None:
+        yield "", model, _Tags(), {}
+    for place, item in enumerate(items or ()):
+        name = f"models[{place}]"
+        raw = {"model_name": item} if isinstance(item, str) else item
+        if not isinstance(raw, dict):
+            fields.refuse_item(name, item, "the name of a model, or an object in braces")
+            continue
+        inner = fields.inner(raw, name)
+        if "model_name" not in inner:
+            inner.error("model_name", "is missing: add it")
+        yield name, inner.model_name("model_name"), _read_tags(inner, workloads), _read_limits(inner)
+        inner.close()

@@ -1,0 +1,111 @@
+"""Quotas: how much of what a provider allows, and how it comes back."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import attrs
+
+from llm_router.errors import ConfigError
+
+__all__ = ["GUARD", "MINUTE", "Demand", "Metric", "Quota", "Refill"]
+
+MINUTE = 60.0
+"""Seconds of the window of a per-minute quota."""
+
+GUARD = 0.3
+"""Seconds added to a window: the longest delay expected from taking quota to the provider's counting it."""
+
+
+class Metric(StrEnum):
+    """What a quota counts."""
+
+    RPM = "rpm"
+    """Requests per minute."""
+    TPM = "tpm"
+    """Input tokens per minute."""
+    RPD = "rpd"
+    """Requests per day."""
+    TPD = "tpd"
+    """Input tokens per day."""
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens are counted, rather than requests."""
+        return self in (Metric.TPM, Metric.TPD)
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether the quota comes back once a day, rather than minute by minute."""
+        return self in (Metric.RPD, Metric.TPD)
+
+
+class Refill(StrEnum):
+    """How a spent quota comes back."""
+
+    ROLLING = "rolling"
+    """Each token comes back one window after it was taken: no window ever holds more than the limit."""
+    STEADY = "steady"
+    """Tokens drip back at a constant rate into a small bucket, for providers that smooth their limits."""
+    DAILY = "daily"
+    """All at once, at midnight in the provider's time zone."""
+
+
+@attrs.frozen
+class Quota:
+    """One limit of one (project, model).
+
+    Attributes:
+        metric: What is counted.
+        limit: Requests or tokens per window; 0 means that there is no quota at all.
+        refill: How it comes back.
+        window: Seconds that the provider counts over (rolling and steady).
+        guard: Seconds added to the window; see :data:`GUARD`.
+        burst: Size of a steady bucket, in requests or tokens: the most it gives at once, and so the largest
+            request it ever admits. None means 5 % of a limit in requests, half of one in tokens; at least 1.
+        timezone: Where a daily quota has its midnight, as an IANA name.
+    """
+
+    metric: Metric
+    limit: int
+    refill: Refill = Refill.ROLLING
+    window: float = MINUTE
+    guard: float = GUARD
+    burst: int | None = None
+    timezone: str = "America/Los_Angeles"
+
+    def __attrs_post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"{self.metric.value} must be 0 or more, not {self.limit!r}")
+        if self.window <= 0 or self.guard < 0:
+            raise ConfigError(
+                f"{self.metric.value}: window must be above 0 s and guard 0 s or more, "
+                f"not {self.window!r} and {self.guard!r}"
+            )
+        if self.burst is not None and not 1 <= self.burst <= max(self.limit, 1):
+            raise ConfigError(
+                f"{self.metric.value}: burst must lie between 1 and the limit, not {self.burst!r}"
+            )
+
+    @property
+    def capacity(self) -> int:
+        """The largest amount a steady bucket gives at once, in requests or tokens."""
+        default = self.limit // (2 if self.metric.counts_tokens else 20)
+        return min(self.limit, max(1, default) if self.burst is None else self.burst)
+
+
+@attrs.frozen
+class Demand:
+    """What one request needs, or what it really used.
+
+    Attributes:
+        requests: Requests sent to the provider.
+        tokens: Input tokens.
+    """
+
+    requests: int = 1
+    tokens: int = 0
+
+    def amount(self, metric: Metric) -> int:
+        """Return what this demand takes from a quota of ``metric``."""
+        return self.tokens if metric.counts_tokens else self.requests

@@ -1,0 +1,107 @@
+"""What a caller gets back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from llm_router.errors import SendError
+
+__all__ = ["Attempt", "Response", "Usage"]
+
+
+@attrs.frozen
+class Usage:
+    """Tokens as the provider counted them; 0 where it did not say.
+
+    Attributes:
+        input_tokens: The prompt, with system instruction, history and tool results.
+        output_tokens: The answer.
+        thinking_tokens: Thoughts, which are billed as output.
+        cached_tokens: The part of the input that came from a cache.
+        total_tokens: The provider's own total.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    thinking_tokens: int = 0
+    cached_tokens: int = 0
+    total_tokens: int = 0
+
+
+@attrs.frozen
+class Attempt:
+    """One request that went to the provider.
+
+    Attributes:
+        key_id: The key used.
+        model: The model asked.
+        latency: Seconds until its end.
+        error: What went wrong, or None.
+    """
+
+    key_id: str
+    model: str
+    latency: float
+    error: SendError | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Response:
+    """The outcome of a send, successful or not.
+
+    Attributes:
+        success: Whether there is an answer.
+        model: The model that answered (the provider's own name of what ran), or that was tried last.
+        key_id: The key that was used last, or None if no request was sent.
+        workload: The workload of the deployment that was used last, or the one asked for.
+        usage: Tokens as the provider counted them.
+        finish_reason: The provider's word for why the answer ended.
+        attempts: Requests that were sent to the provider for this response.
+        attempt_log: One entry for each of them, in order.
+        latency: Seconds from the call to the outcome, waiting included.
+        waited: Seconds of it spent waiting for capacity.
+        error: Why there is no answer, or None.
+        retry_after: Seconds until another try may succeed; None on success or where waiting does not help.
+        raw: The provider's own response object, or None.
+    """
+
+    success: bool
+    model: str | None = None
+    key_id: str | None = None
+    workload: str | None = None
+    usage: Usage = Usage()
+    finish_reason: str | None = None
+    attempts: int = 0
+    attempt_log: tuple[Attempt, ...] = attrs.field(default=(), repr=False)
+    latency: float = 0.0
+    waited: float = 0.0
+    error: SendError | None = None
+    retry_after: float | None = None
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
+    answer: str = attrs.field(default="", repr=False)
+    """The text of a successful response; ``""`` otherwise. :attr:`text` is the safe way to it."""
+
+    content: Any = attrs.field(default=None, repr=False, eq=False)
+    """The answer as contents that a later request can send back, whatever its key and model; or None."""
+
+    @property
+    def text(self) -> str:
+        """The answer.
+
+        Raises:
+            SendError: The response is unsuccessful; this is its ``error``.
+        """
+        self.raise_for_error()
+        return self.answer
+
+    def raise_for_error(self) -> Response:
+        """Return this response if it is successful.
+
+        Raises:
+            SendError: It is not; this is its ``error``.
+        """
+        if self.error is not None:
+            raise self.error
+        return self

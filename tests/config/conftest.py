@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llm_router.config import load_settings
+from llm_router.errors import ConfigError
+
+SECRET = "Zq7-fake-credential-that-must-not-show-0123456789"
+
+
+class Project:
+    """A directory with a keys file and perhaps a ``.env``, and an environment."""
+
+    def __init__(self, directory):
+        self.path = directory / "keys.json"
+        self.dotenv = directory / ".env"
+        self.env = {}
+
+    def entry(self, key_id="k1", **fields):
+        """Give the key a secret, and return an entry for it."""
+        self.env.setdefault(f"API_KEY_{key_id}".replace("-", "_"), f"{SECRET}-{key_id}")
+        model = {} if "models" in fields else {"model_name": "gemini-1.5-pro"}
+        return {"key_id": key_id, **model, **fields}
+
+    def write(self, *entries, **top):
+        """Write a keys file with these entries, or one plain entry, and other fields at the top."""
+        self.path.write_text(json.dumps({"keys": list(entries) or [self.entry()], **top}))
+        return self
+
+    def load(self, **options):
+        return load_settings(self.path, env=self.env, **options)
+
+    def refusal(self, **options):
+        """Return the message of the refusal, having made sure that it shows no secret and names the file."""
+        with pytest.raises(ConfigError) as caught:
+            self.load(**options)
+        message = str(caught.value)
+        assert SECRET not in message
+        assert str(self.path) in message
+        return message.removeprefix(f"{self.path}: ")
+
+    def quotas(self, place=0, **options):
+        """Return metric → limit of a deployment."""
+        return {quota.metric.value: quota.limit for quota in self.load(**options).deployments[place].quotas}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Return a project in an empty directory, with an empty working directory."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return Project(tmp_path / "project")

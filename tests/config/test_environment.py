@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from llm_router.config import Environ, check_settings
+from llm_router.domain.quota import GUARD
+from llm_router.errors import ConfigError
+
+NAME = "API_KEY_gemini_key_01"
+
+
+@pytest.fixture
+def bare(project):
+    """Return a project whose only key has no secret yet."""
+    return project.write({"key_id": "gemini-key-01", "model_name": "gemini-1.5-pro"})
+
+
+def secret(project, **options):
+    return project.load(**options).deployments[0].key.secret.reveal()
+
+
+def refuse(project, **variables):
+    """Return what is said of variables that are wrong."""
+    project.write().env.update(variables)
+    (finding,) = check_settings(project.path, env=project.env)
+    with pytest.raises(ConfigError) as caught:
+        project.load()
+    assert str(caught.value) == str(finding)
+    return str(finding)
+
+
+def test_missing_secret(bare):
+    """A missing secret is told with the name of its variable and the remedy."""
+    assert bare.refusal() == (
+        f"keys[0] (gemini-key-01): {NAME} is not set: put the secret of this key into {NAME}, in the "
+        'environment or in .env, or set "active": false'
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "is empty"),
+        (" \t", "is empty"),
+        ("your-key-here", "holds a placeholder"),
+        ("YOUR_API_KEY", "holds a placeholder"),
+        ("changeme", "holds a placeholder"),
+        ("<key>", "holds a placeholder"),
+        ("xxxxxxxx", "holds a placeholder"),
+        ("put-your-key-here", "holds a placeholder"),
+        ("two hunter2", "holds spaces, control characters or letters that no API key has"),
+        ("hunter2\nhunter2", "holds spaces, control characters or letters that no API key has"),
+        ("hünter2", "holds spaces, control characters or letters that no API key has"),
+    ],
+)
+def test_unusable_secret(bare, value, problem):
+    """What cannot be a secret is refused, and not shown."""
+    bare.env[NAME] = value
+    message = bare.refusal()
+    assert message.startswith(f"keys[0] (gemini-key-01): {NAME} in the environment {problem}: put the secret")
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize("value", ["s", "AIza-short", "AQ.x", "sk-anything~at/all+=", " stripped \n"])
+def test_any_secret(bare, value):
+    """A secret is never judged by its prefix; spaces around it are an accident."""
+    bare.env[NAME] = value
+    assert secret(bare) == value.strip()
+
+
+def test_secrets_not_required(bare):
+    """Where secrets are not required, a missing one is empty."""
+    assert secret(bare, secrets_required=False) == ""
+    assert check_settings(bare.path, env={}, secrets_required=False) == ()
+
+
+def test_process_environment(bare, monkeypatch):
+    """The environment of the process is read by default, and never changed."""
+    monkeypatch.setenv(NAME, "from-process")
+    bare.dotenv.write_text("LLM_MAX_RETRIES=7\n")
+    before = dict(os.environ)
+    bare.env = None
+    settings = bare.load()
+    assert (settings.deployments[0].key.secret.reveal(), settings.max_retries) == ("from-process", 7)
+    assert dict(os.environ) == before
+
+
+def test_dotenv(bare):
+    """Secrets and settings come from the .env beside the keys file, with quotes, comments and exports."""
+    bare.dotenv.write_text(
+        f"# keys\nexport {NAME}='from dotenv'\nLLM_MAX_RETRIES=5 # few\nEMPTY\n".replace("m d", "m-d")
+    )
+    settings = bare.load()
+    assert settings.deployments[0].key.secret.reveal() == "from-dotenv"
+    assert settings.max_retries == 5
+
+
+def test_environment_wins(bare):
+    """The environment wins over .env, even with nothing in it."""
+    bare.dotenv.write_text(f"{NAME}=from-dotenv\nLLM_MAX_RETRIES=5\n")
+    bare.env.update({NAME: "from-env", "LLM_MAX_RETRIES": ""})
+    assert secret(bare) == "from-env"
+    assert bare.load().max_retries == 3
+    bare.env[NAME] = ""
+    assert f"{NAME} in the environment is empty" in bare.refusal()
+
+
+def test_dotenv_of_working_directory(bare, tmp_path):
+    """Without a .env beside the keys file, that of the working directory is read."""
+    (tmp_path / "elsewhere" / ".env").write_text(f"{NAME}=from-elsewhere\n")
+    assert secret(bare) == "from-elsewhere"
+    bare.dotenv.write_text(f"{NAME}=from-beside\n")
+    assert secret(bare) == "from-beside"
+
+
+def test_other_dotenv(bare, tmp_path):
+    """Another file can be named, or none; a named one must exist."""
+    bare.dotenv.write_text(f"{NAME}=from-beside\n")
+    (bare.path.parent / "prod.env").write_text(f"{NAME}=from-prod\n")
+    assert secret(bare, env_file="prod.env") == "from-prod"
+    assert secret(bare, env_file=bare.path.parent / "prod.env") == "from-prod"
+    assert "API_KEY_gemini_key_01 is not set" in bare.refusal(env_file=None)
+    missing = tmp_path / "missing.env"
+    assert f"{missing}: does not exist: create it, or name another env_file" in bare.refusal(env_file=missing)
+
+
+def test_unreadable_dotenv(bare):
+    """A .env that cannot be read is an error, not a silent nothing."""
+    bare.dotenv.write_bytes(b"\xff\xfe")
+    assert f"{bare.dotenv}: is not UTF-8 text (byte 0): save it as UTF-8" in bare.refusal()
+
+
+def test_place_of_a_problem(bare):
+    """A wrong variable is told with the file that it comes from."""
+    bare.dotenv.write_text(f"{NAME}=changeme\nLLM_MAX_WAIT_S=soon\n")
+    message = bare.refusal()
+    assert f"{NAME} in {bare.dotenv} holds a placeholder" in message
+    assert f"LLM_MAX_WAIT_S in {bare.dotenv}: must be a number of 0 or more; found 'soon'" in message
+
+
+def test_defaults(project):
+    """Without a word from the environment the settings are the documented ones."""
+    settings = project.write().load()
+    assert (settings.max_retries, settings.base_backoff, settings.max_wait) == (3, 0.5, 0.0)
+    assert settings.store_url is settings.base_url is None
+    assert settings.deployments[0].quotas[0].guard == GUARD
+
+
+def test_settings(project):
+    """Every setting is read, in its own unit."""
+    project.write().env.update(
+        LLM_MAX_RETRIES=" 0 ",
+        LLM_BASE_BACKOFF_MS="12.5",
+        LLM_MAX_WAIT_S="90",
+        REDIS_URL="redis://localhost/1",
+        GOOGLE_GEMINI_BASE_URL="http://127.0.0.1:8080",
+    )
+    settings = project.load()
+    assert (settings.max_retries, settings.base_backoff, settings.max_wait) == (0, 0.0125, 90.0)
+    assert settings.store_url == "redis://localhost/1"
+    assert settings.base_url == "http://127.0.0.1:8080"
+
+
+def test_store_url_wins(project):
+    """LLM_ROUTER_STORE wins over REDIS_URL; set to nothing, it is not set."""
+    project.write().env.update(REDIS_URL="redis://r", LLM_ROUTER_STORE="sqlite:///state.db")
+    assert project.load().store_url == "sqlite:///state.db"
+    project.env["LLM_ROUTER_STORE"] = ""
+    assert project.load().store_url == "redis://r"
+
+
+@pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", ""])
+def test_switch_on(project, value):
+    """The switch understands the usual words for on."""
+    project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
+    assert len(project.load().deployments) == 2
+
+
+@pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
+def test_switch_off(project, value):
+    """The switch understands the usual words for off."""
+    project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
+    assert len(project.load().deployments) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        (
+            "LLM_MULTI_KEY_ROUTER_ENABLED",
+            "maybe",
+            "must be true or false (or 1, 0, yes, no, on, off); found 'maybe'",
+        ),
+        ("LLM_MAX_RETRIES", "three", "must be a whole number of 0 or more; found 'three'"),
+        ("LLM_MAX_RETRIES", "-1", "must be a whole number of 0 or more; found '-1'"),
+        ("LLM_MAX_RETRIES", "2.5", "must be a whole number of 0 or more; found '2.5'"),
+        ("LLM_BASE_BACKOFF_MS", "500ms", "must be a number of 0 or more; found '500ms'"),
+        ("LLM_BASE_BACKOFF_MS", "nan", "must be a number of 0 or more; found 'nan'"),
+        ("LLM_MAX_WAIT_S", "inf", "must be a number of 0 or more; found 'inf'"),
+        ("LLM_MAX_WAIT_S", "-1", "must be a number of 0 or more; found '-1'"),
+        (
+            "LLM_ROUTER_STORE",
+            "memory",
+            "must be the URL of a store, such as memory:// or redis://localhost:6379/0",
+        ),
+        (
+            "REDIS_URL",
+            "localhost",
+            "must be the URL of a store, such as memory:// or redis://localhost:6379/0",
+        ),
+        (
+            "GOOGLE_GEMINI_BASE_URL",
+            "localhost:80",
+            "must be a URL with http:// or https:// and a host; found 'localhost:80'",
+        ),
+        (
+            "GOOGLE_GEMINI_BASE_URL",
+            "http://[",
+            "must be a URL with http:// or https:// and a host; found 'http://['",
+        ),
+    ],
+)
+def test_wrong_setting(project, name, value, expected):
+    """A setting that is wrong is told with its name, what was found and what is expected."""
+    assert refuse(project, **{name: value}) == f"{name} in the environment: {expected}"
+
+
+@pytest.mark.parametrize("url", [":hunter2@localhost", "ftp://me:hunter2@host?key=hunter2", "hunter2"])
+@pytest.mark.parametrize("name", ["REDIS_URL", "LLM_ROUTER_STORE"])
+def test_no_password_in_messages(project, name, url):
+    """A URL that is refused does not show its password."""
+    project.write().env.update({name: url, "GOOGLE_GEMINI_BASE_URL": "ftp://me:hunter2@host/?key=hunter2"})
+    findings = check_settings(project.path, env=project.env)
+    assert findings
+    assert "hunter2" not in str(findings)
+
+
+def test_environ_shows_nothing():
+    """An environment on its way through the library shows no value."""
+    environ = Environ({"API_KEY_a": "hunter2"})
+    assert (repr(environ), dict(environ)) == ("Environ(1 variables)", {"API_KEY_a": "hunter2"})

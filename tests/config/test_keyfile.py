@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llm_router.config import check_settings
+
+LIMIT = "must be a whole number of 0 or more (at most 1000000000000000), or null for unlimited; found "
+
+
+def test_plain_form(project):
+    """The form of the issue gives one deployment with the limits of the built-in table."""
+    entry = project.entry(
+        "gemini-key-01",
+        provider="gemini",
+        model_name="gemini-2.0-flash-exp",
+        tags={"workload": "light", "priority": 1},
+    )
+    settings = project.write(entry).load()
+    (deployment,) = settings.deployments
+    assert deployment.id == "gemini-key-01/gemini-2.0-flash-exp"
+    assert (deployment.workload, deployment.priority, deployment.weight) == ("light", 1, 1.0)
+    assert (deployment.key.provider, deployment.key.project) == ("gemini", "gemini-key-01")
+    assert deployment.key.secret.reveal() == project.env["API_KEY_gemini_key_01"]
+    assert settings.workloads == ("light", "medium", "heavy")
+    assert settings.warnings == ()
+
+
+def test_missing_file(project):
+    """A missing file is named, with what to copy."""
+    assert project.refusal() == "does not exist: copy keys.json.example to it and put in your own keys"
+
+
+def test_unreadable_file(project):
+    """A file that cannot be read is named, with the system's reason."""
+    project.path.mkdir()
+    assert "cannot be read (Is a directory): make it a file that this process may read" in project.refusal()
+
+
+def test_not_utf8(project):
+    """A file in another encoding is refused with the remedy."""
+    project.path.write_bytes('{"keys": "ü"}'.encode("latin-1"))
+    assert project.refusal() == "is not UTF-8 text (byte 10): save it as UTF-8"
+
+
+def test_byte_order_mark(project):
+    """The byte order mark that some editors write is no error."""
+    project.write()
+    project.path.write_bytes(b"\xef\xbb\xbf" + project.path.read_bytes())
+    assert len(project.load().deployments) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"keys": [\n  {"key_id": "a",}\n]}',
+            "is not JSON (line 2, column 18: Expecting property name enclosed in double quotes)",
+        ),
+        ("", "is not JSON (line 1, column 1: Expecting value)"),
+        ('{"keys": NaN}', "is not JSON: NaN, Infinity"),
+        ('{"keys": ' + "9" * 5000 + "}", "is not JSON: NaN, Infinity and numbers of thousands of digits"),
+        ("[" * 100_000, "is nested too deeply: see keys.json.example"),
+        ("[]", 'must be an object, {"keys": [...]}; found a list at the top'),
+        ('"keys"', "must be an object, {\"keys\": [...]}; found 'keys' at the top"),
+        ("{}", "keys: is missing: add a list of keys, as in keys.json.example"),
+        ('{"keys": []}', "keys: is an empty list: add an item"),
+        ('{"keys": {}}', "keys: must be a list in brackets; found an object"),
+        ('{"keys": ["k1"]}', "keys[0]: must be an object in braces; found 'k1'"),
+        ('{"keys": [null]}', "keys[0]: must be an object in braces; found null"),
+        ('{"keys": [], "keys": []}', "keys: is there twice: keep one"),
+    ],
+)
+def test_wrong_form(project, text, message):
+    """What is no list of keys is refused with its place and the remedy."""
+    project.path.write_text(text)
+    assert message in project.refusal()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prioritty": 1}, "prioritty: unknown field 'prioritty': use one of 'active'"),
+        ({"model": "x"}, "model: unknown field 'model': did you mean 'models'?"),
+        (
+            {"tags": {"Workload": "light"}},
+            "tags.Workload: unknown field 'Workload': did you mean 'workload'?",
+        ),
+        ({"limits": {"rps": 1}}, "limits.rps: unknown field 'rps': did you mean 'rpm'?"),
+        ({"active": "yes"}, "active: must be true or false; found 'yes': write it without quotes"),
+        ({"active": 1}, "active: must be true or false; found 1"),
+        ({"project": 7}, "project: must be a string; found 7"),
+        ({"project": " "}, "project: is empty: give it a name, or remove the field"),
+        ({"project": "a\nb"}, "project: must be a name without control characters"),
+        ({"project": "\ud800"}, "project: must be a name without control characters"),
+        (
+            {"model_name": " gemini"},
+            "model_name: must be a name without control characters and without spaces",
+        ),
+        ({"model_name": ["a"]}, "model_name: must be a string; found a list"),
+        ({"tags": []}, "tags: must be an object in braces; found a list"),
+        ({"tags": {"priority": True}}, "tags.priority: must be a whole number of 0 or more"),
+        ({"tags": {"priority": "1"}}, "found '1': write it without quotes"),
+        ({"tags": {"priority": 1.0}}, "found 1.0: write 1"),
+        ({"tags": {"priority": -1}}, "tags.priority: must be a whole number of 0 or more"),
+        ({"tags": {"weight": 0}}, "tags.weight: must be a number above 0; found 0"),
+        ({"tags": {"weight": True}}, "tags.weight: must be a number above 0; found true"),
+        ({"tags": {"workload": "hevy"}}, "tags.workload: 'hevy' is not known: did you mean 'heavy'?"),
+        ({"tags": {"workload": "q"}}, "'q' is not known: use one of 'heavy', 'light', 'medium'"),
+        ({"provider": "gemeni"}, "provider: 'gemeni' is not known: did you mean 'gemini'?"),
+        ({"limits": None}, "limits: must be an object in braces; found null"),
+        ({"limits": {"rpm": -1}}, f"limits.rpm: {LIMIT}-1"),
+        ({"limits": {"rpm": True}}, f"limits.rpm: {LIMIT}true"),
+        ({"tpm": 1e6}, f"tpm: {LIMIT}1000000.0: write 1000000"),
+        ({"rpd": "50"}, f"rpd: {LIMIT}'50': write it without quotes"),
+        ({"tpd": 10**16}, f"tpd: {LIMIT}10000000000000000"),
+        ({"rpm": 1, "limits": {"rpm": 1}}, "rpm: stands both in limits and beside it: keep one"),
+        ({"models": []}, "models: is an empty list: add an item"),
+        ({"models": "gemini-1.5-pro"}, "models: must be a list in brackets; found 'gemini-1.5-pro'"),
+        ({"models": [3]}, "models[0]: must be the name of a model, or an object in braces; found 3"),
+        ({"models": [{}]}, "models[0].model_name: is missing: add it"),
+        ({"models": ["any"]}, "models[0].model_name: 'any' is a placeholder"),
+        (
+            {"models": [{"model_name": "m", "rmp": 1}]},
+            "models[0].rmp: unknown field 'rmp': did you mean 'rpm'?",
+        ),
+        ({"models": ["m"], "model_name": "m"}, "models: stands beside model_name: keep one of them"),
+    ],
+)
+def test_wrong_entry(project, fields, message):
+    """What is wrong in an entry is told with file, entry, field, finding and remedy."""
+    refusal = project.write(project.entry("k0"), project.entry("k-1", **fields)).refusal()
+    assert refusal.startswith("keys[1] (k-1): ")
+    assert message in refusal
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "any",
+        "ANY",
+        "*",
+        "model",
+        "your-model",
+        "YOUR_MODEL_NAME",
+        "TODO",
+        "<model>",
+        "{{ model }}",
+        "...",
+        "xxx",
+    ],
+)
+def test_placeholder_model(project, name):
+    """A placeholder is no model."""
+    message = project.write(project.entry(model_name=name)).refusal()
+    assert message.startswith(f"keys[0] (k1): model_name: {name!r} is a placeholder: put the name of a model")
+
+
+def test_empty_model(project):
+    """An empty name is no model."""
+    message = project.write(project.entry(model_name="")).refusal()
+    assert message == "keys[0] (k1): model_name: is empty: give it a name, or remove the field"
+
+
+def test_no_model(project):
+    """An entry without a model is refused."""
+    message = project.write({"key_id": "k1"}).refusal()
+    assert message == "keys[0] (k1): model_name: is missing: add it, or a list of models"
+
+
+@pytest.mark.parametrize("key_id", [None, 7, "", "a\tb"])
+def test_wrong_key_id(project, key_id):
+    """An entry needs a name that can be shown."""
+    assert "keys[0]" in (message := project.write(project.entry() | {"key_id": key_id}).refusal())
+    assert "key_id: " in message
+
+
+def test_no_key_id(project):
+    """An entry without a key_id is refused."""
+    message = project.write({"model_name": "m"}).refusal()
+    assert message == "keys[0]: key_id: is missing: add it"
+
+
+def test_repeated_field(project):
+    """A field that is written twice is refused: one of its values would be lost."""
+    project.write()
+    text = project.path.read_text().replace('"key_id": "k1"', '"key_id": "k1", "rpm": 1, "rpm": 2')
+    project.path.write_text(text)
+    assert project.refusal() == "keys[0] (k1): rpm: is there twice: keep one"
+
+
+@pytest.mark.parametrize(
+    ("top", "message"),
+    [
+        ({"workloads": []}, "workloads: is an empty list: add an item"),
+        ({"workloads": "light"}, "workloads: must be a list in brackets; found 'light'"),
+        ({"workloads": ["a", "a"]}, "workloads[1]: 'a' is there twice: keep one"),
+        ({"workloads": ["a", 1]}, "workloads[1]: must be a name without spaces around it; found 1"),
+        ({"model": {}}, "model: unknown field 'model': did you mean 'models'?"),
+        ({"models": []}, "models: must be an object in braces; found a list"),
+        ({"models": {"m": 3}}, "models.m: must be an object in braces; found 3"),
+        ({"models": {"any": {}}}, "models: 'any' is a placeholder: put the name of a model"),
+        ({"models": {"m": {"rpm": -2}}}, f"models.m.rpm: {LIMIT}-2"),
+        ({"models": {"m": {"workload": "w"}}}, "models.m.workload: 'w' is not known: use one of 'heavy'"),
+        (
+            {"models": {"m": {"refill": "daily"}}},
+            "models.m.refill: 'daily' is not known: use one of 'rolling'",
+        ),
+        (
+            {"models": {"m": {"burst": 1}}},
+            'models.m.burst: only a steady refill has one: add "refill": "steady"',
+        ),
+        (
+            {"models": {"m": {"refill": "steady", "burst": 0}}},
+            "models.m.burst: must be a whole number of 1 or",
+        ),
+        (
+            {"models": {"m": {"refill": "steady", "burst": 9, "rpm": 8}}},
+            "models.m.burst: must lie between 1 and rpm, which is 8; found 9: lower it",
+        ),
+    ],
+)
+def test_wrong_top(project, top, message):
+    """What is wrong beside the keys is told with its place and the remedy."""
+    assert message in project.write(**top).refusal()
+
+
+def test_every_problem_at_once(project):
+    """All problems are told in one go, the environment's with the file's."""
+    project.env["LLM_MAX_RETRIES"] = "many"
+    message = project.write(
+        project.entry("a", active=1), project.entry("b", rpm=-1), {"key_id": "c", "model_name": "m"}
+    ).refusal()
+    assert message.startswith("4 problems in the configuration:\n  LLM_MAX_RETRIES in the environment: ")
+    for place in ("keys[0] (a): active: ", "keys[1] (b): rpm: ", "keys[2] (c): API_KEY_c is not set: "):
+        assert f"\n  {project.path}: {place}" in message
+
+
+def test_many_problems(project):
+    """Of many problems the first ten are told, and where to find the others."""
+    message = project.write(*(project.entry(f"k{number}", rpm=-1) for number in range(30))).refusal()
+    assert len(message.splitlines()) == 12
+    assert message.endswith("… and 20 more: llm-router check lists them all")
+    assert len(check_settings(project.path, env=project.env)) == 30
+
+
+def test_several_models(project):
+    """One key serves several models, each with its own tags and limits over those of the entry."""
+    items = [
+        "gemini-2.0-flash-exp",
+        {"model_name": "m", "tags": {"workload": "heavy", "priority": 0}, "limits": {"rpm": 3}},
+    ]
+    entry = project.entry(models=items, tags={"priority": 4, "weight": 2}, rpd=9)
+    plain, own = project.write(entry).load().deployments
+    assert (plain.workload, plain.priority, plain.weight) == ("light", 4, 2.0)
+    assert (own.workload, own.priority, own.weight) == ("heavy", 0, 2.0)
+    assert plain.key is own.key
+    assert project.quotas(0) == {"rpm": 15, "tpm": 1_000_000, "rpd": 9}
+    assert project.quotas(1) == {"rpm": 3, "rpd": 9}
+
+
+def test_item_goes_before_entry(project):
+    """Where an entry and an item of its models disagree, the item, which says more exactly what, wins."""
+    entry = project.entry(models=[{"model_name": "m", "rpm": 3}, "n"], rpm=5, rpd=9)
+    settings = project.write(entry).load()
+    assert project.quotas(0) == {"rpm": 3, "rpd": 9}
+    assert project.quotas(1) == {"rpm": 5, "rpd": 9}
+    assert not [warning for warning in settings.warnings if "rpm" in warning]
+
+
+@pytest.mark.parametrize("field", ["api_key", "apiKey", "key", "secret", "access_token", "GEMINI_API_KEY"])
+def test_secret_field(project, field):
+    """A field that is meant for a secret is refused, and its value is not shown, whatever it looks like."""
+    message = project.write(project.entry("k-1", **{field: "hunter2"})).refusal()
+    assert message.startswith(f"keys[0] (k-1): {field}: a secret does not belong into this file")
+    assert "set API_KEY_k_1 in the environment or in .env" in message
+    assert "hunter2" not in message
+
+
+LOOKALIKE = "AIzaSyFAKE-fake_FAKE-fake_FAKE-fake_123"
+NEW_LOOKALIKE = "AQ.Ab8FAKE-fake_FAKE-fake_FAKE-fake_123"
+
+
+@pytest.mark.parametrize("secret", [LOOKALIKE, NEW_LOOKALIKE, f"  {LOOKALIKE}", f"Bearer {NEW_LOOKALIKE}"])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"key_id": "S", "model_name": "m"},
+        {"key_id": "k", "model_name": "S"},
+        {"key_id": "k", "model_name": "m", "provider": "S"},
+        {"key_id": "k", "model_name": "m", "project": "S"},
+        {"key_id": "k", "model_name": "m", "rpm": "S"},
+        {"key_id": "k", "model_name": "m", "tags": {"workload": "S"}},
+        {"key_id": "k", "model_name": "m", "tags": {"priority": ["S"]}},
+        {"key_id": "k", "model_name": "m", "tags": "S"},
+        {"key_id": "k", "model_name": "m", "note": {"deep": [{"er": "S"}]}},
+        {"key_id": "k", "model_name": "m", "S": 1},
+        {"key_id": "k", "models": ["S"]},
+        {"key_id": "k", "models": [{"model_name": "m", "x": "S"}]},
+        {"key_id": "k", "models": "S"},
+        "S",
+    ],
+)
+def test_secret_anywhere(project, entry, secret):
+    """What looks like an API key is refused wherever it stands, and not shown."""
+    text = json.dumps({"keys": [entry]}).replace('"S"', json.dumps(secret))
+    project.path.write_text(text)
+    message = project.refusal(secrets_required=False)
+    assert "a secret does not belong into this file: remove it, and set API_KEY_" in message
+    assert "FAKE" not in message
+    for finding in check_settings(project.path, env=project.env):
+        assert "FAKE" not in str(finding)
+        assert "FAKE" not in repr(finding)
+
+
+@pytest.mark.parametrize("top", [{"models": {"S": {}}}, {"workloads": ["S"]}, {"S": {}}, {"models": "S"}])
+def test_secret_beside_keys(project, top):
+    """The top of the file holds no secret either."""
+    project.write(**json.loads(json.dumps(top).replace("S", LOOKALIKE)))
+    message = project.refusal()
+    assert "a secret does not belong into this file" in message
+    assert "FAKE" not in message
+
+
+def test_secret_of_the_environment(project):
+    """A secret of the environment is refused in the file even if it looks like nothing."""
+    entry = project.entry()
+    entry["project"] = project.env["API_KEY_k1"]
+    message = project.write(entry).refusal()
+    assert message.startswith("keys[0] (k1): project: a secret does not belong into this file")
+
+
+def test_secret_in_broken_json(project):
+    """A syntax error is told without the text around it."""
+    project.path.write_text(f'{{"keys": [{{"api_key": "{LOOKALIKE}}}]}}')
+    assert "FAKE" not in project.refusal()
+
+
+def test_odd_names_are_spelt_out(project):
+    """A message is one line that a terminal can show, whatever the names of fields."""
+    message = project.write(project.entry(**{"\x1b[31m\n\ud800": 1})).refusal()
+    assert message.isprintable()
+    assert r"\x1b[31m\n\ud800: unknown field" in message
+
+
+def test_secret_inside_a_value(project):
+    """A secret of the environment is masked in messages even as part of something else."""
+    entry = project.entry()
+    entry["tags"] = {"workload": f"x{project.env['API_KEY_k1']}"}
+    message = project.write(entry).refusal()
+    assert message.startswith("keys[0] (k1): tags.workload: 'x***' is not known")

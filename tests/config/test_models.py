@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from llm_router.domain.quota import GUARD, Refill
+
+TABLE = {
+    "gemini-2.0-flash-exp": ("light", {"rpm": 15, "tpm": 1_000_000, "rpd": 1_500}),
+    "gemini-1.5-pro": ("medium", {"rpm": 2, "tpm": 32_000, "rpd": 50}),
+    "gemini-exp-1206": ("heavy", {"rpm": 2, "tpm": 32_000, "rpd": 50}),
+}
+
+
+@pytest.mark.parametrize("model", TABLE)
+def test_built_in(project, model):
+    """A model of the table has the limits and the workload of the table."""
+    (deployment,) = project.write(project.entry(model_name=model)).load().deployments
+    assert (deployment.workload, project.quotas()) == TABLE[model]
+
+
+@pytest.mark.parametrize(
+    ("own", "top", "limits"),
+    [
+        ({}, {}, {"rpm": 2, "tpm": 32_000, "rpd": 50}),
+        ({}, {"rpm": 7}, {"rpm": 7, "tpm": 32_000, "rpd": 50}),
+        ({}, {"limits": {"rpm": 7, "tpd": 8}}, {"rpm": 7, "tpm": 32_000, "rpd": 50, "tpd": 8}),
+        ({"rpm": 5}, {"rpm": 7, "rpd": 9}, {"rpm": 5, "tpm": 32_000, "rpd": 9}),
+        ({"limits": {"rpm": 5}, "rpd": 0}, {"rpm": 7}, {"rpm": 5, "tpm": 32_000, "rpd": 0}),
+        ({"limits": {"tpm": None}}, {"tpm": 7}, {"rpm": 2, "rpd": 50}),
+        ({"tpm": 3}, {"tpm": None, "rpd": None}, {"rpm": 2, "tpm": 3}),
+        ({"limits": {"rpm": None, "tpm": None, "rpd": None}}, {}, {}),
+    ],
+)
+def test_precedence(project, own, top, limits):
+    """Each metric by itself comes from the entry, then the file's models, then the table; null removes it."""
+    project.write(project.entry(**own), models={"gemini-1.5-pro": top})
+    assert project.quotas() == limits
+    assert project.load().warnings == ()
+
+
+def test_refills(project):
+    """Per-minute quotas refill as the model says, daily ones at midnight; burst is for requests alone."""
+    limits = {"rpm": 60, "tpm": 1000, "rpd": 50, "tpd": 2000}
+    project.write(
+        project.entry(model_name="m"), models={"m": {"limits": limits, "refill": "steady", "burst": 4}}
+    )
+    quotas = {quota.metric.value: quota for quota in project.load(guard=0.5).deployments[0].quotas}
+    assert {name: quota.refill for name, quota in quotas.items()} == {
+        "rpm": Refill.STEADY,
+        "tpm": Refill.STEADY,
+        "rpd": Refill.DAILY,
+        "tpd": Refill.DAILY,
+    }
+    assert {name: quota.burst for name, quota in quotas.items()} == {
+        "rpm": 4,
+        "tpm": None,
+        "rpd": None,
+        "tpd": None,
+    }
+    assert {quota.guard for quota in quotas.values()} == {0.5}
+
+
+def test_rolling_by_default(project):
+    """Without a word, quotas roll, with the default guard."""
+    quota = project.write().load().deployments[0].quotas[0]
+    assert (quota.refill, quota.burst, quota.guard) == (Refill.ROLLING, None, GUARD)
+
+
+@pytest.mark.parametrize("rpm", [0, 1, 3])
+def test_burst_follows_a_lower_limit(project, rpm):
+    """A key with less than the burst of its model gets a smaller bucket, and no error."""
+    project.write(
+        project.entry(model_name="m", rpm=rpm), models={"m": {"rpm": 60, "refill": "steady", "burst": 4}}
+    )
+    assert project.load().deployments[0].quotas[0].capacity == rpm
+
+
+def test_unknown_model_is_unlimited(project, caplog):
+    """A model without limits is unlimited, which is said and logged once, however many keys have it."""
+    settings = project.write(*(project.entry(f"k{n}", model_name="new") for n in range(3))).load()
+    assert [deployment.quotas for deployment in settings.deployments] == [(), (), ()]
+    (warning,) = settings.warnings
+    assert warning.startswith(f"{project.path}: keys[0] (k0): model 'new' has no limits here and none are ")
+    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
+        ("llm_router", "WARNING", warning)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "models"),
+    [
+        ({"rpm": 3}, {}),
+        ({"limits": {"rpm": None}}, {}),
+        ({}, {"new": {"rpd": 3}}),
+        ({}, {"new": {"rpd": None}}),
+    ],
+)
+def test_stated_limits_need_no_warning(project, own, models):
+    """Whoever says anything about the limits of an unknown model is not warned."""
+    assert project.write(project.entry(model_name="new", **own), models=models).load().warnings == ()
+
+
+def test_models_that_nobody_deploys(project):
+    """Limits for a model that no key has are probably a misspelt name, so they are a warning."""
+    (warning,) = project.write(models={"gemini-1.5-por": {"rpm": 1}}).load().warnings
+    assert warning == f"{project.path}: models.gemini-1.5-por: no key deploys this model: is its name right?"
+
+
+@pytest.mark.parametrize(
+    ("workloads", "tag", "of_model", "expected"),
+    [
+        (None, "heavy", "medium", "heavy"),
+        (None, None, "medium", "medium"),
+        (None, None, None, "light"),
+        (["small", "medium"], None, None, "medium"),
+        (["a", "b", "c"], None, None, "b"),
+        (["a"], None, None, "a"),
+    ],
+)
+def test_default_workload(project, workloads, tag, of_model, expected):
+    """The workload is the entry's, the model's, the table's, medium, or the middle one."""
+    entry = project.entry(model_name="gemini-2.0-flash-exp", tags={"workload": tag} if tag else {})
+    models = {"gemini-2.0-flash-exp": {"workload": of_model} if of_model else {}}
+    project.write(entry, models=models, **({"workloads": workloads} if workloads else {}))
+    settings = project.load()
+    assert settings.deployments[0].workload == expected
+    assert settings.workloads == tuple(workloads or ("light", "medium", "heavy"))

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import logging
+import pickle
+import traceback
+from pathlib import Path
+
+import pytest
+
+import llm_router
+from llm_router.config import Finding, Settings, check_settings, load_settings
+from llm_router.errors import ConfigError
+
+EXAMPLE = Path(llm_router.__file__).parents[1] / "keys.json.example"
+PASSWORD = "hunter2-hunter2"
+
+
+def test_example():
+    """The example file is free of problems, and spreads its keys over the three models and workloads."""
+    env = {f"API_KEY_gemini_key_{number:02}": f"fake-{number}" for number in range(1, 10)}
+    assert check_settings(EXAMPLE, env=env, env_file=None) == ()
+    settings = load_settings(EXAMPLE, env=env, env_file=None)
+    assert len(settings.deployments) == 9
+    assert {(deployment.workload, deployment.model) for deployment in settings.deployments} == {
+        ("light", "gemini-2.0-flash-exp"),
+        ("medium", "gemini-1.5-pro"),
+        ("heavy", "gemini-exp-1206"),
+    }
+    assert all(len(deployment.quotas) == 3 for deployment in settings.deployments)
+
+
+def test_example_without_secrets():
+    """The example file alone is one missing secret per key."""
+    findings = check_settings(EXAMPLE, env={}, env_file=None)
+    assert [finding.level for finding in findings] == ["error"] * 9
+    assert findings[0].where == f"{EXAMPLE}: keys[0] (gemini-key-01)"
+    assert findings[0].message.startswith("API_KEY_gemini_key_01 is not set")
+
+
+def test_check_tells_everything(project):
+    """A check returns errors and warnings together, in order, and logs nothing."""
+    project.write(project.entry("a", model_name="new"), project.entry("b", rpm=-1), models={"x": {"rpm": 1}})
+    findings = check_settings(str(project.path), env=project.env)
+    assert [(finding.level, finding.where.removeprefix(f"{project.path}: ")) for finding in findings] == [
+        ("error", "keys[1] (b): rpm"),
+        ("warning", "keys[0] (a)"),
+        ("warning", "models.x"),
+    ]
+
+
+def test_check_of_nothing(project):
+    """A check of a missing file returns its problem."""
+    assert check_settings(project.path, env={}) == (
+        Finding(
+            "error",
+            str(project.path),
+            "does not exist: copy keys.json.example to it and put in your own keys",
+        ),
+    )
+
+
+@pytest.mark.parametrize("guard", [-1, float("nan"), float("inf")])
+def test_wrong_guard(project, guard):
+    """The guard is a number of seconds."""
+    project.write()
+    with pytest.raises(ConfigError, match="guard must be 0 s or more"):
+        project.load(guard=guard)
+
+
+def test_settings_hide_secrets(project, caplog):
+    """Neither settings nor logs show a secret or a password, and settings refuse to be pickled."""
+    caplog.set_level(logging.DEBUG)
+    project.write(project.entry(model_name="new")).env.update(
+        REDIS_URL=f"redis://me:{PASSWORD}@localhost/0?password={PASSWORD}",
+        GOOGLE_GEMINI_BASE_URL=f"http://me:{PASSWORD}@localhost/",
+    )
+    settings = project.load()
+    secret = settings.deployments[0].key.secret.reveal()
+    for text in (repr(settings), str(settings), caplog.text):
+        assert secret not in text
+        assert PASSWORD not in text
+    assert "store_url='redis://***@localhost/0?***'" in repr(settings)
+    assert caplog.records
+    with pytest.raises(TypeError):
+        pickle.dumps(settings)
+
+
+def test_tracebacks_hide_secrets(project):
+    """A traceback with locals shows no secret of environment, .env or file, nor has the error a context."""
+    project.write(project.entry("a"), project.entry("b", api_key=PASSWORD, rpm=-1, active="x"))
+    project.dotenv.write_text(f"API_KEY_c={PASSWORD}\nREDIS_URL=redis://:{PASSWORD}@localhost\n")
+    secret = project.env["API_KEY_a"]
+    with pytest.raises(ConfigError) as caught:
+        project.load()
+    assert caught.value.__context__ is None
+    # Without this test's own frame, which holds what is searched for.
+    shown = "".join(
+        traceback.TracebackException(
+            ConfigError, caught.value, caught.value.__traceback__.tb_next, capture_locals=True
+        ).format()
+    )
+    assert "load_settings" in shown
+    assert "report = " in shown
+    assert secret not in shown
+    assert PASSWORD not in shown
+
+
+def test_settings_by_hand():
+    """Settings can be made without a file."""
+    assert Settings(()).workloads == ("light", "medium", "heavy")
+
+
+def test_default_path(project, monkeypatch):
+    """By default keys.json of the working directory is loaded."""
+    project.write()
+    monkeypatch.chdir(project.path.parent)
+    assert len(load_settings(env=project.env).deployments) == 1
+    project.path.unlink()
+    with pytest.raises(ConfigError, match=r"^keys\.json: does not exist"):
+        load_settings(env=project.env)

@@ -1,0 +1,73 @@
+"""The token estimate of texts."""
+
+from __future__ import annotations
+
+import base64
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_router.domain import tokens
+from llm_router.domain.tokens import estimate_tokens
+
+PROSE = "The quick brown fox jumps over the lazy dog, and then it sleeps under the old oak tree. "
+_random = random.Random(7)
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [
+        (PROSE * 20, 4.5, 6.5),
+        ("1234567890" * 50, 0.9, 1.1),
+        (base64.b64encode(_random.randbytes(900)).decode(), 0.9, 1.8),
+        (_random.randbytes(900).hex(), 0.9, 1.6),
+        ("今天天气很好我们去公园散步吧" * 20, 1.0, 1.6),
+        ("Сегодня хорошая погода, пойдём гулять в парк. " * 20, 2.0, 3.5),
+        ("def add(first, second):\n    return first + second\n" * 20, 2.5, 4.5),
+        ("😀🎉" * 50, 0.5, 1.0),
+        ("acgt" * 200, 1.5, 2.5),
+    ],
+    ids=["prose", "digits", "base64", "hex", "chinese", "russian", "python", "emoji", "genes"],
+)
+def test_characters_per_token(text, least, most):
+    """Each kind of text has about as many characters a token as it is known for."""
+    assert least <= len(text) / estimate_tokens(text) <= most
+
+
+@given(st.text(alphabet=st.characters()))
+def test_bounds(text):
+    """An estimate is at least 1 and at most the bytes of the text, lone surrogates included."""
+    assert 1 <= estimate_tokens(text) <= max(1, len(text.encode("utf-8", "surrogatepass")))
+
+
+@given(st.text(), st.text())
+def test_more_text_is_not_fewer_tokens_by_much(first, second):
+    """Two texts together are about as many tokens as apart."""
+    apart = estimate_tokens(first) + estimate_tokens(second)
+    assert estimate_tokens(first + second) <= 2 * apart + 2
+
+
+@pytest.mark.parametrize("text", ["", "a", " ", "\n", "\ud800"])
+def test_least(text):
+    """The least estimate is 1."""
+    assert estimate_tokens(text) == 1
+
+
+def test_long_text_is_sampled_evenly():
+    """A text of two halves of different kinds is estimated as its halves are, within 5 %."""
+    prose, digits = PROSE * 6000, "1234567890" * 50_000
+    apart = estimate_tokens(prose) + estimate_tokens(digits)
+    assert estimate_tokens(prose + digits) == pytest.approx(apart, rel=0.05)
+
+
+def test_time_is_bounded(monkeypatch):
+    """However long the text, no more than 64 Ki characters of it are looked at."""
+    looked_at = []
+    weigh = tokens._weigh
+    monkeypatch.setattr(tokens, "_weigh", lambda text: looked_at.append(len(text)) or weigh(text))
+    for size in (65_536, 65_537, 1_000_000, 10_000_001):
+        looked_at.clear()
+        estimate_tokens("a" * size)
+        assert sum(looked_at) == 65_536
