@@ -1,0 +1,194 @@
+"""Building the SDK's ``GenerateContentConfig`` from a request, and finding what is wrong with a request."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llm_router.errors import InvalidRequestError, LLMRouterError
+
+if TYPE_CHECKING:
+    from llm_router.domain.request import Request
+
+__all__ = ["DEFAULT_SAFETY", "build_config", "safety_thresholds", "validate_request"]
+
+DEFAULT_SAFETY: Mapping[str, str] = {
+    "HARM_CATEGORY_HARASSMENT": "BLOCK_NONE",
+    "HARM_CATEGORY_HATE_SPEECH": "BLOCK_NONE",
+    "HARM_CATEGORY_SEXUALLY_EXPLICIT": "BLOCK_NONE",
+    "HARM_CATEGORY_DANGEROUS_CONTENT": "BLOCK_NONE",
+}
+
+_CATEGORIES = frozenset({*DEFAULT_SAFETY, "HARM_CATEGORY_CIVIC_INTEGRITY"})
+_THRESHOLDS = frozenset(
+    {"BLOCK_LOW_AND_ABOVE", "BLOCK_MEDIUM_AND_ABOVE", "BLOCK_ONLY_HIGH", "BLOCK_NONE", "OFF"}
+)
+_CALLERS_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
+_KEY_HEADERS = frozenset({"x-goog-api-key", "authorization"})
+
+
+def safety_thresholds(settings: Mapping[str, str], *, error: type[LLMRouterError]) -> dict[str, str]:
+    """Return ``settings`` with the full names of categories and thresholds.
+
+    Args:
+        settings: Category (with or without ``HARM_CATEGORY_``) → threshold, in any case.
+        error: What to raise for a name that the Gemini API does not know.
+    """
+    if not isinstance(settings, Mapping):
+        raise error(f"safety_settings must map category to threshold, not be a {type(settings).__name__}")
+    return dict(_safety_item(category, threshold, error) for category, threshold in settings.items())
+
+
+def _safety_item(category: object, threshold: object, error: type[LLMRouterError]) -> tuple[str, str]:
+    # A name may be a member of an SDK enum: of type str, but with a str() of its own.
+    name = category.upper() if isinstance(category, str) else ""
+    name = name if name.startswith("HARM_CATEGORY_") else f"HARM_CATEGORY_{name}"
+    if name not in _CATEGORIES:
+        raise error(f"unknown safety category {category!r}: use one of {', '.join(sorted(_CATEGORIES))}")
+    level = threshold.upper() if isinstance(threshold, str) else ""
+    if level not in _THRESHOLDS:
+        raise error(f"unknown safety threshold {threshold!r}: use one of {', '.join(sorted(_THRESHOLDS))}")
+    return name, level
+
+
+def build_config(request: Request, safety: Mapping[str, str]) -> Any:
+    """Build the config of one call: ``request.config`` under the request's own arguments.
+
+    A call is one request to the provider: automatic function calling and automatic continuation, which
+    send more, are off whatever the config says.
+
+    Args:
+        request: The request.
+        safety: The provider's own thresholds, under those of the config and of the request.
+
+    Raises:
+        InvalidRequestError: The request is wrong.
+    """
+    from google.genai import types  # noqa: PLC0415 - heavy
+
+    model = types.GenerateContentConfig
+    base = _base_config(model, request.config)
+    _check_http_options(base.http_options)
+    # Not model_dump(): what is validated already need not be taken apart and put together again.
+    merged = {name: getattr(base, name) for name in base.model_fields_set} | _named(request)
+    merged["safety_settings"] = _merge_safety(base.safety_settings, request, safety)
+    merged["automatic_function_calling"] = {"disable": True}
+    merged["automatic_continuation"] = False
+    merged.pop("should_return_http_response", None)
+    return _validated(model, merged, "config")
+
+
+def _base_config(model: Any, config: Any) -> Any:
+    if config is None:
+        return model()
+    if isinstance(config, model):
+        return config
+    if isinstance(config, Mapping):
+        return _validated(model, dict(config), "config")
+    raise InvalidRequestError(
+        f"config must be a GenerateContentConfig or its dict, not a {type(config).__name__}"
+    )
+
+
+def _named(request: Request) -> dict[str, Any]:
+    """Return the arguments that have a name of their own, where given."""
+    named = {
+        "system_instruction": request.system_instruction,
+        "max_output_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+    }
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _merge_safety(configured: Any, request: Request, safety: Mapping[str, str]) -> list[Any]:
+    merged: dict[Any, Any] = {name: _setting(name, level) for name, level in safety.items()}
+    for setting in configured or ():
+        merged[getattr(setting.category, "value", None)] = setting
+    own = safety_thresholds(request.safety_settings or {}, error=InvalidRequestError)
+    merged |= {name: _setting(name, level) for name, level in own.items()}
+    return list(merged.values())
+
+
+def _setting(category: str, threshold: str) -> dict[str, str]:
+    return {"category": category, "threshold": threshold}
+
+
+def _check_http_options(options: Any) -> None:
+    """Refuse what would let the SDK retry, or send the key to another server."""
+    if options is None:
+        return
+    for name in sorted(options.model_fields_set - _CALLERS_HTTP_OPTIONS):
+        if getattr(options, name) is not None:
+            raise InvalidRequestError(f"config.http_options.{name} is the router's business: leave it out")
+    for header in options.headers or {}:
+        if header.lower() in _KEY_HEADERS:
+            raise InvalidRequestError(f"config.http_options.headers: leave {header!r} to the router")
+
+
+def validate_request(request: Request, safety: Mapping[str, str]) -> None:
+    """Check ``request`` as far as it can be checked without sending it.
+
+    The SDK is imported only for a request that is more than text and numbers.
+
+    Raises:
+        InvalidRequestError: It is wrong; the message says where.
+    """
+    _check_numbers(request)
+    if request.contents is None or (
+        isinstance(request.contents, str | list | tuple) and not request.contents
+    ):
+        raise InvalidRequestError("contents are empty: give a prompt")
+    if not isinstance(request.contents, str):
+        _validated_contents(request.contents)
+    plain = request.config is None and request.safety_settings is None
+    if not plain or not isinstance(request.system_instruction, str | None):
+        build_config(request, safety)
+
+
+def _check_numbers(request: Request) -> None:
+    limit, temperature = request.max_output_tokens, request.temperature
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise InvalidRequestError(f"max_output_tokens must be a whole number of 1 or more, not {limit!r}")
+    if temperature is not None and not _is_temperature(temperature):
+        raise InvalidRequestError(f"temperature must be a number of 0 or more, not {temperature!r}")
+
+
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+@functools.cache
+def _contents_adapter() -> Any:
+    from google.genai import types  # noqa: PLC0415 - heavy
+    from pydantic import TypeAdapter  # noqa: PLC0415 - heavy
+
+    return TypeAdapter(types.ContentListUnion)
+
+
+def _validated_contents(contents: Any) -> None:
+    _run(lambda: _contents_adapter().validate_python(contents), "contents")
+
+
+def _validated(model: Any, data: dict[str, Any], what: str) -> Any:
+    return _run(lambda: model.model_validate(data), what)
+
+
+def _run(validation: Any, what: str) -> Any:
+    from pydantic import ValidationError  # noqa: PLC0415 - heavy
+
+    try:
+        return validation()
+    except ValidationError as error:
+        problem = _first_problem(error)
+    # Raised outside, because pydantic's error holds the whole input.
+    raise InvalidRequestError(f"{what} is wrong: {problem}")
+
+
+def _first_problem(error: Any) -> str:
+    """Describe the first problem by its place and kind, without the value."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    place = ".".join(str(part) for part in problems[0]["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {problems[0]['msg']}{more}" if place else f"{problems[0]['msg']}{more}"

@@ -1,0 +1,120 @@
+"""The httpx backend of the Gemini adapter: httpx2 where SDK and machine have it, otherwise httpx."""
+
+from __future__ import annotations
+
+import functools
+import http.cookiejar
+import importlib
+import importlib.util
+import os
+import ssl
+from typing import Any
+
+from google.genai import errors as sdk_errors
+
+from llm_router.providers._gemini_transport import (
+    CONNECT_TIMEOUT,
+    KEEPALIVE,
+    REQUEST_BEGUN,
+    HttpFailure,
+    PathFailure,
+)
+
+__all__ = ["HttpxTransport"]
+
+_OK = 200
+
+
+def _library() -> Any:
+    """Import httpx2, or httpx where the SDK knows no other or the machine has no other."""
+    usable = getattr(sdk_errors, "httpx2", None) is not None and importlib.util.find_spec("httpx2")
+    return importlib.import_module("httpx2" if usable else "httpx")
+
+
+_lib = _library()
+_NEVER_SENT = (
+    _lib.ConnectError,
+    _lib.ConnectTimeout,
+    _lib.InvalidURL,
+    _lib.PoolTimeout,
+    _lib.ProxyError,
+    _lib.UnsupportedProtocol,
+)
+
+
+class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
+    """A client that asks once, follows no redirect, and fails in our own terms."""
+
+    async def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
+        REQUEST_BEGUN.set(True)
+        # The SDK passes an explicit None for every timeout.
+        timeout = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = {**timeout, "connect": CONNECT_TIMEOUT}
+        try:
+            # Streamed in any case, so that the status is known even if the body breaks off.
+            response = await super().send(request, stream=True, **kwargs)
+            if response.status_code == _OK:
+                return response if stream else await _read(response)
+            failure: Exception = await _http_failure(response)
+        except (_lib.HTTPError, _lib.InvalidURL, _lib.StreamError, OSError) as error:
+            failure = PathFailure(
+                error,
+                timeout=isinstance(error, _lib.TimeoutException),
+                charged=not isinstance(error, _NEVER_SENT),
+            )
+        raise failure
+
+
+async def _read(response: Any) -> Any:
+    """Read the body, or close the connection."""
+    try:
+        await response.aread()
+    except BaseException:
+        await response.aclose()
+        raise
+    return response
+
+
+async def _http_failure(response: Any) -> HttpFailure:
+    """Read what is left of a failed response; a body that breaks off does not hide the status."""
+    try:
+        body = (await _read(response)).content
+    except (_lib.HTTPError, _lib.StreamError, OSError):
+        body = b""
+    return HttpFailure(response.status_code, body, response.headers.get("Retry-After"))
+
+
+@functools.cache
+def _ssl_context(cafile: str | None, capath: str | None) -> Any:
+    """Make the context that the SDK would make, but once: the library's own, unless another is named."""
+    if cafile or capath:
+        return ssl.create_default_context(cafile=cafile, capath=capath)
+    return _lib.create_ssl_context()
+
+
+class HttpxTransport:
+    """One httpx client without a limit of connections."""
+
+    def __init__(self) -> None:
+        self._ssl = _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        # Cookies set for one key must not travel with another.
+        no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+        self._client = _Client(
+            verify=self._ssl,
+            cookies=no_cookies,
+            limits=_lib.Limits(
+                max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE
+            ),
+        )
+
+    def http_options(self) -> dict[str, Any]:
+        """Return the fields that make an SDK client use this session and build no SSL context."""
+        return {
+            "httpx_async_client": self._client,
+            "client_args": {"verify": self._ssl},
+            "async_client_args": {"verify": self._ssl, "ssl": self._ssl},
+        }
+
+    async def aclose(self) -> None:
+        """Close the client and its connections."""
+        await self._client.aclose()

@@ -1,0 +1,104 @@
+"""Reading the SDK's response object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llm_router.domain.response import Usage
+from llm_router.providers.base import Reply
+
+__all__ = ["BLOCKING_REASONS", "read_reply"]
+
+BLOCKING_REASONS = frozenset(
+    {
+        "BLOCKLIST",
+        "ESCALATION",
+        "IMAGE_PROHIBITED_CONTENT",
+        "IMAGE_RECITATION",
+        "IMAGE_SAFETY",
+        "LANGUAGE",
+        "MODEL_ARMOR",
+        "PROHIBITED_CONTENT",
+        "RECITATION",
+        "SAFETY",
+        "SPII",
+    }
+)
+"""Finish reasons with which the provider withholds an answer because of what it says.
+
+``MAX_TOKENS``, ``OTHER``, ``NO_IMAGE`` and malformed calls are not among them: what there is of such an
+answer is the caller's to judge.
+"""
+
+
+def read_reply(response: Any) -> Reply | None:
+    """Read an answer, or return None for a 200 that holds none.
+
+    An answer has a candidate with content or a finish reason, or prompt feedback that says why it has none.
+    """
+    candidate = response.candidates[0] if response.candidates else None
+    finish_reason = _name(candidate.finish_reason) if candidate else None
+    if candidate is None or (candidate.content is None and finish_reason is None):
+        blocked = _prompt_block(response.prompt_feedback)
+        if blocked is None:
+            return None
+    else:
+        blocked = finish_reason if finish_reason in BLOCKING_REASONS else None
+    return Reply(
+        text=_text(candidate),
+        usage=_usage(response.usage_metadata),
+        finish_reason=finish_reason,
+        model=response.model_version,
+        blocked=blocked,
+        content=_content(candidate),
+        raw=response,
+    )
+
+
+def _name(member: Any) -> str | None:
+    return None if member is None else str(member.name)
+
+
+def _prompt_block(feedback: Any) -> str | None:
+    if feedback is None:
+        return None
+    # Feedback comes only with a prompt that was refused, also when it gives no reason.
+    return _name(feedback.block_reason) or "BLOCKED_REASON_UNSPECIFIED"
+
+
+def _text(candidate: Any) -> str:
+    """Join the text parts that are no thoughts; the SDK's own property warns about the other parts."""
+    if candidate is None or candidate.content is None:
+        return ""
+    return "".join(part.text for part in candidate.content.parts or () if part.text and not part.thought)
+
+
+def _content(candidate: Any) -> dict[str, Any] | None:
+    """Copy what a later request may send back, as plain dictionaries.
+
+    Thoughts stay out: no model takes another's. The signature of a function call goes with it, since a
+    model that signs its calls refuses them without.
+    """
+    if candidate is None or candidate.content is None:
+        return None
+    parts = [
+        part.model_dump(exclude_none=True)
+        for part in candidate.content.parts or ()
+        if not part.thought and (part.text or part.function_call or part.inline_data)
+    ]
+    for part in parts:
+        if "function_call" not in part:
+            part.pop("thought_signature", None)
+    return {"role": "model", "parts": parts} if parts else None
+
+
+def _usage(metadata: Any) -> Usage | None:
+    if metadata is None:
+        return None
+    return Usage(
+        input_tokens=(metadata.prompt_token_count or 0) + (metadata.tool_use_prompt_token_count or 0),
+        output_tokens=metadata.candidates_token_count or 0,
+        thinking_tokens=metadata.thoughts_token_count or 0,
+        cached_tokens=metadata.cached_content_token_count or 0,
+        total_tokens=metadata.total_token_count or 0,
+    )

@@ -1,0 +1,115 @@
+"""What the Gemini adapter keeps for one event loop: an HTTP session, and one SDK client a key on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+
+from llm_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from llm_router.domain.deployment import Key
+    from llm_router.domain.secret import Secret
+    from llm_router.providers._gemini_transport import Transport
+
+__all__ = ["HttpBackend", "LoopSession", "check_backend"]
+
+HttpBackend = Literal["aiohttp", "httpx", "auto"]
+"""Which HTTP library carries the requests; ``auto`` is aiohttp where it is installed, as in the SDK."""
+
+
+def check_backend(backend: str) -> None:
+    """Check that ``backend`` is known and installed, without importing it.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if backend not in ("aiohttp", "httpx", "auto"):
+        raise ConfigError(f"http_backend must be 'aiohttp', 'httpx' or 'auto', not {backend!r}")
+    if backend == "aiohttp" and not _has_aiohttp():
+        raise ConfigError("http_backend='aiohttp' needs aiohttp: install llm-router[aiohttp]")
+
+
+def _has_aiohttp() -> bool:
+    return importlib.util.find_spec("aiohttp") is not None
+
+
+def _open_transport(backend: HttpBackend) -> Transport:
+    if backend == "aiohttp" or (backend == "auto" and _has_aiohttp()):
+        from llm_router.providers._gemini_aiohttp import AiohttpTransport  # noqa: PLC0415 - heavy
+
+        return AiohttpTransport()
+    from llm_router.providers._gemini_httpx import HttpxTransport  # noqa: PLC0415 - heavy
+
+    return HttpxTransport()
+
+
+@attrs.frozen
+class _KeyClient:
+    """An SDK client, and the secret that it was made with."""
+
+    secret: Secret
+    client: Any = attrs.field(repr=False)
+
+
+class LoopSession:
+    """The session of one event loop, and its clients.
+
+    Construct it inside the running loop and call :meth:`attach`: it then closes with the loop, even if
+    nobody calls :meth:`aclose`.
+    """
+
+    def __init__(self, *, base_url: str | None, api_version: str, backend: HttpBackend) -> None:
+        self._base_url = base_url
+        self._api_version = api_version
+        self._transport = _open_transport(backend)
+        self._clients: dict[str, _KeyClient] = {}
+        self._lifetime = _live(self._transport, self._clients)
+
+    async def attach(self) -> None:
+        """Tie the session to the running loop. It does not suspend."""
+        await anext(self._lifetime)
+
+    async def aclose(self) -> None:
+        """Close the clients and every connection. May be called twice."""
+        await self._lifetime.aclose()
+
+    def client(self, key: Key) -> Any:
+        """Return the SDK client of ``key``, made at the first call (and again if its secret has changed)."""
+        held = self._clients.get(key.key_id)
+        if held is None or held.secret is not key.secret:
+            held = self._clients[key.key_id] = _KeyClient(key.secret, self._make(key.secret))
+        return held.client
+
+    def _make(self, secret: Secret) -> Any:
+        from google import genai  # noqa: PLC0415 - heavy
+        from google.genai import types  # noqa: PLC0415 - heavy
+
+        options = types.HttpOptions(
+            base_url=self._base_url,
+            api_version=self._api_version,
+            retry_options=types.HttpRetryOptions(attempts=1),
+            **self._transport.http_options(),
+        )
+        return genai.Client(vertexai=False, api_key=secret.reveal(), http_options=options)
+
+
+async def _live(transport: Transport, clients: dict[str, _KeyClient]) -> AsyncGenerator[None]:
+    """Suspend at once, and when closed close ``clients`` and ``transport``.
+
+    An event loop closes the asynchronous generators begun on it when it shuts down or when they are
+    forgotten, so that neither a router used over two ``asyncio.run()`` calls nor one that is dropped leaves
+    an open session behind. For the latter it holds no reference to its owner.
+    """
+    try:
+        yield
+    finally:
+        for held in clients.values():
+            await held.client.aio.aclose()
+            held.client.close()
+        clients.clear()
+        await transport.aclose()

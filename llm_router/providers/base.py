@@ -1,0 +1,92 @@
+"""The port between the engine and a provider's SDK."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Protocol
+
+import attrs
+
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.request import Request
+from llm_router.domain.response import Usage
+
+__all__ = ["FailureKind", "Provider", "Reply"]
+
+
+class FailureKind(StrEnum):
+    """Whose fault a :class:`~llm_router.errors.ProviderError` is, and so what helps."""
+
+    REQUEST = "request"
+    """The request is wrong: no key and no waiting helps."""
+    KEY = "key"
+    """The key, or its project, is dead."""
+    MODEL = "model"
+    """The model does not exist for this project."""
+    QUOTA = "quota"
+    """A quota of this (project, model) is spent."""
+    SERVER = "server"
+    """The model is overloaded or broken."""
+    NETWORK = "network"
+    """The path to the provider is broken, or what came back is no answer."""
+    TIMEOUT = "timeout"
+    """No answer came in time."""
+
+
+@attrs.frozen
+class Reply:
+    """What a provider answered.
+
+    Attributes:
+        text: The answer's text; may be empty, as with a function call.
+        usage: Tokens as the provider counted them, or None when it did not say.
+        finish_reason: The provider's word for why the answer ended.
+        model: The model that really ran, or None when the provider did not say.
+        blocked: Why prompt or answer was blocked, or None when it was not.
+        content: The answer as contents that a later request can send back, whatever its key and model
+            (a plain dictionary); None where there is nothing to send back but the text.
+        raw: The SDK's own response object.
+    """
+
+    text: str
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    model: str | None = None
+    blocked: str | None = None
+    content: Any = attrs.field(default=None, repr=False, eq=False)
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
+
+
+class Provider(Protocol):
+    """Sends requests; implement it to route to another service.
+
+    A provider never retries: the router is the only one that does. It never lets an error of its SDK out: it
+    raises :class:`~llm_router.errors.ProviderError`, which carries neither the key nor (in ``__cause__``,
+    ``__context__`` or its traceback) any object that does.
+    """
+
+    async def generate(self, deployment: Deployment, request: Request) -> Reply:
+        """Send ``request`` once through ``deployment``.
+
+        Cancellation aborts the call, and nothing is left running.
+
+        Raises:
+            ProviderError: It failed, and how.
+        """
+        ...
+
+    def validate(self, request: Request) -> None:
+        """Check ``request`` as far as it can be checked without sending it; called before quota is taken.
+
+        Raises:
+            InvalidRequestError: It is wrong, and no key or model would make it right.
+        """
+        ...
+
+    def estimate_tokens(self, request: Request) -> int:
+        """Estimate the input tokens of ``request``, at least 1, without blocking and without I/O."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close connections. May be called twice."""
+        ...

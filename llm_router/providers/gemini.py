@@ -1,0 +1,155 @@
+"""The Gemini adapter: requests through google-genai, one client a key on one shared HTTP session."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
+from llm_router.providers._gemini_config import (
+    DEFAULT_SAFETY,
+    build_config,
+    safety_thresholds,
+    validate_request,
+)
+from llm_router.providers._gemini_contents import estimate_request
+from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
+from llm_router.providers._gemini_reply import read_reply
+from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend
+from llm_router.providers._gemini_transport import REQUEST_BEGUN, HttpFailure, PathFailure
+from llm_router.providers.base import FailureKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llm_router.domain.deployment import Deployment
+    from llm_router.domain.request import Request
+    from llm_router.providers.base import Reply
+
+__all__ = ["GeminiProvider", "HttpBackend"]
+
+
+class GeminiProvider:
+    """Sends requests to the Gemini API through google-genai.
+
+    Making one costs nothing: the SDK is imported, and the HTTP session opened, at the first
+    :meth:`generate`; the client of a key is made at its first request. One :meth:`generate` is one HTTP
+    request: retries, redirects, automatic function calling and automatic continuation are off. Each event
+    loop has a session of its own, which closes with the loop; so a provider can be used over several
+    ``asyncio.run()`` calls.
+
+    Args:
+        base_url: The server; None means ``GOOGLE_GEMINI_BASE_URL`` from the environment, or Google's.
+        api_version: The version of the API.
+        safety_settings: Category (such as ``HARASSMENT``) → threshold (such as ``BLOCK_ONLY_HIGH``). It
+            overrides single categories of the default, which is ``BLOCK_NONE`` for harassment, hate speech,
+            sexually explicit and dangerous content.
+        http_backend: ``aiohttp``, ``httpx`` (httpx2 where it is installed), or ``auto``: aiohttp where it is
+            installed.
+
+    Raises:
+        ConfigError: A safety setting or the backend is unknown, or the backend is not installed.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str | None = None,
+        api_version: str = "v1beta",
+        safety_settings: Mapping[str, str] | None = None,
+        http_backend: HttpBackend = "auto",
+    ) -> None:
+        check_backend(http_backend)
+        own = safety_thresholds({} if safety_settings is None else safety_settings, error=ConfigError)
+        self._safety = {**DEFAULT_SAFETY, **own}
+        self._base_url = base_url
+        self._api_version = api_version
+        self._http_backend: HttpBackend = http_backend
+        self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
+
+    def __repr__(self) -> str:
+        return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
+
+    async def generate(self, deployment: Deployment, request: Request) -> Reply:
+        """Send ``request`` once through ``deployment``.
+
+        It waits for the answer as long as it takes (30 s for a connection): bound it by cancelling, which
+        aborts the HTTP request and leaves nothing running.
+
+        Raises:
+            ProviderError: It failed, and how. Neither it nor its traceback holds the key.
+        """
+        if not deployment.key.secret:
+            # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
+            raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
+        outcome = await self._attempt(deployment, request)
+        if isinstance(outcome, BaseException):
+            # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.
+            raise outcome
+        return outcome
+
+    def validate(self, request: Request) -> None:
+        """Check ``request`` as far as it can be checked without sending it.
+
+        Raises:
+            InvalidRequestError: It is wrong, and no key or model would make it right.
+        """
+        validate_request(request, self._safety)
+
+    def estimate_tokens(self, request: Request) -> int:
+        """Estimate the input tokens of ``request``, at least 1, without the SDK and without I/O."""
+        return estimate_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop. May be called twice; a later request opens new ones.
+
+        A session of another loop closes with that loop.
+        """
+        session = self._sessions.pop(asyncio.get_running_loop(), None)
+        if session is not None:
+            await session.aclose()
+
+    async def _attempt(self, deployment: Deployment, request: Request) -> Reply | BaseException:
+        """Send once, and return what came of it: an exception too, for the caller to raise."""
+        REQUEST_BEGUN.set(False)
+        secret = deployment.key.secret
+        try:
+            reply = await self._send(deployment, request)
+        except HttpFailure as failure:
+            return from_http(failure, secret)
+        except PathFailure as failure:
+            return from_path(failure, secret)
+        except InvalidRequestError as error:
+            return not_sent(str(error))
+        except Exception as error:  # noqa: BLE001 - no error of the SDK may get out, whatever it is
+            # Its words may quote what it choked on; its name says enough.
+            return _unreadable(type(error).__name__)
+        except BaseException as error:  # noqa: BLE001 - a cancellation: returned, and raised by the caller
+            # The same object, since whoever cancelled may look for it, but without the SDK's frames.
+            error.__context__ = error.__cause__ = None
+            return error.with_traceback(None)
+        return _unreadable("no candidate") if reply is None else reply
+
+    async def _send(self, deployment: Deployment, request: Request) -> Reply | None:
+        config = build_config(request, self._safety)
+        session = await self._session()
+        models = session.client(deployment.key).aio.models
+        return read_reply(
+            await models.generate_content(model=deployment.model, contents=request.contents, config=config)
+        )
+
+    async def _session(self) -> LoopSession:
+        """Return the session of the running loop; forget those of loops that are closed."""
+        loop = asyncio.get_running_loop()
+        session = self._sessions.get(loop)
+        if session is None:
+            self._sessions = {other: kept for other, kept in self._sessions.items() if not other.is_closed()}
+            session = self._sessions[loop] = LoopSession(
+                base_url=self._base_url, api_version=self._api_version, backend=self._http_backend
+            )
+            await session.attach()
+        return session
+
+
+def _unreadable(why: str) -> ProviderError:
+    return not_an_answer(why) if REQUEST_BEGUN.get() else not_sent(why)

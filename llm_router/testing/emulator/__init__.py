@@ -1,0 +1,22 @@
+"""A Gemini server for tests: the wire format, the quotas and the failures of the real one, on loopback.
+
+Needs starlette and uvicorn (the extra ``emulator``).
+"""
+
+from llm_router.testing.emulator.bucket import Counts, QuotaSpec
+from llm_router.testing.emulator.emulator import GeminiEmulator
+from llm_router.testing.emulator.faults import Fault, FaultKind, FaultRule
+from llm_router.testing.emulator.quota import Arrival
+from llm_router.testing.emulator.tokens import count_input_tokens, count_text_tokens
+
+__all__ = [
+    "Arrival",
+    "Counts",
+    "Fault",
+    "FaultKind",
+    "FaultRule",
+    "GeminiEmulator",
+    "QuotaSpec",
+    "count_input_tokens",
+    "count_text_tokens",
+]

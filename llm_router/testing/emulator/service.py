@@ -1,0 +1,268 @@
+"""What the emulated models do: quotas asked, faults shown, texts made up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from llm_router.testing.emulator import refusals, replies
+from llm_router.testing.emulator.exchange import JSON_TYPE, SSE_TYPE
+from llm_router.testing.emulator.faults import Fault, FaultKind
+from llm_router.testing.emulator.tokens import (
+    BYTES_PER_TOKEN,
+    count_input_tokens,
+    count_text_tokens,
+    last_prompt,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Sequence
+
+    from llm_router.domain.clock import Clock
+    from llm_router.testing.emulator.exchange import Exchange
+    from llm_router.testing.emulator.faults import FaultBook
+    from llm_router.testing.emulator.quota import QuotaLedger
+
+__all__ = ["Call", "GeminiService", "RefusalError", "Responder", "Settings", "echo"]
+
+Responder = Callable[[str, Mapping[str, Any]], str]
+"""Makes up an answer: given the model's name and the JSON body of the request, returns the text."""
+
+_ECHOED = 200
+_EMBEDDING_DIMENSIONS = 768
+_TOO_MANY = 429
+
+
+def echo(model: str, body: Mapping[str, Any]) -> str:
+    """Answer with the model's name and the beginning of the last prompt: the default responder."""
+    return f"[{model}] echo: {last_prompt(body)[:_ECHOED]}"
+
+
+class RefusalError(Exception):
+    """The request is to be answered with an error."""
+
+    def __init__(self, code: int, body: object) -> None:
+        super().__init__(code)
+        self.code = code
+        self.body = body
+
+
+@attrs.frozen
+class Settings:
+    """How the emulated models behave.
+
+    Attributes:
+        models: The models there are; None is any.
+        input_token_limit: Tokens of the largest prompt.
+        thought_tokens: Tokens that every answer thinks first.
+        stream_chunks: Into how many chunks an answer is streamed, at most.
+        responder: What the models answer.
+    """
+
+    models: tuple[str, ...] | None = None
+    input_token_limit: int = 1_048_576
+    thought_tokens: int = 0
+    stream_chunks: int = 4
+    responder: Responder = echo
+
+
+@attrs.frozen
+class Call:
+    """A request that was understood, with the HTTP exchange that waits for its answer."""
+
+    exchange: Exchange
+    model: str
+    method: str
+    sse: bool
+    project: str
+    key: str = attrs.field(repr=False)
+    body: dict[str, Any] = attrs.field(repr=False)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is wanted in chunks."""
+        return self.method == "streamGenerateContent"
+
+
+class GeminiService:
+    """The models: answers calls, within the quotas and with the faults that are in force."""
+
+    def __init__(self, settings: Settings, ledger: QuotaLedger, faults: FaultBook, clock: Clock) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._faults = faults
+        self._clock = clock
+        self._ids = itertools.count(1)
+        self.methods: dict[str, Callable[[Call], Awaitable[None]]] = {
+            "generateContent": self._generate,
+            "streamGenerateContent": self._generate,
+            "countTokens": self._count_tokens,
+            "embedContent": self._embed_one,
+            "batchEmbedContents": self._embed_batch,
+        }
+
+    async def _generate(self, call: Call) -> None:
+        if not call.body.get("contents"):
+            raise RefusalError(400, refusals.no_contents())
+        tokens = count_input_tokens(call.body)
+        fault = await self._enter(call, tokens)
+        if tokens > self._settings.input_token_limit:
+            raise RefusalError(400, refusals.too_many_tokens(tokens, self._settings.input_token_limit))
+        answer = self._think(call, tokens)
+        if fault is not None:
+            await self._fail(call, fault, answer)
+        elif call.streams:
+            await self._stream(call, replies.chunks(answer, self._settings.stream_chunks))
+        else:
+            await call.exchange.reply_json(200, replies.generated(answer))
+
+    async def _count_tokens(self, call: Call) -> None:
+        await self._enter(call, None)
+        body = call.body.get("generateContentRequest", call.body)
+        total = count_input_tokens(body)
+        details = [{"modality": "TEXT", "tokenCount": total}]
+        await call.exchange.reply_json(200, {"totalTokens": total, "promptTokensDetails": details})
+
+    async def _embed_one(self, call: Call) -> None:
+        (embedding,) = await self._embed(call, [call.body])
+        await call.exchange.reply_json(200, {"embedding": embedding})
+
+    async def _embed_batch(self, call: Call) -> None:
+        requests = call.body.get("requests")
+        if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
+            raise RefusalError(400, refusals.not_json())
+        embeddings = await self._embed(call, requests)
+        await call.exchange.reply_json(200, {"embeddings": embeddings})
+
+    async def _embed(self, call: Call, requests: Sequence[Mapping[str, Any]]) -> list[replies.Body]:
+        bodies = [{"contents": [request.get("content", {})]} for request in requests]
+        await self._enter(call, sum(map(count_input_tokens, bodies)))
+        return [
+            replies.embedding(last_prompt(body), request.get("outputDimensionality") or _EMBEDDING_DIMENSIONS)
+            for body, request in zip(bodies, requests, strict=True)
+        ]
+
+    # ------------------------------------------------- quotas and the faults
+
+    async def _enter(self, call: Call, tokens: int | None) -> Fault | None:
+        """Count a call at its arrival, or refuse it; ``tokens`` None uses no quota. Return its fault."""
+        rule = self._faults.match(call.model, call.key, call.method)
+        if rule is not None and not rule.fault.counted:
+            if rule.fault.code == _TOO_MANY and tokens is not None:
+                self._ledger.refuse(call.project, call.model, tokens, self._clock.time())
+            return await self._show(call, rule.take())
+        if tokens is not None:
+            now = self._clock.time()
+            violations = self._ledger.admit(call.project, call.model, tokens, now)
+            if violations:
+                raise RefusalError(_TOO_MANY, refusals.quota_exceeded(call.model, violations, now))
+        return await self._show(call, rule.take()) if rule is not None else None
+
+    async def _show(self, call: Call, fault: Fault) -> Fault | None:
+        """Show a fault that needs no answer of the model, or return it."""
+        if fault.seconds:
+            await call.exchange.hold(fault.seconds)
+        match fault.kind:
+            case FaultKind.DELAY:
+                return None
+            case FaultKind.HANG:
+                await call.exchange.hold(None)
+                return None
+            case FaultKind.DROP:
+                await call.exchange.drop()
+            case FaultKind.STATUS:
+                raise RefusalError(fault.code, refusals.error_for(fault.code, call.model))
+            case FaultKind.BARE_429:
+                raise RefusalError(_TOO_MANY, refusals.BARE_429)
+            case FaultKind.LIST_429:
+                raise RefusalError(_TOO_MANY, [refusals.error_for(_TOO_MANY, call.model)])
+        return fault
+
+    async def _fail(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
+        """Give the answer with a fault in it."""
+        match fault.kind:
+            case FaultKind.BLOCK:
+                await self._whole(call, replies.prompt_blocked(answer, fault.reason))
+            case FaultKind.SAFETY:
+                await self._whole(call, replies.safety_blocked(answer))
+            case FaultKind.EMPTY:
+                await call.exchange.reply(200, b"", SSE_TYPE if call.sse else JSON_TYPE)
+            case FaultKind.CUT_JSON:
+                await self._cut(call, fault, answer)
+            case _:
+                await self._break(call, fault, replies.chunks(answer, self._settings.stream_chunks))
+
+    async def _break(self, call: Call, fault: Fault, chunks: Sequence[replies.Body]) -> None:
+        """Stream an answer that goes wrong on the way."""
+        after = min(fault.after, len(chunks) - 1)
+        match fault.kind:
+            case FaultKind.STREAM_CUT:
+                await self._stream(call, chunks[:after])
+            case FaultKind.STREAM_ERROR:
+                await self._stream(call, [*chunks[:after], refusals.error_for(fault.code, call.model)])
+            case FaultKind.STREAM_DROP:
+                await self._stream(call, chunks, interrupt=call.exchange.drop, at=after)
+            case _:
+                await self._stream(call, chunks, interrupt=lambda: call.exchange.hold(None), at=after)
+
+    async def _whole(self, call: Call, body: replies.Body) -> None:
+        if call.streams:
+            await self._stream(call, [body])
+        else:
+            await call.exchange.reply_json(200, body)
+
+    async def _cut(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
+        proper = fault.code == 200  # noqa: PLR2004
+        body = replies.generated(answer) if proper else refusals.error_for(fault.code, call.model)
+        data = replies.dump(body)
+        half = data[: len(data) // 2]
+        if call.sse and proper:
+            await call.exchange.reply(200, b"data: " + half, SSE_TYPE)
+        else:
+            await call.exchange.reply(fault.code, half)
+
+    # --------------------------------------------------------------- answers
+
+    def _think(self, call: Call, tokens: int) -> replies.Answer:
+        text, reason = self._settings.responder(call.model, call.body), "STOP"
+        limit = (call.body.get("generationConfig") or {}).get("maxOutputTokens")
+        if limit and count_text_tokens(text) > limit:
+            text = text.encode()[: limit * BYTES_PER_TOKEN].decode(errors="ignore")
+            reason = "MAX_TOKENS"
+        return replies.Answer(
+            model=call.model,
+            response_id=f"emulated-{next(self._ids)}",
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=tokens,
+            output_tokens=count_text_tokens(text),
+            thought_tokens=self._settings.thought_tokens,
+        )
+
+    async def _stream(
+        self,
+        call: Call,
+        bodies: Sequence[replies.Body],
+        *,
+        interrupt: Callable[[], Awaitable[None]] | None = None,
+        at: int = 0,
+    ) -> None:
+        """Send ``bodies`` as events, or as one JSON array; before number ``at``, wait for ``interrupt``."""
+        exchange, last = call.exchange, len(bodies) - 1
+        await exchange.start(SSE_TYPE if call.sse else JSON_TYPE)
+        for index, body in enumerate(bodies):
+            if interrupt is not None and index == at:
+                await interrupt()
+            await exchange.write(_event(body) if call.sse else _element(body, index, last))
+        await exchange.end()
+
+
+def _event(body: replies.Body) -> bytes:
+    return b"data: " + replies.dump(body) + b"\r\n\r\n"
+
+
+def _element(body: replies.Body, index: int, last: int) -> bytes:
+    return (b"[" if index == 0 else b",\r\n") + replies.dump(body) + (b"]" if index == last else b"")

@@ -1,0 +1,67 @@
+"""How the emulator counts tokens, and how it finds the prompt in a request.
+
+The rule is simple on purpose, so that a test can tell the number in advance: a quarter of the UTF-8 bytes of
+all texts in ``contents`` and ``systemInstruction`` together, rounded down, and at least 1; a part that holds
+no text (an image, a function call) adds :data:`OTHER_PART_TOKENS`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["BYTES_PER_TOKEN", "OTHER_PART_TOKENS", "count_input_tokens", "count_text_tokens", "last_prompt"]
+
+BYTES_PER_TOKEN = 4
+"""UTF-8 bytes that make one token."""
+
+OTHER_PART_TOKENS = 258
+"""Tokens of a part that holds no text."""
+
+
+def count_text_tokens(text: str) -> int:
+    """Return the tokens of ``text``: a quarter of its UTF-8 bytes, at least 1."""
+    return max(1, len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def count_input_tokens(body: Mapping[str, Any]) -> int:
+    """Return the input tokens of a generateContent request, given its JSON body."""
+    size = tokens = 0
+    for part in _parts(body):
+        text = part.get("text")
+        if isinstance(text, str):
+            size += len(text.encode())
+        else:
+            tokens += OTHER_PART_TOKENS
+    return max(1, tokens + size // BYTES_PER_TOKEN)
+
+
+def last_prompt(body: Mapping[str, Any]) -> str:
+    """Return the text of the last turn of ``contents``."""
+    contents = _contents(body)
+    if not contents:
+        return ""
+    texts = (part.get("text") for part in _parts_of(contents[-1]))
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _parts(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for content in _contents(body):
+        yield from _parts_of(content)
+    yield from _parts_of(body.get("systemInstruction", body.get("system_instruction")))
+
+
+def _contents(body: Mapping[str, Any]) -> list[Any]:
+    contents = body.get("contents")
+    if isinstance(contents, dict):
+        return [contents]
+    return contents if isinstance(contents, list) else []
+
+
+def _parts_of(content: object) -> list[dict[str, Any]]:
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if isinstance(parts, dict):
+        return [parts]
+    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []

@@ -1,0 +1,177 @@
+"""What the tests of providers share: both HTTP backends, the emulator, and a server with a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import threading
+import traceback
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, suppress
+
+import attrs
+import pytest
+
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.secret import Secret
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing.emulator import GeminiEmulator
+
+SECRET = "AQ.Ab8-the_key_that-must/never+show"
+
+
+def http(code=200, body=b"", headers=(), reason="Reason"):
+    """Make the bytes of an HTTP response."""
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {code} {reason}", f"Content-Length: {len(body)}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+ANSWER = {
+    "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello."}]}, "finishReason": "STOP"}],
+    "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
+    "modelVersion": "gemini-test-001",
+}
+
+
+@attrs.define
+class ScriptedServer:
+    """Answers every request with ``reply``: bytes, or None for a connection reset without an answer."""
+
+    # Not shown: a traceback with locals is searched for the key, which is in the requests.
+    reply: bytes | None = attrs.field(default=http(200, ANSWER), repr=False)
+    reset_after_reply: bool = False
+    url: str = ""
+    requests: list = attrs.field(factory=list, repr=False)
+    connections: int = 0
+
+    @property
+    def bodies(self):
+        return [json.loads(body) for _, body in self.requests]
+
+    async def handle(self, reader, writer):
+        self.connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if line)
+                body = await reader.readexactly(int(fields.get("content-length", 0)))
+                self.requests.append((head, body))
+                if self.reply is None:
+                    break
+                writer.write(self.reply)
+                await writer.drain()
+                if self.reset_after_reply:
+                    break
+        writer.transport.abort() if self.reply is None else writer.close()
+
+
+@asynccontextmanager
+async def serve_script():
+    scripted = ScriptedServer()
+    server = await asyncio.start_server(scripted.handle, "127.0.0.1", 0)
+    scripted.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield scripted
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["aiohttp", "httpx"])
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+async def emulator():
+    async with GeminiEmulator() as running:
+        yield running
+
+
+@pytest.fixture
+async def scripted():
+    async with serve_script() as server:
+        yield server
+
+
+@pytest.fixture
+def scripted_url():
+    """Run a scripted server in a thread, for tests that have event loops of their own."""
+    url, stop = Future(), threading.Event()
+
+    async def main():
+        async with serve_script() as server:
+            url.set_result(server.url)
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    yield url.result()
+    stop.set()
+    thread.join()
+
+
+@pytest.fixture
+async def open_provider(backend):
+    """Make providers on the backend under test, and close them when the test ends."""
+    made = []
+
+    def make(url, **options):
+        made.append(GeminiProvider(base_url=url, **{"http_backend": backend, **options}))
+        return made[-1]
+
+    yield make
+    for provider in made:
+        await provider.aclose()
+
+
+@pytest.fixture
+def answer():
+    return ANSWER
+
+
+@pytest.fixture
+def make_http():
+    return http
+
+
+@pytest.fixture
+def make_deployment():
+    def make(secret=SECRET, key_id="key-1", model="gemini-test"):
+        return Deployment(Key(key_id, Secret(secret)), model)
+
+    return make
+
+
+@pytest.fixture
+def deployment(make_deployment):
+    return make_deployment()
+
+
+@pytest.fixture
+def assert_no_secret(caplog):
+    """Search everything that can be printed or stored of an error, and the log, for a secret."""
+    caplog.set_level(0)
+
+    def check(error, secret=SECRET):
+        seen = [pickle.dumps(error).decode("latin-1"), caplog.text]
+        chain, todo = [], [error]
+        while todo:
+            link = todo.pop()
+            if link is not None and link not in chain:
+                chain.append(link)
+                todo += [link.__cause__, link.__context__]
+        for link in chain:
+            told = traceback.TracebackException.from_exception(link, capture_locals=True)
+            seen += [repr(link), str(link), repr(vars(link)), "".join(told.format())]
+        assert chain == [error]
+        assert secret not in "\n".join(seen)
+
+    return check
+
+
+@pytest.fixture
+def secret():
+    return SECRET

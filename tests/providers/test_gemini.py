@@ -1,0 +1,349 @@
+"""The Gemini adapter against servers on loopback, on both HTTP backends of the SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ssl
+import subprocess
+import sys
+import warnings
+
+import pytest
+from google.genai import types
+
+from llm_router.domain.request import Request
+from llm_router.domain.response import Usage
+from llm_router.errors import ConfigError, ProviderError
+from llm_router.providers.base import FailureKind
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing.emulator import Fault, GeminiEmulator
+
+HELLO = Request(contents="Hello?")
+
+
+async def test_answer(emulator, open_provider, deployment):
+    """A prompt comes back as text with its usage, finish reason and model."""
+    reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?"))
+    assert reply.text
+    assert reply.finish_reason == "STOP"
+    assert reply.blocked is None
+    assert reply.model == "gemini-test"
+    assert reply.usage.input_tokens > 0
+    assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
+    assert isinstance(reply.raw, types.GenerateContentResponse)
+    assert emulator.accepted == 1
+
+
+async def test_usage_counts_tool_results_as_input(scripted, open_provider, deployment, make_http, answer):
+    """Tool results are input, and every other count has its place."""
+    counts = {
+        "promptTokenCount": 10,
+        "toolUsePromptTokenCount": 5,
+        "candidatesTokenCount": 4,
+        "thoughtsTokenCount": 3,
+        "cachedContentTokenCount": 2,
+        "totalTokenCount": 22,
+    }
+    scripted.reply = make_http(200, answer | {"usageMetadata": counts})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert reply.usage == Usage(15, 4, 3, 2, 22)
+
+
+async def test_text_joins_text_parts_without_thoughts(
+    scripted, open_provider, deployment, make_http, answer, caplog
+):
+    """Thoughts and function calls are no text, and the SDK does not warn about them."""
+    parts = [
+        {"text": "thinking", "thought": True},
+        {"text": "Hel"},
+        {"functionCall": {"name": "f", "args": {}}},
+        {"text": "lo."},
+    ]
+    scripted.reply = make_http(200, answer | {"candidates": [{"content": {"parts": parts}}]})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert reply.text == "Hello."
+    assert reply.finish_reason is None
+    assert not [record for record in caplog.records if record.name.startswith("google")]
+
+
+@pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "OTHER"])
+async def test_blocked_prompt_is_a_reply(emulator, open_provider, deployment, reason):
+    """A blocked prompt is an answer with its reason, and no error."""
+    emulator.inject(Fault.block(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.blocked, reply.finish_reason) == ("", reason, None)
+
+
+async def test_blocked_answer_is_a_reply(emulator, open_provider, deployment):
+    """A blocked answer is an answer with its finish reason, and no error."""
+    emulator.inject(Fault.safety())
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.blocked, reply.finish_reason) == ("", "SAFETY", "SAFETY")
+
+
+async def test_feedback_without_a_reason_is_a_block(scripted, open_provider, deployment, make_http):
+    """Prompt feedback comes only with a refused prompt, even when it gives no reason."""
+    scripted.reply = make_http(200, {"promptFeedback": {"safetyRatings": []}})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert reply.blocked == "BLOCKED_REASON_UNSPECIFIED"
+    assert reply.usage is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "blocked"),
+    [("MAX_TOKENS", None), ("OTHER", None), ("RECITATION", "RECITATION"), ("SPII", "SPII")],
+)
+async def test_finish_reasons(scripted, open_provider, deployment, make_http, reason, blocked):
+    """Only a finish reason about what the answer says is a block."""
+    candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": reason}
+    scripted.reply = make_http(200, {"candidates": [candidate]})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert (reply.text, reply.finish_reason, reply.blocked) == ("Hel", reason, blocked)
+
+
+async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
+    """The request names version, model and key, and carries the arguments and the safety settings."""
+    request = Request(contents="Hello?", system_instruction="Be brief.", max_output_tokens=7, temperature=0.5)
+    await open_provider(scripted.url).generate(make_deployment(model="models/gemini-x"), request)
+    ((head, _),) = scripted.requests
+    assert head.startswith("POST /v1beta/models/gemini-x:generateContent HTTP/1.1")
+    assert f"x-goog-api-key: {secret}" in head
+    (body,) = scripted.bodies
+    assert body["contents"] == [{"role": "user", "parts": [{"text": "Hello?"}]}]
+    assert body["systemInstruction"]["parts"] == [{"text": "Be brief."}]
+    assert body["generationConfig"] == {"maxOutputTokens": 7, "temperature": 0.5}
+    assert {setting["threshold"] for setting in body["safetySettings"]} == {"BLOCK_NONE"}
+    assert len(body["safetySettings"]) == 4
+
+
+async def test_environment_picks_server_but_not_vertex(scripted, backend, deployment, monkeypatch):
+    """GOOGLE_GEMINI_BASE_URL is obeyed; GOOGLE_GENAI_USE_VERTEXAI and foreign keys are not."""
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", scripted.url)
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    monkeypatch.setenv("GOOGLE_API_KEY", "somebody-elses")
+    provider = GeminiProvider(http_backend=backend)
+    await provider.generate(deployment, HELLO)
+    await provider.aclose()
+    ((head, _),) = scripted.requests
+    assert "/v1beta/models/gemini-test:generateContent" in head
+    assert "somebody-elses" not in head
+
+
+async def test_one_generate_is_one_request_even_with_functions(
+    scripted, open_provider, deployment, make_http
+):
+    """A function call is handed to the caller: the SDK does not call it and ask again."""
+    called = []
+
+    def weather(city: str) -> str:
+        """Tell the weather."""
+        called.append(city)
+        return "rain"
+
+    call = {"functionCall": {"name": "weather", "args": {"city": "Rome"}}}
+    scripted.reply = make_http(200, {"candidates": [{"content": {"parts": [call]}}]})
+    request = Request(contents="Weather?", config={"tools": [weather]})
+    reply = await open_provider(scripted.url).generate(deployment, request)
+    assert reply.raw.function_calls[0].name == "weather"
+    assert len(scripted.requests) == 1
+    assert called == []
+
+
+async def test_one_generate_is_one_request_even_with_continuation(
+    scripted, open_provider, deployment, make_http
+):
+    """An answer that could be continued is not continued behind the router's back."""
+    candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": "CONTINUATION"}
+    scripted.reply = make_http(200, {"candidates": [candidate | {"continuationToken": "YWJj"}]})
+    async with asyncio.timeout(5):  # the SDK would go on asking for ever
+        reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert reply.finish_reason == "CONTINUATION"
+    assert len(scripted.requests) == 1
+
+
+async def test_redirect_is_not_followed(scripted, emulator, open_provider, deployment, make_http):
+    """A redirect would carry the key to another host: it is a failure of the path instead."""
+    scripted.reply = make_http(307, b"", [f"Location: {emulator.url}/v1beta/models/x:generateContent"])
+    with pytest.raises(ProviderError) as caught:
+        await open_provider(scripted.url).generate(deployment, HELLO)
+    assert (caught.value.kind, caught.value.code) == (FailureKind.NETWORK, 307)
+    assert emulator.requests == 0
+
+
+async def test_cookies_do_not_travel_between_keys(
+    scripted, open_provider, make_deployment, make_http, answer
+):
+    """What the server stores for one key is not sent with another."""
+    scripted.reply = make_http(200, answer, ["Set-Cookie: who=first; Path=/"])
+    provider = open_provider(scripted.url.replace("127.0.0.1", "localhost"))
+    await provider.generate(make_deployment("secret-1", "key-1"), HELLO)
+    await provider.generate(make_deployment("secret-2", "key-2"), HELLO)
+    assert [head for head, _ in scripted.requests if "cookie" in head.lower()] == []
+    assert len(scripted.requests) == 2
+
+
+async def test_cancelling_aborts_the_request(emulator, open_provider, deployment, assert_no_secret):
+    """Cancellation closes the connection and leaves no task, and its traceback does not hold the key."""
+    provider = open_provider(emulator.url)
+    await provider.generate(deployment, HELLO)
+    before = asyncio.all_tasks()
+    emulator.inject(Fault.hang())
+    task = asyncio.create_task(provider.generate(deployment, HELLO))
+    while not emulator.holding:  # noqa: ASYNC110 - the emulator has no event for it
+        await asyncio.sleep(0)
+    task.cancel("enough")
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert caught.value.args == ("enough",)
+    assert_no_secret(caught.value)
+    while emulator.holding:  # noqa: ASYNC110 - the emulator notices the closed connection
+        await asyncio.sleep(0)
+    left = {other for other in asyncio.all_tasks() - before if "generate" in repr(other)}
+    assert left == set()
+    assert emulator.requests == 2
+
+
+async def test_deadline_of_the_caller_cancels(emulator, open_provider, deployment):
+    """asyncio.timeout() around a call works as around any other."""
+    emulator.inject(Fault.hang())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await open_provider(emulator.url).generate(deployment, HELLO)
+
+
+def test_two_event_loops(backend, deployment, caplog):
+    """A provider used over two asyncio.run() calls works, and leaves nothing open behind either."""
+    provider = GeminiProvider(http_backend=backend)
+
+    async def main():
+        async with GeminiEmulator() as emulator:
+            provider._base_url = emulator.url
+            await asyncio.gather(*(provider.generate(deployment, HELLO) for _ in range(3)))
+            return emulator.accepted
+
+    accepted = [asyncio.run(main()), asyncio.run(main())]
+    assert accepted == [3, 3]
+    assert len(provider._sessions) == 1
+    provider._sessions.clear()
+    gc.collect()
+    assert "Unclosed" not in caplog.text
+
+
+def test_loop_closed_by_hand(scripted_url, backend, deployment, caplog):
+    """A loop that is closed without shutting down takes its session along, and aiohttp says nothing."""
+    provider = GeminiProvider(base_url=scripted_url, http_backend=backend)
+    with warnings.catch_warnings():
+        # The sockets of such a loop are asyncio's own to complain about.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for _ in range(2):
+            loop = asyncio.new_event_loop()
+            assert loop.run_until_complete(provider.generate(deployment, HELLO)).text == "Hello."
+            loop.close()
+        del provider, loop
+        gc.collect()
+    assert "Unclosed" not in caplog.text
+
+
+async def test_forgotten_provider_closes_itself(emulator, backend, deployment, caplog):
+    """A provider that is dropped without aclose() leaves no unclosed session."""
+    provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
+    await provider.generate(deployment, HELLO)
+    del provider
+    gc.collect()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    gc.collect()
+    assert "Unclosed" not in caplog.text
+
+
+async def test_aclose_twice_and_use_again(emulator, open_provider, deployment):
+    """Closing is idempotent, also before the first use, and a later request opens new connections."""
+    provider = open_provider(emulator.url)
+    await provider.aclose()
+    await provider.generate(deployment, HELLO)
+    await provider.aclose()
+    await provider.aclose()
+    await provider.generate(deployment, HELLO)
+    assert emulator.accepted == 2
+
+
+def _ssl_contexts():
+    gc.collect()
+    return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
+
+
+async def test_a_thousand_keys_share_one_session(scripted, open_provider, make_deployment):
+    """One connection, one SSL context, and one client a key, made at its first request."""
+    provider = open_provider(scripted.url)
+    deployments = [make_deployment(f"secret-{n}", f"key-{n}") for n in range(1000)]
+    await provider.generate(deployments[0], HELLO)
+    contexts = _ssl_contexts()
+    (session,) = provider._sessions.values()
+    clients = {id(session.client(deployment.key)) for deployment in deployments}
+    assert {id(session.client(deployment.key)) for deployment in deployments} == clients
+    for deployment in deployments[::100]:
+        await provider.generate(deployment, HELLO)
+    assert len(clients) == 1000
+    assert _ssl_contexts() == contexts
+    assert scripted.connections == 1
+    sent = {head.split("x-goog-api-key: ")[1].split("\r\n")[0] for head, _ in scripted.requests[1:]}
+    assert sent == {f"secret-{n}" for n in range(0, 1000, 100)}
+
+
+async def test_new_secret_of_a_key_is_used(scripted, open_provider, make_deployment):
+    """A key whose secret has changed gets a new client."""
+    provider = open_provider(scripted.url)
+    await provider.generate(make_deployment("old-secret"), HELLO)
+    await provider.generate(make_deployment("new-secret"), HELLO)
+    assert ["x-goog-api-key: new-secret" in head for head, _ in scripted.requests] == [False, True]
+
+
+def test_import_is_light():
+    """Importing and making a provider loads neither the SDK nor an HTTP library."""
+    program = (
+        "import sys, llm_router.providers.gemini as gemini; gemini.GeminiProvider();"
+        "print(sorted({'google.genai', 'aiohttp', 'httpx', 'httpx2', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_repr_shows_where_it_sends():
+    """The repr names server and version."""
+    assert (
+        repr(GeminiProvider(base_url="http://x"))
+        == "GeminiProvider(base_url='http://x', api_version='v1beta')"
+    )
+
+
+def test_unknown_backend():
+    """An unknown HTTP backend is refused with the names of the known ones."""
+    with pytest.raises(ConfigError, match="'aiohttp', 'httpx' or 'auto', not 'curl'"):
+        GeminiProvider(http_backend="curl")
+
+
+def test_missing_aiohttp(monkeypatch):
+    """Asking for aiohttp where it is not installed is refused with the remedy."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"install llm-router\[aiohttp\]"):
+        GeminiProvider(http_backend="aiohttp")
+
+
+async def test_auto_without_aiohttp(scripted, deployment, monkeypatch):
+    """Where aiohttp is missing, the automatic choice is httpx."""
+    monkeypatch.setattr("llm_router.providers._gemini_session._has_aiohttp", lambda: False)
+    provider = GeminiProvider(base_url=scripted.url)
+    await provider.generate(deployment, HELLO)
+    (session,) = provider._sessions.values()
+    assert "httpx_async_client" in session._transport.http_options()
+    await provider.aclose()
+
+
+async def test_auto_with_aiohttp(scripted, deployment):
+    """Where aiohttp is installed, the automatic choice is aiohttp."""
+    provider = GeminiProvider(base_url=scripted.url)
+    await provider.generate(deployment, HELLO)
+    (session,) = provider._sessions.values()
+    assert "aiohttp_client" in session._transport.http_options()
+    await provider.aclose()

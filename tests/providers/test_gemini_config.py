@@ -1,0 +1,192 @@
+"""Merging a request's config under its arguments, and refusing wrong requests before they are sent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from google.genai import types
+
+from llm_router.domain.request import Request
+from llm_router.errors import ConfigError, InvalidRequestError
+from llm_router.providers._gemini_config import DEFAULT_SAFETY, build_config
+from llm_router.providers.gemini import GeminiProvider
+
+
+def build(**fields):
+    return build_config(Request(contents="x", **fields), DEFAULT_SAFETY)
+
+
+def thresholds(config):
+    return {
+        str(s.category.value).removeprefix("HARM_CATEGORY_"): s.threshold.value
+        for s in config.safety_settings
+    }
+
+
+@pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
+def test_named_arguments_lie_over_the_config(form):
+    """What a request names itself wins; the rest of the config stays, and is not changed in place."""
+    config = form(temperature=1.0, max_output_tokens=5, top_k=3, stop_sequences=["."])
+    built = build(config=config, temperature=0.0, system_instruction="Be brief.")
+    assert (built.temperature, built.max_output_tokens, built.top_k) == (0.0, 5, 3)
+    assert built.stop_sequences == ["."]
+    assert built.system_instruction == "Be brief."
+    assert dict(config)["temperature"] == 1.0
+
+
+def test_config_dict_in_camel_case():
+    """The config's dict may be written as the API writes it."""
+    assert build(config={"maxOutputTokens": 9}).max_output_tokens == 9
+
+
+def test_one_request_per_call():
+    """What lets the SDK send more than one request is off, and so is the raw HTTP response."""
+    wish = {
+        "automatic_function_calling": {"disable": False, "maximum_remote_calls": 5},
+        "automatic_continuation": True,
+        "should_return_http_response": True,
+    }
+    built = build(config=wish)
+    assert built.automatic_function_calling.disable is True
+    assert built.automatic_function_calling.model_fields_set == {"disable"}
+    assert built.automatic_continuation is False
+    assert built.should_return_http_response is None
+
+
+def test_safety_of_provider_config_and_call():
+    """A call's own thresholds lie over the config's, and those over the provider's."""
+    config = {
+        "safety_settings": [
+            {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_ONLY_HIGH"},
+            {"category": "HARM_CATEGORY_HATE_SPEECH", "threshold": "BLOCK_ONLY_HIGH"},
+        ]
+    }
+    built = build(config=config, safety_settings={"hate_speech": "off"})
+    assert thresholds(built) == {
+        "HARASSMENT": "BLOCK_ONLY_HIGH",
+        "HATE_SPEECH": "OFF",
+        "SEXUALLY_EXPLICIT": "BLOCK_NONE",
+        "DANGEROUS_CONTENT": "BLOCK_NONE",
+    }
+
+
+def test_safety_names_of_the_sdk():
+    """Members of the SDK's enums are names too."""
+    own = {types.HarmCategory.HARM_CATEGORY_HARASSMENT: types.HarmBlockThreshold.BLOCK_LOW_AND_ABOVE}
+    assert thresholds(build(safety_settings=own))["HARASSMENT"] == "BLOCK_LOW_AND_ABOVE"
+
+
+async def test_safety_of_the_provider_is_sent(scripted, backend, deployment):
+    """A provider's own thresholds override single categories of the default."""
+    provider = GeminiProvider(
+        base_url=scripted.url, http_backend=backend, safety_settings={"HARASSMENT": "BLOCK_ONLY_HIGH"}
+    )
+    await provider.generate(deployment, Request(contents="x"))
+    await provider.aclose()
+    sent = {setting["category"]: setting["threshold"] for setting in scripted.bodies[0]["safetySettings"]}
+    assert sent == dict(DEFAULT_SAFETY) | {"HARM_CATEGORY_HARASSMENT": "BLOCK_ONLY_HIGH"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"RUDENESS": "OFF"}, "unknown safety category 'RUDENESS'"),
+        ({"HARASSMENT": "SOME"}, "unknown safety threshold 'SOME'"),
+        ({5: "OFF"}, "unknown safety category 5"),
+        ({"HARASSMENT": None}, "unknown safety threshold None"),
+        (["HARASSMENT"], "must map category to threshold, not be a list"),
+    ],
+)
+def test_wrong_safety_settings(settings, problem):
+    """A wrong safety setting is refused by its name, at construction and per call."""
+    with pytest.raises(ConfigError, match=problem):
+        GeminiProvider(safety_settings=settings)
+    with pytest.raises(InvalidRequestError, match=problem):
+        GeminiProvider().validate(Request(contents="x", safety_settings=settings))
+
+
+def test_http_options_of_the_caller():
+    """Headers, a timeout and extra fields of the body are the caller's."""
+    wish = {"headers": {"x-trace": "1"}, "timeout": 5000, "extra_body": {"labels": {}}}
+    assert build(config={"http_options": wish}).http_options.timeout == 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"retry_options": {"attempts": 5}}, "http_options.retry_options is the router's business"),
+        ({"base_url": "http://elsewhere"}, "http_options.base_url is the router's business"),
+        ({"api_version": "v1"}, "http_options.api_version is the router's business"),
+        ({"headers": {"X-Goog-Api-Key": "mine"}}, "leave 'X-Goog-Api-Key' to the router"),
+    ],
+)
+def test_http_options_of_the_router(options, problem):
+    """What would retry, or send the key elsewhere, is refused."""
+    with pytest.raises(InvalidRequestError, match=problem):
+        GeminiProvider().validate(Request(contents="x", config={"http_options": options}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"contents": ""}, "contents are empty"),
+        ({"contents": None}, "contents are empty"),
+        ({"contents": []}, "contents are empty"),
+        ({"contents": 5}, "contents is wrong"),
+        ({"contents": [{"role": "user", "parts": 5}]}, "contents is wrong"),
+        ({"max_output_tokens": 0}, "max_output_tokens must be a whole number of 1 or more, not 0"),
+        ({"max_output_tokens": 1.5}, "max_output_tokens must be"),
+        ({"max_output_tokens": True}, "max_output_tokens must be"),
+        ({"temperature": -1}, "temperature must be a number of 0 or more, not -1"),
+        ({"temperature": "hot"}, "temperature must be"),
+        ({"temperature": float("nan")}, "temperature must be"),
+        ({"config": {"temprature": 1}}, "config is wrong: temprature: Extra inputs are not permitted"),
+        ({"config": {"top_k": "many", "seed": "x"}}, r"config is wrong: .*\(and 1 more\)"),
+        ({"config": 5}, "config must be a GenerateContentConfig or its dict, not a int"),
+        ({"system_instruction": 5}, "config is wrong: system_instruction"),
+    ],
+)
+def test_wrong_requests(fields, problem):
+    """A wrong request is refused with the place of its first problem, and no value of it."""
+    with pytest.raises(InvalidRequestError, match=problem) as caught:
+        GeminiProvider().validate(Request(**{"contents": "x", **fields}))
+    assert caught.value.__context__ is None
+
+
+def test_values_are_not_repeated():
+    """What a config holds, such as a header with somebody's credential, is not in the message."""
+    with pytest.raises(InvalidRequestError) as caught:
+        GeminiProvider().validate(Request(contents="x", config={"labels": "a credential"}))
+    assert "credential" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "Hello?",
+        ["Hello", {"text": "you"}],
+        [{"role": "user", "parts": [{"text": "Hello?"}]}],
+        types.Part(text="Hello?"),
+        [types.Content(role="user", parts=[types.Part(text="Hello?")])],
+        {"inline_data": {"mime_type": "image/png", "data": b"png"}},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_right_requests(contents):
+    """Every form of contents that the SDK takes passes."""
+    GeminiProvider().validate(Request(contents=contents, max_output_tokens=1, temperature=0))
+
+
+def test_checking_text_needs_no_sdk():
+    """A request of text and numbers is checked without importing the SDK."""
+    program = (
+        "import sys; from llm_router.domain.request import Request;"
+        "from llm_router.providers.gemini import GeminiProvider;"
+        "GeminiProvider().validate(Request(contents='x', max_output_tokens=5, system_instruction='y'));"
+        "GeminiProvider().estimate_tokens(Request(contents=['x', {'text': 'y'}], config={'tools': [{}]}));"
+        "print('google.genai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,369 @@
+"""What the Gemini adapter makes of failures: every row of its table, over HTTP, on both backends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from urllib.parse import quote
+
+import pytest
+
+from llm_router.domain.request import Request
+from llm_router.errors import ProviderError, QuotaViolation
+from llm_router.providers.base import FailureKind
+from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+
+HELLO = Request(contents="Hello?")
+
+
+async def fail(provider, deployment, request=HELLO):
+    """Send a request that must fail, and return how."""
+    with pytest.raises(ProviderError) as caught:
+        await provider.generate(deployment, request)
+    return caught.value
+
+
+def refusal(code, message, status=None, *details):
+    return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
+
+
+def reason(word):
+    return {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": word, "domain": "googleapis.com"}
+
+
+def quota_failure(*violations):
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(violations)}
+
+
+def retry_info(delay):
+    return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+
+
+ROWS = {
+    "invalid key": (
+        400,
+        refusal(400, "API key not valid.", "INVALID_ARGUMENT", reason("API_KEY_INVALID")),
+        FailureKind.KEY,
+    ),
+    "expired key without a reason": (
+        400,
+        refusal(400, "API key expired. Please renew the API key.", "INVALID_ARGUMENT"),
+        FailureKind.KEY,
+    ),
+    "unauthenticated": (401, refusal(401, "No credentials.", "UNAUTHENTICATED"), FailureKind.KEY),
+    "suspended": (
+        403,
+        refusal(403, "Consumer has been suspended.", "PERMISSION_DENIED", reason("CONSUMER_SUSPENDED")),
+        FailureKind.KEY,
+    ),
+    "project denied": (
+        403,
+        refusal(403, "Your project has been denied access.", "PERMISSION_DENIED"),
+        FailureKind.KEY,
+    ),
+    "somebody else's file": (
+        403,
+        refusal(
+            403, "You do not have permission to access the File abc or it may not exist.", "PERMISSION_DENIED"
+        ),
+        FailureKind.REQUEST,
+    ),
+    "somebody else's cache": (
+        403,
+        refusal(403, "CachedContent not found (or permission denied)", "PERMISSION_DENIED"),
+        FailureKind.REQUEST,
+    ),
+    "no such model": (
+        404,
+        refusal(404, "models/x is not found for API version v1beta", "NOT_FOUND"),
+        FailureKind.MODEL,
+    ),
+    "no such file": (404, refusal(404, "File not found.", "NOT_FOUND"), FailureKind.REQUEST),
+    "wrong argument": (400, refusal(400, "Too many tokens.", "INVALID_ARGUMENT"), FailureKind.REQUEST),
+    "too large": (413, refusal(413, "Payload too large."), FailureKind.REQUEST),
+    "request timeout": (408, refusal(408, "Timeout."), FailureKind.TIMEOUT),
+    "internal": (500, refusal(500, "Internal error.", "INTERNAL"), FailureKind.SERVER),
+    "bad gateway": (502, b"<html>Bad gateway</html>", FailureKind.SERVER),
+    "overloaded": (503, refusal(503, "The model is overloaded.", "UNAVAILABLE"), FailureKind.SERVER),
+    "deadline": (504, refusal(504, "Deadline expired.", "DEADLINE_EXCEEDED"), FailureKind.SERVER),
+    "web page for 403": (403, b"\n<!DOCTYPE html><title>Blocked</title>", FailureKind.NETWORK),
+    "web page for 404": (404, b"<html>Not here</html>", FailureKind.NETWORK),
+    "web page for 413": (413, b"<html>Too large</html>", FailureKind.REQUEST),
+    "no content": (204, b"", FailureKind.NETWORK),
+    "empty body": (401, b"", FailureKind.KEY),
+}
+
+
+@pytest.mark.parametrize(("code", "body", "kind"), ROWS.values(), ids=ROWS.keys())
+async def test_kind_of_each_status(
+    scripted, open_provider, deployment, make_http, assert_no_secret, code, body, kind
+):
+    """Each status has its kind, is charged unless it is a 429, is sent once, and shows no key."""
+    scripted.reply = make_http(code, body)
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.code, error.charged) == (kind, code, code != 429)
+    assert error.violations == ()
+    assert len(scripted.requests) == 1
+    assert_no_secret(error)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault.status(401), FailureKind.KEY),
+        (Fault.status(403), FailureKind.KEY),
+        (Fault.status(404), FailureKind.MODEL),
+        (Fault.status(400), FailureKind.REQUEST),
+        (Fault.status(429), FailureKind.QUOTA),
+        (Fault.status(500), FailureKind.SERVER),
+        (Fault.status(503), FailureKind.SERVER),
+        (Fault.status(504), FailureKind.SERVER),
+        (Fault.bare_429(), FailureKind.QUOTA),
+        (Fault.list_429(), FailureKind.QUOTA),
+        (Fault.cut_json(429), FailureKind.QUOTA),
+        (Fault.cut_json(503), FailureKind.SERVER),
+        (Fault.cut_json(200), FailureKind.NETWORK),
+        (Fault.empty(), FailureKind.NETWORK),
+        (Fault.drop(), FailureKind.NETWORK),
+    ],
+    ids=lambda value: f"{value.kind}-{value.code}" if isinstance(value, Fault) else str(value),
+)
+async def test_kind_of_each_fault(emulator, open_provider, deployment, assert_no_secret, fault, kind):
+    """Each fault of the emulator has its kind, is charged unless it is a 429, is sent once, and shows no key."""
+    rule = emulator.inject(fault)
+    error = await fail(open_provider(emulator.url), deployment)
+    assert (error.kind, error.charged) == (kind, kind is not FailureKind.QUOTA)
+    assert rule.taken == 1
+    assert emulator.requests == 1
+    assert_no_secret(error)
+
+
+async def test_unknown_key(open_provider, make_deployment):
+    """A key that the server does not know is dead."""
+    async with GeminiEmulator(keys={"another": "project-1"}) as emulator:
+        error = await fail(open_provider(emulator.url), make_deployment())
+    assert (error.kind, error.code, error.status) == (FailureKind.KEY, 400, "INVALID_ARGUMENT")
+
+
+@pytest.mark.parametrize(
+    ("spec", "metric", "limit"),
+    [
+        (QuotaSpec(rpm=1), "rpm", 1),
+        (QuotaSpec(rpd=1), "rpd", 1),
+        (QuotaSpec(tpm=2), "tpm", 2),
+    ],
+    ids=str,
+)
+async def test_quota_of_the_emulator(open_provider, deployment, spec, metric, limit):
+    """A spent quota is named, with its limit and the time to wait."""
+    async with GeminiEmulator(default_quota=spec) as emulator:
+        provider = open_provider(emulator.url)
+        if metric != "tpm":
+            await provider.generate(deployment, HELLO)
+        error = await fail(provider, deployment, Request(contents="one two three four five six"))
+    assert error.kind is FailureKind.QUOTA
+    assert error.status == "RESOURCE_EXHAUSTED"
+    assert error.violations == (QuotaViolation(metric, limit),)
+    assert error.retry_delay is not None
+
+
+async def test_429_with_two_violations_in_a_list(scripted, open_provider, deployment, make_http):
+    """The details are found in a body that is a one-element list; an unknown id has no metric."""
+    details = (
+        quota_failure(
+            {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "50"},
+            {"quotaId": "SomethingNew-FreeTier"},
+        ),
+        retry_info("0s"),
+    )
+    scripted.reply = make_http(429, [refusal(429, "Exceeded.", "RESOURCE_EXHAUSTED", *details)])
+    error = await fail(open_provider(scripted.url), deployment)
+    assert error.violations == (QuotaViolation("rpd", 50), QuotaViolation(None, None))
+    assert error.retry_delay == 0.0
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
+async def test_retry_after_header(scripted, open_provider, deployment, make_http, value, seconds):
+    """A Retry-After header in seconds counts where the body says nothing."""
+    scripted.reply = make_http(503, refusal(503, "Overloaded."), [f"Retry-After: {value}"])
+    assert (await fail(open_provider(scripted.url), deployment)).retry_delay == seconds
+
+
+async def test_body_wins_over_retry_after_header(scripted, open_provider, deployment, make_http):
+    """The body is more exact than the header."""
+    body = refusal(429, "Please retry in 36.4s.")
+    scripted.reply = make_http(429, body, ["Retry-After: 37"])
+    assert (await fail(open_provider(scripted.url), deployment)).retry_delay == 36.4
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b'"words"', b"{}", b'{"candidates": "x"}', b'{"candidates": [{}]}', b"3", b'{"candidates": []}'],
+)
+async def test_200_that_is_no_answer(scripted, open_provider, deployment, make_http, body):
+    """A 200 without candidates and without feedback is no answer, whatever its type."""
+    scripted.reply = make_http(200, body)
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.code, error.charged) == (FailureKind.NETWORK, 200, True)
+    assert str(error).startswith("200: not an answer: ")
+
+
+async def test_connection_refused(open_provider, deployment, assert_no_secret):
+    """A refused connection is of the path, and nothing can have been charged."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        error = await fail(open_provider(f"http://127.0.0.1:{taken.getsockname()[1]}"), deployment)
+    assert (error.kind, error.code, error.charged) == (FailureKind.NETWORK, None, False)
+    assert_no_secret(error)
+
+
+async def test_no_such_host(open_provider, deployment, monkeypatch):
+    """A name that does not resolve is of the path, and nothing can have been charged."""
+
+    async def getaddrinfo(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    error = await fail(open_provider("http://gemini.invalid"), deployment)
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
+
+
+async def test_tls_handshake_fails(open_provider, deployment):
+    """A server that speaks no TLS is of the path, and nothing can have been charged."""
+
+    async def speak_no_tls(reader, writer):
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(speak_no_tls, "127.0.0.1", 0)
+    async with server:
+        error = await fail(
+            open_provider(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), deployment
+        )
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
+
+
+async def test_connection_takes_too_long(open_provider, deployment, monkeypatch):
+    """A connection that is not made in time is a TIMEOUT, and nothing can have been charged."""
+    for module in ("_gemini_aiohttp", "_gemini_httpx"):
+        monkeypatch.setattr(f"llm_router.providers.{module}.CONNECT_TIMEOUT", 0.05)
+    left = asyncio.Event()
+
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+        left.set()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        error = await fail(open_provider(url), deployment)
+        await left.wait()
+    assert (error.kind, error.code, error.charged) == (FailureKind.TIMEOUT, None, False)
+
+
+async def test_connection_dropped_is_not_sent_again(scripted, open_provider, deployment, assert_no_secret):
+    """A connection that is reset before the answer is charged, and not tried again."""
+    scripted.reply = None
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.code, error.charged) == (FailureKind.NETWORK, None, True)
+    assert (len(scripted.requests), scripted.connections) == (1, 1)
+    assert_no_secret(error)
+
+
+async def test_answer_breaks_off(scripted, open_provider, deployment, make_http, answer):
+    """A connection that is reset amid the answer is charged, and not tried again."""
+    scripted.reply, scripted.reset_after_reply = make_http(200, answer)[:-20], True
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
+    assert len(scripted.requests) == 1
+
+
+async def test_refusal_breaks_off(scripted, open_provider, deployment, make_http):
+    """A refusal whose body breaks off is still known by its status."""
+    scripted.reply = make_http(429, refusal(429, "Exceeded."))[:-20]
+    scripted.reset_after_reply = True
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.code) == (FailureKind.QUOTA, 429)
+
+
+async def test_timeout_of_the_callers_http_options(emulator, open_provider, deployment):
+    """A timeout that the caller's config asks for is a TIMEOUT that was charged."""
+    emulator.inject(Fault.hang())
+    request = Request(contents="Hello?", config={"http_options": {"timeout": 50}})
+    error = await fail(open_provider(emulator.url), deployment, request)
+    assert (error.kind, error.code, error.charged) == (FailureKind.TIMEOUT, None, True)
+    assert emulator.requests == 1
+
+
+async def test_wrong_request_is_not_sent(scripted, open_provider, deployment):
+    """A request that cannot be put into HTTP blames the request, uncharged."""
+    provider = open_provider(scripted.url)
+    wrong_config = await fail(provider, deployment, Request(contents="x", config={"temperature": "hot"}))
+    wrong_contents = await fail(provider, deployment, Request(contents=[5]))
+    for error in (wrong_config, wrong_contents):
+        assert (error.kind, error.code, error.charged) == (FailureKind.REQUEST, None, False)
+    assert scripted.requests == []
+
+
+async def test_key_in_the_providers_words_is_masked(
+    scripted, open_provider, deployment, make_http, secret, assert_no_secret
+):
+    """A refusal that quotes the key is repeated without it."""
+    scripted.reply = make_http(403, refusal(403, f"Consumer 'api_key:{secret}' was suspended.", secret))
+    del secret
+    error = await fail(open_provider(scripted.url), deployment)
+    assert str(error) == "403: Consumer 'api_key:***' was suspended."
+    assert error.status is None
+    assert_no_secret(error)
+
+
+async def test_key_in_a_cut_body_is_masked(
+    scripted, open_provider, deployment, make_http, assert_no_secret, secret
+):
+    """Masking comes before cutting, so that no part of the key survives at the end."""
+    scripted.reply = make_http(403, refusal(403, "x" * 490 + secret))
+    start = secret[:12]
+    del secret
+    error = await fail(open_provider(scripted.url), deployment)
+    assert len(str(error)) <= 500
+    assert_no_secret(error, start)
+
+
+@pytest.mark.parametrize("form", ["escaped", "quoted", "cut"])
+async def test_key_in_other_spellings_is_masked(
+    scripted, open_provider, deployment, make_http, assert_no_secret, secret, form
+):
+    """The key is masked in JSON escapes, percent-encoded, and where the body breaks off amid it."""
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in secret)
+    words = {"escaped": escaped, "quoted": quote(secret, safe=""), "cut": secret[:-3]}[form]
+    end = "" if form == "cut" else '"}}'
+    scripted.reply = make_http(403, f'{{"error": {{"message": "Key: {words}{end}'.encode())
+    start = secret[:20]
+    del secret, escaped, words
+    error = await fail(open_provider(scripted.url), deployment)
+    assert str(error) == "403: Key: ***"
+    assert_no_secret(error, start)
+
+
+async def test_key_that_is_empty(scripted, open_provider, make_deployment, monkeypatch):
+    """An empty key is dead, and is not replaced by one of the environment."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "somebody-elses")
+    error = await fail(open_provider(scripted.url), make_deployment(""))
+    assert (error.kind, error.charged) == (FailureKind.KEY, False)
+    assert scripted.requests == []
+
+
+async def test_long_words_are_cut(scripted, open_provider, deployment, make_http):
+    """The provider's words are bounded."""
+    scripted.reply = make_http(500, refusal(500, "words " * 1000))
+    message = str(await fail(open_provider(scripted.url), deployment))
+    assert len(message) == 500
+    assert message.endswith("…")
+
+
+async def test_body_that_is_no_text(scripted, open_provider, deployment, make_http):
+    """Bytes that are not UTF-8 do not hide the status."""
+    scripted.reply = make_http(503, b"\xff\xfe\x00")
+    error = await fail(open_provider(scripted.url), deployment)
+    assert (error.kind, error.code) == (FailureKind.SERVER, 503)

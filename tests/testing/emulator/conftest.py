@@ -1,0 +1,58 @@
+"""The real google-genai SDK, on each of its HTTP backends, pointed at an emulator."""
+
+from __future__ import annotations
+
+import contextlib
+
+import aiohttp
+import pytest
+from google import genai
+from google.genai import types
+
+from llm_router.testing.clock import ManualClock
+
+KEY = "AIza-test-key-of-nobody"
+
+
+@pytest.fixture(params=["aiohttp", "httpx2"])
+def backend(request, monkeypatch):
+    """The SDK's asynchronous HTTP backend."""
+    monkeypatch.setattr("google.genai._api_client.has_aiohttp", request.param == "aiohttp")
+    monkeypatch.setenv("GOOGLE_GENAI_HTTP_CLIENT", "httpx2")
+    return request.param
+
+
+@pytest.fixture
+def sdk(backend):
+    """The SDK, to be opened on an emulator with ``async with``; it gives what has ``generate_content``."""
+
+    @contextlib.asynccontextmanager
+    async def open_client(emulator, key=KEY, api_version="v1beta"):
+        options = types.HttpOptions(
+            base_url=emulator.url,
+            api_version=api_version,
+            retry_options=types.HttpRetryOptions(attempts=1),
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            if backend == "aiohttp":
+                # The session that the SDK would make itself warns of deprecation when it is made.
+                options.aiohttp_client = await stack.enter_async_context(aiohttp.ClientSession())
+            client = genai.Client(api_key=key, vertexai=False, http_options=options)
+            stack.callback(client.close)
+            await stack.enter_async_context(client.aio)
+            yield client.aio.models
+
+    return open_client
+
+
+@pytest.fixture
+def clock():
+    """A clock that stands at noon UTC, at the beginning of a minute and far from midnight in Los Angeles."""
+    return ManualClock(1_800_014_400.0)
+
+
+@pytest.fixture
+async def http():
+    """A plain HTTP client, for what the SDK does not show."""
+    async with aiohttp.ClientSession() as session:
+        yield session

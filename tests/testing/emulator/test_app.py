@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from google.genai import types
+
+from llm_router.testing.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
+
+MODEL = "gemini-test"
+
+
+@pytest.mark.parametrize("api_version", ["v1", "v1beta"])
+async def test_generate(sdk, api_version):
+    """The SDK reads text, usage, model and finish reason of an answer, on both API versions."""
+    async with GeminiEmulator(thought_tokens=5) as emulator, sdk(emulator, api_version=api_version) as models:
+        response = await models.generate_content(
+            model=MODEL,
+            contents="Tell me of llamas",
+            config=types.GenerateContentConfig(system_instruction="Be short."),
+        )
+    assert response.text == "[gemini-test] echo: Tell me of llamas"
+    assert response.model_version == MODEL
+    assert response.response_id
+    assert response.candidates[0].finish_reason == types.FinishReason.STOP
+    usage = response.usage_metadata
+    assert usage.prompt_token_count == len("Tell me of llamasBe short.") // 4
+    assert usage.candidates_token_count == len(response.text) // 4
+    assert usage.thoughts_token_count == 5
+    assert usage.total_token_count == usage.prompt_token_count + usage.candidates_token_count + 5
+
+
+async def test_generate_is_cut_at_max_output_tokens(sdk):
+    """An answer longer than maxOutputTokens ends there, and says so."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        response = await models.generate_content(
+            model=MODEL, contents="x" * 400, config=types.GenerateContentConfig(max_output_tokens=7)
+        )
+    assert response.candidates[0].finish_reason == types.FinishReason.MAX_TOKENS
+    assert response.usage_metadata.candidates_token_count == 7
+    assert len(response.text) == 28
+
+
+async def test_echo_answers_the_last_turn(sdk):
+    """Of a conversation the last turn is echoed, and every turn is counted."""
+    turns = [
+        types.Content(role="user", parts=[types.Part(text="first" * 8)]),
+        types.Content(role="model", parts=[types.Part(text="second" * 8)]),
+        types.Content(role="user", parts=[types.Part(text="third")]),
+    ]
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        response = await models.generate_content(model=MODEL, contents=turns)
+    assert response.text == "[gemini-test] echo: third"
+    assert response.usage_metadata.prompt_token_count == (40 + 48 + 5) // 4
+
+
+async def test_responder_makes_up_the_answer(sdk):
+    """A responder sees the model and the body of the request, and its text is the answer."""
+
+    def responder(model, body):
+        return f"{model} got {body['generationConfig']['temperature']}"
+
+    async with GeminiEmulator(responder=responder) as emulator, sdk(emulator) as models:
+        response = await models.generate_content(
+            model=MODEL, contents="hello", config=types.GenerateContentConfig(temperature=0.5)
+        )
+    assert response.text == "gemini-test got 0.5"
+
+
+async def test_stream(sdk):
+    """A stream comes in several chunks with running totals, and only the last one has a finish reason."""
+    async with GeminiEmulator(stream_chunks=3) as emulator, sdk(emulator) as models:
+        stream = await models.generate_content_stream(model=MODEL, contents="Tell me of llamas")
+        chunks = [chunk async for chunk in stream]
+        counts = emulator.by_model[MODEL]
+    assert len(chunks) == 3
+    assert "".join(chunk.text for chunk in chunks) == "[gemini-test] echo: Tell me of llamas"
+    reasons = [chunk.candidates[0].finish_reason for chunk in chunks]
+    assert reasons == [None, None, types.FinishReason.STOP]
+    totals = [chunk.usage_metadata.total_token_count for chunk in chunks]
+    assert totals == sorted(set(totals))
+    assert all(chunk.usage_metadata.prompt_token_count == 4 for chunk in chunks)
+    assert (counts.accepted, counts.tokens) == (1, 4)
+
+
+async def test_stream_without_sse_is_a_json_array(http):
+    """A client that does not ask for server-sent events gets the chunks as one array."""
+    async with GeminiEmulator() as emulator:
+        body = {"contents": [{"parts": [{"text": "hello"}]}]}
+        url = f"{emulator.url}/v1beta/models/{MODEL}:streamGenerateContent?key=k"
+        async with http.post(url, json=body) as response:
+            chunks = json.loads(await response.text())
+    assert len(chunks) == 4
+    assert chunks[-1]["candidates"][0]["finishReason"] == "STOP"
+
+
+async def test_count_tokens(sdk):
+    """CountTokens counts by the documented rule, and uses no quota."""
+    async with GeminiEmulator(default_quota=QuotaSpec(rpm=0)) as emulator, sdk(emulator) as models:
+        response = await models.count_tokens(model=MODEL, contents="x" * 41)
+        assert emulator.requests == 0
+    assert response.total_tokens == 10
+
+
+async def test_embed(sdk):
+    """Embeddings are deterministic, as long as asked for, and use the quota of their model."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        config = types.EmbedContentConfig(output_dimensionality=16)
+        # The SDK makes one text of several where the model's name is not that of an older one.
+        model = "gemini-embedding-001"
+        first = await models.embed_content(model=model, contents=["llama", "alpaca"], config=config)
+        second = await models.embed_content(model=model, contents="alpaca", config=config)
+        assert emulator.by_model[model].accepted == 2
+    llama, alpaca = (embedding.values for embedding in first.embeddings)
+    assert len(llama) == 16
+    assert llama != alpaca == second.embeddings[0].values
+    assert sum(value * value for value in llama) == pytest.approx(1, abs=1e-4)
+
+
+async def test_embed_one(http):
+    """EmbedContent, which the SDK does not use with a key, answers with one embedding."""
+    async with GeminiEmulator() as emulator:
+        url = f"{emulator.url}/v1beta/models/{MODEL}:embedContent?key=k"
+        async with http.post(url, json={"content": {"parts": [{"text": "llama"}]}}) as response:
+            body = await response.json()
+    assert len(body["embedding"]["values"]) == 768
+
+
+async def test_models(sdk):
+    """The declared models can be listed and looked up."""
+    async with GeminiEmulator(models=["a", "b"], input_token_limit=99) as emulator, sdk(emulator) as models:
+        names = [model.name async for model in await models.list()]
+        model = await models.get(model="b")
+    assert names == ["models/a", "models/b"]
+    assert (model.name, model.input_token_limit) == ("models/b", 99)
+
+
+async def test_stats_route(http):
+    """Another process reads the counters as JSON, and no key is among them."""
+    key = "AIza-secret-of-stats"
+    async with GeminiEmulator() as emulator:
+        url = f"{emulator.url}/v1beta/models/{MODEL}:generateContent"
+        body = {"contents": [{"parts": [{"text": "hello you"}]}]}
+        async with http.post(url, json=body, headers={"x-goog-api-key": key}) as response:
+            assert response.status == 200
+        async with http.get(f"{emulator.url}/__emulator__/stats") as response:
+            text = await response.text()
+    counts = {"accepted": 1, "refused": 0, "tokens": 2, "peak_requests": 1, "peak_tokens": 2}
+    assert json.loads(text) == {
+        "requests": 1,
+        "accepted": 1,
+        "refused": 0,
+        "holding": 0,
+        "by_model": {MODEL: counts},
+        "by_bucket": [{"project": "project-1", "model": MODEL, **counts}],
+    }
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/files", "/v7/models/m:generateContent", "/v1/models/m:predict", "/v1/models"]
+)
+async def test_other_paths_are_not_found(http, path):
+    """What the emulator does not serve is answered as the real API answers: 404 NOT_FOUND."""
+    async with GeminiEmulator() as emulator, http.post(f"{emulator.url}{path}?key=k", json={}) as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["status"] == "NOT_FOUND"
+
+
+def test_token_rule():
+    """Texts count by their bytes together, other parts a fixed number, and nothing still counts 1."""
+    assert count_input_tokens({}) == 1
+    texts = {"contents": [{"parts": [{"text": "ä" * 3}, {"text": "ab"}]}]}
+    assert count_input_tokens(texts) == 2
+    image = {"contents": {"parts": {"inlineData": {}}}, "systemInstruction": {"parts": [{"text": "x" * 8}]}}
+    assert count_input_tokens(image) == 260

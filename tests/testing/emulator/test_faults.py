@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import aiohttp
+import attrs
+import httpx2
+import pytest
+from google.genai import errors, types
+
+from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+
+MODEL = "gemini-test"
+LOST = (aiohttp.ClientError, httpx2.TransportError)
+
+
+async def stream_all(models):
+    """Stream an answer; return what came, and the error that ended it."""
+    chunks = []
+    try:
+        async for chunk in await models.generate_content_stream(model=MODEL, contents="Tell me of llamas"):
+            chunks.append(chunk)  # noqa: PERF401 - what came before the error is wanted
+    except (errors.APIError, errors.UnknownApiResponseError, *LOST) as error:
+        return chunks, error
+    return chunks, None
+
+
+async def until_holding(emulator, count=1):
+    async with asyncio.timeout(10):
+        while emulator.holding != count:  # noqa: ASYNC110 - what is waited for happens in a socket
+            await asyncio.sleep(0)
+
+
+def generate(models, **config):
+    return models.generate_content(model=MODEL, contents="hello", **config)
+
+
+async def test_delay(sdk, clock):
+    """A delayed request is counted at once and answered when the clock says so."""
+    async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.delay(5), times=1)
+        task = asyncio.ensure_future(generate(models))
+        await until_holding(emulator)
+        assert emulator.accepted == 1
+        await clock.advance(4.9)
+        assert emulator.holding == 1
+        await clock.advance(0.1)
+        assert (await task).text
+        assert clock.pending == 0
+
+
+async def test_any_fault_may_be_delayed(sdk, clock):
+    """A fault with seconds shows only after them."""
+    async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
+        emulator.inject(attrs.evolve(Fault.status(503), seconds=2))
+        task = asyncio.ensure_future(generate(models))
+        await until_holding(emulator)
+        await clock.advance(2)
+        with pytest.raises(errors.ServerError, match="503 UNAVAILABLE"):
+            await task
+
+
+@pytest.mark.parametrize("counted", [True, False])
+async def test_drop(sdk, counted):
+    """The connection is closed without an answer, and the request may or may not have used quota."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.drop(counted=counted), times=1)
+        with pytest.raises(LOST):
+            await generate(models)
+        assert (await generate(models)).text
+        assert (emulator.requests, emulator.accepted) == (2, 1 + counted)
+
+
+async def test_hang_until_released(sdk):
+    """A hanging request gets its answer when it is released."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.hang(), times=2)
+        tasks = [asyncio.ensure_future(generate(models)) for _ in range(2)]
+        await until_holding(emulator, 2)
+        emulator.release()
+        assert all([(await task).text for task in tasks])
+        assert emulator.holding == 0
+
+
+async def test_hang_until_the_client_goes(sdk):
+    """A client that gives up frees the request that hangs for it."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.hang())
+        task = asyncio.ensure_future(generate(models))
+        await until_holding(emulator)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until_holding(emulator, 0)
+
+
+async def test_hang_until_stopped(sdk):
+    """Stopping the emulator hangs up on the requests that hang."""
+    async with contextlib.AsyncExitStack() as stack:
+        async with GeminiEmulator() as emulator:
+            emulator.inject(Fault.hang())
+            models = await stack.enter_async_context(sdk(emulator))
+            task = asyncio.ensure_future(generate(models))
+            await until_holding(emulator)
+        with pytest.raises(LOST):
+            await task
+
+
+async def test_cut_json(sdk):
+    """An answer whose JSON ends in the middle is what the SDK cannot parse."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.cut_json())
+        with pytest.raises(json.JSONDecodeError):
+            await generate(models)
+        chunks, error = await stream_all(models)
+        assert (chunks, type(error)) == ([], errors.UnknownApiResponseError)
+        assert emulator.accepted == 2
+
+
+async def test_cut_429(sdk, backend):
+    """A 429 whose JSON is cut is a JSONDecodeError of the SDK on aiohttp, and a 429 on httpx2."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.cut_json(429))
+        expected = json.JSONDecodeError if backend == "aiohttp" else errors.ClientError
+        with pytest.raises(expected):
+            await generate(models)
+        assert (emulator.accepted, emulator.refused) == (0, 1)
+
+
+async def test_bare_429(sdk):
+    """A 429 that does not say which quota has no details."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.bare_429())
+        with pytest.raises(errors.ClientError) as caught:
+            await generate(models)
+        assert emulator.refused == 1
+    assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")
+    assert caught.value.message == "Resource has been exhausted (e.g. check quota)."
+    assert "details" not in caught.value.details["error"]
+
+
+async def test_list_429(sdk, http):
+    """A 429 in a list of one is the same error to the SDK."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.list_429())
+        with pytest.raises(errors.ClientError) as caught:
+            await generate(models)
+        url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
+        async with http.post(url, json={"contents": [{"parts": [{"text": "hello"}]}]}) as response:
+            body = await response.json()
+    assert (caught.value.code, caught.value.status) == (429, "RESOURCE_EXHAUSTED")
+    assert [error["error"]["code"] for error in body] == [429]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_block(sdk, streamed):
+    """A blocked prompt has feedback and no candidates."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.block("PROHIBITED_CONTENT"))
+        if streamed:
+            ((response,), _) = await stream_all(models)
+        else:
+            response = await generate(models)
+    assert response.prompt_feedback.block_reason == types.BlockedReason.PROHIBITED_CONTENT
+    assert not response.candidates
+    assert response.usage_metadata.prompt_token_count
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_safety(sdk, streamed):
+    """A blocked answer has a candidate without text."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.safety())
+        if streamed:
+            ((response,), _) = await stream_all(models)
+        else:
+            response = await generate(models)
+    assert response.candidates[0].finish_reason == types.FinishReason.SAFETY
+    assert response.text is None
+
+
+async def test_empty(sdk):
+    """An empty 200 is an empty response to the SDK, and no error."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.empty())
+        assert (await generate(models)).candidates is None
+        assert await stream_all(models) == ([], None)
+
+
+async def test_stream_cut(sdk):
+    """A stream that is cut ends without an error and without a finish reason."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.stream_cut(after=2))
+        chunks, error = await stream_all(models)
+    assert (len(chunks), error) == (2, None)
+    assert chunks[-1].candidates[0].finish_reason is None
+
+
+async def test_stream_error(sdk):
+    """A stream may end in an error that the SDK raises after the first chunks."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.stream_error(503, after=2))
+        chunks, error = await stream_all(models)
+    assert len(chunks) == 2
+    assert (error.code, error.status) == (503, "UNAVAILABLE")
+
+
+async def test_stream_drop(sdk):
+    """A stream may lose its connection on the way."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.stream_drop())
+        _, error = await stream_all(models)
+    assert isinstance(error, LOST)
+
+
+async def test_stream_hang(sdk):
+    """A stream may stop on the way, and go on when it is released."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.stream_hang(after=1))
+        stream = await models.generate_content_stream(model=MODEL, contents="Tell me of llamas")
+        texts = [(await anext(stream)).text]
+        await until_holding(emulator)
+        emulator.release()
+        texts += [chunk.text async for chunk in stream]
+    assert "".join(texts) == "[gemini-test] echo: Tell me of llamas"
+
+
+async def test_faults_match(sdk):
+    """A fault is for its model, its method and its number of requests only, and the oldest match wins."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        rule = emulator.inject(Fault.status(503), model=MODEL, times=2)
+        emulator.inject(Fault.status(500), methods=["streamGenerateContent"])
+        emulator.inject(Fault.stream_cut())
+        assert (await models.generate_content(model="other", contents="hello")).text
+        await models.count_tokens(model=MODEL, contents="hello")
+        for _ in range(2):
+            with pytest.raises(errors.ServerError, match="503"):
+                await generate(models)
+        assert (rule.taken, rule.left) == (2, 0)
+        assert (await generate(models)).text
+        _, error = await stream_all(models)
+        assert error.code == 500
+        emulator.clear_faults()
+        chunks, error = await stream_all(models)
+        assert (len(chunks), error) == (4, None)
+
+
+async def test_count_tokens_may_fail_too(sdk):
+    """A fault for every method reaches countTokens, and still no request is counted there."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.status(429), methods=None)
+        with pytest.raises(errors.ClientError, match="429"):
+            await models.count_tokens(model=MODEL, contents="hello")
+        assert (emulator.requests, emulator.refused) == (0, 0)
+
+
+async def test_a_quota_goes_before_a_fault(sdk, clock):
+    """A request that its quota refuses leaves the fault to the next one."""
+    async with (
+        GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator,
+        sdk(emulator) as models,
+    ):
+        await generate(models)
+        rule = emulator.inject(Fault.block(), times=1)
+        with pytest.raises(errors.ClientError, match="429"):
+            await generate(models)
+        assert rule.taken == 0
+        clock.shift(60)
+        assert not (await generate(models)).candidates
+        assert rule.taken == 1

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import subprocess
+import sys
+import threading
+
+import aiohttp
+import pytest
+
+from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+
+MODEL = "gemini-test"
+BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
+
+
+async def generate(http, url):
+    async with http.post(f"{url}/v1beta/models/{MODEL}:generateContent?key=k", json=BODY) as response:
+        await response.read()
+        return response.status
+
+
+async def send_half_a_request(emulator):
+    tasks = len(asyncio.all_tasks())
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(emulator.url.rpartition(":")[2]))
+    path = f"/v1/models/{MODEL}:generateContent?key=k"
+    writer.write(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{{".encode())
+    await until(lambda: len(asyncio.all_tasks()) > tasks)  # the emulator reads it
+    return reader, writer
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in a socket
+            await asyncio.sleep(0)
+
+
+async def test_nothing_is_left_behind(http):
+    """After it stopped there is no task, no listener and no connection, even with requests that hang."""
+    before = asyncio.all_tasks()
+    async with GeminiEmulator() as emulator:
+        url = emulator.url
+        assert await generate(http, url) == 200
+        emulator.inject(Fault.hang())
+        hanging = asyncio.create_task(generate(http, url))
+        await until(lambda: emulator.holding)
+    with pytest.raises(aiohttp.ClientError):
+        await hanging
+    gc.collect()
+    assert asyncio.all_tasks() == before
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+async def test_url_needs_a_running_server():
+    """Before it runs and after it stopped there is no URL; the error says what to do."""
+    emulator = GeminiEmulator()
+    with pytest.raises(RuntimeError, match="use it in 'async with'"):
+        emulator.url  # noqa: B018
+    async with emulator:
+        assert emulator.url.startswith("http://127.0.0.1:")
+        assert emulator.url in repr(emulator)
+        with pytest.raises(RuntimeError, match="runs already"):
+            await emulator.__aenter__()
+    assert "stopped" in repr(emulator)
+
+
+async def test_counters_survive_a_restart_on_the_same_port(http):
+    """An emulator can be stopped and started again on its port, as a provider that was away."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    emulator = GeminiEmulator(port=port)
+    for round_ in (1, 2):
+        async with emulator:
+            assert await generate(http, f"http://127.0.0.1:{port}") == 200
+            assert emulator.accepted == round_
+
+
+async def test_a_taken_port_is_an_error():
+    """A port that somebody listens on is an OSError, in the loop and in a thread."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        emulator = GeminiEmulator(port=taken.getsockname()[1])
+        with pytest.raises(OSError, match="in use"):
+            await emulator.__aenter__()
+        with pytest.raises(OSError, match="in use"), emulator.run_in_thread():
+            pytest.fail("it must not run")
+
+
+async def test_serve_until_cancelled(http):
+    """``serve`` tells its URL, serves, and stops cleanly when it is cancelled."""
+    emulator = GeminiEmulator()
+    urls = asyncio.Queue()
+    task = asyncio.create_task(emulator.serve("127.0.0.1", 0, started=urls.put_nowait))
+    assert await generate(http, await urls.get()) == 200
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert "stopped" in repr(emulator)
+
+
+async def test_run_in_thread(http):
+    """In a thread it answers while the caller's loop is blocked, and takes the same orders."""
+    threads = threading.active_count()
+    with GeminiEmulator(default_quota=QuotaSpec(rpm=2)).run_in_thread() as emulator:
+        with socket.create_connection(("127.0.0.1", int(emulator.url.rpartition(":")[2])), 10) as raw:
+            raw.sendall(b"GET /v1/models?key=k HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert raw.recv(15) == b"HTTP/1.1 200 OK"
+        rule = emulator.inject(Fault.hang(), times=1)
+        hanging = asyncio.create_task(generate(http, emulator.url))
+        await until(lambda: emulator.holding)
+        emulator.release()
+        statuses = [await hanging] + [await generate(http, emulator.url) for _ in range(2)]
+        assert statuses == [200, 200, 429]
+        assert (emulator.accepted, emulator.refused, rule.taken) == (2, 1, 1)
+    assert threading.active_count() == threads
+
+
+async def test_a_delay_in_a_thread_follows_the_callers_clock(http, clock):
+    """A clock that the caller moves wakes a delayed request in the emulator's own thread."""
+    with GeminiEmulator(clock=clock).run_in_thread() as emulator:
+        emulator.inject(Fault.delay(5))
+        delayed = asyncio.create_task(generate(http, emulator.url))
+        await until(lambda: clock.pending)
+        clock.shift(5)
+        async with asyncio.timeout(10):
+            assert await delayed == 200
+
+
+async def test_the_connection_is_kept_alive(http):
+    """Many requests of one client go over one connection, refused ones too."""
+    async with GeminiEmulator(default_quota=QuotaSpec(rpm=3)) as emulator:
+        for _ in range(6):
+            await generate(http, emulator.url)
+        connections = sum(map(len, http.connector._conns.values()))
+        assert connections == len(emulator._wire._transports) == 1
+
+
+async def test_large_bodies(http):
+    """A prompt of a megabyte arrives whole."""
+    async with GeminiEmulator() as emulator:
+        body = {"contents": [{"parts": [{"text": "x" * 1_000_000}]}]}
+        url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
+        async with http.post(url, json=body) as response:
+            usage = (await response.json())["usageMetadata"]
+    assert usage["promptTokenCount"] == 250_000
+
+
+async def test_a_client_that_leaves_within_its_request_is_forgotten():
+    """A request whose body never arrives whole counts nowhere."""
+    async with GeminiEmulator() as emulator:
+        _, writer = await send_half_a_request(emulator)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: not emulator._wire._transports)
+        assert (emulator.requests, emulator.accepted) == (0, 0)
+
+
+async def test_half_a_request_does_not_block_the_stop(caplog):
+    """A client that never sends the rest of its request is hung up on when the emulator stops."""
+    async with GeminiEmulator() as emulator:
+        reader, writer = await send_half_a_request(emulator)
+    async with asyncio.timeout(10):
+        gone = await asyncio.gather(reader.read(), return_exceptions=True)
+    assert gone == [b""] or isinstance(gone[0], ConnectionError)
+    assert emulator.requests == 0
+    writer.close()
+    assert not caplog.records
+
+
+async def test_a_responder_that_raises_is_no_secret(http, caplog):
+    """A mistake in a responder is a 500 for the client, with its traceback in the log."""
+    async with GeminiEmulator(responder=lambda model, body: body["nothing"]) as emulator:
+        assert await generate(http, emulator.url) == 500
+    assert "KeyError: 'nothing'" in caplog.text
+
+
+def test_importing_testing_does_not_import_the_server():
+    """``llm_router.testing`` can be imported without starlette and uvicorn."""
+    code = (
+        "import sys, llm_router.testing, llm_router.testing.clock;"
+        "print([name for name in ('starlette', 'uvicorn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
