@@ -1,0 +1,12 @@
+"""Where the state of quotas lives."""
+
+from llm_router.stores.base import (
+    Decision,
+    DeploymentSnapshot,
+    QuotaSnapshot,
+    RateLimitStore,
+    Refusal,
+)
+from llm_router.stores.memory import MemoryStore
+
+__all__ = ["Decision", "DeploymentSnapshot", "MemoryStore", "QuotaSnapshot", "RateLimitStore", "Refusal"]

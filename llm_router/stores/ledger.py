@@ -1,0 +1,421 @@
+"""The arithmetic of one quota: what is taken, what fits, and when it comes back.
+
+Pure Python without I/O or locks, for stores that decide in Python. Times are whole microseconds since the
+Unix epoch, so that every store, whatever its language, reckons alike; :data:`NEVER` stands for a moment that
+does not come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+from zoneinfo import ZoneInfo
+
+from llm_router.domain.quota import Quota, Refill
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "EXACT_LIMIT",
+    "MOST_ENTRIES",
+    "NEVER",
+    "SLICES",
+    "DailyLedger",
+    "Ledger",
+    "RollingLedger",
+    "SteadyLedger",
+    "make_ledger",
+    "microseconds",
+    "midnights",
+    "seconds",
+]
+
+NEVER = 1 << 62
+"""Later than every moment, in microseconds."""
+
+EXACT_LIMIT = 240
+"""Rolling quotas up to this limit keep every taking apart."""
+
+SLICES = 240
+"""Above it, takings within window/SLICES of each other come back together, when the last of them does."""
+
+MOST_ENTRIES = 2 * SLICES
+"""Entries above which those that were given back whole are swept out, lest many releases pile up."""
+
+_EPSILON = 1e-6
+"""Tokens by which a steady bucket may be overdrawn, so that rounding refuses nothing that fits."""
+
+
+def microseconds(moment: float) -> int:
+    """Convert seconds since the epoch (possibly infinite) to the microseconds of a ledger."""
+    return round(moment * 1e6) if -math.inf < moment < math.inf else (NEVER if moment > 0 else -NEVER)
+
+
+def seconds(moment: int) -> float:
+    """Convert a ledger's microseconds to seconds since the epoch; :data:`NEVER` becomes infinity."""
+    return moment / 1e6 if moment < NEVER else math.inf
+
+
+class Ledger(Protocol):
+    """One quota's book. ``amount`` is in requests or tokens, ``now`` and every moment in microseconds.
+
+    A taking is named by a *mark*, a plain integer that means the same to a ledger loaded elsewhere. The mark
+    of an amount of 0, which takes nothing, is asked for by ``take(0, now)``: what was used may be more.
+    """
+
+    limit: int
+    """Requests or tokens per window."""
+
+    @property
+    def taken(self) -> int:
+        """What is used, told without work: right after a ``take`` that ``room_at`` allowed."""
+        ...
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else the moment it will if nobody takes more, or NEVER."""
+        ...
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount``, which fits, and return the mark by which it can be corrected."""
+        ...
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark`` by ``change``, as if it had been taken so.
+
+        Nothing ever falls below zero, and a mark that is of no consequence any more changes nothing.
+        """
+        ...
+
+    def used(self, now: int) -> int:
+        """Return what is taken and has not come back; more than the limit after a correction upwards."""
+        ...
+
+    def resets_at(self, now: int) -> int:
+        """Return when all of it is back if nobody takes more; ``now`` when nothing is taken."""
+        ...
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Go on under other limits, keeping what is taken."""
+        ...
+
+    def dump(self) -> list[float]:
+        """Return the state as plain numbers (integers but for a steady debt), for :meth:`load`."""
+        ...
+
+    def load(self, state: Sequence[float]) -> None:
+        """Take over the state that a ledger of the same kind dumped."""
+        ...
+
+
+class RollingLedger:
+    """Every taking comes back one window (and the guard) after it was made.
+
+    The entries are ``[last, amount, first]``: the moments of the last and first taking merged into one, and
+    what they took together. Both moments rise strictly from entry to entry. There are never more than about
+    :data:`MOST_ENTRIES` of them. A mark is a moment: the ``first`` of the entry that it was put into.
+
+    Dump: ``last, amount, first`` of each entry in turn, oldest first.
+    """
+
+    __slots__ = ("_entries", "_resolution", "_span", "limit", "taken")
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self._entries: deque[list[int]] = deque()
+        self.taken = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Go on under another limit or window, keeping what is taken."""
+        self.limit = limit
+        self._span = microseconds(quota.window + quota.guard)
+        self._resolution = 0 if limit <= EXACT_LIMIT else microseconds(quota.window) // SLICES
+
+    def _expire(self, now: int) -> None:
+        entries, horizon = self._entries, now - self._span
+        while entries and entries[0][0] <= horizon:
+            self.taken -= entries.popleft()[1]
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
+        entries = self._entries
+        if entries and entries[0][0] <= now - self._span:
+            self._expire(now)
+        excess = self.taken + amount - self.limit
+        if excess <= 0:
+            return now
+        if amount > self.limit:
+            return NEVER
+        for last, taken, _ in entries:
+            excess -= taken
+            if excess <= 0:
+                return last + self._span
+        raise AssertionError("the entries of a rolling ledger do not add up to what it says is used")
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        entries = self._entries
+        if entries:
+            newest = entries[-1]
+            last, _, first = newest
+            if now < last:  # noqa: PLR1730 - a third of the time of max()
+                now = last  # a clock set back must not bring anything back early
+            if now - first <= self._resolution:
+                newest[0] = now
+                newest[1] += amount
+                self.taken += amount
+                return first
+        if amount:
+            self.taken += amount
+            entries.append([now, amount, now])
+            if len(entries) > MOST_ENTRIES:
+                self._entries = deque(entry for entry in entries if entry[1])
+        return now
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``, unless it has come back already."""
+        self._expire(now)
+        if mark <= now - self._span and not (self._entries and mark >= self._entries[0][2]):
+            return
+        entries = self._entries
+        index = len(entries)
+        for entry in reversed(entries):
+            if entry[2] <= mark:
+                break
+            index -= 1
+        else:
+            entry = None
+        if entry is None or entry[0] < mark:  # the taking was one of 0, or was given back whole and swept out
+            if change > 0:
+                self._insert(index, mark, change)
+            return
+        change = max(change, -entry[1])
+        entry[1] += change
+        self.taken += change
+
+    def _insert(self, index: int, mark: int, amount: int) -> None:
+        """Put in a taking after the entries before ``index``, merging it where it would be by now."""
+        entries = self._entries
+        self.taken += amount
+        before = entries[index - 1] if index else None
+        if before is not None and (mark - before[2] <= self._resolution or len(entries) > MOST_ENTRIES):
+            before[0] = mark
+            before[1] += amount
+        else:
+            entries.insert(index, [mark, amount, mark])
+
+    def used(self, now: int) -> int:
+        """Return what is taken and has not come back."""
+        self._expire(now)
+        return self.taken
+
+    def resets_at(self, now: int) -> int:
+        """Return when all of it is back."""
+        self._expire(now)
+        return next((last + self._span for last, taken, _ in reversed(self._entries) if taken), now)
+
+    def dump(self) -> list[float]:
+        """Return the entries, flat, oldest first."""
+        return [number for entry in self._entries for number in entry]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Take over the entries that another ledger dumped."""
+        numbers = iter(map(int, state))
+        self._entries = deque(map(list, zip(numbers, numbers, numbers, strict=True)))
+        self.taken = sum(entry[1] for entry in self._entries)
+
+
+class SteadyLedger:
+    """A small bucket that refills drop by drop.
+
+    It holds a debt that drains at a constant rate. In any window the bucket gives at most its capacity and
+    what drains meanwhile; the rate is chosen so that the whole parts of the two never exceed the limit.
+
+    A mark is how much had ever been taken, the taking included. What was taken since then bounds what the
+    debt is worth without it: part of the taking may have drained already and must not be given back twice.
+
+    Dump: the debt (a float), the moment at which it was that, and how much was ever taken.
+    """
+
+    __slots__ = ("_at", "_capacity", "_debt", "_rate", "_total", "limit")
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self._debt = 0.0
+        self._at = 0
+        self._total = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Go on under another limit or capacity, keeping the debt."""
+        self.limit = limit
+        self._capacity = min(quota.capacity, limit)
+        # One more than limit - capacity: a window without the guard then still drains less than that.
+        spread = limit - self._capacity + (1 if quota.guard > 0 else 0)
+        self._rate = max(spread, 1) / microseconds(quota.window + quota.guard)
+
+    @property
+    def taken(self) -> int:
+        """What was used when something was taken or corrected last."""
+        return math.ceil(self._debt - _EPSILON)
+
+    def _drained(self, now: int) -> float:
+        return max(0.0, self._debt - (now - self._at) * self._rate) if now > self._at else self._debt
+
+    def _drain(self, now: int) -> None:
+        self._debt = self._drained(now)
+        self._at = max(now, self._at)
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
+        excess = self._drained(now) + amount - self._capacity
+        if excess <= _EPSILON:
+            return now
+        if amount > self._capacity:
+            return NEVER
+        # Half of what is allowed for rounding, so that it is not refused again when the moment has come.
+        return max(now, self._at) + math.ceil((excess - _EPSILON / 2) / self._rate)
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        self._drain(now)
+        self._debt += amount
+        self._total += amount
+        return self._total
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``; what has drained since then is not given back again."""
+        self._drain(now)
+        if change > 0:
+            self._debt += change
+            self._total += change
+        elif mark <= self._total:
+            self._debt = max(self._debt + change, min(self._debt, self._total - mark))
+
+    def used(self, now: int) -> int:
+        """Return the debt, in whole requests or tokens, rounded up."""
+        return math.ceil(self._drained(now) - _EPSILON)
+
+    def resets_at(self, now: int) -> int:
+        """Return when the bucket is full again."""
+        debt = self._drained(now)
+        return max(now, self._at) + math.ceil(debt / self._rate) if debt > 0.0 else now
+
+    def dump(self) -> list[float]:
+        """Return the debt, the moment of it and how much was ever taken."""
+        return [self._debt, self._at, self._total]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Take over the debt that another ledger dumped."""
+        debt, at, total = state
+        self._debt, self._at, self._total = float(debt), int(at), int(total)
+
+
+class DailyLedger:
+    """Everything comes back at midnight in the provider's time zone.
+
+    What is taken within the guard before midnight may be counted by the provider on either side of it, and
+    so counts here on both. A mark is the moment of the taking.
+
+    Dump: what is taken today, how much of it counts tomorrow, and the midnights before and after.
+    """
+
+    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "limit", "taken")
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self.taken = self._carry = 0
+        self._starts = self._ends = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Go on under another limit, keeping what is taken."""
+        self.limit = limit
+        self._guard = microseconds(quota.guard)
+        self._zone = quota.timezone
+
+    def _roll(self, now: int) -> None:
+        if now < self._ends:
+            return
+        starts, ends, _ = midnights(now, self._zone)
+        # Only what was taken right before *this* midnight can count on this side of it.
+        self.taken = self._carry if starts == self._ends else 0
+        self._carry = 0
+        self._starts, self._ends = starts, ends
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
+        if now >= self._ends:
+            self._roll(now)
+        if self.taken + amount <= self.limit and self._carry + amount <= self.limit:
+            return now
+        if amount > self.limit:
+            return NEVER
+        if self._carry + amount <= self.limit:
+            return self._ends
+        return midnights(self._ends, self._zone)[1]
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        if now >= self._ends:
+            self._roll(now)
+        self.taken += amount
+        if now >= self._ends - self._guard:
+            self._carry += amount
+        return now if now >= self._starts else self._starts  # noqa: FURB136 - a third of the time of max()
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``, on each side of midnight that it counts on."""
+        self._roll(now)
+        if mark >= self._starts - self._guard:
+            self.taken = max(0, self.taken + change)
+        if mark >= self._ends - self._guard:
+            self._carry = max(0, self._carry + change)
+
+    def used(self, now: int) -> int:
+        """Return what is taken today."""
+        if now < self._ends:
+            return self.taken
+        return self._carry if midnights(now, self._zone)[0] == self._ends else 0
+
+    def resets_at(self, now: int) -> int:
+        """Return the midnight at which all of it is back; ``now`` when nothing is taken."""
+        self._roll(now)
+        if not self.taken:
+            return now
+        return midnights(self._ends, self._zone)[1] if self._carry else self._ends
+
+    def dump(self) -> list[float]:
+        """Return today's count, what of it counts tomorrow, and the midnights before and after."""
+        return [self.taken, self._carry, self._starts, self._ends]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Take over the count that another ledger dumped."""
+        self.taken, self._carry, self._starts, self._ends = map(int, state)
+
+
+def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
+    """Open an empty book for ``quota``, under ``limit`` instead of its own where one is given."""
+    limit = quota.limit if limit is None else limit
+    match quota.refill:
+        case Refill.ROLLING:
+            return RollingLedger(quota, limit)
+        case Refill.STEADY:
+            return SteadyLedger(quota, limit)
+        case Refill.DAILY:
+            return DailyLedger(quota, limit)
+
+
+def midnights(now: int, timezone: str) -> tuple[int, int, int]:
+    """Return the midnight before (or at) ``now`` in ``timezone``, the next, and the one after that."""
+    zone = ZoneInfo(timezone)
+    today = datetime.fromtimestamp(now / 1e6, zone).date().toordinal()
+    return _midnight(today, timezone), _midnight(today + 1, timezone), _midnight(today + 2, timezone)
+
+
+@lru_cache(maxsize=64)
+def _midnight(ordinal: int, timezone: str) -> int:
+    # Local midnight by wall clock: a day has 23 or 25 hours when the clocks change.
+    start = datetime.min.replace(tzinfo=ZoneInfo(timezone)) + timedelta(days=ordinal - 1)
+    return microseconds(start.timestamp())

@@ -1,0 +1,313 @@
+"""The store of one process: everything in dictionaries, nothing survives."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.ledger import NEVER, Ledger, make_ledger, microseconds, seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llm_router.domain.cooldown import Cooldown
+    from llm_router.domain.deployment import Deployment, Scope
+
+__all__ = ["LEARNT_FOR", "MemoryStore"]
+
+LEARNT_FOR = 24 * 3600.0
+"""Seconds for which a limit learnt from a refusal holds."""
+
+_SWEEP_EVERY = 1_000_000
+"""Microseconds between two sweeps of what has expired."""
+
+_MOST_SHELVES = 50_000
+"""Deployment objects remembered; a router that is reloaded makes new ones. Forgetting them loses no count."""
+
+_NOTHING = Demand(0, 0)
+_SMALLEST = Demand(1, 1)
+
+
+class _Book:
+    """One quota with its ledger, and until when a learnt limit holds for it."""
+
+    __slots__ = ("counts_tokens", "holds_until", "is_daily", "ledger", "quota")
+
+    def __init__(self, quota: Quota, ledger: Ledger) -> None:
+        self.quota = quota
+        self.ledger = ledger
+        self.holds_until = NEVER
+        self.counts_tokens = quota.metric.counts_tokens
+        self.is_daily = quota.refill is Refill.DAILY
+
+
+class _Account:
+    """What belongs to one (provider, project, model): its books, and what refusals told of its limits."""
+
+    __slots__ = ("books", "learnt", "version")
+
+    def __init__(self) -> None:
+        self.books: dict[Metric, _Book] = {}
+        self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
+        self.version = 0  # rises whenever a limit changes
+
+
+_Row = tuple[bool, bool, Ledger]
+"""What the hot path needs of a book: whether it counts tokens, whether it is daily, its ledger."""
+
+_Reservation = tuple[int, int, int, tuple[_Row, ...], list[int]]
+"""When it expires, the requests and tokens it asked for, what it took them from, and the mark in each."""
+
+
+class _Shelf:
+    """The books of one deployment under the limits in force, looked up once."""
+
+    __slots__ = ("account", "books", "rows", "valid_until", "version")
+
+    def __init__(self, account: _Account, books: tuple[_Book, ...]) -> None:
+        self.account = account
+        self.books = books
+        self.rows = tuple((book.counts_tokens, book.is_daily, book.ledger) for book in books)
+        self.valid_until = min((until for _, until in account.learnt.values()), default=NEVER)
+        self.version = account.version
+
+
+class MemoryStore:
+    """Keeps the state of one process in memory.
+
+    No method ever suspends, so each is atomic among the tasks of an event loop; it is not meant for several
+    threads. Processes do not see each other's: use SQLite or Redis where several share their keys.
+
+    Args:
+        clock: Where time comes from; the machine's by default.
+    """
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._time = (clock or SystemClock()).time
+        self._accounts: dict[Scope, _Account] = {}
+        self._shelves: dict[Deployment, _Shelf] = {}
+        self._cooldowns: dict[Scope, Cooldown] = {}
+        self._reservations: dict[str, _Reservation] = {}
+        self._sweep_at = 0
+        self._ttl = (0.0, 0)
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
+        now = round(self._time() * 1e6)
+        if now >= self._sweep_at:
+            self._sweep(now)
+        requests, tokens = demand.requests, demand.tokens
+        refusals: tuple[Refusal, ...] = ()
+        for deployment in candidates:
+            shelf = self._shelves.get(deployment)
+            if shelf is None or now >= shelf.valid_until or shelf.version != shelf.account.version:
+                shelf = self._open(deployment, now)
+            if self._cooldowns or not _fits(shelf.rows, requests, tokens, now):
+                refusal = self._refuse(deployment, shelf.books, demand, now)
+                if refusal is not None:
+                    refusals += (refusal,)
+                    continue
+            marks, headroom, daily_headroom = _take(shelf.rows, requests, tokens, now)
+            if ttl != self._ttl[0]:
+                self._ttl = ttl, microseconds(ttl)
+            self._reservations[reservation_id] = now + self._ttl[1], requests, tokens, shelf.rows, marks
+            return Decision(deployment, headroom, daily_headroom, refusals)
+        return Decision(None, 0.0, 0.0, refusals)
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
+        reservation = self._reservations.pop(reservation_id, None)
+        if reservation is not None:
+            _, requests, tokens, _, _ = reservation
+            if used.requests != requests or used.tokens != tokens:
+                self._correct(reservation, used)
+
+    async def release(self, reservation_id: str) -> None:
+        """Give back all that a reservation took; see :class:`RateLimitStore`."""
+        await self.settle(reservation_id, _NOTHING)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Put a scope aside; see :class:`RateLimitStore`."""
+        now = round(self._time() * 1e6)
+        if now >= self._sweep_at:
+            self._sweep(now)
+        present = self._cooldowns.get(cooldown.scope)
+        if cooldown.until == -math.inf:
+            self._cooldowns.pop(cooldown.scope, None)
+        elif microseconds(cooldown.until) > now and (present is None or cooldown.until > present.until):
+            self._cooldowns[cooldown.scope] = cooldown
+        if cooldown.learnt:
+            self._learn(cooldown, now)
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
+        now = round(self._time() * 1e6)
+        return [self._describe(deployment, now) for deployment in deployments]
+
+    async def aclose(self) -> None:
+        """Do nothing: there is nothing to let go of."""
+
+    def __repr__(self) -> str:
+        return f"MemoryStore({len(self._accounts)} accounts, {len(self._reservations)} reservations)"
+
+    # --- deciding -------------------------------------------------------------------------------------
+
+    def _refuse(
+        self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int
+    ) -> Refusal | None:
+        """Return None if ``demand`` fits; else when it will, and what is in the way the longest."""
+        retry_at, reason = self._room_at(deployment, books, demand, now)
+        if retry_at <= now:
+            return None
+        # Until the smallest demand fits, the deployment is of no use to anybody.
+        wake_at, _ = self._room_at(deployment, books, _SMALLEST, now)
+        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
+
+    def _room_at(
+        self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int
+    ) -> tuple[int, str]:
+        """Return the moment at which ``demand`` fits, and the reason why not before."""
+        latest, reason = now, ""
+        cooldown = self._cooldown(deployment, now)
+        if cooldown is not None:
+            latest, reason = microseconds(cooldown.until), cooldown.reason
+        for book in books:
+            amount = demand.tokens if book.counts_tokens else demand.requests
+            room_at = book.ledger.room_at(amount, now) if amount else now
+            if room_at > now:
+                room_at = min(room_at, book.holds_until)  # a learnt limit of 0 does not hold for ever
+            if room_at > latest:
+                latest, reason = room_at, book.quota.metric.value
+        return latest, reason
+
+    def _correct(self, reservation: _Reservation, used: Demand) -> None:
+        """Change what a reservation took to ``used``, unless it has expired."""
+        expires, requests, tokens, rows, marks = reservation
+        now = round(self._time() * 1e6)
+        if now >= expires:
+            return
+        for (counts_tokens, _, ledger), mark in zip(rows, marks, strict=True):
+            change = used.tokens - tokens if counts_tokens else used.requests - requests
+            if change:
+                ledger.correct(mark, change, now)
+
+    def _cooldown(self, deployment: Deployment, now: int) -> Cooldown | None:
+        """Return the cooldown that ends last among those of the deployment's scopes."""
+        latest = None
+        for scope in deployment.scopes:
+            cooldown = self._cooldowns.get(scope)
+            if cooldown is None or microseconds(cooldown.until) <= now:
+                continue
+            if latest is None or cooldown.until > latest.until:
+                latest = cooldown
+        return latest
+
+    def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
+        quotas = []
+        for book in self._open(deployment, now).books:
+            ledger = book.ledger
+            quotas.append(
+                QuotaSnapshot(
+                    book.quota.metric, ledger.limit, ledger.used(now), seconds(ledger.resets_at(now))
+                )
+            )
+        return DeploymentSnapshot(deployment, tuple(quotas), self._cooldown(deployment, now))
+
+    # --- the books ------------------------------------------------------------------------------------
+
+    def _account(self, scope: Scope) -> _Account:
+        account = self._accounts.get(scope)
+        if account is None:
+            account = self._accounts[scope] = _Account()
+        return account
+
+    def _open(self, deployment: Deployment, now: int) -> _Shelf:
+        """Find or open the books of a deployment under the limits that hold now."""
+        account = self._account(deployment.model_scope)
+        if account.learnt:
+            account.learnt = {metric: told for metric, told in account.learnt.items() if told[1] > now}
+        books = tuple(self._book(account, *terms) for terms in _terms(deployment, account))
+        if len(self._shelves) >= _MOST_SHELVES:
+            self._shelves.clear()
+        shelf = self._shelves[deployment] = _Shelf(account, books)
+        return shelf
+
+    @staticmethod
+    def _book(account: _Account, quota: Quota, limit: int, holds_until: int) -> _Book:
+        """Return the account's book for ``quota``, under other limits than before if they have changed."""
+        book = account.books.get(quota.metric)
+        if book is None or book.quota != quota or book.ledger.limit != limit:
+            account.version += 1
+            if book is None or book.quota.refill is not quota.refill:
+                ledger = make_ledger(quota, limit)
+            else:
+                ledger = book.ledger
+                ledger.configure(quota, limit)
+            book = account.books[quota.metric] = _Book(quota, ledger)
+        book.holds_until = holds_until
+        return book
+
+    def _learn(self, cooldown: Cooldown, now: int) -> None:
+        """Note limits that the provider told; while one is in force, a higher one only renews it."""
+        account = self._account(cooldown.scope)
+        for learnt in cooldown.learnt:
+            limit, until = account.learnt.get(learnt.metric, (learnt.limit, 0))
+            lowest = min(limit, learnt.limit) if until > now else learnt.limit
+            account.learnt[learnt.metric] = lowest, now + microseconds(LEARNT_FOR)
+        account.version += 1
+
+    # --- forgetting -----------------------------------------------------------------------------------
+
+    def _sweep(self, now: int) -> None:
+        """Drop the cooldowns that ended, and the reservations that expired; they keep what they took."""
+        self._sweep_at = now + _SWEEP_EVERY
+        expired = [key for key, reservation in self._reservations.items() if reservation[0] <= now]
+        for reservation_id in expired:
+            del self._reservations[reservation_id]
+        ended = [key for key, present in self._cooldowns.items() if microseconds(present.until) <= now]
+        for scope in ended:
+            del self._cooldowns[scope]
+
+
+def _fits(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> bool:
+    """Tell whether every quota has room for a demand now."""
+    for counts_tokens, _, ledger in rows:
+        amount = tokens if counts_tokens else requests
+        if amount and ledger.room_at(amount, now) != now:
+            return False
+    return True
+
+
+def _take(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> tuple[list[int], float, float]:
+    """Take what fits; return the marks, and the shares that remain."""
+    marks = []
+    headroom = daily_headroom = 1.0
+    for counts_tokens, is_daily, ledger in rows:
+        amount = tokens if counts_tokens else requests
+        marks.append(ledger.take(amount, now))
+        used = ledger.taken if amount else ledger.used(now)
+        limit = ledger.limit
+        share = 1.0 - used / limit if used < limit else 0.0
+        if is_daily:
+            if share < daily_headroom:  # noqa: PLR1730 - three times as fast as min()
+                daily_headroom = share
+        elif share < headroom:
+            headroom = share
+    return marks, headroom, daily_headroom
+
+
+def _terms(deployment: Deployment, account: _Account) -> Iterator[tuple[Quota, int, int]]:
+    """Yield each quota of a deployment, its limit in force, and until when that is a learnt one."""
+    configured = {quota.metric: quota for quota in deployment.quotas}
+    for metric, quota in configured.items():
+        limit, until = account.learnt.get(metric, (quota.limit, NEVER))
+        yield (quota, limit, until) if limit < quota.limit else (quota, quota.limit, NEVER)
+    for metric in Metric:
+        if metric in account.learnt and metric not in configured:
+            limit, until = account.learnt[metric]
+            yield Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING), limit, until

@@ -1,0 +1,307 @@
+"""The contract of cooldowns: what is put aside, until when, and what limits are learnt with it."""
+
+from __future__ import annotations
+
+import math
+
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.deployment import Scope
+from llm_router.domain.quota import Metric
+from llm_router.testing.clock import ManualClock
+from llm_router.testing.store_contract.base import (
+    MS,
+    SPAN,
+    START,
+    ContractBase,
+    close,
+    deployment,
+    grants,
+    move_to,
+    quotas_of,
+    reserve,
+    rpm,
+    tpm,
+    used,
+)
+
+__all__ = ["CooldownContract"]
+
+_DAY = 24 * 3600.0
+
+
+class CooldownContract(ContractBase):
+    """Cooldowns, quarantines and learnt limits."""
+
+    async def test_a_cooldown_puts_aside_until_its_end(self) -> None:
+        """Refused a millisecond before, granted at the end; the refusal tells reason and end."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(5))
+            await store.cool_down(Cooldown(limited.model_scope, START + 47.5, "der Dienst ist müde: 'ruhe'"))
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "der Dienst ist müde: 'ruhe'"
+            assert close(refusal.retry_at, START + 47.5)
+            assert close(refusal.wake_at, START + 47.5)
+            move_to(clock, START + 47.5 - MS)
+            assert not await grants(store, limited)
+            move_to(clock, START + 47.5)
+            assert await grants(store, limited)
+
+    async def test_a_candidate_that_cools_down_is_passed_over(self) -> None:
+        """The next candidate is taken instead."""
+        async with self.open_store(ManualClock(START)) as store:
+            cooled, ready = deployment(key="cooled"), deployment(key="ready")
+            await store.cool_down(Cooldown(cooled.key_scope, START + 5.0, "busy"))
+            decision = await reserve(store, cooled, ready)
+            assert decision.deployment is ready
+            assert [refusal.deployment for refusal in decision.refusals] == [cooled]
+
+    async def test_of_two_cooldowns_the_later_end_wins(self) -> None:
+        """Whichever came first; the reason is that of the one that holds."""
+        async with self.open_store(ManualClock(START)) as store:
+            for order in ((30.0, 50.0), (50.0, 30.0)):
+                limited = deployment(key=f"key-{order[0]}")
+                for seconds in order:
+                    await store.cool_down(Cooldown(limited.model_scope, START + seconds, f"{seconds:.0f} s"))
+                [refusal] = (await reserve(store, limited)).refusals
+                assert close(refusal.retry_at, START + 50.0)
+                assert refusal.reason == "50 s"
+
+    async def test_a_cooldown_can_follow_one_that_has_ended(self) -> None:
+        """An ended cooldown is of no consequence for the next."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment()
+            await store.cool_down(Cooldown(limited.model_scope, START + 10.0, "first"))
+            clock.shift(20.0)
+            assert await grants(store, limited)
+            await store.cool_down(Cooldown(limited.model_scope, START + 25.0, "second"))
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "second"
+            assert close(refusal.retry_at, START + 25.0)
+
+    async def test_a_cooldown_that_is_over_is_none(self) -> None:
+        """One that ended before it was told puts nothing aside and ends nothing."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment()
+            await store.cool_down(Cooldown(limited.model_scope, START - 5.0, "past"))
+            assert await grants(store, limited)
+            await store.cool_down(Cooldown(limited.model_scope, START + 5.0, "present"))
+            await store.cool_down(Cooldown(limited.model_scope, START - 5.0, "past"))
+            assert not await grants(store, limited)
+
+    async def test_a_lift_ends_a_cooldown_at_once(self) -> None:
+        """Of the scope that it names, and of no other; lifting nothing is no error."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment()
+            await store.cool_down(Cooldown.lift(limited.model_scope))
+            await store.cool_down(Cooldown(limited.model_scope, START + 500.0, "busy"))
+            await store.cool_down(Cooldown(limited.key_scope, START + 20.0, "key"))
+            await store.cool_down(Cooldown.lift(limited.model_scope))
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "key"
+            await store.cool_down(Cooldown.lift(limited.key_scope))
+            assert await grants(store, limited)
+
+    async def test_a_quarantine_lasts_until_it_is_lifted(self) -> None:
+        """Neither time nor a shorter cooldown ends it."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(5))
+            await store.cool_down(Cooldown(limited.key_scope, math.inf, "invalid key"))
+            await store.cool_down(Cooldown(limited.key_scope, START + 5.0, "busy"))
+            for _ in range(2):
+                [refusal] = (await reserve(store, limited)).refusals
+                assert refusal.reason == "invalid key"
+                assert refusal.retry_at == math.inf
+                assert refusal.wake_at == math.inf
+                [snapshot] = await store.snapshot([limited])
+                assert snapshot.cooldown is not None
+                assert snapshot.cooldown.is_quarantine
+                clock.shift(400 * _DAY)
+            await store.cool_down(Cooldown.lift(limited.key_scope))
+            assert await grants(store, limited)
+
+    async def test_a_cooldown_becomes_a_quarantine(self) -> None:
+        """No end is later than every end."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment()
+            await store.cool_down(Cooldown(limited.key_scope, START + 5.0, "busy"))
+            await store.cool_down(Cooldown(limited.key_scope, math.inf, "invalid key"))
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.retry_at == math.inf
+
+    async def test_a_cooldown_reaches_what_its_scope_names_and_nothing_else(self) -> None:
+        """A (project, model), all models of a key, or all keys of a provider."""
+        everyone = {
+            "itself": deployment(key="a", model="m", project="p"),
+            "sibling": deployment(key="b", model="m", project="p"),
+            "other model": deployment(key="a", model="n", project="p"),
+            "other project": deployment(key="c", model="m", project="q"),
+            "other provider": deployment(key="a", model="m", project="p", provider="other"),
+        }
+        reached = {
+            "model_scope": {"itself", "sibling"},
+            "key_scope": {"itself", "other model"},
+            "provider_scope": {"itself", "sibling", "other model", "other project"},
+        }
+        for kind, names in reached.items():
+            async with self.open_store(ManualClock(START)) as store:
+                await store.cool_down(Cooldown(getattr(everyone["itself"], kind), START + 5.0, kind))
+                refused = {name for name, each in everyone.items() if not await grants(store, each)}
+                assert refused == names
+
+    async def test_the_scope_that_ends_last_decides(self) -> None:
+        """Of cooldowns on several scopes of one deployment the latest is told."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment()
+            await store.cool_down(Cooldown(limited.model_scope, START + 10.0, "model"))
+            await store.cool_down(Cooldown(limited.key_scope, START + 30.0, "key"))
+            await store.cool_down(Cooldown(limited.provider_scope, START + 20.0, "provider"))
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "key"
+            assert close(refusal.retry_at, START + 30.0)
+            [snapshot] = await store.snapshot([limited])
+            assert snapshot.cooldown is not None
+            assert snapshot.cooldown.scope == limited.key_scope
+            assert snapshot.cooldown.reason == "key"
+            assert close(snapshot.cooldown.until, START + 30.0)
+            clock.shift(30.0)
+            [snapshot] = await store.snapshot([limited])
+            assert snapshot.cooldown is None
+
+    async def test_a_cooldown_takes_no_quota(self) -> None:
+        """Neither setting it nor being refused for it spends anything."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(2), tpm(100))
+            assert await grants(store, limited, tokens=10)
+            await store.cool_down(Cooldown(limited.model_scope, START + 5.0, "busy"))
+            for _ in range(5):
+                assert not await grants(store, limited, tokens=10)
+            assert await used(store, limited) == [1, 10]
+
+    async def test_a_reservation_can_be_settled_while_its_scope_cools_down(self) -> None:
+        """A cooldown stops what is new, not what is under way."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(2), tpm(100))
+            await reserve(store, limited, tokens=50, reservation_id="one")
+            await store.cool_down(Cooldown(limited.key_scope, math.inf, "invalid key"))
+            await store.release("one")
+            assert await used(store, limited) == [0, 0]
+
+    # --- learnt limits --------------------------------------------------------------------------------
+
+    async def test_a_learnt_limit_lowers_the_configured_one(self) -> None:
+        """At once, with what was taken kept; a configured limit that is lower stays."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(10), tpm(100))
+            for later in range(4):
+                move_to(clock, START + later)
+                assert await grants(store, limited, tokens=1)
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=3, tpm=500))
+            quotas = await quotas_of(store, limited)
+            assert [quotas[Metric.RPM].limit, quotas[Metric.TPM].limit] == [3, 100]
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "rpm"
+            assert close(refusal.retry_at, START + 1.0 + SPAN)
+
+    async def test_a_learnt_limit_is_added_where_none_is_configured(self) -> None:
+        """At the end of the quotas, per minute or until midnight as the metric says."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(10))
+            assert await grants(store, limited, tokens=50)
+            await store.cool_down(_learnt(limited.model_scope, START, rpd=2))
+            assert list(await quotas_of(store, limited)) == [Metric.RPM, Metric.RPD]
+            granted = [await grants(store, limited) for _ in range(3)]
+            assert granted == [True, True, False]
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "rpd"
+
+    async def test_a_learnt_limit_holds_for_a_day(self) -> None:
+        """A millisecond before 24 hours it does, at 24 hours it does not."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(4))
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=1, tpm=100))
+            move_to(clock, START + _DAY - MS)
+            assert [await grants(store, limited) for _ in range(2)] == [True, False]
+            assert not await grants(store, limited, requests=0, tokens=101)
+            move_to(clock, START + _DAY)
+            assert list(await quotas_of(store, limited)) == [Metric.RPM]
+            assert [await grants(store, limited, tokens=999) for _ in range(4)] == [True] * 3 + [False]
+
+    async def test_of_learnt_limits_the_lowest_holds(self) -> None:
+        """A higher one does not raise it while it is in force, a lower one replaces it."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(10))
+            for limit, expected in ((5, 5), (7, 5), (2, 2), (9, 2)):
+                await store.cool_down(_learnt(limited.model_scope, START, rpm=limit))
+                assert (await quotas_of(store, limited))[Metric.RPM].limit == expected
+                clock.shift(60.0)
+
+    async def test_a_limit_learnt_again_holds_for_another_day(self) -> None:
+        """Each time the provider says it, the 24 hours begin anew."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(10))
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
+            clock.shift(_DAY / 2)
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
+            move_to(clock, START + 1.5 * _DAY - MS)
+            assert (await quotas_of(store, limited))[Metric.RPM].limit == 1
+            move_to(clock, START + 1.5 * _DAY)
+            assert (await quotas_of(store, limited))[Metric.RPM].limit == 10
+
+    async def test_a_learnt_limit_of_zero_closes_until_it_is_forgotten(self) -> None:
+        """Nothing fits while it holds; the refusal tells when it ends, so that nobody waits for ever."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(10))
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=0))
+            clock.shift(100.0)
+            [refusal] = (await reserve(store, limited)).refusals
+            assert refusal.reason == "rpm"
+            assert close(refusal.retry_at, START + _DAY)
+            assert close(refusal.wake_at, START + _DAY)
+            move_to(clock, START + _DAY)
+            assert await grants(store, limited)
+
+    async def test_a_learnt_limit_belongs_to_the_model_of_a_project(self) -> None:
+        """The siblings of the project are held to it, another model of the key is not."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(9), key="a", project="p")
+            sibling = deployment(rpm(9), key="b", project="p")
+            other = deployment(rpm(9), key="a", project="p", model="other")
+            assert await grants(store, sibling)
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
+            assert not await grants(store, sibling)
+            assert not await grants(store, limited)
+            assert await grants(store, other)
+
+    async def test_a_limit_is_learnt_with_a_cooldown_that_is_shorter_than_another(self) -> None:
+        """Losing to a later end, or lifting the cooldown, takes nothing from what was learnt."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(9))
+            await store.cool_down(Cooldown(limited.model_scope, START + 50.0, "long"))
+            await store.cool_down(_learnt(limited.model_scope, START + 5.0, rpm=1))
+            [snapshot] = await store.snapshot([limited])
+            assert snapshot.cooldown is not None
+            assert snapshot.cooldown.reason == "long"
+            await store.cool_down(Cooldown.lift(limited.model_scope))
+            assert [await grants(store, limited) for _ in range(2)] == [True, False]
+
+    async def test_a_limit_can_be_learnt_before_the_deployment_is_seen(self) -> None:
+        """It holds from the first reserve on."""
+        async with self.open_store(ManualClock(START)) as store:
+            limited = deployment(rpm(9))
+            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
+            assert [await grants(store, limited) for _ in range(2)] == [True, False]
+
+
+def _learnt(scope: str, until: float, **limits: int) -> Cooldown:
+    """Make a cooldown with which ``limits`` are learnt."""
+    learnt = tuple(LearntLimit(Metric(metric), limit) for metric, limit in limits.items())
+    return Cooldown(Scope(scope), until, "the provider said so", learnt)

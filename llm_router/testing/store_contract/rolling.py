@@ -1,0 +1,169 @@
+"""The contract of rolling quotas: no span of a window ever holds more than the limit."""
+
+from __future__ import annotations
+
+import random
+
+from llm_router.domain.quota import MINUTE
+from llm_router.testing.clock import ManualClock
+from llm_router.testing.store_contract.base import (
+    MS,
+    SPAN,
+    START,
+    ContractBase,
+    close,
+    deployment,
+    grants,
+    move_to,
+    quotas_of,
+    reserve,
+    rpm,
+    tpm,
+    used,
+)
+
+__all__ = ["RollingContract"]
+
+
+def _most_in_a_span(takings: list[tuple[float, int]], span: float) -> int:
+    """Return the most that any half-open span of ``span`` seconds holds."""
+    return max(
+        sum(amount for moment, amount in takings[first:] if moment < start + span)
+        for first, (start, _) in enumerate(takings)
+    )
+
+
+class RollingContract(ContractBase):
+    """Rolling quotas."""
+
+    async def test_a_rolling_quota_grants_exactly_its_limit(self) -> None:
+        """Of more requests than the limit exactly the limit is granted, of requests and of tokens."""
+        async with self.open_store(ManualClock(START)) as store:
+            for limit in (1, 2, 3, 15, 60):
+                requests = deployment(rpm(limit), key=f"requests-{limit}")
+                granted = [await grants(store, requests) for _ in range(limit + 5)]
+                assert granted == [True] * limit + [False] * 5
+                tokens = deployment(tpm(7 * limit + 6), key=f"tokens-{limit}")
+                granted = [await grants(store, tokens, tokens=7) for _ in range(limit + 5)]
+                assert granted == [True] * limit + [False] * 5
+
+    async def test_a_rolling_quota_comes_back_one_window_and_guard_after_each_taking(self) -> None:
+        """Each taking comes back by itself, in order, when window and guard have passed, and not before."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(3))
+            for later in (0.0, 10.0, 25.0):
+                move_to(clock, START + later)
+                assert await grants(store, limited)
+            for later in (0.0, 10.0, 25.0):
+                move_to(clock, START + SPAN + later - MS)
+                assert not await grants(store, limited)
+                move_to(clock, START + SPAN + later)
+                assert await grants(store, limited)
+                assert not await grants(store, limited)
+
+    async def test_a_rolling_quota_without_guard_comes_back_after_the_window(self) -> None:
+        """A guard of 0 leaves the window alone."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(1, guard=0.0))
+            assert await grants(store, limited)
+            move_to(clock, START + MINUTE - MS)
+            assert not await grants(store, limited)
+            move_to(clock, START + MINUTE)
+            assert await grants(store, limited)
+
+    async def test_no_span_of_a_minute_ever_holds_more_than_the_limit(self) -> None:
+        """Whatever the arrivals, every span of 60 s holds at most the limit, across minutes, too."""
+        clock = ManualClock(START)
+        arrivals = random.Random(7)  # noqa: S311 - the same in every run
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(7), tpm(900))
+            takings = []
+            for _ in range(300):
+                clock.shift(arrivals.choice((0.0, 0.1, 1.0, 5.0, 14.9)))
+                tokens = arrivals.randrange(1, 400)
+                if await grants(store, limited, tokens=tokens):
+                    takings.append((clock.time(), tokens))
+            assert len(takings) > 50
+            assert _most_in_a_span([(moment, 1) for moment, _ in takings], MINUTE) <= 7
+            assert _most_in_a_span(takings, MINUTE) <= 900
+
+    async def test_a_burst_across_a_calendar_minute_is_one_burst(self) -> None:
+        """What is taken in the last second of a minute is still taken in the first second of the next."""
+        clock = ManualClock(START - START % 60 + 59.0)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(5))
+            before = [await grants(store, limited) for _ in range(5)]
+            clock.shift(1.5)
+            after = [await grants(store, limited) for _ in range(5)]
+            assert before == [True] * 5
+            assert after == [False] * 5
+
+    async def test_a_large_rolling_quota_is_kept_to_a_slice_of_its_window(self) -> None:
+        """Above 240, takings may come back together: at most 1/240 of a window late, and never early."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(100_000))
+            takings = []
+            for _ in range(900):
+                clock.shift(0.11)
+                if await grants(store, limited, tokens=997):
+                    takings.append((clock.time(), 997))
+            assert _most_in_a_span(takings, MINUTE) <= 100_000
+            first_refill = takings[100][0]
+            assert takings[0][0] + SPAN <= first_refill <= takings[0][0] + SPAN + MINUTE / 240 + 0.11
+            assert len(takings) >= 160
+
+    async def test_a_large_demand_waits_for_enough_takings_to_come_back(self) -> None:
+        """A demand is told the moment at which enough older takings are back, neither more nor less."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(200))
+            for later in range(4):
+                move_to(clock, START + later)
+                assert await grants(store, limited, tokens=50)
+            for tokens, returning in ((1, 0), (50, 0), (51, 1), (150, 2), (151, 3), (200, 3)):
+                [refusal] = (await reserve(store, limited, tokens=tokens)).refusals
+                assert close(refusal.retry_at, START + returning + SPAN)
+
+    async def test_a_clock_set_back_returns_nothing_early(self) -> None:
+        """When time jumps back, what is taken counts on, and the limit holds."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(2))
+            assert await grants(store, limited)
+            clock._now = START - 30.0  # noqa: SLF001 - a manual clock only moves forward
+            assert await grants(store, limited)
+            assert not await grants(store, limited)
+            move_to(clock, START + SPAN - MS)
+            assert not await grants(store, limited)
+            assert await used(store, limited) == [2]
+            move_to(clock, START + SPAN)
+            assert await grants(store, limited)
+
+    async def test_a_changed_limit_holds_at_once_and_keeps_what_was_taken(self) -> None:
+        """A raised limit grants the difference, a lowered one waits until enough has come back."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            before, raised, lowered = (deployment(rpm(limit)) for limit in (5, 8, 3))
+            assert [await grants(store, before) for _ in range(6)] == [True] * 5 + [False]
+            clock.shift(1.0)
+            assert [await grants(store, raised) for _ in range(4)] == [True] * 3 + [False]
+            [refusal] = (await reserve(store, lowered)).refusals
+            assert close(refusal.retry_at, START + 1.0 + SPAN)
+            assert (await quotas_of(store, lowered))[rpm(3).metric].limit == 3
+            assert await used(store, lowered) == [8]
+
+    async def test_a_limit_raised_from_small_to_large_keeps_what_was_taken(self) -> None:
+        """A quota that was counted one by one goes on when its limit becomes large, and back."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            small, large = deployment(tpm(200)), deployment(tpm(1000))
+            assert await grants(store, small, tokens=200)
+            clock.shift(0.1)
+            assert await grants(store, large, tokens=800)
+            assert not await grants(store, large, tokens=1)
+            clock.shift(SPAN + MINUTE / 240)
+            assert await used(store, large) == [0]
+            assert await grants(store, small, tokens=200)

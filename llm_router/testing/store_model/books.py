@@ -1,0 +1,252 @@
+"""What was ever taken of one quota, and what follows from it: the naive half of the store model."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+from llm_router.domain.quota import Quota, Refill
+
+__all__ = ["Book", "make_book", "micros"]
+
+_LARGE = 240
+"""Limits above which a store may let takings of one slice come back together."""
+
+_FUZZ = Fraction(1, 100_000)
+"""Tokens by which the fractions of a steady quota may be off."""
+
+
+def micros(seconds: float) -> int:
+    """Convert seconds to whole microseconds."""
+    return round(seconds * 1e6)
+
+
+class Book(Protocol):
+    """Everything that was taken of one quota. Moments are microseconds; a range is what a store may say."""
+
+    def see(self, quota: Quota) -> None:
+        """Note the quota under which the book is used."""
+
+    def take(self, amount: int, now: int) -> int:
+        """Note a taking and return its number."""
+        ...
+
+    def correct(self, taking: int, change: int, now: int) -> None:
+        """Note a change of a taking."""
+
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
+        """Return how much is used."""
+        ...
+
+    def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
+        """Tell whether a store may grant ``amount``."""
+        ...
+
+    def room_range(self, quota: Quota, limit: int, amount: int, now: int) -> tuple[float, float]:
+        """Return when ``amount`` fits."""
+        ...
+
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
+        """Return when everything is back."""
+        ...
+
+    def check_minute(self, quota: Quota, limit: int, now: int) -> None:
+        """Raise AssertionError if the last minute holds more than the limit."""
+
+
+class _Takings:
+    """The takings of a quota: when each was made, and every change made to it, in the order of the calls."""
+
+    def __init__(self) -> None:
+        self.moments: list[int] = []
+        self.changes: list[tuple[int, int, int]] = []
+        self.overdrawn = False
+
+    def see(self, quota: Quota) -> None:
+        pass
+
+    def take(self, amount: int, now: int) -> int:
+        self.moments.append(now)
+        self.changes.append((now, len(self.moments) - 1, amount))
+        return len(self.moments) - 1
+
+    def correct(self, taking: int, change: int, now: int) -> None:
+        self.changes.append((now, taking, change))
+        self.overdrawn = self.overdrawn or change > 0
+
+    def amounts(self) -> list[tuple[int, int]]:
+        """Return the moment of each taking, and what it amounts to after every change."""
+        totals = [0] * len(self.moments)
+        for _, taking, change in self.changes:
+            totals[taking] += change
+        return list(zip(self.moments, totals, strict=True))
+
+    def check_minute(self, quota: Quota, limit: int, now: int) -> None:
+        span = micros(quota.window)
+        total = sum(amount for moment, amount in self.amounts() if now - span < moment <= now)
+        assert self.overdrawn or total <= max(limit, self._ever), (total, limit)
+
+    _ever = 0
+
+
+class _Rolling(_Takings):
+    """Each taking counts for window and guard; of a large limit for up to a slice of the window longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slice = 0
+
+    def see(self, quota: Quota) -> None:
+        self._ever = max(self._ever, quota.limit)
+        if quota.limit > _LARGE:
+            self.slice = micros(quota.window) // _LARGE
+
+    def _used(self, quota: Quota, now: int, longer: int = 0) -> int:
+        span = micros(quota.window + quota.guard) + longer
+        return sum(amount for moment, amount in self.amounts() if moment + span > now)
+
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:  # noqa: ARG002 - a Book
+        return self._used(quota, now), self._used(quota, now, self.slice)
+
+    def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
+        return self._used(quota, now) + amount <= limit
+
+    def room_range(self, quota: Quota, limit: int, amount: int, now: int) -> tuple[float, float]:
+        if amount > limit:
+            return math.inf, math.inf
+        if self._used(quota, now, self.slice) + amount <= limit:
+            return now, now
+        span = micros(quota.window + quota.guard)
+        moments = sorted(
+            {now, *(m + span for m in self.moments), *(m + span + self.slice for m in self.moments)}
+        )
+        moments = [moment for moment in moments if moment >= now]
+        first = next(at for at in moments if self._used(quota, at) + amount <= limit)
+        last = next(at for at in moments if self._used(quota, at, self.slice) + amount <= limit)
+        return first, last
+
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:  # noqa: ARG002 - a Book
+        span = micros(quota.window + quota.guard)
+        ends = [moment + span for moment, amount in self.amounts() if amount]
+        return max([now, *ends]), max([now, *(end + self.slice for end in ends if end + self.slice > now)])
+
+
+class _Steady(_Takings):
+    """A debt that drains, replayed from the beginning in exact fractions."""
+
+    def see(self, quota: Quota) -> None:
+        self._ever = max(self._ever, quota.limit)
+
+    @staticmethod
+    def _capacity(quota: Quota, limit: int) -> int:
+        return min(quota.capacity, limit)
+
+    def _rate(self, quota: Quota, limit: int) -> Fraction:
+        drops = max(1, limit - self._capacity(quota, limit) + (1 if quota.guard else 0))
+        return Fraction(drops, micros(quota.window + quota.guard))
+
+    def _debt(self, quota: Quota, limit: int, now: int) -> Fraction:
+        rate = self._rate(quota, limit)
+        debt, at, ever_taken = Fraction(0), 0, 0
+        taken_before: dict[int, int] = {}
+        for moment, taking, change in self.changes:
+            debt, at = max(Fraction(0), debt - (moment - at) * rate), moment
+            if change >= 0:
+                debt += change
+                ever_taken += change
+                taken_before.setdefault(taking, ever_taken)
+            else:
+                # Without it the debt is at least what was taken since, had that started from nothing and
+                # not drained: what has drained of a taking is not given back.
+                since = Fraction(ever_taken - taken_before[taking])
+                debt = max(debt + change, min(debt, since))
+        return max(Fraction(0), debt - (now - at) * rate)
+
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
+        debt = self._debt(quota, limit, now)
+        return max(0, math.ceil(debt - _FUZZ)), math.ceil(debt + _FUZZ)
+
+    def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
+        return self._debt(quota, limit, now) + amount <= self._capacity(quota, limit) + _FUZZ
+
+    def room_range(self, quota: Quota, limit: int, amount: int, now: int) -> tuple[float, float]:
+        if amount > self._capacity(quota, limit):
+            return math.inf, math.inf
+        excess = self._debt(quota, limit, now) + amount - self._capacity(quota, limit)
+        rate = self._rate(quota, limit)
+        first, last = ((excess - _FUZZ) / rate, (excess + _FUZZ) / rate)
+        return max(now, now + math.floor(first)), now if excess <= 0 else now + math.ceil(last)
+
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
+        debt, rate = self._debt(quota, limit, now), self._rate(quota, limit)
+        return max(now, now + math.floor((debt - _FUZZ) / rate)), now + math.ceil((debt + _FUZZ) / rate)
+
+
+class _Daily(_Takings):
+    """Each taking counts on the day that it was made, and on the day on which it may have arrived."""
+
+    def check_minute(self, quota: Quota, limit: int, now: int) -> None:
+        pass
+
+    def _used(self, quota: Quota, now: int) -> int:
+        today = _day(quota, now)
+        return sum(amount for moment, amount in self.amounts() if today in _days(quota, moment))
+
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:  # noqa: ARG002 - a Book
+        return self._used(quota, now), self._used(quota, now)
+
+    def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
+        totals = dict.fromkeys([_day(quota, now), *_days(quota, now)], amount)
+        for moment, taken in self.amounts():
+            for day in _days(quota, moment):
+                if day in totals:
+                    totals[day] += taken
+        return max(totals.values()) <= limit
+
+    def room_range(self, quota: Quota, limit: int, amount: int, now: int) -> tuple[float, float]:
+        if amount > limit:
+            return math.inf, math.inf
+        moment = now
+        while not self.may_fit(quota, limit, amount, moment):
+            moment = _midnight_after(quota, moment)
+        return moment, moment
+
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:  # noqa: ARG002 - a Book
+        moment = now
+        while self._used(quota, moment):
+            moment = _midnight_after(quota, moment)
+        return moment, moment
+
+
+def _day(quota: Quota, moment: int) -> int:
+    zone = ZoneInfo(quota.timezone)
+    exact = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=moment)
+    return exact.astimezone(zone).date().toordinal()
+
+
+def _days(quota: Quota, moment: int) -> set[int]:
+    return {_day(quota, moment), _day(quota, moment + micros(quota.guard))}
+
+
+def _midnight_after(quota: Quota, moment: int) -> int:
+    """Find the first microsecond of the next day by bisection, knowing nothing of time zones but dates."""
+    today = _day(quota, moment)
+    low, high = moment, moment + 50 * 3_600_000_000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if _day(quota, middle) == today else (low, middle)
+    return high
+
+
+def make_book(quota: Quota) -> Book:
+    """Open the book that fits the way a quota comes back."""
+    match quota.refill:
+        case Refill.ROLLING:
+            return _Rolling()
+        case Refill.STEADY:
+            return _Steady()
+        case Refill.DAILY:
+            return _Daily()

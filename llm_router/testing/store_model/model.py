@@ -1,0 +1,220 @@
+"""A naive model of what a store must decide: lists of takings, and every answer reckoned from scratch.
+
+It shares no arithmetic with the stores, and is told what a store answered, to say where that is wrong. Where
+a store may round (large rolling quotas, the fractions of steady ones) the model allows a range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import attrs
+
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.testing.store_model.books import Book, make_book, micros
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+
+__all__ = ["StoreModel"]
+
+_LEARNT_FOR = 24 * 3_600_000_000
+
+
+@attrs.define
+class _Reservation:
+    expires: int
+    demand: Demand
+    takings: list[tuple[Book, Metric, int]]
+
+
+@attrs.frozen
+class _Term:
+    """One quota of a deployment under the limit that holds, until ``holds_until`` if that was learnt."""
+
+    quota: Quota
+    limit: int
+    holds_until: float
+    book: Book
+
+
+class StoreModel:
+    """Follows a store call by call. Every method raises AssertionError where the store went wrong."""
+
+    def __init__(self) -> None:
+        self._books: dict[tuple[Scope, Metric, Refill], Book] = {}
+        self._reservations: dict[str, _Reservation] = {}
+        self._cooldowns: dict[Scope, Cooldown] = {}
+        self._learnt: defaultdict[Scope, list[tuple[int, Metric, int]]] = defaultdict(list)
+
+    def reserve(
+        self,
+        reservation_id: str,
+        candidates: Sequence[Deployment],
+        demand: Demand,
+        ttl: float,
+        now: int,
+        decision: Decision,
+    ) -> None:
+        """Check a decision, and take what the store took."""
+        refused = candidates
+        if decision.deployment is not None:
+            refused = candidates[: candidates.index(decision.deployment)]
+        assert [refusal.deployment for refusal in decision.refusals] == list(refused)
+        for refusal in decision.refusals:
+            self._check_refusal(refusal, demand, now)
+        if decision.deployment is not None:
+            self._check_grant(decision.deployment, demand, now)
+            self._take(reservation_id, decision.deployment, demand, ttl, now)
+            self._check_headroom(decision, now)
+
+    def settle(self, reservation_id: str, used: Demand, now: int) -> None:
+        """Correct a reservation, unless it is unknown or has expired."""
+        reservation = self._reservations.pop(reservation_id, None)
+        if reservation is None or now >= reservation.expires:
+            return
+        for book, metric, taking in reservation.takings:
+            change = used.amount(metric) - reservation.demand.amount(metric)
+            if change:
+                book.correct(taking, change, now)
+
+    def cool_down(self, cooldown: Cooldown, now: int) -> None:
+        """Note a cooldown and what is learnt with it."""
+        present = self._cooldown([cooldown.scope], now)
+        if cooldown.until == -math.inf:
+            self._cooldowns.pop(cooldown.scope, None)
+        elif _end(cooldown) > max(now, -math.inf if present is None else _end(present)):
+            self._cooldowns[cooldown.scope] = cooldown
+        self._learnt[cooldown.scope] += [(now, told.metric, told.limit) for told in cooldown.learnt]
+
+    def check_snapshot(self, snapshot: DeploymentSnapshot, now: int) -> None:
+        """Check what a store tells of a deployment."""
+        deployment = snapshot.deployment
+        terms = list(self._terms(deployment, now))
+        assert [quota.metric for quota in snapshot.quotas] == [term.quota.metric for term in terms]
+        for told, term in zip(snapshot.quotas, terms, strict=True):
+            assert told.limit == term.limit
+            least, most = term.book.used_range(term.quota, term.limit, now)
+            assert 0 <= least <= told.used <= most, (told, least, most)
+            first, last = term.book.reset_range(term.quota, term.limit, now)
+            assert first - 2 <= micros(told.resets_at) <= last + 2, (told, first, last)
+        cooldown = self._cooldown(deployment.scopes, now)
+        if cooldown is None or snapshot.cooldown is None:
+            assert cooldown is snapshot.cooldown is None
+        else:
+            assert snapshot.cooldown.scope == cooldown.scope
+            assert snapshot.cooldown.reason == cooldown.reason
+            assert _end(snapshot.cooldown) == _end(cooldown)
+
+    # --- checks ---------------------------------------------------------------------------------------
+
+    def _check_grant(self, deployment: Deployment, demand: Demand, now: int) -> None:
+        assert self._cooldown(deployment.scopes, now) is None, "granted during a cooldown"
+        for term in self._terms(deployment, now):
+            amount = demand.amount(term.quota.metric)
+            if amount:
+                assert term.book.may_fit(term.quota, term.limit, amount, now), ("granted beyond", term)
+
+    def _check_refusal(self, refusal: Refusal, demand: Demand, now: int) -> None:
+        first, last, reasons = self._room_range(refusal.deployment, demand, now)
+        assert last > now, ("refused what fits", refusal, demand)
+        assert refusal.reason in reasons, (refusal, reasons)
+        assert _within(refusal.retry_at, first, last), (refusal, first, last)
+        first, last, _ = self._room_range(refusal.deployment, Demand(1, 1), now)
+        assert _within(
+            min(refusal.wake_at, refusal.retry_at), min(first, micros_or_inf(refusal.retry_at)), last
+        )
+        assert refusal.wake_at <= refusal.retry_at
+
+    def _check_headroom(self, decision: Decision, now: int) -> None:
+        assert decision.deployment is not None
+        shares = {True: (1.0, 1.0), False: (1.0, 1.0)}
+        for term in self._terms(decision.deployment, now):
+            least, most = term.book.used_range(term.quota, term.limit, now)
+            daily = term.quota.refill is Refill.DAILY
+            low, high = (max(0.0, 1.0 - used / term.limit) if term.limit else 0.0 for used in (most, least))
+            shares[daily] = min(shares[daily][0], low), min(shares[daily][1], high)
+        for daily, told in ((False, decision.headroom), (True, decision.daily_headroom)):
+            assert shares[daily][0] - 1e-6 <= told <= shares[daily][1] + 1e-6, (decision, shares)
+
+    # --- what holds -----------------------------------------------------------------------------------
+
+    def _take(
+        self, reservation_id: str, deployment: Deployment, demand: Demand, ttl: float, now: int
+    ) -> None:
+        takings = []
+        for term in self._terms(deployment, now):
+            metric = term.quota.metric
+            takings.append((term.book, metric, term.book.take(demand.amount(metric), now)))
+            term.book.check_minute(term.quota, term.limit, now)
+        self._reservations[reservation_id] = _Reservation(now + micros(ttl), demand, takings)
+
+    def _room_range(self, deployment: Deployment, demand: Demand, now: int) -> tuple[float, float, set[str]]:
+        """Return the earliest and latest moment at which a store may say that ``demand`` fits, and why."""
+        cooldown = self._cooldown(deployment.scopes, now)
+        ranges = [(float(now), float(now), "")]
+        if cooldown is not None:
+            ranges.append((_end(cooldown), _end(cooldown), cooldown.reason))
+        for term in self._terms(deployment, now):
+            amount = demand.amount(term.quota.metric)
+            if amount:
+                first, last = term.book.room_range(term.quota, term.limit, amount, now)
+                first, last = (min(moment, term.holds_until) for moment in (first, last))
+                ranges.append((first, last, term.quota.metric.value))
+        latest = max(first for first, _, _ in ranges)
+        reasons = {reason for _, last, reason in ranges if last >= latest and reason}
+        return latest, max(last for _, last, _ in ranges), reasons
+
+    def _cooldown(self, scopes: Sequence[Scope], now: int) -> Cooldown | None:
+        present = [self._cooldowns[scope] for scope in scopes if scope in self._cooldowns]
+        return max((each for each in present if _end(each) > now), key=_end, default=None)
+
+    def _terms(self, deployment: Deployment, now: int) -> Iterator[_Term]:
+        learnt = self._learnt_limits(deployment.model_scope, now)
+        for quota in deployment.quotas:
+            limit, until = learnt.pop(quota.metric, (quota.limit, math.inf))
+            if limit >= quota.limit:
+                limit, until = quota.limit, math.inf
+            yield _Term(quota, limit, until, self._book(deployment, quota))
+        for metric in Metric:
+            if metric in learnt:
+                limit, until = learnt[metric]
+                refill = Refill.DAILY if metric.is_daily else Refill.ROLLING
+                quota = Quota(metric, limit, refill)
+                yield _Term(quota, limit, until, self._book(deployment, quota))
+
+    def _book(self, deployment: Deployment, quota: Quota) -> Book:
+        name = deployment.model_scope, quota.metric, quota.refill
+        if name not in self._books:
+            self._books[name] = make_book(quota)
+        self._books[name].see(quota)
+        return self._books[name]
+
+    def _learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, float]]:
+        """Go through everything that was ever told of a scope: the lowest holds while each is renewed."""
+        limits: dict[Metric, tuple[int, float]] = {}
+        for moment, metric, limit in self._learnt[scope]:
+            present, until = limits.get(metric, (limit, math.inf))
+            lowest = min(present, limit) if until > moment else limit
+            limits[metric] = lowest, moment + _LEARNT_FOR
+        return {metric: (limit, until) for metric, (limit, until) in limits.items() if until > now}
+
+
+def _end(cooldown: Cooldown) -> float:
+    return micros_or_inf(cooldown.until)
+
+
+def micros_or_inf(moment: float) -> float:
+    """Convert seconds to microseconds, infinity to itself."""
+    return moment if math.isinf(moment) else float(micros(moment))
+
+
+def _within(moment: float, first: float, last: float) -> bool:
+    """Tell whether a moment in seconds lies in a range in microseconds, give or take the rounding."""
+    return first - 2 <= micros_or_inf(moment) <= last + 2
