@@ -1,0 +1,141 @@
+"""The cooldowns and learnt limits of a database file, all of them in memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.quota import Metric
+from llm_router.stores.ledger import microseconds
+from llm_router.stores.sqlite.faults import decoding
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from llm_router.domain.deployment import Deployment, Scope
+
+__all__ = ["LEARNT_FOR", "Cooldowns"]
+
+LEARNT_FOR = 24 * 3600.0
+"""Seconds for which a limit learnt from a refusal holds."""
+
+_REVISION = "SELECT cooldowns FROM revision"
+_REVISE = "UPDATE revision SET cooldowns = cooldowns + 1"
+_SELECT = "SELECT scope, until, reason, learnt FROM cooldown"
+_INSERT = "INSERT OR REPLACE INTO cooldown (scope, until, reason, learnt) VALUES (?, ?, ?, ?)"
+_LIFT = "DELETE FROM cooldown WHERE scope = ?"
+_SWEEP = "DELETE FROM cooldown WHERE until <= ?"
+_SELECT_LEARNT = "SELECT scope, metric, value, until FROM learnt_limit"
+_INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, ?, ?, ?)"
+_SWEEP_LEARNT = "DELETE FROM learnt_limit WHERE until <= ?"
+
+_Learnt = dict["Scope", dict[Metric, tuple[int, int]]]
+
+
+class Cooldowns:
+    """What is put aside, and the limits that refusals told. There is never more than one of each per scope.
+
+    Attributes:
+        version: Rises whenever a learnt limit changes.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.version = 0
+        self._connection = connection
+        self._revision = -1
+        self._cooldowns: dict[Scope, Cooldown] = {}
+        self._learnt: _Learnt = {}
+
+    @decoding
+    def refresh(self) -> None:
+        """Read all of them again if another connection has changed any."""
+        (revision,) = self._connection.execute(_REVISION).fetchone()
+        if revision == self._revision:
+            return
+        self._revision = revision
+        rows = self._connection.execute(_SELECT).fetchall()
+        self._cooldowns = {row[0]: _cooldown(*row) for row in rows}
+        learnt: _Learnt = {}
+        for scope, metric, limit, until in self._connection.execute(_SELECT_LEARNT):
+            learnt.setdefault(scope, {})[Metric(metric)] = limit, until
+        if learnt != self._learnt:
+            self._learnt = learnt
+            self.version += 1
+
+    def latest(self, deployment: Deployment, now: int) -> Cooldown | None:
+        """Return the cooldown that ends last among those of the deployment's scopes."""
+        if not self._cooldowns:
+            return None
+        latest = None
+        for scope in deployment.scopes:
+            cooldown = self._cooldowns.get(scope)
+            if cooldown is None or microseconds(cooldown.until) <= now:
+                continue
+            if latest is None or cooldown.until > latest.until:
+                latest = cooldown
+        return latest
+
+    def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, int]]:
+        """Return the learnt limits in force for a scope, each with the moment until which it is."""
+        learnt = self._learnt.get(scope)
+        return {metric: told for metric, told in learnt.items() if told[1] > now} if learnt else {}
+
+    def put(self, cooldown: Cooldown, now: int) -> None:
+        """Put a scope aside, or lift its cooldown, and note what was learnt with it."""
+        present = self._cooldowns.get(cooldown.scope)
+        if present is not None and microseconds(present.until) <= now:
+            present = None
+        if cooldown.until == -math.inf:
+            self._lift(cooldown.scope)
+        elif microseconds(cooldown.until) > now and (present is None or cooldown.until > present.until):
+            self._keep(cooldown)
+        if cooldown.learnt:
+            self._learn(cooldown, now)
+
+    def sweep(self, now: int) -> None:
+        """Forget what has ended."""
+        ended = [key for key, cooldown in self._cooldowns.items() if microseconds(cooldown.until) <= now]
+        for scope in ended:
+            del self._cooldowns[scope]
+        if ended:
+            self._connection.execute(_SWEEP, (now / 1e6,))
+        if self._connection.execute(_SWEEP_LEARNT, (now,)).rowcount:
+            over = [
+                key for key, limits in self._learnt.items() if all(end <= now for _, end in limits.values())
+            ]
+            for scope in over:
+                del self._learnt[scope]
+
+    def _keep(self, cooldown: Cooldown) -> None:
+        self._cooldowns[cooldown.scope] = cooldown
+        learnt = json.dumps([[limit.metric, limit.limit] for limit in cooldown.learnt])
+        self._connection.execute(_INSERT, (cooldown.scope, cooldown.until, cooldown.reason, learnt))
+        self._revise()
+
+    def _lift(self, scope: Scope) -> None:
+        if self._cooldowns.pop(scope, None) is not None:
+            self._connection.execute(_LIFT, (scope,))
+            self._revise()
+
+    def _learn(self, cooldown: Cooldown, now: int) -> None:
+        """Note limits that the provider told; while one is in force, a higher one only renews it."""
+        scope, end = cooldown.scope, now + microseconds(LEARNT_FOR)
+        limits = self._learnt[scope] = self.learnt_limits(scope, now)
+        for learnt in cooldown.learnt:
+            limit, _ = limits.get(learnt.metric, (learnt.limit, 0))
+            lowest = min(limit, learnt.limit)
+            limits[learnt.metric] = lowest, end
+            self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, lowest, end))
+        self.version += 1
+        self._revise()
+
+    def _revise(self) -> None:
+        self._connection.execute(_REVISE)
+        self._revision += 1
+
+
+def _cooldown(scope: Scope, until: float, reason: str, learnt: str) -> Cooldown:
+    limits = tuple(LearntLimit(Metric(metric), limit) for metric, limit in json.loads(learnt))
+    return Cooldown(scope, until, reason, limits)

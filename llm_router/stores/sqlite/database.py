@@ -1,0 +1,151 @@
+"""Opening a database file: making it, knowing it for ours, and bringing its schema up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal
+
+from llm_router.errors import StoreCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = [
+    "APPLICATION_ID",
+    "SCHEMA_VERSION",
+    "Synchronous",
+    "begin",
+    "check_header",
+    "checkpoint",
+    "connect",
+]
+
+Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
+
+APPLICATION_ID = 0x4C4C_4D52
+"""``LLMR``: how SQLite files of this library are told from those of others."""
+
+_MIGRATIONS = ("schema.sql",)
+"""The script at index n brings a file from schema version n to n + 1."""
+
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+_HEADER = 100
+_MAGIC = b"SQLite format 3\0"
+_USER_VERSION = slice(60, 64)
+_APPLICATION_ID = slice(68, 72)
+_BUSY_TIMEOUT = 0.05
+
+_CACHE_KIB = 32_768
+"""Memory for pages at most; ten thousand keys fill a third of it."""
+
+_MOST_PAGES = 8000
+"""Pages in the WAL after which a commit has to move them, because :func:`checkpoint` does not keep up."""
+
+
+def check_header(path: Path) -> None:
+    """Make sure that the file at ``path`` is ours, empty or missing, without opening it as a database.
+
+    SQLite changes files by merely opening them (it recovers a journal, say). A foreign file must stay as it
+    is, byte for byte, so its header is read here first.
+
+    Raises:
+        StoreCorruptError: It is something else.
+        OSError: It cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(_HEADER)
+    except FileNotFoundError:
+        return
+    if not header:
+        return
+    if not header.startswith(_MAGIC) or len(header) < _HEADER:
+        raise _foreign(path, "is not an SQLite database")
+    if int.from_bytes(header[_APPLICATION_ID], "big") != APPLICATION_ID:
+        raise _foreign(path, "is the database of another application")
+    _check_version(path, int.from_bytes(header[_USER_VERSION], "big"))
+
+
+def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Connection:
+    """Open the file at ``path``, new or ours, in WAL mode and with the newest schema.
+
+    To be called with the turn, so that no two processes make the file at once. Programs that do not take
+    turns are waited for until ``deadline`` (:func:`time.monotonic`).
+
+    Raises:
+        StoreCorruptError: Its schema is newer than this version knows.
+        sqlite3.Error: It cannot be opened.
+        OSError: It cannot be created.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would let others read it
+    connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+    try:
+        _patiently(lambda: _set_up(connection, path, synchronous), deadline)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def begin(connection: sqlite3.Connection, deadline: float) -> None:
+    """Start a transaction that may write, waiting for others until ``deadline`` (:func:`time.monotonic`)."""
+    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
+
+
+def checkpoint(connection: sqlite3.Connection) -> None:
+    """Move what has been committed from the WAL into the database, without being in anybody's way.
+
+    That waits for the disk, and so is not left to a commit, for whose end other processes wait.
+    """
+    with contextlib.suppress(sqlite3.Error):  # if it matters, a commit will fail, too
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _patiently(action: Callable[[], object], deadline: float) -> None:
+    """Try again until ``deadline`` while others have the database locked: they may not take turns."""
+    while True:
+        try:
+            action()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        else:
+            return
+
+
+def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous) -> None:
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_MOST_PAGES}")
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    _migrate(connection, path)
+    # Only now: until the first checkpoint a WAL keeps the header, by which a file is known, to itself.
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    _check_version(path, version)
+    for number, name in enumerate(_MIGRATIONS[version:], version + 1):
+        script = files(__package__).joinpath(name).read_text("utf-8")
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {number}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
+        )
+
+
+def _check_version(path: Path, version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise _foreign(path, f"was written by a newer version of llm_router (schema {version})")
+
+
+def _foreign(path: Path, what: str) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"{str(path)!r} {what}; it was left as it is: choose another path for the store, "
+        "or move the file away"
+    )

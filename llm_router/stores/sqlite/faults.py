@@ -1,0 +1,77 @@
+"""What can go wrong with a database file, in the words of :mod:`llm_router.errors`."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from functools import wraps
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from llm_router.errors import ConfigError, StoreCorruptError, StoreError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Undecodable", "decoding", "explain"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# An unknown table or column (SQLITE_ERROR) is one that somebody else made or dropped.
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
+
+_REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another program holds it locked; let that program finish",
+    sqlite3.SQLITE_CANTOPEN: "check that the path and its directory may be written",
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_IOERR: "check the disk, and that it is not full",
+    sqlite3.SQLITE_READONLY: "make the file and its directory writable",
+}
+
+
+class Undecodable(Exception):  # noqa: N818  # never leaves this package
+    """A row does not hold what this version writes."""
+
+
+def decoding(read: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Make a function that reads rows raise :class:`Undecodable` for any nonsense that it finds in them."""
+
+    @wraps(read)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return read(*args, **kwargs)
+        except (ArithmeticError, ConfigError, LookupError, TypeError, ValueError, struct.error) as error:
+            raise Undecodable(f"a row makes no sense: {error}") from error
+
+    return wrapper
+
+
+def explain(error: BaseException, path: Path) -> StoreError:
+    """Make the error that a caller sees, new each time, from what went wrong with the file at ``path``."""
+    if isinstance(error, StoreError):
+        made = type(error)(*error.args)
+        made.__cause__ = error.__cause__
+        return made
+    made = _translate(error, path)
+    made.__cause__ = error
+    return made
+
+
+def _translate(error: BaseException, path: Path) -> StoreError:
+    start = f"SQLite store {str(path)!r}"
+    if isinstance(error, TimeoutError):
+        return StoreUnavailableError(f"{start}: {error}; see whether one that uses the file hangs")
+    if isinstance(error, OSError):
+        return StoreUnavailableError(
+            f"{start}: {error.strerror or error}; check the path and its permissions"
+        )
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, Undecodable) or code in _CORRUPT:
+        return StoreCorruptError(
+            f"{start} is damaged ({error}); it was left as it is: move it away to start with a new one"
+        )
+    remedy = _REMEDIES.get(code)
+    return StoreUnavailableError(
+        f"{start}: {error or type(error).__name__}" + (f"; {remedy}" if remedy else "")
+    )

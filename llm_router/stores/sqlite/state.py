@@ -1,0 +1,234 @@
+"""What a store decides inside one transaction: the state of a database file, as one connection knows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.ledger import NEVER, microseconds, seconds
+from llm_router.stores.sqlite.accounts import Account, Accounts, Folder
+from llm_router.stores.sqlite.cooldowns import Cooldowns
+from llm_router.stores.sqlite.reservations import Reservation, Reservations
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from llm_router.domain.cooldown import Cooldown
+    from llm_router.domain.deployment import Deployment
+
+__all__ = ["State"]
+
+_MINUTE = 60_000_000
+_HOUR = 60 * _MINUTE
+_DAY = 24 * _HOUR
+
+_SWEEP_AT_ONCE = 500
+"""Rows deleted in one transaction at most, so that nobody's turn takes long."""
+
+_MOST_SHELVES = 50_000
+"""Deployment objects remembered; a router that is reloaded makes new ones. Forgetting them loses no count."""
+
+_SMALLEST = Demand(1, 1)
+
+
+class _Shelf:
+    """The accounts of one deployment under the limits in force, looked up once."""
+
+    __slots__ = ("accounts", "folder", "kinds", "valid_until", "version")
+
+    def __init__(self, folder: Folder, accounts: tuple[Account, ...], valid_until: int) -> None:
+        self.folder = folder
+        self.accounts = accounts
+        self.kinds = " ".join(account.kind for account in accounts)
+        self.valid_until = valid_until
+        self.version = folder.version
+
+
+class State:
+    """The state behind a connection. Every method runs inside a transaction that holds the write lock.
+
+    Between :meth:`begin` and :meth:`save`, what is in memory is ahead of the file. If the transaction fails
+    in between, the whole object is of no use any more. ``now`` is in microseconds since the epoch.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._data_version = -1
+        self._accounts = Accounts(connection)
+        self._reservations = Reservations(connection, self._accounts)
+        self._cooldowns = Cooldowns(connection)
+        self._shelves: dict[Deployment, _Shelf] = {}
+        self._shelves_version = 0
+        self._sweep_at = self._sweep_ledgers_at = 0
+
+    def begin(self) -> None:
+        """Find out whether another connection has written since the last transaction."""
+        (data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
+        if data_version != self._data_version:
+            self._data_version = data_version
+            self._accounts.epoch += 1
+            self._cooldowns.refresh()
+
+    def save(self, now: int) -> None:
+        """Write back what changed, and forget some of what is over."""
+        self._reservations.save()
+        self._accounts.save(now)
+        if now >= self._sweep_at:
+            self._sweep(now)
+
+    # --- the operations -------------------------------------------------------------------------------
+
+    def reserve(
+        self, now: int, reservation_id: str, candidates: tuple[Deployment, ...], demand: Demand, ttl: float
+    ) -> Decision:
+        """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
+        refusals: tuple[Refusal, ...] = ()
+        for deployment in candidates:
+            shelf = self._shelf(deployment, now)
+            retry_at, reason = self._room_at(deployment, shelf.accounts, demand, now)
+            if retry_at == now:
+                return self._grant(reservation_id, deployment, shelf, demand, now, ttl, refusals)
+            wake_at = min(retry_at, self._room_at(deployment, shelf.accounts, _SMALLEST, now)[0])
+            refusals += (Refusal(deployment, reason, seconds(retry_at), seconds(wake_at)),)
+        return Decision(None, 0.0, 0.0, refusals)
+
+    def settle(self, now: int, reservation_id: str, used: Demand) -> None:
+        """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
+        reservation = self._reservations.pop(reservation_id)
+        if (
+            reservation is None
+            or now >= reservation.expires
+            or not self._accounts.is_ours(reservation.folder)
+        ):
+            return
+        requests = used.requests - reservation.demand.requests
+        tokens = used.tokens - reservation.demand.tokens
+        if not requests and not tokens:
+            return
+        if reservation.accounts and not reservation.folder.changed:
+            self._accounts.change(reservation.folder)
+        for account, mark in zip(reservation.accounts, reservation.marks, strict=True):
+            change = tokens if account.tokens else requests
+            if change:
+                account.ledger.correct(mark, change, now)
+
+    def cool_down(self, now: int, cooldown: Cooldown) -> None:
+        """Put a scope aside; see :class:`RateLimitStore`."""
+        self._cooldowns.put(cooldown, now)
+
+    def snapshot(self, now: int, deployments: tuple[Deployment, ...]) -> list[DeploymentSnapshot]:
+        """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
+        return [self._describe(deployment, now) for deployment in deployments]
+
+    # --- deciding -------------------------------------------------------------------------------------
+
+    def _room_at(
+        self, deployment: Deployment, accounts: tuple[Account, ...], demand: Demand, now: int
+    ) -> tuple[int, str]:
+        """Return ``now`` if ``demand`` fits; else the moment it will, and what is in the way the longest."""
+        latest, reason = now, ""
+        cooldown = self._cooldowns.latest(deployment, now)
+        if cooldown is not None:
+            latest, reason = microseconds(cooldown.until), cooldown.reason
+        for account in accounts:
+            amount = demand.tokens if account.tokens else demand.requests
+            if amount:
+                room_at = account.ledger.room_at(amount, now)
+                if room_at > now:
+                    room_at = min(room_at, account.holds_until)  # a learnt limit of 0 does not hold for ever
+                    if room_at > latest:
+                        latest, reason = room_at, account.metric.value
+        return latest, reason
+
+    def _grant(
+        self,
+        reservation_id: str,
+        deployment: Deployment,
+        shelf: _Shelf,
+        demand: Demand,
+        now: int,
+        ttl: float,
+        refusals: tuple[Refusal, ...],
+    ) -> Decision:
+        """Take what fits, and reckon the shares that remain."""
+        if shelf.accounts and not shelf.folder.changed:
+            self._accounts.change(shelf.folder)
+        marks = []
+        headroom = daily_headroom = 1.0
+        for account in shelf.accounts:
+            ledger = account.ledger
+            marks.append(ledger.take(demand.tokens if account.tokens else demand.requests, now))
+            used, limit = ledger.used(now), ledger.limit
+            share = 1.0 - used / limit if used < limit else 0.0
+            if account.daily:
+                daily_headroom = min(daily_headroom, share)
+            else:
+                headroom = min(headroom, share)
+        self._reservations.add(
+            reservation_id,
+            Reservation(
+                now + microseconds(ttl),
+                demand,
+                shelf.folder,
+                shelf.accounts,
+                shelf.kinds,
+                marks,
+                self._accounts.epoch,
+            ),
+        )
+        return Decision(deployment, headroom, daily_headroom, refusals)
+
+    def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
+        quotas = []
+        for account in self._open(deployment, now).accounts:
+            ledger = account.ledger
+            resets_at = seconds(ledger.resets_at(now))
+            quotas.append(QuotaSnapshot(account.metric, ledger.limit, ledger.used(now), resets_at))
+        return DeploymentSnapshot(deployment, tuple(quotas), self._cooldowns.latest(deployment, now))
+
+    # --- finding the accounts -------------------------------------------------------------------------
+
+    def _shelf(self, deployment: Deployment, now: int) -> _Shelf:
+        if self._shelves_version != self._cooldowns.version or len(self._shelves) >= _MOST_SHELVES:
+            self._shelves_version = self._cooldowns.version
+            self._shelves.clear()
+        shelf = self._shelves.get(deployment)
+        if shelf is None or now >= shelf.valid_until or shelf.version != shelf.folder.version:
+            return self._open(deployment, now)
+        if shelf.folder.epoch != self._accounts.epoch:
+            self._accounts.refresh(shelf.folder)
+        return shelf
+
+    def _open(self, deployment: Deployment, now: int) -> _Shelf:
+        """Find or open the accounts of a deployment under the limits that hold now."""
+        folder = self._accounts.folder(deployment.model_scope)
+        learnt = self._cooldowns.learnt_limits(folder.scope, now)
+        accounts = tuple(folder.configure(*terms) for terms in _terms(deployment, learnt))
+        valid_until = min((until for _, until in learnt.values()), default=NEVER)
+        shelf = self._shelves[deployment] = _Shelf(folder, accounts, valid_until)
+        return shelf
+
+    # --- forgetting -----------------------------------------------------------------------------------
+
+    def _sweep(self, now: int) -> None:
+        """Delete rows of no consequence, a bounded number at a time; come back at once if there are more."""
+        more = self._reservations.sweep(now, _SWEEP_AT_ONCE) == _SWEEP_AT_ONCE
+        self._cooldowns.sweep(now)
+        self._sweep_at = now if more else now + _MINUTE
+        if now >= self._sweep_ledgers_at:
+            more = self._accounts.sweep(now - _DAY, _SWEEP_AT_ONCE) == _SWEEP_AT_ONCE
+            self._sweep_ledgers_at = now if more else now + _HOUR
+
+
+def _terms(deployment: Deployment, learnt: dict[Metric, tuple[int, int]]) -> Iterator[tuple[Quota, int, int]]:
+    """Yield each quota of a deployment, its limit in force, and until when that is a learnt one."""
+    configured = {quota.metric: quota for quota in deployment.quotas}
+    for metric, quota in configured.items():
+        limit, until = learnt.get(metric, (quota.limit, NEVER))
+        yield (quota, limit, until) if limit < quota.limit else (quota, quota.limit, NEVER)
+    for metric in Metric:
+        if metric in learnt and metric not in configured:
+            limit, until = learnt[metric]
+            yield Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING), limit, until

@@ -1,0 +1,132 @@
+"""The store of several processes on one machine: everything in one SQLite file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
+
+from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.quota import Demand
+from llm_router.stores.sqlite.state import State
+from llm_router.stores.sqlite.worker import Call, Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from llm_router.domain.cooldown import Cooldown
+    from llm_router.domain.deployment import Deployment
+    from llm_router.stores.base import Decision, DeploymentSnapshot
+    from llm_router.stores.sqlite.database import Synchronous
+
+__all__ = ["SQLiteStore"]
+
+_T = TypeVar("_T")
+_Args = TypeVarTuple("_Args")
+
+_NOTHING = Demand(0, 0)
+
+
+class SQLiteStore:
+    """Keeps the state in one file, for all processes of a machine that open it.
+
+    The file is opened by the first call, on a thread of the store's own; a missing directory is made. All
+    calls that wait at the same time share a transaction and are answered when it is committed. With
+    ``synchronous="NORMAL"`` a process may die at any moment without a loss; a loss of power may cost the
+    last moments before it, and leaves a sound file.
+
+    The store may be used from several event loops one after the other, and in a forked child, which opens the
+    file for itself. After :meth:`aclose` the next call opens it again. The file must be on a local disk.
+
+    Beside what :class:`RateLimitStore` says, every method raises:
+
+    * :class:`~llm_router.errors.StoreUnavailableError` if the file cannot be had within ``timeout``, be read
+      or be written. None of the calls that failed together has then taken effect.
+    * :class:`~llm_router.errors.StoreCorruptError` if the file is damaged, or not this library's. It is left
+      as it is.
+
+    Args:
+        path: The database file. Lock files and SQLite's own files stand beside it.
+        clock: Where time comes from; the machine's by default.
+        timeout: Seconds that a call waits for other processes at most. A file system that hangs is not
+            covered.
+        synchronous: SQLite's setting of that name: what a loss of power may cost.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        timeout: float = 5.0,
+        synchronous: Synchronous = "NORMAL",
+    ) -> None:
+        self._path = Path(path).absolute()
+        self._clock = clock or SystemClock()
+        self._timeout = timeout
+        self._synchronous = synchronous
+        self._worker: Worker | None = None
+        self._retired: Worker | None = None
+        self._finalizer: weakref.finalize[[Worker], SQLiteStore] | None = None
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
+        return await self._submit(State.reserve, reservation_id, tuple(candidates), demand, ttl)
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
+        await self._submit(State.settle, reservation_id, used)
+
+    async def release(self, reservation_id: str) -> None:
+        """Give back all that a reservation took; see :class:`RateLimitStore`."""
+        await self._submit(State.settle, reservation_id, _NOTHING)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Put a scope aside; see :class:`RateLimitStore`."""
+        await self._submit(State.cool_down, cooldown)
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
+        return await self._submit(State.snapshot, tuple(deployments))
+
+    async def aclose(self) -> None:
+        """Finish what has been asked for, then close the file and end the thread."""
+        if self._worker is not None:
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            self._worker.stop()
+            self._retired, self._worker = self._worker, None
+        if self._retired is not None:
+            await asyncio.to_thread(self._retired.join)
+
+    def __repr__(self) -> str:
+        return f"SQLiteStore({str(self._path)!r})"
+
+    def _submit(self, method: Callable[[State, int, *_Args], _T], *arguments: *_Args) -> asyncio.Future[_T]:
+        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        worker = self._worker
+        if worker is None or worker.forked:
+            worker = self._start()
+        worker.submit(Call(method, arguments, future))
+        return future
+
+    def _start(self) -> Worker:
+        worker = self._worker = Worker(
+            self._path,
+            clock=self._clock,
+            timeout=self._timeout,
+            synchronous=self._synchronous,
+            predecessor=self._retired,
+        )
+        self._finalizer = weakref.finalize(self, _stop, worker)
+        return worker
+
+
+def _stop(worker: Worker) -> None:
+    """End the thread of a store that was dropped, or left open at exit, without being closed."""
+    worker.stop()
+    worker.join()

@@ -1,0 +1,278 @@
+"""The one thread that writes a database file: it puts all that waits into one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+from llm_router.stores.ledger import microseconds
+from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect
+from llm_router.stores.sqlite.faults import explain
+from llm_router.stores.sqlite.filelock import TurnLock
+from llm_router.stores.sqlite.state import State
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from llm_router.domain.clock import Clock
+    from llm_router.stores.sqlite.database import Synchronous
+
+__all__ = ["Call", "Worker"]
+
+_MOST_AT_ONCE = 1024
+"""Calls in one transaction at most: other processes wait for its end."""
+
+_CHECKPOINT_EVERY = 200
+"""Transactions between two checkpoints."""
+
+
+class Call:
+    """One call of a method of :class:`State`, and the future that waits for what comes of it."""
+
+    __slots__ = ("answer", "arguments", "error", "future", "method", "since")
+
+    def __init__(
+        self, method: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
+    ) -> None:
+        self.method = method
+        self.arguments = arguments
+        self.future = future
+        self.since = time.monotonic()
+        self.answer: Any = None
+        self.error: Exception | None = None
+
+
+class Worker:
+    """A thread with the only connection of a store.
+
+    Calls take effect in the order of :meth:`submit`, whether or not anybody still waits for them. All that
+    wait when a transaction starts (up to 1,024) go into it, and are answered when it is committed: by then
+    the file has them. If it fails, none of them has taken effect.
+
+    Args:
+        path: The database file.
+        clock: Where time comes from.
+        timeout: Seconds after its submission until which a call may wait for its transaction to start.
+        synchronous: SQLite's setting of that name.
+        predecessor: A worker whose calls come before this one's.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Clock,
+        timeout: float,
+        synchronous: Synchronous,
+        predecessor: Worker | None = None,
+    ) -> None:
+        self._path = path
+        self._clock = clock
+        self._timeout = timeout
+        self._synchronous = synchronous
+        self._predecessor = predecessor
+        self._queue: SimpleQueue[Call | None] = SimpleQueue()
+        self._turns = TurnLock(path)
+        self._transaction = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._state: State | None = None
+        self._identity: tuple[int, int] | None = None
+        self._uncheckpointed = 0
+        self._stopping = False
+        self.forked = False
+        self._thread = threading.Thread(target=self._run, name="llm_router-sqlite", daemon=True)
+        _workers.add(self)
+        self._thread.start()
+
+    # --- from any thread ------------------------------------------------------------------------------
+
+    def submit(self, call: Call) -> None:
+        """Have ``call`` made in the next transaction."""
+        self._queue.put(call)
+
+    def stop(self) -> None:
+        """Let the thread end when it has made all calls submitted before."""
+        self._queue.put(None)
+
+    def join(self) -> None:
+        """Wait until the thread has ended and everything is closed."""
+        if not self.forked and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # --- in the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        if self._predecessor is not None:
+            self._predecessor.join()
+            self._predecessor = None
+        while not self._stopping:
+            calls: list[Call] = []
+            self._take_call(calls, self._queue.get())
+            if calls:
+                self._serve(calls)
+        self._close()
+
+    def _serve(self, calls: list[Call]) -> None:
+        try:
+            self._commit(calls)
+        except BaseException as error:  # noqa: BLE001  # nobody may be left without an answer
+            self._drain(calls)  # they waited for the same in vain
+            for call in calls:
+                call.answer, call.error = None, explain(error, self._path)
+        _answer(calls)
+        self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Move what was committed into the database, now that nobody waits for it."""
+        with self._transaction:
+            if self._uncheckpointed >= _CHECKPOINT_EVERY and self._connection is not None:
+                self._uncheckpointed = 0
+                checkpoint(self._connection)
+
+    def _close(self) -> None:
+        """Close the connection in a turn of its own: the last to be closed locks the file for a moment."""
+        with contextlib.ExitStack() as stack:
+            if self._connection is not None:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(self._turns.turn(time.monotonic() + self._timeout))
+            stack.enter_context(self._transaction)
+            self._disconnect()
+        self._turns.close()
+
+    def _commit(self, calls: list[Call]) -> None:
+        deadline = calls[0].since + self._timeout
+        if self._connection is None:
+            self._make_way()
+        with self._turns.turn(deadline), self._transaction:
+            try:
+                connection, state = self._connect(deadline)
+                begin(connection, deadline)
+                self._drain(calls)
+                state.begin()
+                now = microseconds(self._clock.time())
+                for call in calls:
+                    call.answer = call.method(state, now, *call.arguments)
+                state.save(now)
+                connection.execute("COMMIT")
+                self._uncheckpointed += 1
+            except BaseException:
+                self._disconnect()  # which rolls back, and forgets what is in memory
+                raise
+
+    def _drain(self, calls: list[Call]) -> None:
+        """Add what waits in the queue to ``calls``."""
+        with contextlib.suppress(Empty):
+            while len(calls) < _MOST_AT_ONCE and not self._stopping:
+                self._take_call(calls, self._queue.get_nowait())
+
+    def _take_call(self, calls: list[Call], call: Call | None) -> None:
+        if call is None:
+            self._stopping = True
+        else:
+            calls.append(call)
+
+    # --- the connection -------------------------------------------------------------------------------
+
+    def _make_way(self) -> None:
+        """Make the directory, unless there is a file that is not ours: nothing is put beside that."""
+        check_header(self._path)
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _connect(self, deadline: float) -> tuple[sqlite3.Connection, State]:
+        """Return the connection, a new one if the file has been replaced or deleted."""
+        if self._connection is not None and self._state is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if _identity(self._path) == self._identity:
+                    return self._connection, self._state
+            self._disconnect()
+        check_header(self._path)
+        self._connection = connect(self._path, self._synchronous, deadline)
+        self._identity = _identity(self._path)
+        self._state = State(self._connection)
+        return self._connection, self._state
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._state = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    # --- around a fork --------------------------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """Close the connection between two transactions: SQLite must not be open across a fork."""
+        self._transaction.acquire()
+        self._disconnect()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on; the next transaction opens a new connection."""
+        self._transaction.release()
+
+    def after_fork_in_child(self) -> None:
+        """Be of no use any more: the thread is the parent's."""
+        self.forked = True
+        self._turns.close()
+        self._transaction.release()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)  # noqa: PTH116  # once per transaction, at half the cost of Path.stat
+    return status.st_dev, status.st_ino
+
+
+def _answer(calls: list[Call]) -> None:
+    """Deliver every answer, waking each event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
+    for call in calls:
+        by_loop.setdefault(call.future.get_loop(), []).append(call)
+    for loop, its_calls in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_deliver, its_calls)
+
+
+def _deliver(calls: list[Call]) -> None:
+    """Tell the futures, on their event loop, those that somebody still waits for."""
+    for call in calls:
+        future = call.future
+        if future.done():
+            continue
+        if call.error is None:
+            future.set_result(call.answer)
+        else:
+            future.set_exception(call.error)
+
+
+_workers: WeakSet[Worker] = WeakSet()
+_forking: list[Worker] = []
+
+
+def _before_fork() -> None:
+    for worker in sorted(_workers, key=id):
+        worker.before_fork()
+        _forking.append(worker)
+
+
+def _after_fork_in_parent() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_parent()
+
+
+def _after_fork_in_child() -> None:
+    while _forking:
+        _forking.pop().after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
