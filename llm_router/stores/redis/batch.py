@@ -1,0 +1,219 @@
+"""Batching: the operations of one event loop travel together, one script call at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+from llm_router.stores.redis.errors import explain, is_timeout
+from llm_router.stores.redis.scripts import Client, Script
+from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot, decode
+
+__all__ = ["Batcher", "Server"]
+
+_MOST = 512
+"""Operations in one script call: a few milliseconds of a server that does nothing else meanwhile."""
+
+_TRIES = 3
+"""How often a batch is sent when the server's clock turns out to be another than thought."""
+
+
+@attrs.define
+class Server:
+    """A server as one store knows it, whatever loop speaks to it.
+
+    Attributes:
+        address: How to name it in messages; without credentials.
+        timeout: Seconds that a caller waits for an answer, at most.
+        script: What to run there.
+        encoder: Makes the messages.
+        clock: Where time comes from; None for the server's own.
+        ahead: Microseconds by which its clock is ahead of this machine's; None before its first reply.
+    """
+
+    address: str
+    timeout: float
+    script: Script
+    encoder: Encoder
+    clock: Clock | None
+    ahead: int | None = None
+
+    def now(self) -> tuple[int, int]:
+        """Return what time it is there, as far as is known, and what to tell it (0 to leave it to it)."""
+        if self.clock is not None:
+            now = round(self.clock.time() * 1e6)
+            return now, now
+        return round(time.time() * 1e6) + (self.ahead or 0), 0
+
+    def set_now(self, now: int) -> None:
+        """Take note of what time it is there."""
+        self.ahead = now - round(time.time() * 1e6)
+
+
+class Batcher:
+    """Sends what the tasks of one event loop ask for.
+
+    Operations take effect in the order in which they were added, but for reserves whose caller was cancelled
+    before they were sent: these are dropped. Everything that waits while a call is under way goes into the
+    next one.
+
+    A call that got no answer in time takes no effect later: the server is told until when it may begin.
+
+    Args:
+        client: Used by this loop only, and closed with it.
+        server: What the client speaks to.
+        owned: Whether to close the client.
+    """
+
+    def __init__(self, client: Client, server: Server, *, owned: bool) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._client = client
+        self._server = server
+        self._owned = owned
+        self._queue: deque[Operation] = deque()
+        self._since = 0.0  # when the oldest operation of the queue was added
+        self._task: asyncio.Task[None] | None = None
+        self._keeper: AsyncGenerator[None, None] | None = None
+
+    def add(self, operation: Operation) -> None:
+        """Have ``operation`` sent; its future gets the result, or a :class:`StoreError`."""
+        if not self._queue:
+            self._since = self._loop.time()
+        self._queue.append(operation)
+        if self._task is None:
+            self._task = self._loop.create_task(self._send_all())
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, and close the connections."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            await keeper.aclose()
+
+    async def _keep(self) -> AsyncGenerator[None, None]:
+        # The loop closes its asynchronous generators when it shuts down: a store that was not closed then
+        # lets go of this loop's connections, instead of leaving them to the garbage collector.
+        try:
+            yield
+        finally:
+            try:
+                async with asyncio.timeout(self._server.timeout):
+                    await self._client.aclose()
+            except (OSError, TimeoutError):
+                pass  # closing is all that was wanted
+
+    async def _send_all(self) -> None:
+        try:
+            if self._keeper is None and self._owned:
+                self._keeper = self._keep()
+                await anext(self._keeper)
+            while self._queue:
+                await self._send()
+                # Those whom the answers woke come first: what they ask next shares the next call.
+                await asyncio.sleep(0)
+        finally:
+            self._task = None
+            for operation in self._queue:  # the loop is shutting down
+                operation.future.cancel()
+            self._queue.clear()
+
+    def _next(self) -> list[Operation]:
+        """Take the oldest operations from the queue."""
+        batch: list[Operation] = []
+        size = 0
+        queue = self._queue
+        while queue and size < _MOST:
+            operation = queue.popleft()
+            if isinstance(operation, Reserve):
+                if operation.future.cancelled():
+                    continue
+            elif isinstance(operation, Snapshot):
+                size += len(operation.deployments) - 1
+            size += 1
+            batch.append(operation)
+        return batch
+
+    async def _send(self) -> None:
+        """Send the oldest operations and hand out their results."""
+        deadline = self._since + self._server.timeout
+        batch = self._next()
+        if not batch:
+            return
+        try:
+            async with asyncio.timeout_at(deadline):
+                results = await self._call(batch, deadline)
+        except asyncio.CancelledError:
+            for operation in batch:
+                operation.future.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - every caller must hear of it
+            if is_timeout(error):  # those behind have waited, too: with one more try they would wait too long
+                batch.extend(self._queue)
+                self._queue.clear()
+            self._fail(batch, error)
+        else:
+            for operation, result in zip(batch, results, strict=True):
+                if not operation.future.done():
+                    operation.future.set_result(result)
+
+    async def _call(self, batch: list[Operation], deadline: float) -> list[Any]:
+        """Run the script on ``batch`` and return the results, in order."""
+        server = self._server
+        for _ in range(_TRIES):
+            keys, arguments = self._encode(batch, deadline)
+            reply = await server.script.run(self._client, keys, arguments)
+            status, now, text, descriptions, numbers = reply
+            if server.clock is None:
+                server.set_now(int(now))
+            if status in (b"ok", "ok"):
+                return decode(batch, descriptions, numbers)
+            told = text.decode(errors="replace") if isinstance(text, bytes) else text
+            if status in (b"corrupt", "corrupt"):
+                raise StoreCorruptError(
+                    f"the Redis server at {server.address} holds something else at the key {told!r}: "
+                    "use another namespace, or delete the key"
+                )
+            if told:
+                server.encoder.learn_zone(told)
+        raise StoreUnavailableError(
+            f"the clock of the Redis server at {server.address} jumps: let it be set by NTP without steps"
+        )
+
+    def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str]]:
+        """Make the message of ``batch``, dropping from it what makes no sense."""
+        message = self._server.encoder.start()
+        wrong = []
+        for operation in batch:
+            try:
+                message.add(operation)
+            except Exception as error:  # noqa: BLE001 - the fault of one caller, who alone hears of it
+                wrong.append(operation)
+                _set_exception(operation, error)
+        for operation in wrong:
+            batch.remove(operation)
+        now, clock = self._server.now()
+        if clock or self._server.ahead is None:
+            return message.finish(now, clock, 0)
+        return message.finish(now, 0, now + round((deadline - self._loop.time()) * 1e6))
+
+    def _fail(self, batch: Sequence[Operation], error: Exception) -> None:
+        for operation in batch:
+            if isinstance(error, StoreError):
+                failure: Exception = type(error)(*error.args)
+            else:
+                # Without the original as its cause: the frames of a client hold a password.
+                failure = explain(error, self._server.address, self._server.timeout) or error
+            _set_exception(operation, failure)
+
+
+def _set_exception(operation: Operation, error: Exception) -> None:
+    if not operation.future.done():
+        operation.future.set_exception(error)

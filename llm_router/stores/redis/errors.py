@@ -1,0 +1,79 @@
+"""Translating what redis-py raises into this library's errors."""
+
+from __future__ import annotations
+
+import re
+
+from redis import exceptions
+
+from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+
+__all__ = ["explain", "is_timeout"]
+
+_REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
+    (
+        "NOAUTH|WRONGPASS",
+        (exceptions.AuthenticationError,),
+        "refused the login: check the user and password of its URL",
+    ),
+    (
+        "NOPERM",
+        (exceptions.NoPermissionError, exceptions.AuthorizationError),
+        (
+            "denies this user a command or key: allow it the keys of the namespace and the commands EVALSHA, "
+            "SCRIPT LOAD, TIME, GET, MGET, SET, DEL, HSET, HMGET, HDEL, HSCAN and PEXPIRE"
+        ),
+    ),
+    ("READONLY", (exceptions.ReadOnlyError,), "is a read-only replica: point the URL at the primary"),
+    (
+        "OOM|command not allowed when used memory",  # redis-py takes the code away
+        (),
+        "is out of memory and refuses to write: raise its maxmemory, or free some",
+    ),
+    ("LOADING", (exceptions.BusyLoadingError,), "is still loading its data: try again in a moment"),
+    (
+        "CLUSTERDOWN",
+        (exceptions.ClusterDownError, exceptions.MasterDownError),
+        "belongs to a cluster that is down: see CLUSTER INFO",
+    ),
+    ("MISCONF", (), "cannot save its data and refuses to write: see its log"),
+    ("BUSY", (), "is busy running another script: see SCRIPT KILL"),
+    (
+        "MOVED|CROSSSLOT",
+        (exceptions.MovedError, exceptions.ClusterCrossSlotError),
+        "is a node of a cluster: use a redis+cluster:// URL",
+    ),
+)
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Return whether ``error`` says that no answer came in time."""
+    return isinstance(error, (TimeoutError, exceptions.TimeoutError))
+
+
+def explain(error: BaseException, address: str, timeout: float) -> StoreError | None:
+    """Return the error of this library that tells of ``error``; None if neither server nor network raised it.
+
+    Args:
+        error: What redis-py or asyncio raised.
+        address: How to name the server; without credentials.
+        timeout: Seconds that an answer may take.
+    """
+    server = f"the Redis server at {address}"
+    if is_timeout(error):
+        return StoreUnavailableError(f"{server} did not answer within {timeout:g} s")
+    if not isinstance(error, (exceptions.RedisError, OSError)):
+        return None
+    text = str(error)
+    # Redis 6.2 wraps the error of a command in a script in one of its own: hence the look into the text.
+    for codes, classes, remedy in _REMEDIES:
+        if isinstance(error, classes) or re.search(rf"(^|-|\b)({codes})\b ", text):
+            return StoreUnavailableError(f"{server} {remedy}")
+    if "WRONGTYPE" in text or "user_script" in text:
+        return StoreCorruptError(
+            f"{server} holds something else under this namespace's keys ({text}): use another namespace, or "
+            "delete those keys"
+        )
+    if isinstance(error, (exceptions.ConnectionError, OSError)):
+        return StoreUnavailableError(f"{server} cannot be reached: {text or type(error).__name__}")
+    return StoreUnavailableError(f"{server} failed: {type(error).__name__}: {text}")
