@@ -1,1 +1,89 @@
 """Spend many LLM API keys well: quota-exact, asynchronous routing of prompts over keys and models."""
+
+from llm_router.conversations import HistoryStore, MemoryHistory
+from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.domain.request import Request
+from llm_router.domain.response import Attempt, Response, Usage
+from llm_router.domain.secret import Secret
+from llm_router.domain.status import Health, KeyStatus
+from llm_router.engine.conversation import Conversation
+from llm_router.engine.keys import KeyManager
+from llm_router.errors import (
+    BlockedError,
+    ConfigError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    LLMRouterError,
+    ProviderError,
+    QuotaExhaustedError,
+    RefusedCandidate,
+    RouterClosedError,
+    SendError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownModelError,
+    UnknownWorkloadError,
+)
+from llm_router.providers.base import FailureKind, Provider, Reply
+from llm_router.router import Router
+from llm_router.shared import get_key_manager, get_request_router
+from llm_router.stores.base import RateLimitStore
+from llm_router.stores.memory import MemoryStore
+from llm_router.stores.urls import open_store
+from llm_router.strategies import Candidate, LeastLoaded, RoundRobin, SelectionStrategy, Weighted
+
+__all__ = [
+    "Attempt",
+    "BlockedError",
+    "Candidate",
+    "Clock",
+    "ConfigError",
+    "Conversation",
+    "Cooldown",
+    "DeadlineExceededError",
+    "Demand",
+    "Deployment",
+    "FailureKind",
+    "Health",
+    "HistoryStore",
+    "InvalidRequestError",
+    "Key",
+    "KeyManager",
+    "KeyStatus",
+    "LLMRouterError",
+    "LeastLoaded",
+    "MemoryHistory",
+    "MemoryStore",
+    "Metric",
+    "Provider",
+    "ProviderError",
+    "Quota",
+    "QuotaExhaustedError",
+    "RateLimitStore",
+    "Refill",
+    "RefusedCandidate",
+    "Reply",
+    "Request",
+    "Response",
+    "RoundRobin",
+    "Router",
+    "RouterClosedError",
+    "Secret",
+    "SelectionStrategy",
+    "SendError",
+    "StoreCorruptError",
+    "StoreError",
+    "StoreUnavailableError",
+    "SystemClock",
+    "UnknownModelError",
+    "UnknownWorkloadError",
+    "Usage",
+    "Weighted",
+    "get_key_manager",
+    "get_request_router",
+    "open_store",
+]

@@ -1,0 +1,7 @@
+"""The memory of conversations: what was said, cut to size, portable between keys and models."""
+
+from llm_router.conversations.base import HistoryStore, Turn
+from llm_router.conversations.memory import MemoryHistory
+from llm_router.conversations.truncation import truncate
+
+__all__ = ["HistoryStore", "MemoryHistory", "Turn", "truncate"]

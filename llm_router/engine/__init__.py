@@ -1,0 +1,1 @@
+"""How a request finds a deployment and what becomes of it."""

@@ -1,0 +1,232 @@
+"""The local index of deployments: which are ready, which are parked and until when.
+
+It is cheap and possibly stale: the store decides. A selection looks at a handful of deployments, however
+many there are: a ready one is found by its place in an array, a parked one by its place in a heap.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.quota import MINUTE
+from llm_router.stores.base import Decision, Refusal
+from llm_router.strategies.base import Candidate
+
+__all__ = ["Cell", "Pool", "Slot"]
+
+
+@attrs.define(eq=False)
+class Slot(Candidate):
+    """A deployment with what this process knows of it.
+
+    Attributes:
+        cell: Where it belongs.
+        place: Its index in the array of ready slots of its priority, or -1 while it is parked.
+        wake: Seconds since the epoch until which it is parked (meaningful while it is).
+        held: Seconds since the epoch until which this process avoids it for reasons of its own, of which
+            the store knows nothing.
+        refusal: Why it was parked, or refused last.
+        day_strikes: Refusals in a row that named a daily quota which our own ledger thinks open.
+    """
+
+    cell: Cell = attrs.field(kw_only=True, repr=False)
+    place: int = attrs.field(default=-1, kw_only=True)
+    wake: float = attrs.field(default=0.0, kw_only=True)
+    held: float = attrs.field(default=0.0, kw_only=True)
+    refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
+    day_strikes: int = attrs.field(default=0, kw_only=True)
+    _headroom: float = attrs.field(default=1.0, init=False)
+    _headroom_at: float = attrs.field(default=0.0, init=False)
+    _daily_headroom: float = attrs.field(default=1.0, init=False)
+
+    @property
+    def daily_headroom(self) -> float:
+        """Share (0 to 1) that remained of its tightest daily quota when it was granted last."""
+        return self._daily_headroom
+
+    def observe(self, decision: Decision, now: float) -> None:
+        """Note what the store said of its quotas."""
+        self._headroom = decision.headroom
+        self._daily_headroom = decision.daily_headroom
+        self._headroom_at = now
+
+    def estimate(self, now: float, distance: int) -> None:
+        """Fill in what a strategy reads: minute quotas are taken to come back evenly over a minute."""
+        self.distance = distance
+        recovered = self._headroom + (now - self._headroom_at) / MINUTE
+        self.headroom = min(recovered, self._daily_headroom, 1.0)
+
+
+class _Rank:
+    """The ready slots of one priority: an array with a cursor that moves on with every draw."""
+
+    __slots__ = ("cursor", "slots")
+
+    def __init__(self) -> None:
+        self.slots: list[Slot] = []
+        self.cursor = random.randrange(1 << 30)  # noqa: S311 - keeps processes from starting alike
+
+    def draw(self, count: int) -> list[Slot]:
+        """Return up to ``count`` slots, starting one further than the last time."""
+        slots = self.slots
+        size = len(slots)
+        start = self.cursor = (self.cursor + 1) % size
+        if start + count <= size:
+            return slots[start : start + count]
+        return slots[start:] + slots[: min(start, start + count - size)]
+
+
+class Cell:
+    """The deployments of one (workload, model)."""
+
+    __slots__ = ("_parked", "_priorities", "_ranks", "_sequence", "model", "slots", "workload")
+
+    def __init__(self, workload: str, model: str) -> None:
+        self.workload = workload
+        self.model = model
+        self.slots: list[Slot] = []
+        self._ranks: dict[int, _Rank] = {}
+        self._priorities: list[int] = []  # those with a ready slot, ascending
+        self._parked: list[tuple[float, int, Slot]] = []
+        self._sequence = itertools.count()
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether any deployment is ready."""
+        return bool(self._priorities)
+
+    def add(self, deployment: Deployment) -> Slot:
+        """Take in a deployment, ready."""
+        slot = Slot(deployment, 0, 1.0, 0, cell=self)
+        self.slots.append(slot)
+        self._make_ready(slot)
+        return slot
+
+    def draw(self, count: int) -> Iterator[tuple[int, list[Slot]]]:
+        """Yield (priority, ready slots), best priority first, at most ``count`` slots of each."""
+        for priority in self._priorities:
+            yield priority, self._ranks[priority].draw(count)
+
+    def park(self, slot: Slot, until: float) -> None:
+        """Set ``slot`` aside until ``until``, or longer if it is set aside for longer already."""
+        if slot.place >= 0:
+            self._take_out(slot)
+        elif until <= slot.wake:
+            return
+        slot.wake = until
+        heapq.heappush(self._parked, (until, next(self._sequence), slot))
+
+    def rouse(self, slot: Slot) -> None:
+        """Make a parked slot ready before its time."""
+        if slot.place < 0:
+            self._make_ready(slot)
+
+    def wake(self, now: float) -> None:
+        """Make every slot ready whose time has come."""
+        parked = self._parked
+        while parked and (parked[0][0] <= now or self._is_stale(parked[0])):
+            entry = heapq.heappop(parked)
+            if not self._is_stale(entry):
+                self._make_ready(entry[2])
+
+    def soonest(self, count: int) -> list[Slot]:
+        """Return up to ``count`` parked slots, those that wake first, in that order."""
+        # A heap of live entries need not be sorted whole: the k smallest lie among few of its nodes.
+        found: list[Slot] = []
+        frontier = [(self._parked[0], 0)] if self._parked else []
+        while frontier and len(found) < count:
+            entry, node = heapq.heappop(frontier)
+            if not self._is_stale(entry) and entry[2] not in found:
+                found.append(entry[2])
+            for child in (2 * node + 1, 2 * node + 2):
+                if child < len(self._parked):
+                    heapq.heappush(frontier, (self._parked[child], child))
+        return found
+
+    @staticmethod
+    def _is_stale(entry: tuple[float, int, Slot]) -> bool:
+        until, _, slot = entry
+        return slot.place >= 0 or slot.wake != until
+
+    def _make_ready(self, slot: Slot) -> None:
+        priority = slot.deployment.priority
+        rank = self._ranks.get(priority)
+        if rank is None:
+            rank = self._ranks[priority] = _Rank()
+        if not rank.slots:
+            insort(self._priorities, priority)
+        slot.place = len(rank.slots)
+        rank.slots.append(slot)
+
+    def _take_out(self, slot: Slot) -> None:
+        priority = slot.deployment.priority
+        slots = self._ranks[priority].slots
+        last = slots.pop()
+        if last is not slot:  # the array stays dense: the last one moves into the gap
+            slots[slot.place] = last
+            last.place = slot.place
+        slot.place = -1
+        if not slots:
+            del self._priorities[bisect_left(self._priorities, priority)]
+
+
+class Pool:
+    """Every deployment of a router, by (workload, model).
+
+    Args:
+        deployments: The active ones.
+    """
+
+    def __init__(self, deployments: Iterable[Deployment]) -> None:
+        self.cells: dict[tuple[str, str], Cell] = {}
+        self._by_scope: defaultdict[Scope, list[Slot]] = defaultdict(list)
+        self._slots: dict[Deployment, Slot] = {}
+        for deployment in deployments:
+            where = (deployment.workload, deployment.model)
+            cell = self.cells.get(where) or self.cells.setdefault(where, Cell(*where))
+            slot = self._slots[deployment] = cell.add(deployment)
+            for scope in deployment.scopes:
+                self._by_scope[scope].append(slot)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots.values())
+
+    def slot(self, deployment: Deployment) -> Slot:
+        """Return the slot of ``deployment``."""
+        return self._slots[deployment]
+
+    def learn(self, refusal: Refusal, now: float) -> None:
+        """Note a store's refusal; park the slot if it is of no use to anybody for a while."""
+        slot = self._slots[refusal.deployment]
+        slot.refusal = refusal
+        if refusal.wake_at > now:
+            slot.cell.park(slot, refusal.wake_at)
+
+    def park(self, scope: Scope, until: float, reason: str) -> None:
+        """Set every deployment of ``scope`` aside until ``until`` (seconds since the epoch)."""
+        for slot in self._by_scope.get(scope, ()):
+            slot.refusal = Refusal(slot.deployment, reason, until, until)
+            slot.cell.park(slot, until)
+
+    def hold(self, slot: Slot, until: float, reason: str) -> None:
+        """Avoid ``slot`` until ``until`` in this process only."""
+        slot.held = max(slot.held, until)
+        slot.refusal = Refusal(slot.deployment, reason, slot.held, slot.held)
+        slot.cell.park(slot, slot.held)
+
+    def rouse(self, scope: Scope, now: float) -> None:
+        """Make the deployments of ``scope`` ready: some of their quota came back before its time."""
+        for slot in self._by_scope.get(scope, ()):
+            if slot.held <= now:
+                slot.cell.rouse(slot)

@@ -1,0 +1,43 @@
+"""The port between the engine and a ranking of deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from llm_router.domain.deployment import Deployment
+
+__all__ = ["Candidate", "SelectionStrategy"]
+
+
+@attrs.define(eq=False)
+class Candidate:
+    """A deployment as the local index knows it: cheap to read, possibly stale.
+
+    Attributes:
+        deployment: The deployment.
+        distance: Steps between its workload and the one asked for; 0 where none was asked for.
+        headroom: Estimated share (0 to 1) that remains of its tightest quota.
+        failures: Transient failures in a row.
+    """
+
+    deployment: Deployment
+    distance: int
+    headroom: float
+    failures: int
+
+
+class SelectionStrategy(Protocol):
+    """Orders the deployments inside one tier; implement it to prefer what you prefer.
+
+    In a tier of up to 8 deployments that are ready, :meth:`order` is given all of them. In a larger one it
+    is given a sample of each (workload distance, priority), the nearest first, and the sample moves on with
+    every call, so that each deployment takes its turn. It runs on every send: keep it to microseconds, and
+    do no I/O.
+    """
+
+    def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Return ``candidates`` (or some of them), best first."""
+        ...

@@ -1,0 +1,209 @@
+"""A router on a real server that fails in every way a server can, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+
+from llm_router import Router
+from llm_router.stores.redis import RedisStore
+
+TIMEOUT = 0.4
+"""Seconds of patience with the server: real ones, since a frozen server does not read a manual clock."""
+
+
+class Kill:
+    def strike(self, server):
+        server.kill()
+
+    def heal(self, server):
+        server.start()  # and empty
+
+
+class Freeze:
+    def strike(self, server):
+        server.freeze()
+
+    def heal(self, server):
+        server.thaw()
+
+
+class ReadOnly:
+    """Demoted to a replica of nobody, as in the middle of a failover."""
+
+    def strike(self, server):
+        with server.client() as client:
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+
+    def heal(self, server):
+        with server.client() as client:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            client.script_flush()
+
+
+class OutOfMemory:
+    def strike(self, server):
+        with server.client() as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "1")
+
+    def heal(self, server):
+        with server.client() as client:
+            client.config_set("maxmemory", "0")
+
+
+class Busy:
+    """No longer lets anybody in who does not know the password."""
+
+    def strike(self, server):
+        with server.client() as client:
+            client.config_set("requirepass", "somebody-changed-it")
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    def heal(self, server):
+        with server.client(password="somebody-changed-it") as client:
+            client.config_set("requirepass", "")
+
+
+FAILURES = [Kill(), Freeze(), ReadOnly(), OutOfMemory(), Busy()]
+
+
+async def _timed(call):
+    """Await a call and return what came of it, and the real seconds it took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    return await call, loop.time() - began
+
+
+async def _until(condition, clock):
+    """Let probes become due and run, until the condition holds or 60 rounds have passed."""
+    for _ in range(60):
+        if await condition():
+            return True
+        clock.shift(31)
+        await asyncio.sleep(0.05)  # for the answer of the real server
+    return False
+
+
+@pytest.fixture
+def on_server(clock, provider):
+    @asynccontextmanager
+    async def make(url, deployments, **options):
+        store = RedisStore(url, timeout=TIMEOUT, clock=clock)
+        async with Router(deployments, store=store, provider=provider, clock=clock, **options) as router:
+            yield router
+        await store.aclose()
+
+    return make
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+async def test_a_router_goes_on_alone_and_returns(on_server, redis_server, pools, clock, caplog, failure):
+    """Struck: one bounded delay, then a share of the quota. Healed: back by itself. One log line each."""
+    async with on_server(redis_server.url, [pools.one(rpm=40)]) as router:
+        assert (await router.send("x")).success
+        failure.strike(redis_server)
+        response, seconds = await _timed(router.send("x"))
+        assert response.success
+        assert seconds < 4 * TIMEOUT
+        for _ in range(5):
+            response, seconds = await _timed(router.send("x"))
+            assert response.success
+            assert seconds < TIMEOUT
+        health = await router.health_check()
+        assert (health["healthy"], health["store_ok"], health["store"]) == (True, False, "RedisStore")
+        assert any("store" in problem for problem in health["problems"])
+        assert sum(r.success for r in [await router.send("x") for _ in range(20)]) == 4  # 40/4, less 6 sent
+
+        failure.heal(redis_server)
+
+        async def back():
+            return (await router.health_check())["store_ok"]
+
+        assert await _until(back, clock)
+        assert (await router.send("x")).success
+        status = (await router.get_all_key_statuses())[0]
+        assert int(status["rpm_usage"].split("/")[0]) >= 10  # what was spent alone was carried over
+    logged = [record.getMessage().split(",")[0] for record in caplog.records if record.name == "llm_router"]
+    assert logged == ["the store fails", "the store answers again"]
+
+
+async def test_closed_says_so_and_hangs_nobody(on_server, redis_server, pools, provider):
+    """With on_store_failure="closed" every send is an unsuccessful response; only the first one waits."""
+    async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
+        assert (await router.send("x")).success
+        redis_server.freeze()
+        try:
+            response, seconds = await _timed(router.send("x"))
+            assert not response.success
+            assert "store" in str(response.error)
+            assert seconds < 4 * TIMEOUT
+            responses, seconds = await _timed(asyncio.gather(*(router.send("x") for _ in range(50))))
+            assert not any(response.success for response in responses)
+            assert seconds < TIMEOUT
+        finally:
+            redis_server.thaw()
+    assert len(provider.calls) == 1
+
+
+async def test_open_goes_on_without_limits(on_server, redis_server, pools):
+    """With on_store_failure="open" nothing is refused while the server is gone."""
+    async with on_server(redis_server.url, [pools.one(rpm=2)], on_store_failure="open") as router:
+        redis_server.kill()
+        assert all([(await router.send("x")).success for _ in range(20)])
+
+
+async def test_an_unreachable_server_from_the_start(on_server, pools):
+    """A router whose server was never there works alone from its first send."""
+    async with on_server("redis://127.0.0.1:1/0", [pools.one(rpm=40)]) as router:
+        response, seconds = await _timed(router.send("x"))
+        assert response.success
+        assert seconds < 4 * TIMEOUT
+
+
+async def test_a_flushed_server_starts_anew(on_server, redis_server, pools):
+    """FLUSHALL and SCRIPT FLUSH in the middle: no error, the state is empty, the script is there again."""
+    async with on_server(redis_server.url, [pools.one(rpm=3)]) as router:
+        assert [(await router.send("x")).success for _ in range(4)] == [True, True, True, False]
+        with redis_server.client() as client:
+            client.flushall()
+            client.script_flush()
+        clock_of_pool = router.keys.pool
+        for slot in clock_of_pool:
+            slot.cell.rouse(slot)
+        assert (await router.send("x")).success
+        assert (await router.health_check())["store_ok"]
+
+
+async def test_a_slow_server_costs_its_timeout_once(on_server, redis_server, pools):
+    """A server that takes 2 s a command is given up after the timeout, and asked in the background only."""
+
+    async def pump(reader, writer, delay):
+        try:
+            while data := await reader.read(65_536):
+                await asyncio.sleep(delay)
+                writer.write(data)
+                await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            pass
+        finally:
+            writer.close()
+
+    async def relay(reader, writer):
+        back_reader, back_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(pump(reader, back_writer, 2.0))
+            group.create_task(pump(back_reader, writer, 0.0))
+
+    proxy = await asyncio.start_server(relay, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with on_server(f"redis://127.0.0.1:{port}/0", [pools.one(rpm=40)]) as router:
+        response, seconds = await _timed(router.send("x"))
+        assert response.success
+        assert seconds < 4 * TIMEOUT
+        responses, seconds = await _timed(asyncio.gather(*(router.send("x") for _ in range(9))))
+        assert all(response.success for response in responses)
+        assert seconds < TIMEOUT
+    proxy.close()

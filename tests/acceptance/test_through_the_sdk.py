@@ -1,0 +1,130 @@
+"""The whole way: router, real google-genai SDK, HTTP, and an emulator that counts strictly."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llm_router import Deployment, Key, Metric, Quota, Refill, Router, Secret
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing import GeminiEmulator, ScaledClock
+from llm_router.testing.emulator import Fault, QuotaSpec
+
+MODEL = "gemini-flash-latest"
+KEYS = 20
+RPM = 15
+SPEED = 20.0
+"""A minute passes in 3 s."""
+GUARD = 1.5 * SPEED
+"""1.5 s of this machine: what 300 calls at once may take from being granted to being counted."""
+
+
+def pool(*, guard: float = 0.3, keys: int = KEYS, rpm: int = RPM) -> list[Deployment]:
+    quotas = (Quota(Metric.RPM, rpm, guard=guard), Quota(Metric.RPD, 1_500, Refill.DAILY, guard=guard))
+    return [
+        Deployment(Key(f"key-{n}", Secret(f"emulated-secret-{n}")), MODEL, "light", quotas=quotas)
+        for n in range(keys)
+    ]
+
+
+@pytest.fixture(params=["aiohttp", "httpx"])
+def backend(request) -> str:
+    return request.param
+
+
+async def test_six_hundred_at_once_and_half_of_them_fit(backend):
+    """20 keys × 15 a minute: exactly 300 are accepted, none is refused upstream, 300 hear when to return."""
+    emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500))
+    with emulator.run_in_thread():
+        provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
+        async with Router(pool(), provider=provider) as router:
+            started = asyncio.get_running_loop().time()
+            responses = await asyncio.gather(*(router.send(f"prompt {n}") for n in range(600)))
+            took = asyncio.get_running_loop().time() - started
+        await provider.aclose()
+    accepted = [response for response in responses if response.success]
+    refused = [response for response in responses if not response.success]
+    assert len(accepted) == emulator.accepted == emulator.requests == KEYS * RPM
+    assert emulator.refused == 0
+    assert {response.attempts for response in accepted} == {1}
+    assert all(60.3 - took <= response.retry_after <= 60.3 for response in refused)
+    assert all(counts.peak_requests == RPM for counts in emulator.by_bucket.values())
+
+
+async def test_six_hundred_that_wait_all_succeed():
+    """With patience all 600 are answered, over two windows, and still none is refused upstream."""
+    clock = ScaledClock(SPEED)
+    emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500), clock=clock)
+    with emulator.run_in_thread():
+        async with Router(pool(guard=GUARD), clock=clock, base_url=emulator.url) as router:
+            responses = await asyncio.gather(
+                *(router.send(f"prompt {n}", max_wait=600, timeout=None) for n in range(600))
+            )
+    assert all(response.success for response in responses)
+    assert (emulator.accepted, emulator.refused) == (600, 0)
+    assert max(counts.peak_requests for counts in emulator.by_bucket.values()) == RPM
+    waits = sorted(response.waited for response in responses)
+    assert waits[299] < 60 <= waits[300]
+
+
+async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
+    """A 429 with QuotaFailure and RetryInfo, parsed by the SDK, becomes that very cooldown."""
+    emulator = GeminiEmulator(quotas={MODEL: QuotaSpec(rpm=2)}, clock=clock)
+    async with emulator:
+        deployments = pool(keys=1, rpm=15)
+        async with Router(deployments, clock=clock, base_url=emulator.url) as router:
+            assert [(await router.send("x")).success for _ in range(2)] == [True, True]
+            clock.shift(20)
+            response = await router.send("x")
+            assert (response.success, emulator.refused) == (False, 1)
+            assert response.retry_after == pytest.approx(40.0, abs=0.5)
+            clock.shift(41)
+            assert [(await router.send("x")).success for _ in range(3)] == [True, True, False]
+            # The limit that the body stated was learnt: the third was not even sent.
+            assert emulator.refused == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "succeeds", "upstream"),
+    [
+        (Fault.status(503), True, 2),
+        (Fault.status(500), True, 2),
+        (Fault.drop(), True, 2),
+        (Fault.cut_json(429), True, 2),
+        (Fault.cut_json(), True, 2),
+        (Fault.empty(), True, 2),
+        (Fault.bare_429(), True, 2),
+        (Fault.list_429(), True, 2),
+        (Fault.status(404), True, 2),
+        (Fault.block(), False, 1),
+        (Fault.safety(), False, 1),
+    ],
+    ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
+)
+async def test_requests_upstream_are_attempts_reported(fault, succeeds, upstream):
+    """Whatever fails once: what the response reports is what the server saw; no layer retries by itself."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(fault, times=1)
+        async with Router(pool(keys=3), base_url=emulator.url, base_backoff=0.001) as router:
+            response = await router.send("x")
+        assert response.success is succeeds
+        assert response.attempts == emulator.requests == upstream
+
+
+async def test_a_conversation_moves_between_models():
+    """A history written on one model is understood by another, through the SDK."""
+    async with GeminiEmulator() as emulator:
+        deployments = [
+            Deployment(
+                Key("a", Secret("s1")), "model-a", "light", priority=0, quotas=(Quota(Metric.RPM, 1),)
+            ),
+            Deployment(Key("b", Secret("s2")), "model-b", "light"),
+        ]
+        async with Router(deployments, base_url=emulator.url) as router:
+            conversation = router.conversation("c", system_instruction="Be brief.", workload="light")
+            first, second = await conversation.send("one"), await conversation.send("two")
+            assert (first.model, second.model) == ("model-a", "model-b")
+            assert second.success
+            assert [content["role"] for content in await conversation.history()] == ["user", "model"] * 2
+            assert second.usage.input_tokens > first.usage.input_tokens

@@ -1,0 +1,97 @@
+"""What tests of every area share."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from llm_router import Deployment, Key, Metric, Quota, Refill, Router, Secret
+from llm_router.testing import FakeProvider, ManualClock
+
+logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """A clock that stands at noon UTC, far from any midnight in Los Angeles."""
+    return ManualClock(1_800_014_400.0)
+
+
+@pytest.fixture
+def provider(clock: ManualClock) -> FakeProvider:
+    return FakeProvider(clock=clock)
+
+
+class Pools:
+    """Makes deployments with names and secrets of their own."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def one(
+        self,
+        model: str = "model-a",
+        workload: str = "light",
+        *,
+        key_id: str = "",
+        rpm: int | None = 15,
+        tpm: int | None = None,
+        rpd: int | None = None,
+        **fields,
+    ) -> Deployment:
+        limits = {Metric.RPM: rpm, Metric.TPM: tpm, Metric.RPD: rpd}
+        quotas = tuple(
+            Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING)
+            for metric, limit in limits.items()
+            if limit is not None
+        )
+        name = key_id or f"key-{next(self._numbers)}"
+        project = fields.pop("project", "")
+        key = Key(name, Secret(f"AIza-secret-of-{name}"), project=project)
+        return Deployment(key, model, workload, quotas=quotas, **fields)
+
+    def many(self, count: int, *args, **kwargs) -> list[Deployment]:
+        return [self.one(*args, **kwargs) for _ in range(count)]
+
+
+@pytest.fixture
+def pools() -> Pools:
+    return Pools()
+
+
+@pytest.fixture
+def make_router(clock: ManualClock, provider: FakeProvider) -> Callable[..., Router]:
+    """Make a router on the manual clock and the fake provider."""
+
+    def make(deployments: Iterable[Deployment], **options) -> Router:
+        return Router(deployments, **({"provider": provider, "clock": clock} | options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def servers_module():
+    """The helpers for real Redis and Valkey servers, which the tests of the stores own."""
+    path = Path(__file__).parent / "stores" / "servers.py"
+    spec = importlib.util.spec_from_file_location("llm_router_test_servers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def redis_server(servers_module):
+    """A real server of its own; a machine without one fails the test."""
+    binary = next(iter(servers_module.find_servers().values()))
+    with servers_module.running(binary) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server) -> str:
+    return redis_server.url

@@ -1,0 +1,156 @@
+"""The stores that every test of the contract runs on.
+
+A new store needs one entry in ``BACKENDS``: an async context manager that sets up whatever the store keeps
+its state in, and yields a :class:`Backend` on it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from llm_router.stores import MemoryStore
+from llm_router.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import ModuleType
+
+    from llm_router.domain.clock import Clock
+    from llm_router.stores import RateLimitStore
+
+
+class Backend(Protocol):
+    """One place for the state of stores: a file, a server, this process."""
+
+    name: str
+    examples: int
+    """How many Hypothesis examples a test may run on it: about 200 for a fast one, 25 for a slow one."""
+
+    def open(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
+        """Open a store on *empty* state: each call starts anew, as Hypothesis calls it for each example."""
+        ...
+
+    def second(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
+        """Open another store on the state of the one opened last."""
+        ...
+
+
+class MemoryBackend:
+    """The memory store, whose only second handle is the store itself."""
+
+    name = "memory"
+    examples = 200
+
+    def __init__(self) -> None:
+        self._store: MemoryStore | None = None
+
+    @asynccontextmanager
+    async def open(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
+        self._store = MemoryStore(clock=clock)
+        yield self._store
+        await self._store.aclose()
+
+    @asynccontextmanager
+    async def second(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
+        assert self._store is not None, "open() comes first"
+        yield self._store
+
+
+@asynccontextmanager
+async def memory_backend(tmp_path: Path) -> AsyncIterator[Backend]:
+    """Provide the memory store."""
+    yield MemoryBackend()
+
+
+class SQLiteBackend:
+    """SQLite stores, each :meth:`open` on a file of its own."""
+
+    name = "sqlite"
+    examples = 40
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+
+    @asynccontextmanager
+    async def open(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
+        self._count += 1
+        async with self.second(clock) as store:
+            yield store
+
+    @asynccontextmanager
+    async def second(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
+        path = self._directory / f"state-{self._count}.db"
+        store = SQLiteStore(path, clock=clock, synchronous="OFF")  # no test here pulls the plug
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+@asynccontextmanager
+async def sqlite_backend(tmp_path: Path) -> AsyncIterator[Backend]:
+    """Provide SQLite stores."""
+    yield SQLiteBackend(tmp_path)
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module that lies beside this one: the tests are no package."""
+    spec = importlib.util.spec_from_file_location(
+        f"llm_router_tests_{name}", Path(__file__).with_name(f"{name}.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+redis_servers = _load("servers")
+
+BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
+    "memory": memory_backend,
+    "sqlite": sqlite_backend,
+    **redis_servers.redis_backends(),
+}
+
+
+@pytest.fixture(params=redis_servers.find_servers().values(), ids=redis_servers.find_servers().keys())
+def redis_binary(request: pytest.FixtureRequest) -> Path:
+    """Provide each Redis or Valkey server that is installed, in turn."""
+    return request.param
+
+
+@pytest.fixture
+def servers() -> ModuleType:
+    """Provide what starts Redis servers: the module ``servers.py``."""
+    return redis_servers
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    """Provide each kind of store in turn."""
+    async with BACKENDS[request.param](tmp_path) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def all_backends(tmp_path: Path) -> AsyncIterator[list[Backend]]:
+    """Provide every kind of store at once, to compare them."""
+    backends = []
+    managers = []
+    try:
+        for name, manager in BACKENDS.items():
+            (tmp_path / name).mkdir()
+            managers.append(manager(tmp_path / name))
+            backends.append(await managers[-1].__aenter__())
+        yield backends
+    finally:
+        for opened in reversed(managers[: len(backends)]):
+            await opened.__aexit__(None, None, None)

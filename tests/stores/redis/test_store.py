@@ -1,0 +1,495 @@
+"""The Redis store on real servers: what the contract, which knows no servers, does not show."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import time
+from contextlib import asynccontextmanager, contextmanager
+from multiprocessing import get_context
+from typing import TYPE_CHECKING
+
+import pytest
+from redis.asyncio import Redis
+
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.domain.secret import Secret
+from llm_router.errors import ConfigError, StoreCorruptError, StoreUnavailableError
+from llm_router.stores import RateLimitStore
+from llm_router.stores.redis import RedisStore
+from llm_router.testing.clock import ManualClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+QUOTAS = (Quota(Metric.RPM, 1000), Quota(Metric.TPM, 1_000_000), Quota(Metric.RPD, 100_000, Refill.DAILY))
+ONE = Demand(1, 100)
+TTL = 60.0
+
+
+def deployment(name: str = "a", *quotas: Quota) -> Deployment:
+    return Deployment(Key(name, Secret("AIza-not-a-key")), "flash", quotas=quotas or QUOTAS)
+
+
+@pytest.fixture
+def name(servers):
+    """Name one of the servers that all tests share."""
+    return next(iter(servers.find_servers()))
+
+
+@pytest.fixture
+def shared(servers, name):
+    """Provide an empty server that other tests use, too."""
+    server = servers.shared_server(name)
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+@asynccontextmanager
+async def opened(url: str, **settings) -> AsyncIterator[RedisStore]:
+    store = RedisStore(url, **settings)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+@contextmanager
+def no_longer_than(seconds: float):
+    """Fail if the body takes longer: a bound for hanging, not a measurement."""
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < seconds
+
+
+# --- what is stored -----------------------------------------------------------------------------------------
+
+
+async def test_every_key_has_an_end(shared):
+    """No key outlives what it is needed for, whatever was asked of the store."""
+    async with opened(shared.url) as store:
+        a, b = deployment("a"), deployment("b", Quota(Metric.TPM, 5000, Refill.STEADY))
+        for number in range(5):
+            await store.reserve(f"r{number}", [a], ONE, TTL)
+            await store.reserve(f"s{number}", [b], ONE, TTL)
+        await store.settle("r0", Demand(1, 7))
+        await store.release("s0")
+        await store.cool_down(Cooldown(a.key_scope, time.time() + 30, "rests", (LearntLimit(Metric.RPM, 5),)))
+        await store.cool_down(Cooldown(b.provider_scope, math.inf, "dead"))
+    with shared.client() as client:
+        ends = {key: client.pttl(key) for key in client.scan_iter()}
+    assert len(ends) == 6  # two models, a key, a provider, the reservations and their sweeping
+    assert all(0 < end <= 366 * 86_400_000 for end in ends.values())
+
+
+async def test_all_keys_of_a_namespace_share_a_hash_tag(shared):
+    """A cluster keeps them on one node, and two namespaces keep apart."""
+    a = deployment("a", Quota(Metric.RPM, 1))
+    async with opened(shared.url, namespace="one {x} é") as one, opened(shared.url, namespace="two") as two:
+        assert (await one.reserve("r", [a], ONE, TTL)).deployment is a
+        assert (await two.reserve("r", [a], ONE, TTL)).deployment is a
+        assert (await two.reserve("s", [a], ONE, TTL)).deployment is None
+    with shared.client() as client:
+        tags = {key.split(b":")[0] for key in client.scan_iter()}
+    assert tags == {b"{one%20%7Bx%7D%20%C3%A9}", b"{two}"}
+
+
+async def test_ten_thousand_requests_leave_nothing_behind(shared):
+    """State does not grow with the number of requests served."""
+    a = deployment("a", Quota(Metric.RPM, 20_000), Quota(Metric.TPM, 10**9))
+    async with opened(shared.url, timeout=20) as store:
+
+        async def serve(number: int) -> None:
+            await store.reserve(f"request {number}", [a], ONE, TTL)
+            await store.settle(f"request {number}", Demand(1, 90))
+
+        for start in range(0, 10_000, 1000):
+            await asyncio.gather(*(serve(number) for number in range(start, start + 1000)))
+        [snapshot] = await store.snapshot([a])
+    assert [quota.used for quota in snapshot.quotas] == [10_000, 900_000]
+    with shared.client() as client:
+        keys = list(client.scan_iter())
+        assert len(keys) == 2  # the model, and the state of sweeping
+        assert all(client.strlen(key) < 25_000 for key in keys)
+
+
+async def test_reservations_of_the_dead_are_swept_out(shared):
+    """What nobody settles is forgotten once it has expired, while others go on."""
+    clock = ManualClock()
+    a = deployment("a")
+    async with opened(shared.url, clock=clock) as store:
+        await asyncio.gather(*(store.reserve(f"dead {number}", [a], ONE, 5.0) for number in range(100)))
+        for number in range(20):
+            clock.shift(1.0)
+            await store.reserve(f"alive {number}", [a], ONE, TTL)
+    with shared.client() as client:
+        assert client.hlen("{llm_router}:reservations") == 20
+
+
+@pytest.mark.parametrize("odd", ["", "\0x", "a b\n", "é", "\ud800", '"\\', "{x}:*", "0" * 1000])
+async def test_any_string_is_a_reservation_id(shared, odd):
+    """Odd characters make no two ids one, and are found again."""
+    a = deployment("a", Quota(Metric.RPM, 2))
+    async with opened(shared.url) as store:
+        for reservation_id in (odd, odd + "'"):
+            assert (await store.reserve(reservation_id, [a], ONE, TTL)).deployment is a
+        await store.release(odd)
+        assert (await store.reserve("other", [a], ONE, TTL)).deployment is a
+        assert (await store.reserve("more", [a], ONE, TTL)).deployment is None
+
+
+async def test_no_credential_reaches_the_server(shared):
+    """Neither the key nor a digest of it is stored."""
+    async with opened(shared.url) as store:
+        await store.reserve("r", [deployment("a")], ONE, TTL)
+    with shared.client() as client:
+        dumps = [key + client.dump(key) for key in client.scan_iter()]
+    assert dumps
+    assert not any(b"AIza" in dump for dump in dumps)
+
+
+# --- time ---------------------------------------------------------------------------------------------------
+
+
+async def test_the_servers_time_counts_without_a_clock(shared, monkeypatch):
+    """A machine whose clock is a day off reckons like the others."""
+    a = deployment("a", Quota(Metric.RPM, 1), Quota(Metric.RPD, 10, Refill.DAILY))
+    true_time = time.time
+    async with opened(shared.url) as right, opened(shared.url) as wrong:
+        await right.reserve("r", [a], ONE, TTL)
+        [expected] = await right.snapshot([a])
+        monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 90_000)
+        [seen] = await wrong.snapshot([a])
+        [refusal] = (await wrong.reserve("s", [a], ONE, TTL)).refusals
+    assert seen == expected
+    assert abs(refusal.retry_at - true_time() - 60.3) < 10
+
+
+async def test_a_clock_that_is_set_while_running_is_noticed(shared, monkeypatch):
+    """After a jump of the machine's clock the next call learns the server's time anew."""
+    a = deployment("a")
+    true_time = time.time
+    async with opened(shared.url) as store:
+        await store.reserve("r", [a], ONE, TTL)
+        monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 7 * 86_400)
+        assert (await store.reserve("s", [a], ONE, TTL)).deployment is a
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_asked_at_once_shares_a_call(shared):
+    """A hundred reserves of one tick take one call or two, not a hundred."""
+    a = deployment("a")
+    async with opened(shared.url) as store:
+        await store.reserve("first", [a], ONE, TTL)
+        with shared.client() as client:
+            client.config_resetstat()
+            decisions = await asyncio.gather(*(store.reserve(f"r{n}", [a], ONE, TTL) for n in range(100)))
+            calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert all(decision.deployment is a for decision in decisions)
+    assert calls <= 2
+
+
+async def test_a_script_that_was_flushed_is_loaded_again(shared):
+    """A server that forgot the script answers all the same, also in the middle of a crowd."""
+    a = deployment("a", Quota(Metric.RPM, 1500))
+    granted = 0
+    async with opened(shared.url) as store:
+        with shared.client() as client:
+            for round_ in range(3):
+                client.script_flush()
+                crowd = (store.reserve(f"r{round_}-{n}", [a], ONE, TTL) for n in range(600))
+                granted += sum(decision.deployment is a for decision in await asyncio.gather(*crowd))
+    assert granted == 1500
+
+
+async def test_one_callers_mistake_is_its_own(shared):
+    """A quota in a time zone that does not exist fails its caller, not those who share the call."""
+    good = deployment("a")
+    bad = deployment("b", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Nowhere/Land"))
+    async with opened(shared.url) as store:
+        outcomes = await asyncio.gather(
+            store.reserve("r", [good], ONE, TTL),
+            store.reserve("s", [bad], ONE, TTL),
+            store.reserve("t", [good], ONE, TTL),
+            return_exceptions=True,
+        )
+    assert outcomes[0].deployment is good
+    assert isinstance(outcomes[1], KeyError)
+    assert outcomes[2].deployment is good
+
+
+async def test_a_zone_that_another_store_uses_is_asked_for(shared):
+    """A reservation in a time zone that this store never heard of can be settled through it."""
+    a = deployment("a", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Asia/Tokyo"))
+    async with opened(shared.url) as one, opened(shared.url) as two:
+        await one.reserve("r", [a], ONE, TTL)
+        await two.release("r")
+        [snapshot] = await one.snapshot([a])
+    assert snapshot.quotas[0].used == 0
+
+
+# --- loops and processes ------------------------------------------------------------------------------------
+
+
+def test_a_store_outlives_its_event_loop(shared):
+    """Two runs of asyncio share a store, also when nobody closed it in between."""
+    store = RedisStore(shared.url)
+    a = deployment("a", Quota(Metric.RPM, 2))
+
+    async def reserve(reservation_id: str):
+        return (await store.reserve(reservation_id, [a], ONE, TTL)).deployment
+
+    assert asyncio.run(reserve("r")) is a
+    assert asyncio.run(reserve("s")) is a
+    assert asyncio.run(reserve("t")) is None
+    with shared.client() as client:
+        assert client.info("clients")["connected_clients"] == 1  # this one
+
+
+def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary):
+    """Neither the end of the loop nor the next one is held up by a call without answer."""
+    a = deployment("a", Quota(Metric.RPM, 1))
+    with servers.running(redis_binary) as server:
+        store = RedisStore(server.url, timeout=0.5)
+
+        async def give_up() -> None:
+            await store.snapshot([a])
+            server.freeze()
+            waiting = [asyncio.create_task(store.reserve(f"r{n}", [a], ONE, TTL)) for n in range(600)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in waiting)
+
+        async def go_on() -> bool:
+            granted = (await store.reserve("s", [a], ONE, TTL)).deployment is a
+            await store.aclose()
+            return granted
+
+        with no_longer_than(5.0):
+            asyncio.run(give_up())
+            time.sleep(0.5)  # past the timeout: what was sent in vain takes no effect any more
+            server.thaw()
+            assert asyncio.run(go_on())
+
+
+def _reserve_in_child(store, a, pipe):
+    async def reserve():
+        decision = await store.reserve(f"child {os.getpid()}", [a], ONE, TTL)
+        await store.aclose()
+        return decision.deployment is not None
+
+    pipe.send(asyncio.run(reserve()))
+
+
+def test_a_forked_process_has_its_own_connections(shared):
+    """A store that was used before a fork works on both sides of it."""
+    store = RedisStore(shared.url)
+    a = deployment("a", Quota(Metric.RPM, 3))
+
+    async def reserve() -> list[bool]:
+        granted = [(await store.reserve("before", [a], ONE, TTL)).deployment is not None]
+        context = get_context("fork")
+        here, there = context.Pipe()
+        child = context.Process(target=_fork_target, args=(store, a, there))
+        child.start()
+        granted.append(await asyncio.to_thread(here.recv))
+        child.join()
+        granted.append((await store.reserve("after", [a], ONE, TTL)).deployment is not None)
+        granted.append((await store.reserve("too many", [a], ONE, TTL)).deployment is not None)
+        await store.aclose()
+        return granted
+
+    assert asyncio.run(reserve()) == [True, True, True, False]
+
+
+def _fork_target(store, a, pipe):
+    asyncio.events._set_running_loop(None)  # the parent's loop came along with the fork
+    _reserve_in_child(store, a, pipe)
+
+
+async def test_a_client_made_elsewhere_is_used_and_left_open(shared):
+    """Whoever made the client closes it."""
+    async with Redis.from_url(shared.url, decode_responses=True) as client:
+        store = RedisStore(client)
+        a = deployment("a", Quota(Metric.RPM, 1))
+        assert isinstance(store, RateLimitStore)
+        assert (await store.reserve("r", [a], ONE, TTL)).deployment is a
+        await store.cool_down(Cooldown(a.key_scope, time.time() + 30, "rests ü"))
+        [refusal] = (await store.reserve("s", [a], ONE, TTL)).refusals
+        assert refusal.reason == "rpm"
+        await store.aclose()
+        await store.aclose()
+        assert await client.ping()
+
+
+# --- failures -----------------------------------------------------------------------------------------------
+
+
+async def test_a_frozen_server_holds_nobody_longer_than_the_timeout(servers, redis_binary):
+    """Everybody who waits is told in time; once the server runs again, what was asked takes no effect."""
+    a = deployment("a")
+    with servers.running(redis_binary) as server:
+        async with opened(server.url, timeout=0.3) as store:
+            await store.reserve("before", [a], ONE, TTL)
+            server.freeze()
+            with no_longer_than(2.0):
+                outcomes = await asyncio.gather(
+                    *(store.reserve(f"r{n}", [a], ONE, TTL) for n in range(700)),
+                    store.settle("before", ONE),
+                    return_exceptions=True,
+                )
+            server.thaw()
+            [snapshot] = await store.snapshot([a])
+            assert snapshot.quotas[0].used == 1
+            assert (await store.reserve("after", [a], ONE, TTL)).deployment is a
+    assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+    assert "did not answer within 0.3 s" in str(outcomes[0])
+    assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
+
+
+async def test_a_killed_server_is_noticed_and_found_again(servers, redis_binary):
+    """No answer while it is away; empty state, and the script loaded anew, when it is back."""
+    a = deployment("a", Quota(Metric.RPM, 1))
+    with servers.running(redis_binary) as server:
+        async with opened(server.url) as store:
+            await store.reserve("r", [a], ONE, TTL)
+            server.kill()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+                    await store.reserve("s", [a], ONE, TTL)
+            server.start()
+            assert (await store.reserve("t", [a], ONE, TTL)).deployment is a
+
+
+async def test_a_wrong_password_is_told_but_not_shown(servers, redis_binary):
+    """The message names the remedy; neither it nor a repr shows the password."""
+    with servers.running(redis_binary, "--requirepass", "another") as server:
+        for credentials in (":pass%3Aw%40rd%2Fwith%25odd@", ""):
+            url = server.url.replace("://", f"://{credentials}")
+            async with opened(url) as store:
+                with pytest.raises(StoreUnavailableError, match="refused the login") as caught:
+                    await store.reserve("r", [deployment()], ONE, TTL)
+            assert repr(store) == f"RedisStore('127.0.0.1:{server.port}/0', namespace='llm_router')"
+            assert caught.value.__cause__ is None
+            assert caught.value.__context__ is None
+            assert not any(
+                secret in str(caught.value) for secret in ("pass:w", "pass%3A", "another", "redis://")
+            )
+
+
+async def test_an_acl_user_needs_few_rights(servers, redis_binary):
+    """The rights that the message names are enough; fewer are told."""
+    with servers.running(redis_binary) as server, server.client() as client:
+        rights = "+evalsha +script|load +time +get +mget +set +del +hset +hmget +hdel +hscan +pexpire"
+        client.execute_command(
+            "ACL", "SETUSER", "router", "on", ">secret", "~{llm_router}:*", *rights.split()
+        )
+        async with opened(server.url.replace("://", "://router:secret@")) as store:
+            assert (await store.reserve("r", [deployment()], ONE, TTL)).deployment is not None
+            await store.release("r")
+        async with opened(server.url.replace("://", "://router:secret@"), namespace="other") as store:
+            with pytest.raises(StoreUnavailableError, match="denies this user"):
+                await store.reserve("r", [deployment()], ONE, TTL)
+
+
+async def test_a_full_server_changes_nothing(servers, redis_binary):
+    """Out of memory, it refuses to write, is told apart, and works again when there is room."""
+    a = deployment("a")
+    with servers.running(redis_binary) as server, server.client() as client:
+        async with opened(server.url) as store:
+            await store.reserve("before", [a], ONE, TTL)
+            client.config_set("maxmemory", 1)
+            with pytest.raises(StoreUnavailableError, match="out of memory"):
+                await store.reserve("r", [a], ONE, TTL)
+            client.config_set("maxmemory", 0)
+            [snapshot] = await store.snapshot([a])
+            assert snapshot.quotas[0].used == 1
+
+
+async def test_a_replica_is_told_apart(servers, redis_binary):
+    """A URL that points at a replica gets a message that says so, until the replica is promoted."""
+    with servers.running(redis_binary) as server, server.client() as client:
+        async with opened(server.url) as store:
+            client.execute_command("REPLICAOF", "127.0.0.1", "1")
+            with pytest.raises(StoreUnavailableError, match="read-only replica"):
+                await store.reserve("r", [deployment()], ONE, TTL)
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            assert (await store.reserve("r", [deployment()], ONE, TTL)).deployment is not None
+
+
+async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
+    """On a server in cluster mode the store works through a cluster URL."""
+    a = deployment("a", Quota(Metric.RPM, 2))
+    with servers.running(redis_binary, "--cluster-enabled", "yes") as server, server.client() as client:
+        client.execute_command("CLUSTER ADDSLOTS", *range(16_384))
+        deadline = time.monotonic() + 10
+        while client.execute_command("CLUSTER INFO")["cluster_state"] != "ok":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        async with opened(server.url.replace("redis://", "redis+cluster://").removesuffix("/0")) as store:
+            granted = await asyncio.gather(*(store.reserve(f"r{n}", [a], ONE, TTL) for n in range(3)))
+            assert [decision.deployment for decision in granted] == [a, a, None]
+            await store.release("r0")
+            client.script_flush()
+            assert (await store.reserve("s", [a], ONE, TTL)).deployment is a
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client, key: client.set(key, "not ours"),
+        lambda client, key: client.set(key, b"\x92\x09\x01"),  # a packed array of another version
+        lambda client, key: client.set(key, b"\x95\x01\x01\x00\x90\x92\x01\x91\xa1X"),  # a ledger of no kind
+        lambda client, key: client.rpush(key, "a list"),
+        lambda client, key: client.set("{llm_router}:reservations", "a string"),
+        lambda client, key: client.hset("{llm_router}:reservations", "r", "nonsense"),
+    ],
+)
+async def test_foreign_state_is_told_and_left_as_it_was(servers, name, spoil):
+    """Something else under a key of the namespace is an error, not something to overwrite."""
+    a = deployment("a")
+    server = servers.shared_server(name)
+    with server.client() as client:
+        client.flushall()
+        spoil(client, "{llm_router}:scope:" + a.model_scope)
+        before = {key: client.dump(key) for key in client.scan_iter()}
+        async with opened(server.url) as store:
+            with pytest.raises(StoreCorruptError, match="something else"):
+                await asyncio.gather(store.reserve("q", [a], ONE, TTL), store.settle("r", Demand(1, 1)))
+        assert {key: client.dump(key) for key in client.scan_iter()} == before
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:s3cret@host/3", "host:6379/3"),
+        ("rediss://:s3cret@host:7000", "host:7000/0"),
+        ("unix://user:s3cret@/run/redis.sock?db=2", "/run/redis.sock?db=2"),
+        ("redis+cluster://user:s3cret@host:7000", "host:7000 (cluster)"),
+    ],
+)
+def test_the_repr_shows_where_and_nothing_secret(url, shown):
+    """Host, port, database and namespace; no credentials."""
+    assert repr(RedisStore(url, namespace="n")) == f"RedisStore({shown!r}, namespace='n')"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:s3cret@host", "redis://:s3cret/x@host:1", "s3cret", "redis://h:s3cret"]
+)
+def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url):
+    """What cannot be parsed may hold a password anywhere."""
+    with pytest.raises(ConfigError) as caught:
+        RedisStore(url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_an_empty_namespace_is_refused():
+    """It would be no hash tag."""
+    with pytest.raises(ConfigError, match="namespace"):
+        RedisStore("redis://localhost", namespace="")

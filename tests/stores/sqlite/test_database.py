@@ -1,0 +1,145 @@
+"""Only files of this library are opened; all others are left byte for byte as they were."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from llm_router.domain.quota import Demand
+from llm_router.errors import StoreCorruptError, StoreUnavailableError
+from llm_router.stores.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
+
+
+def foreign_database(path, *, application_id=0, user_version=0) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            f"PRAGMA application_id = {application_id}; PRAGMA user_version = {user_version};"
+            "CREATE TABLE somebody (elses TEXT); INSERT INTO somebody VALUES ('data');"
+        )
+
+
+FOREIGN = {
+    "text": (lambda path: path.write_text("dear diary " * 1000), "is not an SQLite database"),
+    "short": (lambda path: path.write_bytes(b"SQLite format 3\0"), "is not an SQLite database"),
+    "nameless": (foreign_database, "another application"),
+    "named": (lambda path: foreign_database(path, application_id=42), "another application"),
+    "newer": (
+        lambda path: foreign_database(path, application_id=APPLICATION_ID, user_version=SCHEMA_VERSION + 1),
+        "newer version",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+async def test_a_file_that_is_not_ours_is_left_as_it_was(kind, path, store, pools):
+    """The error names the file and what it is; nothing in the file or beside it has changed."""
+    make, words = FOREIGN[kind]
+    make(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreCorruptError, match=words) as raised:
+        await store.reserve("id", [pools.one()], Demand(), 60.0)
+    await store.aclose()
+    assert repr(str(path)) in str(raised.value)
+    assert "left as it is" in str(raised.value)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_when_the_foreign_file_is_gone_the_store_works(path, store, pools):
+    """Nothing but the file is in the way: no restart is needed."""
+    path.write_text("dear diary")
+    with pytest.raises(StoreCorruptError):
+        await store.snapshot([pools.one()])
+    path.unlink()
+    assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
+
+
+async def test_a_damaged_file_is_told_and_left(path, store, open_store, pools):
+    """Pages of rubbish inside one of our files are no reason to write into it."""
+    await store.reserve("id", [pools.one()], Demand(), 60.0)
+    await store.aclose()
+    sound = path.read_bytes()
+    path.write_bytes(sound[:100] + b"\xff" * (len(sound) - 100))
+    before = path.read_bytes()
+    damaged = open_store()
+    with pytest.raises(StoreCorruptError, match=r"damaged.*left as it is.*move it away"):
+        await damaged.reserve("other", [pools.one()], Demand(), 60.0)
+    await damaged.aclose()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE ledgers SET state = 'nonsense'",
+        "UPDATE ledgers SET state = x'00'",
+        "UPDATE ledgers SET state = zeroblob(80)",
+        "UPDATE ledgers SET state = x'000000000000f0bf'",  # -1
+        "UPDATE ledgers SET state = x'000000000000f07f'",  # infinity
+        'UPDATE ledgers SET terms = \'[["rph", "rolling", 1, 60, 0, null, "UTC", 1]]\'',
+        "UPDATE reservation SET taken = '[1]'",
+        "DROP TABLE ledgers",
+        "DELETE FROM revision",
+    ],
+)
+async def test_rows_that_make_no_sense_are_told(sql, store, query, open_store, pools):
+    """A file that somebody has edited is damaged, not a reason for a strange error."""
+    await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
+    await store.aclose()
+    query(sql)
+    edited = open_store()
+    with pytest.raises(StoreCorruptError, match="damaged"):
+        await asyncio.gather(edited.release("id"), edited.snapshot([pools.one(key_id="key")]))
+
+
+async def test_a_new_file_is_private_and_known_from_its_first_moment(path, open_store, pools):
+    """All is the owner's alone, and the header tells whose file it is before any checkpoint."""
+    inner = path.parent / "new" / "state.db"
+    await open_store(inner).reserve("id", [pools.one()], Demand(), 60.0)
+    header = inner.read_bytes()[:100]
+    assert int.from_bytes(header[60:64], "big") == SCHEMA_VERSION
+    assert int.from_bytes(header[68:72], "big") == APPLICATION_ID
+    assert inner.parent.stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in inner.parent.iterdir()} == {0o600}
+
+
+async def test_an_empty_file_is_taken_for_a_new_one(path, store, pools):
+    """A file without a byte holds nothing that could be lost."""
+    path.touch()
+    assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
+
+
+async def test_a_path_that_cannot_be_had_is_told(path, open_store, pools):
+    """The error names the path and the reason."""
+    path.write_text("a file, not a directory")
+    with pytest.raises(StoreUnavailableError, match=r"inner\.db'.*[Nn]ot a directory"):
+        await open_store(path / "inner.db").snapshot([pools.one()])
+    with pytest.raises(StoreUnavailableError, match=r"[Ii]s a directory"):
+        await open_store(path.parent).snapshot([pools.one()])
+
+
+def test_a_file_that_may_only_be_read_is_told(spawn):
+    """Neither a read-only file nor a read-only directory makes for a crash or a hang."""
+    directory = Path(tempfile.mkdtemp())  # not below tmp_path, which not everybody may enter
+    path = directory / "state.db"
+    spawn("leave-open", path).communicate()
+    for file in directory.iterdir():
+        file.chmod(0o444)
+    directory.chmod(0o555)
+    answer, _ = spawn("readonly", path).communicate()
+    directory.chmod(0o755)
+    shutil.rmtree(directory)
+    assert answer.startswith("StoreUnavailableError")
+    assert "Permission denied" in answer
+
+
+async def test_the_store_works_in_wal_mode(store, query, pools):
+    """Readers such as a shell are never in the way of a writer."""
+    await store.snapshot([pools.one()])
+    assert query("PRAGMA journal_mode") == [("wal",)]

@@ -1,0 +1,78 @@
+"""Processes take turns at a database file."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from llm_router.stores.sqlite import filelock
+from llm_router.stores.sqlite.filelock import TurnLock
+
+
+def soon() -> float:
+    return time.monotonic() + 10.0
+
+
+@pytest.fixture
+def locks(path):
+    """Two locks on one file, as two processes have them."""
+    both = TurnLock(path), TurnLock(path)
+    yield both
+    for lock in both:
+        lock.close()
+
+
+def test_one_has_the_turn_at_a_time(locks):
+    """While one has the turn, another waits in vain; afterwards it has it at once."""
+    ours, theirs = locks
+    with ours.turn(soon()), pytest.raises(TimeoutError, match="kept the turn"), theirs.turn(time.monotonic()):
+        raise AssertionError("two had the turn")
+    with theirs.turn(time.monotonic()):
+        pass
+
+
+def test_who_gave_up_is_not_in_the_way(locks):
+    """A turn that was waited for in vain leaves the line free."""
+    ours, theirs = locks
+    with ours.turn(soon()), pytest.raises(TimeoutError), theirs.turn(time.monotonic() + 0.01):
+        pass
+    with ours.turn(time.monotonic()):
+        pass
+
+
+def test_nobody_has_two_turns_while_another_waits(path, locks):
+    """A lock that is let go of and wanted again at once goes to the one who has waited."""
+    ours, theirs = locks
+    order = []
+
+    def wait_in_line() -> None:
+        with theirs.turn(soon()):
+            order.append("theirs")
+
+    with ours.turn(soon()):
+        other = threading.Thread(target=wait_in_line)
+        other.start()
+        _until_somebody_is_next(path)
+    with ours.turn(soon()):
+        order.append("ours")
+    other.join()
+    assert order == ["theirs", "ours"]
+
+
+def test_lock_files_are_private_and_stay(path, locks):
+    """The lock files stand beside the database, readable for nobody else, and closing leaves them."""
+    with locks[0].turn(soon()):
+        pass
+    locks[0].close()
+    files = sorted(path.parent.iterdir())
+    assert [file.name for file in files] == ["state.db-next", "state.db-turn"]
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def _until_somebody_is_next(path) -> None:
+    with path.with_name("state.db-next").open("r+") as file:
+        while filelock._lock(file.fileno()):
+            filelock._unlock(file.fileno())
+            time.sleep(0.001)

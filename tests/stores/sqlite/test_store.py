@@ -1,0 +1,398 @@
+"""What the SQLite store promises beyond the contract: durability, group commit, and clean ends."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sqlite3
+import threading
+import time
+from contextlib import closing
+
+import pytest
+
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.errors import StoreUnavailableError
+from llm_router.stores.sqlite import SQLiteStore, database, worker
+from llm_router.stores.sqlite.filelock import TurnLock
+from llm_router.testing import ManualClock
+
+DAY = 24 * 3600.0
+
+
+def soon() -> float:
+    return time.monotonic() + 10.0
+
+
+def threads() -> int:
+    return sum(thread.name == "llm_router-sqlite" for thread in threading.enumerate())
+
+
+async def used(store, deployment) -> list[int]:
+    [snapshot] = await store.snapshot([deployment])
+    return [quota.used for quota in snapshot.quotas]
+
+
+async def reserve_many(store, deployment, count, ttl=60.0, prefix="many"):
+    calls = (store.reserve(f"{prefix}-{n}", [deployment], Demand(1, 1), ttl) for n in range(count))
+    return sum(decision.deployment is not None for decision in await asyncio.gather(*calls))
+
+
+@pytest.fixture
+def statements(monkeypatch):
+    """Every statement that the connections opened from now on run."""
+    seen = []
+
+    def connect(*args):
+        connection = database.connect(*args)
+        connection.set_trace_callback(seen.append)
+        return connection
+
+    monkeypatch.setattr(worker, "connect", connect)
+    return seen
+
+
+# --- durability ---------------------------------------------------------------------------------------
+
+
+async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(open_store, pools, clock):
+    """A store opened later on the same file knows all that the first one knew."""
+    deployment = pools.one(rpm=15, rpd=100, tpm=None)
+    first = open_store()
+    await reserve_many(first, deployment, 4)
+    cooldown = Cooldown(deployment.model_scope, clock.time() + 30.0, "told so", (LearntLimit(Metric.RPM, 9),))
+    await first.cool_down(cooldown)
+    before = await first.snapshot([deployment])
+    await first.aclose()
+    second = open_store()
+    assert await second.snapshot([deployment]) == before
+    assert before[0].cooldown == cooldown
+    assert [(quota.limit, quota.used) for quota in before[0].quotas] == [(9, 4), (100, 4)]
+
+
+async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment(open_store, pools):
+    """After a restart an id is enough."""
+    deployment = pools.one(rpm=15, tpm=1000, rpd=100)
+    first = open_store()
+    await first.reserve("a", [deployment], Demand(1, 100), 60.0)
+    await first.reserve("b", [deployment], Demand(1, 100), 60.0)
+    await first.aclose()
+    second = open_store()
+    await second.release("a")
+    await second.settle("b", Demand(1, 140))
+    assert await used(second, deployment) == [1, 140, 1]
+
+
+async def test_a_steady_debt_survives_a_restart(open_store, pools, clock):
+    """Fractions of a request drain on where they were."""
+    quota = Quota(Metric.RPM, 60, Refill.STEADY, burst=7)
+    deployment = pools.one(rpm=None)
+    deployment = type(deployment)(deployment.key, "model", quotas=(quota,))
+    first = open_store()
+    assert await reserve_many(first, deployment, 10) == 7
+    clock.shift(0.5)
+    await first.snapshot([deployment])
+    await first.release("many-0")
+    [before] = await first.snapshot([deployment])
+    await first.aclose()
+    [after] = await open_store().snapshot([deployment])
+    assert after == before
+
+
+async def test_another_kind_of_refill_starts_anew(open_store, pools):
+    """The numbers of a rolling ledger mean nothing to a steady one; an old reservation does no harm."""
+    rolling = pools.one(key_id="key", rpm=15)
+    steady = type(rolling)(
+        rolling.key, rolling.model, quotas=(Quota(Metric.RPM, 15, Refill.STEADY, burst=2),)
+    )
+    first, second = open_store(), open_store()
+    await reserve_many(first, rolling, 5)
+    assert await used(second, steady) == [0]
+    await second.reserve("steady", [steady], Demand(), 60.0)
+    await second.release("many-0")
+    await first.release("many-1")
+    assert await used(second, steady) == [1]
+
+
+async def test_a_clock_that_is_behind_brings_nothing_back(open_store, pools, clock):
+    """A process whose clock lags takes from what the others left, and comes after them."""
+    deployment = pools.one(rpm=5)
+    ahead, behind = open_store(), open_store(clock=ManualClock(clock.time() - 45.0))
+    assert await reserve_many(ahead, deployment, 3) == 3
+    assert await reserve_many(behind, deployment, 3, prefix="behind") == 2
+    clock.shift(60.0)
+    assert await reserve_many(ahead, deployment, 5, prefix="later") == 0
+    clock.shift(0.3)
+    assert await reserve_many(ahead, deployment, 9, prefix="last") == 5
+
+
+async def test_a_file_that_is_deleted_is_made_anew(path, store, pools):
+    """The store does not go on with a file that nobody else can open any more."""
+    deployment = pools.one(rpm=5)
+    await reserve_many(store, deployment, 3)
+    for file in path.parent.glob("state.db*"):
+        file.unlink()
+    assert await used(store, deployment) == [0]
+    assert path.exists()
+
+
+async def test_no_secret_reaches_the_file(path, store, pools):
+    """No byte of any file of the store is of a key."""
+    deployment = pools.one(key_id="key")
+    await store.reserve("id", [deployment], Demand(), 60.0)
+    await store.cool_down(Cooldown(deployment.key_scope, float("inf"), "dead"))
+    secret = deployment.key.secret.reveal().encode()
+    files = list(path.parent.glob("state.db*"))
+    assert len(files) == 5
+    assert not any(secret in file.read_bytes() for file in files)
+
+
+# --- group commit -------------------------------------------------------------------------------------
+
+
+async def test_what_waits_together_is_committed_together(statements, store, pools):
+    """A hundred reserves at once take a few transactions, not a hundred."""
+    await store.snapshot([])
+    statements.clear()
+    assert await reserve_many(store, pools.one(rpm=60), 100) == 60
+    assert 1 <= statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") <= 4
+
+
+async def test_more_than_fits_into_one_transaction_is_answered(store, pools):
+    """Several thousand calls at once are spread over transactions, in order."""
+    deployment = pools.one(rpm=2500)
+    decisions = await asyncio.gather(
+        *(store.reserve(f"id-{n}", [deployment], Demand(), 60.0) for n in range(3000))
+    )
+    assert [decision.deployment is not None for decision in decisions] == [True] * 2500 + [False] * 500
+
+
+async def test_what_was_committed_reaches_the_database_itself(path, store, pools):
+    """The WAL is emptied now and then, not only when the store is closed."""
+    deployment = pools.one(rpm=1000)
+    for n in range(300):
+        await store.reserve(f"id-{n}", [deployment], Demand(), 60.0)
+    with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as without_wal:
+        assert without_wal.execute("SELECT count(*) FROM reservation").fetchone()[0] >= 200
+
+
+async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
+    """What went in together with a broken call gets an error and has taken nothing; the store goes on."""
+    deployment = pools.one(rpm=5)
+    await store.reserve("before", [deployment], Demand(), 60.0)
+    good = store.reserve("good", [deployment], Demand(), 60.0)
+    broken = store.reserve("broken", [None], Demand(), 60.0)
+    outcomes = await asyncio.gather(good, broken, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
+    assert outcomes[0] is not outcomes[1]
+    assert await used(store, deployment) == [1]
+    await store.release("before")
+    assert await used(store, deployment) == [0]
+
+
+async def test_cancelled_callers_leave_nothing_behind(store, pools):
+    """Reserves whose callers were cancelled take effect, and so do the releases after them."""
+    deployment = pools.one(rpm=100)
+    for n in range(30):
+        task = asyncio.create_task(store.reserve(f"id-{n}", [deployment], Demand(), 60.0))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        releasing = asyncio.create_task(store.release(f"id-{n}"))
+        await asyncio.sleep(0)
+        releasing.cancel()
+        await asyncio.wait([releasing])
+    assert await used(store, deployment) == [0]
+
+
+# --- waiting ------------------------------------------------------------------------------------------
+
+
+async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(path, open_store, pools):
+    """Whoever waits for a turn that does not come is told so; when it comes, the store works."""
+    store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
+    other = TurnLock(path)
+    with other.turn(time.monotonic()):
+        outcomes = await asyncio.gather(
+            *(store.reserve(f"id-{n}", [deployment], Demand(), 60.0) for n in range(3)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(outcome, StoreUnavailableError) for outcome in outcomes)
+        assert "kept the turn" in str(outcomes[0])
+    other.close()
+    assert await used(store, deployment) == [0]
+
+
+async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(path, open_store, pools):
+    """The same for programs that know nothing of turns, such as a shell."""
+    store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
+    await store.snapshot([deployment])
+    shell = database.connect(path, "NORMAL", soon())
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailableError, match=r"locked.*let that program finish"):
+        await store.reserve("id", [deployment], Demand(), 60.0)
+    shell.execute("ROLLBACK")
+    shell.close()
+    assert await used(store, deployment) == [0]
+
+
+async def test_a_full_disk_is_told_and_recovered_from(monkeypatch, open_store, pools):
+    """A commit that finds no space takes nothing; with space again the store goes on."""
+    limits = iter([20])
+
+    def connect(*args):
+        connection = database.connect(*args)
+        for pages in limits:
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    monkeypatch.setattr(worker, "connect", connect)
+    store = open_store()
+    deployment = pools.one(rpm=10_000)
+    with pytest.raises(StoreUnavailableError, match=r"full.*free some space"):
+        await reserve_many(store, deployment, 1000)
+    assert await used(store, deployment) == [0]
+    assert await reserve_many(store, deployment, 1000) == 1000
+
+
+# --- beginning and end --------------------------------------------------------------------------------
+
+
+def test_two_event_loops_one_after_the_other(path, pools):
+    """A store outlives the event loop that it was first used on."""
+    store = SQLiteStore(path)
+    deployment = pools.one(rpm=5)
+    assert asyncio.run(reserve_many(store, deployment, 3)) == 3
+
+    async def rest():
+        granted = await reserve_many(store, deployment, 3, prefix="rest")
+        await store.aclose()
+        return granted
+
+    assert asyncio.run(rest()) == 2
+
+
+def test_an_event_loop_that_ends_early_stops_nothing(path, pools):
+    """A call whose loop is closed before the answer has taken effect; nobody is told, and nothing breaks."""
+    store = SQLiteStore(path)
+    deployment = pools.one(rpm=5)
+    turns = TurnLock(path)
+
+    async def leave() -> asyncio.Task:
+        task = asyncio.create_task(store.reserve("id", [deployment], Demand(), 60.0))
+        await asyncio.sleep(0)
+        return task
+
+    with turns.turn(soon()):
+        assert asyncio.run(leave()).cancelled()
+    turns.close()
+
+    async def rest() -> list[int]:
+        counts = await used(store, deployment)
+        await store.aclose()
+        return counts
+
+    assert asyncio.run(rest()) == [1]
+
+
+async def test_nothing_happens_before_the_first_call(path, store):
+    """Making a store touches no disk and starts no thread."""
+    assert threads() == 0
+    await store.aclose()
+    assert list(path.parent.iterdir()) == []
+
+
+async def test_closing_finishes_what_was_asked_for(path, store, pools):
+    """Calls made before ``aclose`` are answered, the thread is gone, and a second ``aclose`` is harmless."""
+    pending = asyncio.create_task(reserve_many(store, pools.one(rpm=50), 100))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await asyncio.gather(store.aclose(), store.aclose())
+    await store.aclose()
+    assert await pending == 50
+    assert threads() == 0
+    assert not path.with_name("state.db-wal").exists()
+
+
+async def test_a_closed_store_opens_again(store, pools):
+    """The next call after ``aclose`` opens the file anew, behind what was asked for before."""
+    deployment = pools.one(rpm=5)
+    reserving = asyncio.create_task(reserve_many(store, deployment, 3))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    assert await used(store, deployment) == [3]
+    assert await reserving == 3
+    await closing
+
+
+async def test_a_dropped_store_ends_its_thread(path, pools):
+    """A store that nobody refers to any more lets go of its file without being told."""
+    store = SQLiteStore(path)
+    await store.snapshot([pools.one()])
+    assert threads() == 1
+    del store
+    gc.collect()
+    assert threads() == 0
+    assert not path.with_name("state.db-wal").exists()
+
+
+async def test_the_repr_names_the_file(path, store):
+    """The path is what tells one store from another."""
+    assert repr(store) == f"SQLiteStore({str(path)!r})"
+
+
+# --- bounded state ------------------------------------------------------------------------------------
+
+
+async def test_reservations_that_expired_leave_the_file_in_steps(store, query, pools, clock):
+    """However many processes died, their reservations are forgotten, some at a time."""
+    await reserve_many(store, pools.one(rpm=5000), 1200, ttl=10.0)
+    assert query("SELECT count(*) FROM reservation") == [(1200,)]
+    clock.shift(61.0)
+    counts = []
+    for _ in range(4):
+        await store.snapshot([])
+        counts += query("SELECT count(*) FROM reservation")[0]
+    assert counts == [700, 200, 0, 0]
+
+
+async def test_a_scope_that_rested_for_a_day_leaves_the_file(store, query, pools, clock):
+    """Keys that were removed from the configuration do not stay for ever; those in use do."""
+    old, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5)
+    await reserve_many(store, old, 1)
+    await store.release("many-0")
+    for _ in range(4):
+        clock.shift(DAY)
+        await reserve_many(store, present, 1, prefix=str(clock.time()))
+        rows = query("SELECT scope FROM ledgers ORDER BY id")
+    assert rows == [(present.model_scope,)]
+    assert await reserve_many(store, old, 9) == 5
+    assert await used(store, present) == [1, 1]
+
+
+async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(store, query, pools, clock):
+    """What has ended is deleted; a quarantine stays."""
+    first, second = pools.one(), pools.one()
+    await store.cool_down(
+        Cooldown(first.model_scope, clock.time() + 5.0, "short", (LearntLimit(Metric.RPM, 3),))
+    )
+    await store.cool_down(Cooldown(second.key_scope, float("inf"), "dead"))
+    clock.shift(DAY + 61.0)
+    await store.snapshot([first])
+    assert query("SELECT scope FROM cooldown") == [(second.key_scope,)]
+    assert query("SELECT * FROM learnt_limit") == []
+    [snapshot] = await store.snapshot([first])
+    assert (snapshot.cooldown, snapshot.quotas[0].limit) == (None, 15)
+
+
+async def test_a_request_leaves_no_row_behind(store, query, pools):
+    """After thousands of settled requests the file holds one row: that of their quotas."""
+    deployment = pools.one(rpm=10_000)
+    for batch in range(3):
+        await reserve_many(store, deployment, 500, prefix=str(batch))
+        await asyncio.gather(*(store.settle(f"{batch}-{n}", Demand(1, 2)) for n in range(500)))
+    assert query("SELECT count(*) FROM reservation") == [(0,)]
+    assert query("SELECT count(*) FROM ledgers") == [(1,)]

@@ -1,0 +1,206 @@
+"""What happens while a store fails, and when it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llm_router import ConfigError, Cooldown, Demand, MemoryStore, StoreUnavailableError
+from llm_router.stores.failover import FailoverStore
+
+
+class Flaky(MemoryStore):
+    """A store that can be switched off."""
+
+    down = False
+    calls = 0
+
+    def _answer(self):
+        self.calls += 1
+        if self.down:
+            raise StoreUnavailableError("no answer within 2 s")
+
+    async def reserve(self, *args):
+        self._answer()
+        return await super().reserve(*args)
+
+    async def settle(self, *args):
+        self._answer()
+        return await super().settle(*args)
+
+    async def cool_down(self, *args):
+        self._answer()
+        return await super().cool_down(*args)
+
+    async def snapshot(self, *args):
+        self._answer()
+        return await super().snapshot(*args)
+
+
+@pytest.fixture
+def behind(clock):
+    return Flaky(clock=clock)
+
+
+@pytest.fixture
+def make(behind, clock):
+    def make(policy="local", **options):
+        return FailoverStore(behind, MemoryStore(clock=clock), policy=policy, clock=clock, **options)
+
+    return make
+
+
+async def grants(store, deployment, count, tag="r"):
+    decisions = [await store.reserve(f"{tag}{n}", [deployment], Demand(1, 10), 60) for n in range(count)]
+    return sum(decision.deployment is deployment for decision in decisions)
+
+
+async def recover(store, clock, seconds=60):
+    clock.shift(seconds)
+    await store.snapshot([])  # any call finds that it is time to ask again
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_a_healthy_store_is_all_there_is(make, behind, pools):
+    """While the store answers nothing else is asked, and its whole quota counts."""
+    store, deployment = make(), pools.one(rpm=8)
+    assert await grants(store, deployment, 10) == 8
+    assert store.trouble is None
+
+
+async def test_local_takes_its_share_of_every_quota(make, behind, pools):
+    """On its own, a process grants a quarter of the limit, refuses the rest, and names the real deployment."""
+    store, deployment = make(), pools.one(rpm=20)
+    behind.down = True
+    assert await grants(store, deployment, 10) == 5
+    decision = await store.reserve("x", [deployment], Demand(1, 10), 60)
+    assert decision.refusals[0].deployment is deployment
+
+
+@pytest.mark.parametrize(("limit", "minutes"), [(2, 2), (1, 4)])
+async def test_a_share_below_one_is_one_in_a_longer_window(make, behind, pools, clock, limit, minutes):
+    """A quarter of 2 a minute is 1 in two minutes: four processes together keep the limit."""
+    store, deployment = make(), pools.one(rpm=limit)
+    behind.down = True
+    assert await grants(store, deployment, 3, "a") == 1
+    clock.shift(minutes * 60 - 1)
+    assert await grants(store, deployment, 3, "b") == 0
+    clock.shift(2)
+    assert await grants(store, deployment, 3, "c") == 1
+
+
+async def test_closed_refuses_at_once(make, behind, pools, clock):
+    """After the first failure nobody waits for the store: it is asked in the background only."""
+    store, deployment = make("closed"), pools.one()
+    behind.down = True
+    for _ in range(5):
+        with pytest.raises(StoreUnavailableError, match="closed"):
+            await store.reserve("x", [deployment], Demand(), 60)
+    assert behind.calls == 1
+
+
+async def test_open_grants_everything(make, behind, pools):
+    """Without limits means without limits."""
+    store, deployment = make("open"), pools.one(rpm=1)
+    behind.down = True
+    assert await grants(store, deployment, 50) == 50
+
+
+@pytest.mark.parametrize("policy", ["local", "open"])
+async def test_it_returns_by_itself_and_carries_over_what_it_spent(make, behind, pools, clock, policy):
+    """When the store answers again it learns what was spent meanwhile."""
+    store, deployment = make(policy), pools.one(rpm=20, tpm=100_000)
+    behind.down = True
+    assert await grants(store, deployment, 4) == 4
+    for number in range(4):
+        await store.settle(f"r{number}", Demand(1, 500))
+    behind.down = False
+    await recover(store, clock)
+    assert store.trouble is None
+    used = {quota.metric.value: quota.used for quota in (await behind.snapshot([deployment]))[0].quotas}
+    assert used == {"rpm": 4, "tpm": 2_000}
+    assert await grants(store, deployment, 30, "after") == 16
+
+
+async def test_what_is_in_flight_when_it_returns_is_carried_on_settling(make, behind, pools, clock):
+    """A reservation made here is settled here, and told to the store."""
+    store, deployment = make(), pools.one(rpm=20)
+    behind.down = True
+    await grants(store, deployment, 1)
+    behind.down = False
+    await recover(store, clock)
+    await store.settle("r0", Demand(1, 10))
+    assert (await behind.snapshot([deployment]))[0].quotas[0].used == 1
+
+
+async def test_releases_carry_nothing(make, behind, pools, clock):
+    """What was given back was not spent."""
+    store, deployment = make(), pools.one(rpm=20)
+    behind.down = True
+    await grants(store, deployment, 1)
+    await store.release("r0")
+    behind.down = False
+    await recover(store, clock)
+    assert (await behind.snapshot([deployment]))[0].quotas[0].used == 0
+
+
+async def test_cooldowns_found_meanwhile_are_shared_afterwards(make, behind, pools, clock):
+    """A key that died during the outage is known to everybody after it."""
+    store, deployment = make(), pools.one()
+    behind.down = True
+    await grants(store, deployment, 1)
+    await store.cool_down(Cooldown(deployment.key_scope, float("inf"), "key: dead"))
+    assert (await store.snapshot([deployment]))[0].cooldown is not None
+    behind.down = False
+    await recover(store, clock)
+    assert (await behind.snapshot([deployment]))[0].cooldown.reason == "key: dead"
+
+
+async def test_one_log_line_per_change_of_state(make, behind, pools, clock, caplog):
+    """However many calls fail, the log has one line for going and one for returning."""
+    store, deployment = make(), pools.one(rpm=None)
+    behind.down = True
+    await grants(store, deployment, 200)
+    for _ in range(5):
+        await recover(store, clock, 31)
+    assert len(caplog.records) == 1
+    behind.down = False
+    await recover(store, clock, 31)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "the store fails",
+        "the store answers again",
+    ]
+
+
+async def test_probes_are_rare_and_in_the_background(make, behind, pools, clock):
+    """In 10 minutes a dead store is asked some twenty times, however many calls are made."""
+    store, deployment = make(), pools.one(rpm=None)
+    behind.down = True
+    for number in range(600):
+        await grants(store, deployment, 3, f"{number}-")
+        await asyncio.sleep(0)
+        clock.shift(1)
+    assert behind.calls < 40
+
+
+async def test_nothing_is_held_for_ever(make, behind, pools, clock):
+    """After an outage no reservation and no debt is left behind."""
+    store, deployment = make(), pools.one(rpm=None)
+    behind.down = True
+    await grants(store, deployment, 50)
+    for number in range(50):
+        await store.settle(f"r{number}", Demand(1, 1))
+    behind.down = False
+    await recover(store, clock)
+    assert (store._held, store._spent, store._found) == ({}, {}, [])
+    await store.aclose()
+
+
+def test_wrong_policies_are_refused(make):
+    """A misspelt policy or share is told at once."""
+    with pytest.raises(ConfigError, match="on_store_failure"):
+        make("shut")
+    with pytest.raises(ConfigError, match="local_share"):
+        make(local_share=0)

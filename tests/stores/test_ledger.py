@@ -1,0 +1,213 @@
+"""The arithmetic of one quota, where the contract of a whole store would not show a mistake plainly."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+
+import pytest
+
+from llm_router.domain.quota import Metric, Quota, Refill
+from llm_router.stores.ledger import (
+    MOST_ENTRIES,
+    NEVER,
+    SLICES,
+    DailyLedger,
+    RollingLedger,
+    SteadyLedger,
+    make_ledger,
+    microseconds,
+    midnights,
+    seconds,
+)
+
+_NOW = 1_800_041_000_250_000
+_SECOND = 1_000_000
+_SPAN = 60_300_000
+_QUOTAS = (
+    Quota(Metric.RPM, 9),
+    Quota(Metric.TPM, 50_000),
+    Quota(Metric.RPM, 60, Refill.STEADY, burst=9),
+    Quota(Metric.RPD, 9, Refill.DAILY),
+)
+
+
+def _utc(*moment: int) -> int:
+    return microseconds(datetime(*moment, tzinfo=UTC).timestamp())
+
+
+def test_seconds_and_microseconds_are_each_others_inverse():
+    """Also for moments that never come."""
+    assert microseconds(seconds(_NOW)) == _NOW
+    assert microseconds(math.inf) == NEVER
+    assert seconds(NEVER) == math.inf
+    assert microseconds(-math.inf) == -NEVER
+
+
+@pytest.mark.parametrize("quota", _QUOTAS, ids=str)
+def test_each_refill_has_its_ledger(quota):
+    """An empty book has nothing taken, room for its limit, and is as good as new."""
+    ledger = make_ledger(quota)
+    assert isinstance(
+        ledger,
+        {Refill.ROLLING: RollingLedger, Refill.STEADY: SteadyLedger, Refill.DAILY: DailyLedger}[quota.refill],
+    )
+    assert ledger.limit == quota.limit
+    assert make_ledger(quota, 3).limit == 3
+    assert ledger.used(_NOW) == 0
+    assert ledger.resets_at(_NOW) == _NOW
+    assert ledger.room_at(9, _NOW) == _NOW
+    assert ledger.room_at(quota.limit + 1, _NOW) == NEVER
+
+
+@pytest.mark.parametrize("quota", _QUOTAS, ids=str)
+def test_a_dumped_ledger_goes_on_where_it_stood(quota):
+    """Its state survives JSON, and the marks made before mean the same to the ledger that loads it."""
+    ledger = make_ledger(quota)
+    first = ledger.take(5, _NOW)
+    ledger.take(3, _NOW + _SECOND)
+    loaded = make_ledger(quota)
+    loaded.load(json.loads(json.dumps(ledger.dump())))
+    for book in (ledger, loaded):
+        book.correct(first, -4, _NOW + 2 * _SECOND)
+    later = _NOW + 3 * _SECOND
+    assert loaded.dump() == ledger.dump()
+    assert loaded.used(later) == ledger.used(later)
+    assert loaded.resets_at(later) == ledger.resets_at(later)
+    assert loaded.room_at(9, later) == ledger.room_at(9, later)
+
+
+@pytest.mark.parametrize("quota", _QUOTAS, ids=str)
+def test_what_is_taken_never_falls_below_nothing(quota):
+    """Corrections that take away more than there was leave zero, twice or late as they may be."""
+    ledger = make_ledger(quota)
+    mark = ledger.take(4, _NOW)
+    for later in (0, 1, _SPAN, 3 * 86_400 * _SECOND):
+        ledger.correct(mark, -9, _NOW + later)
+        assert ledger.used(_NOW + later) == 0
+        assert ledger.room_at(9, _NOW + later) == _NOW + later
+
+
+@pytest.mark.parametrize("quota", _QUOTAS, ids=str)
+def test_taken_tells_what_used_would(quota):
+    """Right after a taking that fits."""
+    ledger = make_ledger(quota)
+    for later in (0, 5, 70, 100_000):
+        now = _NOW + later * _SECOND
+        assert ledger.room_at(2, now) == now
+        ledger.take(2, now)
+        assert ledger.taken == ledger.used(now)
+
+
+def test_large_rolling_takings_merge_into_at_most_a_window_of_slices():
+    """However many takings, the entries stay few, and no two of them share a moment."""
+    ledger = RollingLedger(Quota(Metric.RPM, 10**9), 10**9)
+    for n in range(20_000):
+        now = _NOW + n * 10_000
+        ledger.room_at(1, now)
+        ledger.take(1, now)
+    entries = ledger.dump()
+    assert len(entries) // 3 <= SLICES * 60.3 / 60 + 2
+    moments = [
+        moment for last, first in zip(entries[::3], entries[2::3], strict=True) for moment in (first, last)
+    ]
+    assert moments == sorted(moments)
+
+
+def test_small_rolling_takings_never_merge():
+    """Two takings a microsecond apart come back a microsecond apart."""
+    ledger = RollingLedger(Quota(Metric.RPM, 2), 2)
+    ledger.take(1, _NOW)
+    ledger.take(1, _NOW + 1)
+    assert ledger.room_at(1, _NOW + 2) == _NOW + _SPAN
+    assert ledger.room_at(2, _NOW + 2) == _NOW + 1 + _SPAN
+
+
+def test_entries_given_back_whole_are_swept_out():
+    """Takings and releases within one window leave a bounded number of entries, and the others alone."""
+    ledger = RollingLedger(Quota(Metric.RPM, 15), 15)
+    kept = ledger.take(1, _NOW)
+    for n in range(1, 3_000):
+        mark = ledger.take(1, _NOW + n)
+        ledger.correct(mark, -1, _NOW + n)
+        assert len(ledger.dump()) // 3 <= MOST_ENTRIES + 1
+    assert ledger.used(_NOW + 3_000) == 1
+    ledger.correct(kept, -1, _NOW + 3_000)
+    assert ledger.used(_NOW + 3_000) == 0
+
+
+def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
+    """It counts from its own moment, between those before and after."""
+    ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
+    ledger.take(10, _NOW)
+    mark = ledger.take(0, _NOW + 5)
+    ledger.take(20, _NOW + 9)
+    ledger.correct(mark, 7, _NOW + 12)
+    assert ledger.dump() == [_NOW, 10, _NOW, _NOW + 5, 7, _NOW + 5, _NOW + 9, 20, _NOW + 9]
+    ledger.correct(mark, -7, _NOW + 13)
+    assert ledger.used(_NOW + 13) == 30
+
+
+def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
+    """Takings made then count from the latest moment known, and are corrected by their own marks."""
+    ledger = RollingLedger(Quota(Metric.RPM, 9), 9)
+    first = ledger.take(2, _NOW)
+    second = ledger.take(3, _NOW - 30 * _SECOND)
+    assert second == first
+    ledger.correct(second, -3, _NOW - 29 * _SECOND)
+    assert ledger.used(_NOW) == 2
+    assert ledger.room_at(8, _NOW - 29 * _SECOND) == _NOW + _SPAN
+
+
+def test_a_steady_clock_set_back_drains_nothing_twice():
+    """While time is behind, the debt stands still."""
+    ledger = SteadyLedger(Quota(Metric.RPM, 60, Refill.STEADY, burst=3), 60)
+    ledger.take(3, _NOW)
+    assert ledger.used(_NOW - 30 * _SECOND) == 3
+    retry_at = ledger.room_at(1, _NOW - 30 * _SECOND)
+    assert retry_at > _NOW
+    assert ledger.room_at(1, retry_at) == retry_at
+
+
+@pytest.mark.parametrize("guard", [0.0, 0.3])
+@pytest.mark.parametrize(("limit", "burst"), [(1, 1), (2, 1), (10, 10), (60, 3), (1_000, 1)])
+def test_a_steady_bucket_has_room_at_the_moment_it_tells(limit, burst, guard):
+    """Rounding neither refuses again what was promised, nor admits more than the limit in a window."""
+    ledger = SteadyLedger(Quota(Metric.RPM, limit, Refill.STEADY, burst=burst, guard=guard), limit)
+    now, taken = _NOW, []
+    for _ in range(300):
+        now = ledger.room_at(1, now)
+        assert ledger.room_at(1, now) == now
+        ledger.take(1, now)
+        taken.append(now)
+    # The millionth of a token that is allowed for rounding is worth less than 0.1 ms.
+    window = 60 * _SECOND - (100 if guard == 0.0 else 0)
+    assert all(sum(first <= moment < first + window for moment in taken) <= limit for first in taken)
+
+
+def test_a_daily_clock_set_back_over_midnight_keeps_the_day():
+    """What is taken then counts for the day that had begun."""
+    midnight = _utc(2027, 5, 4, 7)
+    ledger = DailyLedger(Quota(Metric.RPD, 5, Refill.DAILY), 5)
+    ledger.take(2, midnight + 1)
+    mark = ledger.take(2, midnight - 3_600 * _SECOND)
+    assert ledger.used(midnight - 3_600 * _SECOND) == 4
+    ledger.correct(mark, -2, midnight + 2)
+    assert ledger.used(midnight + 2) == 2
+
+
+def test_midnights_follow_the_wall_clock():
+    """Days of 24, 23 and 25 hours, zones off the full hour, and a midnight that does not exist."""
+    pacific = "America/Los_Angeles"
+    assert midnights(_utc(2027, 1, 15, 8), pacific) == (
+        _utc(2027, 1, 15, 8),
+        _utc(2027, 1, 16, 8),
+        _utc(2027, 1, 17, 8),
+    )
+    assert midnights(_utc(2027, 1, 15, 8) - 1, pacific)[1] == _utc(2027, 1, 15, 8)
+    assert midnights(_utc(2027, 3, 14, 20), pacific)[:2] == (_utc(2027, 3, 14, 8), _utc(2027, 3, 15, 7))
+    assert midnights(_utc(2027, 11, 7, 20), pacific)[:2] == (_utc(2027, 11, 7, 7), _utc(2027, 11, 8, 8))
+    assert midnights(_utc(2027, 5, 3, 12), "Asia/Kathmandu")[0] == _utc(2027, 5, 2, 18, 15)
+    # In Santiago the clocks went from 24:00 on 2019-09-07 to 01:00 on the 8th.
+    assert midnights(_utc(2019, 9, 8, 2), "America/Santiago")[1] == _utc(2019, 9, 8, 4)

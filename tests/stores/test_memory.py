@@ -1,0 +1,167 @@
+"""What the memory store promises beyond the contract: bounded state, any number of deployments."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import HealthCheck, given, settings
+
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.domain.secret import Secret
+from llm_router.stores import MemoryStore
+from llm_router.testing.clock import ManualClock
+from llm_router.testing.store_model import Player, plays, worlds
+
+
+def _deployment(*quotas: Quota, key: str = "key") -> Deployment:
+    return Deployment(Key(key, Secret("secret")), "model", quotas=quotas)
+
+
+def _size(value: object, seen: set[int]) -> int:
+    """Count the objects that a store holds, through its slots, containers and attributes."""
+    if id(value) in seen or isinstance(value, (type, Deployment, Quota, str, int, float)) or callable(value):
+        return 0
+    seen.add(id(value))
+    parts: list[object] = []
+    if isinstance(value, dict):
+        parts = [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
+        parts = list(value)
+    else:
+        names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        parts = [getattr(value, name) for name in [*names, *getattr(value, "__dict__", {})]]
+    return 1 + len(parts) + sum(_size(part, seen) for part in parts)
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(world=worlds(), operations=plays(90))
+async def test_the_memory_store_decides_as_the_model_does(world, operations):
+    """Longer plays, and more of them, than a store that does I/O can be asked for."""
+    clock = ManualClock(world.start)
+    await Player(MemoryStore(clock=clock), clock, world).play([*operations, ("look", ())])
+
+
+async def test_state_is_flat_over_many_requests():
+    """After 200,000 cycles of reserve and settle or release the store holds what it held after 20,000."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    everyone = [
+        _deployment(
+            Quota(Metric.RPM, 100_000),
+            Quota(Metric.TPM, 10**9),
+            Quota(Metric.RPD, 10**9, Refill.DAILY),
+            key=f"key-{n}",
+        )
+        for n in range(4)
+    ]
+    sizes = []
+    for cycle in range(200_001):
+        reservation_id = f"reservation-{cycle}"
+        await store.reserve(reservation_id, (everyone[cycle % 4],), Demand(1, 100), 5.0)
+        match cycle % 4:
+            case 0:
+                await store.settle(reservation_id, Demand(1, 100))
+            case 1:
+                await store.settle(reservation_id, Demand(1, 70))
+            case 2:
+                await store.release(reservation_id)
+            case 3:
+                pass  # its process has died: it expires
+        clock.shift(0.005)
+        if cycle and cycle % 20_000 == 0:
+            sizes.append(_size(store, set()))
+    assert max(sizes) <= 1.05 * sizes[0]
+    assert sizes[0] < 40_000
+
+
+async def test_releases_at_a_small_limit_leave_nothing_behind():
+    """Where every taking is kept apart, those given back whole are swept out."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    limited = _deployment(Quota(Metric.RPM, 15))
+    for cycle in range(5_000):
+        clock.shift(0.001)
+        decision = await store.reserve(str(cycle), (limited,), Demand(), 60.0)
+        assert decision.deployment is limited
+        await store.release(str(cycle))
+    assert _size(store, set()) < 4_000
+
+
+async def test_unforeseen_use_at_a_small_limit_stays_bounded():
+    """Reservations estimated at nothing that turn out to have used something are kept in bounded room."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    limited = _deployment(Quota(Metric.TPM, 100))
+    for cycle in range(5_000):
+        clock.shift(0.001)
+        await store.reserve(str(cycle), (limited,), Demand(1, 0), 60.0)
+        await store.settle(str(cycle), Demand(1, 1))
+    [snapshot] = await store.snapshot([limited])
+    assert snapshot.quotas[0].used == 5_000
+    assert _size(store, set()) < 4_000
+
+
+async def test_ten_thousand_deployments_keep_every_limit():
+    """Each of 10,000 grants exactly its limit: no count is evicted to make room for another."""
+    store = MemoryStore(clock=ManualClock())
+    everyone = [_deployment(Quota(Metric.RPM, 5), key=f"key-{n}") for n in range(10_000)]
+    granted = 0
+    for attempt in range(8):
+        for n, limited in enumerate(everyone):
+            decision = await store.reserve(f"{n}-{attempt}", (limited,), Demand(), 60.0)
+            granted += decision.deployment is not None
+    assert granted == 50_000
+
+
+async def test_a_router_that_is_reloaded_leaves_no_deployments_behind(monkeypatch):
+    """New deployment objects for the same keys share the old counts, and the old objects are let go of."""
+    monkeypatch.setattr("llm_router.stores.memory._MOST_SHELVES", 100)
+    store = MemoryStore(clock=ManualClock())
+    for reload in range(50):
+        everyone = [_deployment(Quota(Metric.RPM, 50), key=f"key-{n}") for n in range(10)]
+        for n, limited in enumerate(everyone):
+            decision = await store.reserve(f"{reload}-{n}", (limited,), Demand(), 60.0)
+            assert decision.deployment is limited
+    [snapshot] = await store.snapshot([_deployment(Quota(Metric.RPM, 50), key="key-0")])
+    assert snapshot.quotas[0].used == 50
+    assert len(store._shelves) <= 100
+
+
+async def test_ended_cooldowns_are_forgotten():
+    """A later cooldown sweeps out those that ended before it."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    for n in range(1_000):
+        await store.cool_down(Cooldown(_deployment(key=f"key-{n}").model_scope, clock.time() + 1.0, "busy"))
+        clock.shift(2.0)
+    assert len(store._cooldowns) == 1
+
+
+async def test_the_memory_store_never_suspends():
+    """Each call is done in one step of the event loop, hence atomic, and cannot be cancelled half-way."""
+    store = MemoryStore(clock=ManualClock())
+    limited = _deployment(Quota(Metric.RPM, 5))
+    others_ran: list[str] = []
+    asyncio.get_running_loop().call_soon(others_ran.append, "another task")
+    await store.reserve("one", (limited,), Demand(), 60.0)
+    await store.settle("one", Demand(2, 2))
+    await store.release("one")
+    await store.cool_down(Cooldown.lift(limited.key_scope))
+    await store.snapshot([limited])
+    await store.aclose()
+    assert not others_ran
+
+
+async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
+    """It holds nothing of a loop: state made in one is there in the next."""
+    store = MemoryStore(clock=ManualClock())
+    limited = _deployment(Quota(Metric.RPM, 1))
+
+    def in_its_own_loop() -> bool:
+        decision = asyncio.run(store.reserve(f"{id(object())}", (limited,), Demand(), 60.0))
+        return decision.deployment is limited
+
+    granted = [await asyncio.to_thread(in_its_own_loop) for _ in range(2)]
+    assert granted == [True, False]

@@ -1,0 +1,21 @@
+"""Random play: every store decides as the naive model says it must."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+
+from llm_router.testing.clock import ManualClock
+from llm_router.testing.store_model import Player, plays, worlds
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(world=worlds(), operations=plays())
+async def test_a_store_decides_as_the_model_does(store_backend, world, operations):
+    """No window over its limit, nothing below zero, nothing refused that fits, every moment told right."""
+    clock = ManualClock(world.start)
+    async with store_backend.open(clock) as store:
+        await Player(store, clock, world).play([*operations, ("look", ())])

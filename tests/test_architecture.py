@@ -1,0 +1,129 @@
+"""The house keeps its floors: imports go downward, and heavy libraries are not imported unasked."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import llm_router
+
+ROOT = Path(llm_router.__file__).parent
+
+FLOORS = {
+    "errors": 0,
+    "domain": 1,
+    "config": 2,
+    "conversations": 2,
+    "providers": 2,
+    "stores": 2,
+    "strategies": 2,
+    "engine": 3,
+    "router": 4,
+    "shared": 5,
+    "cli": 6,
+    "testing": 6,
+}
+
+
+def _modules() -> dict[str, Path]:
+    names = {}
+    for path in ROOT.rglob("*.py"):
+        parts = ("llm_router", *path.relative_to(ROOT).with_suffix("").parts)
+        names[".".join(parts).removesuffix(".__init__")] = path
+    return names
+
+
+def _imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} has a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(inner if inner in known else str(node.module))
+    return {module for module in found if module in known}
+
+
+def _room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+MODULES = _modules()
+GRAPH = {name: _imports(name, path, MODULES) for name, path in MODULES.items()}
+
+
+def test_every_room_has_a_floor():
+    """A new package or module must be given its floor here."""
+    assert {_room(name) for name in MODULES} - {"", "__main__"} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(set(GRAPH) - {"llm_router", "llm_router.__main__"}))
+def test_imports_go_downward(name):
+    """A module imports its own room or floors below it; the public face imports it, not the reverse."""
+    for imported in GRAPH[name]:
+        assert imported != "llm_router", f"{name} imports the public face"
+        if _room(imported) != _room(name):
+            upward = (
+                f"{name} (floor {FLOORS[_room(name)]}) imports {imported} (floor {FLOORS[_room(imported)]})"
+            )
+            below = FLOORS[_room(imported)] < FLOORS[_room(name)]
+            edges = (_room(name), _room(imported)) == ("cli", "testing")
+            ports = imported.endswith(".base") and FLOORS[_room(imported)] == FLOORS[_room(name)]
+            assert below or edges or ports, upward
+
+
+def test_no_cycles():
+    """No two modules import each other, directly or through others."""
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " → ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for imported in GRAPH[name]:
+                visit(imported, (*path, name))
+            done.add(name)
+
+    for name in GRAPH:
+        visit(name, ())
+
+
+@pytest.mark.parametrize("room", ["stores", "providers", "strategies"])
+def test_adapters_do_not_know_each_other(room):
+    """Adapters of one port share its base and pure helpers only."""
+    shared = {"base", "ledger"}
+    for name, imports in GRAPH.items():
+        if _room(name) != room or name.count(".") < 2:
+            continue
+        adapter = name.split(".")[2].removeprefix("_").split("_")[0]
+        for imported in imports:
+            if _room(imported) == room and imported.count(".") >= 2 and adapter != "urls":
+                other = imported.split(".")[2].removeprefix("_").split("_")[0]
+                assert other == adapter or other in shared, f"{name} imports {imported}"
+
+
+def test_importing_the_library_is_light():
+    """Neither SDK nor client nor any edge is imported with the library."""
+    heavy = ("google.genai", "redis", "aiohttp", "httpx", "httpx2", "typer", "rich", "starlette", "uvicorn")
+    code = f"import sys, llm_router; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_exported_members():
+    """What is public is listed, sorted and there."""
+    assert llm_router.__all__ == sorted(llm_router.__all__)
+    for name in llm_router.__all__:
+        assert hasattr(llm_router, name), name
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_module_tells_its_subject(name):
+    """Every module has a docstring and lists what it offers (the linter keeps the lists sorted)."""
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{name} has no docstring"

@@ -1,0 +1,140 @@
+"""Conversations: memory that belongs to no key and no model."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llm_router import MemoryHistory, ProviderError, Reply, Request
+from llm_router.conversations import Turn, truncate
+from llm_router.testing import ManualClock
+
+
+def texts(request: Request) -> list[str]:
+    return [part["text"] for content in request.contents for part in content["parts"] if "text" in part]
+
+
+async def test_a_conversation_remembers(make_router, provider, pools):
+    """The second turn carries the first, question and answer."""
+    provider._answers.extend(["Hello Ada.", "Ada."])
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("user-42", system_instruction="Be brief.", workload="light")
+        assert (await conversation.send("I am Ada.")).text == "Hello Ada."
+        assert (await conversation.send("Who am I?")).text == "Ada."
+    assert texts(provider.calls[1].request) == ["I am Ada.", "Hello Ada.", "Who am I?"]
+    assert [c["role"] for c in provider.calls[1].request.contents] == ["user", "model", "user"]
+    assert {call.request.system_instruction for call in provider.calls} == {"Be brief."}
+
+
+async def test_handles_on_one_id_share_their_history(make_router, provider, pools):
+    """send_chat and any handle with the same id go on with the same conversation; others do not."""
+    async with make_router([pools.one()]) as router:
+        await router.send_chat(conv_id="a", prompt="one")
+        await router.conversation("a").send("two")
+        await router.send_chat(conv_id="b", prompt="other")
+    assert texts(provider.calls[1].request)[0] == "one"
+    assert texts(provider.calls[2].request) == ["other"]
+
+
+async def test_the_model_may_change_between_turns(make_router, provider, pools):
+    """A history built on one model goes to another as it is: plain contents, no object of the SDK."""
+    deployments = [pools.one("model-a", rpm=1, priority=0), pools.one("model-b", rpm=1)]
+    async with make_router(deployments) as router:
+        first = await router.send_chat(conv_id="a", prompt="one")
+        second = await router.send_chat(conv_id="a", prompt="two")
+    assert (first.model, second.model) == ("model-a", "model-b")
+    assert all(type(content) is dict for content in provider.calls[1].request.contents)
+
+
+async def test_a_failed_turn_leaves_the_history_as_it_was(make_router, provider, pools):
+    """What was not answered was not said."""
+    provider._answers.extend(["fine", ProviderError("no", kind="request")])
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("a")
+        await conversation.send("one")
+        before = await conversation.history()
+        assert not (await conversation.send("two")).success
+        assert await conversation.history() == before
+        with pytest.raises(ValueError, match="unknown workload"):
+            await conversation.send("three", workload="hefty")
+        assert await conversation.history() == before
+
+
+async def test_sends_on_one_conversation_take_turns(make_router, provider, pools, clock):
+    """Of two sends at once the second sees the first one's answer."""
+    provider._delay = 1.0
+    async with make_router([pools.one()]) as router:
+        tasks = [asyncio.create_task(router.send_chat(conv_id="a", prompt=text)) for text in ("one", "two")]
+        await clock.advance(5)
+        assert all(task.result().success for task in tasks)
+    assert provider.calls[1].at - provider.calls[0].at == pytest.approx(1.0)
+    assert texts(provider.calls[1].request)[0] == "one"
+
+
+async def test_history_is_cut_to_the_budget_of_the_workload(make_router, provider, pools):
+    """Whole turns, oldest first; the system instruction stays."""
+    async with make_router([pools.one()], history_tokens={"light": 60}) as router:
+        conversation = router.conversation("a", system_instruction="stay", workload="light")
+        for number in range(10):
+            await conversation.send(f"turn-{number} " + "word " * 5)
+        await conversation.send("last")
+    sent = texts(provider.calls[-1].request)
+    assert sent[-1] == "last"
+    assert "turn-9" in sent[-3]
+    assert not any("turn-0" in text for text in sent)
+    assert provider.calls[-1].request.contents[0]["role"] == "user"
+    assert provider.calls[-1].request.system_instruction == "stay"
+
+
+async def test_function_calls_are_remembered_with_their_answers(make_router, provider, pools):
+    """A provider's own contents (a function call) are kept, and the answer to it is sent with it."""
+    call = {"role": "model", "parts": [{"function_call": {"name": "add", "args": {"a": 1, "b": 2}}}]}
+    provider._answers.extend([Reply("", content=call), "3"])
+    async with make_router([pools.one()], history_tokens={"light": 1}) as router:
+        conversation = router.conversation("a", workload="light")
+        await conversation.send("add 1 and 2")
+        await conversation.send({"function_response": {"name": "add", "response": {"sum": 3}}})
+    contents = provider.calls[1].request.contents
+    assert contents[1] == call
+    assert contents[2]["parts"][0]["function_response"]["name"] == "add"
+
+
+def test_truncation_never_parts_a_call_from_its_answer():
+    """Turns that belong together are dropped together."""
+    turns = (Turn(("a",), 5), Turn(("call",), 5), Turn(("answer",), 5, answers_call=True), Turn(("b",), 5))
+    assert truncate(turns, 100) == turns
+    assert truncate(turns, 15) == turns[1:]
+    assert truncate(turns, 14) == turns[3:]
+    assert truncate(turns, 4) == ()
+    assert truncate(turns, 0, answering=True) == turns[3:]
+    assert truncate((), 10) == ()
+
+
+async def test_clearing_forgets(make_router, provider, pools):
+    """After clear() a conversation starts anew."""
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("a")
+        await conversation.send("one")
+        await conversation.clear()
+        assert await conversation.history() == ()
+
+
+async def test_memory_is_bounded_in_number_and_age():
+    """The conversation unused for longest goes first, and none outlives its age."""
+    clock = ManualClock()
+    histories = MemoryHistory(most=2, max_age=100, clock=clock)
+    turn = (Turn(("x",), 1),)
+    for name in "abc":
+        await histories.save(name, turn)
+        clock.shift(10)
+    assert await histories.load("a") == ()
+    assert await histories.load("b") == turn
+    clock.shift(85)
+    assert await histories.load("b") == ()
+    assert await histories.load("c") == turn
+    clock.shift(100)
+    assert len(histories) == 1
+    assert await histories.load("c") == ()
+    assert len(histories) == 0
+    await histories.delete("never-there")

@@ -1,0 +1,100 @@
+"""From keys.json, .env and environment to a router."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import traceback
+
+import pytest
+
+import llm_router.shared
+from llm_router import ConfigError, Router, RouterClosedError, get_key_manager, get_request_router
+from llm_router.testing import FakeProvider
+
+
+@pytest.fixture
+def keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {"key_id": "k-1", "provider": "gemini", "model_name": "gemini-2.0-flash-exp"}
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps({"keys": [entry | {"tags": {"workload": "light", "priority": 1}}]}))
+    return path
+
+
+SECRET = "AIza-what-nobody-must-see"
+ENV = {"API_KEY_k_1": SECRET}
+
+
+async def test_a_router_from_files(keys):
+    """The built-in limits of a known model apply, and the settings of the environment are taken."""
+    env = ENV | {"LLM_MAX_WAIT_S": "0", "LLM_ROUTER_STORE": "memory://"}
+    async with Router.from_config(keys, env=env, provider=FakeProvider()) as router:
+        assert (await router.send("x", workload="light")).success
+        status = (await router.get_all_key_statuses())[0]
+    assert (status["rpm_usage"], status["rpd_usage"]) == ("1/15", "1/1500")
+
+
+async def test_options_win_over_the_environment(keys):
+    """What the program says goes before what the environment says."""
+    env = ENV | {"LLM_MAX_RETRIES": "7", "LLM_ROUTER_STORE": "nonsense://"}
+    async with Router.from_config(
+        keys, env=env, store="memory://", max_retries=1, provider=FakeProvider()
+    ) as router:
+        assert router._sender._policy.max_retries == 1
+
+
+def test_errors_name_the_file_and_show_no_secret(keys):
+    """A wrong setting is told with its name; a traceback with locals shows no key."""
+    with pytest.raises(ConfigError, match="LLM_MAX_RETRIES") as caught:
+        Router.from_config(keys, env=ENV | {"LLM_MAX_RETRIES": "many"})
+    frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    router_frames = [line for line in frames.format() if "llm_router" in line]
+    assert router_frames
+    assert SECRET not in "".join(router_frames)
+
+
+def test_an_unknown_store_is_told_without_its_password(keys):
+    """A store URL may hold a password: only its scheme is shown."""
+    with pytest.raises(ConfigError, match="nonsense") as caught:
+        Router.from_config(keys, env=ENV | {"LLM_ROUTER_STORE": "nonsense://user:hunter2@host"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.fixture
+def shared(keys, monkeypatch):
+    monkeypatch.setenv("API_KEY_k_1", SECRET)
+    monkeypatch.setenv("LLM_ROUTER_STORE", "memory://")
+    monkeypatch.setattr(llm_router.shared, "_shared", None)
+    return keys
+
+
+async def test_the_process_shares_one_router(shared):
+    """Every caller gets the same router and its key manager, until it is closed."""
+    router = get_request_router()
+    assert get_request_router() is router
+    assert get_key_manager() is router.keys
+    assert [s["key_id"] for s in await get_key_manager().get_all_key_statuses()] == ["k-1"]
+    await router.aclose()
+    with pytest.raises(RouterClosedError):
+        await router.send("x")
+    assert get_request_router() is not router
+    await get_request_router().aclose()
+
+
+def test_a_child_process_gets_a_router_of_its_own(shared):
+    """After a fork the shared router is made anew."""
+    router = get_request_router()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if get_request_router() is not router else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    asyncio.run(router.aclose())
+
+
+def test_another_keys_file_can_be_named(shared, monkeypatch, tmp_path):
+    """LLM_ROUTER_KEYS names the file."""
+    monkeypatch.setenv("LLM_ROUTER_KEYS", str(tmp_path / "elsewhere.json"))
+    with pytest.raises(ConfigError, match=r"elsewhere\.json"):
+        get_request_router()

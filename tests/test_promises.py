@@ -1,0 +1,106 @@
+"""Promises that need many sends, or many shapes of them, to be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.testing import FakeProvider, ManualClock
+
+NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    ids=st.lists(NAMES, min_size=1, max_size=6, unique=True),
+    models=st.lists(NAMES, min_size=1, max_size=3, unique=True),
+)
+def test_any_id_works(ids, models):
+    """Whatever characters an id or a model has, each deployment has a quota of its own, kept exactly."""
+
+    async def run():
+        pool = [
+            Deployment(Key(key_id, Secret("s")), model, "light", quotas=(Quota(Metric.RPM, 2),))
+            for key_id in ids
+            for model in models
+        ]
+        provider = FakeProvider()
+        async with Router(pool, provider=provider, clock=ManualClock()) as router:
+            wanted = 2 * len(pool)
+            responses = [await router.send("x") for _ in range(wanted + 3)]
+            assert sum(response.success for response in responses) == wanted
+            used = [(call.key_id, call.model) for call in provider.calls]
+            assert all(used.count((d.key.key_id, d.model)) == 2 for d in pool)
+
+    asyncio.run(run())
+
+
+async def test_inside_the_quota_nobody_fails(make_router, provider, pools, clock):
+    """As many sends as there is quota, at once, of mixed size: all of them are served."""
+    chance = random.Random(3)
+    deployments = [pools.one(rpm=10, tpm=10 * 40) for _ in range(30)]
+    async with make_router(deployments) as router:
+        sizes = [chance.choice([1, 5, 40]) for _ in range(300)]
+        responses = await asyncio.gather(*(router.send("w " * size) for size in sizes))
+    assert all(response.success for response in responses)
+    assert len(provider.calls) == 300
+
+
+async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
+    """Random bursts of mixed sizes, waits, failures and cancellations: no span ever holds too much."""
+    chance = random.Random(5)
+    deployments = [pools.one(rpm=6, tpm=120) for _ in range(4)]
+    tasks: list[asyncio.Task] = []
+    async with make_router(deployments, base_backoff=0.2) as router:
+        provider._delay = 0.4
+        for _ in range(60):
+            for _ in range(chance.randrange(6)):
+                words = "w " * chance.randrange(1, 60)
+                tasks.append(asyncio.create_task(router.send(words, max_wait=chance.choice([0, 5, 90]))))
+            if tasks and chance.random() < 0.3:
+                chance.choice(tasks).cancel()
+            await clock.advance(chance.uniform(0, 9))
+        await clock.advance(300)
+        assert all(task.done() for task in tasks)
+        assert "0 reservations" in repr(router.keys.store)
+        assert (await router.health_check())["waiting"] == 0
+    assert clock.pending == 0
+    for key in {call.key_id for call in provider.calls}:
+        calls = [
+            (call.at, len(call.request.contents.split())) for call in provider.calls if call.key_id == key
+        ]
+        for at, _ in calls:
+            span = [words for when, words in calls if at <= when <= at + 60.0]
+            assert len(span) <= 6
+            assert sum(span) <= 120
+
+
+async def test_memory_is_flat(make_router, pools, clock):
+    """After warm-up a send leaves nothing behind, be it served, refused or failed."""
+
+    async def sends(count):
+        for number in range(count):
+            await router.send("x", max_wait=0)
+            if number % 50 == 49:
+                clock.shift(61)
+
+    async with make_router(pools.many(5, rpm=5), provider=_Forgetful()) as router:
+        await sends(2_000)
+        gc.collect()
+        before = len(gc.get_objects())
+        await sends(4_000)
+        gc.collect()
+        assert len(gc.get_objects()) - before < 100
+
+
+class _Forgetful(FakeProvider):
+    """A provider that keeps no log of its calls."""
+
+    async def generate(self, deployment, request):
+        self.calls.clear()
+        return await super().generate(deployment, request)

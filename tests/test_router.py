@@ -1,0 +1,648 @@
+"""The router through its public API, on a fake provider and a clock that stands still."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from llm_router import (
+    BlockedError,
+    ConfigError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    MemoryStore,
+    ProviderError,
+    QuotaExhaustedError,
+    Reply,
+    Request,
+    RoundRobin,
+    Router,
+    RouterClosedError,
+    StoreUnavailableError,
+    UnknownModelError,
+    UnknownWorkloadError,
+    Usage,
+)
+from llm_router.errors import QuotaViolation
+from llm_router.testing import FakeProvider, ManualClock
+
+
+def failure(kind, **details):
+    return ProviderError(f"scripted {kind}", kind=kind, **details)
+
+
+def minute_429(delay=36.0, limit=None):
+    return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpm", limit),))
+
+
+def day_429(delay=36.0):
+    return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpd", None),))
+
+
+async def finish_all(clock, tasks, seconds):
+    """Let the tasks run until ``seconds`` have passed, and return those that are done."""
+    await clock.advance(seconds)
+    return [task.result() for task in tasks if task.done()]
+
+
+async def test_an_answer_comes_back_whole(make_router, provider, pools):
+    """A response tells the text, who answered, what it cost, and why it ended."""
+    async with make_router([pools.one("model-a", "heavy", key_id="k1")]) as router:
+        response = await router.send("hello", workload="heavy")
+    assert response.success
+    assert response.text == "echo: hello"
+    assert (response.model, response.key_id, response.workload) == ("model-a", "k1", "heavy")
+    assert (response.usage.input_tokens > 0, response.finish_reason, response.attempts) == (True, "STOP", 1)
+    assert (response.error, response.retry_after) == (None, None)
+    assert response.raise_for_error() is response
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 15, 60])
+async def test_exactly_the_limit_passes(make_router, provider, pools, clock, limit):
+    """N requests a minute means N: not one more, not one less, and the same again a minute later."""
+    async with make_router([pools.one(rpm=limit)]) as router:
+        for _ in range(2):
+            responses = await asyncio.gather(*(router.send("x") for _ in range(limit + 5)))
+            assert sum(response.success for response in responses) == limit
+            clock.shift(60.3)
+    assert len(provider.calls) == 2 * limit
+
+
+async def test_exhausted_says_who_why_and_when(make_router, pools, clock):
+    """A refused send names every candidate with its reason, and the moment that the first has room."""
+    deployments = [pools.one(rpm=1, key_id="first"), pools.one(rpm=1, key_id="second")]
+    async with make_router(deployments) as router:
+        assert (await router.send("x")).success
+        clock.shift(10)
+        assert (await router.send("x")).success
+        clock.shift(10)
+        response = await router.send("x")
+    assert not response.success
+    assert isinstance(response.error, QuotaExhaustedError)
+    assert response.retry_after == pytest.approx(40.3, abs=0.001)
+    waits = sorted((c.retry_after, c.reason) for c in response.error.candidates)
+    assert waits == [(pytest.approx(40.3, abs=0.001), "rpm"), (pytest.approx(50.3, abs=0.001), "rpm")]
+    assert response.attempts == 0
+    with pytest.raises(QuotaExhaustedError, match="retry in 40.3 s"):
+        _ = response.text
+
+
+async def test_retry_after_is_when_this_request_fits(make_router, pools, clock):
+    """A large request is told when *it* fits, not when a small one would."""
+    async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
+        assert (await router.send(Request(contents="a " * 600))).success
+        clock.shift(20)
+        small = await router.send("hi")
+        large = await router.send("b " * 900)
+    assert small.success
+    assert not large.success
+    assert large.retry_after == pytest.approx(40.3, abs=1.0)
+
+
+async def test_a_large_refusal_does_not_hide_a_deployment(make_router, pools):
+    """After a request that does not fit now, a small one still finds its way."""
+    async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
+        assert (await router.send("a " * 900)).success
+        assert not (await router.send("b " * 900)).success
+        assert (await router.send("hi")).success
+
+
+async def test_a_request_beyond_every_limit_is_never_promised(make_router, pools):
+    """Waiting does not help who asks for more than the limit."""
+    async with make_router([pools.one(rpm=None, tpm=100)]) as router:
+        response = await router.send("a " * 5_000, max_wait=1_000)
+    assert not response.success
+    assert response.retry_after is None
+
+
+async def test_nothing_is_left_unused_by_oversized_refusals(make_router, provider, pools):
+    """A request that only one of many deployments can take finds that one."""
+    deployments = [*pools.many(30, rpm=None, tpm=100), pools.one(rpm=None, tpm=100_000, key_id="roomy")]
+    async with make_router(deployments) as router:
+        for _ in range(5):
+            response = await router.send("a " * 1_000)
+            assert response.success
+            assert response.key_id == "roomy"
+
+
+async def test_priority_then_share_decide(make_router, provider, pools):
+    """The lower priority number is used up before the higher is touched; equals share the load."""
+    deployments = [
+        pools.one(rpm=2, key_id="first-a", priority=0),
+        pools.one(rpm=2, key_id="first-b", priority=0),
+        pools.one(rpm=9, key_id="second", priority=1),
+    ]
+    async with make_router(deployments) as router:
+        for _ in range(5):
+            assert (await router.send("x")).success
+    used = [call.key_id for call in provider.calls]
+    assert sorted(used[:2]) == ["first-a", "first-b"]
+    assert sorted(used[2:4]) == ["first-a", "first-b"]
+    assert used[4] == "second"
+
+
+async def test_round_robin_takes_turns(make_router, provider, pools):
+    """Under round robin every deployment gets the same number of requests."""
+    async with make_router(pools.many(5), strategy=RoundRobin()) as router:
+        for _ in range(20):
+            await router.send("x")
+    counts = {
+        key: [c.key_id for c in provider.calls].count(key) for key in {c.key_id for c in provider.calls}
+    }
+    assert set(counts.values()) == {4}
+
+
+async def test_keys_of_one_project_share_their_quota(make_router, pools):
+    """Two keys of one project have one quota between them."""
+    deployments = [pools.one(rpm=3, project="shared"), pools.one(rpm=3, project="shared")]
+    async with make_router(deployments) as router:
+        responses = await asyncio.gather(*(router.send("x") for _ in range(10)))
+    assert sum(response.success for response in responses) == 3
+
+
+# --- failures -----------------------------------------------------------------------------------------
+
+
+async def test_a_429_cools_that_model_of_that_project_only(make_router, provider, pools, clock):
+    """The refused deployment rests for as long as the provider said; the same key's other model works on."""
+    one = pools.one("model-a", key_id="k1", priority=0)
+    other = pools.one("model-b", key_id="k1", priority=1)
+    provider.by_key["k1"] = __import__("collections").deque([minute_429(36.0)])
+    async with make_router([one, other]) as router:
+        response = await router.send("x")
+        assert response.success
+        assert (response.model, response.attempts) == ("model-b", 2)
+        statuses = {s["model"]: s for s in await router.get_all_key_statuses()}
+        assert statuses["model-a"]["in_cooldown"]
+        assert statuses["model-a"]["cooldown_remaining"] == pytest.approx(36.0)
+        assert not statuses["model-b"]["in_cooldown"]
+        clock.shift(35.9)
+        assert (await router.send("x", model_preference="model-a")).model == "model-b"
+        clock.shift(0.2)
+        assert (await router.send("x", model_preference="model-a")).model == "model-a"
+
+
+async def test_a_429_without_delay_rests_between_30_and_60_s(make_router, provider, pools):
+    """Where the provider names no delay, one is drawn."""
+    provider._answers.extend([failure("quota", code=429)])
+    async with make_router([pools.one()]) as router:
+        response = await router.send("x")
+    assert not response.success
+    assert 30.0 <= response.retry_after <= 60.0
+
+
+async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, provider, pools, clock):
+    """The first PerDay refusal rests for its short delay, the second until midnight in Los Angeles."""
+    provider._answers.extend([day_429(36.0), day_429(36.0)])
+    async with make_router([pools.one(rpd=1_500)]) as router:
+        first = await router.send("x")
+        assert first.retry_after == pytest.approx(36.0)
+        clock.shift(36.1)
+        second = await router.send("x")
+    # The clock stands at 04:00 in Los Angeles: 20 h to go.
+    assert second.retry_after == pytest.approx(20 * 3600 - 36.1, abs=2.0)
+
+
+async def test_a_minute_refusal_never_climbs_to_a_day(make_router, provider, pools, clock):
+    """However often a minute quota is refused, the rest stays what the provider said."""
+    async with make_router([pools.one(rpm=None)]) as router:
+        for _ in range(12):
+            provider._answers.append(minute_429(20.0))
+            response = await router.send("x")
+            assert response.retry_after == pytest.approx(20.0)
+            clock.shift(20.1)
+
+
+async def test_limit_zero_is_for_good(make_router, provider, pools):
+    """A project without quota for a model is not asked again, and waiting is not promised."""
+    provider._answers.append(minute_429(36.0, limit=0))
+    async with make_router([pools.one()]) as router:
+        response = await router.send("x")
+    assert response.retry_after is None
+    assert len(provider.calls) == 1
+
+
+async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
+    """A lower limit that a refusal states holds from then on."""
+    provider._answers.append(minute_429(5.0, limit=2))
+    async with make_router([pools.one(rpm=15)]) as router:
+        await router.send("x")
+        clock.shift(120)
+        responses = [await router.send("x") for _ in range(5)]
+    assert sum(response.success for response in responses) == 2
+
+
+async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, pools, clock, caplog):
+    """A rejected key is not used again until reload; status, health and one log line say so."""
+    provider.by_key["dead"] = __import__("collections").deque([failure("key", code=400)])
+    async with make_router([pools.one(key_id="dead", priority=0), pools.one(key_id="alive")]) as router:
+        response = await router.send("x")
+        assert (response.success, response.key_id, response.attempts) == (True, "alive", 2)
+        clock.shift(10 * 24 * 3600)
+        assert (await router.send("x")).key_id == "alive"
+        health = await router.health_check()
+    assert (health["healthy"], health["total_keys"], health["quarantined"]) == (True, 2, 1)
+    assert any("dead" in problem for problem in health["problems"])
+    assert len([r for r in caplog.records if "until reload" in r.getMessage()]) == 1
+
+
+async def test_a_missing_model_takes_out_that_deployment_only(make_router, provider, pools):
+    """404: the key's other models stay."""
+    provider._answers.append(failure("model", code=404))
+    one, other = pools.one("gone", key_id="k", priority=0), pools.one("there", key_id="k")
+    async with make_router([one, other]) as router:
+        assert (await router.send("x")).model == "there"
+        assert (await router.send("x", model_preference="gone")).model == "there"
+    assert [call.model for call in provider.calls].count("gone") == 1
+
+
+async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
+    """No other key is burnt on a request that is itself wrong, and no key is blamed."""
+    provider._answers.append(failure("request", code=400))
+    async with make_router(pools.many(5)) as router:
+        response = await router.send("x")
+        health = await router.health_check()
+    assert (response.success, response.attempts, response.retry_after) == (False, 1, None)
+    assert len(provider.calls) == 1
+    assert (health["in_cooldown"], health["quarantined"]) == (0, 0)
+
+
+async def test_retries_go_to_other_deployments_and_are_counted(make_router, provider, pools, clock):
+    """At most max_retries further attempts, each elsewhere, and the count is what the provider saw."""
+    provider._answers.extend([failure("server", code=503)] * 9)
+    async with make_router(pools.many(6), max_retries=3) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(60)
+        response = task.result()
+    assert not response.success
+    assert response.attempts == len(provider.calls) == len(response.attempt_log) == 4
+    assert len({call.key_id for call in provider.calls}) == 4
+    assert isinstance(response.error, ProviderError)
+
+
+async def test_the_only_deployment_is_tried_again(make_router, provider, pools, clock):
+    """With one deployment a retry sits out the short rest that its failure caused."""
+    provider._answers.extend([failure("server", code=503)] * 2)
+    async with make_router([pools.one()], base_backoff=0.5) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(10)
+        response = task.result()
+    assert response.success
+    assert response.attempts == 3
+
+
+async def test_backoff_grows_and_is_jittered(make_router, provider, pools, clock):
+    """The n-th backoff lies between 0 and base × 2^(n-1) seconds."""
+    provider._answers.extend([failure("network")] * 3)
+    async with make_router(pools.many(8), base_backoff=1.0) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(30)
+        assert task.result().success
+    gaps = [after.at - before.at for before, after in pairwise(provider.calls)]
+    for gap, ceiling in zip(gaps, [1.0, 2.0, 4.0], strict=True):
+        assert 0.0 <= gap <= ceiling + 0.001
+
+
+async def test_success_resets_the_failure_count(make_router, provider, pools, clock):
+    """After a success the next failure's rest starts small again."""
+    deployment = pools.one(rpm=None)
+    async with make_router([deployment], max_retries=0, base_backoff=1.0) as router:
+        for _ in range(3):
+            provider._answers.append(failure("server", code=503))
+            response = await router.send("x")
+            clock.shift(response.retry_after + 0.01)
+        assert response.retry_after == pytest.approx(4.0)
+        assert (await router.send("x")).success
+        provider._answers.append(failure("server", code=503))
+        assert (await router.send("x")).retry_after == pytest.approx(1.0)
+
+
+async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, provider, pools, clock):
+    """Several keys failing on the network at once: the path is to blame, the keys come back whole."""
+    provider._answers.extend([failure("network", charged=False)] * 3)
+    async with make_router(pools.many(10), max_retries=2) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(3)
+        assert not task.result().success
+        provider._answers.extend([failure("network", charged=False)] * 3)
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(0.001)
+        health = await router.health_check()
+        await clock.advance(60)
+        after = await router.send("x")
+        healthy = await router.health_check()
+    assert after.success
+    assert health["quarantined"] == 0
+    assert healthy["healthy"]
+    assert not healthy["problems"]
+
+
+async def test_benched_provider_is_not_asked(make_router, provider, pools, clock):
+    """While the provider is benched a send is answered at once, and says when."""
+    provider._answers.extend([failure("network")] * 3)
+    async with make_router(pools.many(10), max_retries=2, base_backoff=0.001) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        assert task.result().attempts == 3
+        response = await router.send("x")
+        health = await router.health_check()
+    assert len(provider.calls) == 3
+    assert 0 < response.retry_after <= 1.0
+    assert not health["healthy"]
+    assert any("benched" in problem for problem in health["problems"])
+
+
+async def test_a_blocked_prompt_is_an_unsuccessful_response_and_nobodys_fault(make_router, provider, pools):
+    """Blocked content: the reason is told, the quota was used, the key stays."""
+    provider._answers.append(Reply("", usage=Usage(input_tokens=3), blocked="SAFETY"))
+    async with make_router([pools.one()]) as router:
+        response = await router.send("x")
+        status = (await router.get_all_key_statuses())[0]
+    assert isinstance(response.error, BlockedError)
+    assert response.error.reason == "SAFETY"
+    assert (status["in_cooldown"], status["rpm_usage"]) == (False, "1/15")
+
+
+async def test_timeout_ends_a_send(make_router, pools, clock):
+    """A provider that hangs costs no more than the timeout."""
+    async with make_router([pools.one()], provider=FakeProvider(clock=clock, delay=1e6)) as router:
+        task = asyncio.create_task(router.send("x", timeout=5))
+        await clock.advance(4.9)
+        assert not task.done()
+        await clock.advance(0.2)
+        response = task.result()
+    assert isinstance(response.error, DeadlineExceededError)
+    assert response.attempts == 1
+    assert response.latency == pytest.approx(5.0)
+
+
+async def test_a_failure_that_sent_nothing_gives_its_quota_back(make_router, provider, pools):
+    """Connection refused: nothing arrived, nothing is counted."""
+    provider._answers.append(failure("network", charged=False))
+    async with make_router([pools.one(rpm=1)], max_retries=0) as router:
+        await router.send("x")
+        assert (await router.get_all_key_statuses())[0]["rpm_usage"] == "0/1"
+
+
+async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
+    """The token quota ends up at what the provider counted."""
+    provider._answers.append(Reply("ok", usage=Usage(input_tokens=777)))
+    async with make_router([pools.one(tpm=10_000)]) as router:
+        await router.send("hello")
+        assert (await router.get_all_key_statuses())[0]["tpm_usage"] == "777/10000"
+
+
+async def test_estimates_learn_per_model(make_router, provider, pools):
+    """A model that counts more than estimated is reserved more for the next time."""
+    async with make_router([pools.one(tpm=10**6)]) as router:
+        for _ in range(8):
+            provider._answers.append(Reply("ok", usage=Usage(input_tokens=20)))
+            await router.send("ten tokens or so, they say")
+        provider._answers.append(Reply("ok", usage=None))
+        before = int((await router.get_all_key_statuses())[0]["tpm_usage"].split("/")[0])
+        await router.send("ten tokens or so, they say")
+        after = int((await router.get_all_key_statuses())[0]["tpm_usage"].split("/")[0])
+    assert 15 <= after - before <= 25
+
+
+async def test_a_failing_store_is_a_response(make_router, pools):
+    """A store that does not answer makes an unsuccessful response, and an unhealthy router."""
+
+    class Broken(MemoryStore):
+        async def reserve(self, *args, **kwargs):
+            raise StoreUnavailableError("no answer from the store within 2 s")
+
+        async def snapshot(self, *args, **kwargs):
+            raise StoreUnavailableError("no answer from the store within 2 s")
+
+    async with make_router([pools.one()], store=Broken()) as router:
+        response = await router.send("x")
+        health = await router.health_check()
+    assert not response.success
+    assert "no answer from the store" in str(response.error)
+    assert (health["healthy"], health["store_ok"]) == (False, False)
+
+
+# --- waiting ------------------------------------------------------------------------------------------
+
+
+async def test_waiting_ends_when_the_quota_comes_back(make_router, pools, clock):
+    """With patience a send waits for exactly as long as it must."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        await router.send("x")
+        task = asyncio.create_task(router.send("y", max_wait=120))
+        await clock.advance(60.2)
+        assert not task.done()
+        await clock.advance(0.2)
+        response = task.result()
+    assert response.success
+    assert response.waited == pytest.approx(60.3, abs=0.01)
+
+
+async def test_who_cannot_be_served_in_time_hears_at_once(make_router, pools, clock):
+    """If the first room comes too late there is no sense in waiting."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        await router.send("x")
+        response = await router.send("y", max_wait=10)
+    assert not response.success
+    assert response.retry_after == pytest.approx(60.3)
+    assert response.waited == 0.0
+
+
+async def test_waiters_are_released_one_by_one_in_order(make_router, provider, pools, clock):
+    """Room for one lets one through: whoever came first."""
+    async with make_router([pools.one(rpm=2)]) as router:
+        await router.send("0")
+        clock.shift(7)
+        await router.send("1")
+        tasks = [asyncio.create_task(router.send(str(n), max_wait=1_000)) for n in range(2, 8)]
+        await clock.advance(53.4)
+        assert sum(task.done() for task in tasks) == 1
+        await clock.advance(7)
+        assert sum(task.done() for task in tasks) == 2
+        await clock.advance(200)
+        assert all(task.result().success for task in tasks)
+    assert [call.request.contents for call in provider.calls] == [str(n) for n in range(8)]
+
+
+async def test_patience_ends(make_router, pools, clock):
+    """Behind a long line a send gives up when its patience does."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        tasks = [asyncio.create_task(router.send(str(n), max_wait=100)) for n in range(4)]
+        await clock.advance(100.1)
+        responses = [task.result() for task in tasks]
+    assert [response.success for response in responses] == [True, True, False, False]
+    assert responses[3].waited <= 100.01
+
+
+async def test_waiters_are_woken_by_what_comes_back_early(make_router, provider, pools, clock):
+    """A failed call that used no quota lets the next one in at once."""
+    release = asyncio.Event()
+
+    class Slow(FakeProvider):
+        async def generate(self, deployment, request):
+            if request.contents == "slow":
+                await release.wait()
+                raise failure("network", charged=False)
+            return await super().generate(deployment, request)
+
+    async with make_router([pools.one(rpm=1)], provider=Slow(clock=clock), max_retries=0) as router:
+        slow = asyncio.create_task(router.send("slow"))
+        await clock.advance(0)
+        waiting = asyncio.create_task(router.send("next", max_wait=100))
+        await clock.advance(1)
+        release.set()
+        await clock.advance(2)
+        assert not slow.result().success
+        assert waiting.result().success
+
+
+async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
+    """The next in line moves up; nothing is left behind."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        await router.send("x")
+        first, second = (asyncio.create_task(router.send(n, max_wait=100)) for n in "ab")
+        await clock.advance(1)
+        first.cancel()
+        await clock.advance(60)
+        assert first.cancelled()
+        assert second.result().success
+        assert (await router.health_check())["waiting"] == 0
+    assert clock.pending == 0
+
+
+async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provider, pools, clock):
+    """Under constant pressure no 60 s of the provider's log ever holds more than N requests of a key."""
+    async with make_router(pools.many(3, rpm=5)) as router:
+        tasks = []
+        for _ in range(40):
+            tasks += [asyncio.create_task(router.send("x", max_wait=30)) for _ in range(3)]
+            await clock.advance(7.3)
+        await clock.advance(60)
+    for key in {call.key_id for call in provider.calls}:
+        times = [call.at for call in provider.calls if call.key_id == key]
+        assert all(later - earlier > 60.0 for earlier, later in zip(times, times[5:], strict=False))
+    assert len(provider.calls) >= 4 * 3 * 5  # and the quota is used, too
+
+
+# --- arguments ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"workload": "hefty"}, UnknownWorkloadError),
+        ({"model_preference": "nobody-has-it"}, UnknownModelError),
+        ({"max_output_tokens": -1}, InvalidRequestError),
+        ({"max_output_tokens": 1.5}, InvalidRequestError),
+        ({"timeout": 0}, InvalidRequestError),
+        ({"max_wait": -1}, InvalidRequestError),
+        ({"fallback": "perhaps"}, InvalidRequestError),
+        ({"prompt": ""}, InvalidRequestError),
+    ],
+)
+async def test_wrong_arguments_raise_at_once(make_router, provider, pools, arguments, error):
+    """Nothing is reserved and nothing is sent for a call that is itself wrong."""
+    async with make_router([pools.one()]) as router:
+        with pytest.raises(error):
+            await router.send(**({"prompt": "x"} | arguments))
+        assert (await router.get_all_key_statuses())[0]["rpm_usage"] == "0/15"
+    assert provider.calls == []
+
+
+async def test_named_arguments_win_over_a_request(make_router, provider, pools):
+    """A Request carries defaults; arguments of the call go before them."""
+    async with make_router([pools.one()]) as router:
+        await router.send(Request(contents="x", temperature=0.1, max_output_tokens=5), temperature=0.9)
+    request = provider.calls[0].request
+    assert (request.temperature, request.max_output_tokens) == (0.9, 5)
+
+
+async def test_send_one_shot_is_a_send(make_router, pools):
+    """The one-prompt form takes the same wishes."""
+    async with make_router([pools.one()]) as router:
+        response = await router.send_one_shot(prompt="x", workload="light", max_output_tokens=10)
+    assert response.text == "echo: x"
+
+
+async def test_a_closed_router_says_so(make_router, pools):
+    """Sending through a closed router is an error, closing twice is none."""
+    router = make_router([pools.one()])
+    await router.aclose()
+    await router.aclose()
+    with pytest.raises(RouterClosedError):
+        await router.send("x")
+
+
+def test_wrong_pools_are_refused(make_router, pools):
+    """No deployment, a doubled one, or one of an unknown workload cannot make a router."""
+    with pytest.raises(ConfigError, match="at least one"):
+        make_router([])
+    with pytest.raises(ConfigError, match="twice"):
+        make_router([pools.one(key_id="k"), pools.one(key_id="k")])
+    with pytest.raises(ConfigError, match="hefty"):
+        make_router([pools.one(workload="hefty")])
+    with pytest.raises(ConfigError, match="max_requests_per_second"):
+        make_router([pools.one()], max_requests_per_second=0)
+
+
+async def test_routers_are_independent_unless_they_share_a_store(make_router, pools, clock):
+    """Two routers have two quotas; on one store they have one."""
+    deployment = pools.one(rpm=1)
+    async with make_router([deployment]) as one, make_router([deployment]) as two:
+        assert (await one.send("x")).success
+        assert (await two.send("x")).success
+    store = MemoryStore(clock=clock)
+    async with make_router([deployment], store=store) as one, make_router([deployment], store=store) as two:
+        assert (await one.send("x")).success
+        assert not (await two.send("x")).success
+
+
+async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(make_router, provider, pools, clock):
+    """What one router puts aside the other does not try either, when they share a store."""
+    store = MemoryStore(clock=clock)
+    deployment = pools.one(rpm=None)
+    async with make_router([deployment], store=store) as one, make_router([deployment], store=store) as two:
+        provider._answers.append(minute_429(40.0))
+        await one.send("x")
+        response = await two.send("x")
+    assert len(provider.calls) == 1
+    assert response.retry_after == pytest.approx(40.0)
+
+
+def test_a_router_works_over_two_event_loops(pools):
+    """The same router serves one asyncio.run after another."""
+    router = Router([pools.one()], provider=FakeProvider(), max_requests_per_second=100)
+
+    async def burst():
+        return [r.success for r in await asyncio.gather(*(router.send("x", max_wait=1) for _ in range(5)))]
+
+    assert asyncio.run(burst()) == [True] * 5
+    assert asyncio.run(burst()) == [True] * 5
+
+
+async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, pools):
+    """No counter is evicted: the 20,001st request through 10,000 × rpm 2 is refused."""
+    async with make_router(pools.many(10_000, rpm=2)) as router:
+        successes = 0
+        for _ in range(20_050):
+            successes += (await router.send("x")).success
+    assert successes == 20_000
+
+
+async def test_inactive_deployments_are_shown_and_not_used(make_router, provider, pools):
+    """A switched-off key is in the statuses, and nothing is sent through it."""
+    async with make_router([pools.one(key_id="on")], inactive=[pools.one(key_id="off")]) as router:
+        await router.send("x")
+        statuses = await router.get_all_key_statuses()
+        health = await router.health_check()
+    assert [(s["key_id"], s["active"]) for s in statuses] == [("on", True), ("off", False)]
+    assert (health["total_keys"], health["active_keys"]) == (2, 1)
+    assert {call.key_id for call in provider.calls} == {"on"}
+
+
+def test_manual_clock_repr_shows_where_it_stands():
+    """The clock of the tests tells its time."""
+    assert repr(ManualClock(5.0)) == "ManualClock(5.0)"
