@@ -1,0 +1,179 @@
+"""``llm-router batch``: a file of prompts, a file of results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import attrs
+import typer
+
+from llm_router.cli.batch_lines import Prompt, digest_of, parse, read_lines
+from llm_router.cli.batch_results import Earlier, Results, read_earlier
+from llm_router.cli.options import KEYS, Keys, Store, Timeout
+from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, say
+from llm_router.cli.records import error_record, record
+from llm_router.cli.routers import open_router
+from llm_router.config import load_settings
+from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
+from llm_router.router import Router
+
+__all__ = ["batch"]
+
+_PATIENCE = 25 * 3600.0
+"""Seconds: the longest day there is, so that a spent daily quota is waited for."""
+
+
+@attrs.frozen
+class _Task:
+    """What the lines of a batch have in common."""
+
+    router: Router
+    results: Results
+    workload: str | None
+    max_wait: float
+    timeout: float
+
+
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="The prompts, one JSON object a line.")],
+    *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON object a line.")],
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="The workload of lines that name none.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Prompts under way at once.")] = 32,
+    max_wait: Annotated[
+        float, typer.Option("--max-wait", min=0, help="Seconds that a prompt waits for quota at most.")
+    ] = _PATIENCE,
+    timeout: Timeout = 60.0,
+    keys: Keys = KEYS,
+    store: Store = None,
+) -> None:
+    """Send every prompt of a file, waiting for quota.
+
+    A line is {"prompt": …} with, if wanted, id, workload, model, max_output_tokens, system_instruction and
+    temperature. Each result is written as it comes. Run again, it goes on where it stopped, and tries again
+    what failed. Ctrl-C keeps every result that was there.
+    """
+    if source.resolve() == output.resolve():
+        raise ConfigError(f"{output} is the input: name another file for the results")
+    settings = load_settings(keys)
+    if workload is not None and workload not in settings.workloads:
+        known = ", ".join(map(repr, settings.workloads))
+        raise UnknownWorkloadError(f"unknown workload {workload!r}: use one of {known}")
+    earlier = read_earlier(output)
+    todo = _survey(source, output, earlier)
+
+    async def run(results: Results) -> None:
+        async with open_router(settings, store) as router:
+            task = _Task(router, results, workload, max_wait, timeout)
+            with _progress(todo) as advance:
+                await _work(task, _remaining(source, earlier), concurrency, advance)
+
+    with Results(output, earlier) as results:
+        try:
+            asyncio.run(run(results))
+        except KeyboardInterrupt:
+            left = todo - results.answered - results.failed
+            complain(
+                f"llm-router: interrupted: {results.answered} answered, {results.failed} failed, "
+                f"{left} left; run it again to go on"
+            )
+            raise typer.Exit(INTERRUPTED) from None
+    say(
+        f"{results.answered} answered, {results.failed} failed, "
+        f"{len(earlier.answered)} answered before: {output}"
+    )
+    if results.failed:
+        complain("llm-router: some lines failed; run it again to try them again")
+        raise typer.Exit(FAILED)
+
+
+def _survey(source: Path, output: Path, earlier: Earlier) -> int:
+    """Count what is left to do.
+
+    Raises:
+        ConfigError: The results are those of another input.
+    """
+    todo = 0
+    for number, line in read_lines(source):
+        known = earlier.answered.get(number)
+        if known is None:
+            todo += 1
+        elif known != digest_of(line):
+            raise ConfigError(
+                f"{source}: line {number} has changed since {output} was written: "
+                f"name another file for the results, or remove that one"
+            )
+    return todo
+
+
+def _remaining(source: Path, earlier: Earlier) -> Iterator[tuple[int, bytes]]:
+    return (line for line in read_lines(source) if line[0] not in earlier.answered)
+
+
+async def _work(
+    task: _Task, lines: Iterator[tuple[int, bytes]], concurrency: int, advance: Callable[[], object]
+) -> None:
+    """Let workers take line after line until there are none left."""
+
+    async def worker() -> None:
+        for number, line in lines:
+            outcome, success = await _answer(task, number, line)
+            # No await from here on: a result that is there is written, whatever happens next.
+            task.results.write(number, digest_of(line), outcome, success=success)
+            advance()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker())
+    except ExceptionGroup as failures:  # the results cannot be written; a line's own failure is a result
+        raise failures.exceptions[0] from None
+
+
+async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, Any], bool]:
+    try:
+        prompt = parse(line)
+    except InvalidRequestError as error:
+        return _problem(InvalidRequestError(f"line {number}: {error}")), False
+    name = {} if prompt.id is None else {"id": prompt.id}
+    try:
+        outcome = record(await _send(task, prompt))
+    except Exception as error:  # noqa: BLE001 - whatever one line brings about must not stop the others
+        return name | _problem(error), False
+    return name | {key: value for key, value in outcome.items() if key != "success"}, outcome["success"]
+
+
+async def _send(task: _Task, prompt: Prompt) -> Any:
+    return await task.router.send(
+        prompt.prompt,
+        workload=prompt.workload or task.workload,
+        model_preference=prompt.model,
+        max_output_tokens=prompt.max_output_tokens,
+        system_instruction=prompt.system_instruction,
+        temperature=prompt.temperature,
+        max_wait=task.max_wait,
+        timeout=task.timeout,
+    )
+
+
+def _problem(error: Exception) -> dict[str, Any]:
+    return {"error": error_record(error)}
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[], object]]:
+    """Draw a progress bar where somebody watches; give what moves it on."""
+    if not is_terminal():
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
+
+    with Progress(BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        bar = progress.add_task("prompts", total=total)
+        yield lambda: progress.advance(bar)

@@ -1,0 +1,156 @@
+"""What the demonstration shows: counts, and on a terminal the keys and quotas as they change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING, TypedDict
+
+import attrs
+
+from llm_router.domain.response import Response
+from llm_router.domain.status import KeyStatus
+from llm_router.router import Router
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["DemoRecord", "Tally", "plain_summary", "watch"]
+
+_PERIOD = 0.1
+"""Seconds between two pictures."""
+
+_ROWS = 24
+"""Deployments shown."""
+
+
+class DemoRecord(TypedDict):
+    """The summary as JSON."""
+
+    sent: int
+    succeeded: int
+    failed: int
+    upstream_requests: int
+    """Requests that arrived at the emulator."""
+    upstream_429: int
+    """Those of them that it refused for lack of quota."""
+    by_model: dict[str, int]
+    """Answers by the model that gave them."""
+    elapsed_s: float
+
+
+@attrs.define
+class Tally:
+    """How far the demonstration has come.
+
+    Attributes:
+        prompts: How many prompts there are.
+        factor: By how much the quotas were raised.
+        sent: How many were handed to the router.
+        succeeded: How many were answered.
+        failed: How many were not.
+        by_model: Answers by model.
+        by_deployment: Answers by key and model.
+        elapsed: Seconds from start to end.
+        error: The last error, in words.
+    """
+
+    prompts: int
+    factor: int
+    sent: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    by_model: Counter[str] = attrs.field(factory=Counter)
+    by_deployment: Counter[tuple[str | None, str]] = attrs.field(factory=Counter)
+    elapsed: float = 0.0
+    error: str = ""
+
+    def note(self, response: Response) -> None:
+        """Count a response."""
+        if response.error is not None:
+            self.failed += 1
+            self.error = str(response.error)
+            return
+        model = response.model or "?"
+        self.succeeded += 1
+        self.by_model[model] += 1
+        self.by_deployment[response.key_id, model] += 1
+
+    def record(self, requests: int, refused: int) -> DemoRecord:
+        """Return the summary as JSON."""
+        return DemoRecord(
+            sent=self.sent,
+            succeeded=self.succeeded,
+            failed=self.failed,
+            upstream_requests=requests,
+            upstream_429=refused,
+            by_model=dict(self.by_model.most_common()),
+            elapsed_s=round(self.elapsed, 3),
+        )
+
+
+def plain_summary(tally: Tally, requests: int, refused: int) -> str:
+    """Return the summary as text."""
+    width = max(map(len, tally.by_model), default=0)
+    outcome = (
+        f"{tally.succeeded} of {tally.sent} prompts answered in {tally.elapsed:.1f} s; "
+        f"the provider got {requests} requests and refused {refused} for quota (429)."
+    )
+    lines = [
+        outcome,
+        *(f"  {model:{width}}  {count:5}" for model, count in tally.by_model.most_common()),
+    ]
+    if tally.failed:
+        lines.append(f"{tally.failed} failed; the last one: {tally.error}")
+    return "\n".join(lines)
+
+
+async def watch(router: Router, tally: Tally) -> None:
+    """Draw the router's keys on the terminal until all prompts are done."""
+    from rich.live import Live  # noqa: PLC0415 - only for a terminal
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(_picture(await router.get_all_key_statuses(), tally), refresh=True)
+            if tally.succeeded + tally.failed >= tally.prompts:
+                return
+            await asyncio.sleep(_PERIOD)
+
+
+def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
+    from rich import box  # noqa: PLC0415 - only for a terminal
+    from rich.console import Group  # noqa: PLC0415
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(
+        "key", "model", "workload", "this minute", "requests", "today", "answers", box=box.SIMPLE_HEAD
+    )
+    for row in statuses[:_ROWS]:
+        used, limit = _usage(row["rpm_usage"])
+        answers = tally.by_deployment[row["key_id"], row["model"]]
+        table.add_row(
+            Text(row["key_id"]),
+            Text(row["model"]),
+            Text(row["workload"]),
+            ProgressBar(limit or 1, used, width=20),
+            row["rpm_usage"],
+            row["rpd_usage"],
+            str(answers),
+        )
+    done = tally.succeeded + tally.failed
+    words = f"{done} of {tally.prompts} done, {tally.sent - done} under way or waiting for quota"
+    if hidden := len(statuses) - _ROWS:
+        words += f"; {hidden} more rows not shown" if hidden > 0 else ""
+    note = f"time runs fast, and every quota is {tally.factor} × that of the keys file"
+    below = Table.grid(expand=True)
+    for part in (ProgressBar(tally.prompts, done), Text(words), Text(note, style="dim")):
+        below.add_row(part)
+    return Group(table, below)
+
+
+def _usage(text: str) -> tuple[float, float]:
+    """Read ``used/limit``; no limit is 0."""
+    used, _, limit = text.partition("/")
+    return float(used), float(limit) if limit.isdigit() else 0.0

@@ -1,0 +1,63 @@
+"""The emulator set up for the deployments of a keys file, with secrets made up where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.secret import Secret
+from llm_router.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llm_router.testing.emulator import GeminiEmulator
+
+__all__ = ["made_up_secret", "make_emulator", "with_secrets"]
+
+
+def made_up_secret(key_id: str) -> str:
+    """Return what stands for the secret of a key, for an emulator only."""
+    # Encoded, since a key may be called anything and a secret has to fit into an HTTP header.
+    return f"made-up-secret-of-{quote(key_id, safe='')}"
+
+
+def with_secrets(deployments: Iterable[Deployment]) -> tuple[Deployment, ...]:
+    """Return the deployments, those without a secret with one that is made up."""
+    secrets: dict[str, Secret] = {}
+    complete = []
+    for deployment in deployments:
+        key = deployment.key
+        if not key.secret:
+            secret = secrets.setdefault(key.key_id, Secret(made_up_secret(key.key_id)))
+            complete.append(attrs.evolve(deployment, key=attrs.evolve(key, secret=secret)))
+        else:
+            complete.append(deployment)
+    return tuple(complete)
+
+
+def make_emulator(clock: Clock, deployments: tuple[Deployment, ...] | None = None) -> GeminiEmulator:
+    """Make an emulator that knows the keys of ``deployments`` and enforces exactly their limits.
+
+    Without them it takes any key and knows no limits.
+
+    Raises:
+        ConfigError: The extra that it needs is not installed.
+    """
+    try:
+        from llm_router.testing.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the emulator needs {error.name}: pip install 'llm-router[cli]'") from error
+    if deployments is None:
+        return GeminiEmulator(clock=clock)
+    emulator = GeminiEmulator(
+        clock=clock,
+        keys={deployment.key.secret.reveal(): deployment.key.project for deployment in deployments},
+    )
+    for deployment in deployments:
+        limits = {quota.metric.value: quota.limit for quota in deployment.quotas}
+        emulator.set_quota(deployment.model, QuotaSpec(**limits), project=deployment.key.project)
+    return emulator

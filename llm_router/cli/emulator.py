@@ -1,0 +1,57 @@
+"""``llm-router emulator``: a Gemini server to try things on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llm_router.cli.emulated import made_up_secret, make_emulator, with_secrets
+from llm_router.cli.output import say
+from llm_router.config import load_settings
+from llm_router.config.environment import secret_name
+from llm_router.domain.deployment import Deployment
+from llm_router.errors import ConfigError
+from llm_router.testing.clock import ScaledClock
+
+__all__ = ["emulator"]
+
+
+def emulator(
+    *,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 is a free one.")] = 0,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys", help="A keys file: know its keys and enforce its limits. Default: any key, no limits."
+        ),
+    ] = None,
+    speed: Annotated[float, typer.Option("--speed", min=0.001, help="How fast its minutes pass.")] = 1.0,
+) -> None:
+    """Run a Gemini emulator until Ctrl-C.
+
+    It prints what to set in the environment to use it.
+    """
+    environment: dict[str, str] = {}
+    deployments: tuple[Deployment, ...] | None = None
+    if keys is not None:
+        found = load_settings(keys, secrets_required=False).deployments
+        bare = [deployment.key.key_id for deployment in found if not deployment.key.secret]
+        environment = {secret_name(key_id): made_up_secret(key_id) for key_id in bare}
+        deployments = with_secrets(found)
+    server = make_emulator(ScaledClock(speed), deployments)
+
+    def started(url: str) -> None:
+        say(f"The emulator listens on {url}; Ctrl-C ends it.")
+        for name, value in {"GOOGLE_GEMINI_BASE_URL": url, **environment}.items():
+            say(f"export {name}={value}")
+
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(server.serve(host, port, started=started))
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None

@@ -1,0 +1,121 @@
+"""What the commands share: where words go and in which form, and the exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import typer
+
+from llm_router.errors import ConfigError, InvalidRequestError, LLMRouterError
+
+__all__ = [
+    "DONE",
+    "FAILED",
+    "INTERRUPTED",
+    "WRONG",
+    "complain",
+    "exit_codes",
+    "fail",
+    "is_terminal",
+    "print_json",
+    "printable",
+    "say",
+    "show_table",
+]
+
+DONE, FAILED, WRONG = 0, 1, 2
+INTERRUPTED = 130
+"""What shells show for a program that Ctrl-C ended."""
+
+_WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def is_terminal() -> bool:
+    """Tell whether somebody watches: only then is anything coloured or drawn."""
+    return sys.stdout.isatty()
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without control characters, so that an answer cannot command the terminal."""
+    return _CONTROLS.sub("", text)
+
+
+def say(text: str = "") -> None:
+    """Print a line on standard output."""
+    typer.echo(text)
+
+
+def complain(text: str) -> None:
+    """Print a line on standard error."""
+    typer.echo(text, err=True)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End the command with words on standard error.
+
+    Raises:
+        typer.Exit: Always.
+    """
+    complain(f"llm-router: {text}")
+    raise typer.Exit(code)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as one JSON document."""
+    # Escapes where the output's encoding could not hold the characters themselves.
+    unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    text = json.dumps(value, indent=2, ensure_ascii=not unicode)
+    say(text.encode(errors="backslashreplace").decode())
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: drawn for a terminal, else as aligned columns of plain text."""
+    if is_terminal():
+        _draw(columns, rows)
+        return
+    lines = [columns, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        say("  ".join(cells).rstrip())
+
+
+def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box  # noqa: PLC0415 - only for a terminal
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+@contextlib.contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn what a command raises into words on standard error and an exit code.
+
+    Raises:
+        typer.Exit: This library or the operating system raised something, or Ctrl-C was pressed.
+    """
+    try:
+        yield
+    except (ConfigError, InvalidRequestError) as error:
+        fail(str(error), WRONG)
+    except LLMRouterError as error:
+        fail(str(error), FAILED)
+    except _WRONG_PATH as error:
+        fail(str(error), WRONG)
+    except BrokenPipeError:  # whoever read the output has read enough
+        raise
+    except OSError as error:
+        fail(str(error), FAILED)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)

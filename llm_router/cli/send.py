@@ -1,0 +1,80 @@
+"""``llm-router send``: one prompt, one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from llm_router.cli.options import (
+    KEYS,
+    AsJson,
+    Keys,
+    MaxOutputTokens,
+    Prompt,
+    Store,
+    System,
+    Timeout,
+    prompt_text,
+)
+from llm_router.cli.output import FAILED, complain, is_terminal, print_json, printable, say
+from llm_router.cli.records import describe, record
+from llm_router.cli.routers import open_router
+from llm_router.config import load_settings
+from llm_router.domain.response import Response
+
+__all__ = ["send"]
+
+
+def send(
+    prompt: Prompt,
+    *,
+    workload: Annotated[str | None, typer.Option("--workload", help="The workload wished for.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model wished for.")] = None,
+    max_output_tokens: MaxOutputTokens = None,
+    system: System = None,
+    max_wait: Annotated[
+        float | None,
+        typer.Option(
+            "--max-wait", min=0, help="Seconds to wait for quota at most; by default LLM_MAX_WAIT_S."
+        ),
+    ] = None,
+    timeout: Timeout = 60.0,
+    as_json: AsJson = False,
+    keys: Keys = KEYS,
+    store: Store = None,
+) -> None:
+    """Send one prompt and print the answer."""
+    text = prompt_text(prompt)
+
+    settings = load_settings(keys)
+
+    async def ask() -> Response:
+        async with open_router(settings, store) as router:
+            return await router.send(
+                text,
+                workload=workload,
+                model_preference=model,
+                max_output_tokens=max_output_tokens,
+                system_instruction=system,
+                timeout=timeout,
+                max_wait=max_wait,
+            )
+
+    response = asyncio.run(ask())
+    if as_json:
+        print_json(record(response))
+    else:
+        _show(response)
+    if not response.success:
+        raise typer.Exit(FAILED)
+
+
+def _show(response: Response) -> None:
+    if response.error is not None:
+        complain(f"llm-router: {printable(str(response.error))}")
+        return
+    say(printable(response.answer))
+    if is_terminal():
+        typer.secho(describe(response), dim=True)

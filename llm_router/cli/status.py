@@ -1,0 +1,77 @@
+"""``llm-router status``: every key, and whether a send has a chance."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from llm_router.cli.options import KEYS, AsJson, Keys, Store
+from llm_router.cli.output import FAILED, complain, print_json, printable, say, show_table
+from llm_router.cli.routers import open_router
+from llm_router.config import load_settings
+from llm_router.domain.status import Health, KeyStatus
+from llm_router.errors import StoreError
+
+__all__ = ["status"]
+
+_COLUMNS = ("key", "model", "project", "workload", "priority", "state", "rpm", "tpm", "rpd", "tpd")
+
+
+def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -> None:
+    """Show every key, its quotas, and the health."""
+    settings = load_settings(keys)
+
+    async def ask() -> tuple[Health, list[KeyStatus]]:
+        async with open_router(settings, store) as router:
+            health = await router.health_check()
+            try:
+                return health, await router.get_all_key_statuses()
+            except StoreError:  # the health says so
+                return health, []
+
+    health, statuses = asyncio.run(ask())
+    if as_json:
+        print_json({"health": health, "keys": statuses})
+    else:
+        _show(health, statuses)
+    if not health["healthy"]:
+        raise typer.Exit(FAILED)
+
+
+def _show(health: Health, statuses: list[KeyStatus]) -> None:
+    if statuses:
+        show_table(_COLUMNS, [_row(row) for row in statuses])
+    say(
+        f"{'healthy' if health['healthy'] else 'not healthy'}: "
+        f"{health['active_keys']} of {health['total_keys']} keys active, "
+        f"{health['in_cooldown']} in cooldown, {health['quarantined']} quarantined; "
+        f"{health['store']} {'answers' if health['store_ok'] else 'does not answer'}"
+    )
+    for problem in health["problems"]:
+        complain(printable(problem))
+
+
+def _row(row: KeyStatus) -> tuple[str, ...]:
+    return (
+        row["key_id"],
+        row["model"],
+        row["project"],
+        row["workload"],
+        str(row["priority"]),
+        _state(row),
+        row["rpm_usage"],
+        row["tpm_usage"],
+        row["rpd_usage"],
+        row["tpd_usage"],
+    )
+
+
+def _state(row: KeyStatus) -> str:
+    if not row["active"]:
+        return "inactive"
+    if row["quarantined"]:
+        return f"quarantined: {row['reason']}"
+    if row["in_cooldown"]:
+        return f"cooling down for {row['cooldown_remaining']:.0f} s: {row['reason']}"
+    return "ready"

@@ -1,0 +1,144 @@
+"""The command line in this process, in a child process and on a terminal, with an emulator to talk to."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import llm_router
+from llm_router.cli.app import app
+from llm_router.testing.emulator import GeminiEmulator, QuotaSpec
+
+KEYS = {"key-light": "light", "key-medium": "medium", "key-heavy": "heavy"}
+MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}
+SECRETS = {f"API_KEY_{name.replace('-', '_')}": f"AIzaSy-test-secret-of-{name}" for name in KEYS}
+
+
+def keys_file(rpm: int | None = None) -> str:
+    return json.dumps(
+        {
+            "keys": [
+                {
+                    "key_id": name,
+                    "provider": "gemini",
+                    "model_name": MODELS[workload],
+                    "tags": {"workload": workload},
+                    "limits": {"rpm": rpm, "tpm": None, "rpd": None},
+                }
+                for name, workload in KEYS.items()
+            ]
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def served():
+    """An emulator in a thread, for all tests of the command line."""
+    with GeminiEmulator(
+        keys={secret: name for name, secret in zip(KEYS, SECRETS.values(), strict=True)}
+    ).run_in_thread() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def emulator(served):
+    """The emulator, with nothing counted and nothing wrong."""
+    served.reset()
+    yield served
+    served.release()
+    served.reset()
+    for model in MODELS.values():
+        served.set_quota(model, QuotaSpec())
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch, emulator) -> Path:
+    """A working directory with a keys file, and the secrets in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("LLM_ROUTER_KEYS", "LLM_ROUTER_STORE", "REDIS_URL", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    for name, secret in SECRETS.items():
+        monkeypatch.setenv(name, secret)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", emulator.url)
+    monkeypatch.setenv("PYTHONPATH", str(Path(llm_router.__file__).parents[1]))
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "keys.json").write_text(keys_file())
+    return tmp_path
+
+
+def no_secret(*texts: str) -> None:
+    for secret in SECRETS.values():
+        assert not any(secret in text for text in texts)
+
+
+@pytest.fixture
+def run(home):
+    """Run a command in this process; no output may hold a secret or an escape code."""
+
+    def run(*args, input=None):  # noqa: A002 - as subprocess calls it
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        no_secret(result.stdout, result.stderr)
+        assert "\x1b" not in result.stdout + result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture
+def start(home):
+    """Start a command in a child process."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*args, **options):
+            child = subprocess.Popen(
+                [sys.executable, "-m", "llm_router", *map(str, args)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                **options,
+            )
+            stack.enter_context(child)
+            stack.callback(child.kill)
+            return child
+
+        yield start
+
+
+@pytest.fixture
+def watch(home, monkeypatch):
+    """Run a command in this process on a terminal; return its exit code and what was drawn."""
+
+    def watch(*args):
+        master, slave = pty.openpty()
+        drawn = bytearray()
+
+        def read() -> None:
+            with contextlib.suppress(OSError):  # how a terminal ends
+                while data := os.read(master, 65536):
+                    drawn.extend(data)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        with os.fdopen(slave, "w", encoding="utf-8") as screen, monkeypatch.context() as patch:
+            patch.setenv("TERM", "xterm-256color")
+            patch.setattr(sys, "stdout", screen)
+            with pytest.raises(SystemExit) as ended:
+                app([str(arg) for arg in args])
+        reader.join()
+        os.close(master)
+        text = drawn.decode()
+        no_secret(text)
+        return ended.value.code, text
+
+    return watch

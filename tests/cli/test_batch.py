@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import time
+
+import pytest
+
+from llm_router.cli.batch_results import Results
+from llm_router.testing.emulator import Fault
+
+PROMPTS = [{"prompt": f"number {place}", "workload": "light", "id": f"id-{place}"} for place in range(1, 6)]
+
+
+@pytest.fixture
+def lines(home):
+    """Write the input of a batch: objects, or lines as they are."""
+
+    def lines(*given):
+        texts = (line if isinstance(line, str) else json.dumps(line) for line in given)
+        (home / "in.jsonl").write_text("".join(f"{text}\n" for text in texts))
+
+    return lines
+
+
+@pytest.fixture
+def results(home):
+    """Read the results, by line; there is one for each line at most."""
+
+    def results():
+        found = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
+        by_line = {result["line"]: result for result in found}
+        assert len(by_line) == len(found)
+        return by_line
+
+    return results
+
+
+BATCH = ("batch", "in.jsonl", "-o", "out.jsonl")
+
+
+def test_every_line_has_a_result(run, lines, results):
+    """Each prompt is answered by the workload it names, and the result repeats its id."""
+    lines(*PROMPTS, {"prompt": "deep", "workload": "heavy"}, "", {"prompt": "by model", "model": "model-m"})
+    result = run(*BATCH)
+    assert result.exit_code == 0
+    assert result.stdout == "7 answered, 0 failed, 0 answered before: out.jsonl\n"
+    found = results()
+    assert sorted(found) == [1, 2, 3, 4, 5, 6, 8]
+    assert found[1]["text"] == "[model-l] echo: number 1"
+    assert (found[1]["id"], found[1]["status"], found[1]["key_id"]) == ("id-1", "ok", "key-light")
+    assert found[6]["model"] == "model-h"
+    assert "id" not in found[6]
+    assert found[8]["model"] == "model-m"
+
+
+def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
+    """--workload is for lines that name none."""
+    lines({"prompt": "a"}, {"prompt": "b", "workload": "light"})
+    assert run(*BATCH, "--workload", "heavy", "--concurrency", 1).exit_code == 0
+    assert [result["workload"] for result in results().values()] == ["heavy", "light"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("not json", "line 2: not JSON"),
+        ('{"prompt": "cut', "line 2: not JSON"),
+        ("[1]", "line 2: not an object"),
+        ('{"workload": "light"}', "line 2: no prompt"),
+        ('{"prompt": 7}', "line 2: prompt must be str, not int"),
+        ('{"prompt": "x", "max_output_tokens": true}', "line 2: max_output_tokens must be int, not bool"),
+        ('{"prompt": "x", "max_tokens": 5}', "line 2: unknown field 'max_tokens'"),
+        ('{"prompt": "\\ud800"}', "line 2: prompt holds half a character"),
+        ('{"prompt": ""}', "prompt is empty"),
+        ('{"prompt": "x", "workload": "nope"}', "unknown workload 'nope'"),
+        ('{"prompt": "x", "model": "nope"}', "'nope'"),
+        ('{"prompt": "x", "max_output_tokens": -1}', "max_output_tokens"),
+    ],
+)
+def test_a_bad_line_is_a_result_and_stops_nothing(run, lines, results, line, words):
+    """What is wrong with a line is told in its place; the others are answered."""
+    lines(PROMPTS[0], line, PROMPTS[1])
+    result = run(*BATCH)
+    assert result.exit_code == 1
+    assert "1 failed" in result.stdout
+    found = results()
+    assert [found[place]["status"] for place in (1, 2, 3)] == ["ok", "failed", "ok"]
+    assert words in found[2]["error"]["message"]
+
+
+def test_bytes_that_are_no_text_are_a_result(run, home, results):
+    """A line in another encoding is told, not guessed."""
+    (home / "in.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
+    assert run(*BATCH).exit_code == 1
+    assert "line 1: not UTF-8" in results()[1]["error"]["message"]
+
+
+def test_run_again_it_sends_only_what_is_left(run, lines, results, emulator):
+    """Answers are kept, failures are tried again, and each line ends with one result."""
+    lines(*PROMPTS, "not json")
+    emulator.inject(Fault.status(400), times=2)
+    assert run(*BATCH, "--concurrency", 1).exit_code == 1
+    assert sum(result["status"] == "failed" for result in results().values()) == 3
+    kept = {place: result for place, result in results().items() if result["status"] == "ok"}
+    emulator.reset()
+    lines(*PROMPTS, {"prompt": "now it is"})
+    result = run(*BATCH)
+    assert (result.exit_code, emulator.requests) == (0, 3)
+    assert result.stdout == "3 answered, 0 failed, 3 answered before: out.jsonl\n"
+    assert results().keys() == {1, 2, 3, 4, 5, 6}
+    assert {place: results()[place] for place in kept} == kept
+    assert run(*BATCH).stdout == "0 answered, 0 failed, 6 answered before: out.jsonl\n"
+
+
+@pytest.mark.parametrize("left", [1, 9, 40, -1])
+def test_half_a_line_of_a_killed_run_is_repaired(run, lines, results, home, emulator, left):
+    """What was cut short at the end is dropped and sent again."""
+    lines(*PROMPTS)
+    run(*BATCH, "--concurrency", 1)
+    before = (home / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (home / "out.jsonl").write_bytes(b"".join(before[:-1]) + before[-1][:left])
+    emulator.reset()
+    assert run(*BATCH).exit_code == 0
+    assert emulator.requests == 1
+    assert sorted(results()) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("content", ["notes", "notes\n", '{"line": 1}\n', '{"prompt": "x"}\n'])
+def test_a_file_of_somebody_else_is_not_touched(run, lines, home, content):
+    """A file that holds no results is neither overwritten nor appended to."""
+    lines(*PROMPTS)
+    (home / "out.jsonl").write_text(content)
+    result = run(*BATCH)
+    assert result.exit_code == 2
+    assert "no result of a batch" in result.stderr
+    assert (home / "out.jsonl").read_text() == content
+
+
+def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
+    """When an answered line has changed, nothing is sent and nothing lost."""
+    lines(*PROMPTS)
+    run(*BATCH)
+    before = (home / "out.jsonl").read_text()
+    lines({"prompt": "another"}, *PROMPTS[1:])
+    result = run(*BATCH)
+    assert result.exit_code == 2
+    assert "line 1 has changed" in result.stderr
+    assert (home / "out.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("batch", "nowhere.jsonl", "-o", "out.jsonl"), "nowhere.jsonl"),
+        (("batch", "in.jsonl", "-o", "in.jsonl"), "is the input"),
+        (("batch", "in.jsonl", "-o", "."), "no regular file"),
+        (("batch", "in.jsonl", "-o", "no/such/out.jsonl"), "no/such"),
+        (("batch", "in.jsonl"), "--output"),
+        ((*BATCH, "--workload", "nope"), "unknown workload 'nope'"),
+        ((*BATCH, "--concurrency", 0), "--concurrency"),
+        ((*BATCH, "--keys", "nowhere.json"), "nowhere.json"),
+    ],
+)
+def test_wrong_usage_is_2(run, lines, home, emulator, args, words):
+    """Wrong usage is told before anything is sent, and leaves no file."""
+    lines(*PROMPTS)
+    result = run(*args)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert emulator.requests == 0
+    assert not (home / "out.jsonl").exists()
+
+
+def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
+    """A full disk is told in a line, with 1."""
+
+    def write(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Results, "write", write)
+    lines(*PROMPTS)
+    result = run(*BATCH)
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, emulator, how):
+    """Stopped while requests hang, it has written every answer, and goes on from there."""
+    lines(*PROMPTS)
+    emulator.inject(Fault.hang(), times=2)
+    child = start(*BATCH, "--concurrency", 5)
+    deadline = time.monotonic() + 20
+    while not (home / "out.jsonl").exists() or (home / "out.jsonl").read_text().count("\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child.send_signal(how)
+    out, err = child.communicate(timeout=20)
+    assert len(results()) == 3
+    assert out == ""
+    if how is signal.SIGINT:
+        assert child.returncode == 130
+        assert err == "llm-router: interrupted: 3 answered, 0 failed, 2 left; run it again to go on\n"
+    emulator.release()
+    emulator.reset()
+    assert run(*BATCH).exit_code == 0
+    assert emulator.requests == 2
+    assert all(result["status"] == "ok" for result in results().values())
+
+
+FRESH = ("--store", "memory://")
+
+
+def test_waits_for_quota(start, run, lines, home, emulator):
+    """Without quota left a line waits rather than fails; --max-wait 0 has it fail."""
+    keys = json.loads((home / "keys.json").read_text())
+    for key in keys["keys"]:
+        key["limits"]["rpm"] = 1
+    (home / "keys.json").write_text(json.dumps(keys))
+    lines(*PROMPTS)
+    assert run(*BATCH, *FRESH, "--max-wait", 0).stdout.startswith("3 answered, 2 failed")
+    (home / "out.jsonl").unlink()
+    child = start(*BATCH, *FRESH)
+    deadline = time.monotonic() + 20
+    while emulator.requests < 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(TimeoutError):
+        _wait(child, 0.3)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert "3 answered, 0 failed, 2 left" in err
+
+
+def _wait(child, seconds):
+    deadline = time.monotonic() + seconds
+    while child.poll() is None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.02)
+
+
+def test_a_terminal_sees_a_progress_bar(watch, lines):
+    """On a terminal the progress is drawn."""
+    lines(*PROMPTS)
+    code, text = watch(*BATCH)
+    assert code == 0
+    assert "5/5" in text
+    assert "5 answered, 0 failed" in text

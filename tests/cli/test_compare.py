@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+from llm_router.testing.emulator import Fault
+
+MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}
+
+
+def test_every_workload_answers(run):
+    """Each workload gives its answer, with who it was."""
+    result = run("compare", "hello")
+    assert result.exit_code == 0
+    for workload, model in MODELS.items():
+        assert f"== {workload}: {model} · key-{workload} · " in result.stdout
+        assert f"[{model}] echo: hello\n" in result.stdout
+
+
+def test_json_is_one_object(run):
+    """As JSON, the answers stand under the names of the workloads, in order."""
+    result = run("compare", "hello", "--json")
+    answers = json.loads(result.stdout)
+    assert list(answers) == list(MODELS)
+    assert {name: answer["model"] for name, answer in answers.items()} == MODELS
+    assert all(answer["usage"]["total_tokens"] > 0 for answer in answers.values())
+
+
+def test_one_failure_is_1(run, emulator):
+    """The other answers are shown when one fails, and no other workload fills in for it."""
+    emulator.inject(Fault.status(400), model="model-m")
+    result = run("compare", "hello", "--json")
+    assert result.exit_code == 1
+    answers = json.loads(result.stdout)
+    assert [answer["success"] for answer in answers.values()] == [True, False, True]
+    assert answers["medium"]["error"]["type"] == "ProviderError"
+
+
+def test_a_workload_without_keys_is_left_out(run, home):
+    """Only workloads that somebody serves are asked."""
+    keys = json.loads((home / "keys.json").read_text())
+    keys["keys"].pop()
+    (home / "keys.json").write_text(json.dumps(keys))
+    assert list(json.loads(run("compare", "hello", "--json").stdout)) == ["light", "medium"]
+
+
+def test_a_terminal_shows_them_side_by_side(watch):
+    """On a terminal the answers are columns of one table."""
+    code, text = watch("compare", "hello")
+    assert code == 0
+    assert any(
+        all(f"[{model}] echo: hello" in line for model in MODELS.values()) for line in text.splitlines()
+    )

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+
+
+def test_every_prompt_is_answered_within_the_quotas(start):
+    """More prompts than a minute's quota are all answered, without a single 429."""
+    child = start("demo", "--json", "--prompts", 60)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, err) == (0, "")
+    summary = json.loads(out)
+    assert list(summary) == [
+        "sent",
+        "succeeded",
+        "failed",
+        "upstream_requests",
+        "upstream_429",
+        "by_model",
+        "elapsed_s",
+    ]
+    assert (summary["sent"], summary["succeeded"], summary["failed"]) == (60, 60, 0)
+    assert (summary["upstream_requests"], summary["upstream_429"]) == (60, 0)
+    assert sum(summary["by_model"].values()) == 60
+    assert len(summary["by_model"]) == 3
+    assert summary["elapsed_s"] > 0
+
+
+def test_piped_it_ends_with_a_summary(run):
+    """Without a terminal there is the summary as plain text."""
+    result = run("demo", "--prompts", 6)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("6 of 6 prompts answered in ")
+    assert "refused 0 for quota (429)" in result.stdout
+
+
+def test_a_terminal_sees_keys_and_progress(watch):
+    """On a terminal keys, quotas and progress are drawn, and the summary stays."""
+    code, text = watch("demo", "--prompts", 6)
+    assert code == 0
+    assert "gemini-key-09" in text
+    assert "6 of 6 done, 0 under way" in text
+    assert "6 of 6 prompts answered in " in text
+
+
+def test_real_secrets_and_servers_stay_out(run, emulator, monkeypatch):
+    """The environment's secrets, proxies and servers are not used, for whatever keys file."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("LLM_MULTI_KEY_ROUTER_ENABLED", "false")
+    result = run("demo", "--prompts", 6, "--json", "--keys", "keys.json")
+    assert json.loads(result.stdout)["succeeded"] == 6
+    assert len(json.loads(result.stdout)["by_model"]) == 3
+    assert emulator.requests == 0
+
+
+def test_no_quota_at_all_is_2(run, home):
+    """Keys without any quota are told before anything is sent."""
+    keys = json.loads((home / "keys.json").read_text())
+    for key in keys["keys"]:
+        key["limits"] = {"rpm": 0}
+    (home / "keys.json").write_text(json.dumps(keys))
+    result = run("demo", "--keys", "keys.json")
+    assert result.exit_code == 2
+    assert "no deployment has quota" in result.stderr

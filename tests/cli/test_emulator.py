@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+
+
+@pytest.fixture
+def serve(start):
+    """Start the emulator command; return the child and the lines up to the last export."""
+
+    def serve(*args, exports=1):
+        child = start("emulator", *args)
+        return child, [child.stdout.readline().strip() for _ in range(1 + exports)]
+
+    return serve
+
+
+def test_runs_until_ctrl_c(serve, run, monkeypatch):
+    """It prints its URL and the line to use it, answers, and ends with 0."""
+    child, (words, export) = serve("--port", 0)
+    url = export.removeprefix("export GOOGLE_GEMINI_BASE_URL=")
+    assert url in words
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+    assert run("send", "hello", "--workload", "light").stdout == "[model-l] echo: hello\n"
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=10)
+    assert (child.returncode, out, err) == (0, "", "")
+
+
+def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
+    """With a keys file it makes up the secrets that are missing, and knows no other key."""
+    monkeypatch.delenv("API_KEY_key_light")
+    child, (_, base, secret) = serve("--keys", "keys.json", "--speed", "60", exports=2)
+    name, _, value = secret.removeprefix("export ").partition("=")
+    assert name == "API_KEY_key_light"
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", base.partition("=")[2])
+    monkeypatch.setenv(name, value)
+    assert run("send", "hello", "--model", "model-l").exit_code == 0
+    monkeypatch.setenv(name, "AIza-of-somebody-else")
+    assert run("compare", "hello", "--json").exit_code == 1
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=10)
+    assert "AIza" not in out
+
+
+def test_a_port_that_is_taken_is_2(run):
+    """A port in use is told in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run("emulator", "--port", port)
+    assert result.exit_code == 2
+    assert f"port {port}" in result.stderr

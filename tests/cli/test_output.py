@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import typer
+
+from llm_router.cli.output import exit_codes, printable
+from llm_router.errors import ConfigError, InvalidRequestError, StoreUnavailableError
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("wrong"), 2),
+        (InvalidRequestError("wrong"), 2),
+        (FileNotFoundError(errno.ENOENT, "gone"), 2),
+        (StoreUnavailableError("away"), 1),
+        (OSError(errno.ENOSPC, "full"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_error_has_its_exit_code(error, code, capsys):
+    """What a command raises becomes one line on stderr and an exit code."""
+    with pytest.raises(typer.Exit) as ended, exit_codes():
+        raise error
+    assert ended.value.exit_code == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("llm-router: ")
+    assert captured.out == ""
+
+
+def test_a_closed_pipe_is_left_to_the_caller():
+    """When nobody reads on, there is nobody to tell."""
+    with pytest.raises(BrokenPipeError), exit_codes():
+        raise BrokenPipeError
+
+
+def test_printable_keeps_text_and_drops_commands():
+    """Lines, tabs and letters stay; what a terminal would obey goes."""
+    assert printable("a\tb\nü\x1b[31m\x07\r\x9b") == "a\tb\nü[31m"

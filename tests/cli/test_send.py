@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llm_router.testing.emulator import Fault, QuotaSpec
+
+
+def test_prints_the_answer_alone(run):
+    """Piped, a send prints the answer and nothing else."""
+    result = run("send", "hello there", "--workload", "heavy")
+    assert result.exit_code == 0
+    assert result.stdout == "[model-h] echo: hello there\n"
+    assert result.stderr == ""
+
+
+def test_json_tells_the_whole_response(run):
+    """As JSON, a response has its text, where it came from, and what it used."""
+    result = run("send", "hello", "--model", "model-m", "--json", "--max-output-tokens", 100)
+    answer = json.loads(result.stdout)
+    assert answer["text"] == "[model-m] echo: hello"
+    assert (answer["success"], answer["error"], answer["retry_after"]) == (True, None, None)
+    assert (answer["model"], answer["key_id"], answer["workload"]) == ("model-m", "key-medium", "medium")
+    assert answer["usage"]["input_tokens"] > 0
+    assert answer["attempts"] == 1
+    assert answer["latency"] > 0
+
+
+def test_a_dash_reads_standard_input(run):
+    """The prompt - is read from standard input."""
+    result = run("send", "-", "--workload", "light", input="from a pipe")
+    assert result.stdout == "[model-l] echo: from a pipe\n"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_failure_is_1(run, emulator, as_json):
+    """A send that does not succeed is told on stderr, or in the JSON."""
+    emulator.inject(Fault.status(400))
+    result = run("send", "hello", *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    if as_json:
+        answer = json.loads(result.stdout)
+        assert (answer["success"], answer["text"]) == (False, None)
+        assert answer["error"]["type"] == "ProviderError"
+        assert answer["error"]["message"]
+    else:
+        assert result.stdout == ""
+        assert result.stderr.startswith("llm-router: ")
+
+
+def test_no_quota_tells_when_to_come_back(run, home, emulator):
+    """Without quota anywhere, the answer says from when."""
+    for model in ("model-l", "model-m", "model-h"):
+        emulator.set_quota(model, QuotaSpec(rpm=0))
+    result = run("send", "hello", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["type"] == "QuotaExhaustedError"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("send",), "prompt"),
+        (("send", "x", "--workload", "nope"), "unknown workload 'nope'"),
+        (("send", "x", "--model", "nope"), "'nope'"),
+        (("send", ""), "prompt is empty"),
+        (("send", "x", "--max-output-tokens", 0), "max-output-tokens"),
+        (("send", "x", "--timeout", 0), "timeout"),
+        (("send", "x", "--max-wait", -1), "max-wait"),
+        (("send", "x", "--keys", "nowhere.json"), "nowhere.json"),
+        (("send", "x", "--store", "nope://"), "nope"),
+        (("send", "x", "--frobnicate"), "--frobnicate"),
+    ],
+)
+def test_wrong_usage_is_2(run, emulator, args, words):
+    """What is wrong with usage or configuration is told on stderr, and nothing is sent."""
+    result = run(*args)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+    assert emulator.requests == 0
+
+
+def test_a_missing_secret_is_2(run, monkeypatch):
+    """A secret that is missing is named by its variable."""
+    monkeypatch.delenv("API_KEY_key_light")
+    result = run("send", "x")
+    assert result.exit_code == 2
+    assert "API_KEY_key_light" in result.stderr
+
+
+def test_the_environment_names_the_keys_file(run, home, monkeypatch):
+    """LLM_ROUTER_KEYS stands for --keys."""
+    (home / "keys.json").rename(home / "others.json")
+    assert run("send", "x").exit_code == 2
+    monkeypatch.setenv("LLM_ROUTER_KEYS", "others.json")
+    assert run("send", "x").exit_code == 0
+
+
+def test_a_terminal_also_sees_who_answered(watch):
+    """On a terminal the answer is followed by model, key, time and tokens."""
+    code, text = watch("send", "hello \x1b[31mred", "--workload", "light")
+    assert code == 0
+    assert "[model-l] echo: hello [31mred" in text
+    assert "model-l · key-light" in text

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+from llm_router.errors import StoreUnavailableError
+from llm_router.stores.memory import MemoryStore
+
+
+def test_a_line_for_every_key(run):
+    """Piped, statuses are aligned columns under a head, and the health follows."""
+    result = run("status")
+    assert result.exit_code == 0
+    head, *rows, health = result.stdout.splitlines()
+    assert head.split()[:4] == ["key", "model", "project", "workload"]
+    assert [row.split()[0] for row in rows] == ["key-light", "key-medium", "key-heavy"]
+    assert rows[0][head.index("state") :].startswith("ready")
+    assert health.startswith("healthy: 3 of 3 keys active")
+
+
+def test_json_has_health_and_keys(run):
+    """As JSON there are the health and every key's status."""
+    result = run("status", "--json")
+    found = json.loads(result.stdout)
+    assert found["health"]["healthy"] is True
+    assert [key["key_id"] for key in found["keys"]] == ["key-light", "key-medium", "key-heavy"]
+    assert found["keys"][0]["rpm_usage"] == "0/∞"
+
+
+def test_an_inactive_key_is_shown(run, home):
+    """A key that is switched off is listed as such."""
+    keys = json.loads((home / "keys.json").read_text())
+    keys["keys"][2]["active"] = False
+    (home / "keys.json").write_text(json.dumps(keys))
+    result = run("status")
+    assert "inactive" in result.stdout
+    assert "2 of 3 keys active" in result.stdout
+
+
+def test_statuses_are_sent_nowhere(run, emulator):
+    """Asking for statuses sends no request."""
+    run("status")
+    assert emulator.requests == 0
+
+
+def test_a_terminal_shows_a_table(watch):
+    """On a terminal the table is drawn."""
+    code, text = watch("status")
+    assert code == 0
+    assert "key-heavy" in text
+    assert "─" in text
+
+
+def test_a_store_that_does_not_answer_is_1(run, monkeypatch):
+    """Where the store does not answer, the health says so, and the exit code is 1."""
+
+    async def snapshot(*args):
+        raise StoreUnavailableError("the store is away")
+
+    monkeypatch.setattr(MemoryStore, "snapshot", snapshot)
+    result = run("status", "--store", "memory://")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("not healthy: ")
+    assert "MemoryStore does not answer" in result.stdout
+    assert "the store is away" in result.stderr
+
+
+def test_counts_outlive_a_command(run, home):
+    """Two sends of two commands are in the statuses of a third: the state is in the user's own file."""
+    keys = json.loads((home / "keys.json").read_text())
+    keys["keys"][0]["limits"] = {"rpm": None, "tpm": None, "rpd": 50}
+    (home / "keys.json").write_text(json.dumps(keys))
+    for _ in range(2):
+        assert run("send", "x", "--workload", "light").exit_code == 0
+    found = json.loads(run("status", "--json").stdout)
+    assert found["keys"][0]["rpd_usage"] == "2/50"
+    assert found["health"]["store"] == "SQLiteStore"
+    assert (home / "state" / "llm_router" / "state.sqlite3").exists()
