@@ -1,0 +1,94 @@
+"""A store of your own: six methods, and a contract suite that tells whether they are right.
+
+This one writes every decision to an audit trail and leaves the deciding to the memory store. Run it with
+``python examples/custom_store.py``; run the contract over it with ``pytest examples/custom_store.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from llm_router import (
+    Clock,
+    Cooldown,
+    Demand,
+    Deployment,
+    Key,
+    MemoryStore,
+    Metric,
+    Quota,
+    RateLimitStore,
+    Router,
+    Secret,
+)
+from llm_router.stores import Decision, DeploymentSnapshot
+from llm_router.testing import FakeProvider, StoreContract
+
+
+class AuditedStore:
+    """Keeps a trail of what was granted, refused, settled and put aside."""
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self.trail: list[str] = []
+        self._store = MemoryStore(clock=clock)
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve, and note who was granted what."""
+        decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
+        self.trail += [f"refused {r.deployment.id}: {r.reason}" for r in decision.refusals]
+        if decision.deployment is not None:
+            self.trail.append(f"granted {decision.deployment.id}: {demand.tokens} tokens")
+        return decision
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Settle, and note what was really used."""
+        self.trail.append(f"settled: {used.tokens} tokens")
+        await self._store.settle(reservation_id, used)
+
+    async def release(self, reservation_id: str) -> None:
+        """Release, and note it."""
+        self.trail.append("released")
+        await self._store.release(reservation_id)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Put aside, and note why."""
+        self.trail.append(f"put aside {cooldown.scope}: {cooldown.reason}")
+        await self._store.cool_down(cooldown)
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Tell the state."""
+        return await self._store.snapshot(deployments)
+
+    async def aclose(self) -> None:
+        """Close the store behind."""
+        await self._store.aclose()
+
+
+class TestAuditedStore(StoreContract):
+    """The promises of every store, checked on this one."""
+
+    @asynccontextmanager
+    async def open_store(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
+        """Open an empty store on ``clock``."""
+        store = AuditedStore(clock=clock)
+        yield store
+        await store.aclose()
+
+
+async def main() -> None:
+    """Send three prompts through a key that may be used twice, and print the trail."""
+    key = Key("only-key", Secret("not-needed-by-the-fake-provider"))
+    pool = [Deployment(key, "gemini-flash-latest", "light", quotas=(Quota(Metric.RPM, 2),))]
+    store = AuditedStore()
+    async with Router(pool, store=store, provider=FakeProvider()) as router:
+        for number in range(3):
+            await router.send(f"prompt {number}")
+    print("\n".join(store.trail))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,65 @@
+"""The shortest way in: two keys, three prompts, no network beyond this machine.
+
+Run it with ``python examples/quickstart.py``. It starts the bundled emulator in place of the Gemini API;
+with real keys in ``keys.json`` and ``.env``, ``Router.from_config()`` is all that remains of the set-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+
+from llm_router import Router
+from llm_router.testing import GeminiEmulator
+
+KEYS = {
+    "keys": [
+        {
+            "key_id": "gemini-key-01",
+            "provider": "gemini",
+            "model_name": "gemini-2.0-flash-exp",
+            "tags": {"workload": "light", "priority": 1},
+        },
+        {
+            "key_id": "gemini-key-02",
+            "provider": "gemini",
+            "model_name": "gemini-1.5-pro",
+            "tags": {"workload": "medium", "priority": 1},
+        },
+    ]
+}
+
+
+async def main() -> None:
+    """Send three prompts and show what came of them."""
+    async with GeminiEmulator() as gemini:
+        with tempfile.TemporaryDirectory() as folder:
+            keys = Path(folder, "keys.json")
+            keys.write_text(json.dumps(KEYS), encoding="utf-8")
+            env = {
+                "API_KEY_gemini_key_01": "any-text-will-do-for-the-emulator-1",
+                "API_KEY_gemini_key_02": "any-text-will-do-for-the-emulator-2",
+                "GOOGLE_GEMINI_BASE_URL": gemini.url,
+            }
+            router = Router.from_config(keys, env=env, env_file=None, store="memory://")
+
+        async with router:
+            for prompt, workload in [
+                ("Summarise this meeting", "light"),
+                ("Review this function", "medium"),
+                ("Design a trading system", "heavy"),  # no heavy key: the nearest workload serves it
+            ]:
+                response = await router.send(prompt, workload=workload)
+                if response.success:
+                    print(f"{workload:>6} → {response.model} ({response.key_id}): {response.text}")
+                else:
+                    print(f"{workload:>6} → {response.error}; retry after {response.retry_after} s")
+
+            for status in await router.get_all_key_statuses():
+                print(f"{status['key_id']} {status['model']}: {status['rpm_usage']} requests this minute")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,59 @@
+"""Three agents that share one router: a planner (light), a coder (medium) and a debugger (heavy).
+
+Each asks for the kind of model it needs and never hears of a key. Run it with
+``python examples/three_agents.py``; it talks to the bundled emulator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.testing import GeminiEmulator
+
+MODELS = {"light": "gemini-2.0-flash-exp", "medium": "gemini-1.5-pro", "heavy": "gemini-exp-1206"}
+
+
+class Agent:
+    """Somebody with a task, a kind of model for it, and a memory."""
+
+    def __init__(self, router: Router, name: str, workload: str, instruction: str) -> None:
+        self.name = name
+        self._conversation = router.conversation(name, workload=workload, system_instruction=instruction)
+
+    async def work(self, task: str) -> str:
+        """Do the task, waiting for quota if need be."""
+        response = await self._conversation.send(task, max_wait=120)
+        print(f"{self.name} ({response.model} through {response.key_id}): {response.text}")
+        return response.text
+
+
+def deployments() -> list[Deployment]:
+    """Make two keys for every model."""
+    return [
+        Deployment(
+            Key(f"{workload}-{number}", Secret(f"emulated-{workload}-{number}")),
+            model,
+            workload,
+            quotas=(Quota(Metric.RPM, 15),),
+        )
+        for workload, model in MODELS.items()
+        for number in (1, 2)
+    ]
+
+
+async def main() -> None:
+    """Let a plan become code, and the code lose its bugs."""
+    async with GeminiEmulator() as gemini, Router(deployments(), base_url=gemini.url) as router:
+        planner = Agent(router, "planner", "light", "You plan in short steps.")
+        coder = Agent(router, "coder", "medium", "You write Python.")
+        debugger = Agent(router, "debugger", "heavy", "You find bugs.")
+
+        plan = await planner.work("Plan a command line for to-do lists")
+        parts = await asyncio.gather(*(coder.work(f"Write part {n} of: {plan}") for n in (1, 2, 3)))
+        await debugger.work("Find the bugs in: " + " / ".join(parts))
+        await planner.work("What comes next?")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
