@@ -21,6 +21,7 @@ from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.conversation import HISTORY_TOKENS, Conversation, Conversations
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.launch import LaunchPad
 from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Planner
@@ -131,7 +132,9 @@ class Router:
 
         pool, outage = Pool(active), Outage()
         pace = None if max_requests_per_second is None else Pace(max_requests_per_second)
-        selector = Selector(store, pool, strategy or LeastLoaded(), clock, outage, pace)
+        guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
+        pad = LaunchPad(clock, guard)
+        selector = Selector(store, pool, strategy or LeastLoaded(), clock, outage, pad, pace)
         policy = RetryPolicy(max_retries, base_backoff)
         self._planner = Planner(pool, tuple(workloads))
         self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage)

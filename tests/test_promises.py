@@ -101,6 +101,6 @@ async def test_memory_is_flat(make_router, pools, clock):
 class _Forgetful(FakeProvider):
     """A provider that keeps no log of its calls."""
 
-    async def generate(self, deployment, request):
+    async def generate(self, deployment, request, launched):
         self.calls.clear()
-        return await super().generate(deployment, request)
+        return await super().generate(deployment, request, launched)

@@ -482,11 +482,11 @@ async def test_waiters_are_woken_by_what_comes_back_early(make_router, provider,
     release = asyncio.Event()
 
     class Slow(FakeProvider):
-        async def generate(self, deployment, request):
+        async def generate(self, deployment, request, launched):
             if request.contents == "slow":
                 await release.wait()
                 raise failure("network", charged=False)
-            return await super().generate(deployment, request)
+            return await super().generate(deployment, request, launched)
 
     async with make_router([pools.one(rpm=1)], provider=Slow(clock=clock), max_retries=0) as router:
         slow = asyncio.create_task(router.send("slow"))

@@ -36,7 +36,7 @@ class Health(TypedDict):
     """The health of a router."""
 
     healthy: bool
-    """Whether a send has a chance: somebody counts the quotas, the provider is not benched, a key is usable."""
+    """Whether a send has a chance: quotas are counted, the provider is not benched, a key is usable."""
     total_keys: int
     active_keys: int
     in_cooldown: int
@@ -48,6 +48,6 @@ class Health(TypedDict):
     """Requests waiting in line for capacity."""
     store: str
     store_ok: bool
-    """Whether the store answers. While it does not, ``healthy`` tells if this process can go on without it."""
+    """Whether the store answers. While it does not, ``healthy`` tells if this process can go on alone."""
     problems: list[str]
     """What is wrong, in words; empty when nothing is."""

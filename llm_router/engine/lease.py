@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from llm_router.domain.quota import Demand, Metric
+from llm_router.engine.launch import LaunchPad
 from llm_router.engine.pool import Slot
 from llm_router.engine.timing import finish
 from llm_router.errors import StoreError
@@ -36,10 +37,11 @@ class Lease:
         reservation_id: Its id.
         slot: The deployment it is on.
         demand: What was reserved.
+        pad: Where it stands until it is launched.
         on_return: Called with the slot when quota came back before its time.
     """
 
-    __slots__ = ("_fate", "_on_return", "_store", "demand", "reservation_id", "slot")
+    __slots__ = ("_fate", "_on_return", "_pad", "_store", "demand", "reservation_id", "slot")
 
     def __init__(
         self,
@@ -47,10 +49,12 @@ class Lease:
         reservation_id: str,
         slot: Slot,
         demand: Demand,
+        pad: LaunchPad,
         on_return: Callable[[Slot], None],
     ) -> None:
         self._store = store
         self._on_return = on_return
+        self._pad: LaunchPad | None = pad
         self._fate = _NOTHING
         self.reservation_id = reservation_id
         self.slot = slot
@@ -59,6 +63,12 @@ class Lease:
     def sending(self) -> None:
         """Say that the request goes out now: from here on its quota may be used."""
         self._fate = self.demand
+
+    def launched(self) -> None:
+        """Say that the request is on its way: the next one may start. Harmless when said again."""
+        pad, self._pad = self._pad, None
+        if pad is not None:
+            pad.leave()
 
     def not_sent(self) -> None:
         """Say that nothing reached the provider after all."""
@@ -77,6 +87,7 @@ class Lease:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.launched()
         try:
             await self._close()
         except asyncio.CancelledError:

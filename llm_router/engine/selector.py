@@ -12,6 +12,7 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.domain.quota import Demand
 from llm_router.engine.estimates import TokenEstimates
+from llm_router.engine.launch import LaunchPad
 from llm_router.engine.lease import Lease, new_reservation_id
 from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
@@ -75,6 +76,7 @@ class Selector:
         strategy: How it ranks.
         clock: Where time comes from.
         outage: Whether the provider can be reached at all.
+        pad: Where requests stand between reservation and network.
         pace: Keeps outbound calls apart, or None.
     """
 
@@ -85,6 +87,7 @@ class Selector:
         strategy: SelectionStrategy,
         clock: Clock,
         outage: Outage,
+        pad: LaunchPad,
         pace: Pace | None = None,
     ) -> None:
         self.estimates = TokenEstimates()
@@ -94,6 +97,7 @@ class Selector:
         self._clock = clock
         self._outage = outage
         self._pace = pace
+        self._pad = pad
         self._lines: dict[Plan, _Line] = {}
 
     async def acquire(self, need: Need, patience: float, tried: Container[Slot] = ()) -> Lease | Shortage:
@@ -173,6 +177,16 @@ class Selector:
     async def _reserve(self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal]) -> Lease | None:
         if self._pace is not None:
             await self._pace.wait()
+        await self._pad.enter()
+        lease = None
+        try:
+            lease = await self._ask(slots, need, refused)
+        finally:
+            if lease is None:
+                self._pad.leave()
+        return lease
+
+    async def _ask(self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal]) -> Lease | None:
         demand = Demand(1, max(self.estimates.corrected(need.tokens, m) for m in _models(slots)))
         reservation_id = new_reservation_id()
         candidates = [slot.deployment for slot in slots]
@@ -189,7 +203,7 @@ class Selector:
             return None
         slot = self._pool.slot(decision.deployment)
         slot.observe(decision, now)
-        return Lease(self._store, reservation_id, slot, demand, self.returned)
+        return Lease(self._store, reservation_id, slot, demand, self._pad, self.returned)
 
     # --- waiting in line ------------------------------------------------------------------------------
 

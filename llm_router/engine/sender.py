@@ -179,7 +179,7 @@ class Sender:
         )
         with TimeLimit(self._clock, run.time_left(began)):
             try:
-                outcome = await provider.generate(deployment, run.job.request)
+                outcome = await provider.generate(deployment, run.job.request, lease.launched)
             except ProviderError as error:
                 outcome = error.with_traceback(None)
                 if not error.charged:

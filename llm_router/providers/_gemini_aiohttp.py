@@ -14,6 +14,7 @@ import certifi
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
+    ON_LAUNCH,
     REQUEST_BEGUN,
     HttpFailure,
     PathFailure,
@@ -66,6 +67,16 @@ with warnings.catch_warnings():
             """Say nothing: a session closes with its loop, unless somebody closed that by hand."""
 
 
+async def _launched(*_event: Any) -> None:
+    ON_LAUNCH.get()()
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_headers_sent.append(_launched)
+    return tracing
+
+
 class _Connector(aiohttp.TCPConnector):
     def __del__(self, _warnings: Any = None, /) -> None:
         """Say nothing, as above: the garbage collector closes the sockets."""
@@ -104,6 +115,7 @@ class AiohttpTransport:
             # Cookies set for one key must not travel with another.
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=_READ_BUFFER,
+            trace_configs=[_tracing()],
             trust_env=True,
         )
 

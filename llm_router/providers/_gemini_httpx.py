@@ -15,6 +15,7 @@ from google.genai import errors as sdk_errors
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
+    ON_LAUNCH,
     REQUEST_BEGUN,
     HttpFailure,
     PathFailure,
@@ -50,6 +51,7 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
         # The SDK passes an explicit None for every timeout.
         timeout = request.extensions.get("timeout") or {}
         request.extensions["timeout"] = {**timeout, "connect": CONNECT_TIMEOUT}
+        request.extensions["trace"] = _trace
         try:
             # Streamed in any case, so that the status is known even if the body breaks off.
             response = await super().send(request, stream=True, **kwargs)
@@ -63,6 +65,11 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
                 charged=not isinstance(error, _NEVER_SENT),
             )
         raise failure
+
+
+async def _trace(event: str, _info: Any) -> None:
+    if event.endswith("send_request_headers.complete"):
+        ON_LAUNCH.get()()
 
 
 async def _read(response: Any) -> Any:

@@ -9,18 +9,30 @@ carries the request with its key.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
 from llm_router.providers.base import FailureKind
 
-__all__ = ["CONNECT_TIMEOUT", "KEEPALIVE", "REQUEST_BEGUN", "HttpFailure", "PathFailure", "Transport"]
+__all__ = [
+    "CONNECT_TIMEOUT",
+    "KEEPALIVE",
+    "ON_LAUNCH",
+    "REQUEST_BEGUN",
+    "HttpFailure",
+    "PathFailure",
+    "Transport",
+]
 
 CONNECT_TIMEOUT = 30.0
 """Seconds for one connection to be made. All other waiting is bounded by the router's deadline."""
 
 KEEPALIVE = 120.0
 """Seconds that an idle connection is kept for the next request."""
+
+ON_LAUNCH: ContextVar[Callable[[], None]] = ContextVar("ON_LAUNCH")
+"""What a backend calls when the request of the current task is on its way."""
 
 REQUEST_BEGUN: ContextVar[bool] = ContextVar("REQUEST_BEGUN", default=False)
 """Whether the current call got as far as the HTTP session, so that bytes may have left."""

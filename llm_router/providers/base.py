@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -65,10 +66,17 @@ class Provider(Protocol):
     ``__context__`` or its traceback) any object that does.
     """
 
-    async def generate(self, deployment: Deployment, request: Request) -> Reply:
+    async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
         """Send ``request`` once through ``deployment``.
 
         Cancellation aborts the call, and nothing is left running.
+
+        Args:
+            deployment: Through what.
+            request: What.
+            launched: To be called when the request is on its way. Only a few requests of a router are
+                between reservation and network at a time, so that quota is counted when it is really used;
+                a provider that does not call it holds up others for a moment.
 
         Raises:
             ProviderError: It failed, and how.

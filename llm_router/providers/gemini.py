@@ -16,17 +16,21 @@ from llm_router.providers._gemini_contents import estimate_request
 from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend
-from llm_router.providers._gemini_transport import REQUEST_BEGUN, HttpFailure, PathFailure
+from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
 from llm_router.providers.base import FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from llm_router.domain.deployment import Deployment
     from llm_router.domain.request import Request
     from llm_router.providers.base import Reply
 
 __all__ = ["GeminiProvider", "HttpBackend"]
+
+
+def _nobody_waits() -> None:
+    """Hear that a request is on its way."""
 
 
 class GeminiProvider:
@@ -70,7 +74,9 @@ class GeminiProvider:
     def __repr__(self) -> str:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
 
-    async def generate(self, deployment: Deployment, request: Request) -> Reply:
+    async def generate(
+        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+    ) -> Reply:
         """Send ``request`` once through ``deployment``.
 
         It waits for the answer as long as it takes (30 s for a connection): bound it by cancelling, which
@@ -82,6 +88,7 @@ class GeminiProvider:
         if not deployment.key.secret:
             # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
             raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
+        ON_LAUNCH.set(launched)
         outcome = await self._attempt(deployment, request)
         if isinstance(outcome, BaseException):
             # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.

@@ -59,8 +59,9 @@ class FakeProvider:
         self._clock = clock
         self._delay = delay
 
-    async def generate(self, deployment: Deployment, request: Request) -> Reply:
+    async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
         """Answer by script."""
+        launched()
         now = self._clock.time() if self._clock is not None else 0.0
         self.calls.append(Call(now, deployment.key.key_id, deployment.model, request))
         if self._clock is not None and self._delay > 0:

@@ -40,10 +40,10 @@ class SlowStore(MemoryStore):
 class SlowProvider(FakeProvider):
     """A provider that suspends a few times."""
 
-    async def generate(self, deployment, request):
+    async def generate(self, deployment, request, launched):
         for _ in range(3):
             await asyncio.sleep(0)
-        return await super().generate(deployment, request)
+        return await super().generate(deployment, request, launched)
 
 
 async def _cancel_after(steps: int, work) -> bool:

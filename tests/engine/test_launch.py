@@ -1,0 +1,88 @@
+"""The few places between reservation and network."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from llm_router.domain.quota import GUARD
+from llm_router.engine.launch import PLACES, LaunchPad
+from llm_router.testing import FakeProvider
+
+
+class Slow(FakeProvider):
+    """A provider that takes its time to get on its way."""
+
+    def __init__(self, clock, tells=True):
+        super().__init__(clock=clock)
+        self.gate = asyncio.Event()
+        self.preparing = self.most = 0
+        self.tells = tells
+
+    async def generate(self, deployment, request, launched):
+        self.preparing += 1
+        self.most = max(self.most, self.preparing)
+        await self.gate.wait()
+        self.preparing -= 1
+        if self.tells:
+            launched()
+        return await super().generate(deployment, request, lambda: None)
+
+
+async def test_only_a_few_are_between_reservation_and_network(make_router, pools, clock):
+    """Of a hundred at once sixteen prepare at a time; the others have not taken their quota yet."""
+    provider = Slow(clock)
+    async with make_router([pools.one(rpm=100)], provider=provider) as router:
+        tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
+        await clock.advance(GUARD / 2)
+        assert provider.most == PLACES
+        assert (await router.get_all_key_statuses())[0]["rpm_usage"] == f"{PLACES}/100"
+        provider.gate.set()
+        await clock.advance(0)
+        assert all(task.result().success for task in tasks)
+        assert provider.most == PLACES
+
+
+async def test_a_slow_path_holds_nobody_for_long(make_router, pools, clock):
+    """Who waits for a place goes ahead after a moment, whatever those before are doing."""
+    provider = Slow(clock)
+    async with make_router([pools.one(rpm=100)], provider=provider) as router:
+        tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
+        await clock.advance(GUARD + 0.01)
+        assert provider.most == 100
+        provider.gate.set()
+        await clock.advance(0)
+        assert all(task.result().success for task in tasks)
+        assert router._sender._selector._pad._busy == 0
+
+
+async def test_a_refusal_and_a_failure_free_their_places(make_router, provider, pools, clock):
+    """Places come back whatever becomes of a request."""
+    provider._answers.extend([RuntimeError("a bug")] * 3)
+    async with make_router([pools.one(rpm=10)]) as router:
+        results = await asyncio.gather(*(router.send("x") for _ in range(200)), return_exceptions=True)
+        assert sum(isinstance(result, RuntimeError) for result in results) == 3
+        assert router._sender._selector._pad._busy == 0
+
+
+@pytest.mark.parametrize("granted", [False, True])
+async def test_a_cancelled_waiter_passes_its_place_on(clock, granted):
+    """Cancelled in the queue, or just when its turn came: nobody loses a place."""
+    pad = LaunchPad(clock, GUARD)
+    for _ in range(PLACES):
+        await pad.enter()
+    first, second = asyncio.create_task(pad.enter()), asyncio.create_task(pad.enter())
+    await asyncio.sleep(0)
+    if granted:
+        pad.leave()
+    first.cancel()
+    await asyncio.sleep(0)
+    if not granted:
+        pad.leave()
+    await second
+    assert first.cancelled()
+    for _ in range(PLACES):
+        pad.leave()
+    assert pad._busy == 0
+    assert clock.pending == 0
