@@ -32,33 +32,35 @@ KEYS = {
 }
 
 
+def make_router(url: str) -> Router:
+    """Make a router from a keys file and an environment; yours are ``keys.json``, ``.env`` and your own."""
+    env = {
+        "API_KEY_gemini_key_01": "any-text-will-do-for-the-emulator-1",
+        "API_KEY_gemini_key_02": "any-text-will-do-for-the-emulator-2",
+        "GOOGLE_GEMINI_BASE_URL": url,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        keys = Path(folder, "keys.json")
+        keys.write_text(json.dumps(KEYS), encoding="utf-8")
+        return Router.from_config(keys, env=env, env_file=None, store="memory://")
+
+
 async def main() -> None:
     """Send three prompts and show what came of them."""
-    async with GeminiEmulator() as gemini:
-        with tempfile.TemporaryDirectory() as folder:
-            keys = Path(folder, "keys.json")
-            keys.write_text(json.dumps(KEYS), encoding="utf-8")
-            env = {
-                "API_KEY_gemini_key_01": "any-text-will-do-for-the-emulator-1",
-                "API_KEY_gemini_key_02": "any-text-will-do-for-the-emulator-2",
-                "GOOGLE_GEMINI_BASE_URL": gemini.url,
-            }
-            router = Router.from_config(keys, env=env, env_file=None, store="memory://")
+    async with GeminiEmulator() as gemini, make_router(gemini.url) as router:
+        for prompt, workload in [
+            ("Summarise this meeting", "light"),
+            ("Review this function", "medium"),
+            ("Design a trading system", "heavy"),  # no heavy key: the nearest workload serves it
+        ]:
+            response = await router.send(prompt, workload=workload)
+            if response.success:
+                print(f"{workload:>6} → {response.model} ({response.key_id}): {response.text}")
+            else:
+                print(f"{workload:>6} → {response.error}; retry after {response.retry_after} s")
 
-        async with router:
-            for prompt, workload in [
-                ("Summarise this meeting", "light"),
-                ("Review this function", "medium"),
-                ("Design a trading system", "heavy"),  # no heavy key: the nearest workload serves it
-            ]:
-                response = await router.send(prompt, workload=workload)
-                if response.success:
-                    print(f"{workload:>6} → {response.model} ({response.key_id}): {response.text}")
-                else:
-                    print(f"{workload:>6} → {response.error}; retry after {response.retry_after} s")
-
-            for status in await router.get_all_key_statuses():
-                print(f"{status['key_id']} {status['model']}: {status['rpm_usage']} requests this minute")
+        for status in await router.get_all_key_statuses():
+            print(f"{status['key_id']} {status['model']}: {status['rpm_usage']} requests this minute")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ import attrs
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric
 
-__all__ = ["Cooldown", "LearntLimit"]
+__all__ = ["LEARNT_FOR", "Cooldown", "LearntLimit"]
+
+LEARNT_FOR = 24 * 3600.0
+"""Seconds for which a limit learnt from a refusal holds."""
 
 
 @attrs.frozen

@@ -134,8 +134,9 @@ class RateLimitStore(Protocol):
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Put a scope aside. Of two cooldowns the one that ends later wins; :meth:`Cooldown.lift` ends any.
 
-        Limits learnt with it hold for 24 hours or until a lower one is learnt; they only ever lower a
-        configured limit, and add a limit where none is configured.
+        Limits learnt with it hold for 24 hours, the lowest one of them; each further one renews the time.
+        They only ever lower a configured limit, and add a limit where none is configured. What a learnt
+        limit refuses it refuses at most until it is forgotten.
         """
         ...
 

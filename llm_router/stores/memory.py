@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.cooldown import LEARNT_FOR
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger import NEVER, Ledger, make_ledger, microseconds, seconds
@@ -16,10 +17,7 @@ if TYPE_CHECKING:
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
 
-__all__ = ["LEARNT_FOR", "MemoryStore"]
-
-LEARNT_FOR = 24 * 3600.0
-"""Seconds for which a limit learnt from a refusal holds."""
+__all__ = ["MemoryStore"]
 
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""

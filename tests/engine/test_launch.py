@@ -14,19 +14,17 @@ from llm_router.testing import FakeProvider
 class Slow(FakeProvider):
     """A provider that takes its time to get on its way."""
 
-    def __init__(self, clock, tells=True):
+    def __init__(self, clock):
         super().__init__(clock=clock)
         self.gate = asyncio.Event()
         self.preparing = self.most = 0
-        self.tells = tells
 
     async def generate(self, deployment, request, launched):
         self.preparing += 1
         self.most = max(self.most, self.preparing)
         await self.gate.wait()
         self.preparing -= 1
-        if self.tells:
-            launched()
+        launched()
         return await super().generate(deployment, request, lambda: None)
 
 

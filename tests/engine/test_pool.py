@@ -8,7 +8,7 @@ import random
 from llm_router import LeastLoaded
 from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
-from llm_router.stores.base import Refusal
+from llm_router.stores.base import Decision, Refusal
 
 WORKLOADS = ("light", "medium", "heavy")
 
@@ -122,8 +122,6 @@ def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools):
     """Inside a priority the remaining share decides; who failed lately comes last."""
     pool = Pool([pools.one(key_id=name) for name in ("full", "empty", "sick")])
     full, empty, sick = pool
-    from llm_router.stores.base import Decision
-
     empty.observe(Decision(empty.deployment, 0.2, 1.0), 0.0)
     sick.failures = 1
     assert _ids(_plan(pool).shortlist(LeastLoaded(), 0.0)) == ["full", "empty", "sick"]
@@ -132,8 +130,6 @@ def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools):
 
 def test_daily_share_does_not_recover_by_the_minute(pools):
     """A deployment short of its daily quota stays behind however long it rests."""
-    from llm_router.stores.base import Decision
-
     pool = Pool([pools.one(key_id=name) for name in ("short-of-day", "fresh")])
     short, _ = pool
     short.observe(Decision(short.deployment, 0.9, 0.1), 0.0)

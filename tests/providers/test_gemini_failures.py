@@ -98,7 +98,7 @@ ROWS = {
 async def test_kind_of_each_status(
     scripted, open_provider, deployment, make_http, assert_no_secret, code, body, kind
 ):
-    """Each status has its kind, is charged unless it is a 429, is sent once, and shows no key."""
+    """Each status has its kind, is charged unless a 429, is sent once, and shows no key."""
     scripted.reply = make_http(code, body)
     error = await fail(open_provider(scripted.url), deployment)
     assert (error.kind, error.code, error.charged) == (kind, code, code != 429)
@@ -129,7 +129,7 @@ async def test_kind_of_each_status(
     ids=lambda value: f"{value.kind}-{value.code}" if isinstance(value, Fault) else str(value),
 )
 async def test_kind_of_each_fault(emulator, open_provider, deployment, assert_no_secret, fault, kind):
-    """Each fault of the emulator has its kind, is charged unless it is a 429, is sent once, and shows no key."""
+    """Each fault of the emulator has its kind, is charged unless a 429, is sent once, and shows no key."""
     rule = emulator.inject(fault)
     error = await fail(open_provider(emulator.url), deployment)
     assert (error.kind, error.charged) == (kind, kind is not FailureKind.QUOTA)

@@ -71,7 +71,7 @@ async def test_a_healthy_store_is_all_there_is(make, behind, pools):
 
 
 async def test_local_takes_its_share_of_every_quota(make, behind, pools):
-    """On its own, a process grants a quarter of the limit, refuses the rest, and names the real deployment."""
+    """On its own, a process grants a quarter of the limit, and names the real deployment."""
     store, deployment = make(), pools.one(rpm=20)
     behind.down = True
     assert await grants(store, deployment, 10) == 5

@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
 from llm_router.stores.ledger import microseconds
 from llm_router.stores.sqlite.faults import decoding
@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.deployment import Deployment, Scope
 
-__all__ = ["LEARNT_FOR", "Cooldowns"]
-
-LEARNT_FOR = 24 * 3600.0
-"""Seconds for which a limit learnt from a refusal holds."""
+__all__ = ["Cooldowns"]
 
 _REVISION = "SELECT cooldowns FROM revision"
 _REVISE = "UPDATE revision SET cooldowns = cooldowns + 1"

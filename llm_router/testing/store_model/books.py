@@ -86,6 +86,8 @@ class _Takings:
 
     def check_minute(self, quota: Quota, limit: int, now: int) -> None:
         span = micros(quota.window)
+        if quota.refill is Refill.STEADY:
+            span -= span // 500_000  # what a millionth of a token, the least rounding, is worth
         total = sum(amount for moment, amount in self.amounts() if now - span < moment <= now)
         assert self.overdrawn or total <= max(limit, self._ever), (total, limit)
 
