@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = ["TokenEstimates"]
 
 _LOWEST, _HIGHEST = 0.25, 4.0
@@ -18,10 +20,12 @@ class TokenEstimates:
     def __init__(self) -> None:
         self._factors: dict[str, float] = {}
 
-    def corrected(self, estimate: int, model: str) -> int:
-        """Return what ``estimate`` tokens will probably count as on ``model``, at least 1."""
-        factor = self._factors.get(model)
-        return estimate if factor is None else max(1, round(estimate * factor))
+    def corrected(self, estimate: int, models: Iterable[str]) -> int:
+        """Return what ``estimate`` tokens may count as on the most pessimistic of ``models``, at least 1."""
+        factor = 0.0
+        for model in models:
+            factor = max(factor, self._factors.get(model, 1.0))
+        return max(1, round(estimate * factor))
 
     def learn(self, model: str, estimate: int, counted: int) -> None:
         """Note that ``model`` counted ``counted`` tokens where the uncorrected estimate said ``estimate``."""

@@ -35,6 +35,9 @@ class Slot(Candidate):
             the store knows nothing.
         refusal: Why it was parked, or refused last.
         day_strikes: Refusals in a row that named a daily quota which our own ledger thinks open.
+        daily_headroom: Share (0 to 1) that remained of its tightest daily quota when it was granted last.
+        minute_headroom: The same of its other quotas, less the time of that in minutes: they are taken to
+            come back evenly over a minute, so that this plus the present time estimates what remains.
     """
 
     cell: Cell = attrs.field(kw_only=True, repr=False)
@@ -43,26 +46,13 @@ class Slot(Candidate):
     held: float = attrs.field(default=0.0, kw_only=True)
     refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
     day_strikes: int = attrs.field(default=0, kw_only=True)
-    _headroom: float = attrs.field(default=1.0, init=False)
-    _headroom_at: float = attrs.field(default=0.0, init=False)
-    _daily_headroom: float = attrs.field(default=1.0, init=False)
-
-    @property
-    def daily_headroom(self) -> float:
-        """Share (0 to 1) that remained of its tightest daily quota when it was granted last."""
-        return self._daily_headroom
+    daily_headroom: float = attrs.field(default=1.0, init=False)
+    minute_headroom: float = attrs.field(default=1.0, init=False)
 
     def observe(self, decision: Decision, now: float) -> None:
         """Note what the store said of its quotas."""
-        self._headroom = decision.headroom
-        self._daily_headroom = decision.daily_headroom
-        self._headroom_at = now
-
-    def estimate(self, now: float, distance: int) -> None:
-        """Fill in what a strategy reads: minute quotas are taken to come back evenly over a minute."""
-        self.distance = distance
-        recovered = self._headroom + (now - self._headroom_at) / MINUTE
-        self.headroom = min(recovered, self._daily_headroom, 1.0)
+        self.daily_headroom = decision.daily_headroom
+        self.minute_headroom = decision.headroom - now / MINUTE
 
 
 class _Rank:

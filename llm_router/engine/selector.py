@@ -29,9 +29,9 @@ _SHORTEST_DOZE = 0.01
 """Seconds between two tries of a waiting request at least, lest a store whose clock differs be hammered."""
 
 
-@attrs.frozen
+@attrs.define
 class Need:
-    """What a request needs of a deployment.
+    """What a request needs of a deployment; made once in every try, hence not frozen, which costs more.
 
     Attributes:
         plan: Where to look.
@@ -187,7 +187,8 @@ class Selector:
         return lease
 
     async def _ask(self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal]) -> Lease | None:
-        demand = Demand(1, max(self.estimates.corrected(need.tokens, m) for m in _models(slots)))
+        models = need.plan.models if len(need.plan.models) == 1 else _models(slots)
+        demand = Demand(1, self.estimates.corrected(need.tokens, models))
         reservation_id = new_reservation_id()
         candidates = [slot.deployment for slot in slots]
         try:

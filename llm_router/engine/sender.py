@@ -48,9 +48,9 @@ _PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
 _TRANSIENT = (FailureKind.SERVER, *_PATH_FAILURES)
 
 
-@attrs.frozen
+@attrs.define
 class Job:
-    """What one send has to do.
+    """What one send has to do; made once in every send, hence not frozen, which costs more.
 
     Attributes:
         request: What to send.

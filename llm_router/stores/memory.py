@@ -22,7 +22,7 @@ __all__ = ["MemoryStore"]
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""
 
-_MOST_SHELVES = 50_000
+_MOST_SHELVES = 500_000
 """Deployment objects remembered; a router that is reloaded makes new ones. Forgetting them loses no count."""
 
 _NOTHING = Demand(0, 0)
