@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import llm_router
 from llm_router.config import Finding, Settings, check_settings, load_settings
 from llm_router.errors import ConfigError
 
-EXAMPLE = Path(llm_router.__file__).parents[1] / "keys.json.example"
+EXAMPLE = Path(__file__).parents[2] / "keys.json.example"
 PASSWORD = "hunter2-hunter2"
 
 
