@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from typing import TYPE_CHECKING
 
 from llm_router.domain.clock import Clock, SystemClock
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from llm_router.domain.deployment import Deployment, Scope
 
 __all__ = ["MemoryStore"]
+
+_log = logging.getLogger("llm_router")
 
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""
@@ -77,7 +81,8 @@ class MemoryStore:
     """Keeps the state of one process in memory.
 
     No method ever suspends, so each is atomic among the tasks of an event loop; it is not meant for several
-    threads. Processes do not see each other's: use SQLite or Redis where several share their keys.
+    threads. Processes do not see each other's: use SQLite or Redis where several share their keys. A forked
+    child that goes on with its parent's store is warned of, once, in the log.
 
     Args:
         clock: Where time comes from; the machine's by default.
@@ -90,6 +95,7 @@ class MemoryStore:
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._sweep_at = 0
+        self._process = os.getpid()
         self._ttl = (0.0, 0)
 
     async def reserve(
@@ -261,9 +267,18 @@ class MemoryStore:
 
     # --- forgetting -----------------------------------------------------------------------------------
 
+    def _warn_after_fork(self) -> None:
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            _log.warning(
+                "a memory store is used by a forked process: parent and child now count apart, and together "
+                "may take twice every quota; open sqlite:// or redis:// to share it"
+            )
+
     def _sweep(self, now: int) -> None:
         """Drop the cooldowns that ended, and the reservations that expired; they keep what they took."""
         self._sweep_at = now + _SWEEP_EVERY
+        self._warn_after_fork()
         expired = [key for key, reservation in self._reservations.items() if reservation[0] <= now]
         for reservation_id in expired:
             del self._reservations[reservation_id]

@@ -55,8 +55,8 @@ def test_byte_order_mark(project):
     ("text", "message"),
     [
         (
-            '{"keys": [\n  {"key_id": "a",}\n]}',
-            "is not JSON (line 2, column 18: Expecting property name enclosed in double quotes)",
+            '{"keys": [\n  {"key_id" "a"}\n]}',
+            "is not JSON (line 2, column 13: Expecting ':' delimiter)",
         ),
         ("", "is not JSON (line 1, column 1: Expecting value)"),
         ('{"keys": NaN}', "is not JSON: NaN, Infinity"),

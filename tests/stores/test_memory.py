@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 
 from hypothesis import HealthCheck, given, settings
 
@@ -165,3 +167,30 @@ async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
 
     granted = [await asyncio.to_thread(in_its_own_loop) for _ in range(2)]
     assert granted == [True, False]
+
+
+def test_a_forked_child_is_warned_once(clock, pools):
+    """Two processes cannot go on with one memory store in silence."""
+    store, deployment = MemoryStore(clock=clock), pools.one(rpm=None)
+
+    async def reserve(name):
+        clock.shift(2)
+        await store.reserve(name, [deployment], Demand(), 60)
+
+    asyncio.run(reserve("parent"))
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(told)
+        handler = logging.StreamHandler(os.fdopen(tell, "w"))
+        logging.getLogger("llm_router").addHandler(handler)
+        asyncio.run(reserve("child"))
+        asyncio.run(reserve("child again"))
+        handler.stream.close()
+        os._exit(0)
+    os.close(tell)
+    with os.fdopen(told) as pipe:
+        lines = pipe.read().splitlines()
+    os.waitpid(child, 0)
+    assert len(lines) == 1
+    assert "forked process" in lines[0]
