@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from llm_router.config import load_settings
 from llm_router.engine.keys import KeyManager
 from llm_router.router import Router
 from llm_router.stores.urls import default_store_url
@@ -27,6 +26,8 @@ def get_request_router() -> Router:
     """
     global _shared  # noqa: PLW0603 - «the process's shared instance» is what this module is about
     if _shared is None or _shared[0] != os.getpid() or _shared[1].closed:
+        from llm_router.config import load_settings  # noqa: PLC0415 - as in the router
+
         settings = load_settings(os.environ.get("LLM_ROUTER_KEYS", "keys.json"))
         store = settings.store_url or default_store_url()
         _shared = (os.getpid(), Router.from_settings(settings, store=store))
