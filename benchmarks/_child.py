@@ -1,0 +1,180 @@
+"""The programs of child processes; started by ``_fleet.py`` as ``_child.py ROLE JSON``.
+
+Each says once that it is ready, waits for a word on its standard input, does its work and says what came
+of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from _harness import percentile
+from _subjects import PROMPT_TOKENS, Instant, deployments
+
+from llm_router import Demand, Router
+from llm_router.providers.gemini import GeminiProvider
+
+__all__: list[str] = []
+
+PROMPT = "word " * 20
+
+
+def say(value: Any) -> None:
+    """Tell the parent."""
+    sys.stdout.write(json.dumps({"value": value}) + "\n")
+    sys.stdout.flush()
+
+
+async def go() -> Any:
+    """Say that this child is ready, wait until it may begin, and return what it is told then."""
+    say("ready")
+    return json.loads(await asyncio.to_thread(sys.stdin.readline))
+
+
+# --- stores.py ----------------------------------------------------------------------------------------
+
+
+async def sqlite(task: dict[str, Any]) -> None:
+    """Reserve and settle on a file that others use, too."""
+    from llm_router.stores.sqlite import SQLiteStore  # noqa: PLC0415 - only this role needs it
+
+    store = SQLiteStore(task["path"])
+    pool = deployments(task["keys"])
+    size = min(8, len(pool))
+    ring = pool + pool[:size]
+    demand, numbers, waits = Demand(1, PROMPT_TOKENS), itertools.count(), []
+
+    async def pair() -> None:
+        number = next(numbers)
+        name, start = f"{task['name']}-{number:x}", number % len(pool)
+        began = time.perf_counter()
+        await store.reserve(name, ring[start : start + size], demand, 60.0)
+        waits.append(time.perf_counter() - began)
+        await store.settle(name, demand)
+
+    await pair()  # opens the file
+    await go()
+    waits.clear()
+    began = time.perf_counter()
+
+    async def worker() -> None:
+        while time.perf_counter() - began < task["seconds"]:
+            await pair()
+
+    await asyncio.gather(*(worker() for _ in range(task["in_flight"])))
+    took = time.perf_counter() - began
+    await store.aclose()
+    waits.sort()
+    shares = {"p50": percentile(waits, 0.5), "p99": percentile(waits, 0.99), "longest": waits[-1]}
+    say({"per_second": len(waits) / took, **shares})
+
+
+# --- contention.py ------------------------------------------------------------------------------------
+
+
+async def contender(task: dict[str, Any]) -> None:
+    """Send many requests at once, at each of the moments told; the emulator counts what comes of them."""
+    async with contextlib.AsyncExitStack() as stack:
+        send = await (_ours if task["client"] == "llm_router" else _litellm)(task, stack)
+        moments = await go()
+        began = max(time.time(), moments[0])
+        for moment in moments:
+            await asyncio.sleep(max(moment - time.time(), 0.0))
+            await asyncio.gather(*(send() for _ in range(task["requests"])))
+        say({"began": began, "ended": time.time()})
+
+
+async def _ours(task: dict[str, Any], stack: contextlib.AsyncExitStack) -> Callable[[], Awaitable[object]]:
+    # Before the start, as LiteLLM is: the first send would take quota and then import for a second.
+    import google.genai  # noqa: F401, PLC0415
+
+    pool = deployments(task["keys"], rpm=task["rpm"], guard=task["guard"])
+    provider = GeminiProvider(base_url=task["emulator"])
+    router = Router(pool, store=task["store"], provider=provider, max_retries=0)
+    if not task["store"].startswith("memory"):
+        await router.get_all_key_statuses()  # connects
+    stack.push_async_callback(provider.aclose)
+    await stack.enter_async_context(router)
+
+    return lambda: router.send(PROMPT, max_wait=task["max_wait"], timeout=60.0)
+
+
+async def _litellm(
+    task: dict[str, Any], _stack: contextlib.AsyncExitStack
+) -> Callable[[], Awaitable[object]]:
+    from _peers import litellm_router  # noqa: PLC0415 - only this role needs it
+
+    router = litellm_router(
+        task["keys"],
+        strategy=task["strategy"],
+        rpm=task["rpm"],
+        tpm=10**9,
+        redis_url=task["redis"],
+        base_url=task["emulator"],
+        checks=task["checks"],
+    )
+    messages = [{"role": "user", "content": PROMPT}]
+
+    async def send() -> None:
+        with contextlib.suppress(Exception):  # whatever it raises when there is no room
+            await router.acompletion(model="group", messages=messages)
+
+    return send
+
+
+# --- sdk.py -------------------------------------------------------------------------------------------
+
+
+async def emulator(_task: dict[str, Any]) -> None:
+    """Be the Gemini API until the parent hangs up."""
+    from llm_router.testing.emulator import GeminiEmulator  # noqa: PLC0415 - only this role needs it
+
+    async with GeminiEmulator() as server:
+        say(server.url)
+        await asyncio.to_thread(sys.stdin.readline)
+
+
+# --- memory.py ----------------------------------------------------------------------------------------
+
+
+async def sends(task: dict[str, Any]) -> None:
+    """Send many times through an instant provider; tell the resident memory after each tenth of them."""
+    router = Router(deployments(100), provider=Instant())
+    await go()
+    sizes: list[int] = []
+    for _ in range(10):
+        for number in range(task["sends"] // 10):
+            await router.send("hello")
+            if number % 16 == 0:
+                await asyncio.sleep(
+                    0
+                )  # no real send is without one: the loop sweeps out cancelled timers then
+        sizes.append(_resident())
+    await router.aclose()
+    say(sizes)
+
+
+def _resident() -> int:
+    """Return the bytes of memory that this process holds."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        import resource  # noqa: PLC0415 - not on every system
+
+        return int(statm.read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    import resource  # noqa: PLC0415 - not on every system
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+ROLES = {"sqlite": sqlite, "contender": contender, "emulator": emulator, "sends": sends}
+
+if __name__ == "__main__":
+    asyncio.run(ROLES[sys.argv[1]](json.loads(sys.argv[2])))

@@ -1,0 +1,118 @@
+"""Child processes that start together, work at the same time, and are reaped whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["FleetError", "child", "run_together"]
+
+_CHILD = Path(__file__).with_name("_child.py")
+_GRACE = 5.0
+
+
+class FleetError(Exception):
+    """A child ended early, or took longer than it was given."""
+
+
+def run_together(
+    role: str,
+    tasks: Sequence[dict[str, Any]],
+    *,
+    word: Callable[[], Any] = lambda: "go",
+    ready: float = 120.0,
+    timeout: float = 120.0,
+) -> list[Any]:
+    """Run a child in ``role`` for each task; let all begin when all are ready; return their results in order.
+
+    Args:
+        role: What to do; see ``_child.py``.
+        tasks: What each child is told at its start.
+        word: Asked once all are ready, for what they are told then.
+        ready: Seconds that they may take to get ready, imports included.
+        timeout: Seconds that they may work.
+
+    Raises:
+        FleetError: One of them failed or took too long. None of them is left running.
+    """
+    processes = [_start(role, task) for task in tasks]
+    try:
+        give_up = time.monotonic() + ready
+        for process in processes:
+            _read(process, give_up)
+        line = json.dumps(word()).encode() + b"\n"
+        for process in processes:
+            _tell(process, line)
+        give_up = time.monotonic() + timeout
+        return [_read(process, give_up) for process in processes]
+    finally:
+        _reap(processes)
+
+
+@contextmanager
+def child(role: str, task: dict[str, Any], *, ready: float = 60.0) -> Iterator[Any]:
+    """Run one child in the background; yield what it says when it is ready, and end it afterwards."""
+    process = _start(role, task)
+    try:
+        yield _read(process, time.monotonic() + ready)
+    finally:
+        _reap([process])
+
+
+def _start(role: str, task: dict[str, Any]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.Popen(
+        [sys.executable, str(_CHILD), role, json.dumps(task)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise FleetError("the child was started without pipes")
+    return stream
+
+
+def _tell(process: subprocess.Popen[bytes], line: bytes) -> None:
+    stdin = _pipe(process.stdin)
+    stdin.write(line)
+    stdin.flush()
+
+
+def _read(process: subprocess.Popen[bytes], give_up: float) -> Any:
+    """Return the next line of JSON that a child prints; what it prints else is passed over."""
+    stdout = _pipe(process.stdout)
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        while True:
+            left = give_up - time.monotonic()
+            if left <= 0 or not selector.select(left):
+                raise FleetError(f"a child did not answer in time: {process.args!r}")
+            line = stdout.readline()
+            if not line:
+                raise FleetError(f"a child ended early, status {process.wait(_GRACE)}: {process.args!r}")
+            if line.startswith(b"{"):
+                return json.loads(line)["value"]
+
+
+def _reap(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None and not stream.closed:
+                stream.close()
+    for process in processes:
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(_GRACE)

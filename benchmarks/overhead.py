@@ -1,0 +1,146 @@
+"""Overhead: what one ``await router.send()`` costs above calling the provider directly."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
+from _peers import NotInstalledError, litellm_router, require
+from _subjects import (
+    FREE,
+    MODEL,
+    PROMPT_TOKENS,
+    Instant,
+    deployments,
+    open_accounts,
+    open_store,
+    redis_server,
+)
+
+from llm_router import Request, Router
+
+__all__ = ["run"]
+
+SIZES = (10, 100, 1_000, 10_000, 100_000)
+LITELLM_SIZES = (5, 100, 500)
+_STRIDE = 8
+Sample = Callable[[], Awaitable[Mapping[str, float]]]
+
+
+async def run(scale: Scale) -> Report:
+    """Measure the overhead of a send."""
+    ours = await _ours(scale)
+    litellm = await _litellm(scale)
+    return Report("overhead", [ours, litellm, _aims(ours)])
+
+
+async def _ours(scale: Scale) -> Table:
+    table = Table.about(
+        "router.send() above provider.generate(), a provider that answers at once, rpm + tpm + rpd",
+        "added: send minus the direct call of the same round; the baseline is the same at 10 deployments",
+        "in the redis row one send waits for its reserve and its settle, each a round trip",
+    )
+    for n in (10,) if scale.short else SIZES:
+        table.add(await _send(scale, n, "memory", None))
+    with redis_server() as url:
+        if url is not None:
+            table.add(await _send(scale, 10, "redis", url))
+    return table
+
+
+async def _send(scale: Scale, n: int, kind: str, url: str | None) -> Row:
+    provider, pool = Instant(), deployments(n)
+    request = Request(contents="hello")
+    # A store that is not in memory suspends each send: then the stride would only add to it.
+    stride = _STRIDE if kind == "memory" else 1
+
+    async def direct() -> None:
+        await provider.generate(pool[0], request, _ignore)
+
+    # Used once before anything is measured: through the store, and then through the router, too.
+    async with (
+        open_store(kind, redis_url=url) as store,
+        Router(pool, provider=provider, store=store) as router,
+    ):
+        await open_accounts(store, pool)
+
+        async def send() -> None:
+            response = await router.send("hello")
+            if not response.success:
+                raise RuntimeError(f"a send failed: {response.error}")
+
+        found = await in_turn(
+            {"direct": _timed(direct, scale, _STRIDE), "send": _timed(send, scale, stride)}, scale.runs
+        )
+    measures = _added(found["send"]["time"], found["direct"]["time"])
+    return Row(_case(kind, n), "llm_router", measures, (_case("memory", 10), "llm_router"))
+
+
+def _ignore() -> None:
+    """Stand for what a router does when a request is on its way."""
+
+
+def _added(send: tuple[float, ...], direct: tuple[float, ...]) -> dict[str, Measure]:
+    added = tuple(one - other for one, other in zip(send, direct, strict=True))
+    return {"added": Measure(added, "µs"), "send": Measure(send, "µs"), "direct": Measure(direct, "µs")}
+
+
+def _case(kind: str, n: int) -> str:
+    return f"{kind}, {n:,} deployments"
+
+
+def _timed(work: Callable[[], Awaitable[object]], scale: Scale, stride: int = 1) -> Sample:
+    async def sample() -> Mapping[str, float]:
+        return {"time": 1e6 / await calls_per_second(work, 1, scale.seconds, stride)}
+
+    return sample
+
+
+async def _litellm(scale: Scale) -> Table:
+    table = Table.about(
+        "LiteLLM: Router.acompletion() above litellm.acompletion(), both with mock_response",
+        "the baseline is llm_router's added time at as many deployments in the same run",
+    )
+    for n in LITELLM_SIZES[: 1 if scale.short else None]:
+        case = _case("memory", n)
+        ours = await _send(scale, n, "memory", None)
+        table.add(Row(case, "llm_router", ours.measures))
+        for strategy in ("simple-shuffle", "usage-based-routing-v2"):
+            table.add(await _mocked(scale, n, strategy))
+    return table
+
+
+async def _mocked(scale: Scale, n: int, strategy: str) -> Row:
+    case, name = _case("memory", n), f"LiteLLM {strategy}"
+    try:
+        router = litellm_router(n, strategy=strategy, rpm=FREE, tpm=FREE * PROMPT_TOKENS)
+    except NotInstalledError as error:
+        return Row(case, name, note=str(error))
+    litellm: Any = require("litellm")
+    messages = [{"role": "user", "content": "hello"}]
+
+    async def direct() -> None:
+        await litellm.acompletion(
+            model=f"gemini/{MODEL}", api_key="emulated", messages=messages, mock_response="ok"
+        )
+
+    async def send() -> None:
+        await router.acompletion(model="group", messages=messages, mock_response="ok")
+
+    found = await in_turn({"direct": _timed(direct, scale), "send": _timed(send, scale)}, scale.runs)
+    measures = _added(found["send"]["time"], found["direct"]["time"])
+    return Row(case, name, measures, (case, "llm_router"), "no reservation before the call, no rpd")
+
+
+def _aims(ours: Table) -> Table:
+    table = Table("aims")
+    ten = ours.find(_case("memory", 10), "llm_router")
+    most = ours.find(_case("memory", 100_000), "llm_router")
+    if ten is not None:
+        added = (ten.measures["added"].median,)
+        table.add(Row("10 deployments: added ≤ 25 µs", "llm_router", {"reached": Measure(added, "µs")}))
+    if most is not None:
+        ratio = (ours.ratio(most) or 0.0,)
+        table.add(Row("10 → 100,000 deployments: ≤ 1.3 ×", "llm_router", {"reached": Measure(ratio, "×")}))
+    return table

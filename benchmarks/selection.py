@@ -1,0 +1,241 @@
+"""Selection: strategy + reserve + settle, for one to 100,000 deployments, beside LiteLLM's choice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+import attrs
+from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
+from _peers import NotInstalledError, litellm_router
+from _subjects import FREE, PROMPT_TOKENS, deployments, open_accounts, open_store, redis_server
+
+from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, SystemClock
+from llm_router.domain.quota import GUARD
+from llm_router.engine.launch import LaunchPad
+from llm_router.engine.lease import Lease
+from llm_router.engine.outage import Outage
+from llm_router.engine.plan import Planner
+from llm_router.engine.pool import Pool
+from llm_router.engine.selector import Need, Selector
+from llm_router.testing import ManualClock
+
+__all__ = ["Selecting", "run"]
+
+SIZES = {
+    "memory": (1, 10, 100, 1_000, 10_000, 100_000),
+    "sqlite": (1, 10, 1_000, 100_000),
+    "redis": (1, 10, 1_000, 100_000),
+}
+LITELLM_SIZES = (10, 100, 1_000)
+LITELLM_STRATEGIES = ("simple-shuffle", "usage-based-routing-v2")
+_SPAN = 60.3
+_STRIDE = 8
+_TTL = 120.0
+
+
+class Selecting:
+    """The engine without a provider: from a wish to a lease, and the lease settled.
+
+    Args:
+        store: Who decides.
+        pool: The deployments.
+        clock: Where time comes from.
+        step: Seconds by which a manual clock moves on before each selection.
+    """
+
+    def __init__(
+        self,
+        store: RateLimitStore,
+        pool: list[Deployment],
+        clock: Clock | None = None,
+        step: float = 0.0,
+    ) -> None:
+        index, time_source = Pool(pool), clock or SystemClock()
+        pad = LaunchPad(time_source, GUARD)
+        plan = Planner(index, ("light", "medium", "heavy")).plan(None, None, "any")
+        self._selector = Selector(store, index, LeastLoaded(), time_source, Outage(), pad)
+        self._need = Need(plan, PROMPT_TOKENS, _TTL)
+        self._clock = clock
+        self._step = step
+        self.refused = 0
+
+    async def select(self) -> None:
+        """Choose a deployment, reserve on it, settle."""
+        if self._step and isinstance(self._clock, ManualClock):
+            self._clock.shift(self._step)
+        lease = await self._selector.acquire(self._need, 0.0)
+        if isinstance(lease, Lease):
+            async with lease:
+                lease.sending()
+                lease.launched()
+                lease.used(PROMPT_TOKENS)
+        else:
+            self.refused += 1
+
+
+async def run(scale: Scale) -> Report:
+    """Measure selections."""
+    with redis_server() as url:
+        free = await _free(scale, url)
+        saturated = await _saturated(scale, url)
+    litellm = await _litellm(scale)
+    return Report("selection", [free, saturated, litellm, _aims(free, saturated)])
+
+
+def _sizes(scale: Scale, url: str | None) -> list[tuple[str, int]]:
+    kinds = [kind for kind in SIZES if kind != "redis" or url is not None]
+    return [(kind, n) for kind in kinds for n in ((1, 10) if scale.short else SIZES[kind])]
+
+
+async def _free(scale: Scale, url: str | None) -> Table:
+    table = Table.about(
+        "every deployment free",
+        "time per selection, of all that are in flight together; the baseline is the same at 10",
+    )
+    for kind, n in _sizes(scale, url):
+        async with open_store(kind, redis_url=url) as store:
+            pool = deployments(n)
+            await open_accounts(store, pool)
+            selecting = Selecting(store, pool)
+            table.add(*await _rows(scale, kind, n, selecting))
+    return table
+
+
+async def _saturated(scale: Scale, url: str | None) -> Table:
+    table = Table.about(
+        "every grant parks a deployment (rpm = 1, arrivals as fast as quota comes back)",
+        "a manual clock moves on by 60.3 s / n before each selection, so that one deployment is free each "
+        "time; refused: selections that found none, since others in flight had taken it",
+    )
+    for kind, n in _sizes(scale, url):
+        clock = ManualClock()
+        async with open_store(kind, redis_url=url, clock=clock) as store:
+            pool = deployments(n, rpm=1)
+            selecting = Selecting(store, pool, clock, step=1.001 * _SPAN / n)
+            await _exhaust(selecting, n)
+            table.add(*await _rows(scale, kind, n, selecting))
+    return table
+
+
+async def _exhaust(selecting: Selecting, n: int) -> None:
+    """Bring the pool into the state that it stays in: nearly all are parked, one wakes at a time."""
+    left = iter(range(2 * n))
+
+    async def worker() -> None:
+        for _ in left:
+            await selecting.select()
+
+    await asyncio.gather(*(worker() for _ in range(min(100, n))))
+
+
+async def _rows(scale: Scale, kind: str, n: int, selecting: Selecting) -> list[Row]:
+    found: list[Row] = []
+    for in_flight in (1, 100):
+
+        async def sample(in_flight: int = in_flight) -> Mapping[str, float]:
+            before, began = selecting.refused, time.perf_counter()
+            stride = _STRIDE if kind == "memory" else 1
+            rate = await calls_per_second(selecting.select, in_flight, scale.seconds, stride)
+            calls = rate * (time.perf_counter() - began)
+            return {"time": 1e6 / rate, "refused": 100 * (selecting.refused - before) / calls}
+
+        samples = (await in_turn({"llm_router": sample}, scale.runs))["llm_router"]
+        measures = {"time": Measure(samples["time"], "µs")}
+        if any(samples["refused"]):
+            measures["refused"] = Measure(samples["refused"], "%")
+        baseline = (_case(kind, 10, in_flight), "llm_router")
+        found.append(Row(_case(kind, n, in_flight), "llm_router", measures, baseline))
+    return found
+
+
+def _case(kind: str, n: int, in_flight: int) -> str:
+    return f"{kind}, {n:,} deployments, {in_flight} in flight"
+
+
+# --- LiteLLM ------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Choice:
+    """LiteLLM's choice of a deployment."""
+
+    router: object
+
+    async def choose(self) -> object:
+        messages = [{"role": "user", "content": "hello"}]
+        return await self.router.async_get_available_deployment(  # type: ignore[attr-defined]
+            model="group", request_kwargs={}, messages=messages
+        )
+
+
+async def _litellm(scale: Scale) -> Table:
+    table = Table.about(
+        "LiteLLM's async_get_available_deployment, every deployment free",
+        "it reads counters and reserves nothing; it goes by the wall clock's minute, so that «saturated» "
+        "cannot be held steady; more than 1,000 deployments would take minutes",
+    )
+    for n in LITELLM_SIZES[: 1 if scale.short else None]:
+        for in_flight in (1, 100)[: 1 if scale.short else None]:
+            table.add(*await _compare(scale, n, in_flight))
+    return table
+
+
+async def _compare(scale: Scale, n: int, in_flight: int) -> list[Row]:
+    case = _case("memory", n, in_flight)
+    subjects: dict[str, Callable[[], Awaitable[object]]] = {}
+    missing: list[Row] = []
+    for strategy in LITELLM_STRATEGIES:
+        name = f"LiteLLM {strategy}"
+        try:
+            router = litellm_router(n, strategy=strategy, rpm=FREE, tpm=FREE * PROMPT_TOKENS)
+        except NotInstalledError as error:
+            missing.append(Row(case, name, note=str(error)))
+        else:
+            subjects[name] = _Choice(router).choose
+    async with open_store("memory") as store:
+        subjects = {"llm_router": Selecting(store, deployments(n)).select, **subjects}
+        found = await in_turn(
+            {name: _timed(work, in_flight, scale) for name, work in subjects.items()}, scale.runs
+        )
+    rows = [
+        Row(case, name, {"time": Measure(samples["time"], "µs")}, (case, "llm_router"), _lacks(name))
+        for name, samples in found.items()
+    ]
+    return rows + missing
+
+
+def _timed(
+    work: Callable[[], Awaitable[object]], in_flight: int, scale: Scale
+) -> Callable[[], Awaitable[Mapping[str, float]]]:
+    async def sample() -> Mapping[str, float]:
+        return {"time": 1e6 / await calls_per_second(work, in_flight, scale.seconds)}
+
+    return sample
+
+
+def _lacks(name: str) -> str:
+    return "no reserve, no settle, no rpd" if name.startswith("LiteLLM") else ""
+
+
+def _aims(free: Table, saturated: Table) -> Table:
+    table = Table("aims")
+
+    def reached(aim: str, value: float | None, unit: str) -> None:
+        if value is not None:
+            table.add(Row(aim, "llm_router", {"reached": Measure((value,), unit)}))
+
+    def ratio(where: Table) -> float | None:
+        row = where.find(_case("memory", 100_000, 1), "llm_router")
+        return where.ratio(row) if row is not None else None
+
+    ten = free.find(_case("memory", 10, 1), "llm_router")
+    reached(
+        "memory, 10 deployments: shortlist + reserve + settle ≤ 10 µs",
+        ten.measures["time"].median if ten else None,
+        "µs",
+    )
+    reached("memory, free, 10 → 100,000: ≤ 1.3 ×", ratio(free), "×")
+    reached("memory, saturated, 10 → 100,000: ≤ 2.5 ×", ratio(saturated), "×")
+    return table

@@ -1,0 +1,162 @@
+"""The benchmarks run, and their arithmetic is right. No time that is measured is asserted."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = Path(__file__).parents[1] / "benchmarks"
+MODULES = sorted(path.stem for path in SUITE.glob("*.py"))
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import modules of the suite as its scripts do, and forget them afterwards."""
+    monkeypatch.syspath_prepend(str(SUITE))
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def harness(load):
+    return load("_harness")
+
+
+def test_median_and_spread(harness):
+    """The median is the middle run, and the spread what lies between the extremes, as a share of it."""
+    measure = harness.Measure((10.0, 14.0, 8.0), "µs")
+    assert measure.median == 10.0
+    assert measure.spread == pytest.approx(0.6)
+    assert str(measure) == "10.0 µs ±30%"
+    assert harness.Measure((1.0, 3.0), "").median == 2.0
+    assert harness.Measure((0.0,), "").spread == 0.0
+
+
+def test_a_ratio_is_to_the_baseline_of_the_same_table(harness):
+    """The first quantity is divided by that of the row named as the baseline; no baseline, no ratio."""
+
+    def row(case, subject, value, baseline):
+        return harness.Row(case, subject, {"time": harness.Measure(value, "µs")}, baseline)
+
+    table = harness.Table("t")
+    floor, ours = row("a", "floor", (2.0, 4.0, 6.0), None), row("a", "ours", (5.0, 6.0, 7.0), ("a", "floor"))
+    lost = row("b", "ours", (5.0,), ("b", "floor"))
+    itself = row("c", "floor", (5.0,), ("c", "floor"))
+    table.add(floor, ours, lost, itself)
+    assert [table.ratio(each) for each in table.rows] == [None, 1.5, None, None]
+
+
+def test_what_is_not_installed_is_a_remark_in_the_table(harness):
+    """A row without measures has no ratio and shows its note."""
+    table = harness.Table(
+        "t", [harness.Row("a", "peer", note="not installed (peer)", baseline=("a", "floor"))]
+    )
+    assert table.ratio(table.rows[0]) is None
+    assert "not installed (peer)" in table.text()
+    assert json.loads(json.dumps(table.data()))["rows"][0]["measures"] == {}
+
+
+def test_percentiles(harness):
+    """The p-th percentile is the value that this share of the values do not exceed."""
+    ordered = [float(value) for value in range(1, 101)]
+    assert [harness.percentile(ordered, share) for share in (0.5, 0.99, 1.0)] == [51.0, 100.0, 100.0]
+
+
+async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness):
+    """Round after round, each subject in turn; the warm-up leaves no sample."""
+    calls = []
+
+    def subject(name):
+        async def run():
+            calls.append(name)
+            return {"count": len(calls)}
+
+        return run
+
+    found = await harness.in_turn({"a": subject("a"), "b": subject("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert found == {"a": {"count": (3, 5)}, "b": {"count": (4, 6)}}
+
+
+async def test_calls_per_second_counts_every_call(harness):
+    """The rate times the time is the number of calls that were made, whatever the stride."""
+    made = 0
+
+    async def work():
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+
+    for stride in (1, 7):
+        made, began = 0, asyncio.get_running_loop().time()
+        rate = await harness.calls_per_second(work, 3, 0.005, stride)
+        took = asyncio.get_running_loop().time() - began
+        assert made % stride == 0
+        assert 0 < made <= rate * took
+
+
+def test_a_peer_that_is_not_installed_is_reported(load):
+    """No crash: the name of what is missing."""
+    peers = load("_peers")
+    with pytest.raises(peers.NotInstalledError, match=r"not installed \(no_such_module_anywhere\)"):
+        peers.require("no_such_module_anywhere")
+
+
+def test_the_simulation_can_be_repeated(load):
+    """The same world gives the same counts; with load to spare every request is granted in one round trip."""
+    simulation = load("simulation")
+    world = simulation.World(3, 30, 0.5, warm_up=2.0, measured=10.0)
+    counts = simulation.simulate(world)
+    assert counts == simulation.simulate(world)
+    assert counts.requests == counts.granted == len(counts.trips) > 0
+    assert set(counts.trips) == {1}
+
+
+def test_the_simulation_refuses_what_does_not_fit(load):
+    """Twice the quota: about half is refused, no more than the quota is granted, none is refused falsely."""
+    simulation = load("simulation")
+    counts = simulation.simulate(simulation.World(1, 10, 2.0, warm_up=60.0, measured=60.3))
+    assert 0 < counts.granted <= 10 * 15
+    assert counts.checked > 0
+    assert counts.false == 0
+
+
+@pytest.mark.parametrize(
+    "names", [["stores", "selection", "overhead"], ["memory", "sdk", "contention", "simulation"]]
+)
+def test_the_short_mode_runs(tmp_path, names):
+    """The suite runs without the peers, writes its samples and says that they mean nothing."""
+    told = tmp_path / "told.json"
+    # Peers are hidden, installed or not: what is tested is the suite, and it must be short.
+    hide = (
+        "import sys; sys.modules.update(dict.fromkeys(['litellm', 'limits', 'throttled', 'pyrate_limiter']))"
+    )
+    code = f"{hide}; sys.path.insert(0, {str(SUITE)!r}); import run; sys.exit(run.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names, "--short", "--json", str(told)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the figures mean nothing" in done.stdout
+    reports = {report["name"]: report for report in json.loads(told.read_text(encoding="utf-8"))["reports"]}
+    assert list(reports) == names
+    for report in reports.values():
+        rows = [row for table in report["tables"] for row in table["rows"]]
+        assert any(row["subject"].startswith("llm_router") and row["measures"] for row in rows)
+    if "stores" in reports:
+        notes = {
+            row["subject"]: row["note"] for table in reports["stores"]["tables"] for row in table["rows"]
+        }
+        assert notes["limits"] == "not installed (limits)"
