@@ -56,7 +56,7 @@ class Scale:
     """
 
     runs: int = 5
-    seconds: float = 0.25
+    seconds: float = 0.15
     short: bool = False
 
     @classmethod

@@ -143,9 +143,8 @@ class _Simulation:
         self._choose(_Asking(plan, index))
 
     def _choose(self, asking: _Asking) -> None:
-        passed_over = asking.refused.__contains__ if asking.refused else None
         now = self._clock.time()
-        slots = asking.plan.shortlist(self._strategy, now, passed_over) or self._last_look(asking, now)
+        slots = asking.plan.shortlist(self._strategy, now, asking.refused) or self._last_look(asking, now)
         if slots:
             asking.trips += 1
             self._after(self._delay(), self._decide, asking, slots)

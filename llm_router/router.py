@@ -149,7 +149,7 @@ class Router:
         self._conversations = Conversations(
             self.send,
             self._first_provider.estimate_tokens,
-            histories or MemoryHistory(clock=clock),
+            MemoryHistory(clock=clock) if histories is None else histories,
             {**HISTORY_TOKENS, **(history_tokens or {})},
         )
 

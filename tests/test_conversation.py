@@ -138,3 +138,11 @@ async def test_memory_is_bounded_in_number_and_age():
     assert await histories.load("c") == ()
     assert len(histories) == 0
     await histories.delete("never-there")
+
+
+async def test_a_history_of_ones_own_is_used_though_empty(make_router, pools, clock):
+    """A history store that is given is taken, also while nothing is in it."""
+    histories = MemoryHistory(most=5, clock=clock)
+    async with make_router([pools.one()], histories=histories) as router:
+        await router.send_chat(conv_id="a", prompt="one")
+    assert len(histories) == 1

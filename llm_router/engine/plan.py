@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from operator import itemgetter
 
 import attrs
@@ -60,9 +60,9 @@ class Plan:
     models: frozenset[str]
 
     def shortlist(
-        self, strategy: SelectionStrategy, now: float, passed_over: Callable[[Slot], bool] | None = None
+        self, strategy: SelectionStrategy, now: float, passed_over: Collection[Slot] = ()
     ) -> list[Slot]:
-        """Return up to 8 ready slots, best first, without those that ``passed_over`` tells to leave out."""
+        """Return up to 8 ready slots, best first, without those in ``passed_over``."""
         for cell in self.cells:
             cell.wake(now)
         chosen: list[Slot] = []
@@ -75,14 +75,14 @@ class Plan:
         return chosen
 
     @staticmethod
-    def _draw(tier: tuple[Band, ...], now: float, passed_over: Callable[[Slot], bool] | None) -> list[Slot]:
+    def _draw(tier: tuple[Band, ...], now: float, passed_over: Collection[Slot]) -> list[Slot]:
         drawn: list[Slot] = []
         for band in tier:
-            if passed_over is None:
+            if passed_over:  # enough to find some that have not refused this request already
+                window = band.draw(SHORTLIST + len(passed_over), now)
+                drawn += [slot for slot in window if slot not in passed_over]
+            else:
                 drawn += band.draw(SHORTLIST, now)
-            else:  # rare: some have refused this request already, and a window could hold none but them
-                everyone = band.draw(max(len(cell.slots) for cell in band.cells), now)
-                drawn += [slot for slot in everyone if not passed_over(slot)]
             if len(drawn) >= SHORTLIST:
                 break
         return drawn

@@ -141,8 +141,7 @@ class Selector:
             now = self._clock.time()
             if now < self._outage.until:
                 return Shortage(self._outage.until)
-            passed_over = refused.__contains__ if refused else None
-            slots = need.plan.shortlist(self._strategy, now, passed_over)
+            slots = need.plan.shortlist(self._strategy, now, refused)
             if not slots:
                 return await self._last_look(need, refused)
             if tried:

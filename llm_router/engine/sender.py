@@ -174,9 +174,7 @@ class Sender:
     async def _call(self, run: _Run, lease: Lease, began: float) -> Reply | SendError:
         deployment = lease.slot.deployment
         provider = self._providers[deployment.key.provider]
-        outcome: Reply | SendError = DeadlineExceededError(
-            f"no answer within timeout={run.job.timeout:g} s: allow more, or ask for a shorter answer"
-        )
+        outcome: Reply | SendError | None = None
         with TimeLimit(self._clock, run.time_left(began)):
             try:
                 outcome = await provider.generate(deployment, run.job.request, lease.launched)
@@ -189,8 +187,11 @@ class Sender:
                 raise
         if isinstance(outcome, Reply):
             self._learn(lease, run, outcome)
-        elif isinstance(outcome, DeadlineExceededError):
+        elif outcome is None:
             lease.slot.failures += 1
+            outcome = DeadlineExceededError(
+                f"no answer within timeout={run.job.timeout:g} s: allow more, or ask for a shorter answer"
+            )
         return outcome
 
     def _learn(self, lease: Lease, run: _Run, reply: Reply) -> None:

@@ -36,11 +36,11 @@ def _nobody_waits() -> None:
 class GeminiProvider:
     """Sends requests to the Gemini API through google-genai.
 
-    Making one costs nothing: the SDK is imported, and the HTTP session opened, at the first
-    :meth:`generate`; the client of a key is made at its first request. One :meth:`generate` is one HTTP
-    request: retries, redirects, automatic function calling and automatic continuation are off. Each event
-    loop has a session of its own, which closes with the loop; so a provider can be used over several
-    ``asyncio.run()`` calls.
+    Making one costs nothing: the SDK is imported at the first :meth:`validate` or :meth:`generate`, the HTTP
+    session opened at the first :meth:`generate`; the client of a key is made at its first request. One
+    :meth:`generate` is one HTTP request: retries, redirects, automatic function calling and automatic
+    continuation are off. Each event loop has a session of its own, which closes with the loop; so a provider
+    can be used over several ``asyncio.run()`` calls.
 
     Args:
         base_url: The server; None means ``GOOGLE_GEMINI_BASE_URL`` from the environment, or Google's.
@@ -98,9 +98,14 @@ class GeminiProvider:
     def validate(self, request: Request) -> None:
         """Check ``request`` as far as it can be checked without sending it.
 
+        The first call imports the SDK, which blocks for a second or so: here, where no quota is taken yet,
+        and not between a reservation and its request.
+
         Raises:
             InvalidRequestError: It is wrong, and no key or model would make it right.
         """
+        import google.genai  # noqa: F401, PLC0415 - for its effect, see above
+
         validate_request(request, self._safety)
 
     def estimate_tokens(self, request: Request) -> int:

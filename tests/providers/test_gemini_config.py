@@ -179,14 +179,15 @@ def test_right_requests(contents):
     GeminiProvider().validate(Request(contents=contents, max_output_tokens=1, temperature=0))
 
 
-def test_checking_text_needs_no_sdk():
-    """A request of text and numbers is checked without importing the SDK."""
+def test_checking_loads_the_sdk_and_estimating_does_not():
+    """The SDK is there once a request was checked: its import must not fall between quota and request."""
     program = (
         "import sys; from llm_router.domain.request import Request;"
         "from llm_router.providers.gemini import GeminiProvider;"
-        "GeminiProvider().validate(Request(contents='x', max_output_tokens=5, system_instruction='y'));"
         "GeminiProvider().estimate_tokens(Request(contents=['x', {'text': 'y'}], config={'tools': [{}]}));"
+        "print('google.genai' in sys.modules);"
+        "GeminiProvider().validate(Request(contents='x', max_output_tokens=5, system_instruction='y'));"
         "print('google.genai' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert done.stdout.split() == ["False", "True"]
