@@ -52,9 +52,13 @@ class Server:
             return now, now
         return round(time.time() * 1e6) + (self.ahead or 0), 0
 
-    def set_now(self, now: int) -> None:
-        """Take note of what time it is there."""
-        self.ahead = now - round(time.time() * 1e6)
+    def set_now(self, now: int, sent: int) -> None:
+        """Take note of what time it was there between ``sent`` and now.
+
+        As long as the two clocks may agree they are taken to: the time that a reply takes moves nothing.
+        """
+        earliest, latest = now - round(time.time() * 1e6), now - sent
+        self.ahead = min(max(self.ahead or 0, earliest), latest)
 
 
 class Batcher:
@@ -169,12 +173,13 @@ class Batcher:
         server = self._server
         for _ in range(_TRIES):
             keys, arguments = self._encode(batch, deadline)
+            sent = round(time.time() * 1e6)
             reply = await server.script.run(self._client, keys, arguments)
             status, now, text, descriptions, numbers = reply
             if server.clock is None:
-                server.set_now(int(now))
+                server.set_now(int(now), sent)
             if status in (b"ok", "ok"):
-                return decode(batch, descriptions, numbers)
+                return decode(batch, descriptions, numbers, server.ahead or 0)
             told = text.decode(errors="replace") if isinstance(text, bytes) else text
             if status in (b"corrupt", "corrupt"):
                 raise StoreCorruptError(
@@ -189,7 +194,7 @@ class Batcher:
 
     def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str]]:
         """Make the message of ``batch``, dropping from it what makes no sense."""
-        message = self._server.encoder.start()
+        message = self._server.encoder.start(self._server.ahead or 0)
         wrong = []
         for operation in batch:
             try:

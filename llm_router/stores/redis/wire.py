@@ -16,7 +16,7 @@ from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import microseconds, midnights, seconds
+from llm_router.stores.ledger import NEVER, microseconds, midnights, seconds
 from llm_router.stores.redis.keys import KeyNames
 
 __all__ = ["CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot", "decode"]
@@ -183,16 +183,17 @@ class Encoder:
             parts.append(text)
         return "{" + ",".join(parts) + "}"
 
-    def start(self) -> Message:
-        """Begin a message."""
-        return Message(self)
+    def start(self, ahead: int) -> Message:
+        """Begin a message to a server whose clock is ``ahead`` microseconds ahead of the callers'."""
+        return Message(self, ahead)
 
 
 class Message:
     """One batch in the making; see ``lua/batch.lua``."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, ahead: int) -> None:
         self._encoder = encoder
+        self._ahead = ahead
         self._ids: list[str] = []
         self._numbers: dict[Deployment, int] = {}
         self._records: list[str] = []
@@ -235,9 +236,11 @@ class Message:
         return number
 
     def _cooldown(self, cooldown: Cooldown) -> int:
-        until = repr(float(cooldown.until))
+        if self._ahead:
+            cooldown = attrs.evolve(cooldown, until=cooldown.until + self._ahead / 1e6)
+        until = cooldown.until
         learnt = [number for limit in cooldown.learnt for number in (_NUMBERS[limit.metric], limit.limit)]
-        order = [cooldown.scope, microseconds(cooldown.until), until, _describe(cooldown), learnt]
+        order = [cooldown.scope, microseconds(until), repr(float(until)), _describe(cooldown), learnt]
         self._cooldowns.append(order)
         return len(self._cooldowns)
 
@@ -265,19 +268,27 @@ class Message:
 
 
 def decode(
-    operations: Sequence[Operation], descriptions: Sequence[str | bytes], numbers: list[int]
+    operations: Sequence[Operation], descriptions: Sequence[str | bytes], numbers: list[int], ahead: int
 ) -> list[Any]:
-    """Return the results of ``operations``, in their order, from the parts of an ``"ok"`` reply."""
-    reader = _Reader(numbers, [_read_description(text) for text in descriptions])
+    """Return the results of ``operations``, in their order, from the parts of an ``"ok"`` reply.
+
+    Its moments are on the server's clock, which is ``ahead`` microseconds ahead of the callers'; those of the
+    results are on the callers'.
+    """
+    cooldowns = [_read_description(text) for text in descriptions]
+    if ahead:
+        cooldowns = [attrs.evolve(c, until=c.until - ahead / 1e6) for c in cooldowns]
+    reader = _Reader(numbers, cooldowns, ahead)
     return [reader.read(operation) for operation in operations]
 
 
 class _Reader:
     """Reads the numbers of a reply one result after the other."""
 
-    __slots__ = ("_at", "_cooldowns", "_numbers")
+    __slots__ = ("_ahead", "_at", "_cooldowns", "_numbers")
 
-    def __init__(self, numbers: list[int], cooldowns: list[Cooldown]) -> None:
+    def __init__(self, numbers: list[int], cooldowns: list[Cooldown], ahead: int) -> None:
+        self._ahead = ahead
         self._numbers = numbers
         self._cooldowns = cooldowns
         self._at = 0
@@ -309,8 +320,12 @@ class _Reader:
         refusals = []
         for deployment in candidates[:count]:
             reason, retry_at, wake_at = self._take(3)
-            refusals.append(Refusal(deployment, self._reason(reason), seconds(retry_at), seconds(wake_at)))
+            moments = self._moment(retry_at), self._moment(wake_at)
+            refusals.append(Refusal(deployment, self._reason(reason), *moments))
         return tuple(refusals)
+
+    def _moment(self, moment: int) -> float:
+        return seconds(moment if moment >= NEVER else moment - self._ahead)
 
     def _reason(self, number: int) -> str:
         if number <= len(_METRICS):
@@ -322,7 +337,7 @@ class _Reader:
         quotas = []
         for _ in range(count):
             metric, limit, used, resets_at = self._take(4)
-            quotas.append(QuotaSnapshot(_METRICS[metric - 1], limit, used, seconds(resets_at)))
+            quotas.append(QuotaSnapshot(_METRICS[metric - 1], limit, used, self._moment(resets_at)))
         return DeploymentSnapshot(
             deployment, tuple(quotas), self._cooldowns[cooldown - 1] if cooldown else None
         )

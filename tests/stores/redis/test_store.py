@@ -165,8 +165,10 @@ async def test_the_servers_time_counts_without_a_clock(shared, monkeypatch):
         monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 90_000)
         [seen] = await wrong.snapshot([a])
         [refusal] = (await wrong.reserve("s", [a], ONE, TTL)).refusals
-    assert seen == expected
-    assert abs(refusal.retry_at - true_time() - 60.3) < 10
+    for quota, same in zip(seen.quotas, expected.quotas, strict=True):
+        assert (quota.metric, quota.limit, quota.used) == (same.metric, same.limit, same.used)
+        assert abs(quota.resets_at + 90_000 - same.resets_at) < 10  # told on the clock of who asks
+    assert abs(refusal.retry_at + 90_000 - true_time() - 60.3) < 10
 
 
 async def test_a_clock_that_is_set_while_running_is_noticed(shared, monkeypatch):
@@ -493,3 +495,27 @@ def test_an_empty_namespace_is_refused():
     """It would be no hash tag."""
     with pytest.raises(ConfigError, match="namespace"):
         RedisStore("redis://localhost", namespace="")
+
+
+@pytest.mark.parametrize("off", [-300.0, 300.0])
+async def test_moments_are_on_the_callers_clock(redis_server, pools, monkeypatch, off):
+    """A machine whose clock is minutes off hears when to return by its own clock, and rests others by it."""
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+    store, deployment = RedisStore(redis_server.url), pools.one(rpm=1)
+    other = pools.one(rpm=1)
+    await store.reserve("a", [deployment], Demand(1, 0), 60)
+    refusal = (await store.reserve("b", [deployment], Demand(1, 0), 60)).refusals[0]
+    assert 55 < refusal.retry_at - time.time() <= 60.5
+    assert 55 < refusal.wake_at - time.time() <= 60.5
+    await store.cool_down(Cooldown(other.model_scope, time.time() + 40, "rest"))
+    snapshots = await store.snapshot([deployment, other])
+    assert 55 < snapshots[0].quotas[0].resets_at - time.time() <= 60.5
+    assert 35 < snapshots[1].cooldown.until - time.time() <= 40.5
+    refusal = (await store.reserve("c", [other], Demand(1, 0), 60)).refusals[0]
+    assert 35 < refusal.retry_at - time.time() <= 40.5
+    await store.cool_down(Cooldown(other.key_scope, math.inf, "dead"))
+    assert (await store.snapshot([other]))[0].cooldown.until == math.inf
+    await store.cool_down(Cooldown.lift(other.key_scope))
+    assert (await store.snapshot([other]))[0].cooldown.reason == "rest"
+    await store.aclose()
