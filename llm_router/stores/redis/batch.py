@@ -192,7 +192,7 @@ class Batcher:
             f"the clock of the Redis server at {server.address} jumps: let it be set by NTP without steps"
         )
 
-    def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str]]:
+    def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Make the message of ``batch``, dropping from it what makes no sense."""
         message = self._server.encoder.start(self._server.ahead or 0)
         wrong = []

@@ -32,3 +32,5 @@ class KeyNames:
         """The hash of all reservations."""
         self.sweep = f"{tag}:sweep"
         """The state of sweeping expired reservations."""
+        self.others = f"{tag}:others"
+        """When the last cooldown of a key or a provider ends, or later."""

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError
 
 __all__ = ["Client", "Script", "load_script"]
 
-_PARTS = ("ledgers.lua", "scopes.lua", "holds.lua", "batch.lua")
+_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "holds.lua", "batch.lua")
 """The files that make up the script, in the order in which they use one another."""
 
 
@@ -45,7 +45,7 @@ class Script:
     source: str = attrs.field(repr=False)
     sha: str
 
-    async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str]) -> Any:
+    async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
         """Run the script on ``client``, loading it where it is not known (any more), and return its reply.
 
         Raises:

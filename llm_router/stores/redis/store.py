@@ -21,6 +21,9 @@ __all__ = ["RedisStore"]
 
 _NOTHING = Demand(0, 0)
 
+_LANES = 2
+"""Batchers of one event loop, so that the server works on one batch while the next is made."""
+
 _SNAPSHOT = 128
 """Deployments of one snapshot operation: longer lists go in parts, between which others have their turn."""
 
@@ -28,8 +31,10 @@ _SNAPSHOT = 128
 class RedisStore:
     """Keeps the state on a Redis or Valkey server, for all processes and machines that use the namespace.
 
-    All operations that are asked for while one script call is under way go into the next one: a call costs
-    one round trip when there is nothing else to do, and hundreds share one under load. Time is the server's.
+    All operations that are asked for while a script call is under way go into the next one: a call costs one
+    round trip when there is nothing else to do, and hundreds share one under load. Reservations take one of
+    two lanes by their id, so that two calls may be under way at once and those of one id keep their order.
+    Time is the server's.
 
     Usable from several event loops, one after the other or at once, and after a fork: each has its own
     connections, which are closed by :meth:`aclose` or when the loop shuts down.
@@ -62,7 +67,7 @@ class RedisStore:
         self._namespace = namespace
         address = describe_url(url_or_client) if isinstance(url_or_client, str) else address_of(url_or_client)
         self._server = Server(address, timeout, load_script(), Encoder(KeyNames(namespace)), clock)
-        self._batchers: dict[asyncio.AbstractEventLoop, Batcher] = {}
+        self._lanes: dict[asyncio.AbstractEventLoop, tuple[Batcher, ...]] = {}
         self._process = os.getpid()
         self._inherited: list[object] = []
 
@@ -72,14 +77,14 @@ class RedisStore:
         """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
         operation = Reserve(loop.create_future(), reservation_id, candidates, demand, ttl)
-        self._batcher(loop).add(operation)
+        self._lane(loop, reservation_id).add(operation)
         return await operation.future
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
         operation = Settle(loop.create_future(), reservation_id, used)
-        self._batcher(loop).add(operation)
+        self._lane(loop, reservation_id).add(operation)
         await operation.future
 
     async def release(self, reservation_id: str) -> None:
@@ -93,47 +98,47 @@ class RedisStore:
         """
         loop = asyncio.get_running_loop()
         operation = CoolDown(loop.create_future(), cooldown)
-        self._batcher(loop).add(operation)
+        self._lane(loop).add(operation)
         await operation.future
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
-        batcher = self._batcher(loop)
+        lane = self._lane(loop)
         snapshots: list[DeploymentSnapshot] = []
         for start in range(0, len(deployments), _SNAPSHOT):
             operation = Snapshot(loop.create_future(), deployments[start : start + _SNAPSHOT])
-            batcher.add(operation)
+            lane.add(operation)
             snapshots += await operation.future
         return snapshots
 
     async def aclose(self) -> None:
         """Wait for what is under way in this event loop, and close its connections. May be called twice."""
         if self._process == os.getpid():
-            batcher = self._batchers.pop(asyncio.get_running_loop(), None)
-            if batcher is not None:
-                await batcher.aclose()
+            for lane in self._lanes.pop(asyncio.get_running_loop(), ()):
+                await lane.aclose()
 
-    def _batcher(self, loop: asyncio.AbstractEventLoop) -> Batcher:
-        batcher = self._batchers.get(loop)
-        if batcher is None or self._process != os.getpid():
-            batcher = self._open(loop)
-        return batcher
+    def _lane(self, loop: asyncio.AbstractEventLoop, reservation_id: str = "") -> Batcher:
+        lanes = self._lanes.get(loop)
+        if lanes is None or self._process != os.getpid():
+            lanes = self._open(loop)
+        return lanes[hash(reservation_id) % _LANES]
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> Batcher:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[Batcher, ...]:
         if self._process != os.getpid():
             # The connections are the parent's. They are kept, for to close them would disturb it.
-            self._inherited.append(self._batchers)
-            self._batchers = {}
+            self._inherited.append(self._lanes)
+            self._lanes = {}
             self._process = os.getpid()
-        for gone in [other for other in self._batchers if other.is_closed()]:
-            del self._batchers[gone]
+        for gone in [other for other in self._lanes if other.is_closed()]:
+            del self._lanes[gone]
+        lanes = self._lanes[loop] = tuple(self._open_lane() for _ in range(_LANES))
+        return lanes
+
+    def _open_lane(self) -> Batcher:
         if isinstance(self._target, str):
-            batcher = Batcher(connect(self._target, self._server.timeout), self._server, owned=True)
-        else:
-            batcher = Batcher(self._target, self._server, owned=False)
-        self._batchers[loop] = batcher
-        return batcher
+            return Batcher(connect(self._target, self._server.timeout), self._server, owned=True)
+        return Batcher(self._target, self._server, owned=False)
 
     def __repr__(self) -> str:
         return f"RedisStore({self._server.address!r}, namespace={self._namespace!r})"

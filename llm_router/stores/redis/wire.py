@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
+import struct
 from asyncio import Future
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import Any
 
 import attrs
 
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
@@ -25,13 +27,19 @@ _RESERVE, _SETTLE, _COOL_DOWN, _SNAPSHOT = 1, 2, 3, 4
 
 _METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 _NUMBERS = {metric: number for number, metric in enumerate(_METRICS, 1)}
-_KINDS = {Refill.ROLLING: "R", Refill.STEADY: "S", Refill.DAILY: "D"}
+_KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_LEARNT_FOR = 24 * 3600 * 1_000_000
-"""Microseconds for which a learnt limit holds."""
+_HEAD = struct.Struct("<QQQII")
+_OPERATION = struct.Struct("<BIQQQI")
+_QUOTA = struct.Struct("<BBQQQQQ")
+_MIDNIGHTS = struct.Struct("<QQQQQ")
+_SHARE = 2.0**-53
+"""The unit in which the shares that remain are told: as fine as a double between 0.5 and 1."""
 
 _MOST_KNOWN = 50_000
 """Deployments whose encoded form is remembered; configurations that are reloaded must not pile up."""
+
+_NOTHING = Demand(0, 0)
 
 _dump = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -80,23 +88,32 @@ Operation = Reserve | Settle | CoolDown | Snapshot
 
 @attrs.frozen
 class _Known:
-    """What the script is told of a deployment: the number of its quotas, and a line with that and scopes."""
+    """What the script is told of a deployment.
 
-    profile: int
-    record: str
+    Attributes:
+        model: Its model's scope, and a space.
+        others: A space, and its other scopes.
+        profile: Its quotas.
+    """
+
+    model: bytes
+    others: bytes
+    profile: bytes
 
 
-def _quota_fields(quota: Quota) -> list[object]:
-    return [
-        _NUMBERS[quota.metric],
-        _KINDS[quota.refill],
-        quota.limit,
-        microseconds(quota.window),
-        microseconds(quota.window + quota.guard),
-        microseconds(quota.guard),
-        quota.capacity,
-        quota.timezone,
-    ]
+def _profile(quotas: Collection[Quota]) -> bytes:
+    packed = [bytes((len(quotas),))]
+    for quota in quotas:
+        numbers = (
+            quota.limit,
+            microseconds(quota.window),
+            microseconds(quota.window + quota.guard),
+            microseconds(quota.guard),
+            quota.capacity,
+        )
+        packed.append(_QUOTA.pack(_NUMBERS[quota.metric], _KINDS[quota.refill], *numbers))
+        packed.append(quota.timezone.encode() + b"\0")
+    return b"".join(packed)
 
 
 def _learnt_quota(metric: Metric) -> Quota:
@@ -104,7 +121,8 @@ def _learnt_quota(metric: Metric) -> Quota:
 
 
 _LEARNT_QUOTAS = tuple(_learnt_quota(metric) for metric in _METRICS)
-_DEFAULTS = _dump([_quota_fields(quota) for quota in _LEARNT_QUOTAS])
+_LEARNT_PROFILE = _profile(_LEARNT_QUOTAS)
+_LEARNT_FOR = microseconds(LEARNT_FOR)
 
 
 def _describe(cooldown: Cooldown) -> str:
@@ -118,11 +136,9 @@ def _read_description(text: str | bytes) -> Cooldown:
     return Cooldown(Scope(scope), float(until), reason, limits)
 
 
-def _field(reservation_id: str) -> str:
-    """Return the hash field of a reservation: ASCII, since not every string is valid JSON to a server."""
-    if reservation_id.isascii() and not reservation_id.startswith("\0"):
-        return reservation_id
-    return "\0" + reservation_id.encode("utf-8", "surrogatepass").hex()
+def _field(reservation_id: str) -> bytes:
+    """Return the hash field of a reservation: any string has one of its own."""
+    return reservation_id.encode("utf-8", "surrogatepass")
 
 
 class Encoder:
@@ -131,10 +147,8 @@ class Encoder:
     def __init__(self, names: KeyNames) -> None:
         self.names = names
         self.deployments: dict[Deployment, _Known] = {}
-        self._profiles: dict[str, int] = {}
-        self._encoded: list[str] = []
-        # Per time zone: the span for which the midnights are right, and their encoded form.
-        self._zones: dict[str, tuple[int, int, str]] = {}
+        # Per time zone: the span for which the midnights are right, and their packed form.
+        self._zones: dict[str, tuple[int, int, bytes]] = {}
         for quota in _LEARNT_QUOTAS:
             self.learn_zone(quota.timezone)
 
@@ -146,7 +160,7 @@ class Encoder:
         """
         if zone not in self._zones:
             midnights(0, zone)
-            self._zones[zone] = (0, 0, "")
+            self._zones[zone] = (0, 0, b"")
 
     def learn(self, deployment: Deployment) -> _Known:
         """Remember ``deployment`` and return what the script is told of it."""
@@ -154,34 +168,24 @@ class Encoder:
         for quota in quotas:
             if quota.refill is Refill.DAILY:
                 self.learn_zone(quota.timezone)
-        profile = self._profile(_dump([_quota_fields(quota) for quota in quotas]))
-        known = _Known(profile, f"{' '.join(deployment.scopes)} {profile}")
+        model, key, provider = deployment.scopes
+        known = _Known(f"{model} ".encode(), f" {key} {provider}".encode(), _profile(quotas))
         if len(self.deployments) >= _MOST_KNOWN:
             self.deployments.clear()
         self.deployments[deployment] = known
         return known
 
-    def _profile(self, encoded: str) -> int:
-        number = self._profiles.get(encoded)
-        if number is None:
-            number = self._profiles[encoded] = len(self._encoded)
-            self._encoded.append(encoded)
-        return number
-
-    def profiles(self, numbers: Iterable[int]) -> str:
-        """Return the quotas of some profiles as JSON."""
-        return "{" + ",".join([f'"{number}":{self._encoded[number]}' for number in numbers]) + "}"
-
-    def zones(self, now: int) -> str:
-        """Return five midnights of each zone around ``now`` (microseconds), as JSON."""
+    def zones(self, now: int) -> bytes:
+        """Return five midnights of each zone around ``now`` (microseconds)."""
         parts = []
-        for zone, (starts, ends, text) in self._zones.items():
+        for zone, (starts, ends, packed) in self._zones.items():
             if not starts <= now < ends:
                 first, second, third = midnights(now, zone)
-                text = f"{_dump(zone)}:{_dump([first, second, *midnights(third, zone)])}"  # noqa: PLW2901
-                self._zones[zone] = (first, second, text)
-            parts.append(text)
-        return "{" + ",".join(parts) + "}"
+                packed = _MIDNIGHTS.pack(first, second, *midnights(third, zone))  # noqa: PLW2901
+                packed = zone.encode() + b"\0" + packed  # noqa: PLW2901
+                self._zones[zone] = (first, second, packed)
+            parts.append(packed)
+        return b"".join(parts)
 
     def start(self, ahead: int) -> Message:
         """Begin a message to a server whose clock is ``ahead`` microseconds ahead of the callers'."""
@@ -194,44 +198,54 @@ class Message:
     def __init__(self, encoder: Encoder, ahead: int) -> None:
         self._encoder = encoder
         self._ahead = ahead
-        self._ids: list[str] = []
-        self._numbers: dict[Deployment, int] = {}
-        self._records: list[str] = []
-        self._profiles: set[int] = set()
+        self._operations: list[bytes] = []
+        self._settles = 0
         self._shortlists: dict[tuple[Deployment, ...], int] = {}
-        self._listed: list[list[int]] = []
+        self._listed: list[bytes] = []
+        self._listed_end = 1
+        self._numbers: dict[Deployment, int] = {}
+        self._records: list[bytes] = []
+        self._places = {_LEARNT_PROFILE: b"1"}
+        self._profiles_end = 1 + len(_LEARNT_PROFILE)
         self._cooldowns: list[list[object]] = []
-        self._operations: list[int] = []
 
     def add(self, operation: Operation) -> None:
         """Add an operation at the end."""
         if isinstance(operation, Reserve):
-            demand = operation.demand
-            candidates = tuple(operation.candidates)
+            candidates, demand = tuple(operation.candidates), operation.demand
             shortlist = self._shortlists.get(candidates) or self._shortlist(candidates)
-            self._ids.append(_field(operation.reservation_id))
             lasts = microseconds(operation.ttl)
-            row = (_RESERVE, len(self._ids), shortlist, demand.requests, demand.tokens, lasts)
+            self._add(_RESERVE, shortlist, demand, lasts, _field(operation.reservation_id))
         elif isinstance(operation, Settle):
-            used = operation.used
-            self._ids.append(_field(operation.reservation_id))
-            row = (_SETTLE, len(self._ids), 0, used.requests, used.tokens, 0)
+            self._add(_SETTLE, 0, operation.used, 0, _field(operation.reservation_id))
+            self._settles += 1
         elif isinstance(operation, CoolDown):
-            row = (_COOL_DOWN, self._cooldown(operation.cooldown), 0, 0, 0, 0)
+            self._add(_COOL_DOWN, self._cooldown(operation.cooldown), _NOTHING, 0, b"")
         else:
-            row = (_SNAPSHOT, 0, self._shortlist(tuple(operation.deployments)), 0, 0, 0)
-        self._operations += row
+            self._add(_SNAPSHOT, self._shortlist(tuple(operation.deployments)), _NOTHING, 0, b"")
+
+    def _add(self, kind: int, argument: int, demand: Demand, lasts: int, field: bytes) -> None:
+        numbers = _OPERATION.pack(kind, argument, demand.requests, demand.tokens, lasts, len(field))
+        self._operations.append(numbers + field)
 
     def _shortlist(self, shortlist: tuple[Deployment, ...]) -> int:
+        """Put in a shortlist, and return its place."""
         numbers = self._numbers
-        self._listed.append([numbers.get(d) or self._deployment(d) for d in shortlist])
-        number = self._shortlists[shortlist] = len(self._listed)
-        return number
+        listed = [numbers.get(deployment) or self._deployment(deployment) for deployment in shortlist]
+        packed = _packer(len(listed))(len(listed), *listed)
+        self._listed.append(packed)
+        place = self._shortlists[shortlist] = self._listed_end
+        self._listed_end += len(packed)
+        return place
 
     def _deployment(self, deployment: Deployment) -> int:
+        """Put in a deployment, and return its number."""
         known = self._encoder.deployments.get(deployment) or self._encoder.learn(deployment)
-        self._records.append(known.record)
-        self._profiles.add(known.profile)
+        place = self._places.get(known.profile)
+        if place is None:
+            place = self._places[known.profile] = b"%d" % self._profiles_end
+            self._profiles_end += len(known.profile)
+        self._records.append(known.model + place + known.others)
         number = self._numbers[deployment] = len(self._records)
         return number
 
@@ -244,7 +258,7 @@ class Message:
         self._cooldowns.append(order)
         return len(self._cooldowns)
 
-    def finish(self, now: int, clock: int, deadline: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def finish(self, now: int, clock: int, deadline: int) -> tuple[tuple[str, ...], tuple[str | bytes, ...]]:
         """Return the keys and the arguments of the script.
 
         Args:
@@ -252,16 +266,25 @@ class Message:
             clock: The same where the caller decides what time it is; 0 to leave that to the server.
             deadline: The moment after which the server may do nothing; 0 for none.
         """
-        names, encoder = self._encoder.names, self._encoder
+        names = self._encoder.names
         width = max(map(len, self._records), default=0) + 1
-        batch = (
-            f'{{"now":{clock},"deadline":{deadline},"prefix":{_dump(names.scopes)},"learnt_for":{_LEARNT_FOR},'
-            f'"zones":{encoder.zones(now)},"profiles":{encoder.profiles(self._profiles)},'
-            f'"width":{width},"shortlists":{_dump(self._listed)},"ids":{_dump(self._ids)},'
-            f'"cooldowns":{_dump(self._cooldowns)},"operations":{_dump(self._operations)}}}'
+        arguments = (
+            _HEAD.pack(clock, deadline, _LEARNT_FOR, width, self._settles),
+            names.scopes,
+            b"".join(self._operations),
+            b"".join(self._listed),
+            b"".join([record.ljust(width) for record in self._records]),
+            b"".join(self._places),
+            self._encoder.zones(now),
+            _dump(self._cooldowns) if self._cooldowns else "",
         )
-        records = "".join([record.ljust(width) for record in self._records])
-        return (names.reservations, names.sweep), (batch, records, _DEFAULTS)
+        return (names.reservations, names.sweep, names.others), arguments
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    """Return what packs the length of a shortlist and its numbers."""
+    return struct.Struct(f"<{count + 1}H").pack
 
 
 # --- the reply ----------------------------------------------------------------------------------------------
@@ -307,14 +330,15 @@ class _Reader:
         return self._numbers[at : at + count]
 
     def _decision(self, candidates: Sequence[Deployment]) -> Decision:
-        numbers, at = self._numbers, self._at
-        refused, granted = numbers[at], numbers[at + 1]
-        self._at = at + 2
+        refused, granted = divmod(self._numbers[self._at], 2)
+        self._at += 1
         refusals = self._refusals(candidates, refused) if refused else ()
         if not granted:
             return Decision(None, 0.0, 0.0, refusals)
-        used, limit, daily_used, daily_limit = self._take(4)
-        return Decision(candidates[refused], 1.0 - used / limit, 1.0 - daily_used / daily_limit, refusals)
+        at = self._at
+        self._at = at + 2
+        numbers = self._numbers
+        return Decision(candidates[refused], numbers[at] * _SHARE, numbers[at + 1] * _SHARE, refusals)
 
     def _refusals(self, candidates: Sequence[Deployment], count: int) -> tuple[Refusal, ...]:
         refusals = []

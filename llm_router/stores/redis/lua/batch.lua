@@ -1,31 +1,31 @@
 -- Runs the operations of one batch in their order, as one atomic step.
 --
--- Input. KEYS: the hash of reservations, and the key of its sweeping (holds.lua). The keys of scopes are touched
--- besides: `prefix` and the name of a scope; they share the hash tag of KEYS.
--- ARGV[1]: JSON (moments in microseconds):
---   now          the caller's clock; 0 for the server's
---   deadline     the server's moment after which nothing may be done, since the caller has gone; 0 for none
---   prefix       what the key of a scope is called before its name
---   learnt_for   how long a learnt limit holds
---   zones        time zone -> five consecutive midnights, the caller's now lying between the first two
---   profiles     number -> quotas: [metric 1-4, "R"/"S"/"D", limit, window, window + guard, guard, capacity, zone]
---   width        bytes of a deployment in ARGV[2]
---   shortlists   lists of deployments, by number from 1
---   ids          reservation ids
---   cooldowns    [scope, until, until exact, description, [metric, limit, …]]
---   operations   flat, six numbers each, unused ones 0; other lists are referred to by number from 1
---                  1 reserve: id, shortlist, requests, tokens, microseconds until it expires
---                  2 settle: id, 0, requests, tokens used
---                  3 cool down: cooldown
---                  4 snapshot: 0, shortlist
--- ARGV[2]: the deployments, each padded with spaces: "<model's scope> <key's> <provider's> <profile>"
--- ARGV[3]: JSON: four quotas (rpm, tpm, rpd, tpd): how a learnt limit counts where no quota is configured
+-- Input. KEYS: the hash of reservations, the key of its sweeping (holds.lua), the key that tells whether anything but
+-- a model is put aside (scopes.lua). The keys of scopes are touched besides: `prefix` and the name of a scope; they share the hash tag of KEYS. Of the arguments most are packed, in
+-- the words of the struct library and little-endian; moments are in microseconds; what refers to a place in another
+-- argument counts its bytes from 1.
+--   ARGV[1]  I8 the caller's clock, 0 for the server's; I8 the server's moment after which nothing may be done,
+--            since the caller has gone, 0 for none; I8 how long a learnt limit holds; I4 bytes of a deployment;
+--            I4 how many settles there are
+--   ARGV[2]  prefix: what the key of a scope is called before its name
+--   ARGV[3]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
+--              1 reserve: its shortlist, what to take, microseconds until it expires
+--              2 settle: what was used
+--              3 cool down: the number of the cooldown, from 1
+--              4 snapshot: its shortlist
+--   ARGV[4]  shortlists: I2 how many deployments, I2 the number of each, from 1
+--   ARGV[5]  deployments, each padded with spaces: "<model's scope> <place of its profile> <key's scope> <provider's>"
+--   ARGV[6]  profiles: B how many quotas; of each B metric 1-4, B kind (ledgers.lua), I8 limit, I8 window, I8 window
+--            and guard, I8 guard, I8 capacity, s time zone. The first profile is not a deployment's: it tells how a
+--            learnt limit counts where no quota is configured, metric by metric.
+--   ARGV[7]  time zones: s name, five I8: consecutive midnights, the caller's now lying between the first two
+--   ARGV[8]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, [metric, limit, …]]
 --
--- Reply: {status, now as text, text, descriptions, numbers}.
+-- Reply: {status, now, text, descriptions, numbers}.
 --   "ok"       numbers, of each reserve and snapshot in turn:
---                reserve: how many were refused, whether the next one was taken (1 or 0); of each refusal the
---                  reason (a metric, or 4 + the number of a description), retry_at and wake_at; if one was taken,
---                  used and limit of its tightest quota and of its tightest daily one
+--                reserve: twice the number of the refused, and one more if the next one was taken; of each refusal
+--                  the reason (a metric, or 4 + the number of a description), retry_at and wake_at; if one was taken,
+--                  the share that remains of its tightest quota and of its tightest daily one, in units of 2^-53
 --                snapshot, of each deployment: how many quotas, the number of the description of its cooldown
 --                  or 0; of each quota the metric, the limit, used, resets_at
 --   "again"    nothing was done: the caller's idea of the server's time is wrong, or `text` names a time zone
@@ -33,316 +33,357 @@
 --   "corrupt"  nothing was done: `text` is a key that holds something else
 
 local RESERVE, SETTLE, COOL_DOWN = 1, 2, 3
-local STRIDE = 6
-local METRICS = 4
+local OPERATION = "<BI4I8I8I8I4c0"
 
-local batch = cjson.decode(ARGV[1])
-local operations, shortlists, ids = batch.operations, batch.shortlists, batch.ids
-local records, width = ARGV[2], batch.width
+local numbers = {}   -- the reply
+local length = 0     -- how many numbers there are
+local descriptions, describe = {}, nil
+local opened = {}    -- number of a deployment -> what it consists of, under the limits in force
 
-local opened = {}         -- deployment -> what it consists of, under the limits in force
-local profiles = {}       -- profile -> its quotas, decoded
-local numbers = {}        -- the reply
-local length = 0          -- how many numbers there are
-local descriptions = {}   -- what the reply refers to
-local numbered = {}       -- description -> its number
+do
+  local numbered = {}
 
-local function describe(text)
-  if not numbered[text] then
-    descriptions[#descriptions + 1] = text
-    numbered[text] = #descriptions
+  -- Return the number by which the reply refers to a description.
+  function describe(text)
+    if not numbered[text] then
+      descriptions[#descriptions + 1] = text
+      numbered[text] = #descriptions
+    end
+    return numbered[text]
   end
-  return numbered[text]
 end
 
-local function reply(a, b, c, d)
-  numbers[length + 1], numbers[length + 2], numbers[length + 3], numbers[length + 4] = a, b, c, d
-  length = length + (d and 4 or c and 3 or 2)
+local function reply(a, b)
+  numbers[length + 1], numbers[length + 2] = a, b
+  length = length + 2
 end
 
 -- Deployments ------------------------------------------------------------------------------------------------
 
-local function decode_quota(fields)
-  return {
-    metric = fields[1],
-    tokens = fields[1] % 2 == 0,
-    class = KINDS[fields[2]],
-    limit = fields[3],
-    window = fields[4],
-    span = fields[5],
-    guard = fields[6],
-    capacity = fields[7],
-    zone = fields[8],
-  }
-end
+local named_by, open_deployment, open_anew = (function()
+  local EXACT_LIMIT, SLICES = 240, 240 -- as in ledger.py
 
-local function get_profile(number)
-  local quotas = profiles[number]
-  if not quotas then
-    quotas = {}
-    for i, fields in ipairs(batch.profiles[number]) do
-      quotas[i] = decode_quota(fields)
+  local width = unpack_from("<I4", ARGV[1], 25)
+  local names = {}     -- number of a deployment -> its model's scope, the place of its profile, its other scopes
+  local profiles = {}  -- place -> its quotas
+
+  local function named(number)
+    local found = names[number]
+    if not found then
+      -- The key and the provider are not even looked at as long as none is put aside.
+      local pattern = others_until > now and "^(%S+) (%d+) (%S+) (%S+)" or "^(%S+) (%d+)"
+      found = { match(ARGV[5], pattern, (number - 1) * width + 1) }
+      names[number] = found
     end
-    profiles[number] = quotas
+    return found
   end
-  return quotas
-end
 
--- Find or make the ledger of a quota, under the limit in force; `holds_until` tells when a learnt one ends.
-local function open_ledger(scope, quota, limit, holds_until)
-  local metric, class = quota.metric, quota.class
-  local ledger = scope.ledgers[metric]
-  local is_new = not ledger or ledger.class ~= class
-  if is_new then
-    ledger = class.new()
-    scope.ledgers[metric] = ledger
+  -- A quota under a limit, as its ledger goes by it; `holds_until` tells when a learnt limit ends.
+  local function terms_of(quota, limit, holds_until)
+    local metric, kind = quota[1], quota[2]
+    return {
+      metric = metric,
+      tokens = metric % 2 == 0,
+      daily = kind == DAILY,
+      kind = kind,
+      at = FIRST_LEDGER + (metric - 1) * LEDGER,
+      limit = limit,
+      resolution = limit <= EXACT_LIMIT and 0 or floor(quota[4] / SLICES),
+      span = quota[5],
+      guard = quota[6],
+      capacity = min(quota[7], limit),
+      zone = quota[8],
+      holds_until = holds_until,
+    }
   end
-  ledger.metric, ledger.tokens, ledger.holds_until = metric, quota.tokens, holds_until
-  -- A settle, which is not told of limits, goes by those in force when the ledger was last looked at.
-  if class.configure(ledger, quota, limit) and not is_new then touch(scope) end
-  class.open(ledger)
-  return ledger
-end
 
--- The quotas of a scope under the limits learnt for it, which lower what is configured and add what is not.
-local function open_ledgers(scope, quotas)
-  local ledgers = {}
-  if not scope.learnt[1] then
-    for i = 1, #quotas do
-      ledgers[i] = open_ledger(scope, quotas[i], quotas[i].limit, NEVER)
+  -- How a reservation stores the name of the scope and a mark in each quota; see holds.lua.
+  local function form_of(terms)
+    local form = " %s"
+    for i = 1, #terms do
+      form = form .. " " .. terms[i].metric .. " %d"
     end
-    return ledgers
+    return form
   end
-  local learnt = {}
-  for _, entry in ipairs(scope.learnt) do
-    if entry[3] > now then learnt[entry[1]] = entry end
-  end
-  for i, quota in ipairs(quotas) do
-    local entry = learnt[quota.metric]
-    if entry and entry[2] < quota.limit then
-      ledgers[i] = open_ledger(scope, quota, entry[2], entry[3])
-    else
-      ledgers[i] = open_ledger(scope, quota, quota.limit, NEVER)
+
+  -- The quotas of a profile: as they came, and as terms under their own limits.
+  local function profile_at(place)
+    local profile = profiles[place]
+    if not profile then
+      local count, at = unpack_from("B", ARGV[6], place)
+      profile = { quotas = {}, terms = {} }
+      for i = 1, count do
+        local quota = { unpack_from("<BBI8I8I8I8I8s", ARGV[6], at) }
+        at = quota[9]
+        profile.quotas[i], profile.terms[i] = quota, terms_of(quota, quota[3], NEVER)
+      end
+      profile.terms.taken_from = form_of(profile.terms)
+      profiles[place] = profile
     end
-    learnt[quota.metric] = nil
+    return profile
   end
-  for metric = 1, METRICS do
-    local entry = learnt[metric]
-    if entry then
-      insert(ledgers, open_ledger(scope, decode_quota(cjson.decode(ARGV[3])[metric]), entry[2], entry[3]))
+
+  -- The terms of a scope under the limits learnt for it, which lower what is configured and add what is not.
+  local function learnt_terms(profile, learnt)
+    local terms = {}
+    for i, quota in ipairs(profile.quotas) do
+      local entry = learnt[quota[1]]
+      terms[i] = entry and entry[1] < quota[3] and terms_of(quota, entry[1], entry[2]) or profile.terms[i]
+      learnt[quota[1]] = nil
     end
+    for metric, quota in ipairs(profile_at(1).quotas) do
+      if learnt[metric] then insert(terms, terms_of(quota, learnt[metric][1], learnt[metric][2])) end
+    end
+    terms.taken_from = form_of(terms)
+    return terms
   end
-  return ledgers
-end
 
--- The names of the three scopes of a deployment, and its profile.
-local function describe_deployment(number)
-  return match(records, "^(%S+) (%S+) (%S+) (%d+)", (number - 1) * width + 1)
-end
-
--- The cooldown that ends last among those of these scopes, or nil.
-local function latest_cooldown(...)
-  local latest
-  for i = 1, 3 do
-    local cooldown = find_cooldown((select(i, ...)))
-    if cooldown and (not latest or exact(cooldown[2]) > exact(latest[2])) then latest = cooldown end
+  -- Find or make the ledger that the terms are for, and bring it up to now.
+  local function open_ledger(s, terms)
+    local b, kind = terms.at, kind_of(terms.kind)
+    local is_new = s[b] ~= terms.kind
+    if is_new then
+      for i = b + 1, b + LEDGER - 2 do
+        s[i] = 0
+      end
+      s[b], s[b + LEDGER - 1] = terms.kind, ""
+    end
+    -- A settle, which is not told of limits, goes by those in force when the ledger was last looked at.
+    if kind.configure(s, b, terms) and not is_new then touch(s) end
+    kind.open(s, b)
   end
-  return latest
-end
 
--- A deployment is opened once a batch, and again after a cooldown.
-local function open_deployment(number)
-  local name, key, provider, profile = describe_deployment(number)
-  local scope = get_scope(name)
-  local deployment = {
-    scope = scope,
-    ledgers = open_ledgers(scope, get_profile(profile)),
-    cooldown = latest_cooldown(name, key, provider),
-  }
-  opened[number] = deployment
-  return deployment
-end
+  -- Of the scopes of a deployment the one whose cooldown ends last, or nil.
+  local function latest_aside(model, found)
+    local latest = model[3] > now and model or nil
+    for i = 3, #found do
+      local s = find_aside(found[i])
+      if s and (not latest or exact(s[4]) > exact(latest[4])) then latest = s end
+    end
+    return latest
+  end
 
--- Reserve ----------------------------------------------------------------------------------------------------
+  -- A deployment is opened once a batch, and again after a cooldown.
+  local function open(number)
+    local found = named(number)
+    local s, profile = get_scope(found[1]), profile_at(tonumber(found[2]))
+    local learnt, terms = learnt_limits(s), profile.terms
+    if learnt then terms = learnt_terms(profile, learnt) end
+    for i = 1, #terms do
+      open_ledger(s, terms[i])
+    end
+    local deployment = { scope = s, terms = terms, aside = latest_aside(s, found), marks = {}, taken_from = " " .. found[1] }
+    opened[number] = deployment
+    return deployment
+  end
+
+  local function anew()
+    names, opened = {}, {}
+  end
+
+  return named, open, anew
+end)()
+
+-- Whether a demand certainly fits now: what nearly every reserve finds out, and all that it needs to know.
+local function fits(deployment, requests, tokens)
+  local s, all = deployment.scope, deployment.terms
+  for i = 1, #all do
+    local terms = all[i]
+    local most, b = terms.limit - (terms.tokens and tokens or requests), terms.at
+    -- The first number of a ledger is what is used. A steady one has a debt there, which drains.
+    if terms.kind == STEADY or s[b + USED] > most or terms.daily and s[b + CARRY] > most then return false end
+  end
+  return not deployment.aside
+end
 
 -- When a demand fits (now, if it does), and what is in the way the longest.
 local function room_at(deployment, requests, tokens)
   local latest, reason = now, 0
-  local cooldown, ledgers = deployment.cooldown, deployment.ledgers
-  if cooldown then latest, reason = cooldown[1], METRICS + describe(cooldown[3]) end
-  for i = 1, #ledgers do
-    local ledger = ledgers[i]
-    local amount = ledger.tokens and tokens or requests
+  local aside, s, all = deployment.aside, deployment.scope, deployment.terms
+  if aside then latest, reason = aside[3], METRICS + describe(aside[5]) end
+  for i = 1, #all do
+    local terms = all[i]
+    local amount = terms.tokens and tokens or requests
     if amount > 0 then
-      local moment = ledger.class.room_at(ledger, amount)
+      local moment = kinds[terms.kind].room_at(s, terms.at, amount, terms)
       if moment > now then
-        moment = min(moment, ledger.holds_until) -- a learnt limit of 0 does not hold for ever
-        if moment > latest then latest, reason = moment, ledger.metric end
+        moment = min(moment, terms.holds_until) -- a learnt limit of 0 does not hold for ever
+        if moment > latest then latest, reason = moment, terms.metric end
       end
     end
   end
   return latest, reason
 end
 
--- Take what fits, say what remains, and return the marks as they are stored.
-local function take(deployment, requests, tokens)
-  local ledgers, marks, remarked = deployment.ledgers, deployment.marks, false
-  local share, used, limit = 1, 0, 1
-  local daily_share, daily_used, daily_limit = 1, 0, 1
-  if not marks then
-    marks = {}
-    deployment.marks = marks
-  end
-  for i = 1, #ledgers do
-    local ledger = ledgers[i]
-    local class = ledger.class
-    local mark = class.take(ledger, ledger.tokens and tokens or requests)
-    if mark ~= marks[i] then marks[i], remarked = mark, true end
-    local taken, most = class.used(ledger), ledger.limit
-    if taken >= most then taken, most = 1, 1 end
-    local remains = 1 - taken / most
-    if class == daily then
-      if remains < daily_share then daily_share, daily_used, daily_limit = remains, taken, most end
-    elseif remains < share then
-      share, used, limit = remains, taken, most
-    end
-  end
-  if remarked then
-    local text = ""
-    for i = 1, #ledgers do
-      text = text .. " " .. digits(ledgers[i].metric) .. " " .. digits(marks[i])
-    end
-    deployment.marked = text
-  end
-  reply(used, limit, daily_used, daily_limit)
-  return deployment.marked or ""
-end
+-- Reserve ----------------------------------------------------------------------------------------------------
 
-local function reserve(id, shortlist, requests, tokens, lasts)
-  local start = length
-  reply(#shortlist, 0)
-  for i = 1, #shortlist do
-    local deployment = opened[shortlist[i]] or open_deployment(shortlist[i])
-    local retry_at, reason = room_at(deployment, requests, tokens)
-    if retry_at == now then
-      numbers[start + 1], numbers[start + 2] = i - 1, 1
-      local marks = take(deployment, requests, tokens)
-      local scope, expires = deployment.scope, now + lasts
-      add_hold(id, expires, requests, tokens, scope.name, marks)
-      if expires > scope.kept_until then scope.kept_until = expires end
-      touch(scope)
-      return
+local reserve = (function()
+  -- Take what fits, say what remains, and return from where it was taken, as it is stored.
+  local function take(deployment, requests, tokens)
+    local s, all, marks, remarked = deployment.scope, deployment.terms, deployment.marks, false
+    local share, daily_share = 1, 1
+    for i = 1, #all do
+      local terms = all[i]
+      local b, kind, limit = terms.at, kinds[terms.kind], terms.limit
+      local mark = kind.take(s, b, terms.tokens and tokens or requests)
+      if mark ~= marks[i] then marks[i], remarked = mark, true end
+      local taken = terms.kind == STEADY and kind.used(s, b) or s[b + USED]
+      local remains = taken < limit and 1 - taken / limit or 0
+      if terms.daily then
+        if remains < daily_share then daily_share = remains end
+      elseif remains < share then
+        share = remains
+      end
     end
-    reply(reason, retry_at, min(retry_at, (room_at(deployment, 1, 1))))
+    if remarked then deployment.taken_from = format(all.taken_from, s[NAME], unpack(marks)) end
+    reply(share * 2 ^ 53, daily_share * 2 ^ 53)
+    return deployment.taken_from
   end
-end
+
+  local function grant(id, deployment, requests, tokens, lasts)
+    local s, expires = deployment.scope, now + lasts
+    add_hold(id, expires, requests, tokens, take(deployment, requests, tokens))
+    if expires > s[2] then s[2] = expires end
+    touch(s)
+  end
+
+  return function(id, shortlist, requests, tokens, lasts)
+    local start, count = length + 1, unpack_from("<I2", ARGV[4], shortlist)
+    length = start
+    for i = 1, count do
+      local number = unpack_from("<I2", ARGV[4], shortlist + 2 * i)
+      local deployment = opened[number] or open_deployment(number)
+      local retry_at, reason = now, nil
+      if not fits(deployment, requests, tokens) then retry_at, reason = room_at(deployment, requests, tokens) end
+      if retry_at == now then
+        numbers[start] = 2 * i - 1
+        return grant(id, deployment, requests, tokens, lasts)
+      end
+      length = length + 1
+      numbers[length] = reason
+      reply(retry_at, min(retry_at, (room_at(deployment, 1, 1))))
+    end
+    numbers[start] = 2 * count
+  end
+end)()
 
 -- The rest ---------------------------------------------------------------------------------------------------
-
-local function correct(name, marks, requests, tokens)
-  local scope = get_scope(name)
-  for metric, mark in string.gmatch(marks, "(%d) (%d+)") do
-    metric = tonumber(metric)
-    local change = metric % 2 == 0 and tokens or requests
-    local ledger = scope.ledgers[metric]
-    if ledger and change ~= 0 then ledger.class.correct(ledger, tonumber(mark), change) end
-  end
-  touch(scope)
-end
 
 local function settle(id, used_requests, used_tokens)
   local expires, requests, tokens, name, marks = remove_hold(id)
   if not expires or now >= expires then return end
   requests, tokens = used_requests - requests, used_tokens - tokens
-  if requests ~= 0 or tokens ~= 0 then correct(name, marks, requests, tokens) end
-end
-
-local function put_aside(order)
-  local scope, learnt = get_scope(order[1]), order[5]
-  cool_down(scope, order)
-  for i = 1, #learnt, 2 do
-    learn(scope, learnt[i], learnt[i + 1], now + batch.learnt_for)
+  if requests == 0 and tokens == 0 then return end
+  local s = get_scope(name)
+  for metric, mark in string.gmatch(marks, "(%d) (%d+)") do
+    metric = tonumber(metric)
+    local b, change = FIRST_LEDGER + (metric - 1) * LEDGER, metric % 2 == 0 and tokens or requests
+    if s[b] ~= 0 and change ~= 0 then
+      local kind = kind_of(s[b])
+      kind.open(s, b)
+      kind.correct(s, b, tonumber(mark), change)
+    end
   end
-  opened = {}
+  touch(s)
 end
 
 local function snapshot(shortlist)
-  for i = 1, #shortlist do
-    local deployment = opened[shortlist[i]] or open_deployment(shortlist[i])
-    local cooldown, ledgers = deployment.cooldown, deployment.ledgers
-    reply(#ledgers, cooldown and describe(cooldown[3]) or 0)
-    for _, ledger in ipairs(ledgers) do
-      reply(ledger.metric, ledger.limit, ledger.class.used(ledger), ledger.class.resets_at(ledger))
+  local count = unpack_from("<I2", ARGV[4], shortlist)
+  for i = 1, count do
+    local number = unpack_from("<I2", ARGV[4], shortlist + 2 * i)
+    local deployment = opened[number] or open_deployment(number)
+    local s, all, aside = deployment.scope, deployment.terms, deployment.aside
+    reply(#all, aside and describe(aside[5]) or 0)
+    for _, terms in ipairs(all) do
+      local kind = kinds[terms.kind]
+      reply(terms.metric, terms.limit)
+      reply(kind.used(s, terms.at), kind.resets_at(s, terms.at))
     end
   end
 end
 
 -- Read at once what is likely to be looked at: the first choice of every shortlist, and what is settled.
-local function fetch()
-  local keys, settled = { KEYS[2] }, {}
+local function fetch(settled)
+  local keys, at, last = { KEYS[2] }, 1, #ARGV[4]
   fetched[KEYS[2]] = false
-  local function add(name)
-    local key = prefix .. name
-    if fetched[key] == nil then
-      fetched[key] = false
-      keys[#keys + 1] = key
+  while at < last do
+    local count = unpack_from("<I2", ARGV[4], at)
+    if count > 0 then
+      local found = named_by((unpack_from("<I2", ARGV[4], at + 2)))
+      for i = 1, #found do
+        local key = i ~= 2 and prefix .. found[i] -- the second is no scope
+        if key and fetched[key] == nil then
+          fetched[key] = false
+          keys[#keys + 1] = key
+        end
+      end
     end
-  end
-  local seen = {}
-  for _, shortlist in ipairs(shortlists) do
-    local first = shortlist[1]
-    if first and not seen[first] then
-      seen[first] = true
-      local model, key, provider = describe_deployment(first)
-      add(model)
-      add(key)
-      add(provider)
-    end
+    at = at + 2 + 2 * count
   end
   local values = call("MGET", unpack(keys))
   for i = 1, #keys do
     fetched[keys[i]] = values[i]
   end
-  for i = 1, #operations, STRIDE do
-    if operations[i] == SETTLE then settled[#settled + 1] = ids[operations[i + 1]] end
-  end
-  fetch_holds(settled)
+  if settled[1] then fetch_holds(settled) end
 end
 
-local function run()
-  for i = 1, #operations, STRIDE do
-    local kind, subject, list = operations[i], operations[i + 1], operations[i + 2]
+-- Whether the caller knows what time it is here, and still waits for an answer.
+local function is_timely(deadline)
+  local at, last = 1, #ARGV[7]
+  while at < last do
+    local zone = { unpack_from("<sI8I8I8I8I8", ARGV[7], at) }
+    at = zone[7]
+    zones[zone[1]] = { unpack(zone, 2, 6) }
+    if now < zone[2] or now >= zone[4] then return false end
+  end
+  return deadline == 0 or now <= deadline
+end
+
+-- The ids of reservations that are settled.
+local function find_settled(operations)
+  local at, settled = 1, {}
+  while at < #operations do
+    local kind, _, _, _, _, id, following = unpack_from(OPERATION, operations, at)
+    if kind == SETTLE then settled[#settled + 1] = id end
+    at = following
+  end
+  return settled
+end
+
+local function run(learnt_for, settles)
+  local operations, cooldowns, at = ARGV[3], nil, 1
+  fetch(settles > 0 and find_settled(operations) or {})
+  while at < #operations do
+    local kind, argument, requests, tokens, lasts, id, following = unpack_from(OPERATION, operations, at)
+    at = following
     if kind == RESERVE then
-      reserve(ids[subject], shortlists[list], operations[i + 3], operations[i + 4], operations[i + 5])
+      reserve(id, argument, requests, tokens, lasts)
     elseif kind == SETTLE then
-      settle(ids[subject], operations[i + 3], operations[i + 4])
+      settle(id, requests, tokens)
     elseif kind == COOL_DOWN then
-      put_aside(batch.cooldowns[subject])
+      cooldowns = cooldowns or cjson.decode(ARGV[8])
+      put_aside(cooldowns[argument], now + learnt_for)
+      open_anew()
     else
-      snapshot(shortlists[list])
+      snapshot(argument)
     end
   end
 end
 
--- Whether the caller knows what time it is here, and still waits for an answer.
-local function is_timely()
-  for _, midnights in pairs(zones) do
-    if now < midnights[1] or now >= midnights[3] then return false end
-  end
-  return batch.deadline == 0 or now <= batch.deadline
-end
-
-now, zones, prefix = batch.now, batch.zones, batch.prefix
+local deadline, learnt_for, settles, _
+now, deadline, learnt_for, _, settles = unpack_from("<I8I8I8I4I4", ARGV[1], 1)
+prefix = ARGV[2]
+others_until = tonumber(call("GET", KEYS[3]) or 0)
+if not others_until then return { "corrupt", now, KEYS[3], {}, {} } end
 if now == 0 then
   local time = call("TIME")
   now = time[1] * 1e6 + time[2]
 end
-if not is_timely() then return { "again", format("%d", now), "", {}, {} } end
-fetch()
-run()
-if missing_zone then return { "again", format("%d", now), missing_zone, {}, {} } end
-if corrupt then return { "corrupt", format("%d", now), corrupt, {}, {} } end
+if not is_timely(deadline) then return { "again", now, "", {}, {} } end
+run(learnt_for, settles)
+if missing_zone then return { "again", now, missing_zone, {}, {} } end
+if corrupt then return { "corrupt", now, corrupt, {}, {} } end
 -- Nothing has been written so far: an error up to here, and in the first write, leaves everything as it was.
 write_scopes()
 write_holds()
-return { "ok", format("%d", now), "", descriptions, numbers }
+return { "ok", now, "", descriptions, numbers }

@@ -1,446 +1,366 @@
 -- The arithmetic of one quota, as in llm_router/stores/ledger.py; the differential test holds the two together.
 --
 -- Amounts are in requests or tokens, moments in whole microseconds since the Unix epoch (doubles hold them
--- exactly). `now` is the same for all that one script call does, so a ledger is brought up to it when it is
--- opened, and never looks at the past again.
+-- exactly). `now` is the same for all that one script call does.
+--
+-- A ledger is a block of nine consecutive fields of its scope (scopes.lua), which starts at index b: its kind, seven
+-- numbers and a text. What it goes by comes as `terms`: the quota, under the limit in force (batch.lua).
 --
 -- Each kind of ledger has the same functions:
---   new()                           an empty one
---   decode(fields), encode(ledger)  from and to the stored form: an array whose first field names the kind
---   configure(ledger, quota, limit) go on under these limits; tells whether that changes what is stored;
---                                   `quota` as in batch.lua
---   open(ledger)                    bring it up to now
---   room_at(ledger, amount)         now if the amount fits, else the moment it will, or NEVER
---   take(ledger, amount)            take it; returns the mark by which it can be corrected
---   correct(ledger, mark, change)   change what was taken at the mark
---   used(ledger), resets_at(ledger)
---   kept_until(ledger)              when nothing of it matters any more
+--   configure(s, b, terms)          go on under these terms; tells whether that changes what is stored
+--   open(s, b)                      bring it up to now; to be called before any of those below
+--   room_at(s, b, amount, terms)    now if the amount fits, else the moment it will, or NEVER
+--   take(s, b, amount)              take it; returns the mark by which it can be corrected
+--   correct(s, b, mark, change)     change what was taken at the mark
+--   used(s, b), resets_at(s, b)
+--   kept_until(s, b)                when nothing of it matters any more
 
-local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
-local format, sub, match, find = string.format, string.sub, string.match, string.find
-local concat, insert, remove = table.concat, table.insert, table.remove
+local ROLLING, STEADY, DAILY = 1, 2, 3
+local USED, CARRY = 1, 2 -- of a rolling and a daily ledger: what is used, once it is open; of a daily one, see there
 
-local NEVER = 2 ^ 62
-local EXACT_LIMIT, SLICES = 240, 240
-local MOST_ENTRIES = 2 * SLICES
-local EPSILON = 1e-6
-local LONGEST_DAY = 25 * 3600 * 1e6
-
-local now           -- microseconds, set by batch.lua
 local zones = {}    -- time zone -> consecutive midnights, now lying before the third; set by batch.lua
 local missing_zone  -- a time zone that a stored ledger needs and the caller did not send
 
 -- Rolling ----------------------------------------------------------------------------------------------------
--- Stored: "R", used, span, resolution, log, and then three numbers for each of the newest entries: the moments of
--- the first and the last taking merged into it, and what they took together. The log holds the older entries,
--- 48 digits each. Of its entries those numbered `at` to `count` are live; `tail` holds the newest ones, and those
--- made or changed since, as {first, last, amount}. Decoding only what is looked at is what makes a long log
--- cheap. The first moments rise strictly.
+-- The newest entry is kept as three numbers: the moments of the first and the last taking merged into it, and what
+-- they took together; last = 0 stands for none. The log holds the older ones, 48 digits each, oldest first. The first
+-- moments rise strictly. Decoding only what is looked at is what makes a long log cheap.
 
-local WIDTH = 48
-local LONGEST_TAIL = 1  -- entries stored as numbers; the others go to the log
-local HEAD = 5
-local rolling = {}
+local function load_rolling()
+  local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 8 -- DUE: the last moment of the oldest entry
+  local WIDTH = 48
+  local MOST_ENTRIES = 2 * 240 -- as in ledger.py
 
-function rolling.new()
-  return { class = rolling, used = 0, span = 0, resolution = 0, log = "", at = 1, count = 0, tail = {} }
-end
+  local rooms = {} -- scope -> block -> amount in excess -> when there is room: refused requests come in crowds
 
-function rolling.decode(fields)
-  local log, tail = fields[5], {}
-  for i = HEAD + 1, #fields, 3 do
-    tail[#tail + 1] = { fields[i], fields[i + 1], fields[i + 2] }
+  local function first_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 1, (entry - 1) * WIDTH + 16)) end
+  local function last_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 17, (entry - 1) * WIDTH + 32)) end
+  local function amount_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 33, entry * WIDTH)) end
+  local function logged(first, last, amount) return format("%016d%016d%016d", first, last, amount) end
+
+  local function changed(s)
+    if rooms[s] then rooms[s] = nil end
   end
-  return {
-    class = rolling,
-    used = fields[2],
-    span = fields[3],
-    resolution = fields[4],
-    log = log,
-    at = 1,
-    count = #log / WIDTH,
-    tail = tail,
-  }
-end
 
-local function live_log(ledger, tail)
-  local log = ledger.at == 1 and ledger.log or sub(ledger.log, (ledger.at - 1) * WIDTH + 1)
-  if #tail <= LONGEST_TAIL then return log, 1 end
-  local parts = { log }
-  for i = 1, #tail - 1 do
-    local entry = tail[i]
-    parts[i + 1] = format("%016d%016d%016d", entry[1], entry[2], entry[3])
+  local function set_due(s, b)
+    local log = s[b + LOG]
+    s[b + DUE] = log == "" and s[b + LAST] or last_of(log, 1)
   end
-  return concat(parts), #tail
-end
 
-function rolling.encode(ledger)
-  local tail = ledger.tail
-  local log, from = live_log(ledger, tail)
-  local fields = { "R", ledger.used, ledger.span, ledger.resolution, log }
-  local length = HEAD
-  for i = from, #tail do
-    local entry = tail[i]
-    fields[length + 1], fields[length + 2], fields[length + 3] = entry[1], entry[2], entry[3]
-    length = length + 3
+  local function expire(s, b, horizon)
+    local log, entry = s[b + LOG], 1
+    local count = #log / WIDTH
+    while entry <= count and last_of(log, entry) <= horizon do
+      s[b + USED] = s[b + USED] - amount_of(log, entry)
+      entry = entry + 1
+    end
+    s[b + LOG] = sub(log, (entry - 1) * WIDTH + 1)
+    if entry > count and s[b + LAST] <= horizon then
+      s[b + USED] = s[b + USED] - s[b + AMOUNT]
+      s[b + FIRST], s[b + LAST], s[b + AMOUNT] = 0, 0, 0
+    end
+    set_due(s, b)
+    changed(s)
   end
-  return fields
-end
 
-local function last_of(ledger, i)
-  local at = (i - 1) * WIDTH
-  return tonumber(sub(ledger.log, at + 17, at + 32))
-end
-
-local function amount_of(ledger, i)
-  local at = (i - 1) * WIDTH
-  return tonumber(sub(ledger.log, at + 33, at + 48))
-end
-
-local function decoded(ledger, i)
-  local at = (i - 1) * WIDTH
-  return { tonumber(sub(ledger.log, at + 1, at + 16)), last_of(ledger, i), amount_of(ledger, i) }
-end
-
--- Put every live entry but those of amount 0, if `sweeping`, into the tail.
-local function unfold(ledger, sweeping)
-  local entries = {}
-  for i = ledger.at, ledger.count do
-    entries[#entries + 1] = decoded(ledger, i)
+  local function find_room(s, b, excess)
+    local log = s[b + LOG]
+    for entry = 1, #log / WIDTH do
+      excess = excess - amount_of(log, entry)
+      if excess <= 0 then return last_of(log, entry) + s[b + SPAN] end
+    end
+    if excess > s[b + AMOUNT] then error("the entries of a rolling ledger do not add up to what it says is used") end
+    return s[b + LAST] + s[b + SPAN]
   end
-  for _, entry in ipairs(ledger.tail) do
-    entries[#entries + 1] = entry
+
+  -- The entries as a list of {first, last, amount}, and back: for what happens rarely.
+  local function unfold(s, b)
+    local entries, log = {}, s[b + LOG]
+    for entry = 1, #log / WIDTH do
+      entries[entry] = { first_of(log, entry), last_of(log, entry), amount_of(log, entry) }
+    end
+    if s[b + LAST] > 0 then insert(entries, { s[b + FIRST], s[b + LAST], s[b + AMOUNT] }) end
+    return entries
   end
-  if sweeping then
+
+  local function fold(s, b, entries)
+    local newest = table.remove(entries) or { 0, 0, 0 }
+    for i, entry in ipairs(entries) do
+      entries[i] = logged(entry[1], entry[2], entry[3])
+    end
+    s[b + LOG] = concat(entries)
+    s[b + FIRST], s[b + LAST], s[b + AMOUNT] = newest[1], newest[2], newest[3]
+    set_due(s, b)
+  end
+
+  local function sweep(s, b)
     local kept = {}
-    for _, entry in ipairs(entries) do
-      if entry[3] ~= 0 then kept[#kept + 1] = entry end
+    for _, entry in ipairs(unfold(s, b)) do
+      if entry[3] ~= 0 then insert(kept, entry) end
     end
-    entries = kept
+    fold(s, b, kept)
   end
-  ledger.log, ledger.at, ledger.count, ledger.tail = "", 1, 0, entries
-end
 
-function rolling.configure(ledger, quota, limit)
-  local span, resolution = quota.span, limit <= EXACT_LIMIT and 0 or floor(quota.window / SLICES)
-  local changes = ledger.span ~= span or ledger.resolution ~= resolution
-  ledger.limit, ledger.span, ledger.resolution, ledger.known = limit, span, resolution, nil
-  return changes
-end
+  -- Put in a taking of which there is no entry: it was one of 0, or was given back whole and swept out.
+  local function insert_taking(s, b, mark, amount)
+    local entries = unfold(s, b)
+    local index = #entries
+    while index > 0 and entries[index][1] > mark do
+      index = index - 1
+    end
+    local before = entries[index]
+    if before and (mark - before[1] <= s[b + RESOLUTION] or #entries > MOST_ENTRIES) then
+      before[2], before[3] = mark, before[3] + amount
+    else
+      insert(entries, index + 1, { mark, mark, amount })
+    end
+    s[b + USED] = s[b + USED] + amount
+    fold(s, b, entries)
+  end
 
-function rolling.open(ledger)
-  local horizon, tail = now - ledger.span, ledger.tail
-  while ledger.at <= ledger.count and last_of(ledger, ledger.at) <= horizon do
-    ledger.used = ledger.used - amount_of(ledger, ledger.at)
-    ledger.at = ledger.at + 1
+  -- Return the number of the last logged entry that starts at or before the mark; 0 if none does.
+  local function find_logged(log, mark)
+    local low, high = 1, #log / WIDTH
+    while low <= high do
+      local middle = floor((low + high) / 2)
+      if first_of(log, middle) <= mark then low = middle + 1 else high = middle - 1 end
+    end
+    return high
   end
-  while ledger.at > ledger.count and tail[1] and tail[1][2] <= horizon do
-    ledger.used = ledger.used - remove(tail, 1)[3]
-  end
-end
 
-local function find_room(ledger, excess)
-  for i = ledger.at, ledger.count do
-    excess = excess - amount_of(ledger, i)
-    if excess <= 0 then return last_of(ledger, i) + ledger.span end
+  -- Change the logged entry that holds the mark; tell whether there is one.
+  local function correct_logged(s, b, mark, change)
+    local log = s[b + LOG]
+    local entry = find_logged(log, mark)
+    if entry == 0 or last_of(log, entry) < mark then return false end
+    local at, amount = (entry - 1) * WIDTH + 32, amount_of(log, entry)
+    change = max(change, -amount)
+    s[b + LOG] = sub(log, 1, at) .. format("%016d", amount + change) .. sub(log, at + 17)
+    s[b + USED] = s[b + USED] + change
+    return true
   end
-  for _, entry in ipairs(ledger.tail) do
-    excess = excess - entry[3]
-    if excess <= 0 then return entry[2] + ledger.span end
-  end
-  return error("the entries of a rolling ledger do not add up to what it says is used")
-end
 
-function rolling.room_at(ledger, amount)
-  local excess = ledger.used + amount - ledger.limit
-  if excess <= 0 then return now end
-  if amount > ledger.limit then return NEVER end
-  -- Refused requests come in crowds: remember the answer until the entries change.
-  local known = ledger.known
-  if not known then
-    known = {}
-    ledger.known = known
-  end
-  if not known[excess] then known[excess] = find_room(ledger, excess) end
-  return known[excess]
-end
+  local rolling = {}
 
-function rolling.take(ledger, amount)
-  local tail = ledger.tail
-  local newest, at = tail[#tail], now
-  ledger.known = nil
-  if not newest and ledger.at <= ledger.count then
-    newest = decoded(ledger, ledger.count)
-    ledger.count = ledger.count - 1
-    ledger.log = sub(ledger.log, 1, ledger.count * WIDTH)
-    tail[1] = newest
+  function rolling.configure(s, b, terms)
+    if s[b + SPAN] == terms.span and s[b + RESOLUTION] == terms.resolution then return false end
+    s[b + SPAN], s[b + RESOLUTION] = terms.span, terms.resolution
+    changed(s)
+    return true
   end
-  if newest then
-    if at < newest[2] then at = newest[2] end -- a clock set back must not bring anything back early
-    if at - newest[1] <= ledger.resolution then
-      newest[2] = at
-      newest[3] = newest[3] + amount
-      ledger.used = ledger.used + amount
-      return newest[1]
+
+  function rolling.open(s, b)
+    local due, horizon = s[b + DUE], now - s[b + SPAN]
+    if due > 0 and due <= horizon then expire(s, b, horizon) end
+  end
+
+  function rolling.room_at(s, b, amount, terms)
+    local excess = s[b + USED] + amount - terms.limit
+    if excess <= 0 then return now end
+    if amount > terms.limit then return NEVER end
+    local known = rooms[s] or {}
+    rooms[s] = known
+    known[b] = known[b] or {}
+    known[b][excess] = known[b][excess] or find_room(s, b, excess)
+    return known[b][excess]
+  end
+
+  function rolling.take(s, b, amount)
+    local last, at = s[b + LAST], now
+    if last > 0 then
+      if at < last then at = last end -- a clock set back must not bring anything back early
+      if at - s[b + FIRST] <= s[b + RESOLUTION] then
+        s[b + LAST], s[b + AMOUNT], s[b + USED] = at, s[b + AMOUNT] + amount, s[b + USED] + amount
+        if s[b + LOG] == "" then s[b + DUE] = at end
+        if rooms[s] then rooms[s] = nil end
+        return s[b + FIRST]
+      end
+    end
+    if amount > 0 then
+      if last > 0 then
+        s[b + LOG] = s[b + LOG] .. logged(s[b + FIRST], last, s[b + AMOUNT])
+      else
+        s[b + DUE] = at
+      end
+      s[b + FIRST], s[b + LAST], s[b + AMOUNT], s[b + USED] = at, at, amount, s[b + USED] + amount
+      if #s[b + LOG] >= MOST_ENTRIES * WIDTH then sweep(s, b) end
+      changed(s)
+    end
+    return at
+  end
+
+  function rolling.correct(s, b, mark, change)
+    local log, first, last = s[b + LOG], s[b + FIRST], s[b + LAST]
+    if mark <= now - s[b + SPAN] then
+      local oldest = log == "" and first or first_of(log, 1)
+      if last == 0 or mark < oldest then return end
+    end
+    changed(s)
+    if last > 0 and first <= mark and mark <= last then
+      change = max(change, -s[b + AMOUNT])
+      s[b + AMOUNT], s[b + USED] = s[b + AMOUNT] + change, s[b + USED] + change
+    elseif not (log ~= "" and mark < first and correct_logged(s, b, mark, change)) and change > 0 then
+      insert_taking(s, b, mark, change)
     end
   end
-  if amount > 0 then
-    ledger.used = ledger.used + amount
-    tail[#tail + 1] = { at, at, amount }
-    if ledger.count - ledger.at + 1 + #tail > MOST_ENTRIES then unfold(ledger, true) end
-  end
-  return at
-end
 
--- Return the number of the last logged entry that starts at or before the mark; ledger.at - 1 if none does.
-local function find_logged(ledger, mark)
-  local low, high, wanted = ledger.at, ledger.count, format("%016d", mark)
-  while low <= high do
-    local middle = floor((low + high) / 2)
-    local at = (middle - 1) * WIDTH
-    if sub(ledger.log, at + 1, at + 16) <= wanted then low = middle + 1 else high = middle - 1 end
-  end
-  return high
-end
+  function rolling.used(s, b) return s[b + USED] end
 
--- Put in a taking after entry number `index` of the unfolded ledger, merging it where it would be by now.
-local function insert_taking(ledger, index, mark, amount)
-  local before = ledger.tail[index]
-  ledger.used = ledger.used + amount
-  if before and (mark - before[1] <= ledger.resolution or #ledger.tail > MOST_ENTRIES) then
-    before[2] = mark
-    before[3] = before[3] + amount
-  else
-    insert(ledger.tail, index + 1, { mark, mark, amount })
+  function rolling.resets_at(s, b)
+    if s[b + AMOUNT] > 0 then return s[b + LAST] + s[b + SPAN] end
+    local log = s[b + LOG]
+    for entry = #log / WIDTH, 1, -1 do
+      if amount_of(log, entry) > 0 then return last_of(log, entry) + s[b + SPAN] end
+    end
+    return now
   end
-end
 
-local function correct_logged(ledger, mark, change)
-  local index = find_logged(ledger, mark)
-  if index < ledger.at or last_of(ledger, index) < mark then return false end
-  local at, amount = (index - 1) * WIDTH, amount_of(ledger, index)
-  change = max(change, -amount)
-  if change ~= 0 then
-    ledger.log = concat({ sub(ledger.log, 1, at + 32), format("%016d", amount + change), sub(ledger.log, at + 49) })
-    ledger.used = ledger.used + change
+  function rolling.kept_until(s, b)
+    return s[b + LAST] > 0 and s[b + LAST] + s[b + SPAN] or now
   end
-  return true
-end
 
-local function correct_tail(ledger, mark, change)
-  local tail, index = ledger.tail, #ledger.tail
-  while index > 0 and tail[index][1] > mark do
-    index = index - 1
-  end
-  local entry = tail[index]
-  if not entry or entry[2] < mark then return false, index end
-  change = max(change, -entry[3])
-  entry[3] = entry[3] + change
-  ledger.used = ledger.used + change
-  return true
-end
-
-local function oldest_moment(ledger)
-  if ledger.at <= ledger.count then return decoded(ledger, ledger.at)[1] end
-  return ledger.tail[1] and ledger.tail[1][1]
-end
-
-function rolling.correct(ledger, mark, change)
-  if mark <= now - ledger.span then
-    local oldest = oldest_moment(ledger)
-    if not oldest or mark < oldest then return end
-  end
-  ledger.known = nil
-  local tail = ledger.tail
-  if not tail[1] or mark < tail[1][1] then
-    if correct_logged(ledger, mark, change) or change <= 0 then return end
-    unfold(ledger, false)
-  end
-  local found, index = correct_tail(ledger, mark, change)
-  if found or change <= 0 then return end
-  -- The taking was one of 0, or was given back whole and swept out.
-  index = index + ledger.count - ledger.at + 1
-  unfold(ledger, false)
-  insert_taking(ledger, index, mark, change)
-end
-
-function rolling.used(ledger)
-  return ledger.used
-end
-
-function rolling.resets_at(ledger)
-  for i = #ledger.tail, 1, -1 do
-    if ledger.tail[i][3] > 0 then return ledger.tail[i][2] + ledger.span end
-  end
-  for i = ledger.count, ledger.at, -1 do
-    if amount_of(ledger, i) > 0 then return last_of(ledger, i) + ledger.span end
-  end
-  return now
-end
-
-function rolling.kept_until(ledger)
-  local newest = ledger.tail[#ledger.tail]
-  if newest then return newest[2] + ledger.span end
-  if ledger.at > ledger.count then return now end
-  return last_of(ledger, ledger.count) + ledger.span
+  return rolling
 end
 
 -- Steady -----------------------------------------------------------------------------------------------------
--- Stored: "S", a debt that drains at a constant rate, the moment at which it was that, how much was ever taken,
--- and the rate.
+-- A debt that drains at a constant rate, the moment at which it was that, how much was ever taken, and the rate.
 
-local steady = {}
+local function load_steady()
+  local DEBT, AT, TOTAL, RATE = 1, 2, 3, 4
+  local EPSILON = 1e-6 -- as in ledger.py
 
-function steady.new()
-  return { class = steady, debt = 0, at = 0, total = 0, rate = 0 }
-end
-
-function steady.decode(fields)
-  return { class = steady, debt = fields[2], at = fields[3], total = fields[4], rate = fields[5] }
-end
-
-function steady.encode(ledger)
-  return { "S", ledger.debt, ledger.at, ledger.total, ledger.rate }
-end
-
-function steady.configure(ledger, quota, limit)
-  ledger.limit = limit
-  ledger.capacity = min(quota.capacity, limit)
-  local spread = limit - ledger.capacity + (quota.guard > 0 and 1 or 0)
-  local rate = max(spread, 1) / quota.span
-  local changes = ledger.rate ~= rate
-  ledger.rate = rate
-  return changes
-end
-
-function steady.open() end
-
-local function drained(ledger)
-  if now <= ledger.at then return ledger.debt end
-  return max(0, ledger.debt - (now - ledger.at) * ledger.rate)
-end
-
-local function drain(ledger)
-  ledger.debt = drained(ledger)
-  ledger.at = max(now, ledger.at)
-end
-
-function steady.room_at(ledger, amount)
-  local excess = drained(ledger) + amount - ledger.capacity
-  if excess <= EPSILON then return now end
-  if amount > ledger.capacity then return NEVER end
-  return max(now, ledger.at) + ceil((excess - EPSILON / 2) / ledger.rate)
-end
-
-function steady.take(ledger, amount)
-  drain(ledger)
-  ledger.debt = ledger.debt + amount
-  ledger.total = ledger.total + amount
-  return ledger.total
-end
-
-function steady.correct(ledger, mark, change)
-  drain(ledger)
-  if change > 0 then
-    ledger.debt = ledger.debt + change
-    ledger.total = ledger.total + change
-  elseif mark <= ledger.total then
-    ledger.debt = max(ledger.debt + change, min(ledger.debt, ledger.total - mark))
+  local function drained(s, b)
+    if now <= s[b + AT] then return s[b + DEBT] end
+    return max(0, s[b + DEBT] - (now - s[b + AT]) * s[b + RATE])
   end
-end
 
-function steady.used(ledger)
-  return max(0, ceil(drained(ledger) - EPSILON))
-end
+  local function drain(s, b)
+    s[b + DEBT], s[b + AT] = drained(s, b), max(now, s[b + AT])
+  end
 
-function steady.resets_at(ledger)
-  local debt = drained(ledger)
-  if debt <= 0 then return now end
-  return max(now, ledger.at) + ceil(debt / ledger.rate)
-end
+  local steady = {}
 
-steady.kept_until = steady.resets_at
+  function steady.configure(s, b, terms)
+    local spread = terms.limit - terms.capacity + (terms.guard > 0 and 1 or 0)
+    local rate = max(spread, 1) / terms.span
+    if s[b + RATE] == rate then return false end
+    s[b + RATE] = rate
+    return true
+  end
+
+  function steady.open() end
+
+  function steady.room_at(s, b, amount, terms)
+    local excess = drained(s, b) + amount - terms.capacity
+    if excess <= EPSILON then return now end
+    if amount > terms.capacity then return NEVER end
+    return max(now, s[b + AT]) + ceil((excess - EPSILON / 2) / s[b + RATE])
+  end
+
+  function steady.take(s, b, amount)
+    drain(s, b)
+    s[b + DEBT], s[b + TOTAL] = s[b + DEBT] + amount, s[b + TOTAL] + amount
+    return s[b + TOTAL]
+  end
+
+  function steady.correct(s, b, mark, change)
+    drain(s, b)
+    if change > 0 then
+      s[b + DEBT], s[b + TOTAL] = s[b + DEBT] + change, s[b + TOTAL] + change
+    elseif mark <= s[b + TOTAL] then
+      s[b + DEBT] = max(s[b + DEBT] + change, min(s[b + DEBT], s[b + TOTAL] - mark))
+    end
+  end
+
+  function steady.used(s, b)
+    return max(0, ceil(drained(s, b) - EPSILON))
+  end
+
+  function steady.resets_at(s, b)
+    local debt = drained(s, b)
+    if debt <= 0 then return now end
+    return max(now, s[b + AT]) + ceil(debt / s[b + RATE])
+  end
+
+  steady.kept_until = steady.resets_at
+  return steady
+end
 
 -- Daily ------------------------------------------------------------------------------------------------------
--- Stored: "D", what is taken between two midnights, what of it was taken within the guard before the second and so
--- counts on both sides, the midnights, the guard and the time zone.
+-- What is taken between two midnights, what of it was taken within the guard before the second and so counts on both
+-- sides, the midnights, the guard; and, as text, the time zone.
 
-local daily = {}
+local function load_daily()
+  local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 8
+  local LONGEST_DAY = 25 * 3600 * 1e6
 
-function daily.new()
-  return { class = daily, used = 0, carry = 0, starts = 0, ends = 0, guard = 0, zone = "" }
-end
-
-function daily.decode(fields)
-  return {
-    class = daily,
-    used = fields[2],
-    carry = fields[3],
-    starts = fields[4],
-    ends = fields[5],
-    guard = fields[6],
-    zone = fields[7],
-  }
-end
-
-function daily.encode(ledger)
-  return { "D", ledger.used, ledger.carry, ledger.starts, ledger.ends, ledger.guard, ledger.zone }
-end
-
-function daily.configure(ledger, quota, limit)
-  local changes = ledger.guard ~= quota.guard or ledger.zone ~= quota.zone
-  ledger.limit, ledger.guard, ledger.zone = limit, quota.guard, quota.zone
-  return changes
-end
-
--- The first midnight of the zone after a moment that is not before today.
-local function midnight_after(zone, moment)
-  for _, midnight in ipairs(zones[zone] or {}) do
-    if midnight > moment then return midnight end
+  -- The first midnight of the zone after a moment that is not before today.
+  local function midnight_after(zone, moment)
+    for _, midnight in ipairs(zones[zone] or {}) do
+      if midnight > moment then return midnight end
+    end
+    return moment + LONGEST_DAY
   end
-  return moment + LONGEST_DAY
+
+  local daily = {}
+
+  function daily.configure(s, b, terms)
+    if s[b + GUARD] == terms.guard and s[b + ZONE] == terms.zone then return false end
+    s[b + GUARD], s[b + ZONE] = terms.guard, terms.zone
+    return true
+  end
+
+  function daily.open(s, b)
+    if now < s[b + ENDS] then return end
+    local midnights = zones[s[b + ZONE]]
+    if not midnights then missing_zone = s[b + ZONE] end
+    if missing_zone then return end
+    local starts = now < midnights[2] and midnights[1] or midnights[2]
+    -- Only what was taken right before *this* midnight can count on this side of it.
+    s[b + USED] = starts == s[b + ENDS] and s[b + CARRY] or 0
+    s[b + CARRY], s[b + STARTS], s[b + ENDS] = 0, starts, midnight_after(s[b + ZONE], now)
+  end
+
+  function daily.room_at(s, b, amount, terms)
+    local limit = terms.limit
+    if s[b + USED] + amount <= limit and s[b + CARRY] + amount <= limit then return now end
+    if amount > limit then return NEVER end
+    if s[b + CARRY] + amount <= limit then return s[b + ENDS] end
+    return midnight_after(s[b + ZONE], s[b + ENDS])
+  end
+
+  function daily.take(s, b, amount)
+    s[b + USED] = s[b + USED] + amount
+    if now >= s[b + ENDS] - s[b + GUARD] then s[b + CARRY] = s[b + CARRY] + amount end
+    return max(now, s[b + STARTS])
+  end
+
+  function daily.correct(s, b, mark, change)
+    if mark >= s[b + STARTS] - s[b + GUARD] then s[b + USED] = max(0, s[b + USED] + change) end
+    if mark >= s[b + ENDS] - s[b + GUARD] then s[b + CARRY] = max(0, s[b + CARRY] + change) end
+  end
+
+  function daily.used(s, b) return s[b + USED] end
+
+  function daily.resets_at(s, b)
+    if s[b + USED] == 0 then return now end
+    return s[b + CARRY] > 0 and midnight_after(s[b + ZONE], s[b + ENDS]) or s[b + ENDS]
+  end
+
+  function daily.kept_until(s, b)
+    return s[b + CARRY] > 0 and s[b + ENDS] + LONGEST_DAY or s[b + ENDS]
+  end
+
+  return daily
 end
 
-function daily.open(ledger)
-  if not zones[ledger.zone] then missing_zone = ledger.zone end
-  if missing_zone or now < ledger.ends then return end
-  local midnights = zones[ledger.zone]
-  local starts = now < midnights[2] and midnights[1] or midnights[2]
-  -- Only what was taken right before *this* midnight can count on this side of it.
-  ledger.used = starts == ledger.ends and ledger.carry or 0
-  ledger.carry = 0
-  ledger.starts, ledger.ends = starts, midnight_after(ledger.zone, now)
-end
+local kinds = {} -- those that were needed so far
 
-function daily.room_at(ledger, amount)
-  if ledger.used + amount <= ledger.limit and ledger.carry + amount <= ledger.limit then return now end
-  if amount > ledger.limit then return NEVER end
-  if ledger.carry + amount <= ledger.limit then return ledger.ends end
-  return midnight_after(ledger.zone, ledger.ends)
+local function kind_of(number)
+  local kind = kinds[number]
+  if not kind then
+    kind = ({ load_rolling, load_steady, load_daily })[number]()
+    kinds[number] = kind
+  end
+  return kind
 end
-
-function daily.take(ledger, amount)
-  ledger.used = ledger.used + amount
-  if now >= ledger.ends - ledger.guard then ledger.carry = ledger.carry + amount end
-  return max(now, ledger.starts)
-end
-
-function daily.correct(ledger, mark, change)
-  if mark >= ledger.starts - ledger.guard then ledger.used = max(0, ledger.used + change) end
-  if mark >= ledger.ends - ledger.guard then ledger.carry = max(0, ledger.carry + change) end
-end
-
-function daily.used(ledger)
-  return ledger.used
-end
-
-function daily.resets_at(ledger)
-  if ledger.used == 0 then return now end
-  return ledger.carry > 0 and midnight_after(ledger.zone, ledger.ends) or ledger.ends
-end
-
-function daily.kept_until(ledger)
-  return ledger.carry > 0 and ledger.ends + LONGEST_DAY or ledger.ends
-end
-
-local KINDS = { R = rolling, S = steady, D = daily }

@@ -1,170 +1,183 @@
 -- What is stored of one scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
 --
--- One value a scope, so that a call reads and writes each at most once: a packed array of
---   version       of this format
---   kept until    when its last reservation is forgotten
---   cooldown      {until, until exact, description}, or 0 if there is none
---   learnt        {metric, limit, until} of each learnt limit
---   ledgers       metric, ledger (see ledgers.lua), metric, ledger, …
---
--- Moments are in microseconds; `until exact` is what the caller gave, as text: seconds, or inf.
+-- One value a scope, so that a call reads and writes each at most once. In a call it is an array:
+--   1  version of this format
+--   2  when the last reservation on it is forgotten
+--   3  when its cooldown ends; 0 if there is none
+--   4  the same as the caller gave it, as text: seconds, or inf
+--   5  description of the cooldown
+--   6  learnt limits, as text: metric, limit and end of each, a space after every number
+--   7  four ledgers (ledgers.lua), of metric 1 to 4, nine fields each; their kind is 0 where there is none
+-- and behind these what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
+-- Moments are in microseconds.
 
-local VERSION = 1
-local SLACK = 60 * 1e6              -- how much longer than needed a key is kept: the caller's clock may differ
-local LONGEST = 366 * 86400 * 1e6   -- a quarantine is forgotten after a year without a word
-
--- Every server has MessagePack; fakeredis has only JSON, which there keeps all digits.
-local codec = cmsgpack or { pack = cjson.encode, unpack = cjson.decode }
-
-local call = redis.call
+local METRICS = 4
+local FIRST_LEDGER, LEDGER = 7, 9
+local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
+local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
 
 local prefix         -- what the key of a scope is called before its name; set by batch.lua
-local fetched = {}   -- key -> its value, or false
-local scopes = {}    -- name -> the scope, decoded
+local scopes = {}    -- name -> the scope
 local touched = {}   -- the scopes that changed, in order
-local corrupt        -- a key whose value is not ours
+local others_until   -- when the last cooldown of a key or a provider ends, or later; KEYS[3], read by batch.lua
+local others_written -- whether that is to be written
+
+local function touch(s)
+  if not s[CHANGED] then
+    s[CHANGED] = true
+    touched[#touched + 1] = s
+  end
+end
 
 local function exact(text)
   if text == "inf" then return math.huge end
   return tonumber(text)
 end
 
-local function decode_ledgers(stored)
-  local ledgers = {}
-  for i = 1, #stored, 2 do
-    local class = KINDS[stored[i + 1][1]]
-    local ledger = class.decode(stored[i + 1])
-    class.open(ledger)
-    ledgers[stored[i]] = ledger
-  end
-  return ledgers
-end
-
--- Return the scope in a value; nil if it is not ours.
-local function decode_scope(name, key, value)
-  local is_packed, stored = pcall(codec.unpack, value)
-  if not is_packed or type(stored) ~= "table" or stored[1] ~= VERSION then return nil end
-  local cooldown = stored[3]
-  return {
-    name = name,
-    key = key,
-    stored = true,
-    kept_until = stored[2],
-    cooldown = cooldown ~= 0 and cooldown or nil,
-    learnt = stored[4],
-    ledgers = decode_ledgers(stored[5]),
-  }
-end
-
-local function new_scope(name, key)
-  return { name = name, key = key, kept_until = 0, learnt = {}, ledgers = {} }
-end
-
-local function read(key)
-  local value = fetched[key]
-  if value == nil then
-    value = call("GET", key)
-    fetched[key] = value
-  end
-  return value
-end
-
--- Return the scope of a name; an empty one where nothing is stored.
-local function get_scope(name)
-  local scope = scopes[name]
-  if scope then return scope end
-  local key = prefix .. name
-  local value = read(key)
-  if value then
-    scope = decode_scope(name, key, value)
-    if not scope then corrupt = corrupt or key end
-  end
-  scope = scope or new_scope(name, key)
-  scopes[name] = scope
-  return scope
-end
-
-local function touch(scope)
-  if not scope.changed then
-    scope.changed = true
-    touched[#touched + 1] = scope
-  end
-end
-
-local function encode_scope(scope)
-  local kept_until, cooldown, learnt, ledgers = scope.kept_until, 0, {}, {}
-  if scope.cooldown and scope.cooldown[1] > now then
-    cooldown = scope.cooldown
-    kept_until = max(kept_until, cooldown[1])
-  end
-  for _, entry in ipairs(scope.learnt) do
-    if entry[3] > now then
-      insert(learnt, entry)
-      kept_until = max(kept_until, entry[3])
-    end
-  end
-  for metric, ledger in pairs(scope.ledgers) do
-    local class, at = ledger.class, #ledgers
-    ledgers[at + 1], ledgers[at + 2] = metric, class.encode(ledger)
-    local until_ = class.kept_until(ledger)
-    if until_ > kept_until then kept_until = until_ end
-  end
-  return codec.pack({ VERSION, scope.kept_until, cooldown, learnt, ledgers }), kept_until
-end
-
 -- Milliseconds for which to keep what matters until a moment.
 local function time_to_live(moment)
-  return format("%d", ceil(min(moment - now + SLACK, LONGEST) / 1000))
+  local SLACK = 60 * 1e6              -- how much longer than needed a key is kept: the caller's clock may differ
+  local LONGEST = 366 * 86400 * 1e6   -- a quarantine is forgotten after a year without a word
+  return digits(ceil(min(moment - now + SLACK, LONGEST) / 1000))
 end
 
-local function write_scopes()
-  for _, scope in ipairs(touched) do
-    -- MGET says nothing of a key of another type; GET refuses it, before anything is written.
-    if not scope.stored then call("GET", scope.key) end
+local read, get_scope, write_scopes = (function()
+  local VERSION = 2
+  local LAYOUT = "<BddsssBdddddddsBdddddddsBdddddddsBddddddds"
+
+  local function decode(value)
+    if struct then return byte(value) == VERSION and { struct.unpack(LAYOUT, value) } end
+    local is_json, s = pcall(cjson.decode, value)
+    return is_json and type(s) == "table" and s[1] == VERSION and s
   end
-  for _, scope in ipairs(touched) do
-    local value, kept_until = encode_scope(scope)
-    if kept_until > now then
-      call("SET", scope.key, value, "PX", time_to_live(kept_until))
-    elseif scope.stored then
-      call("DEL", scope.key)
+
+  local function encode(s)
+    if struct then return struct.pack(LAYOUT, unpack(s, 1, FIELDS)) end
+    return cjson.encode({ unpack(s, 1, FIELDS) })
+  end
+
+  local function empty()
+    local s = { VERSION, 0, 0, "", "", "" }
+    for b = FIRST_LEDGER, FIELDS, LEDGER do
+      for i = b, b + LEDGER - 2 do
+        s[i] = 0
+      end
+      s[b + LEDGER - 1] = ""
     end
+    return s
   end
-end
+
+  local function read_key(key)
+    local value = fetched[key]
+    if value == nil then
+      value = call("GET", key)
+      fetched[key] = value
+    end
+    return value
+  end
+
+  -- Return the scope of a name; an empty one where nothing is stored.
+  local function get(name)
+    local s = scopes[name]
+    if s then return s end
+    local key = prefix .. name
+    local value = read_key(key)
+    s = value and decode(value)
+    if value and not s then corrupt = corrupt or key end
+    s = s or empty()
+    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value and true or false, false
+    scopes[name] = s
+    return s
+  end
+
+  -- Drop what has ended, and return when nothing of the scope matters any more.
+  local function tidy(s)
+    local kept_until = s[2]
+    if s[3] > now then kept_until = max(kept_until, s[3]) else s[3], s[4], s[5] = 0, "", "" end
+    if s[6] ~= "" then
+      local live = ""
+      for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
+        ends = tonumber(ends)
+        if ends > now then
+          live = live .. metric .. " " .. limit .. " " .. digits(ends) .. " "
+          kept_until = max(kept_until, ends)
+        end
+      end
+      s[6] = live
+    end
+    for b = FIRST_LEDGER, FIELDS, LEDGER do
+      if s[b] ~= 0 then
+        local ends = kind_of(s[b]).kept_until(s, b)
+        if ends > kept_until then kept_until = ends end
+      end
+    end
+    return kept_until
+  end
+
+  local function write()
+    for i = 1, #touched do
+      local s = touched[i]
+      -- MGET says nothing of a key of another type; GET refuses it, before anything is written.
+      if not s[STORED] then call("GET", s[KEY]) end
+    end
+    for i = 1, #touched do
+      local s = touched[i]
+      local kept_until = tidy(s)
+      if kept_until > now then
+        call("SET", s[KEY], encode(s), "PX", time_to_live(kept_until))
+      elseif s[STORED] then
+        call("DEL", s[KEY])
+      end
+    end
+    if others_written then call("SET", KEYS[3], digits(others_until), "PX", time_to_live(others_until)) end
+  end
+
+  return read_key, get, write
+end)()
 
 -- Cooldowns and learnt limits --------------------------------------------------------------------------------
 
-local function active_cooldown(scope)
-  local cooldown = scope.cooldown
-  if cooldown and cooldown[1] > now then return cooldown end
-  return nil
+-- The scope of a name if it is put aside now, or nil.
+local function find_aside(name)
+  if not scopes[name] and not read(prefix .. name) then return nil end
+  local s = get_scope(name)
+  return s[3] > now and s or nil
 end
 
--- The cooldown that puts the scope of a name aside now, or nil.
-local function find_cooldown(name)
-  if not scopes[name] and not read(prefix .. name) then return nil end
-  return active_cooldown(get_scope(name))
+-- The limits learnt for a scope that are in force: metric -> {limit, end}; nil if there are none.
+local function learnt_limits(s)
+  if s[6] == "" then return nil end
+  local learnt
+  for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
+    if tonumber(ends) > now then
+      learnt = learnt or {}
+      learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) }
+    end
+  end
+  return learnt
 end
 
 -- `order`: {scope, until, until exact, description, {metric, limit, …}}; see batch.lua.
-local function cool_down(scope, order)
-  local until_us, text = order[2], order[3]
-  local present = active_cooldown(scope)
+local function put_aside(order, learnt_until)
+  local s, ends, text, limits = get_scope(order[1]), order[2], order[3], order[5]
   if text == "-inf" then
-    scope.cooldown = nil
-  elseif until_us > now and (not present or exact(text) > exact(present[2])) then
-    scope.cooldown = { until_us, text, order[4] }
-  end
-  touch(scope)
-end
-
-local function learn(scope, metric, limit, until_us)
-  for _, learnt in ipairs(scope.learnt) do
-    if learnt[1] == metric then
-      if learnt[3] > now then limit = min(limit, learnt[2]) end
-      learnt[2], learnt[3] = limit, until_us
-      return
+    s[3], s[4], s[5] = 0, "", ""
+  elseif ends > now and (s[3] <= now or exact(text) > exact(s[4])) then
+    s[3], s[4], s[5] = ends, text, order[4]
+    if sub(order[1], 1, 6) ~= "model:" and ends > others_until then
+      others_until, others_written = ends, true
     end
   end
-  insert(scope.learnt, { metric, limit, until_us })
+  if limits[1] then
+    local learnt = learnt_limits(s) or {}
+    for i = 1, #limits, 2 do
+      local known = learnt[limits[i]]
+      learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], learnt_until }
+    end
+    s[6] = ""
+    for metric, entry in pairs(learnt) do
+      s[6] = s[6] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
+    end
+  end
+  touch(s)
 end
