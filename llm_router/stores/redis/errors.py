@@ -8,7 +8,7 @@ from redis import exceptions
 
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 
-__all__ = ["explain", "is_timeout"]
+__all__ = ["explain", "is_demoted", "is_timeout"]
 
 _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
     (
@@ -21,7 +21,8 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         (exceptions.NoPermissionError, exceptions.AuthorizationError),
         (
             "denies this user a command or key: allow it the keys of the namespace and the commands EVALSHA, "
-            "SCRIPT LOAD, TIME, GET, MGET, SET, DEL, HSET, HMGET, HDEL, HSCAN and PEXPIRE"
+            "EVAL, TIME, GET, MGET, SET, DEL, HSET, HMGET, HDEL, HSCAN and PEXPIRE, on a cluster also "
+            "CLUSTER SLOTS and COMMAND"
         ),
     ),
     ("READONLY", (exceptions.ReadOnlyError,), "is a read-only replica: point the URL at the primary"),
@@ -43,12 +44,42 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         (exceptions.MovedError, exceptions.ClusterCrossSlotError),
         "is a node of a cluster: use a redis+cluster:// URL",
     ),
+    ("cluster support disabled", (), "is no node of a cluster: use a redis:// URL"),
+    (
+        "non local key|TRYAGAIN|ASK",
+        (exceptions.TryAgainError, exceptions.AskError),
+        "is moving the namespace to another node of its cluster: it answers again when that is done",
+    ),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        (),
+        (
+            "does not prove who it is: its certificate is for another host, or of a CA that is not trusted "
+            "here; name the file of its CA in the URL: ?ssl_ca_certs=/path/of/ca.pem"
+        ),
+    ),
+    ("WRONG_VERSION_NUMBER|record layer failure", (), "does not speak TLS: use a redis:// URL"),
 )
 
 
 def is_timeout(error: BaseException) -> bool:
     """Return whether ``error`` says that no answer came in time."""
     return isinstance(error, (TimeoutError, exceptions.TimeoutError))
+
+
+def is_demoted(error: BaseException) -> bool:
+    """Return whether ``error`` says that the server is the primary no more."""
+    return isinstance(error, exceptions.ReadOnlyError) or "READONLY " in str(error)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what redis-py wraps in an error that is none of its tree, when it cannot reach a cluster."""
+    while isinstance(error, exceptions.RedisClusterException):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            return error
+        error = inner
+    return error
 
 
 def explain(error: BaseException, address: str, timeout: float) -> StoreError | None:
@@ -60,14 +91,16 @@ def explain(error: BaseException, address: str, timeout: float) -> StoreError | 
         timeout: Seconds that an answer may take.
     """
     server = f"the Redis server at {address}"
+    error = _cause(error)
     if is_timeout(error):
         return StoreUnavailableError(f"{server} did not answer within {timeout:g} s")
-    if not isinstance(error, (exceptions.RedisError, OSError)):
+    if not isinstance(error, (exceptions.RedisError, exceptions.RedisClusterException, OSError)):
         return None
-    text = str(error)
+    # A server that does not know a command, like AUTH, repeats its arguments.
+    text = str(error).partition(", with args")[0]
     # Redis 6.2 wraps the error of a command in a script in one of its own: hence the look into the text.
     for codes, classes, remedy in _REMEDIES:
-        if isinstance(error, classes) or re.search(rf"(^|-|\b)({codes})\b ", text):
+        if isinstance(error, classes) or re.search(rf"\b({codes})(?=[ \]]|$)", text):
             return StoreUnavailableError(f"{server} {remedy}")
     if "WRONGTYPE" in text or "user_script" in text:
         return StoreCorruptError(

@@ -24,10 +24,6 @@ class Client(Protocol):
         """Run one command."""
         ...
 
-    async def script_load(self, script: str) -> Any:
-        """Make a script known to the server, or to every primary of the cluster."""
-        ...
-
     async def aclose(self) -> None:
         """Close the connections."""
         ...
@@ -46,7 +42,10 @@ class Script:
     sha: str
 
     async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
-        """Run the script on ``client``, loading it where it is not known (any more), and return its reply.
+        """Run the script on ``client``, also where it is not known (any more), and return its reply.
+
+        A server that does not know it is sent the source and runs it in the same step. On a cluster that
+        reaches the one node that has the keys, wherever they went meanwhile, and needs no other node.
 
         Raises:
             RedisError: Whatever the server or the connection has to say.
@@ -54,8 +53,8 @@ class Script:
         try:
             return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
-            await client.script_load(self.source)
-        return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
+            pass
+        return await client.execute_command("EVAL", self.source, len(keys), *keys, *arguments)
 
 
 @cache
