@@ -6,7 +6,16 @@ from llm_router.stores.base import (
     QuotaSnapshot,
     RateLimitStore,
     Refusal,
+    Sharded,
 )
 from llm_router.stores.memory import MemoryStore
 
-__all__ = ["Decision", "DeploymentSnapshot", "MemoryStore", "QuotaSnapshot", "RateLimitStore", "Refusal"]
+__all__ = [
+    "Decision",
+    "DeploymentSnapshot",
+    "MemoryStore",
+    "QuotaSnapshot",
+    "RateLimitStore",
+    "Refusal",
+    "Sharded",
+]

@@ -11,7 +11,7 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric
 
-__all__ = ["Decision", "DeploymentSnapshot", "QuotaSnapshot", "RateLimitStore", "Refusal"]
+__all__ = ["Decision", "DeploymentSnapshot", "QuotaSnapshot", "RateLimitStore", "Refusal", "Sharded"]
 
 
 @attrs.frozen
@@ -146,4 +146,22 @@ class RateLimitStore(Protocol):
 
     async def aclose(self) -> None:
         """Let go of what the store holds open. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """What a store may offer besides, if it keeps its deployments in several shards.
+
+    Deployments of one project lie in one shard. A reserve whose candidates all lie in one shard is one atomic
+    step and one round trip; otherwise each run of candidates of one shard is, in their order.
+    """
+
+    @property
+    def shards(self) -> int:
+        """How many there are; 1 if the store is not divided."""
+        ...
+
+    def shard_of(self, deployment: Deployment) -> int:
+        """Return the number of the shard, from 0, that a deployment lies in. Always the same."""
         ...

@@ -14,7 +14,7 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Quota, Refill
 from llm_router.errors import ConfigError, StoreError, StoreUnavailableError
-from llm_router.stores.base import Decision, DeploymentSnapshot, RateLimitStore
+from llm_router.stores.base import Decision, DeploymentSnapshot, RateLimitStore, Sharded
 
 __all__ = ["LOCAL_SHARE", "FailoverStore", "StoreFailurePolicy"]
 
@@ -67,6 +67,7 @@ class FailoverStore:
         """The store behind it."""
         self.trouble: str | None = None
         """Why this process is on its own, or None while the store answers."""
+        self._sharded = store if isinstance(store, Sharded) else None
         self._local = local
         self._policy = policy
         self._share = local_share
@@ -141,6 +142,15 @@ class FailoverStore:
         await self._local.aclose()
         if self._owns_store:
             await self.behind.aclose()
+
+    @property
+    def shards(self) -> int:
+        """How many shards the store behind it has; see :class:`Sharded`."""
+        return 1 if self._sharded is None else self._sharded.shards
+
+    def shard_of(self, deployment: Deployment) -> int:
+        """Return the shard of the store behind it; see :class:`Sharded`."""
+        return 0 if self._sharded is None else self._sharded.shard_of(deployment)
 
     def __repr__(self) -> str:
         state = "" if self.trouble is None else f", on its own ({self._policy})"

@@ -40,6 +40,7 @@ _SCHEMES: dict[str, Callable[[str, Clock | None], RateLimitStore]] = {
     "redis": _redis,
     "redis+cluster": _redis,
     "rediss": _redis,
+    "rediss+cluster": _redis,
     "sqlite": _sqlite,
     "unix": _redis,
 }
@@ -50,8 +51,8 @@ def open_store(url: str, *, clock: Clock | None = None) -> RateLimitStore:
 
     Args:
         url: ``memory://``, ``sqlite:///relative/path``, ``sqlite:////absolute/path``,
-            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+cluster://…``
-            or ``unix:///path/of/the/socket``.
+            ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+cluster://…``,
+            ``rediss+cluster://…`` or ``unix:///path/of/the/socket``; Redis perhaps with ``?shards=n``.
         clock: Where time comes from; the store's own choice by default (Redis: its server's).
 
     Raises:

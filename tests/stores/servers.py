@@ -1,7 +1,11 @@
-"""Redis and Valkey servers for the tests: each that this machine has, on free ports of the loopback."""
+"""Redis and Valkey servers for the tests: each that this machine has, on free ports of the loopback.
+
+Also clusters of them, and relays that lead to them: elsewhere on demand, or with TLS.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import importlib.util
 import shutil
@@ -10,18 +14,21 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import fakeredis
 import redis
 from redis.backoff import NoBackoff
+from redis.crc import key_slot
 from redis.retry import Retry
 
 from llm_router.stores.redis import RedisStore
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
@@ -144,7 +151,154 @@ def running(binary: Path, *options: str) -> Iterator[RedisServer]:
         server.close()
 
 
+class Cluster:
+    """Nodes that share the slots among them in equal parts; the last ones may be replicas of the first."""
+
+    def __init__(self, binary: Path, primaries: int = 3, replicas: int = 0) -> None:
+        options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
+        self.nodes = [RedisServer(binary, *options) for _ in range(primaries + replicas)]
+        self.primaries = self.nodes[:primaries]
+        self.url = f"redis+cluster://127.0.0.1:{self.nodes[0].port}"
+        try:
+            self._assign()
+            self._wait(lambda node: node["cluster_state"] == "ok" and self._knows_all(node))
+            for replica, primary in zip(self.nodes[primaries:], self.nodes, strict=False):
+                self._attach(replica, primary)
+        except BaseException:
+            self.close()
+            raise
+
+    def _assign(self) -> None:
+        for number, node in enumerate(self.nodes):
+            with node.client() as client:
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+                if node in self.primaries:
+                    client.execute_command("CLUSTER", "ADDSLOTS", *self._slots(number))
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+
+    def _slots(self, number: int) -> range:
+        count = len(self.primaries)
+        return range(16_384 * number // count, 16_384 * (number + 1) // count)
+
+    def _knows_all(self, node: dict[str, str]) -> bool:
+        return int(node["cluster_known_nodes"]) == len(self.nodes)
+
+    def _wait(self, condition: Callable[[dict[str, str]], bool]) -> None:
+        give_up = time.monotonic() + 20
+        for node in self.nodes:
+            with node.client() as client:
+                while not condition(client.execute_command("CLUSTER INFO")):
+                    if time.monotonic() > give_up:
+                        raise RuntimeError("the cluster does not come up")
+                    time.sleep(0.02)
+
+    def _attach(self, replica: RedisServer, primary: RedisServer) -> None:
+        with replica.client() as client, primary.client() as other:
+            client.execute_command("CLUSTER", "REPLICATE", other.execute_command("CLUSTER MYID"))
+            wait_for_replica(client)
+
+    def node_of(self, key: str) -> RedisServer:
+        """Return the primary that had the slot of ``key`` at first."""
+        slot = key_slot(key.encode())
+        return next(node for number, node in enumerate(self.primaries) if slot in self._slots(number))
+
+    def namespace_on(self, node: RedisServer) -> str:
+        """Return a namespace whose keys lie on ``node``."""
+        return next(name for name in map("n{}".format, range(1000)) if self.node_of(f"{{{name}}}") is node)
+
+    def flush(self) -> None:
+        """Empty every primary."""
+        for node in self.primaries:
+            with node.client() as client:
+                client.flushall()
+
+    def close(self) -> None:
+        """Kill all nodes and clean up after them."""
+        for node in self.nodes:
+            node.close()
+
+
+def wait_for_replica(client: redis.Redis) -> None:
+    """Return when the replica behind ``client`` has what its primary has."""
+    give_up = time.monotonic() + 20
+    while client.info("replication").get("master_link_status") != "up":
+        if time.monotonic() > give_up:
+            raise RuntimeError("the replica does not come up")
+        time.sleep(0.02)
+
+
+@contextmanager
+def running_cluster(binary: Path, primaries: int = 3, replicas: int = 0) -> Iterator[Cluster]:
+    """Run a cluster for a while."""
+    cluster = Cluster(binary, primaries, replicas)
+    try:
+        yield cluster
+    finally:
+        cluster.close()
+
+
+class Relay:
+    """A port of its own that leads to a server: to another one on demand, or with TLS in front of it.
+
+    Args:
+        port: Where it leads.
+        tls: What callers must speak TLS with, if they must.
+    """
+
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self.target = port
+        self._tls = tls
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._server.close()
+        await self.cut()
+
+    async def cut(self) -> None:
+        """Close every connection."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        with suppress(OSError, asyncio.CancelledError):
+            try:
+                back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.target)
+                try:
+                    await _first_of(_pump(reader, back_writer), _pump(back_reader, writer))
+                finally:
+                    back_writer.close()
+            finally:
+                writer.close()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65_536):
+        writer.write(data)
+        await writer.drain()
+
+
+async def _first_of(*calls) -> None:
+    """Wait until one of the calls is over, and end the others."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 _shared: dict[str, RedisServer] = {}
+_clusters: list[Cluster] = []
 
 
 def shared_server(name: str) -> RedisServer:
@@ -155,29 +309,53 @@ def shared_server(name: str) -> RedisServer:
     return _shared[name]
 
 
+def shared_cluster() -> Cluster:
+    """Return the cluster of three primaries which all tests share, for as long as the tests run."""
+    if not _clusters:
+        _clusters.append(Cluster(next(iter(find_servers().values()))))
+        atexit.register(_clusters[0].close)
+    return _clusters[0]
+
+
 class RedisBackend:
-    """The Redis store on a real server."""
+    """The Redis store on real servers."""
 
     examples = 40
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, url: str, flush: Callable[[], object], **options) -> None:
         self.name = name
-        self._server = shared_server(name)
+        self._url = url
+        self._flush = flush
+        self._options = options
 
     @asynccontextmanager
     async def open(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
-        with self._server.client() as client:
-            client.flushall()
+        self._flush()
         async with self.second(clock) as store:
             yield store
 
     @asynccontextmanager
     async def second(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
-        store = RedisStore(self._server.url, clock=clock, timeout=10)
+        store = RedisStore(self._url, clock=clock, timeout=10, **self._options)
         try:
             yield store
         finally:
             await store.aclose()
+
+
+def _server_backend(name: str, binary: str, **options) -> RedisBackend:
+    server = shared_server(binary)
+
+    def flush() -> None:
+        with server.client() as client:
+            client.flushall()
+
+    return RedisBackend(name, server.url, flush, **options)
+
+
+def _cluster_backend() -> RedisBackend:
+    cluster = shared_cluster()
+    return RedisBackend("cluster", cluster.url, cluster.flush, shards=5)
 
 
 class FakeRedisBackend:
@@ -203,17 +381,20 @@ class FakeRedisBackend:
 
 
 def redis_backends() -> dict[str, Callable[[Path], AbstractAsyncContextManager[object]]]:
-    """Return the entries of ``BACKENDS`` for fakeredis and every real server."""
+    """Return the entries of ``BACKENDS``: fakeredis, every real server, shards on one, and a cluster."""
+    first, *_ = servers = find_servers()
+    makers: dict[str, Callable[[], object]] = {
+        "fakeredis": FakeRedisBackend,
+        **{name: partial(_server_backend, name, name) for name in servers},
+        "sharded": partial(_server_backend, "sharded", first, namespace="sharded", shards=5),
+        "cluster": _cluster_backend,
+    }
+    return {name: _managed(make) for name, make in makers.items()}
 
-    def real(name: str) -> Callable[[Path], AbstractAsyncContextManager[object]]:
-        @asynccontextmanager
-        async def backend(tmp_path: Path) -> AsyncIterator[RedisBackend]:
-            yield RedisBackend(name)
 
-        return backend
-
+def _managed(make: Callable[[], object]) -> Callable[[Path], AbstractAsyncContextManager[object]]:
     @asynccontextmanager
-    async def fake(tmp_path: Path) -> AsyncIterator[FakeRedisBackend]:
-        yield FakeRedisBackend()
+    async def backend(tmp_path: Path) -> AsyncIterator[object]:
+        yield make()
 
-    return {"fakeredis": fake, **{name: real(name) for name in find_servers()}}
+    return backend

@@ -1,47 +1,102 @@
-"""Making redis-py clients from URLs, with settings that never wait long."""
+"""Making redis-py clients from URLs, and sharing one among the lanes of an event loop."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, cast
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+import attrs
 import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from llm_router.errors import ConfigError
+from llm_router.stores.redis.errors import is_demoted
 from llm_router.stores.redis.scripts import Client
 
-__all__ = ["address_of", "connect", "describe_url"]
+__all__ = ["Address", "SharedClient", "address_of", "connect", "read_url"]
 
-_CLUSTER = "redis+cluster://"
-_SCHEMES = ("redis", "rediss", "unix", "redis+cluster")
+_CLUSTERS = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
+_SCHEMES = ("redis", "rediss", "unix", *_CLUSTERS)
 
 
-def describe_url(url: str) -> str:
-    """Return host, port and database (or the path of the socket) of ``url``, and nothing secret.
+@attrs.frozen
+class Address:
+    """Where a server is, and how to speak to it.
+
+    Attributes:
+        name: Host, port and database (or the path of the socket), and nothing secret.
+        url: What redis-py is given.
+        is_cluster: Whether it is a node of a cluster.
+        shards: What the URL says of them, unchecked; None if nothing.
+    """
+
+    name: str
+    url: str = attrs.field(repr=False)
+    is_cluster: bool = False
+    shards: str | None = None
+
+
+def read_url(url: str) -> Address:
+    """Take the URL of a Redis store apart.
 
     Raises:
         ConfigError: The URL cannot be used.
     """
     try:
         parts = urlsplit(url)
-        scheme, host, port, path = parts.scheme, parts.hostname, parts.port, parts.path
-        db = parse_qs(parts.query).get("db", [""])[0]
+        options = parse_qs(parts.query, keep_blank_values=True)
+        name = _describe(parts, options) if parts.scheme in _SCHEMES else None
     except ValueError:
-        scheme = ""
-    if scheme not in _SCHEMES:
+        name = None
+    if name is None:
         # Neither the URL nor what the parser says of it: either may hold a password.
         raise ConfigError(
             "the URL of the Redis store cannot be understood: it should look like "
             "redis://user:password@host:6379/0, with special characters of the password percent-encoded"
         )
-    if scheme == "unix":
-        return f"{path}?db={db or 0}"
-    if scheme == "redis+cluster":
-        return f"{host or 'localhost'}:{port or 6379} (cluster)"
-    return f"{host or 'localhost'}:{port or 6379}/{db or path.strip('/') or 0}"
+    shards = options.pop("shards", [None])[-1]
+    is_cluster = parts.scheme in _CLUSTERS
+    address = Address(name, _without_shards(url), is_cluster, shards)
+    if not _is_usable(address):
+        told = f": check its options ({', '.join(sorted(options))})" if options else ""
+        raise ConfigError(f"redis-py cannot use the URL of the Redis store at {name}{told}")
+    return address
+
+
+def _describe(parts: SplitResult, options: dict[str, list[str]]) -> str | None:
+    """Return what to call the server; None if the database is no number."""
+    host, port = parts.hostname or "localhost", parts.port or 6379
+    database = options.get("db", [""])[0]
+    if parts.scheme == "unix":
+        return f"{unquote(parts.path)}?db={database or 0}"
+    database = database or parts.path.strip("/") or "0"
+    if not (database.isascii() and database.isdecimal()):  # redis-py would take it for 0
+        return None
+    return f"{host}:{port} (cluster)" if parts.scheme in _CLUSTERS else f"{host}:{port}/{database}"
+
+
+def _without_shards(url: str) -> str:
+    """Return ``url`` as redis-py reads it."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    kept = "&".join(option for option in query.split("&") if option.partition("=")[0] != "shards")
+    return f"{_CLUSTERS.get(scheme.lower(), scheme)}://{rest}{'?' if kept else ''}{kept}"
+
+
+def _is_usable(address: Address) -> bool:
+    """Tell whether redis-py takes the URL, with all its options; nothing is connected to."""
+    try:
+        client: Any = connect(address)
+        pool = getattr(client, "connection_pool", None)
+        if pool is not None:
+            pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError, RedisError, RedisClusterException):
+        return False
+    return True
 
 
 def address_of(client: Any) -> str:
@@ -55,18 +110,68 @@ def address_of(client: Any) -> str:
     return f"{arguments.get('host', 'localhost')}:{arguments.get('port', 6379)}/{arguments.get('db') or 0}"
 
 
-def connect(url: str, timeout: float) -> Client:
-    """Make a client that neither retries nor waits longer than ``timeout`` seconds for anything.
+def connect(address: Address) -> Client:
+    """Make a client that tries nothing twice, and leaves it to its caller how long to wait.
 
     It does not connect before its first command. A connection that the server closed while it was idle is
-    noticed and replaced before anything is sent on it.
+    noticed and replaced before anything is sent on it (not so on a cluster).
     """
-    # redis-py's own default is ten retries of five seconds each.
+    # redis-py's own default is ten retries of five seconds each. It has no timer here, either: one of its own
+    # would blame the server for the time that the event loop itself stood still.
     settings: dict[str, Any] = {
-        "socket_timeout": timeout,
-        "socket_connect_timeout": timeout,
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
         "retry": Retry(NoBackoff(), 0),
     }
-    if url.startswith(_CLUSTER):
-        return cast("Client", RedisCluster.from_url("redis://" + url.removeprefix(_CLUSTER), **settings))
-    return cast("Client", redis.asyncio.Redis.from_url(url, **settings))
+    if address.is_cluster:
+        return cast("Client", RedisCluster.from_url(address.url, **settings))
+    return cast("Client", redis.asyncio.Redis.from_url(address.url, **settings))
+
+
+class SharedClient:
+    """A client that several lanes of one event loop use, closed when the last of them lets go.
+
+    Args:
+        client: What they share.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.users = 0
+
+    def share(self) -> Client:
+        """Return a handle for one lane; only closing every handle that was used closes the client."""
+        return _Share(self)
+
+    async def disconnect_idle(self) -> None:
+        """Have the next commands connect anew, to whatever the address leads to by then."""
+        pool = getattr(self.client, "connection_pool", None)
+        if pool is not None:  # a cluster says itself who has taken over
+            with suppress(OSError, RedisError):
+                await pool.disconnect(inuse_connections=False)
+
+
+@attrs.define(eq=False)
+class _Share:
+    _shared: SharedClient
+    _is_used: bool = False
+
+    async def execute_command(self, *args: Any) -> Any:
+        """Run one command."""
+        if not self._is_used:
+            self._is_used = True
+            self._shared.users += 1
+        try:
+            return await self._shared.client.execute_command(*args)
+        except ResponseError as error:
+            if is_demoted(error):
+                await self._shared.disconnect_idle()
+            raise
+
+    async def aclose(self) -> None:
+        """Let go of the client."""
+        if self._is_used:
+            self._is_used = False
+            self._shared.users -= 1
+            if not self._shared.users:
+                await self._shared.client.aclose()

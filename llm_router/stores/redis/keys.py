@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from binascii import crc_hqx
+from itertools import count
 from urllib.parse import quote
 
 from llm_router.errors import ConfigError
 
-__all__ = ["KeyNames"]
+__all__ = ["KeyNames", "key_names"]
+
+
+_SLOTS = 16_384
+"""Slots of a cluster: a key lies in the one that the CRC-16 of its hash tag names."""
 
 
 class KeyNames:
-    """Names the keys of one namespace.
+    """Names the keys of one namespace, or of one of its shards.
 
-    All of them carry the namespace as their hash tag, so that a Redis Cluster keeps them on one node and a
-    script can use them together.
+    All of them carry the same hash tag, so that a Redis Cluster keeps them on one node and a script can use
+    them together. The tag is the namespace, followed by the shard if there are several.
 
     Args:
         namespace: What keeps several routers on one server apart.
+        shard: The number of the shard.
+        shards: How many there are.
 
     Raises:
         ConfigError: The namespace is empty.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, shard: int = 0, shards: int = 1) -> None:
         if not namespace:
             raise ConfigError("the namespace of a Redis store must not be empty")
-        tag = f"{{{quote(namespace, safe='')}}}"
+        name = quote(namespace, safe="")
+        tag = f"{{{name if shards == 1 else _tag(name, shard, shards)}}}"
         self.scopes = f"{tag}:scope:"
         """What the key of a scope is called before its name."""
         self.reservations = f"{tag}:reservations"
@@ -34,3 +43,26 @@ class KeyNames:
         """The state of sweeping expired reservations."""
         self.others = f"{tag}:others"
         """When the last cooldown of a key or a provider ends, or later."""
+
+
+def key_names(namespace: str, shards: int) -> list[KeyNames]:
+    """Return the names of each shard of a namespace.
+
+    Raises:
+        ConfigError: The namespace is empty.
+    """
+    return [KeyNames(namespace, shard, shards) for shard in range(shards)]
+
+
+def _tag(name: str, shard: int, shards: int) -> str:
+    """Return the first of ``name:shard.0``, ``name:shard.1``, … in the middle of its part of the slots.
+
+    The nodes of a cluster have equal ranges of the slots, unless somebody moved some. So n shards lie on n
+    nodes, where mere chance would put two of three on one.
+    """
+    for attempt in count():
+        tag = f"{name}:{shard}.{attempt}"
+        place = crc_hqx(tag.encode(), 0) % _SLOTS * shards / _SLOTS - shard
+        if 0.25 <= place < 0.75:  # noqa: PLR2004 - the middle half
+            return tag
+    raise AssertionError("count() has no end")

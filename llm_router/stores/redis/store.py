@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
@@ -12,20 +12,18 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.redis.batch import Batcher, Server
-from llm_router.stores.redis.client import address_of, connect, describe_url
-from llm_router.stores.redis.keys import KeyNames
+from llm_router.stores.redis.client import Address, SharedClient, address_of, connect, read_url
+from llm_router.stores.redis.keys import key_names
 from llm_router.stores.redis.scripts import Client, load_script
-from llm_router.stores.redis.wire import CoolDown, Encoder, Reserve, Settle, Snapshot
+from llm_router.stores.redis.sharding import Lanes, Sharding, lane_of, look, shards_wanted
+from llm_router.stores.redis.wire import Encoder, Reserve, Settle
 
 __all__ = ["RedisStore"]
 
 _NOTHING = Demand(0, 0)
 
 _LANES = 2
-"""Batchers of one event loop, so that the server works on one batch while the next is made."""
-
-_SNAPSHOT = 128
-"""Deployments of one snapshot operation: longer lists go in parts, between which others have their turn."""
+"""Batchers of one shard and loop, so that the server works on one batch while the next is made."""
 
 
 class RedisStore:
@@ -43,16 +41,27 @@ class RedisStore:
     connection, a server that refuses) and :class:`~llm_router.errors.StoreCorruptError` (something else lies
     under the keys). An operation that timed out takes no effect later. Nothing is tried twice.
 
+    With ``shards=n`` the projects are spread over n hash tags, and so over the nodes of a cluster, by a hash
+    that is the same everywhere. Each shard has batches of its own, so that all of them are at work at once.
+    A reserve whose candidates lie in several shards takes them run by run, in their order: those that follow
+    one another in one shard are one atomic step, the first that is granted ends it; no quota is ever broken,
+    but room that appears in an earlier run meanwhile is not seen. A key's cooldown is told to every shard.
+    All processes of a namespace must agree in the number: to change it is to forget what was counted.
+
     Args:
-        url_or_client: ``redis://``, ``rediss://`` (TLS), ``unix://`` or ``redis+cluster://``, with user,
-            password and database in it as redis-py reads them; or a ``redis.asyncio`` client, which is used
-            as it is by one event loop and not closed.
+        url_or_client: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+cluster://`` or
+            ``rediss+cluster://``, with user, password and database in it as redis-py reads them, and perhaps
+            ``?shards=n``; or a ``redis.asyncio`` client, which is used as it is by one event loop and not
+            closed.
         namespace: What keeps several routers on one server apart; a part of every key.
         clock: Where time comes from; the server's by default, which all processes share.
-        timeout: Seconds within which every method answers or raises.
+        timeout: Seconds within which every method answers or raises, of an event loop that runs: if it comes
+            late to the deadline, another ``GRACE`` (0.5 s) is granted to see what has arrived meanwhile. A
+            reserve asks no further shard after them, and so takes at most twice as long.
+        shards: How many shards, 1 to 256; by default what the URL says, or 1.
 
     Raises:
-        ConfigError: The URL cannot be understood, or the namespace is empty.
+        ConfigError: The URL cannot be used, the namespace is empty, or ``shards`` is no such number.
     """
 
     def __init__(
@@ -62,30 +71,53 @@ class RedisStore:
         namespace: str = "llm_router",
         clock: Clock | None = None,
         timeout: float = 2.0,
+        shards: int | None = None,
     ) -> None:
-        self._target = url_or_client
+        self._target = read_url(url_or_client) if isinstance(url_or_client, str) else url_or_client
+        address, told = address_of(url_or_client), None
+        if isinstance(self._target, Address):
+            address, told = self._target.name, self._target.shards
         self._namespace = namespace
-        address = describe_url(url_or_client) if isinstance(url_or_client, str) else address_of(url_or_client)
-        self._server = Server(address, timeout, load_script(), Encoder(KeyNames(namespace)), clock)
-        self._lanes: dict[asyncio.AbstractEventLoop, tuple[Batcher, ...]] = {}
+        self._address = address
+        self._sharding = Sharding(shards_wanted(shards, told), timeout, address)
+        self._servers = [
+            Server(address, timeout, load_script(), Encoder(names), clock)
+            for names in key_names(namespace, self.shards)
+        ]
+        self._lanes: dict[asyncio.AbstractEventLoop, Lanes] = {}
         self._process = os.getpid()
         self._inherited: list[object] = []
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are; see :class:`~llm_router.stores.base.Sharded`."""
+        return self._sharding.shards
+
+    def shard_of(self, deployment: Deployment) -> int:
+        """Return the shard that ``deployment`` lies in; see :class:`~llm_router.stores.base.Sharded`."""
+        return self._sharding.of(deployment)
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
+        lanes = self._lanes_of(loop)
+        if len(lanes) > 1:
+            return await self._sharding.reserve(lanes, reservation_id, candidates, demand, ttl)
         operation = Reserve(loop.create_future(), reservation_id, candidates, demand, ttl)
-        self._lane(loop, reservation_id).add(operation)
+        lane_of(lanes[0], reservation_id).add(operation)
         return await operation.future
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
+        lanes = self._lanes_of(loop)
+        if len(lanes) > 1:
+            return await self._sharding.settle(lanes, reservation_id, used)
         operation = Settle(loop.create_future(), reservation_id, used)
-        self._lane(loop, reservation_id).add(operation)
-        await operation.future
+        lane_of(lanes[0], reservation_id).add(operation)
+        return await operation.future
 
     async def release(self, reservation_id: str) -> None:
         """Give back all that a reservation took; see :class:`RateLimitStore`."""
@@ -96,35 +128,28 @@ class RedisStore:
 
         A quarantine is forgotten when nobody has changed anything of its scope for a year.
         """
-        loop = asyncio.get_running_loop()
-        operation = CoolDown(loop.create_future(), cooldown)
-        self._lane(loop).add(operation)
-        await operation.future
+        await self._sharding.cool_down(self._lanes_of(asyncio.get_running_loop()), cooldown)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
-        loop = asyncio.get_running_loop()
-        lane = self._lane(loop)
-        snapshots: list[DeploymentSnapshot] = []
-        for start in range(0, len(deployments), _SNAPSHOT):
-            operation = Snapshot(loop.create_future(), deployments[start : start + _SNAPSHOT])
-            lane.add(operation)
-            snapshots += await operation.future
-        return snapshots
+        """Tell the state of ``deployments``; see :class:`RateLimitStore`. Of none: ask every shard."""
+        lanes = self._lanes_of(asyncio.get_running_loop())
+        if len(lanes) > 1:
+            return await self._sharding.snapshot(lanes, deployments)
+        return await look(lanes[0][0], deployments)
 
     async def aclose(self) -> None:
         """Wait for what is under way in this event loop, and close its connections. May be called twice."""
         if self._process == os.getpid():
-            for lane in self._lanes.pop(asyncio.get_running_loop(), ()):
-                await lane.aclose()
+            lanes = self._lanes.pop(asyncio.get_running_loop(), ())
+            await asyncio.gather(*(lane.aclose() for shard in lanes for lane in shard))
 
-    def _lane(self, loop: asyncio.AbstractEventLoop, reservation_id: str = "") -> Batcher:
+    def _lanes_of(self, loop: asyncio.AbstractEventLoop) -> Lanes:
         lanes = self._lanes.get(loop)
         if lanes is None or self._process != os.getpid():
             lanes = self._open(loop)
-        return lanes[hash(reservation_id) % _LANES]
+        return lanes
 
-    def _open(self, loop: asyncio.AbstractEventLoop) -> tuple[Batcher, ...]:
+    def _open(self, loop: asyncio.AbstractEventLoop) -> Lanes:
         if self._process != os.getpid():
             # The connections are the parent's. They are kept, for to close them would disturb it.
             self._inherited.append(self._lanes)
@@ -132,13 +157,19 @@ class RedisStore:
             self._process = os.getpid()
         for gone in [other for other in self._lanes if other.is_closed()]:
             del self._lanes[gone]
-        lanes = self._lanes[loop] = tuple(self._open_lane() for _ in range(_LANES))
+        lanes = self._lanes[loop] = tuple(self._open_lanes())
         return lanes
 
-    def _open_lane(self) -> Batcher:
-        if isinstance(self._target, str):
-            return Batcher(connect(self._target, self._server.timeout), self._server, owned=True)
-        return Batcher(self._target, self._server, owned=False)
+    def _open_lanes(self) -> Iterator[tuple[Batcher, ...]]:
+        """Open the lanes of each shard in turn."""
+        if isinstance(self._target, Address):
+            shared = SharedClient(connect(self._target))
+            for server in self._servers:
+                yield tuple(Batcher(shared.share(), server, owned=True) for _ in range(_LANES))
+        else:
+            for server in self._servers:
+                yield tuple(Batcher(self._target, server, owned=False) for _ in range(_LANES))
 
     def __repr__(self) -> str:
-        return f"RedisStore({self._server.address!r}, namespace={self._namespace!r})"
+        shards = f", shards={self.shards}" if self.shards > 1 else ""
+        return f"RedisStore({self._address!r}, namespace={self._namespace!r}{shards})"

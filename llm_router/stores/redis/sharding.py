@@ -1,0 +1,169 @@
+"""Spreading the projects of one store over several shards, each with a batch of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from itertools import groupby
+
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.quota import Demand
+from llm_router.errors import ConfigError, StoreUnavailableError
+from llm_router.stores.base import Decision, DeploymentSnapshot
+from llm_router.stores.redis.batch import Batcher
+from llm_router.stores.redis.wire import CoolDown, Reserve, Settle, Snapshot
+
+__all__ = ["MOST_SHARDS", "Lanes", "Sharding", "lane_of", "look", "shard_of", "shards_wanted"]
+
+Lanes = tuple[tuple[Batcher, ...], ...]
+"""The batchers of one event loop: those of each shard, in order."""
+
+MOST_SHARDS = 256
+"""A cooldown of a key is told to every shard, and a process has a batch under way for each."""
+
+_NUMBER = re.compile("[0-9]{1,9}")
+
+_MOST_REMEMBERED = 100_000
+"""Reservations made here of which the shard is known; for others all shards are asked."""
+
+_SNAPSHOT = 128
+"""Deployments of one snapshot operation: longer lists go in parts, between which others have their turn."""
+
+
+def shards_wanted(given: int | None, told: str | None) -> int:
+    """Return the number of shards that an argument or a URL asks for; 1 if neither does.
+
+    Raises:
+        ConfigError: It is no such number, or the two differ.
+    """
+    asked = [str(number) for number in (given, told) if number is not None]
+    wrong = [text for text in asked if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= MOST_SHARDS)]
+    if wrong:
+        raise ConfigError(f"shards must be a whole number from 1 to {MOST_SHARDS}, not {wrong[0]!r}")
+    if len({int(text) for text in asked}) > 1:
+        raise ConfigError(f"shards={given} was asked for, but the URL says shards={told}: give one of them")
+    return int(asked[0]) if asked else 1
+
+
+@lru_cache(maxsize=1 << 16)
+def shard_of(scope: Scope, shards: int) -> int | None:
+    """Return the shard of a (project, model); None for a scope that concerns all shards.
+
+    The same on every machine and in every version: a hash of provider and project decides.
+    """
+    kind, *names = scope.split(":")
+    if kind != "model":
+        return None
+    digest = blake2b(":".join(names[:2]).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % shards
+
+
+def lane_of(lanes: tuple[Batcher, ...], reservation_id: str) -> Batcher:
+    """Return the one of a shard's lanes that a reservation takes, so that its operations keep their order."""
+    return lanes[hash(reservation_id) % len(lanes)]
+
+
+async def look(lane: Batcher, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+    """Tell the state of ``deployments``, all of one shard; also of none, to hear whether it answers."""
+    loop = asyncio.get_running_loop()
+    snapshots: list[DeploymentSnapshot] = []
+    for start in range(0, len(deployments) or 1, _SNAPSHOT):
+        operation = Snapshot(loop.create_future(), deployments[start : start + _SNAPSHOT])
+        lane.add(operation)
+        snapshots += await operation.future
+    return snapshots
+
+
+class Sharding:
+    """Sends each operation to the shards that it concerns.
+
+    ``lanes`` are always those of the running loop.
+
+    Args:
+        shards: How many there are.
+        timeout: Seconds after which a reserve asks no further shard.
+        address: How to name the server in messages.
+    """
+
+    def __init__(self, shards: int, timeout: float, address: str) -> None:
+        self.shards = shards
+        self._timeout = timeout
+        self._address = address
+        self._made: OrderedDict[str, int] = OrderedDict()  # where a reservation is, or was last asked for
+
+    async def reserve(
+        self,
+        lanes: Lanes,
+        reservation_id: str,
+        candidates: Sequence[Deployment],
+        demand: Demand,
+        ttl: float,
+    ) -> Decision:
+        """Ask the shards of the candidates in turn, each for those that follow one another in it."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._timeout
+        decision = Decision(None, 0.0, 0.0)
+        for shard, run in self._runs(candidates):
+            if loop.time() > give_up:
+                raise StoreUnavailableError(
+                    f"the Redis server at {self._address} did not answer within {self._timeout:g} s"
+                )
+            self._remember(reservation_id, shard)
+            before = decision.refusals
+            operation = Reserve(loop.create_future(), reservation_id, run, demand, ttl)
+            lane_of(lanes[shard], reservation_id).add(operation)
+            decision = await operation.future
+            decision.refusals = before + decision.refusals
+            if decision.deployment is not None:
+                break
+            if self._made.pop(reservation_id, None) is None:
+                break  # settled or released meanwhile: what comes now must not take anything
+        return decision
+
+    async def settle(self, lanes: Lanes, reservation_id: str, used: Demand) -> None:
+        """Correct a reservation where it was made; one made elsewhere wherever it is."""
+        loop = asyncio.get_running_loop()
+        shard = self._made.pop(reservation_id, None)
+        operations = []
+        for concerned in lanes if shard is None else (lanes[shard],):
+            operations.append(Settle(loop.create_future(), reservation_id, used))
+            lane_of(concerned, reservation_id).add(operations[-1])
+        await asyncio.gather(*(operation.future for operation in operations))
+
+    async def cool_down(self, lanes: Lanes, cooldown: Cooldown) -> None:
+        """Put a scope aside in its shard; a key or provider in all, since each looks for it in its own."""
+        loop = asyncio.get_running_loop()
+        shard = shard_of(cooldown.scope, self.shards)
+        operations = []
+        for concerned in lanes if shard is None else (lanes[shard],):
+            operations.append(CoolDown(loop.create_future(), cooldown))
+            concerned[0].add(operations[-1])
+        await asyncio.gather(*(operation.future for operation in operations))
+
+    async def snapshot(self, lanes: Lanes, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Ask all shards concerned at once, or every one if no deployment is named."""
+        parts: list[list[Deployment]] = [[] for _ in lanes]
+        for deployment in deployments:
+            parts[self.of(deployment)].append(deployment)
+        asked = [shard for shard, part in enumerate(parts) if part or not deployments]
+        answers = await asyncio.gather(*(look(lanes[shard][0], parts[shard]) for shard in asked))
+        told = dict(zip(asked, map(iter, answers), strict=True))
+        return [next(told[self.of(deployment)]) for deployment in deployments]
+
+    def of(self, deployment: Deployment) -> int:
+        """Return the shard of a deployment."""
+        return shard_of(deployment.model_scope, self.shards) or 0
+
+    def _runs(self, candidates: Sequence[Deployment]) -> Iterator[tuple[int, tuple[Deployment, ...]]]:
+        for shard, run in groupby(candidates, self.of):
+            yield shard, tuple(run)
+
+    def _remember(self, reservation_id: str, shard: int) -> None:
+        self._made[reservation_id] = shard
+        if len(self._made) > _MOST_REMEMBERED:
+            self._made.popitem(last=False)
