@@ -13,6 +13,7 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from llm_router.stores.redis.errors import explain, is_timeout
+from llm_router.stores.redis.patience import Patience
 from llm_router.stores.redis.scripts import Client, Script
 from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot, decode
 
@@ -119,6 +120,7 @@ class Batcher:
             if self._keeper is None and self._owned:
                 self._keeper = self._keep()
                 await anext(self._keeper)
+            self._since = self._loop.time()  # if the loop stood still since then, nobody else is to blame
             while self._queue:
                 await self._send()
                 # Those whom the answers woke come first: what they ask next shares the next call.
@@ -147,13 +149,13 @@ class Batcher:
 
     async def _send(self) -> None:
         """Send the oldest operations and hand out their results."""
-        deadline = self._since + self._server.timeout
         batch = self._next()
         if not batch:
             return
+        patience = Patience(self._since + self._server.timeout)
         try:
-            async with asyncio.timeout_at(deadline):
-                results = await self._call(batch, deadline)
+            async with patience:
+                results = await self._call(batch, patience)
         except asyncio.CancelledError:
             for operation in batch:
                 operation.future.cancel()
@@ -167,17 +169,17 @@ class Batcher:
             for operation, result in zip(batch, results, strict=True):
                 if not operation.future.done():
                     operation.future.set_result(result)
+        finally:
+            # Those behind stood still, too, and have the same grace.
+            self._since = max(self._since, patience.deadline - self._server.timeout)
 
-    async def _call(self, batch: list[Operation], deadline: float) -> list[Any]:
+    async def _call(self, batch: list[Operation], patience: Patience) -> list[Any]:
         """Run the script on ``batch`` and return the results, in order."""
         server = self._server
+        if server.clock is None and server.ahead is None:
+            await self._run([], patience)  # moments and deadlines mean something only once its time is known
         for _ in range(_TRIES):
-            keys, arguments = self._encode(batch, deadline)
-            sent = round(time.time() * 1e6)
-            reply = await server.script.run(self._client, keys, arguments)
-            status, now, text, descriptions, numbers = reply
-            if server.clock is None:
-                server.set_now(int(now), sent)
+            status, _now, text, descriptions, numbers = await self._run(batch, patience)
             if status in (b"ok", "ok"):
                 return decode(batch, descriptions, numbers, server.ahead or 0)
             told = text.decode(errors="replace") if isinstance(text, bytes) else text
@@ -191,6 +193,16 @@ class Batcher:
         raise StoreUnavailableError(
             f"the clock of the Redis server at {server.address} jumps: let it be set by NTP without steps"
         )
+
+    async def _run(self, batch: list[Operation], patience: Patience) -> Any:
+        """Run the script once, take note of what time it was there, and return the reply."""
+        server = self._server
+        keys, arguments = self._encode(batch, patience.deadline)
+        sent = round(time.time() * 1e6)
+        reply = await server.script.run(self._client, keys, arguments)
+        if server.clock is None:
+            server.set_now(int(reply[1]), sent)
+        return reply
 
     def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Make the message of ``batch``, dropping from it what makes no sense."""

@@ -1,0 +1,72 @@
+"""The first call of a Redis store, made on a machine whose clock differs from the server's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+
+import pytest
+
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.quota import Demand
+from llm_router.errors import StoreUnavailableError
+from llm_router.stores.redis import RedisStore
+
+
+@pytest.mark.parametrize("off", [-90_000.0, -300.0, 300.0, 90_000.0])
+async def test_a_cooldown_may_be_the_first_call(redis_server, pools, monkeypatch, off):
+    """Its end is told by the clock of its caller, and right for everybody else."""
+    deployment, other = pools.one(), pools.one()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + off)
+    store = RedisStore(redis_server.url)
+    await store.cool_down(Cooldown(deployment.model_scope, time.time() + 40, "rest"))
+    await store.cool_down(Cooldown(other.key_scope, math.inf, "dead"))
+    mine = await store.snapshot([deployment, other])
+    await store.aclose()
+    monkeypatch.setattr(time, "time", real)
+    neighbour = RedisStore(redis_server.url)
+    theirs = await neighbour.snapshot([deployment, other])
+    await neighbour.aclose()
+    assert 30 < mine[0].cooldown.until - off - time.time() <= 40.5
+    assert 30 < theirs[0].cooldown.until - time.time() <= 40.5
+    assert mine[1].cooldown.until == theirs[1].cooldown.until == math.inf
+
+
+async def test_only_the_first_call_asks_for_the_time(redis_server, pools):
+    """One call more, once in the life of a store; none where a clock was given."""
+    deployment = pools.one()
+    with redis_server.client() as client:
+
+        async def count(store) -> int:
+            client.config_resetstat()
+            await store.reserve("r", [deployment], Demand(1, 0), 60)
+            statistics = client.info("commandstats")
+            return sum(statistics[name]["calls"] for name in statistics if name.startswith("cmdstat_eval"))
+
+        store = RedisStore(redis_server.url)
+        await store.snapshot([])  # loads the script
+        again, clocked = RedisStore(redis_server.url), RedisStore(redis_server.url, clock=_Still())
+        assert [await count(again), await count(again), await count(clocked)] == [2, 1, 1]
+        for opened in (store, again, clocked):
+            await opened.aclose()
+
+
+async def test_a_first_call_that_timed_out_takes_no_effect_later(redis_server, pools):
+    """Not even the first of all: the server is told until when it may begin."""
+    deployment = pools.one()
+    store = RedisStore(redis_server.url, timeout=0.3)
+    redis_server.freeze()
+    with pytest.raises(StoreUnavailableError, match="did not answer"):
+        await store.reserve("r", [deployment], Demand(1, 0), 60)
+    redis_server.thaw()
+    await asyncio.sleep(0.1)  # for the server to read what lies in its socket
+    [snapshot] = await store.snapshot([deployment])
+    assert snapshot.quotas[0].used == 0
+    await store.aclose()
+
+
+class _Still:
+    def time(self) -> float:
+        return 1_800_014_400.0

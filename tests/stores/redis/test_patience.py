@@ -1,0 +1,125 @@
+"""The store's timeout, when the event loop itself stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Demand, Metric, Quota
+from llm_router.domain.secret import Secret
+from llm_router.errors import StoreUnavailableError
+from llm_router.stores.redis import RedisStore
+from llm_router.stores.redis.patience import GRACE, Patience
+
+TIMEOUT = 0.1
+STANDSTILL = 2.5 * TIMEOUT
+ONE = Demand(1, 0)
+
+
+@pytest.fixture
+def a() -> Deployment:
+    return Deployment(Key("a", Secret("AIza-not-a-key")), "flash", quotas=(Quota(Metric.RPM, 100_000),))
+
+
+@pytest.fixture
+def binary(servers):
+    return next(iter(servers.find_servers().values()))
+
+
+async def _run_for(steps: int) -> None:
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+
+# --- the context manager ------------------------------------------------------------------------------------
+
+
+async def test_patience_ends_at_its_deadline():
+    """On a loop that runs there is no grace."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + 0.05
+    patience = Patience(deadline)
+    with pytest.raises(TimeoutError):
+        async with patience:
+            await asyncio.sleep(60)
+    assert patience.deadline == deadline
+
+
+async def test_patience_is_over_with_its_body():
+    """Leaving in time raises nothing, then or later."""
+    async with Patience(asyncio.get_running_loop().time() + 0.01):
+        pass
+    await asyncio.sleep(0.03)
+
+
+async def test_what_has_arrived_during_a_standstill_is_seen():
+    """A timer that is late gives what is ready its turn first."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with Patience(began + 0.01) as patience:
+        arrived = loop.create_future()
+        loop.call_later(0.02, arrived.set_result, "answer")
+        await asyncio.sleep(0)
+        time.sleep(0.1)  # noqa: ASYNC251 - a loop that stands still is the subject
+        assert await arrived == "answer"
+    assert patience.deadline > began + 0.1 + GRACE
+
+
+async def test_grace_is_given_once():
+    """Standing still again and again makes nobody wait for ever."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def stumble() -> None:
+        async with Patience(began + 0.01):
+            for _ in range(1000):
+                time.sleep(0.1)  # noqa: ASYNC251 - a loop that stands still is the subject
+                await asyncio.sleep(0.001)
+
+    with pytest.raises(TimeoutError):
+        await stumble()
+    assert loop.time() - began < GRACE + 1.0
+
+
+# --- the store ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "unconnected"])
+async def test_a_loop_that_stands_still_does_not_blame_the_server(servers, a, steps, is_connected):
+    """Whether the call was queued, on its way or answered meanwhile: it is granted."""
+    server = servers.shared_server(next(iter(servers.find_servers())))
+    store = RedisStore(server.url, namespace=f"still-{steps}-{is_connected}", timeout=TIMEOUT)
+    if is_connected:
+        await store.reserve("first", [a], ONE, 60)
+    calls = [asyncio.create_task(store.reserve(f"r{n}", [a], ONE, 60)) for n in range(600)]
+    await _run_for(steps)
+    time.sleep(STANDSTILL)  # noqa: ASYNC251 - a loop that stands still is the subject
+    decisions = await asyncio.gather(*calls)
+    assert all(decision.deployment is a for decision in decisions)
+    [snapshot] = await store.snapshot([a])
+    assert snapshot.quotas[0].used == 600 + is_connected
+    await store.aclose()
+
+
+async def test_a_frozen_server_is_given_up_in_spite_of_a_standstill(servers, binary, a):
+    """The grace is all that it adds, and what was given up takes no effect later."""
+    with servers.running(binary) as server:
+        store = RedisStore(server.url, timeout=TIMEOUT)
+        await store.reserve("first", [a], ONE, 60)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        server.freeze()
+        calls = [asyncio.create_task(store.reserve(f"r{n}", [a], ONE, 60)) for n in range(600)]
+        await _run_for(3)
+        time.sleep(STANDSTILL)  # noqa: ASYNC251 - a loop that stands still is the subject
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+        assert loop.time() - began < STANDSTILL + GRACE + 1.0
+        server.thaw()
+        [snapshot] = await store.snapshot([a])
+        assert snapshot.quotas[0].used == 1
+        await store.aclose()
