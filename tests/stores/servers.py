@@ -97,6 +97,8 @@ class RedisServer:
             "127.0.0.1",
             "--save",
             "",
+            "--repl-diskless-sync-delay",
+            "0",
             *self._options,
         ]
         self._process = subprocess.Popen(command, cwd=self._folder.name, stdout=subprocess.DEVNULL)
