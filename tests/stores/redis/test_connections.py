@@ -1,0 +1,302 @@
+"""Every way to a server that a URL can name, really taken; and nothing secret on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+import tempfile
+import traceback
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import pytest
+import trustme
+
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.quota import Demand, Metric, Quota
+from llm_router.domain.secret import Secret
+from llm_router.errors import ConfigError, StoreUnavailableError
+from llm_router.stores.redis import RedisStore
+from llm_router.stores.urls import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+PASSWORD = "s3cret:w@rd/with%odd#ones"
+LOGIN = f"router:{quote(PASSWORD, safe='')}@"
+TIMEOUT = 1.0
+
+
+@pytest.fixture
+def a() -> Deployment:
+    return Deployment(Key("a", Secret("AIza-not-a-key")), "flash", quotas=(Quota(Metric.RPM, 2),))
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server(servers):
+    """Provide an empty server of which other tests use the same."""
+    server = servers.shared_server(next(iter(servers.find_servers())))
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture
+def guarded(servers) -> Iterator:
+    """Provide a server that lets nobody in but one user with a password."""
+    binary = next(iter(servers.find_servers().values()))
+    with servers.running(binary) as server, server.client() as client:
+        rights = ("on", f">{PASSWORD}", "~*", "+@all")
+        client.execute_command("ACL", "SETUSER", "router", *rights)
+        client.execute_command("ACL", "SETUSER", "default", "off")
+        yield server
+
+
+@asynccontextmanager
+async def opened(url: str, **settings) -> AsyncIterator[RedisStore]:
+    store = open_store(url) if not settings else RedisStore(url, **settings)
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def works(store, a: Deployment) -> bool:
+    """Tell whether it grants what there is and no more."""
+    granted = [(await store.reserve(f"r{n}", [a], Demand(1, 0), 60)).deployment for n in range(3)]
+    return granted == [a, a, None]
+
+
+def speaking_tls(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+    """Return what a server needs that proves itself to be one of ``names``."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(*names).configure_cert(context)
+    return context
+
+
+@contextmanager
+def trusted(authority: trustme.CA) -> Iterator[str]:
+    """Name a file with the certificate of ``authority``."""
+    with authority.cert_pem.tempfile() as path:
+        yield quote(path, safe="")
+
+
+# --- the ways -----------------------------------------------------------------------------------------------
+
+
+async def test_tls(servers, guarded, authority, a):
+    """The server proves who it is, the client logs in, and all is as without."""
+    tls = speaking_tls(authority, "127.0.0.1", "localhost")
+    async with servers.Relay(guarded.port, tls) as relay:
+        with trusted(authority) as path:
+            url = f"rediss://{LOGIN}127.0.0.1:{relay.port}/0?ssl_ca_certs={path}&shards=2"
+            async with opened(url) as store:
+                assert await works(store, a)
+    assert PASSWORD not in repr(store)
+
+
+async def test_tls_on_a_cluster(servers, authority, a):
+    """The same on every node of a cluster."""
+    binary = next(iter(servers.find_servers().values()))
+    tls = speaking_tls(authority, "127.0.0.1")
+    with servers.running_cluster(binary, primaries=1) as cluster, trusted(authority) as path:
+        async with servers.Relay(cluster.nodes[0].port, tls) as relay:
+            with cluster.nodes[0].client() as client:
+                client.config_set("cluster-announce-port", relay.port)
+            async with opened(f"rediss+cluster://127.0.0.1:{relay.port}?ssl_ca_certs={path}") as store:
+                assert await works(store, a)
+
+
+@pytest.mark.parametrize("way", ["rediss://", "rediss+cluster://"])
+async def test_a_server_that_cannot_prove_who_it_is(servers, server, authority, a, way):
+    """Of an authority that is not trusted, or of another host: nothing is sent to it."""
+    stranger = trustme.CA()
+    for known, names in ((stranger, ["127.0.0.1"]), (authority, ["example.org"])):
+        async with servers.Relay(server.port, speaking_tls(known, *names)) as relay:
+            with trusted(authority) as path:
+                url = f"{way}{LOGIN}127.0.0.1:{relay.port}?ssl_ca_certs={path}"
+                async with opened(url, timeout=TIMEOUT) as store:
+                    error = await failure_of(store, a)
+        assert "does not prove who it is" in str(error)
+        assert "ssl_ca_certs=/path/of/ca.pem" in str(error)
+        _assert_discreet(error, repr(store))
+
+
+async def test_a_server_that_does_not_speak_tls(server, a):
+    """One that answers in plain text is told apart; one that waits for a line is not waited for."""
+
+    async def answer(reader, writer):
+        await reader.read(1)
+        writer.write(b"-ERR what was that\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as plain:
+        port = plain.sockets[0].getsockname()[1]
+        async with opened(f"rediss://{LOGIN}127.0.0.1:{port}", timeout=TIMEOUT) as store:
+            error = await failure_of(store, a)
+    assert "does not speak TLS" in str(error)
+    _assert_discreet(error, repr(store))
+    async with opened(server.url.replace("redis://", "rediss://"), timeout=0.3) as store:
+        assert "did not answer" in str(await failure_of(store, a))
+
+
+async def test_a_unix_socket(servers, a):
+    """With and without a database of its own."""
+    binary = next(iter(servers.find_servers().values()))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s ocket"
+        with servers.running(binary, "--unixsocket", str(path)) as server, server.client(db=3) as client:
+            for options, name in (("", "?db=0"), ("?db=3", "?db=3")):
+                async with opened(f"unix://{quote(str(path))}{options}") as store:
+                    assert await works(store, a)
+                    assert repr(store) == f"RedisStore('{path}{name}', namespace='llm_router')"
+            assert client.dbsize() == 3
+
+
+async def test_a_unix_socket_with_a_login(servers, a):
+    """The password comes before the path."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "socket"
+        binary = next(iter(servers.find_servers().values()))
+        with servers.running(binary, "--unixsocket", str(path), "--requirepass", PASSWORD):
+            async with opened(f"unix://:{quote(PASSWORD, safe='')}@{path}") as store:
+                assert await works(store, a)
+
+
+async def test_a_user_and_a_password(guarded, a):
+    """As an ACL has them, with characters that mean something in a URL."""
+    async with opened(guarded.url.replace("://", f"://{LOGIN}")) as store:
+        assert await works(store, a)
+    async with opened(guarded.url, timeout=TIMEOUT) as store:
+        assert "refused the login" in str(await failure_of(store, a))
+
+
+@pytest.mark.parametrize("place", ["/5", "?db=5", "/5?client_name=me"])
+async def test_a_database_of_its_own(server, a, place):
+    """By path or option: what is stored lies there and nowhere else."""
+    async with opened(server.url.removesuffix("/0") + place) as store:
+        assert await works(store, a)
+        assert f":{server.port}/5'" in repr(store)
+    with server.client(db=5) as client, server.client() as other:
+        assert client.dbsize() == 3
+        assert other.dbsize() == 0
+
+
+async def test_a_namespace_of_its_own(server, a):
+    """Two routers on one database do not know of each other."""
+    for name in ("one", "two"):
+        async with opened(server.url, namespace=name) as store:
+            assert await works(store, a)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:s3cret@host/zero",
+        "redis://:s3cret@host/0?db=x",
+        "redis://:s3cret@host/0?socket_timeout=soon",
+        "redis://:s3cret@host/0?nonsense=s3cret",
+        "redis+cluster://:s3cret@host/3",
+        "redis+cluster://:s3cret@host?nonsense=s3cret",
+        "rediss://:s3cret@host?ssl_cert_reqs=s3cret",
+        "unix://:s3cret@/socket?nonsense=s3cret",
+    ],
+)
+def test_what_redis_py_cannot_use_is_told_at_once(url):
+    """When the store is made, not at the first send; and without what may be a password."""
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_an_option_that_is_unknown_is_named():
+    """The names of the options are shown, not their values."""
+    with pytest.raises(ConfigError, match=r"host:6379/0: check its options \(nonsense\)"):
+        open_store("redis://:s3cret@host?nonsense=1&shards=2")
+
+
+# --- nothing secret -----------------------------------------------------------------------------------------
+
+
+async def failure_of(store: RedisStore, a: Deployment) -> StoreUnavailableError:
+    """Return what the store raises."""
+    with pytest.raises(StoreUnavailableError) as caught:
+        await store.reserve("r", [a], Demand(1, 0), 60)
+    return caught.value
+
+
+def _assert_discreet(error: BaseException, *more: str) -> None:
+    told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    for text in (told, str(error), repr(error), *more):
+        assert PASSWORD not in text
+        assert quote(PASSWORD, safe="") not in text
+        assert "s3cret" not in text
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+async def _wrong_password(guarded):
+    return guarded.url.replace("://", f"://{LOGIN.replace('router:', 'somebody:')}")
+
+
+async def _nobody_there(guarded):
+    guarded.kill()
+    return guarded.url.replace("://", f"://{LOGIN}")
+
+
+async def _no_answer(guarded):
+    guarded.freeze()
+    return guarded.url.replace("://", f"://{LOGIN}")
+
+
+async def _no_right(guarded):
+    with guarded.client(username="router", password=PASSWORD) as client:
+        client.execute_command("ACL", "SETUSER", "router", "-evalsha")
+    return guarded.url.replace("://", f"://{LOGIN}")
+
+
+async def _no_cluster(guarded):
+    return f"redis+cluster://{LOGIN}127.0.0.1:{guarded.port}"
+
+
+@pytest.mark.parametrize("trouble", [_wrong_password, _nobody_there, _no_answer, _no_right, _no_cluster])
+async def test_no_failure_shows_the_password(guarded, a, caplog, trouble):
+    """Not in the error, its traceback with all locals, the store, or a line logged by anybody."""
+    caplog.set_level(logging.DEBUG)
+    try:
+        async with opened(await trouble(guarded), timeout=TIMEOUT) as store:
+            error = await failure_of(store, a)
+    finally:
+        guarded.thaw()
+    _assert_discreet(error, repr(store), str(vars(store)), caplog.text)
+
+
+async def test_a_server_that_repeats_the_password_is_cut_short(servers, a):
+    """One that does not know AUTH says so with its arguments."""
+
+    async def refuse(reader, writer):
+        while data := await reader.read(1000):
+            words = data.split(b"\r\n")
+            if b"AUTH" in words or b"HELLO" in words:
+                told = " ".join(f"'{word.decode()}'" for word in words[3::2])
+                writer.write(f"-ERR unknown command 'AUTH', with args beginning with: {told}\r\n".encode())
+            else:
+                writer.write(b"+OK\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        async with opened(f"redis://{LOGIN}127.0.0.1:{port}", timeout=TIMEOUT) as store:
+            error = await failure_of(store, a)
+    assert "unknown command" in str(error)
+    _assert_discreet(error, repr(store))
