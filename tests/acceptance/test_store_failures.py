@@ -148,6 +148,25 @@ async def test_closed_says_so_and_hangs_nobody(on_server, redis_server, pools, p
     assert len(provider.calls) == 1
 
 
+async def test_a_server_that_stays_away_is_asked_in_silence(on_server, redis_server, pools, clock, caplog):
+    """A probe that gets no answer changes nothing: one line is logged, and nobody waits again."""
+    async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
+        assert (await router.send("x")).success
+        redis_server.freeze()
+        try:
+            for _ in range(4):
+                await router.send("x")
+                clock.shift(31)
+                response, seconds = await _timed(router.send("x"))
+                assert not response.success
+                await asyncio.sleep(1.5 * TIMEOUT)  # for the probe to find out
+                assert not (await router.health_check())["store_ok"]
+            assert seconds < TIMEOUT
+        finally:
+            redis_server.thaw()
+    assert len([record for record in caplog.records if record.name == "llm_router"]) == 1
+
+
 async def test_open_goes_on_without_limits(on_server, redis_server, pools):
     """With on_store_failure="open" nothing is refused while the server is gone."""
     async with on_server(redis_server.url, [pools.one(rpm=2)], on_store_failure="open") as router:
@@ -175,6 +194,62 @@ async def test_a_flushed_server_starts_anew(on_server, redis_server, pools):
             slot.cell.rouse(slot)
         assert (await router.send("x")).success
         assert (await router.health_check())["store_ok"]
+
+
+async def _back(router, clock) -> bool:
+    async def is_back():
+        return (await router.health_check())["store_ok"]
+
+    return await _until(is_back, clock)
+
+
+@pytest.mark.parametrize("policy", ["local", "closed"])
+async def test_a_replica_takes_over(on_server, servers_module, redis_server, pools, clock, provider, policy):
+    """Its primary is killed: one bounded delay, the policy, and back to the replica with all counts."""
+    binary = next(iter(servers_module.find_servers().values()))
+    with servers_module.running(binary) as replica, replica.client() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", redis_server.port)
+        servers_module.wait_for_replica(client)
+        async with (
+            servers_module.Relay(redis_server.port) as relay,
+            on_server(
+                f"redis://127.0.0.1:{relay.port}", [pools.one(rpm=40, rpd=100)], on_store_failure=policy
+            ) as router,
+        ):
+            assert all([(await router.send("x")).success for _ in range(5)])
+            with redis_server.client() as primary:
+                assert primary.wait(1, 5000) == 1
+            redis_server.kill()
+            response, seconds = await _timed(router.send("x"))
+            assert response.success == (policy == "local")
+            assert seconds < 4 * TIMEOUT
+            client.execute_command("REPLICAOF", "NO", "ONE")
+            relay.target = replica.port
+            assert await _back(router, clock)
+            assert (await router.send("x")).success
+            [status] = await router.get_all_key_statuses()
+            assert len(provider.calls) == (7 if policy == "local" else 6)
+            assert status["rpd_usage"] == f"{len(provider.calls)}/100"  # replicated, carried over, and new
+        assert not list(client.scan_iter("*:reservations"))
+
+
+async def test_a_node_of_a_cluster_goes_and_returns(on_server, servers_module, pools, clock, provider):
+    """The shards of the store lie on three nodes: without one the policy holds for all, until it is back."""
+    binary = next(iter(servers_module.find_servers().values()))
+    with servers_module.running_cluster(binary) as cluster:
+        everyone = pools.many(12, rpm=40)
+        async with on_server(f"{cluster.url}?shards=3", everyone) as router:
+            assert all([(await router.send("x")).success for _ in range(12)])
+            assert {router.keys.store.shard_of(deployment) for deployment in everyone} == {0, 1, 2}
+            cluster.nodes[1].kill()
+            responses, seconds = await _timed(asyncio.gather(*(router.send("x") for _ in range(12))))
+            assert all(response.success for response in responses)
+            assert seconds < 6 * TIMEOUT
+            assert not (await router.health_check())["store_ok"]
+            cluster.nodes[1].start()
+            assert await _back(router, clock)
+            assert all([(await router.send("x")).success for _ in range(12)])
+            assert (await router.health_check())["store_ok"]
 
 
 async def test_a_slow_server_costs_its_timeout_once(on_server, redis_server, pools):
