@@ -46,7 +46,7 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
     ),
     ("cluster support disabled", (), "is no node of a cluster: use a redis:// URL"),
     (
-        "non local key|TRYAGAIN|ASK",
+        r"non local key|TRYAGAIN|ASK|TTL exhausted\.",
         (exceptions.TryAgainError, exceptions.AskError),
         "is moving the namespace to another node of its cluster: it answers again when that is done",
     ),
