@@ -23,7 +23,10 @@ __all__ = ["RedisStore"]
 _NOTHING = Demand(0, 0)
 
 _LANES = 2
-"""Batchers of one shard and loop, so that the server works on one batch while the next is made."""
+"""Batchers of one loop, so that the server works on one batch while the next is made.
+
+With several shards each has one: they are at work at once anyway, and fuller batches are cheaper.
+"""
 
 
 class RedisStore:
@@ -162,13 +165,14 @@ class RedisStore:
 
     def _open_lanes(self) -> Iterator[tuple[Batcher, ...]]:
         """Open the lanes of each shard in turn."""
+        lanes = range(_LANES if self.shards == 1 else 1)
         if isinstance(self._target, Address):
             shared = SharedClient(connect(self._target))
             for server in self._servers:
-                yield tuple(Batcher(shared.share(), server, owned=True) for _ in range(_LANES))
+                yield tuple(Batcher(shared.share(), server, owned=True) for _ in lanes)
         else:
             for server in self._servers:
-                yield tuple(Batcher(self._target, server, owned=False) for _ in range(_LANES))
+                yield tuple(Batcher(self._target, server, owned=False) for _ in lanes)
 
     def __repr__(self) -> str:
         shards = f", shards={self.shards}" if self.shards > 1 else ""
