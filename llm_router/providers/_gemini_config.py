@@ -162,9 +162,10 @@ def _is_temperature(value: object) -> bool:
 @functools.cache
 def _contents_adapter() -> Any:
     from google.genai import types  # noqa: PLC0415 - heavy
-    from pydantic import TypeAdapter  # noqa: PLC0415 - heavy
+    from pydantic import ConfigDict, TypeAdapter  # noqa: PLC0415 - heavy
 
-    return TypeAdapter(types.ContentListUnion)
+    # Where Pillow is installed its images are among the contents, and pydantic knows nothing of them.
+    return TypeAdapter(types.ContentListUnion, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def _validated_contents(contents: Any) -> None:

@@ -179,6 +179,13 @@ def test_right_requests(contents):
     GeminiProvider().validate(Request(contents=contents, max_output_tokens=1, temperature=0))
 
 
+def test_an_image_of_pillow_is_right():
+    """Where Pillow is installed, its images are contents, alone and among others."""
+    image = pytest.importorskip("PIL.Image").new("RGB", (1, 1))
+    GeminiProvider().validate(Request(contents=image))
+    GeminiProvider().validate(Request(contents=["What is this?", image]))
+
+
 def test_checking_loads_the_sdk_and_estimating_does_not():
     """The SDK is there once a request was checked: its import must not fall between quota and request."""
     program = (
