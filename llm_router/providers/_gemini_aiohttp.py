@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import ssl
+import urllib.request
 import warnings
 from typing import Any
 
@@ -26,6 +27,9 @@ _OK = 200
 _READ_BUFFER = 2**22
 """Bytes; what the SDK gives its own sessions, for answers with inline images."""
 
+_PROXIED = frozenset({"http", "https", "ws", "wss"})
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
+
 _NEVER_SENT = (
     aiohttp.ClientConnectorError,
     aiohttp.ClientHttpProxyError,
@@ -43,11 +47,7 @@ with warnings.catch_warnings():
 
         async def _request(self, *args: Any, **kwargs: Any) -> aiohttp.ClientResponse:
             REQUEST_BEGUN.set(True)
-            given = kwargs.get("timeout")
-            kwargs["timeout"] = aiohttp.ClientTimeout(
-                total=given.total if isinstance(given, aiohttp.ClientTimeout) else None,
-                sock_connect=CONNECT_TIMEOUT,
-            )
+            kwargs["timeout"] = _timeout(kwargs.get("timeout"))
             # A redirect would carry the key, which is in a header, to another host.
             kwargs["allow_redirects"] = False
             try:
@@ -82,8 +82,24 @@ class _Connector(aiohttp.TCPConnector):
         """Say nothing, as above: the garbage collector closes the sockets."""
 
 
+def _timeout(given: Any) -> aiohttp.ClientTimeout:
+    """Bound the making of a connection, and the whole as far as the caller of the SDK wishes."""
+    total = given.total if isinstance(given, aiohttp.ClientTimeout) else None
+    return _TIMEOUT if total is None else aiohttp.ClientTimeout(total=total, sock_connect=CONNECT_TIMEOUT)
+
+
+def _has_proxy() -> bool:
+    """Tell whether the environment names a proxy.
+
+    Only then is aiohttp to go by the environment: it reads it (and ``~/.netrc``) anew for each request, in
+    two trips to a thread, which cost as much as all the rest that aiohttp does. A login in ``~/.netrc`` is
+    of no use to us: the key is in a header of its own.
+    """
+    return not _PROXIED.isdisjoint(urllib.request.getproxies())
+
+
 def _is_stream(response: aiohttp.ClientResponse) -> bool:
-    return response.url.query.get("alt") == "sse"
+    return "alt=sse" in response.url.query_string
 
 
 async def _http_failure(response: aiohttp.ClientResponse) -> HttpFailure:
@@ -116,7 +132,7 @@ class AiohttpTransport:
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=_READ_BUFFER,
             trace_configs=[_tracing()],
-            trust_env=True,
+            trust_env=_has_proxy(),
         )
 
     def http_options(self) -> dict[str, Any]:

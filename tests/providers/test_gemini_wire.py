@@ -1,0 +1,128 @@
+"""What goes over the wire: the body that the SDK would send by itself, and what the environment adds."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from google import genai
+from google.genai import types
+
+from llm_router.domain.request import Request
+from llm_router.providers._gemini_config import DEFAULT_SAFETY
+
+PROXIES = ("http_proxy", "https_proxy", "ws_proxy", "wss_proxy", "all_proxy", "no_proxy")
+SETTINGS = [
+    types.SafetySetting(category=category, threshold=threshold)
+    for category, threshold in DEFAULT_SAFETY.items()
+]
+TURNS = [
+    {
+        "role": "user",
+        "parts": [{"text": "Hello?"}, {"inline_data": {"mime_type": "image/png", "data": b"x"}}],
+    },
+    {"role": "model", "parts": [{"text": "Hello."}]},
+    {"role": "user", "parts": [{"text": "And now?"}]},
+]
+WEATHER = {"name": "weather", "parameters": {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}}}
+LONG = {
+    "top_k": 3,
+    "stop_sequences": ["."],
+    "response_mime_type": "application/json",
+    "response_schema": {"type": "OBJECT", "properties": {"answer": {"type": "STRING"}}},
+    "thinking_config": {"thinking_budget": 0},
+    "tools": [{"function_declarations": [WEATHER]}],
+    "http_options": {"extra_body": {"labels": {"a": "b"}}},
+}
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "config"),
+    [
+        (Request(contents="Hello?"), {}),
+        (Request(contents=TURNS), {}),
+        (
+            Request(contents="Hello?", system_instruction="Be brief.", max_output_tokens=7, temperature=1),
+            {"system_instruction": "Be brief.", "max_output_tokens": 7, "temperature": 1},
+        ),
+        (
+            Request(contents="Hello?", system_instruction=types.Part(text="Be brief.")),
+            {"system_instruction": types.Part(text="Be brief.")},
+        ),
+        (Request(contents="Hello?", config=LONG), LONG),
+        (Request(contents="Hello?", config=types.GenerateContentConfig(**LONG)), LONG),
+    ],
+    ids=["text", "turns", "named", "instruction", "dict", "model"],
+)
+@pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")  # the SDK's own session
+async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, request_, config):
+    """Byte for byte: however the adapter prepares a config, the SDK makes the same of it."""
+    await open_provider(scripted.url).generate(deployment, request_)
+    options = types.HttpOptions(base_url=scripted.url, api_version="v1beta")
+    client = genai.Client(api_key="x", http_options=options)
+    await client.aio.models.generate_content(
+        model=deployment.model,
+        contents=request_.contents,
+        config=types.GenerateContentConfig(
+            safety_settings=SETTINGS, automatic_function_calling={"disable": True}, **config
+        ),
+    )
+    await client.aio.aclose()
+    (_, ours), (_, theirs) = scripted.requests
+    assert ours == theirs
+
+
+async def test_requests_do_not_change_each_other(scripted, open_provider, deployment):
+    """What requests have in common is made once, and is the same before and after one that has more."""
+    provider = open_provider(scripted.url)
+    plain = Request(contents="Hello?")
+    rich = Request(
+        contents="Hello?",
+        temperature=0.5,
+        system_instruction="Be brief.",
+        config=LONG,
+        safety_settings={"HARASSMENT": "OFF"},
+    )
+    for request in (plain, rich, plain, rich):
+        await provider.generate(deployment, request)
+    bodies = scripted.bodies
+    assert bodies[0] == bodies[2] != bodies[1] == bodies[3]
+
+
+async def test_a_request_makes_no_trip_to_a_thread(
+    scripted, open_provider, deployment, monkeypatch, no_proxies
+):
+    """Nothing that a request needs is looked up in a thread, which would cost more than the HTTP itself."""
+    provider = open_provider(scripted.url)
+    trips = []
+    monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", lambda *work: trips.append(work))
+    await provider.generate(deployment, Request(contents="Hello?"))
+    assert trips == []
+
+
+async def test_proxy_of_the_environment(scripted, open_provider, deployment, monkeypatch, no_proxies):
+    """A proxy that the environment names is used."""
+    monkeypatch.setenv("http_proxy", scripted.url)
+    await open_provider("http://gemini.invalid").generate(deployment, Request(contents="Hello?"))
+    ((head, _),) = scripted.requests
+    assert head.startswith("POST http://gemini.invalid/v1beta/models/gemini-test:generateContent HTTP/1.1")
+
+
+async def test_login_of_netrc_is_not_sent(
+    scripted, open_provider, deployment, monkeypatch, tmp_path, no_proxies
+):
+    """A login for the host, meant for other programs, does not go beside the key."""
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login somebody password something\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    await open_provider(scripted.url).generate(deployment, Request(contents="Hello?"))
+    ((head, _),) = scripted.requests
+    assert "authorization" not in head.lower()
