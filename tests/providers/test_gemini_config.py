@@ -20,8 +20,8 @@ def build(**fields):
 
 def thresholds(config):
     return {
-        str(s.category.value).removeprefix("HARM_CATEGORY_"): s.threshold.value
-        for s in config.safety_settings
+        setting["category"].removeprefix("HARM_CATEGORY_"): setting["threshold"]
+        for setting in config.safety_settings
     }
 
 
@@ -34,6 +34,7 @@ def test_named_arguments_lie_over_the_config(form):
     assert built.stop_sequences == ["."]
     assert built.system_instruction == "Be brief."
     assert dict(config)["temperature"] == 1.0
+    assert isinstance(built, types.GenerateContentConfig)
 
 
 def test_config_dict_in_camel_case():
@@ -70,6 +71,24 @@ def test_safety_of_provider_config_and_call():
         "SEXUALLY_EXPLICIT": "BLOCK_NONE",
         "DANGEROUS_CONTENT": "BLOCK_NONE",
     }
+
+
+@pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
+@pytest.mark.parametrize("nothing", [None, []])
+def test_no_safety_settings_in_the_config(form, nothing):
+    """A config whose settings are none or empty leaves those of the provider in force."""
+    built = build(config=form(safety_settings=nothing, top_k=3))
+    assert built.top_k == 3
+    assert set(thresholds(built).values()) == {"BLOCK_NONE"}
+    assert len(built.safety_settings) == 4
+
+
+def test_what_was_set_later_is_checked_too():
+    """A config is checked as it is now, not as it was when it was made."""
+    config = types.GenerateContentConfig()
+    config.temperature = "hot"
+    with pytest.raises(InvalidRequestError, match="config is wrong: temperature"):
+        build(config=config)
 
 
 def test_safety_names_of_the_sdk():
