@@ -119,13 +119,15 @@ def _ssl_context(cafile: str, capath: str | None) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=cafile, capath=capath)
 
 
+def _ssl_context_of_environment() -> ssl.SSLContext:
+    return _ssl_context(os.environ.get("SSL_CERT_FILE", certifi.where()), os.environ.get("SSL_CERT_DIR"))
+
+
 class AiohttpTransport:
     """One aiohttp session without a limit of connections. Construct it inside the running loop."""
 
     def __init__(self) -> None:
-        self._ssl = _ssl_context(
-            os.environ.get("SSL_CERT_FILE", certifi.where()), os.environ.get("SSL_CERT_DIR")
-        )
+        self._ssl = _ssl_context_of_environment()
         self._session = _Session(
             connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE),
             # Cookies set for one key must not travel with another.
@@ -134,6 +136,11 @@ class AiohttpTransport:
             trace_configs=[_tracing()],
             trust_env=_has_proxy(),
         )
+
+    @staticmethod
+    def prepare() -> None:
+        """Read the certificates."""
+        _ssl_context_of_environment()
 
     def http_options(self) -> dict[str, Any]:
         """Return the fields that make an SDK client use this session and build no SSL context."""

@@ -99,11 +99,15 @@ def _ssl_context(cafile: str | None, capath: str | None) -> Any:
     return _lib.create_ssl_context()
 
 
+def _ssl_context_of_environment() -> Any:
+    return _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
 class HttpxTransport:
     """One httpx client without a limit of connections."""
 
     def __init__(self) -> None:
-        self._ssl = _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+        self._ssl = _ssl_context_of_environment()
         # Cookies set for one key must not travel with another.
         no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self._client = _Client(
@@ -113,6 +117,11 @@ class HttpxTransport:
                 max_connections=None, max_keepalive_connections=None, keepalive_expiry=KEEPALIVE
             ),
         )
+
+    @staticmethod
+    def prepare() -> None:
+        """Read the certificates."""
+        _ssl_context_of_environment()
 
     def http_options(self) -> dict[str, Any]:
         """Return the fields that make an SDK client use this session and build no SSL context."""

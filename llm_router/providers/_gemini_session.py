@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from llm_router.domain.secret import Secret
     from llm_router.providers._gemini_transport import Transport
 
-__all__ = ["HttpBackend", "LoopSession", "check_backend"]
+__all__ = ["HttpBackend", "LoopSession", "check_backend", "prepare"]
 
 HttpBackend = Literal["aiohttp", "httpx", "auto"]
 """Which HTTP library carries the requests; ``auto`` is aiohttp where it is installed, as in the SDK."""
@@ -38,14 +39,26 @@ def _has_aiohttp() -> bool:
     return importlib.util.find_spec("aiohttp") is not None
 
 
-def _open_transport(backend: HttpBackend) -> Transport:
+@functools.cache
+def prepare(backend: HttpBackend) -> None:
+    """Do, once in a process, what takes long and is the same for every session of ``backend``.
+
+    It imports the SDK and the HTTP library and reads the certificates, which takes more than half a second.
+    Any thread may call it.
+    """
+    import google.genai  # noqa: F401, PLC0415 - heavy
+
+    _transport_type(backend).prepare()
+
+
+def _transport_type(backend: HttpBackend) -> type[Transport]:
     if backend == "aiohttp" or (backend == "auto" and _has_aiohttp()):
         from llm_router.providers._gemini_aiohttp import AiohttpTransport  # noqa: PLC0415 - heavy
 
-        return AiohttpTransport()
+        return AiohttpTransport
     from llm_router.providers._gemini_httpx import HttpxTransport  # noqa: PLC0415 - heavy
 
-    return HttpxTransport()
+    return HttpxTransport
 
 
 @attrs.frozen
@@ -66,7 +79,7 @@ class LoopSession:
     def __init__(self, *, base_url: str | None, api_version: str, backend: HttpBackend) -> None:
         self._base_url = base_url
         self._api_version = api_version
-        self._transport = _open_transport(backend)
+        self._transport: Transport = _transport_type(backend)()
         self._clients: dict[str, _KeyClient] = {}
         self._lifetime = _live(self._transport, self._clients)
 

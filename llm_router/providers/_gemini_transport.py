@@ -71,7 +71,12 @@ class PathFailure(Exception):  # noqa: N818 - it is a fact to be translated, nev
 
 
 class Transport(Protocol):
-    """One HTTP session, shared by every key of one event loop."""
+    """One HTTP session, shared by every key of one event loop. Construct it inside the running loop."""
+
+    @staticmethod
+    def prepare() -> None:
+        """Do in advance what takes long and serves every session; outside of a loop, too."""
+        ...
 
     def http_options(self) -> dict[str, Any]:
         """Return the fields of the SDK's ``HttpOptions`` that make a client use this session."""

@@ -15,7 +15,7 @@ from llm_router.providers._gemini_config import (
 from llm_router.providers._gemini_contents import estimate_request
 from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
 from llm_router.providers._gemini_reply import read_reply
-from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend
+from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
 from llm_router.providers.base import FailureKind
 
@@ -36,11 +36,11 @@ def _nobody_waits() -> None:
 class GeminiProvider:
     """Sends requests to the Gemini API through google-genai.
 
-    Making one costs nothing: the SDK is imported at the first :meth:`validate` or :meth:`generate`, the HTTP
-    session opened at the first :meth:`generate`; the client of a key is made at its first request. One
-    :meth:`generate` is one HTTP request: retries, redirects, automatic function calling and automatic
-    continuation are off. Each event loop has a session of its own, which closes with the loop; so a provider
-    can be used over several ``asyncio.run()`` calls.
+    Making one costs nothing: the SDK is imported by :meth:`prepare`, else at the first :meth:`validate` or
+    :meth:`generate`; the HTTP session is opened at the first :meth:`generate`, and the client of a key is
+    made at its first request. One :meth:`generate` is one HTTP request: retries, redirects, automatic
+    function calling and automatic continuation are off. Each event loop has a session of its own, which
+    closes with the loop; so a provider can be used over several ``asyncio.run()`` calls.
 
     Args:
         base_url: The server; None means ``GOOGLE_GEMINI_BASE_URL`` from the environment, or Google's.
@@ -95,17 +95,24 @@ class GeminiProvider:
             raise outcome
         return outcome
 
+    async def prepare(self) -> None:
+        """Import the SDK and read the certificates in a thread, so that no event loop stands still for it.
+
+        It takes more than half a second, once in a process. Nobody has to call it: the first
+        :meth:`validate` does the same, but blocks.
+        """
+        await asyncio.to_thread(prepare, self._http_backend)
+
     def validate(self, request: Request) -> None:
         """Check ``request`` as far as it can be checked without sending it.
 
-        The first call imports the SDK, which blocks for a second or so: here, where no quota is taken yet,
-        and not between a reservation and its request.
+        Unless :meth:`prepare` has done so, the first call imports the SDK, which blocks for a second or so:
+        here, where no quota is taken yet, and not between a reservation and its request.
 
         Raises:
             InvalidRequestError: It is wrong, and no key or model would make it right.
         """
-        import google.genai  # noqa: F401, PLC0415 - for its effect, see above
-
+        prepare(self._http_backend)
         validate_request(request, self._safety)
 
     def estimate_tokens(self, request: Request) -> int:

@@ -7,6 +7,7 @@ import gc
 import ssl
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -307,6 +308,35 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
+def test_what_takes_long_is_done_before_the_first_request(backend, step):
+    """Once prepared, or validating, it has the SDK, its HTTP library, and the certificates."""
+    program = f"""
+import asyncio, ssl, sys
+from llm_router.domain.request import Request
+from llm_router.providers.gemini import GeminiProvider
+HELLO, provider = Request(contents="Hello?"), GeminiProvider(http_backend={backend!r})
+{step}
+loaded = set(sys.modules)
+ssl.create_default_context = None
+asyncio.run(provider._session())
+print("google.genai" in loaded, [name for name in set(sys.modules) - loaded if "gemini" in name])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
+
+
+async def test_preparing_leaves_the_event_loop_alone(monkeypatch):
+    """The import, which takes half a second, is a thread's."""
+    threads = []
+    monkeypatch.setattr(
+        "llm_router.providers.gemini.prepare", lambda _backend: threads.append(threading.current_thread())
+    )
+    await GeminiProvider().prepare()
+    assert len(threads) == 1
+    assert threads != [threading.current_thread()]
 
 
 def test_repr_shows_where_it_sends():
