@@ -45,6 +45,10 @@ class Cooldowns:
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._learnt: _Learnt = {}
 
+    def __bool__(self) -> bool:
+        """Tell whether anything is put aside."""
+        return bool(self._cooldowns)
+
     @decoding
     def refresh(self) -> None:
         """Read all of them again if another connection has changed any."""

@@ -9,13 +9,13 @@ import attrs
 
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Demand
+from llm_router.stores.sqlite.accounts import Shelf
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
 
-    from llm_router.stores.sqlite.accounts import Account, Accounts, Folder
+    from llm_router.stores.sqlite.accounts import Accounts
 
 __all__ = ["Reservation", "Reservations"]
 
@@ -32,18 +32,14 @@ class Reservation:
     Attributes:
         expires: Microseconds since the epoch.
         demand: What was asked for.
-        folder: Where it was taken from.
-        accounts: The accounts of the folder that it was taken from.
-        kinds: Their kinds, with a space between them.
-        marks: Its mark in each of them.
+        shelf: Where it was taken from.
+        marks: Its mark in each of the accounts of the shelf.
         epoch: The epoch in which the file was known to hold it.
     """
 
     expires: int
     demand: Demand
-    folder: Folder
-    accounts: Sequence[Account]
-    kinds: str
+    shelf: Shelf
     marks: list[int]
     epoch: int
 
@@ -85,8 +81,8 @@ class Reservations:
                 (
                     key,
                     r.expires,
-                    r.folder.scope,
-                    r.kinds,
+                    r.shelf.folder.scope,
+                    r.shelf.kinds,
                     repr([r.demand.requests, r.demand.tokens, *r.marks]),
                 )
                 for key, r in self._added.items()
@@ -105,12 +101,6 @@ class Reservations:
         folder = self._accounts.folder(Scope(scope))
         present = {account.kind: account for account in folder.accounts.values()}
         live = [pair for pair in zip(kinds.split(), marks, strict=True) if pair[0] in present]
-        return Reservation(
-            expires,
-            Demand(requests, tokens),
-            folder,
-            [present[kind] for kind, _ in live],
-            kinds,
-            [mark for _, mark in live],
-            self._accounts.epoch,
-        )
+        shelf = Shelf(folder, tuple(present[kind] for kind, _ in live))
+        epoch = self._accounts.epoch
+        return Reservation(expires, Demand(requests, tokens), shelf, [mark for _, mark in live], epoch)

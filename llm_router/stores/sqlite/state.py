@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger import NEVER, microseconds, seconds
-from llm_router.stores.sqlite.accounts import Account, Accounts, Folder
+from llm_router.stores.sqlite.accounts import Account, Accounts, Shelf
 from llm_router.stores.sqlite.cooldowns import Cooldowns
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
 
@@ -33,19 +33,6 @@ _MOST_SHELVES = 50_000
 _SMALLEST = Demand(1, 1)
 
 
-class _Shelf:
-    """The accounts of one deployment under the limits in force, looked up once."""
-
-    __slots__ = ("accounts", "folder", "kinds", "valid_until", "version")
-
-    def __init__(self, folder: Folder, accounts: tuple[Account, ...], valid_until: int) -> None:
-        self.folder = folder
-        self.accounts = accounts
-        self.kinds = " ".join(account.kind for account in accounts)
-        self.valid_until = valid_until
-        self.version = folder.version
-
-
 class State:
     """The state behind a connection. Every method runs inside a transaction that holds the write lock.
 
@@ -59,7 +46,7 @@ class State:
         self._accounts = Accounts(connection)
         self._reservations = Reservations(connection, self._accounts)
         self._cooldowns = Cooldowns(connection)
-        self._shelves: dict[Deployment, _Shelf] = {}
+        self._shelves: dict[Deployment, Shelf] = {}
         self._shelves_version = 0
         self._sweep_at = self._sweep_ledgers_at = 0
 
@@ -85,34 +72,36 @@ class State:
     ) -> Decision:
         """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
         refusals: tuple[Refusal, ...] = ()
+        requests, tokens = demand.requests, demand.tokens
         for deployment in candidates:
             shelf = self._shelf(deployment, now)
-            retry_at, reason = self._room_at(deployment, shelf.accounts, demand, now)
-            if retry_at == now:
-                return self._grant(reservation_id, deployment, shelf, demand, now, ttl, refusals)
-            wake_at = min(retry_at, self._room_at(deployment, shelf.accounts, _SMALLEST, now)[0])
-            refusals += (Refusal(deployment, reason, seconds(retry_at), seconds(wake_at)),)
+            if self._cooldowns or not shelf.fits(requests, tokens, now):
+                refusal = self._refuse(deployment, shelf, demand, now)
+                if refusal is not None:
+                    refusals += (refusal,)
+                    continue
+            if not shelf.accounts:
+                return Decision(deployment, refusals=refusals)  # nothing was taken: nothing is to be settled
+            self._accounts.change(shelf.folder)
+            marks, headroom, daily_headroom = shelf.take(requests, tokens, now)
+            self._reservations.add(
+                reservation_id,
+                Reservation(now + microseconds(ttl), demand, shelf, marks, self._accounts.epoch),
+            )
+            return Decision(deployment, headroom, daily_headroom, refusals)
         return Decision(None, 0.0, 0.0, refusals)
 
     def settle(self, now: int, reservation_id: str, used: Demand) -> None:
         """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
         reservation = self._reservations.pop(reservation_id)
-        if (
-            reservation is None
-            or now >= reservation.expires
-            or not self._accounts.is_ours(reservation.folder)
-        ):
+        if reservation is None or now >= reservation.expires:
             return
         requests = used.requests - reservation.demand.requests
         tokens = used.tokens - reservation.demand.tokens
-        if not requests and not tokens:
-            return
-        if reservation.accounts and not reservation.folder.changed:
-            self._accounts.change(reservation.folder)
-        for account, mark in zip(reservation.accounts, reservation.marks, strict=True):
-            change = tokens if account.tokens else requests
-            if change:
-                account.ledger.correct(mark, change, now)
+        shelf = reservation.shelf
+        if (requests or tokens) and self._accounts.is_ours(shelf.folder):
+            self._accounts.change(shelf.folder)
+            shelf.correct(reservation.marks, requests, tokens, now)
 
     def cool_down(self, now: int, cooldown: Cooldown) -> None:
         """Put a scope aside; see :class:`RateLimitStore`."""
@@ -123,6 +112,14 @@ class State:
         return [self._describe(deployment, now) for deployment in deployments]
 
     # --- deciding -------------------------------------------------------------------------------------
+
+    def _refuse(self, deployment: Deployment, shelf: Shelf, demand: Demand, now: int) -> Refusal | None:
+        """Return None if ``demand`` fits; else when it will, and what is in the way the longest."""
+        retry_at, reason = self._room_at(deployment, shelf.accounts, demand, now)
+        if retry_at <= now:
+            return None
+        wake_at, _ = self._room_at(deployment, shelf.accounts, _SMALLEST, now)
+        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
 
     def _room_at(
         self, deployment: Deployment, accounts: tuple[Account, ...], demand: Demand, now: int
@@ -142,44 +139,6 @@ class State:
                         latest, reason = room_at, account.metric.value
         return latest, reason
 
-    def _grant(
-        self,
-        reservation_id: str,
-        deployment: Deployment,
-        shelf: _Shelf,
-        demand: Demand,
-        now: int,
-        ttl: float,
-        refusals: tuple[Refusal, ...],
-    ) -> Decision:
-        """Take what fits, and reckon the shares that remain."""
-        if shelf.accounts and not shelf.folder.changed:
-            self._accounts.change(shelf.folder)
-        marks = []
-        headroom = daily_headroom = 1.0
-        for account in shelf.accounts:
-            ledger = account.ledger
-            marks.append(ledger.take(demand.tokens if account.tokens else demand.requests, now))
-            used, limit = ledger.used(now), ledger.limit
-            share = 1.0 - used / limit if used < limit else 0.0
-            if account.daily:
-                daily_headroom = min(daily_headroom, share)
-            else:
-                headroom = min(headroom, share)
-        self._reservations.add(
-            reservation_id,
-            Reservation(
-                now + microseconds(ttl),
-                demand,
-                shelf.folder,
-                shelf.accounts,
-                shelf.kinds,
-                marks,
-                self._accounts.epoch,
-            ),
-        )
-        return Decision(deployment, headroom, daily_headroom, refusals)
-
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
         quotas = []
         for account in self._open(deployment, now).accounts:
@@ -190,7 +149,7 @@ class State:
 
     # --- finding the accounts -------------------------------------------------------------------------
 
-    def _shelf(self, deployment: Deployment, now: int) -> _Shelf:
+    def _shelf(self, deployment: Deployment, now: int) -> Shelf:
         if self._shelves_version != self._cooldowns.version or len(self._shelves) >= _MOST_SHELVES:
             self._shelves_version = self._cooldowns.version
             self._shelves.clear()
@@ -201,13 +160,13 @@ class State:
             self._accounts.refresh(shelf.folder)
         return shelf
 
-    def _open(self, deployment: Deployment, now: int) -> _Shelf:
+    def _open(self, deployment: Deployment, now: int) -> Shelf:
         """Find or open the accounts of a deployment under the limits that hold now."""
         folder = self._accounts.folder(deployment.model_scope)
         learnt = self._cooldowns.learnt_limits(folder.scope, now)
         accounts = tuple(folder.configure(*terms) for terms in _terms(deployment, learnt))
         valid_until = min((until for _, until in learnt.values()), default=NEVER)
-        shelf = self._shelves[deployment] = _Shelf(folder, accounts, valid_until)
+        shelf = self._shelves[deployment] = Shelf(folder, accounts, valid_until)
         return shelf
 
     # --- forgetting -----------------------------------------------------------------------------------
