@@ -7,18 +7,19 @@ of them or from none.
 from __future__ import annotations
 
 import json
-import struct
 from typing import TYPE_CHECKING, Any
 
+from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.stores.ledger import NEVER, Ledger, make_ledger
 from llm_router.stores.sqlite.faults import decoding
+from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, pack, split, unpack
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from llm_router.domain.deployment import Scope
+    from llm_router.stores.sqlite.journal import Entry
 
 __all__ = ["Account", "Accounts", "Folder", "Shelf"]
 
@@ -31,11 +32,13 @@ _EMPTY: dict[Refill, Sequence[float]] = {
 _REST_EVERY = 60_000_000
 """Microseconds between two updates of ``rests_at``, which only the sweep of the next day looks at."""
 
-_SELECT = "SELECT id, terms, state FROM ledgers WHERE scope = ?"
-_INSERT = "INSERT INTO ledgers (scope, rests_at, terms, state) VALUES (?, 0, '[]', x'')"
-_UPDATE = "UPDATE ledgers SET state = ? WHERE id = ?"
+_SELECT = "SELECT id, terms, kinds, state FROM ledgers WHERE scope = ?"
+_SELECT_SCOPE = "SELECT scope FROM ledgers WHERE id = ?"
+_SELECT_RESTED = "SELECT id FROM ledgers WHERE rests_at <= ? LIMIT ?"
+_INSERT = "INSERT INTO ledgers (scope, rests_at, terms, kinds, state) VALUES (?, 0, '[]', 0, x'')"
+_UPDATE = "UPDATE ledgers SET kinds = ?, state = ? WHERE id = ?"
 _UPDATE_REST = "UPDATE ledgers SET rests_at = ?, terms = ? WHERE id = ?"
-_SWEEP = "DELETE FROM ledgers WHERE id IN (SELECT id FROM ledgers WHERE rests_at <= ? LIMIT ?)"
+_DELETE = "DELETE FROM ledgers WHERE id = ?"
 
 
 class Account:
@@ -57,9 +60,9 @@ class Account:
         self.ledger: Ledger = make_ledger(quota, limit)
 
     @property
-    def kind(self) -> str:
-        """The metric and the way it comes back: what must agree for a mark or a dump to mean the same."""
-        return f"{self.metric.value}/{self.quota.refill.value}"
+    def kind(self) -> Kind:
+        """The metric and the way it comes back."""
+        return self.metric, self.quota.refill
 
     @property
     def terms(self) -> list[Any]:
@@ -73,25 +76,28 @@ class Folder:
     """The accounts of one (provider, project, model): a row.
 
     Attributes:
-        accounts: In the order in which the row has them.
+        accounts: In the order in which they are written.
+        kinds: Their kinds, as a number.
         changed: Whether they are to be written back.
         contested: Whether another process, under another configuration, has refill differ from ours.
-        epoch: In which epoch they were last compared with the file.
+        id: The row's, or None if there is no row.
+        stale: Whether another process has written what is not read yet.
+        rest_due: When to write the rest of the row.
         version: Rises whenever one of them goes on under other limits, or is replaced.
     """
 
-    __slots__ = ("accounts", "changed", "contested", "epoch", "id", "rest_due", "saved", "scope", "version")
+    __slots__ = ("accounts", "changed", "contested", "id", "kinds", "rest_due", "scope", "stale", "version")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.accounts: dict[Metric, Account] = {}
+        self.kinds = 0
         self.changed = False
         self.contested = False
-        self.epoch = -1
+        self.stale = True
         self.version = 0
         self.id: int | None = None
-        self.saved = b""  # its state, as it was read or written last
-        self.rest_due = 0  # when to write the rest of the row
+        self.rest_due = 0
 
     def configure(self, quota: Quota, limit: int, holds_until: int) -> Account:
         """Return the account of a quota, under the limit that holds now and with what was taken before."""
@@ -100,39 +106,42 @@ class Folder:
             self.version += 1
             self.rest_due = 0
             if account is None or account.quota.refill is not quota.refill:
-                account = self.accounts[quota.metric] = Account(self, quota, limit)
+                account = self._open(quota, limit)
             else:
                 account.quota = quota
                 account.ledger.configure(quota, limit)
         account.holds_until = holds_until
         return account
 
-    def read(self, row: tuple[int, str, bytes] | None) -> None:
-        """Take over the row, unless it is what was read or written last; None for a row that is gone."""
-        row_id, terms, state = row or (None, "[]", b"")
-        if row_id == self.id and state == self.saved:
-            return
-        self.id, self.saved = row_id, state
-        row_terms = json.loads(terms)
-        fresh = set(self.accounts)
-        for its_terms, its_state in zip(row_terms, _unpack(state), strict=True):
-            account = self._account(its_terms)
-            if account.quota.refill == its_terms[1]:  # otherwise its numbers mean something else
-                account.ledger.load(its_state)
-                fresh.discard(account.metric)
-        for metric in fresh:
-            account = self.accounts[metric]
-            account.ledger.load(_EMPTY[account.quota.refill])
-        self.contested = any(
-            self.accounts[its_terms[0]].quota.refill != its_terms[1] for its_terms in row_terms
-        )
-        present = [[account.metric, account.quota.refill] for account in self.accounts.values()]
-        if present != [its_terms[:2] for its_terms in row_terms]:
+    def knows(self, kinds: int) -> bool:
+        """Tell whether there is an account for each metric, of whatever refill."""
+        return all(metric in self.accounts for metric, _ in kinds_of(kinds))
+
+    def learn(self, terms: str) -> None:
+        """Open accounts for quotas that the deployments of this process do not have."""
+        for metric, refill, configured, window, guard, burst, timezone, limit in json.loads(terms):
+            if metric not in self.accounts:
+                self.version += 1
+                quota = Quota(Metric(metric), configured, Refill(refill), window, guard, burst, timezone)
+                self._open(quota, limit)
+
+    def load(self, kinds: int, state: Sequence[float]) -> None:
+        """Take over what was written."""
+        written = dict(zip(kinds_of(kinds), (dump for _, dump in split(state, 1)), strict=True))
+        for account in self.accounts.values():
+            account.ledger.load(written.get(account.kind, _EMPTY[account.quota.refill]))
+        self.contested = any(self.accounts[metric].quota.refill is not refill for metric, refill in written)
+        if kinds != self.kinds:
             self.rest_due = 0
 
-    def dump(self) -> bytes:
-        """Return the state of all accounts."""
-        return _pack(account.ledger.dump() for account in self.accounts.values())
+    def dump(self) -> list[float]:
+        """Return the state of all accounts: what each ledger dumps, after its length."""
+        numbers: list[float] = []
+        for account in self.accounts.values():
+            dump = account.ledger.dump()
+            numbers.append(len(dump))
+            numbers += dump
+        return numbers
 
     def rest(self, now: int) -> tuple[int, str, int | None]:
         """Return what else the row holds: when all is as good as new, and the terms."""
@@ -140,13 +149,9 @@ class Folder:
         rests_at = max((account.ledger.resets_at(now) for account in accounts), default=now)
         return rests_at, json.dumps([account.terms for account in accounts]), self.id
 
-    def _account(self, terms: list[Any]) -> Account:
-        metric, refill, configured, window, guard, burst, timezone, limit = terms
-        account = self.accounts.get(metric)
-        if account is None:
-            self.version += 1
-            quota = Quota(Metric(metric), configured, Refill(refill), window, guard, burst, timezone)
-            account = self.accounts[quota.metric] = Account(self, quota, limit)
+    def _open(self, quota: Quota, limit: int) -> Account:
+        account = self.accounts[quota.metric] = Account(self, quota, limit)
+        self.kinds = number_of(account.kind for account in self.accounts.values())
         return account
 
 
@@ -156,7 +161,7 @@ class Shelf:
     Attributes:
         folder: Where they come from.
         accounts: The accounts.
-        kinds: Their kinds, with a space between them.
+        kinds: Their kinds, as a number.
     """
 
     __slots__ = ("_rows", "accounts", "folder", "kinds", "valid_until", "version")
@@ -164,7 +169,7 @@ class Shelf:
     def __init__(self, folder: Folder, accounts: tuple[Account, ...], valid_until: int = NEVER) -> None:
         self.folder = folder
         self.accounts = accounts
-        self.kinds = " ".join(account.kind for account in accounts)
+        self.kinds = number_of(account.kind for account in accounts)
         self.valid_until = valid_until
         self.version = folder.version
         self._rows = tuple((account.tokens, account.daily, account.ledger) for account in accounts)
@@ -203,94 +208,125 @@ class Shelf:
 
 
 class Accounts:
-    """The folders that a connection has in memory. They are read when they are first wanted in an epoch.
-
-    Attributes:
-        epoch: Rises whenever what is in memory may differ from what is in the file.
-    """
+    """The folders that a connection has in memory. They are read when they are first wanted."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self.epoch = 0
         self._connection = connection
         self._folders: dict[Scope, Folder] = {}
+        self._by_id: dict[int, Folder] = {}
+        self._rowless: list[Folder] = []  # others may make their row
         self._changed: list[Folder] = []
+        self._told: dict[int, tuple[int, Sequence[float]]] = {}  # what others wrote, until it is wanted
+        self._newest: dict[int, int] = {}  # the last row of the journal that tells of a folder
 
     def folder(self, scope: Scope) -> Folder:
         """Return the accounts of a scope, as they are in the file."""
         folder = self._folders.get(scope)
         if folder is None:
             folder = self._folders[scope] = Folder(scope)
-        if folder.epoch != self.epoch:
+        if folder.stale:
             self.refresh(folder)
         return folder
+
+    def find(self, folder_id: int) -> Folder | None:
+        """Return the accounts in the row of an id, or None if there is no such row."""
+        folder = self._by_id.get(folder_id)
+        if folder is not None:
+            return folder
+        row = self._connection.execute(_SELECT_SCOPE, (folder_id,)).fetchone()
+        return self.folder(Scope(row[0])) if row is not None else None
 
     @decoding
     def refresh(self, folder: Folder) -> None:
         """Take over what other connections have written since the last time."""
-        folder.read(self._connection.execute(_SELECT, (folder.scope,)).fetchone())
-        folder.epoch = self.epoch
+        told = self._told.get(folder.id or 0)
+        if told is None or not folder.knows(told[0]):
+            told = self._read(folder)
+        if folder.id is not None:
+            self._told.pop(folder.id, None)
+        folder.load(*told)
+        folder.stale = False
+
+    def _read(self, folder: Folder) -> tuple[int, Sequence[float]]:
+        row = self._connection.execute(_SELECT, (folder.scope,)).fetchone()
+        if row is None:
+            folder.id = None
+            self._rowless.append(folder)
+            return 0, ()
+        folder.id, terms, kinds, state = row
+        self._by_id[folder.id] = folder
+        folder.learn(terms)
+        return self._told.get(folder.id) or (kinds, unpack(state))
 
     def change(self, folder: Folder) -> None:
-        """Prepare a folder for a change: it is up to date, has a row, and will be saved."""
+        """Prepare a folder for a change: it is up to date, has a row, and will be written."""
         if folder.changed:
             return
-        if folder.epoch != self.epoch:
+        if folder.stale:
             self.refresh(folder)
         folder.changed = True
         self._changed.append(folder)
         if folder.id is None:
-            folder.id = self._connection.execute(_INSERT, (folder.scope,)).lastrowid
+            folder.id = self._connection.execute(_INSERT, (folder.scope,)).lastrowid or 0
+            self._by_id[folder.id] = folder
 
     def is_ours(self, folder: Folder) -> bool:
         """Tell whether the file still counts as our configuration says, so that marks mean something."""
-        if folder.epoch != self.epoch:
+        if folder.stale:
             self.refresh(folder)
         return not folder.contested
 
-    def save(self, now: int) -> None:
-        """Write back the folders that changed."""
-        if not self._changed:
-            return
-        states, rest = [], []
+    @decoding
+    def learn(self, entry: Entry) -> None:
+        """Take note of what another connection has written."""
+        while self._rowless:
+            folder = self._rowless.pop()
+            folder.stale = folder.id is None
+        for (key, kinds, _), state in split(entry.ledgers, 3):
+            folder_id = int(key)
+            self._newest[folder_id] = entry.number
+            self._told[folder_id] = int(kinds), state
+            if folder_id in self._by_id:
+                self._by_id[folder_id].stale = True
+
+    def write(self, entry: Entry, now: int) -> None:
+        """Say in ``entry`` what changed."""
+        numbers: list[float] = []
+        rest = []
         for folder in self._changed:
             folder.changed = folder.contested = False
-            folder.saved = folder.dump()
-            states.append((folder.saved, folder.id))
+            folder_id, state = folder.id or 0, folder.dump()
+            numbers += (folder_id, folder.kinds, len(state))
+            numbers += state
+            self._newest[folder_id] = entry.number
             if now >= folder.rest_due:
                 folder.rest_due = now + _REST_EVERY
                 rest.append(folder.rest(now))
-        self._connection.executemany(_UPDATE, states)
         if rest:
             self._connection.executemany(_UPDATE_REST, rest)
         self._changed.clear()
+        entry.ledgers = numbers
+
+    @decoding
+    def store(self, entry: Entry) -> None:
+        """Move into the table what an entry that leaves the journal says, as far as no newer one does."""
+        rows = []
+        for (key, kinds, _), state in split(entry.ledgers, 3):
+            folder_id = int(key)
+            if self._newest.get(folder_id) == entry.number:
+                del self._newest[folder_id]
+                self._told.pop(folder_id, None)
+                rows.append((int(kinds), pack(state), folder_id))
+        self._connection.executemany(_UPDATE, rows)
 
     def sweep(self, before: int, most: int) -> int:
         """Delete rows that have been as good as new since ``before``; at most so many. Return how many."""
-        count = self._connection.execute(_SWEEP, (before, most)).rowcount
-        if count:
-            self.epoch += 1
-        return count
-
-
-def _pack(dumps: Iterable[list[float]]) -> bytes:
-    """Write the dumps of ledgers as doubles, each dump after its length.
-
-    Whole numbers below 2**53, such as microseconds until the year 2255, are exact as doubles; and JSON takes
-    six times as long to write, for every ledger of every request.
-    """
-    numbers: list[float] = []
-    for dump in dumps:
-        numbers.append(len(dump))
-        numbers += dump
-    return struct.pack(f"<{len(numbers)}d", *numbers)
-
-
-def _unpack(state: bytes) -> Iterator[tuple[float, ...]]:
-    numbers = struct.unpack(f"<{len(state) // 8}d", state)
-    start = 0
-    while start < len(numbers):
-        end = start + 1 + int(numbers[start])
-        if not start < end <= len(numbers):
-            raise ValueError("the lengths of the dumps do not add up")
-        yield numbers[start + 1 : end]
-        start = end
+        rows = self._connection.execute(_SELECT_RESTED, (before, most)).fetchall()
+        self._connection.executemany(_DELETE, rows)
+        for (folder_id,) in rows:
+            self._newest.pop(folder_id, None)
+            self._told.pop(folder_id, None)
+            folder = self._by_id.pop(folder_id, None)
+            if folder is not None:
+                folder.id, folder.stale = None, True
+        return len(rows)

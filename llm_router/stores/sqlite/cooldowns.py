@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     import sqlite3
 
     from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.stores.sqlite.journal import Entry
 
 __all__ = ["Cooldowns"]
 
-_REVISION = "SELECT cooldowns FROM revision"
-_REVISE = "UPDATE revision SET cooldowns = cooldowns + 1"
 _SELECT = "SELECT scope, until, reason, learnt FROM cooldown"
 _INSERT = "INSERT OR REPLACE INTO cooldown (scope, until, reason, learnt) VALUES (?, ?, ?, ?)"
 _LIFT = "DELETE FROM cooldown WHERE scope = ?"
@@ -35,13 +34,15 @@ class Cooldowns:
     """What is put aside, and the limits that refusals told. There is never more than one of each per scope.
 
     Attributes:
+        known: Whether they have ever been read.
         version: Rises whenever a learnt limit changes.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.known = False
         self.version = 0
         self._connection = connection
-        self._revision = -1
+        self._changed = False
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._learnt: _Learnt = {}
 
@@ -51,11 +52,8 @@ class Cooldowns:
 
     @decoding
     def refresh(self) -> None:
-        """Read all of them again if another connection has changed any."""
-        (revision,) = self._connection.execute(_REVISION).fetchone()
-        if revision == self._revision:
-            return
-        self._revision = revision
+        """Read all of them again: another connection has changed some."""
+        self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
         self._cooldowns = {row[0]: _cooldown(*row) for row in rows}
         learnt: _Learnt = {}
@@ -95,6 +93,10 @@ class Cooldowns:
         if cooldown.learnt:
             self._learn(cooldown, now)
 
+    def write(self, entry: Entry) -> None:
+        """Say in ``entry`` whether any changed."""
+        entry.cooldowns, self._changed = self._changed, False
+
     def sweep(self, now: int) -> None:
         """Forget what has ended."""
         ended = [key for key, cooldown in self._cooldowns.items() if microseconds(cooldown.until) <= now]
@@ -113,12 +115,12 @@ class Cooldowns:
         self._cooldowns[cooldown.scope] = cooldown
         learnt = json.dumps([[limit.metric, limit.limit] for limit in cooldown.learnt])
         self._connection.execute(_INSERT, (cooldown.scope, cooldown.until, cooldown.reason, learnt))
-        self._revise()
+        self._changed = True
 
     def _lift(self, scope: Scope) -> None:
         if self._cooldowns.pop(scope, None) is not None:
             self._connection.execute(_LIFT, (scope,))
-            self._revise()
+            self._changed = True
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
         """Note limits that the provider told; while one is in force, a higher one only renews it."""
@@ -130,11 +132,7 @@ class Cooldowns:
             limits[learnt.metric] = lowest, end
             self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, lowest, end))
         self.version += 1
-        self._revise()
-
-    def _revise(self) -> None:
-        self._connection.execute(_REVISE)
-        self._revision += 1
+        self._changed = True
 
 
 def _cooldown(scope: Scope, until: float, reason: str, learnt: str) -> Cooldown:

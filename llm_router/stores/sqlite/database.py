@@ -30,7 +30,7 @@ Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 APPLICATION_ID = 0x4C4C_4D52
 """``LLMR``: how SQLite files of this library are told from those of others."""
 
-_MIGRATIONS = ("schema.sql",)
+_MIGRATIONS = ("schema.sql", "journal.sql")
 """The script at index n brings a file from schema version n to n + 1."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)

@@ -1,28 +1,28 @@
-"""The reservations of a database file: what each took, until it is settled or has expired."""
+"""The reservations of a database file: what each took, until it is settled or has expired.
+
+They are in the journal and nowhere else: most are settled before their row of it is the oldest. Those that
+are not are written once more.
+"""
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 import attrs
 
-from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Demand
 from llm_router.stores.sqlite.accounts import Shelf
 from llm_router.stores.sqlite.faults import decoding
+from llm_router.stores.sqlite.numbers import kinds_of, split
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from llm_router.stores.sqlite.accounts import Accounts
+    from llm_router.stores.sqlite.journal import Entry, Journal
 
 __all__ = ["Reservation", "Reservations"]
 
-_SELECT = "SELECT expires, scope, kinds, taken FROM reservation WHERE id = ?"
-_INSERT = "INSERT OR REPLACE INTO reservation (id, expires, scope, kinds, taken) VALUES (?, ?, ?, ?, ?)"
-_DELETE = "DELETE FROM reservation WHERE id = ?"
-_SWEEP = "DELETE FROM reservation WHERE id IN (SELECT id FROM reservation WHERE expires <= ? LIMIT ?)"
+_HEAD = 4
+"""Numbers before what was taken: expiry, row of ledgers, kinds, and how many follow."""
 
 
 @attrs.define
@@ -34,73 +34,90 @@ class Reservation:
         demand: What was asked for.
         shelf: Where it was taken from.
         marks: Its mark in each of the accounts of the shelf.
-        epoch: The epoch in which the file was known to hold it.
     """
 
     expires: int
     demand: Demand
     shelf: Shelf
     marks: list[int]
-    epoch: int
 
 
 class Reservations:
-    """The open reservations. Those made here are kept in memory as well."""
+    """The open reservations. Of those made elsewhere no more is in memory than where they are written."""
 
-    def __init__(self, connection: sqlite3.Connection, accounts: Accounts) -> None:
-        self._connection = connection
+    def __init__(self, accounts: Accounts, journal: Journal) -> None:
         self._accounts = accounts
-        self._known: dict[str, Reservation] = {}
-        self._added: dict[str, Reservation] = {}
-        self._removed: list[tuple[str]] = []
+        self._journal = journal
+        self._known: dict[str, Reservation] = {}  # made here
+        self._rows: dict[str, int] = {}  # the row of the journal that has it
+        self._opened: dict[str, Reservation] = {}  # since the last row
+        self._closed: list[str] = []
+        self._kept: list[str] = []
+        self._kept_taken: list[float] = []
 
     def add(self, reservation_id: str, reservation: Reservation) -> None:
         """Note what a request took."""
-        self._known[reservation_id] = self._added[reservation_id] = reservation
+        self._known[reservation_id] = self._opened[reservation_id] = reservation
 
     def pop(self, reservation_id: str) -> Reservation | None:
         """Take a reservation out, or return None if there is no such one (any more)."""
         reservation = self._known.pop(reservation_id, None)
-        if reservation is None or reservation.epoch != self._accounts.epoch:
-            row = self._connection.execute(_SELECT, (reservation_id,)).fetchone()
-            if row is None:
-                return None
-            reservation = reservation or self._read(*row)
-        elif self._added.pop(reservation_id, None):
-            return reservation
-        self._removed.append((reservation_id,))
-        return reservation
-
-    def save(self) -> None:
-        """Write back what was added and taken out."""
-        if self._removed:
-            self._connection.executemany(_DELETE, self._removed)
-            self._removed.clear()
-        if self._added:
-            rows = [
-                (
-                    key,
-                    r.expires,
-                    r.shelf.folder.scope,
-                    r.shelf.kinds,
-                    repr([r.demand.requests, r.demand.tokens, *r.marks]),
-                )
-                for key, r in self._added.items()
-            ]
-            self._connection.executemany(_INSERT, rows)
-            self._added.clear()
-
-    def sweep(self, now: int, most: int) -> int:
-        """Delete expired reservations, which keep what they took; at most so many. Return how many."""
-        self._known = {key: known for key, known in self._known.items() if known.expires > now}
-        return self._connection.execute(_SWEEP, (now, most)).rowcount
+        if reservation is not None and self._opened.pop(reservation_id, None) is not None:
+            return reservation  # the file never hears of it
+        number = self._rows.pop(reservation_id, 0)
+        if number < self._journal.first:
+            return None
+        self._closed.append(reservation_id)
+        return reservation or self._read(reservation_id, number)
 
     @decoding
-    def _read(self, expires: int, scope: str, kinds: str, taken: str) -> Reservation:
-        requests, tokens, *marks = json.loads(taken)
-        folder = self._accounts.folder(Scope(scope))
+    def learn(self, entry: Entry) -> None:
+        """Take note of what another connection has made and settled."""
+        self._rows.update(dict.fromkeys(entry.opened, entry.number))
+        for reservation_id in entry.closed:
+            self._rows.pop(reservation_id, None)
+            self._known.pop(reservation_id, None)
+
+    @decoding
+    def keep(self, entry: Entry, now: int) -> int:
+        """Save what is still open of an entry that leaves the journal, for the next one; return how many."""
+        number, rows, before = entry.number, self._rows, len(self._kept)
+        if any(rows.get(reservation_id) == number for reservation_id in entry.opened):
+            for reservation_id, (head, taken) in zip(entry.opened, split(entry.taken, _HEAD), strict=True):
+                if rows.get(reservation_id) == number and head[0] > now:
+                    self._kept.append(reservation_id)
+                    self._kept_taken += (*head, *taken)
+        return len(self._kept) - before
+
+    def write(self, entry: Entry) -> None:
+        """Say in ``entry`` what is new, what was taken out, and what is kept."""
+        taken = self._kept_taken
+        for reservation in self._opened.values():
+            shelf, demand, marks = reservation.shelf, reservation.demand, reservation.marks
+            head = reservation.expires, shelf.folder.id or 0, shelf.kinds, 2 + len(marks)
+            taken += (*head, demand.requests, demand.tokens, *marks)
+        entry.opened, entry.taken, entry.closed = [*self._kept, *self._opened], taken, self._closed
+        self._rows.update(dict.fromkeys(entry.opened, entry.number))
+        self._opened.clear()
+        self._closed, self._kept, self._kept_taken = [], [], []
+
+    def sweep(self, now: int) -> None:
+        """Forget those that have expired."""
+        first = self._journal.first
+        self._known = {key: known for key, known in self._known.items() if known.expires > now}
+        self._rows = {key: number for key, number in self._rows.items() if number >= first}
+
+    @decoding
+    def _read(self, reservation_id: str, number: int) -> Reservation | None:
+        entry = self._journal.find(number)
+        records = list(split(entry.taken, _HEAD))
+        (expires, folder_id, kinds, _), taken = records[entry.opened.index(reservation_id)]
+        folder = self._accounts.find(int(folder_id))
+        if folder is None:  # its row was deleted, because all of it had been back for a day
+            return None
+        requests, tokens, *marks = map(int, taken)
         present = {account.kind: account for account in folder.accounts.values()}
-        live = [pair for pair in zip(kinds.split(), marks, strict=True) if pair[0] in present]
-        shelf = Shelf(folder, tuple(present[kind] for kind, _ in live))
-        epoch = self._accounts.epoch
-        return Reservation(expires, Demand(requests, tokens), shelf, [mark for _, mark in live], epoch)
+        pairs = zip(kinds_of(int(kinds)), marks, strict=True)
+        live = [(present[kind], mark) for kind, mark in pairs if kind in present]
+        shelf = Shelf(folder, tuple(account for account, _ in live))
+        return Reservation(int(expires), Demand(requests, tokens), shelf, [mark for _, mark in live])

@@ -9,6 +9,7 @@ from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, 
 from llm_router.stores.ledger import NEVER, microseconds, seconds
 from llm_router.stores.sqlite.accounts import Account, Accounts, Shelf
 from llm_router.stores.sqlite.cooldowns import Cooldowns
+from llm_router.stores.sqlite.journal import Entry, Journal
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
 
 if TYPE_CHECKING:
@@ -42,28 +43,51 @@ class State:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._data_version = -1
-        self._accounts = Accounts(connection)
-        self._reservations = Reservations(connection, self._accounts)
-        self._cooldowns = Cooldowns(connection)
+        self._sweep_at = self._sweep_ledgers_at = 0
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget what is in memory; the file has it all."""
+        self._journal = Journal(self._connection)
+        self._accounts = Accounts(self._connection)
+        self._reservations = Reservations(self._accounts, self._journal)
+        self._cooldowns = Cooldowns(self._connection)
         self._shelves: dict[Deployment, Shelf] = {}
         self._shelves_version = 0
-        self._sweep_at = self._sweep_ledgers_at = 0
 
     def begin(self) -> None:
-        """Find out whether another connection has written since the last transaction."""
-        (data_version,) = self._connection.execute("PRAGMA data_version").fetchone()
-        if data_version != self._data_version:
-            self._data_version = data_version
-            self._accounts.epoch += 1
+        """Learn what other connections have written since the last transaction."""
+        entries = self._journal.read()
+        if entries is None:
+            self._start_over()
+            entries = self._journal.read() or []
+        for entry in entries:
+            self._accounts.learn(entry)
+            self._reservations.learn(entry)
+        if not self._cooldowns.known or any(entry.cooldowns for entry in entries):
             self._cooldowns.refresh()
 
     def save(self, now: int) -> None:
         """Write back what changed, and forget some of what is over."""
-        self._reservations.save()
-        self._accounts.save(now)
+        entry = Entry(self._journal.number + 1)
+        self._accounts.write(entry, now)
+        self._shorten_journal(now)
+        self._reservations.write(entry)
+        self._cooldowns.write(entry)
+        if entry:
+            self._journal.append(entry)
         if now >= self._sweep_at:
             self._sweep(now)
+
+    def _shorten_journal(self, now: int) -> None:
+        """Find another place for what its oldest rows say, if it is too long."""
+        opened = kept = 0
+        for entry in self._journal.take_oldest():
+            self._accounts.store(entry)
+            opened += len(entry.opened)
+            kept += self._reservations.keep(entry, now)
+        if kept > opened / 2:
+            self._journal.let_grow()
 
     # --- the operations -------------------------------------------------------------------------------
 
@@ -84,10 +108,8 @@ class State:
                 return Decision(deployment, refusals=refusals)  # nothing was taken: nothing is to be settled
             self._accounts.change(shelf.folder)
             marks, headroom, daily_headroom = shelf.take(requests, tokens, now)
-            self._reservations.add(
-                reservation_id,
-                Reservation(now + microseconds(ttl), demand, shelf, marks, self._accounts.epoch),
-            )
+            expires = now + microseconds(ttl)
+            self._reservations.add(reservation_id, Reservation(expires, demand, shelf, marks))
             return Decision(deployment, headroom, daily_headroom, refusals)
         return Decision(None, 0.0, 0.0, refusals)
 
@@ -156,7 +178,7 @@ class State:
         shelf = self._shelves.get(deployment)
         if shelf is None or now >= shelf.valid_until or shelf.version != shelf.folder.version:
             return self._open(deployment, now)
-        if shelf.folder.epoch != self._accounts.epoch:
+        if shelf.folder.stale:
             self._accounts.refresh(shelf.folder)
         return shelf
 
@@ -173,11 +195,14 @@ class State:
 
     def _sweep(self, now: int) -> None:
         """Delete rows of no consequence, a bounded number at a time; come back at once if there are more."""
-        more = self._reservations.sweep(now, _SWEEP_AT_ONCE) == _SWEEP_AT_ONCE
+        self._reservations.sweep(now)
         self._cooldowns.sweep(now)
-        self._sweep_at = now if more else now + _MINUTE
+        self._sweep_at = now + _MINUTE
         if now >= self._sweep_ledgers_at:
-            more = self._accounts.sweep(now - _DAY, _SWEEP_AT_ONCE) == _SWEEP_AT_ONCE
+            swept = self._accounts.sweep(now - _DAY, _SWEEP_AT_ONCE)
+            if swept:  # the others must not go on with rows that are gone
+                self._journal.append(Entry(self._journal.number + 2))
+            more = swept == _SWEEP_AT_ONCE
             self._sweep_ledgers_at = now if more else now + _HOUR
 
 

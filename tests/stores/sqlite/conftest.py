@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import subprocess
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import llm_router
-from llm_router.stores.sqlite import SQLiteStore
+from llm_router.stores.sqlite import SQLiteStore, journal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -56,6 +57,27 @@ def query(path: Path) -> Callable[..., list]:
             return connection.execute(sql, parameters).fetchall()
 
     return run
+
+
+@pytest.fixture
+def open_reservations(query: Callable[..., list]) -> Callable[[], set[str]]:
+    """Read from the file which reservations are open."""
+
+    def read() -> set[str]:
+        found: set[str] = set()
+        for opened, closed in query("SELECT opened, closed FROM journal ORDER BY number"):
+            found |= set(json.loads(opened))
+            found -= set(json.loads(closed))
+        return found
+
+    return read
+
+
+@pytest.fixture
+def short_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the journal be too long as soon as it has two rows."""
+    monkeypatch.setattr(journal, "_MOST_BYTES", 0)
+    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1000)
 
 
 @pytest.fixture

@@ -74,18 +74,25 @@ async def test_a_damaged_file_is_told_and_left(path, store, open_store, pools):
     assert path.read_bytes() == before
 
 
+NONSENSE = [
+    "'nonsense'",
+    "x'00'",
+    "zeroblob(80)",
+    "x'000000000000f0bf'",
+    "x'000000000000f07f'",
+]  # -1, infinity
+
+
 @pytest.mark.parametrize(
     "sql",
     [
-        "UPDATE ledgers SET state = 'nonsense'",
-        "UPDATE ledgers SET state = x'00'",
-        "UPDATE ledgers SET state = zeroblob(80)",
-        "UPDATE ledgers SET state = x'000000000000f0bf'",  # -1
-        "UPDATE ledgers SET state = x'000000000000f07f'",  # infinity
-        'UPDATE ledgers SET terms = \'[["rph", "rolling", 1, 60, 0, null, "UTC", 1]]\'',
-        "UPDATE reservation SET taken = '[1]'",
+        *(f"UPDATE journal SET ledgers = {nonsense}" for nonsense in NONSENSE),
+        *(f"UPDATE journal SET taken = {nonsense}" for nonsense in NONSENSE),
+        "UPDATE journal SET opened = '1'",
+        "UPDATE journal SET opened = '['",
+        "UPDATE journal SET closed = '[[]]'",
+        "DROP TABLE journal",
         "DROP TABLE ledgers",
-        "DELETE FROM revision",
     ],
 )
 async def test_rows_that_make_no_sense_are_told(sql, store, query, open_store, pools):
@@ -93,9 +100,30 @@ async def test_rows_that_make_no_sense_are_told(sql, store, query, open_store, p
     await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
     await store.aclose()
     query(sql)
-    edited = open_store()
+    await _assert_damaged(open_store(), pools.one(key_id="key"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"kinds = 11, state = {nonsense}" for nonsense in NONSENSE),
+        "kinds = 19, state = zeroblob(8)",
+        "kinds = -1, state = zeroblob(8)",
+        'terms = \'[["rph", "rolling", 1, 60, 0, null, "UTC", 1]]\'',
+    ],
+)
+async def test_ledgers_that_make_no_sense_are_told(change, store, query, open_store, pools):
+    """The same where the journal does not say any more what they should be."""
+    await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
+    await store.aclose()
+    query("DELETE FROM journal")
+    query(f"UPDATE ledgers SET {change}")
+    await _assert_damaged(open_store(), pools.one(key_id="key"))
+
+
+async def _assert_damaged(store, deployment) -> None:
     with pytest.raises(StoreCorruptError, match="damaged"):
-        await asyncio.gather(edited.release("id"), edited.snapshot([pools.one(key_id="key")]))
+        await asyncio.gather(store.release("id"), store.snapshot([deployment]))
 
 
 async def test_a_new_file_is_private_and_known_from_its_first_moment(path, open_store, pools):

@@ -56,10 +56,10 @@ def test_a_fork_amid_traffic_loses_nothing(path, spawn):
     assert answer == f"{3 * (50 + 10 + 7)}\n"
 
 
-def test_a_store_that_is_not_closed_does_not_hold_up_the_end(path, spawn, query):
+def test_a_store_that_is_not_closed_does_not_hold_up_the_end(path, spawn, open_reservations):
     """A program that forgets ``aclose`` ends all the same, without a warning, and nothing is lost."""
     child = spawn("leave-open", path)
     assert child.communicate()[0] == "done\n"
     assert child.returncode == 0
-    assert query("SELECT count(*) FROM reservation") == [(3,)]
+    assert len(open_reservations()) == 3
     assert not path.with_name("state.db-wal").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import sqlite3
 import threading
 import time
@@ -14,7 +15,7 @@ import pytest
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.errors import StoreUnavailableError
-from llm_router.stores.sqlite import SQLiteStore, database, worker
+from llm_router.stores.sqlite import SQLiteStore, database, journal, worker
 from llm_router.stores.sqlite.filelock import TurnLock
 from llm_router.testing import ManualClock
 
@@ -174,7 +175,7 @@ async def test_what_was_committed_reaches_the_database_itself(path, store, pools
     for n in range(300):
         await store.reserve(f"id-{n}", [deployment], Demand(), 60.0)
     with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as without_wal:
-        assert without_wal.execute("SELECT count(*) FROM reservation").fetchone()[0] >= 200
+        assert without_wal.execute("SELECT count(*) FROM journal").fetchone()[0] >= 200
 
 
 async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
@@ -347,16 +348,18 @@ async def test_the_repr_names_the_file(path, store):
 # --- bounded state ------------------------------------------------------------------------------------
 
 
-async def test_reservations_that_expired_leave_the_file_in_steps(store, query, pools, clock):
-    """However many processes died, their reservations are forgotten, some at a time."""
-    await reserve_many(store, pools.one(rpm=5000), 1200, ttl=10.0)
-    assert query("SELECT count(*) FROM reservation") == [(1200,)]
-    clock.shift(61.0)
-    counts = []
-    for _ in range(4):
-        await store.snapshot([])
-        counts += query("SELECT count(*) FROM reservation")[0]
-    assert counts == [700, 200, 0, 0]
+@pytest.mark.usefixtures("short_journal")
+async def test_reservations_that_expired_leave_the_file(store, open_reservations, pools, clock):
+    """However many processes died, their reservations are forgotten; those that may be settled are kept."""
+    deployment = pools.one(rpm=5000)
+    await reserve_many(store, deployment, 1200, ttl=10.0)
+    await reserve_many(store, deployment, 3, ttl=100.0, prefix="kept")
+    assert len(open_reservations()) == 1203
+    clock.shift(11.0)
+    last = [f"last-{n}" for n in range(40)]
+    for name in last:
+        await store.reserve(name, [deployment], Demand(), 10.0)
+    assert open_reservations() == {"kept-0", "kept-1", "kept-2", *last}
 
 
 async def test_a_scope_that_rested_for_a_day_leaves_the_file(store, query, pools, clock):
@@ -388,11 +391,123 @@ async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(store, quer
     assert (snapshot.cooldown, snapshot.quotas[0].limit) == (None, 15)
 
 
-async def test_a_request_leaves_no_row_behind(store, query, pools):
-    """After thousands of settled requests the file holds one row: that of their quotas."""
+@pytest.mark.usefixtures("short_journal")
+async def test_a_request_leaves_no_row_behind(store, query, open_reservations, pools):
+    """After thousands of settled requests the file holds one row of quotas, and the last transactions."""
     deployment = pools.one(rpm=10_000)
     for batch in range(3):
         await reserve_many(store, deployment, 500, prefix=str(batch))
         await asyncio.gather(*(store.settle(f"{batch}-{n}", Demand(1, 2)) for n in range(500)))
-    assert query("SELECT count(*) FROM reservation") == [(0,)]
+    assert open_reservations() == set()
+    assert query("SELECT count(*) FROM journal") == [(2,)]
     assert query("SELECT count(*) FROM ledgers") == [(1,)]
+
+
+# --- the journal --------------------------------------------------------------------------------------
+
+
+async def test_the_journal_stays_short(store, query, pools, monkeypatch):
+    """Its oldest rows leave as new ones come, a few at a time."""
+    monkeypatch.setattr(journal, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1)
+    deployments = [pools.one(rpm=1000, rpd=5000) for _ in range(5)]
+    counts = []
+    for n in range(200):
+        await store.reserve(f"id-{n}", [deployments[n % 5]], Demand(1, 1), 60.0)
+        await store.settle(f"id-{n}", Demand(1, 1))
+        counts += query("SELECT count(*) FROM journal")[0]
+    assert 20 < counts[-1] == counts[150] < 80
+    assert [await used(store, deployment) for deployment in deployments] == [[40, 40]] * 5
+
+
+@pytest.mark.usefixtures("short_journal")
+async def test_what_has_left_the_journal_is_in_the_tables(store, open_store, pools):
+    """Counts and open reservations survive a restart, wherever they are written."""
+    first, second = pools.one(rpm=15), pools.one(rpm=15)
+    await store.reserve("first", [first], Demand(1, 10), 60.0)
+    for n in range(5):
+        await store.reserve(f"second-{n}", [second], Demand(), 60.0)
+    await store.aclose()
+    other = open_store()
+    assert (await used(other, first), await used(other, second)) == ([1], [5])
+    await other.release("first")
+    await other.release("second-0")
+    await other.release("second-0")
+    assert (await used(other, first), await used(other, second)) == ([0], [4])
+
+
+async def test_a_journal_of_open_reservations_is_not_written_over_and_over(
+    store, query, open_reservations, pools, clock, monkeypatch
+):
+    """While most of it is still open it may grow, and it becomes short when that has expired."""
+    monkeypatch.setattr(journal, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 4_000)
+    deployment = pools.one(rpm=5000)
+    written = 0
+    for n in range(100):
+        await reserve_many(store, deployment, 10, ttl=100.0, prefix=str(n))
+        written += len(json.loads(query("SELECT opened FROM journal ORDER BY number DESC LIMIT 1")[0][0]))
+    assert len(open_reservations()) == 1000 <= written < 1500
+    clock.shift(101.0)
+    for n in range(100):
+        await store.release(f"0-{n}")
+        await store.reserve(f"late-{n}", [deployment], Demand(), 1.0)
+    assert query("SELECT sum(length(taken)) FROM journal")[0][0] < 20_000
+
+
+async def test_who_slept_while_the_journal_moved_on_starts_over(open_store, pools, monkeypatch):
+    """A process that missed rows that are gone knows all the same what they said."""
+    first, second = pools.one(rpm=15), pools.one(rpm=15)
+    sleeper, busy = open_store(), open_store()
+    await sleeper.reserve("sleeper", [first], Demand(), 60.0)
+    await sleeper.reserve("settled", [second], Demand(), 60.0)
+    monkeypatch.setattr(journal, "_MOST_BYTES", 0)
+    await busy.release("settled")
+    for n in range(5):
+        await busy.reserve(f"busy-{n}", [first], Demand(), 60.0)
+    await busy.reserve("last", [second], Demand(), 60.0)
+    await sleeper.release("settled")
+    assert await used(sleeper, first) == [6]
+    await sleeper.release("sleeper")
+    assert (await used(busy, first), await used(busy, second)) == ([5], [1])
+
+
+async def test_a_quota_that_was_looked_at_before_anybody_took_of_it(open_store, pools):
+    """Who saw that nothing was taken sees what another takes first."""
+    deployment = pools.one(rpm=5)
+    ours, theirs = open_store(), open_store()
+    assert await used(ours, deployment) == await used(theirs, deployment) == [0]
+    assert await reserve_many(theirs, deployment, 3) == 3
+    assert await reserve_many(ours, deployment, 3, prefix="ours") == 2
+    assert await reserve_many(theirs, deployment, 3, prefix="theirs") == 0
+
+
+async def test_what_one_process_settled_another_does_not_settle_again(open_store, pools):
+    """Not even the one that made the reservation and has it in memory."""
+    deployment = pools.one(rpm=15)
+    ours, theirs = open_store(), open_store()
+    await reserve_many(ours, deployment, 2)
+    await theirs.settle("many-0", Demand(3, 1))
+    await ours.release("many-0")
+    assert await used(ours, deployment) == [4]
+    await theirs.release("many-1")
+    await ours.settle("many-1", Demand(3, 1))
+    assert await used(theirs, deployment) == [3]
+
+
+async def test_a_scope_that_was_deleted_is_not_confused_with_a_later_one(open_store, pools, clock):
+    """Who had it in memory finds out, and what is counted anew is counted apart."""
+    old, new, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5), pools.one(rpm=5)
+    sleeper, sweeper = open_store(), open_store()
+    await sleeper.reserve("old", [old], Demand(), 60.0)
+    for _ in range(3):
+        clock.shift(DAY)
+        await reserve_many(sweeper, present, 1, prefix=str(clock.time()))
+    await sweeper.reserve("new", [new], Demand(), 60.0)
+    await sleeper.reserve("again", [old], Demand(), 60.0)
+    await sleeper.reserve("more", [old], Demand(), 60.0)
+    await sweeper.release("again")
+    assert await used(sweeper, old) == await used(sleeper, old) == [1, 1]
+    assert await used(sweeper, new) == await used(sleeper, new) == [1, 1]
+    await sleeper.release("old")
+    assert await used(sleeper, old) == [1, 1]

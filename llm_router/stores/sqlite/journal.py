@@ -1,0 +1,136 @@
+"""The journal of a database file: what each of the last transactions changed, until its tables are told."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import TYPE_CHECKING
+
+import attrs
+
+from llm_router.stores.sqlite.faults import decoding
+from llm_router.stores.sqlite.numbers import pack, unpack
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+__all__ = ["Entry", "Journal"]
+
+_SELECT = "SELECT number, ledgers, opened, taken, closed, cooldowns FROM journal"
+_NEWER = _SELECT + " WHERE number > ? ORDER BY number"
+_OLDER = _SELECT + " WHERE number < ? ORDER BY number"
+_ONE = _SELECT + " WHERE number = ?"
+_FIRST = "SELECT min(number) FROM journal"
+_INSERT = "INSERT INTO journal (number, ledgers, opened, taken, closed, cooldowns) VALUES (?, ?, ?, ?, ?, ?)"
+_DELETE = "DELETE FROM journal WHERE number < ?"
+
+_MOST_BYTES = 8 << 20
+"""Bytes that the journal may hold. The longer it is, the more of it is out of date before a table is told;
+but whoever opens the file has to read it."""
+
+_BYTES_AT_ONCE = _MOST_BYTES // 64
+"""Bytes that one transaction moves into the tables, about, so that nobody's turn takes long."""
+
+_ROW_BYTES = 512
+"""What a row counts for beside its contents: it takes time to read, however little it holds."""
+
+
+@attrs.define
+class Entry:
+    """What one transaction changed; the columns of ``journal``."""
+
+    number: int
+    ledgers: Sequence[float] = ()
+    opened: list[str] = attrs.field(factory=list)
+    taken: Sequence[float] = ()
+    closed: list[str] = attrs.field(factory=list)
+    cooldowns: bool = False
+
+    def __bool__(self) -> bool:
+        """Tell whether anything changed."""
+        return bool(self.ledgers or self.opened or self.closed or self.cooldowns)
+
+
+class Journal:
+    """The journal, as far as one connection knows it.
+
+    Attributes:
+        number: That of the newest row known.
+        first: That of the oldest row: what an older one said is in the tables.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._sizes: deque[tuple[int, int]] = deque()  # the number and the bytes of each row
+        self._bytes = 0
+        self._most = _MOST_BYTES
+        self.number = -1
+        self.first = 1
+
+    @decoding
+    def read(self) -> list[Entry] | None:
+        """Return what is new since the last time, oldest first.
+
+        The first time that is the whole journal. None says that some of what was new is gone again, or that
+        what is known from before does not hold any more: one has to start over.
+        """
+        rows = self._connection.execute(_NEWER, (self.number,)).fetchall()
+        if rows:
+            if self.number >= 0 and rows[-1][0] != self.number + len(rows):
+                return None
+            (self.first,) = self._connection.execute(_FIRST).fetchone()
+            self._forget()
+            for row in rows:
+                self._note(*row[:5])
+        self.number = max(self.number, 0)
+        return [_entry(*row) for row in rows]
+
+    @decoding
+    def find(self, number: int) -> Entry:
+        """Return the row of a number, which there is."""
+        return _entry(*self._connection.execute(_ONE, (number,)).fetchone())
+
+    def append(self, entry: Entry) -> None:
+        """Add a row. Its number is one more than the newest, or else all others have to start over."""
+        opened, closed = json.dumps(entry.opened), json.dumps(entry.closed)
+        row = entry.number, pack(entry.ledgers), opened, pack(entry.taken), closed
+        self._connection.execute(_INSERT, (*row, entry.cooldowns))
+        self._note(*row)
+
+    @decoding
+    def take_oldest(self) -> list[Entry]:
+        """Take out some of the oldest rows, if the journal has become too long.
+
+        What they say and no newer row does has to be written elsewhere in the same transaction.
+        """
+        if self._bytes <= self._most:
+            return []
+        self._most = _MOST_BYTES
+        least = self._bytes - _BYTES_AT_ONCE
+        while self._bytes > least and len(self._sizes) > 1:  # the newest stays: its number is needed
+            self.first = self._sizes[1][0]
+            self._forget()
+        rows = self._connection.execute(_OLDER, (self.first,)).fetchall()
+        self._connection.execute(_DELETE, (self.first,))
+        return [_entry(*row) for row in rows]
+
+    def let_grow(self) -> None:
+        """Leave the oldest rows alone for a while: most of what they say has to be repeated."""
+        self._most = self._bytes + 8 * _BYTES_AT_ONCE
+
+    def _note(self, number: int, ledgers: bytes, opened: str, taken: bytes, closed: str) -> None:
+        size = len(ledgers) + len(opened) + len(taken) + len(closed) + _ROW_BYTES
+        self._sizes.append((number, size))
+        self._bytes += size
+        self.number = number
+
+    def _forget(self) -> None:
+        while self._sizes and self._sizes[0][0] < self.first:
+            self._bytes -= self._sizes.popleft()[1]
+
+
+def _entry(number: int, ledgers: bytes, opened: str, taken: bytes, closed: str, cooldowns: int) -> Entry:
+    return Entry(
+        number, unpack(ledgers), json.loads(opened), unpack(taken), json.loads(closed), bool(cooldowns)
+    )

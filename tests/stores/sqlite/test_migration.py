@@ -1,0 +1,74 @@
+"""A file of an earlier version is brought up to date, and nothing that it counted is lost."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from llm_router import Deployment, Key, Secret
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.stores.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
+from llm_router.testing import ManualClock
+
+NOW = 1_800_000_003.0
+QUOTAS = (
+    Quota(Metric.RPM, 15),
+    Quota(Metric.TPM, 1000, Refill.STEADY, burst=500),
+    Quota(Metric.RPD, 100, Refill.DAILY),
+)
+FIRST = Deployment(Key("key-0", Secret("secret-0")), "model", quotas=QUOTAS)
+SECOND = Deployment(Key("key-1", Secret("secret-1")), "model", quotas=QUOTAS[:1])
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """The moment at which the file was closed."""
+    return ManualClock(NOW)
+
+
+@pytest.fixture(autouse=True)
+def _version_1(path) -> None:
+    schema = files("llm_router.stores.sqlite").joinpath("schema.sql").read_text("utf-8")
+    rows = Path(__file__).with_name("version_1.sql").read_text("utf-8")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;"
+            f"{schema}; {rows}"
+        )
+
+
+async def test_counts_cooldowns_and_learnt_limits_are_kept(store, query):
+    """Rolling, steady and daily quotas stand where they stood, to the microsecond."""
+    first, second = await store.snapshot([FIRST, SECOND])
+    assert [(quota.limit, quota.used, quota.resets_at) for quota in first.quotas] == [
+        (15, 3, NOW + 59.3),
+        (1000, 316, 1800000040.922156),
+        (100, 3, 1800086400.0),
+    ]
+    assert [(quota.limit, quota.used, quota.resets_at) for quota in second.quotas] == [(9, 1, NOW + 60.3)]
+    learnt = (LearntLimit(Metric.RPM, 9),)
+    assert second.cooldown == Cooldown(SECOND.model_scope, NOW + 30.0, "told so", learnt)
+    assert query("PRAGMA user_version") == [(SCHEMA_VERSION,)]
+
+
+async def test_what_was_reserved_is_never_given_back(store):
+    """Who made a reservation ran the earlier version and is gone: it keeps what it took."""
+    await store.release("a1")
+    await store.settle("b0", Demand(5, 5))
+    first, second = await store.snapshot([FIRST, SECOND])
+    assert [quota.used for quota in (*first.quotas, *second.quotas)] == [3, 316, 3, 1]
+
+
+async def test_it_counts_on_and_is_read_by_the_next(store, open_store):
+    """What is reserved and released after the migration is added to what was there."""
+    await store.reserve("new", [FIRST], Demand(1, 50), 60.0)
+    await store.reserve("other", [FIRST], Demand(1, 50), 60.0)
+    await store.release("other")
+    await store.aclose()
+    [first] = await open_store().snapshot([FIRST])
+    assert [quota.used for quota in first.quotas] == [4, 366, 4]
