@@ -35,41 +35,35 @@ class Cooldowns:
 
     Attributes:
         known: Whether they have ever been read.
-        version: Rises whenever a learnt limit changes.
+        present: The cooldown of each scope; some may have ended.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.known = False
-        self.version = 0
+        self.present: dict[Scope, Cooldown] = {}
         self._connection = connection
         self._changed = False
-        self._cooldowns: dict[Scope, Cooldown] = {}
         self._learnt: _Learnt = {}
 
-    def __bool__(self) -> bool:
-        """Tell whether anything is put aside."""
-        return bool(self._cooldowns)
-
     @decoding
-    def refresh(self) -> None:
-        """Read all of them again: another connection has changed some."""
+    def refresh(self) -> bool:
+        """Read all of them again: another connection has changed some. Tell whether a limit is another."""
         self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
-        self._cooldowns = {row[0]: _cooldown(*row) for row in rows}
+        self.present = {row[0]: _cooldown(*row) for row in rows}
         learnt: _Learnt = {}
         for scope, metric, limit, until in self._connection.execute(_SELECT_LEARNT):
             learnt.setdefault(scope, {})[Metric(metric)] = limit, until
-        if learnt != self._learnt:
-            self._learnt = learnt
-            self.version += 1
+        before, self._learnt = self._learnt, learnt
+        return learnt != before
 
     def latest(self, deployment: Deployment, now: int) -> Cooldown | None:
         """Return the cooldown that ends last among those of the deployment's scopes."""
-        if not self._cooldowns:
+        if not self.present:
             return None
         latest = None
         for scope in deployment.scopes:
-            cooldown = self._cooldowns.get(scope)
+            cooldown = self.present.get(scope)
             if cooldown is None or microseconds(cooldown.until) <= now:
                 continue
             if latest is None or cooldown.until > latest.until:
@@ -83,7 +77,7 @@ class Cooldowns:
 
     def put(self, cooldown: Cooldown, now: int) -> None:
         """Put a scope aside, or lift its cooldown, and note what was learnt with it."""
-        present = self._cooldowns.get(cooldown.scope)
+        present = self.present.get(cooldown.scope)
         if present is not None and microseconds(present.until) <= now:
             present = None
         if cooldown.until == -math.inf:
@@ -99,9 +93,9 @@ class Cooldowns:
 
     def sweep(self, now: int) -> None:
         """Forget what has ended."""
-        ended = [key for key, cooldown in self._cooldowns.items() if microseconds(cooldown.until) <= now]
+        ended = [key for key, cooldown in self.present.items() if microseconds(cooldown.until) <= now]
         for scope in ended:
-            del self._cooldowns[scope]
+            del self.present[scope]
         if ended:
             self._connection.execute(_SWEEP, (now / 1e6,))
         if self._connection.execute(_SWEEP_LEARNT, (now,)).rowcount:
@@ -112,13 +106,13 @@ class Cooldowns:
                 del self._learnt[scope]
 
     def _keep(self, cooldown: Cooldown) -> None:
-        self._cooldowns[cooldown.scope] = cooldown
+        self.present[cooldown.scope] = cooldown
         learnt = json.dumps([[limit.metric, limit.limit] for limit in cooldown.learnt])
         self._connection.execute(_INSERT, (cooldown.scope, cooldown.until, cooldown.reason, learnt))
         self._changed = True
 
     def _lift(self, scope: Scope) -> None:
-        if self._cooldowns.pop(scope, None) is not None:
+        if self.present.pop(scope, None) is not None:
             self._connection.execute(_LIFT, (scope,))
             self._changed = True
 
@@ -131,7 +125,6 @@ class Cooldowns:
             lowest = min(limit, learnt.limit)
             limits[learnt.metric] = lowest, end
             self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, lowest, end))
-        self.version += 1
         self._changed = True
 
 

@@ -44,6 +44,7 @@ class State:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._sweep_at = self._sweep_ledgers_at = 0
+        self._ttl = 0.0, 0  # the last one, in seconds and in microseconds
         self._start_over()
 
     def _start_over(self) -> None:
@@ -53,7 +54,6 @@ class State:
         self._reservations = Reservations(self._accounts, self._journal)
         self._cooldowns = Cooldowns(self._connection)
         self._shelves: dict[Deployment, Shelf] = {}
-        self._shelves_version = 0
 
     def begin(self) -> None:
         """Learn what other connections have written since the last transaction."""
@@ -64,8 +64,9 @@ class State:
         for entry in entries:
             self._accounts.learn(entry)
             self._reservations.learn(entry)
-        if not self._cooldowns.known or any(entry.cooldowns for entry in entries):
-            self._cooldowns.refresh()
+        changed = not self._cooldowns.known or any(entry.cooldowns for entry in entries)
+        if changed and self._cooldowns.refresh():
+            self._shelves.clear()
 
     def save(self, now: int) -> None:
         """Write back what changed, and forget some of what is over."""
@@ -99,17 +100,19 @@ class State:
         requests, tokens = demand.requests, demand.tokens
         for deployment in candidates:
             shelf = self._shelf(deployment, now)
-            if self._cooldowns or not shelf.fits(requests, tokens, now):
+            if self._cooldowns.present or not shelf.fits(requests, tokens, now):
                 refusal = self._refuse(deployment, shelf, demand, now)
                 if refusal is not None:
                     refusals += (refusal,)
                     continue
             if not shelf.accounts:
                 return Decision(deployment, refusals=refusals)  # nothing was taken: nothing is to be settled
-            self._accounts.change(shelf.folder)
+            if not shelf.folder.changed:
+                self._accounts.change(shelf.folder)
             marks, headroom, daily_headroom = shelf.take(requests, tokens, now)
-            expires = now + microseconds(ttl)
-            self._reservations.add(reservation_id, Reservation(expires, demand, shelf, marks))
+            if ttl != self._ttl[0]:
+                self._ttl = ttl, microseconds(ttl)
+            self._reservations.add(reservation_id, Reservation(now + self._ttl[1], demand, shelf, marks))
             return Decision(deployment, headroom, daily_headroom, refusals)
         return Decision(None, 0.0, 0.0, refusals)
 
@@ -128,6 +131,8 @@ class State:
     def cool_down(self, now: int, cooldown: Cooldown) -> None:
         """Put a scope aside; see :class:`RateLimitStore`."""
         self._cooldowns.put(cooldown, now)
+        if cooldown.learnt:
+            self._shelves.clear()
 
     def snapshot(self, now: int, deployments: tuple[Deployment, ...]) -> list[DeploymentSnapshot]:
         """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
@@ -172,9 +177,6 @@ class State:
     # --- finding the accounts -------------------------------------------------------------------------
 
     def _shelf(self, deployment: Deployment, now: int) -> Shelf:
-        if self._shelves_version != self._cooldowns.version or len(self._shelves) >= _MOST_SHELVES:
-            self._shelves_version = self._cooldowns.version
-            self._shelves.clear()
         shelf = self._shelves.get(deployment)
         if shelf is None or now >= shelf.valid_until or shelf.version != shelf.folder.version:
             return self._open(deployment, now)
@@ -188,6 +190,8 @@ class State:
         learnt = self._cooldowns.learnt_limits(folder.scope, now)
         accounts = tuple(folder.configure(*terms) for terms in _terms(deployment, learnt))
         valid_until = min((until for _, until in learnt.values()), default=NEVER)
+        if len(self._shelves) >= _MOST_SHELVES:
+            self._shelves.clear()
         shelf = self._shelves[deployment] = Shelf(folder, accounts, valid_until)
         return shelf
 
