@@ -13,7 +13,7 @@ from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.stores.ledger import NEVER, Ledger, make_ledger
 from llm_router.stores.sqlite.faults import decoding
-from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, pack, split, unpack
+from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
 
 if TYPE_CHECKING:
     import sqlite3
@@ -31,6 +31,9 @@ _EMPTY: dict[Refill, Sequence[float]] = {
 
 _REST_EVERY = 60_000_000
 """Microseconds between two updates of ``rests_at``, which only the sweep of the next day looks at."""
+
+_HEAD = 3
+"""Numbers before a state in the journal: row of ledgers, kinds, and how many follow."""
 
 _SELECT = "SELECT id, terms, kinds, state FROM ledgers WHERE scope = ?"
 _SELECT_SCOPE = "SELECT scope FROM ledgers WHERE id = ?"
@@ -115,7 +118,7 @@ class Folder:
 
     def knows(self, kinds: int) -> bool:
         """Tell whether there is an account for each metric, of whatever refill."""
-        return all(metric in self.accounts for metric, _ in kinds_of(kinds))
+        return kinds == self.kinds or all(metric in self.accounts for metric, _ in kinds_of(kinds))
 
     def learn(self, terms: str) -> None:
         """Open accounts for quotas that the deployments of this process do not have."""
@@ -127,12 +130,19 @@ class Folder:
 
     def load(self, kinds: int, state: Sequence[float]) -> None:
         """Take over what was written."""
-        written = dict(zip(kinds_of(kinds), (dump for _, dump in split(state, 1)), strict=True))
-        for account in self.accounts.values():
-            account.ledger.load(written.get(account.kind, _EMPTY[account.quota.refill]))
-        self.contested = any(self.accounts[metric].quota.refill is not refill for metric, refill in written)
+        dumps = [dump for _, dump in split(state, 1)]
+        self.contested = False
         if kinds != self.kinds:
+            written = dict(zip(kinds_of(kinds), dumps, strict=True))
+            dumps = [
+                written.get(account.kind, _EMPTY[account.quota.refill]) for account in self.accounts.values()
+            ]
+            self.contested = any(
+                self.accounts[metric].quota.refill is not refill for metric, refill in written
+            )
             self.rest_due = 0
+        for account, dump in zip(self.accounts.values(), dumps, strict=True):
+            account.ledger.load(dump)
 
     def dump(self) -> list[float]:
         """Return the state of all accounts: what each ledger dumps, after its length."""
@@ -216,7 +226,7 @@ class Accounts:
         self._by_id: dict[int, Folder] = {}
         self._rowless: list[Folder] = []  # others may make their row
         self._changed: list[Folder] = []
-        self._told: dict[int, tuple[int, Sequence[float]]] = {}  # what others wrote, until it is wanted
+        self._told: dict[int, tuple[Sequence[float], int]] = {}  # where others wrote what is not read yet
         self._newest: dict[int, int] = {}  # the last row of the journal that tells of a folder
 
     def folder(self, scope: Scope) -> Folder:
@@ -239,15 +249,16 @@ class Accounts:
     @decoding
     def refresh(self, folder: Folder) -> None:
         """Take over what other connections have written since the last time."""
-        told = self._told.get(folder.id or 0)
-        if told is None or not folder.knows(told[0]):
-            told = self._read(folder)
+        found = self._told_of(folder)
+        if found is None or not folder.knows(found[0]):
+            found = self._read(folder)
         if folder.id is not None:
             self._told.pop(folder.id, None)
-        folder.load(*told)
+        folder.load(*found)
         folder.stale = False
 
     def _read(self, folder: Folder) -> tuple[int, Sequence[float]]:
+        """Read the row of a folder; return the kinds and the state, which may be newer than the row's."""
         row = self._connection.execute(_SELECT, (folder.scope,)).fetchone()
         if row is None:
             folder.id = None
@@ -256,7 +267,14 @@ class Accounts:
         folder.id, terms, kinds, state = row
         self._by_id[folder.id] = folder
         folder.learn(terms)
-        return self._told.get(folder.id) or (kinds, unpack(state))
+        return self._told_of(folder) or (kinds, unpack(state))
+
+    def _told_of(self, folder: Folder) -> tuple[int, Sequence[float]] | None:
+        told = self._told.get(folder.id) if folder.id is not None else None
+        if told is None:
+            return None
+        (_, kinds, _), state = record(*told, _HEAD)
+        return int(kinds), state
 
     def change(self, folder: Folder) -> None:
         """Prepare a folder for a change: it is up to date, has a row, and will be written."""
@@ -282,12 +300,14 @@ class Accounts:
         while self._rowless:
             folder = self._rowless.pop()
             folder.stale = folder.id is None
-        for (key, kinds, _), state in split(entry.ledgers, 3):
-            folder_id = int(key)
+        numbers = entry.ledgers
+        for start in offsets(numbers, _HEAD):
+            folder_id = int(numbers[start])
             self._newest[folder_id] = entry.number
-            self._told[folder_id] = int(kinds), state
-            if folder_id in self._by_id:
-                self._by_id[folder_id].stale = True
+            self._told[folder_id] = numbers, start
+            known = self._by_id.get(folder_id)
+            if known is not None:
+                known.stale = True
 
     def write(self, entry: Entry, now: int) -> None:
         """Say in ``entry`` what changed."""
@@ -311,7 +331,7 @@ class Accounts:
     def store(self, entry: Entry) -> None:
         """Move into the table what an entry that leaves the journal says, as far as no newer one does."""
         rows = []
-        for (key, kinds, _), state in split(entry.ledgers, 3):
+        for (key, kinds, _), state in split(entry.ledgers, _HEAD):
             folder_id = int(key)
             if self._newest.get(folder_id) == entry.number:
                 del self._newest[folder_id]

@@ -1,9 +1,10 @@
 """Taking turns: lock files that let the processes on one database file in one after the other.
 
 SQLite's own way to wait (try again, after ever longer pauses) starves whoever has waited longest, and a lone
-lock is snatched again by the process that has just let go of it. So there are two locks: whoever wants a turn
-first takes the place at the head of the line, keeps it until the turn is his, and only then lets go of the
-place. Nobody has two turns running while another waits at the head.
+lock is snatched again by the process that has just let go of it. So there is a line: whoever wants a turn
+takes its last place, moves up whenever the place before it is free, and only then lets go of the one behind.
+Nobody has two turns running while another waits. As many as there are places have their turns in the order in
+which they came; where more come, chance decides who has the last place next.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["TurnLock"]
 
 _PRIVATE = 0o600
+_LINE = ("-third", "-second", "-next", "-turn")
+"""What the names of the lock files end in, from the last place in the line to the turn itself."""
+
 _POLL = 0.0002
 """Seconds between two tries. There is no system call that waits for a lock file and can be told how long."""
 
@@ -42,11 +46,11 @@ class TurnLock:
     open would lock in vain. They hold nothing, and a process that dies lets go of them.
 
     Args:
-        path: The database file; the lock files are called like it, with ``-next`` and ``-turn`` at the end.
+        path: The database file; the lock files are called like it, with ``-turn`` and the like at the end.
     """
 
     def __init__(self, path: Path) -> None:
-        self._paths = tuple(path.with_name(path.name + suffix) for suffix in ("-next", "-turn"))
+        self._paths = tuple(path.with_name(path.name + suffix) for suffix in _LINE)
         self._files: list[int] = []
 
     @contextmanager
@@ -60,12 +64,14 @@ class TurnLock:
             TimeoutError: It did not come in time.
             OSError: The lock files cannot be opened or locked.
         """
-        place, turn = self._open()
-        _wait_for(place, deadline)
-        try:
-            _wait_for(turn, deadline)
-        finally:
-            _unlock(place)
+        behind: int | None = None
+        for place in self._open():
+            try:
+                _wait_for(place, deadline)
+            finally:
+                if behind is not None:
+                    _unlock(behind)
+            behind = turn = place
         try:
             yield
         finally:

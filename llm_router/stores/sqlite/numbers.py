@@ -13,7 +13,7 @@ from llm_router.domain.quota import Metric, Refill
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Kind", "kinds_of", "number_of", "pack", "split", "unpack"]
+__all__ = ["Kind", "kinds_of", "number_of", "offsets", "pack", "record", "split", "unpack"]
 
 Kind = tuple[Metric, Refill]
 """What must agree for a mark or a dump to mean the same."""
@@ -58,13 +58,23 @@ def unpack(packed: bytes) -> Sequence[float]:
     return numbers
 
 
-def split(numbers: Sequence[float], head: int) -> Iterator[tuple[Sequence[float], Sequence[float]]]:
-    """Cut numbers into records: ``head`` numbers, the last of which says how many follow, and these."""
-    start = 0
-    while start < len(numbers):
-        middle = start + head
-        end = middle + int(numbers[middle - 1])
-        if not middle <= end <= len(numbers):
+def offsets(numbers: Sequence[float], head: int) -> Iterator[int]:
+    """Tell where records start: ``head`` numbers, the last of which says how many more belong to it."""
+    start, size = 0, len(numbers)
+    while start < size:
+        yield start
+        more = int(numbers[start + head - 1])
+        start += head + more
+        if more < 0 or start > size:
             raise ValueError("the lengths of the records do not add up")
-        yield numbers[start:middle], numbers[middle:end]
-        start = end
+
+
+def record(numbers: Sequence[float], start: int, head: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the head and the rest of the record at ``start``."""
+    middle = start + head
+    return numbers[start:middle], numbers[middle : middle + int(numbers[middle - 1])]
+
+
+def split(numbers: Sequence[float], head: int) -> list[tuple[Sequence[float], Sequence[float]]]:
+    """Cut numbers into records, each in two parts."""
+    return [record(numbers, start, head) for start in offsets(numbers, head)]

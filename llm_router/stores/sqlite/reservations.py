@@ -110,8 +110,8 @@ class Reservations:
     @decoding
     def _read(self, reservation_id: str, number: int) -> Reservation | None:
         entry = self._journal.find(number)
-        records = list(split(entry.taken, _HEAD))
-        (expires, folder_id, kinds, _), taken = records[entry.opened.index(reservation_id)]
+        place = entry.opened.index(reservation_id)
+        (expires, folder_id, kinds, _), taken = split(entry.taken, _HEAD)[place]
         folder = self._accounts.find(int(folder_id))
         if folder is None:  # its row was deleted, because all of it had been back for a day
             return None

@@ -54,11 +54,32 @@ def test_nobody_has_two_turns_while_another_waits(path, locks):
     with ours.turn(soon()):
         other = threading.Thread(target=wait_in_line)
         other.start()
-        _until_somebody_is_next(path)
+        _until_somebody_is_at(path, "-next")
     with ours.turn(soon()):
         order.append("ours")
     other.join()
     assert order == ["theirs", "ours"]
+
+
+def test_who_comes_first_has_his_turn_first(path):
+    """Three who wait have their turns in the order in which they came."""
+    waiting = {"-next": TurnLock(path), "-second": TurnLock(path), "-third": TurnLock(path)}
+    order, threads, holder = [], [], TurnLock(path)
+
+    def wait_in_line(place: str) -> None:
+        with waiting[place].turn(soon()):
+            order.append(place)
+
+    with holder.turn(soon()):
+        for place in waiting:
+            threads.append(threading.Thread(target=wait_in_line, args=(place,)))
+            threads[-1].start()
+            _until_somebody_is_at(path, place)
+    for thread in threads:
+        thread.join()
+    for lock in (holder, *waiting.values()):
+        lock.close()
+    assert order == ["-next", "-second", "-third"]
 
 
 def test_lock_files_are_private_and_stay(path, locks):
@@ -67,12 +88,14 @@ def test_lock_files_are_private_and_stay(path, locks):
         pass
     locks[0].close()
     files = sorted(path.parent.iterdir())
-    assert [file.name for file in files] == ["state.db-next", "state.db-turn"]
+    assert [file.name for file in files] == [
+        f"state.db-{place}" for place in ("next", "second", "third", "turn")
+    ]
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
-def _until_somebody_is_next(path) -> None:
-    with path.with_name("state.db-next").open("r+") as file:
+def _until_somebody_is_at(path, place) -> None:
+    with path.with_name(f"state.db{place}").open("r+") as file:
         while filelock._lock(file.fileno()):
             filelock._unlock(file.fileno())
             time.sleep(0.001)

@@ -145,7 +145,7 @@ async def test_no_secret_reaches_the_file(path, store, pools):
     await store.cool_down(Cooldown(deployment.key_scope, float("inf"), "dead"))
     secret = deployment.key.secret.reveal().encode()
     files = list(path.parent.glob("state.db*"))
-    assert len(files) == 5
+    assert len(files) == 7
     assert not any(secret in file.read_bytes() for file in files)
 
 
