@@ -45,7 +45,8 @@ _CACHE_KIB = 32_768
 """Memory for pages at most; ten thousand keys fill a third of it."""
 
 _MOST_PAGES = 8000
-"""Pages in the WAL after which a commit has to move them, because :func:`checkpoint` does not keep up."""
+"""Pages in the WAL after which a commit moves the last of them, so that it begins anew: :func:`checkpoint`
+cannot keep up with processes that never pause."""
 
 
 def check_header(path: Path) -> None:
@@ -98,13 +99,18 @@ def begin(connection: sqlite3.Connection, deadline: float) -> None:
     _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
 
 
-def checkpoint(connection: sqlite3.Connection) -> None:
+def checkpoint(path: Path, synchronous: Synchronous) -> None:
     """Move what has been committed from the WAL into the database, without being in anybody's way.
 
-    That waits for the disk, and so is not left to a commit, for whose end other processes wait.
+    That waits for the disk, for tens of milliseconds; it has a connection of its own so that it can be done
+    on another thread than commits.
     """
-    with contextlib.suppress(sqlite3.Error):  # if it matters, a commit will fail, too
-        connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    with contextlib.suppress(sqlite3.Error, OSError, StoreCorruptError):  # if it matters, a commit will fail
+        check_header(path)
+        uri = f"{path.as_uri()}?mode=rw"
+        with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _patiently(action: Callable[[], object], deadline: float) -> None:

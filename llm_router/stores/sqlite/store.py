@@ -107,12 +107,12 @@ class SQLiteStore:
         return f"SQLiteStore({str(self._path)!r})"
 
     def _submit(self, method: Callable[[State, int, *_Args], _T], *arguments: *_Args) -> asyncio.Future[_T]:
-        future: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
         worker = self._worker
         if worker is None or worker.forked:
             worker = self._start()
-        worker.submit(Call(method, arguments, future))
-        return future
+        call = Call(method, arguments, asyncio.get_running_loop())
+        worker.submit(call)
+        return call.future
 
     def _start(self) -> Worker:
         worker = self._worker = Worker(

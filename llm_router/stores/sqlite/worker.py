@@ -7,7 +7,10 @@ import os
 import sqlite3
 import threading
 import time
-from queue import Empty, SimpleQueue
+from collections import deque
+from itertools import groupby
+from operator import attrgetter
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -33,18 +36,21 @@ _MOST_AT_ONCE = 1024
 _CHECKPOINT_EVERY = 200
 """Transactions between two checkpoints."""
 
+_THREAD = "llm_router-sqlite"
+
 
 class Call:
     """One call of a method of :class:`State`, and the future that waits for what comes of it."""
 
-    __slots__ = ("answer", "arguments", "error", "future", "method", "since")
+    __slots__ = ("answer", "arguments", "error", "future", "loop", "method", "since")
 
     def __init__(
-        self, method: Callable[..., Any], arguments: tuple[Any, ...], future: asyncio.Future[Any]
+        self, method: Callable[..., Any], arguments: tuple[Any, ...], loop: asyncio.AbstractEventLoop
     ) -> None:
         self.method = method
         self.arguments = arguments
-        self.future = future
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
         self.since = time.monotonic()
         self.answer: Any = None
         self.error: Exception | None = None
@@ -79,16 +85,19 @@ class Worker:
         self._timeout = timeout
         self._synchronous = synchronous
         self._predecessor = predecessor
-        self._queue: SimpleQueue[Call | None] = SimpleQueue()
+        self._calls: deque[Call | None] = deque()  # None: there are no more
+        self._idle = False
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._turns = TurnLock(path)
         self._transaction = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._state: State | None = None
         self._identity: tuple[int, int] | None = None
-        self._uncheckpointed = 0
+        self._checkpoint_due = _CHECKPOINT_EVERY
+        self._checkpointing: threading.Thread | None = None
         self._stopping = False
         self.forked = False
-        self._thread = threading.Thread(target=self._run, name="llm_router-sqlite", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         _workers.add(self)
         self._thread.start()
 
@@ -96,16 +105,22 @@ class Worker:
 
     def submit(self, call: Call) -> None:
         """Have ``call`` made in the next transaction."""
-        self._queue.put(call)
+        self._put(call)
 
     def stop(self) -> None:
         """Let the thread end when it has made all calls submitted before."""
-        self._queue.put(None)
+        self._put(None)
 
     def join(self) -> None:
         """Wait until the thread has ended and everything is closed."""
         if not self.forked and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def _put(self, call: Call | None) -> None:
+        self._calls.append(call)
+        if self._idle:  # otherwise it looks again before it waits
+            self._idle = False
+            self._bell.put(None)
 
     # --- in the thread --------------------------------------------------------------------------------
 
@@ -114,8 +129,11 @@ class Worker:
             self._predecessor.join()
             self._predecessor = None
         while not self._stopping:
-            calls: list[Call] = []
-            self._take_call(calls, self._queue.get())
+            self._idle = True
+            if not self._calls:
+                self._bell.get()
+            self._idle = False
+            calls = self._take([])
             if calls:
                 self._serve(calls)
         self._close()
@@ -124,21 +142,31 @@ class Worker:
         try:
             self._commit(calls)
         except BaseException as error:  # noqa: BLE001  # nobody may be left without an answer
-            self._drain(calls)  # they waited for the same in vain
+            self._take(calls)  # they waited for the same in vain
             for call in calls:
                 call.answer, call.error = None, explain(error, self._path)
         _answer(calls)
         self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Move what was committed into the database, now that nobody waits for it."""
-        with self._transaction:
-            if self._uncheckpointed >= _CHECKPOINT_EVERY and self._connection is not None:
-                self._uncheckpointed = 0
-                checkpoint(self._connection)
+        """Have what was committed moved into the database, while the next transactions go on."""
+        if self._checkpoint_due > 0 or (self._checkpointing is not None and self._checkpointing.is_alive()):
+            return
+        self._checkpoint_due = _CHECKPOINT_EVERY
+        thread = threading.Thread(
+            target=checkpoint, args=(self._path, self._synchronous), name=f"{_THREAD}-checkpoint", daemon=True
+        )
+        with self._transaction, contextlib.suppress(RuntimeError):  # the interpreter is about to end
+            thread.start()
+            self._checkpointing = thread
+
+    def _await_checkpoint(self) -> None:
+        if self._checkpointing is not None:
+            self._checkpointing.join()
 
     def _close(self) -> None:
         """Close the connection in a turn of its own: the last to be closed locks the file for a moment."""
+        self._await_checkpoint()
         with contextlib.ExitStack() as stack:
             if self._connection is not None:
                 with contextlib.suppress(OSError):
@@ -155,29 +183,28 @@ class Worker:
             try:
                 connection, state = self._connect(deadline)
                 begin(connection, deadline)
-                self._drain(calls)
+                self._take(calls)
                 state.begin()
                 now = microseconds(self._clock.time())
                 for call in calls:
                     call.answer = call.method(state, now, *call.arguments)
                 state.save(now)
                 connection.execute("COMMIT")
-                self._uncheckpointed += 1
+                self._checkpoint_due -= 1
             except BaseException:
                 self._disconnect()  # which rolls back, and forgets what is in memory
                 raise
 
-    def _drain(self, calls: list[Call]) -> None:
-        """Add what waits in the queue to ``calls``."""
-        with contextlib.suppress(Empty):
-            while len(calls) < _MOST_AT_ONCE and not self._stopping:
-                self._take_call(calls, self._queue.get_nowait())
-
-    def _take_call(self, calls: list[Call], call: Call | None) -> None:
-        if call is None:
-            self._stopping = True
-        else:
-            calls.append(call)
+    def _take(self, calls: list[Call]) -> list[Call]:
+        """Add what waits to ``calls``, as far as there is room in the transaction."""
+        waiting = self._calls
+        while waiting and len(calls) < _MOST_AT_ONCE and not self._stopping:
+            call = waiting.popleft()
+            if call is None:
+                self._stopping = True
+            else:
+                calls.append(call)
+        return calls
 
     # --- the connection -------------------------------------------------------------------------------
 
@@ -210,6 +237,7 @@ class Worker:
     def before_fork(self) -> None:
         """Close the connection between two transactions: SQLite must not be open across a fork."""
         self._transaction.acquire()
+        self._await_checkpoint()
         self._disconnect()
 
     def after_fork_in_parent(self) -> None:
@@ -229,13 +257,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _answer(calls: list[Call]) -> None:
-    """Deliver every answer, waking each event loop once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
-    for call in calls:
-        by_loop.setdefault(call.future.get_loop(), []).append(call)
-    for loop, its_calls in by_loop.items():
+    """Deliver every answer, waking an event loop once for all that belong to it."""
+    for loop, its_calls in groupby(calls, attrgetter("loop")):
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(_deliver, its_calls)
+            loop.call_soon_threadsafe(_deliver, list(its_calls))
 
 
 def _deliver(calls: list[Call]) -> None:

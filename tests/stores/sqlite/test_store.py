@@ -27,7 +27,7 @@ def soon() -> float:
 
 
 def threads() -> int:
-    return sum(thread.name == "llm_router-sqlite" for thread in threading.enumerate())
+    return sum(thread.name.startswith("llm_router-sqlite") for thread in threading.enumerate())
 
 
 async def used(store, deployment) -> list[int]:
@@ -174,8 +174,15 @@ async def test_what_was_committed_reaches_the_database_itself(path, store, pools
     deployment = pools.one(rpm=1000)
     for n in range(300):
         await store.reserve(f"id-{n}", [deployment], Demand(), 60.0)
+    _await_checkpoint()
     with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as without_wal:
         assert without_wal.execute("SELECT count(*) FROM journal").fetchone()[0] >= 200
+
+
+def _await_checkpoint() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "llm_router-sqlite-checkpoint":
+            thread.join()
 
 
 async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
