@@ -8,9 +8,10 @@ does not come.
 from __future__ import annotations
 
 import math
-from collections import deque
+from bisect import bisect_right
 from datetime import datetime, timedelta
 from functools import lru_cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 from zoneinfo import ZoneInfo
 
@@ -46,6 +47,9 @@ SLICES = 240
 MOST_ENTRIES = 2 * SLICES
 """Entries above which those that were given back whole are swept out, lest many releases pile up."""
 
+_FIRST = itemgetter(2)
+_NO_ENTRY = [-NEVER, 0, -NEVER]
+
 _EPSILON = 1e-6
 """Tokens by which a steady bucket may be overdrawn, so that rounding refuses nothing that fits."""
 
@@ -70,9 +74,15 @@ class Ledger(Protocol):
     limit: int
     """Requests or tokens per window."""
 
+    capacity: int
+    """The most that can be taken at once: the limit, but for a steady ledger."""
+
     @property
     def taken(self) -> int:
-        """What is used, told without work: right after a ``take`` that ``room_at`` allowed."""
+        """What is used, told without work: exact right after a ``take``, later rather too much.
+
+        So where ``taken + amount <= capacity``, the amount fits, and ``room_at`` need not be asked.
+        """
         ...
 
     def room_at(self, amount: int, now: int) -> int:
@@ -118,38 +128,61 @@ class RollingLedger:
     what they took together. Both moments rise strictly from entry to entry. There are never more than about
     :data:`MOST_ENTRIES` of them. A mark is a moment: the ``first`` of the entry that it was put into.
 
+    The newest entry is kept in attributes: at a large limit it is all that most takings touch.
+
     Dump: ``last, amount, first`` of each entry in turn, oldest first.
     """
 
-    __slots__ = ("_entries", "_resolution", "_span", "limit", "taken")
+    __slots__ = (
+        "_amount",
+        "_first",
+        "_idle_until",
+        "_last",
+        "_older",
+        "_resolution",
+        "_span",
+        "capacity",
+        "limit",
+        "taken",
+    )
 
     def __init__(self, quota: Quota, limit: int) -> None:
-        self._entries: deque[list[int]] = deque()
+        self._older: list[list[int]] = []
+        self._last, self._amount, self._first = _NO_ENTRY
         self.taken = 0
         self.configure(quota, limit)
 
     def configure(self, quota: Quota, limit: int) -> None:
         """Go on under another limit or window, keeping what is taken."""
-        self.limit = limit
+        self.limit = self.capacity = limit
         self._span = microseconds(quota.window + quota.guard)
         self._resolution = 0 if limit <= EXACT_LIMIT else microseconds(quota.window) // SLICES
+        self._idle_until = -NEVER  # nothing comes back before then; it may be told too early
 
     def _expire(self, now: int) -> None:
-        entries, horizon = self._entries, now - self._span
-        while entries and entries[0][0] <= horizon:
-            self.taken -= entries.popleft()[1]
+        """Forget what has come back."""
+        older, horizon, count = self._older, now - self._span, 0
+        for last, amount, _ in older:
+            if last > horizon:
+                break
+            self.taken -= amount
+            count += 1
+        del older[:count]
+        if not older and self._last <= horizon:
+            self.taken -= self._amount
+            self._last, self._amount, self._first = _NO_ENTRY
+        self._idle_until = (older[0][0] if older else self._last) + self._span
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
-        entries = self._entries
-        if entries and entries[0][0] <= now - self._span:
+        if now >= self._idle_until:
             self._expire(now)
         excess = self.taken + amount - self.limit
         if excess <= 0:
             return now
         if amount > self.limit:
             return NEVER
-        for last, taken, _ in entries:
+        for last, taken, _ in self._entries():
             excess -= taken
             if excess <= 0:
                 return last + self._span
@@ -157,48 +190,48 @@ class RollingLedger:
 
     def take(self, amount: int, now: int) -> int:
         """Take ``amount`` and return its mark."""
-        entries = self._entries
-        if entries:
-            newest = entries[-1]
-            last, _, first = newest
-            if now < last:  # noqa: PLR1730 - a third of the time of max()
-                now = last  # a clock set back must not bring anything back early
-            if now - first <= self._resolution:
-                newest[0] = now
-                newest[1] += amount
-                self.taken += amount
-                return first
-        if amount:
+        if now >= self._idle_until:
+            self._expire(now)
+        if now < self._last:  # noqa: PLR1730 - a third of the time of max()
+            now = self._last  # a clock set back must not bring anything back early
+        first = self._first
+        if now - first <= self._resolution:
+            self._last = now
+            self._amount += amount
             self.taken += amount
-            entries.append([now, amount, now])
-            if len(entries) > MOST_ENTRIES:
-                self._entries = deque(entry for entry in entries if entry[1])
+            return first
+        if amount:
+            self._close()
+            self._last, self._amount, self._first = now, amount, now
+            self.taken += amount
         return now
 
     def correct(self, mark: int, change: int, now: int) -> None:
         """Change what was taken at ``mark``, unless it has come back already."""
-        self._expire(now)
-        if mark <= now - self._span and not (self._entries and mark >= self._entries[0][2]):
-            return
-        entries = self._entries
-        index = len(entries)
-        for entry in reversed(entries):
-            if entry[2] <= mark:
-                break
-            index -= 1
+        if now >= self._idle_until:
+            self._expire(now)
+        if self._first <= mark <= self._last:
+            change = max(change, -self._amount)
+            self._amount += change
+            self.taken += change
         else:
-            entry = None
-        if entry is None or entry[0] < mark:  # the taking was one of 0, or was given back whole and swept out
-            if change > 0:
-                self._insert(index, mark, change)
-            return
-        change = max(change, -entry[1])
-        entry[1] += change
-        self.taken += change
+            self._correct_older(mark, change, now)
 
-    def _insert(self, index: int, mark: int, amount: int) -> None:
+    def _correct_older(self, mark: int, change: int, now: int) -> None:
+        entries = self._entries()
+        if mark <= now - self._span and not (entries and mark >= entries[0][2]):
+            return
+        index = bisect_right(entries, mark, key=_FIRST)
+        if index and mark <= entries[index - 1][0]:
+            entry = entries[index - 1]
+            change = max(change, -entry[1])
+            entry[1] += change
+            self.taken += change
+        elif change > 0:  # the taking was one of 0, or was given back whole and swept out
+            self._insert(entries, index, mark, change)
+
+    def _insert(self, entries: list[list[int]], index: int, mark: int, amount: int) -> None:
         """Put in a taking after the entries before ``index``, merging it where it would be by now."""
-        entries = self._entries
         self.taken += amount
         before = entries[index - 1] if index else None
         if before is not None and (mark - before[2] <= self._resolution or len(entries) > MOST_ENTRIES):
@@ -206,26 +239,47 @@ class RollingLedger:
             before[1] += amount
         else:
             entries.insert(index, [mark, amount, mark])
+        self._go_on(entries)
+
+    def _close(self) -> None:
+        """Put the newest entry, if there is one, to the others."""
+        if self._first > -NEVER:
+            self._older.append([self._last, self._amount, self._first])
+            if len(self._older) >= MOST_ENTRIES:
+                self._older = [entry for entry in self._older if entry[1]]
+
+    def _entries(self) -> list[list[int]]:
+        """Return all entries, oldest first."""
+        if self._first == -NEVER:
+            return []
+        return [*self._older, [self._last, self._amount, self._first]]
+
+    def _go_on(self, entries: list[list[int]]) -> None:
+        """Take over ``entries``."""
+        *self._older, (self._last, self._amount, self._first) = entries or [_NO_ENTRY]
+        self._idle_until = -NEVER
 
     def used(self, now: int) -> int:
         """Return what is taken and has not come back."""
-        self._expire(now)
+        if now >= self._idle_until:
+            self._expire(now)
         return self.taken
 
     def resets_at(self, now: int) -> int:
         """Return when all of it is back."""
-        self._expire(now)
-        return next((last + self._span for last, taken, _ in reversed(self._entries) if taken), now)
+        if now >= self._idle_until:
+            self._expire(now)
+        return next((last + self._span for last, taken, _ in reversed(self._entries()) if taken), now)
 
     def dump(self) -> list[float]:
         """Return the entries, flat, oldest first."""
-        return [number for entry in self._entries for number in entry]
+        return [number for entry in self._entries() for number in entry]
 
     def load(self, state: Sequence[float]) -> None:
         """Take over the entries that another ledger dumped."""
         numbers = iter(map(int, state))
-        self._entries = deque(map(list, zip(numbers, numbers, numbers, strict=True)))
-        self.taken = sum(entry[1] for entry in self._entries)
+        self._go_on(list(map(list, zip(numbers, numbers, numbers, strict=True))))
+        self.taken = sum(entry[1] for entry in self._entries())
 
 
 class SteadyLedger:
@@ -240,7 +294,7 @@ class SteadyLedger:
     Dump: the debt (a float), the moment at which it was that, and how much was ever taken.
     """
 
-    __slots__ = ("_at", "_capacity", "_debt", "_rate", "_total", "limit")
+    __slots__ = ("_at", "_debt", "_rate", "_total", "capacity", "limit")
 
     def __init__(self, quota: Quota, limit: int) -> None:
         self._debt = 0.0
@@ -251,9 +305,9 @@ class SteadyLedger:
     def configure(self, quota: Quota, limit: int) -> None:
         """Go on under another limit or capacity, keeping the debt."""
         self.limit = limit
-        self._capacity = min(quota.capacity, limit)
+        self.capacity = min(quota.capacity, limit)
         # One more than limit - capacity: a window without the guard then still drains less than that.
-        spread = limit - self._capacity + (1 if quota.guard > 0 else 0)
+        spread = limit - self.capacity + (1 if quota.guard > 0 else 0)
         self._rate = max(spread, 1) / microseconds(quota.window + quota.guard)
 
     @property
@@ -270,10 +324,10 @@ class SteadyLedger:
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
-        excess = self._drained(now) + amount - self._capacity
+        excess = self._drained(now) + amount - self.capacity
         if excess <= _EPSILON:
             return now
-        if amount > self._capacity:
+        if amount > self.capacity:
             return NEVER
         # Half of what is allowed for rounding, so that it is not refused again when the moment has come.
         return max(now, self._at) + math.ceil((excess - _EPSILON / 2) / self._rate)
@@ -322,7 +376,7 @@ class DailyLedger:
     Dump: what is taken today, how much of it counts tomorrow, and the midnights before and after.
     """
 
-    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "limit", "taken")
+    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "capacity", "limit", "taken")
 
     def __init__(self, quota: Quota, limit: int) -> None:
         self.taken = self._carry = 0
@@ -331,7 +385,7 @@ class DailyLedger:
 
     def configure(self, quota: Quota, limit: int) -> None:
         """Go on under another limit, keeping what is taken."""
-        self.limit = limit
+        self.limit = self.capacity = limit
         self._guard = microseconds(quota.guard)
         self._zone = quota.timezone
 

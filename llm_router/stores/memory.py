@@ -49,32 +49,30 @@ class _Book:
 class _Account:
     """What belongs to one (provider, project, model): its books, and what refusals told of its limits."""
 
-    __slots__ = ("books", "learnt", "version")
+    __slots__ = ("books", "learnt")
 
     def __init__(self) -> None:
         self.books: dict[Metric, _Book] = {}
         self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
-        self.version = 0  # rises whenever a limit changes
 
 
 _Row = tuple[bool, bool, Ledger]
 """What the hot path needs of a book: whether it counts tokens, whether it is daily, its ledger."""
 
-_Reservation = tuple[int, int, int, tuple[_Row, ...], list[int]]
+_Reservation = tuple[float, int, int, tuple[_Row, ...], list[int]]
 """When it expires, the requests and tokens it asked for, what it took them from, and the mark in each."""
 
 
 class _Shelf:
     """The books of one deployment under the limits in force, looked up once."""
 
-    __slots__ = ("account", "books", "rows", "valid_until", "version")
+    __slots__ = ("books", "rows", "valid_until", "version")
 
-    def __init__(self, account: _Account, books: tuple[_Book, ...]) -> None:
-        self.account = account
+    def __init__(self, account: _Account, books: tuple[_Book, ...], version: int) -> None:
         self.books = books
         self.rows = tuple((book.counts_tokens, book.is_daily, book.ledger) for book in books)
         self.valid_until = min((until for _, until in account.learnt.values()), default=NEVER)
-        self.version = account.version
+        self.version = version
 
 
 class MemoryStore:
@@ -96,7 +94,7 @@ class MemoryStore:
         self._reservations: dict[str, _Reservation] = {}
         self._sweep_at = 0
         self._process = os.getpid()
-        self._ttl = (0.0, 0)
+        self._version = 0  # rises whenever a limit changes; one for all, since that is rare
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -109,7 +107,7 @@ class MemoryStore:
         refusals: tuple[Refusal, ...] = ()
         for deployment in candidates:
             shelf = self._shelves.get(deployment)
-            if shelf is None or now >= shelf.valid_until or shelf.version != shelf.account.version:
+            if shelf is None or now >= shelf.valid_until or shelf.version != self._version:
                 shelf = self._open(deployment, now)
             if self._cooldowns or not _fits(shelf.rows, requests, tokens, now):
                 refusal = self._refuse(deployment, shelf.books, demand, now)
@@ -117,9 +115,7 @@ class MemoryStore:
                     refusals += (refusal,)
                     continue
             marks, headroom, daily_headroom = _take(shelf.rows, requests, tokens, now)
-            if ttl != self._ttl[0]:
-                self._ttl = ttl, microseconds(ttl)
-            self._reservations[reservation_id] = now + self._ttl[1], requests, tokens, shelf.rows, marks
+            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, shelf.rows, marks
             return Decision(deployment, headroom, daily_headroom, refusals)
         return Decision(None, 0.0, 0.0, refusals)
 
@@ -238,15 +234,15 @@ class MemoryStore:
         books = tuple(self._book(account, *terms) for terms in _terms(deployment, account))
         if len(self._shelves) >= _MOST_SHELVES:
             self._shelves.clear()
-        shelf = self._shelves[deployment] = _Shelf(account, books)
+        shelf = self._shelves[deployment] = _Shelf(account, books, self._version)
         return shelf
 
-    @staticmethod
-    def _book(account: _Account, quota: Quota, limit: int, holds_until: int) -> _Book:
+    def _book(self, account: _Account, quota: Quota, limit: int, holds_until: int) -> _Book:
         """Return the account's book for ``quota``, under other limits than before if they have changed."""
         book = account.books.get(quota.metric)
         if book is None or book.quota != quota or book.ledger.limit != limit:
-            account.version += 1
+            if book is not None:
+                self._version += 1
             if book is None or book.quota.refill is not quota.refill:
                 ledger = make_ledger(quota, limit)
             else:
@@ -263,7 +259,7 @@ class MemoryStore:
             limit, until = account.learnt.get(learnt.metric, (learnt.limit, 0))
             lowest = min(limit, learnt.limit) if until > now else learnt.limit
             account.learnt[learnt.metric] = lowest, now + microseconds(LEARNT_FOR)
-        account.version += 1
+        self._version += 1
 
     # --- forgetting -----------------------------------------------------------------------------------
 
@@ -291,7 +287,7 @@ def _fits(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> bool:
     """Tell whether every quota has room for a demand now."""
     for counts_tokens, _, ledger in rows:
         amount = tokens if counts_tokens else requests
-        if amount and ledger.room_at(amount, now) != now:
+        if ledger.taken + amount > ledger.capacity and amount and ledger.room_at(amount, now) != now:
             return False
     return True
 
@@ -301,10 +297,8 @@ def _take(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> tuple
     marks = []
     headroom = daily_headroom = 1.0
     for counts_tokens, is_daily, ledger in rows:
-        amount = tokens if counts_tokens else requests
-        marks.append(ledger.take(amount, now))
-        used = ledger.taken if amount else ledger.used(now)
-        limit = ledger.limit
+        marks.append(ledger.take(tokens if counts_tokens else requests, now))
+        used, limit = ledger.taken, ledger.limit
         share = 1.0 - used / limit if used < limit else 0.0
         if is_daily:
             if share < daily_headroom:  # noqa: PLR1730 - three times as fast as min()

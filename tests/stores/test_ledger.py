@@ -7,6 +7,8 @@ import math
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.stores.ledger import (
@@ -98,6 +100,35 @@ def test_taken_tells_what_used_would(quota):
         assert ledger.room_at(2, now) == now
         ledger.take(2, now)
         assert ledger.taken == ledger.used(now)
+
+
+@given(
+    quota=st.sampled_from(_QUOTAS),
+    steps=st.lists(st.tuples(st.integers(-2, 90), st.integers(0, 9), st.integers(-9, 2)), max_size=40),
+)
+def test_what_taken_leaves_of_the_capacity_fits(quota, steps):
+    """Without work it may be told that less fits than does, never more; also after corrections."""
+    ledger, now = make_ledger(quota), _NOW
+    for seconds_on, amount, change in steps:
+        now += seconds_on * _SECOND
+        told = ledger.taken + amount <= ledger.capacity
+        fits = ledger.room_at(amount, now) == now
+        assert fits or not told
+        if fits:
+            ledger.correct(ledger.take(amount, now), change, now)
+
+
+def test_an_older_rolling_taking_is_corrected_where_it_was_made():
+    """Between others it changes alone; what is taken next goes on after the newest."""
+    ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
+    marks = [ledger.take(10, _NOW + n) for n in range(3)]
+    ledger.correct(marks[1], -4, _NOW + 5)
+    ledger.correct(marks[2], 3, _NOW + 5)
+    ledger.take(1, _NOW + 6)
+    assert ledger.dump()[1::3] == [10, 6, 13, 1]
+    assert ledger.used(_NOW + _SPAN) == 20
+    ledger.correct(marks[0], 9, _NOW + _SPAN)  # it has come back: too late
+    assert ledger.used(_NOW + _SPAN + 1) == 14
 
 
 def test_large_rolling_takings_merge_into_at_most_a_window_of_slices():
