@@ -370,11 +370,11 @@ def _check(
 
 def _request(prompt: Any, **named: Any) -> Request:
     """Bring a prompt and the named arguments into one request; the named arguments win."""
-    given = {name: value for name, value in named.items() if value is not None}
     if isinstance(prompt, Request):
+        given = {name: value for name, value in named.items() if value is not None}
         request = attrs.evolve(prompt, **given) if given else prompt
     else:
-        request = Request(contents=prompt, **given)
+        request = Request(contents=prompt, **named)
     if not request.contents:
         raise InvalidRequestError("the prompt is empty: pass a string or contents")
     limit = request.max_output_tokens

@@ -24,8 +24,10 @@ class TokenEstimates:
         """Return what ``estimate`` tokens may count as on the most pessimistic of ``models``, at least 1."""
         factor = 0.0
         for model in models:
-            factor = max(factor, self._factors.get(model, 1.0))
-        return max(1, round(estimate * factor))
+            known = self._factors.get(model, 1.0)
+            if known > factor:  # noqa: PLR1730 - three times as fast as max(), and in every send
+                factor = known
+        return round(estimate * factor) or 1
 
     def learn(self, model: str, estimate: int, counted: int) -> None:
         """Note that ``model`` counted ``counted`` tokens where the uncorrected estimate said ``estimate``."""
@@ -33,5 +35,7 @@ class TokenEstimates:
             return
         factor = self._factors.get(model, 1.0)
         error = counted / estimate - factor
+        if not error:
+            return
         factor += error * (_RISE if error > 0 else _FALL)
         self._factors[model] = min(max(factor, _LOWEST), _HIGHEST)

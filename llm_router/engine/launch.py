@@ -34,11 +34,16 @@ class LaunchPad:
         self._busy = 0
         self._queue: deque[asyncio.Future[None]] = deque()
 
-    async def enter(self) -> None:
-        """Wait for a place, for as long as its patience lasts; each entry must be left again."""
+    def try_enter(self) -> bool:
+        """Enter if there is a place and nobody waits for it; tell whether that was so."""
         if self._busy < PLACES and not self._queue:
             self._busy += 1
-        else:
+            return True
+        return False
+
+    async def enter(self) -> None:
+        """Wait for a place, for as long as its patience lasts; each entry must be left again."""
+        if not self.try_enter():
             await self._wait()
 
     def leave(self) -> None:

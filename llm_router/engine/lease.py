@@ -7,9 +7,9 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from llm_router.domain.quota import Demand, Metric
 from llm_router.engine.launch import LaunchPad
@@ -76,7 +76,8 @@ class Lease:
 
     def used(self, tokens: int) -> None:
         """Say how many input tokens the provider counted."""
-        self._fate = Demand(self.demand.requests, tokens)
+        demand = self.demand
+        self._fate = demand if tokens == demand.tokens else Demand(demand.requests, tokens)
 
     async def __aenter__(self) -> Self:
         return self
@@ -100,11 +101,10 @@ class Lease:
         if self._returns_something():
             self._on_return(self.slot)
 
-    async def _close(self) -> None:
+    def _close(self) -> Coroutine[Any, Any, None]:
         if self._fate is _NOTHING:
-            await self._store.release(self.reservation_id)
-        else:
-            await self._store.settle(self.reservation_id, self._fate)
+            return self._store.release(self.reservation_id)
+        return self._store.settle(self.reservation_id, self._fate)
 
     def _returns_something(self) -> bool:
         """Whether the slot may have room before the time it is parked until."""

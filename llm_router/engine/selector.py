@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Container
+from operator import attrgetter
 
 import anyio
 import attrs
@@ -24,6 +25,8 @@ from llm_router.strategies.base import SelectionStrategy
 
 __all__ = ["Need", "Selector", "Shortage"]
 
+
+_deployment = attrgetter("deployment")
 
 _SHORTEST_DOZE = 0.01
 """Seconds between two tries of a waiting request at least, lest a store whose clock differs be hammered."""
@@ -176,7 +179,8 @@ class Selector:
     async def _reserve(self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal]) -> Lease | None:
         if self._pace is not None:
             await self._pace.wait()
-        await self._pad.enter()
+        if not self._pad.try_enter():
+            await self._pad.enter()
         lease = None
         try:
             lease = await self._ask(slots, need, refused)
@@ -189,7 +193,7 @@ class Selector:
         models = need.plan.models if len(need.plan.models) == 1 else _models(slots)
         demand = Demand(1, self.estimates.corrected(need.tokens, models))
         reservation_id = new_reservation_id()
-        candidates = [slot.deployment for slot in slots]
+        candidates = list(map(_deployment, slots))
         try:
             decision = await self._store.reserve(reservation_id, candidates, demand, need.ttl)
         except asyncio.CancelledError:

@@ -46,6 +46,8 @@ _GRACE = 60.0
 _UNBOUNDED_TTL = 3600.0
 _PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
 _TRANSIENT = (FailureKind.SERVER, *_PATH_FAILURES)
+_NO_REPLY = Reply("")
+_NO_USAGE = Usage()
 
 
 @attrs.define
@@ -244,21 +246,11 @@ class Sender:
         error = None
         if reply.blocked is not None:
             error = BlockedError(f"the provider blocked this: {reply.blocked}", reason=reply.blocked)
-        return self._respond(
-            run,
-            success=error is None,
-            error=error,
-            model=reply.model or _model(run),
-            usage=reply.usage or Usage(),
-            finish_reason=reply.finish_reason,
-            raw=reply.raw,
-            answer="" if error else reply.text,
-            content=None if error else reply.content,
-        )
+        return self._respond(run, reply, error)
 
     def _failed(self, run: _Run, error: SendError, retry_after: float | None) -> Response:
         error.retry_after = retry_after
-        return self._respond(run, success=False, error=error, model=_model(run), retry_after=retry_after)
+        return self._respond(run, _NO_REPLY, error, retry_after)
 
     def _exhausted(self, run: _Run, shortage: Shortage) -> Response:
         now = self._clock.time()
@@ -303,41 +295,26 @@ class Sender:
         return _seconds_until(plan.soonest(1)[0].wake, now)
 
     def _respond(
-        self,
-        run: _Run,
-        *,
-        success: bool,
-        error: SendError | None,
-        model: str | None,
-        usage: Usage = Usage(),  # noqa: B008 - frozen
-        finish_reason: str | None = None,
-        raw: object = None,
-        answer: str = "",
-        content: object = None,
-        retry_after: float | None = None,
+        self, run: _Run, reply: Reply, error: SendError | None, retry_after: float | None = None
     ) -> Response:
         deployment = run.last.deployment if run.last is not None else None
         return Response(
-            success=success,
-            model=model,
+            success=error is None,
+            model=reply.model or (deployment.model if deployment else None),
             key_id=deployment.key.key_id if deployment else None,
             workload=deployment.workload if deployment else run.job.plan.workload,
-            usage=usage,
-            finish_reason=finish_reason,
+            usage=reply.usage or _NO_USAGE,
+            finish_reason=reply.finish_reason,
             attempts=len(run.attempts),
             attempt_log=tuple(run.attempts),
             latency=self._clock.time() - run.started,
             waited=run.waited,
             error=error,
             retry_after=retry_after,
-            raw=raw,
-            answer=answer,
-            content=content,
+            raw=reply.raw,
+            answer="" if error else reply.text,
+            content=None if error else reply.content,
         )
-
-
-def _model(run: _Run) -> str | None:
-    return run.last.deployment.model if run.last is not None else None
 
 
 def _seconds_until(moment: float, now: float) -> float | None:

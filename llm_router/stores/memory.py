@@ -109,11 +109,10 @@ class MemoryStore:
             shelf = self._shelves.get(deployment)
             if shelf is None or now >= shelf.valid_until or shelf.version != self._version:
                 shelf = self._open(deployment, now)
-            if self._cooldowns or not _fits(shelf.rows, requests, tokens, now):
-                refusal = self._refuse(deployment, shelf.books, demand, now)
-                if refusal is not None:
-                    refusals += (refusal,)
-                    continue
+            cools = self._cooldowns and self._cooldown(deployment, now) is not None
+            if cools or not _fits(shelf.rows, requests, tokens, now):
+                refusals += (self._refuse(deployment, shelf.books, demand, now),)
+                continue
             marks, headroom, daily_headroom = _take(shelf.rows, requests, tokens, now)
             self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, shelf.rows, marks
             return Decision(deployment, headroom, daily_headroom, refusals)
@@ -157,13 +156,9 @@ class MemoryStore:
 
     # --- deciding -------------------------------------------------------------------------------------
 
-    def _refuse(
-        self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int
-    ) -> Refusal | None:
-        """Return None if ``demand`` fits; else when it will, and what is in the way the longest."""
+    def _refuse(self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int) -> Refusal:
+        """Tell when ``demand`` will fit, which it does not now, and what is in the way the longest."""
         retry_at, reason = self._room_at(deployment, books, demand, now)
-        if retry_at <= now:
-            return None
         # Until the smallest demand fits, the deployment is of no use to anybody.
         wake_at, _ = self._room_at(deployment, books, _SMALLEST, now)
         return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))

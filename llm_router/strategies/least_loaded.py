@@ -9,8 +9,16 @@ from llm_router.strategies.base import Candidate
 __all__ = ["LeastLoaded"]
 
 
+def _load(candidate: Candidate) -> float:
+    return candidate.failures - candidate.headroom
+
+
+def _place(candidate: Candidate) -> tuple[int, int]:
+    return candidate.distance, candidate.deployment.priority
+
+
 def _rank(candidate: Candidate) -> tuple[int, int, float]:
-    return candidate.distance, candidate.deployment.priority, candidate.failures - candidate.headroom
+    return (*_place(candidate), _load(candidate))
 
 
 class LeastLoaded:
@@ -21,7 +29,11 @@ class LeastLoaded:
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the candidates, least loaded first."""
-        return sorted(candidates, key=_rank) if len(candidates) > 1 else candidates
+        if len(candidates) < 2:
+            return candidates
+        # They come nearest first, then by priority: if the ends agree in these, all do, and the load decides.
+        alike = _place(candidates[0]) == _place(candidates[-1])
+        return sorted(candidates, key=_load if alike else _rank)
 
     def __repr__(self) -> str:
         return "LeastLoaded()"
