@@ -8,10 +8,11 @@ does not come.
 from __future__ import annotations
 
 import math
+from array import array
 from bisect import bisect_right
 from datetime import datetime, timedelta
 from functools import lru_cache
-from operator import itemgetter
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 from zoneinfo import ZoneInfo
 
@@ -47,8 +48,7 @@ SLICES = 240
 MOST_ENTRIES = 2 * SLICES
 """Entries above which those that were given back whole are swept out, lest many releases pile up."""
 
-_FIRST = itemgetter(2)
-_NO_ENTRY = [-NEVER, 0, -NEVER]
+_NO_ENTRY = array("q", (-NEVER, 0, -NEVER))
 
 _EPSILON = 1e-6
 """Tokens by which a steady bucket may be overdrawn, so that rounding refuses nothing that fits."""
@@ -117,18 +117,23 @@ class Ledger(Protocol):
         ...
 
     def load(self, state: Sequence[float]) -> None:
-        """Take over the state that a ledger of the same kind dumped."""
+        """Take over the state that a ledger of the same kind dumped.
+
+        Raises:
+            ValueError, OverflowError: The state makes no sense.
+        """
         ...
 
 
 class RollingLedger:
     """Every taking comes back one window (and the guard) after it was made.
 
-    The entries are ``[last, amount, first]``: the moments of the last and first taking merged into one, and
-    what they took together. Both moments rise strictly from entry to entry. There are never more than about
+    An entry is ``last, amount, first``: the moments of the last and first taking merged into one, and what
+    they took together. Both moments rise strictly from entry to entry. There are never more than about
     :data:`MOST_ENTRIES` of them. A mark is a moment: the ``first`` of the entry that it was put into.
 
-    The newest entry is kept in attributes: at a large limit it is all that most takings touch.
+    The newest entry is kept in attributes: at a large limit it is all that most takings touch. The older ones
+    lie flat in an array, 24 bytes each.
 
     Dump: ``last, amount, first`` of each entry in turn, oldest first.
     """
@@ -147,7 +152,7 @@ class RollingLedger:
     )
 
     def __init__(self, quota: Quota, limit: int) -> None:
-        self._older: list[list[int]] = []
+        self._older = array("q")
         self._last, self._amount, self._first = _NO_ENTRY
         self.taken = 0
         self.configure(quota, limit)
@@ -161,17 +166,15 @@ class RollingLedger:
 
     def _expire(self, now: int) -> None:
         """Forget what has come back."""
-        older, horizon, count = self._older, now - self._span, 0
-        for last, amount, _ in older:
-            if last > horizon:
-                break
-            self.taken -= amount
-            count += 1
-        del older[:count]
+        older, horizon, end = self._older, now - self._span, 0
+        while end < len(older) and older[end] <= horizon:
+            self.taken -= older[end + 1]
+            end += 3
+        del older[:end]
         if not older and self._last <= horizon:
             self.taken -= self._amount
             self._last, self._amount, self._first = _NO_ENTRY
-        self._idle_until = (older[0][0] if older else self._last) + self._span
+        self._idle_until = (older[0] if older else self._last) + self._span
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
@@ -182,7 +185,8 @@ class RollingLedger:
             return now
         if amount > self.limit:
             return NEVER
-        for last, taken, _ in self._entries():
+        entries = self._entries()
+        for last, taken in zip(entries[::3], entries[1::3], strict=True):
             excess -= taken
             if excess <= 0:
                 return last + self._span
@@ -214,50 +218,51 @@ class RollingLedger:
             change = max(change, -self._amount)
             self._amount += change
             self.taken += change
-        else:
-            self._correct_older(mark, change, now)
-
-    def _correct_older(self, mark: int, change: int, now: int) -> None:
-        entries = self._entries()
-        if mark <= now - self._span and not (entries and mark >= entries[0][2]):
             return
-        index = bisect_right(entries, mark, key=_FIRST)
-        if index and mark <= entries[index - 1][0]:
-            entry = entries[index - 1]
-            change = max(change, -entry[1])
-            entry[1] += change
+        older = self._older
+        end = 3 * bisect_right(older[2::3], mark)  # of the last entry that begins at the mark or before
+        if end and mark <= older[end - 3]:
+            change = max(change, -older[end - 2])
+            older[end - 2] += change
             self.taken += change
         elif change > 0:  # the taking was one of 0, or was given back whole and swept out
-            self._insert(entries, index, mark, change)
+            self._insert(mark, change, now)
 
-    def _insert(self, entries: list[list[int]], index: int, mark: int, amount: int) -> None:
-        """Put in a taking after the entries before ``index``, merging it where it would be by now."""
-        self.taken += amount
-        before = entries[index - 1] if index else None
-        if before is not None and (mark - before[2] <= self._resolution or len(entries) > MOST_ENTRIES):
-            before[0] = mark
-            before[1] += amount
+    def _insert(self, mark: int, amount: int, now: int) -> None:
+        """Put in a taking that has no entry, merging it where it would be by now."""
+        entries = self._entries()
+        end = 3 * bisect_right(entries[2::3], mark)
+        if not end and mark <= now - self._span:
+            return
+        crowded = len(entries) > 3 * MOST_ENTRIES
+        if end and (mark - entries[end - 1] <= self._resolution or crowded):
+            entries[end - 3] = mark
+            entries[end - 2] += amount
         else:
-            entries.insert(index, [mark, amount, mark])
+            entries[end:end] = array("q", (mark, amount, mark))
+        self.taken += amount
         self._go_on(entries)
 
-    def _close(self) -> None:
-        """Put the newest entry, if there is one, to the others."""
-        if self._first > -NEVER:
-            self._older.append([self._last, self._amount, self._first])
-            if len(self._older) >= MOST_ENTRIES:
-                self._older = [entry for entry in self._older if entry[1]]
+    def _entries(self) -> array[int]:
+        """Return all entries, flat, oldest first."""
+        newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
+        return self._older + array("q", newest)
 
-    def _entries(self) -> list[list[int]]:
-        """Return all entries, oldest first."""
-        if self._first == -NEVER:
-            return []
-        return [*self._older, [self._last, self._amount, self._first]]
-
-    def _go_on(self, entries: list[list[int]]) -> None:
+    def _go_on(self, entries: array[int]) -> None:
         """Take over ``entries``."""
-        *self._older, (self._last, self._amount, self._first) = entries or [_NO_ENTRY]
+        self._last, self._amount, self._first = entries[-3:] or _NO_ENTRY
+        self._older = entries[:-3]
         self._idle_until = -NEVER
+
+    def _close(self) -> None:
+        """Put the newest entry, if there is one, to the older ones; sweep those if there are too many."""
+        if self._first == -NEVER:
+            return
+        older = self._older
+        older.extend((self._last, self._amount, self._first))
+        if len(older) >= 3 * MOST_ENTRIES:
+            used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
+            self._older = array("q", chain.from_iterable(used))
 
     def used(self, now: int) -> int:
         """Return what is taken and has not come back."""
@@ -269,17 +274,20 @@ class RollingLedger:
         """Return when all of it is back."""
         if now >= self._idle_until:
             self._expire(now)
-        return next((last + self._span for last, taken, _ in reversed(self._entries()) if taken), now)
+        entries = self._entries()
+        newest_first = zip(entries[-3::-3], entries[-2::-3], strict=True)
+        return next((last + self._span for last, taken in newest_first if taken), now)
 
     def dump(self) -> list[float]:
         """Return the entries, flat, oldest first."""
-        return [number for entry in self._entries() for number in entry]
+        return [*self._entries()]
 
     def load(self, state: Sequence[float]) -> None:
         """Take over the entries that another ledger dumped."""
-        numbers = iter(map(int, state))
-        self._go_on(list(map(list, zip(numbers, numbers, numbers, strict=True))))
-        self.taken = sum(entry[1] for entry in self._entries())
+        if len(state) % 3:
+            raise ValueError(f"{len(state)} numbers are no entries of three")
+        self._go_on(array("q", map(int, state)))
+        self.taken = sum(self._entries()[1::3])
 
 
 class SteadyLedger:

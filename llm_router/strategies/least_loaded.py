@@ -29,7 +29,7 @@ class LeastLoaded:
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the candidates, least loaded first."""
-        if len(candidates) < 2:
+        if not candidates:
             return candidates
         # They come nearest first, then by priority: if the ends agree in these, all do, and the load decides.
         alike = _place(candidates[0]) == _place(candidates[-1])

@@ -81,6 +81,15 @@ def test_a_dumped_ledger_goes_on_where_it_stood(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
+def test_a_state_cut_off_is_not_loaded(quota):
+    """What lacks a number is nothing that a ledger dumped."""
+    ledger = make_ledger(quota)
+    ledger.take(5, _NOW)
+    with pytest.raises(ValueError, match=r"unpack|three"):
+        make_ledger(quota).load(ledger.dump()[:-1])
+
+
+@pytest.mark.parametrize("quota", _QUOTAS, ids=str)
 def test_what_is_taken_never_falls_below_nothing(quota):
     """Corrections that take away more than there was leave zero, twice or late as they may be."""
     ledger = make_ledger(quota)
