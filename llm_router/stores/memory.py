@@ -30,7 +30,6 @@ _MOST_SHELVES = 500_000
 """Deployment objects remembered; a router that is reloaded makes new ones. Forgetting them loses no count."""
 
 _NOTHING = Demand(0, 0)
-_SMALLEST = Demand(1, 1)
 
 
 class _Book:
@@ -44,6 +43,11 @@ class _Book:
         self.holds_until = NEVER
         self.counts_tokens = quota.metric.counts_tokens
         self.is_daily = quota.refill is Refill.DAILY
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return when ``amount`` fits, which may be now; a learnt limit of 0 does not hold for ever."""
+        room_at = self.ledger.room_at(amount, now) if amount else now
+        return min(room_at, self.holds_until) if room_at > now else now
 
 
 class _Account:
@@ -158,27 +162,19 @@ class MemoryStore:
 
     def _refuse(self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int) -> Refusal:
         """Tell when ``demand`` will fit, which it does not now, and what is in the way the longest."""
-        retry_at, reason = self._room_at(deployment, books, demand, now)
-        # Until the smallest demand fits, the deployment is of no use to anybody.
-        wake_at, _ = self._room_at(deployment, books, _SMALLEST, now)
-        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
-
-    def _room_at(
-        self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int
-    ) -> tuple[int, str]:
-        """Return the moment at which ``demand`` fits, and the reason why not before."""
-        latest, reason = now, ""
+        retry_at, reason = now, ""
         cooldown = self._cooldown(deployment, now)
         if cooldown is not None:
-            latest, reason = microseconds(cooldown.until), cooldown.reason
+            retry_at, reason = microseconds(cooldown.until), cooldown.reason
+        wake_at = retry_at
         for book in books:
             amount = demand.tokens if book.counts_tokens else demand.requests
-            room_at = book.ledger.room_at(amount, now) if amount else now
-            if room_at > now:
-                room_at = min(room_at, book.holds_until)  # a learnt limit of 0 does not hold for ever
-            if room_at > latest:
-                latest, reason = room_at, book.quota.metric.value
-        return latest, reason
+            room_at = book.room_at(amount, now)
+            if room_at > retry_at:
+                retry_at, reason = room_at, book.quota.metric.value
+            # Until the smallest demand fits, the deployment is of no use to anybody.
+            wake_at = max(wake_at, room_at if amount == 1 else book.room_at(1, now))
+        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
 
     def _correct(self, reservation: _Reservation, used: Demand) -> None:
         """Change what a reservation took to ``used``, unless it has expired."""
