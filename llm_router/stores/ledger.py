@@ -170,11 +170,16 @@ class RollingLedger:
         while end < len(older) and older[end] <= horizon:
             self.taken -= older[end + 1]
             end += 3
-        del older[:end]
-        if not older and self._last <= horizon:
+        if end:
+            del older[:end]
+        if older:
+            self._idle_until = older[0] + self._span
+        elif self._last > horizon:
+            self._idle_until = self._last + self._span
+        else:
             self.taken -= self._amount
             self._last, self._amount, self._first = _NO_ENTRY
-        self._idle_until = (older[0] if older else self._last) + self._span
+            self._idle_until = NEVER
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else the moment it will, or NEVER."""
@@ -205,9 +210,7 @@ class RollingLedger:
             self.taken += amount
             return first
         if amount:
-            self._close()
-            self._last, self._amount, self._first = now, amount, now
-            self.taken += amount
+            self._begin(amount, now)
         return now
 
     def correct(self, mark: int, change: int, now: int) -> None:
@@ -254,12 +257,15 @@ class RollingLedger:
         self._older = entries[:-3]
         self._idle_until = -NEVER
 
-    def _close(self) -> None:
-        """Put the newest entry, if there is one, to the older ones; sweep those if there are too many."""
-        if self._first == -NEVER:
-            return
+    def _begin(self, amount: int, now: int) -> None:
+        """Begin an entry, and sweep those that were given back whole if there are too many."""
         older = self._older
-        older.extend((self._last, self._amount, self._first))
+        if self._first == -NEVER:
+            self._idle_until = now + self._span
+        else:
+            older.extend((self._last, self._amount, self._first))
+        self._last, self._amount, self._first = now, amount, now
+        self.taken += amount
         if len(older) >= 3 * MOST_ENTRIES:
             used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
             self._older = array("q", chain.from_iterable(used))
