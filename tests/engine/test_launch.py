@@ -8,7 +8,7 @@ import pytest
 
 from llm_router.domain.quota import GUARD
 from llm_router.engine.launch import PLACES, LaunchPad
-from llm_router.testing import FakeProvider
+from llm_router.testing import FakeProvider, ManualClock
 
 
 class Slow(FakeProvider):
@@ -29,17 +29,40 @@ class Slow(FakeProvider):
 
 
 async def test_only_a_few_are_between_reservation_and_network(make_router, pools, clock):
-    """Of a hundred at once sixteen prepare at a time; the others have not taken their quota yet."""
+    """Of a hundred at once a handful prepare at a time; the others have not taken their quota yet."""
     provider = Slow(clock)
-    async with make_router([pools.one(rpm=100)], provider=provider) as router:
+    async with make_router([pools.one(rpm=200)], provider=provider) as router:
+        await _warm_up(router, provider, clock)
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
         await clock.advance(GUARD / 2)
         assert provider.most == PLACES
-        assert (await router.get_all_key_statuses())[0]["rpm_usage"] == f"{PLACES}/100"
+        used = (await router.get_all_key_statuses())[0]["rpm_usage"]
+        assert used == f"{2 * PLACES}/200"
         provider.gate.set()
         await clock.advance(0)
         assert all(task.result().success for task in tasks)
         assert provider.most == PLACES
+
+
+async def _warm_up(router, provider, clock):
+    """Let as many requests through as open all places."""
+    provider.gate.set()
+    first = [asyncio.create_task(router.send("x")) for _ in range(PLACES)]
+    await clock.advance(0)
+    assert all(task.result().success for task in first)
+    provider.gate.clear()
+
+
+async def test_the_first_goes_alone(make_router, pools, clock):
+    """Nobody waits with its quota taken while the first request of a process finds everything cold."""
+    provider = Slow(clock)
+    async with make_router([pools.one(rpm=100)], provider=provider) as router:
+        tasks = [asyncio.create_task(router.send("x")) for _ in range(20)]
+        await clock.advance(GUARD / 2)
+        assert provider.preparing == 1
+        provider.gate.set()
+        await clock.advance(0)
+        assert all(task.result().success for task in tasks)
 
 
 async def test_a_slow_path_holds_nobody_for_long(make_router, pools, clock):
@@ -47,12 +70,57 @@ async def test_a_slow_path_holds_nobody_for_long(make_router, pools, clock):
     provider = Slow(clock)
     async with make_router([pools.one(rpm=100)], provider=provider) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
-        await clock.advance(GUARD + 0.01)
+        await clock.advance(GUARD - 0.01)
+        assert provider.most == 1
+        await clock.advance(GUARD)
         assert provider.most == 100
         provider.gate.set()
         await clock.advance(0)
         assert all(task.result().success for task in tasks)
         assert router._sender._selector._pad._busy == 0
+
+
+class Late(ManualClock):
+    """The clock of an event loop that does not keep up: every timer goes off late."""
+
+    def call_later(self, delay, callback):
+        return super().call_later(delay + 0.03, callback)
+
+
+@pytest.fixture
+async def late():
+    """Return a pad on a clock whose timers are late, with its first place taken and ten in line."""
+    clock = Late()
+    pad = LaunchPad(clock, GUARD)
+    await pad.enter()
+    tasks = [asyncio.create_task(pad.enter()) for _ in range(10)]
+    await asyncio.sleep(0)
+    yield clock, pad, tasks
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert clock.pending == 0
+
+
+async def test_a_busy_event_loop_is_not_given_more_to_do(late):
+    """As long as requests leave, however slowly, nobody goes ahead of his turn."""
+    clock, pad, tasks = late
+    through = []
+    for _ in range(7):
+        await clock.advance(GUARD / 2)
+        pad.leave()
+        await asyncio.sleep(0)
+        through.append(sum(task.done() for task in tasks))
+    assert through == [2, 4, 6, 7, 8, 9, 10]
+
+
+async def test_a_busy_event_loop_does_not_stop_for_ever(late):
+    """If nobody leaves, one after the other goes ahead."""
+    clock, _, tasks = late
+    await clock.advance(GUARD)
+    assert not any(task.done() for task in tasks)
+    await clock.advance(1.0)
+    assert all(task.done() for task in tasks)
 
 
 async def test_a_refusal_and_a_failure_free_their_places(make_router, provider, pools, clock):
@@ -68,8 +136,7 @@ async def test_a_refusal_and_a_failure_free_their_places(make_router, provider, 
 async def test_a_cancelled_waiter_passes_its_place_on(clock, granted):
     """Cancelled in the queue, or just when its turn came: nobody loses a place."""
     pad = LaunchPad(clock, GUARD)
-    for _ in range(PLACES):
-        await pad.enter()
+    await pad.enter()
     first, second = asyncio.create_task(pad.enter()), asyncio.create_task(pad.enter())
     await asyncio.sleep(0)
     if granted:
@@ -80,7 +147,6 @@ async def test_a_cancelled_waiter_passes_its_place_on(clock, granted):
         pad.leave()
     await second
     assert first.cancelled()
-    for _ in range(PLACES):
-        pad.leave()
+    pad.leave()
     assert pad._busy == 0
     assert clock.pending == 0
