@@ -32,8 +32,8 @@ class LaunchPad:
     quota taken. Each that leaves opens another place, up to :data:`PLACES`.
 
     Those whose patience has ended go ahead all the same, a few every beat, where it is the path that is slow,
-    or the provider that does not tell. Where it is the event loop that does not keep up they go ahead only
-    when nobody else does: more requests under way would only make each of them slower.
+    or the provider that does not tell. Where it is the event loop that does not keep up they go ahead one
+    by one, when nobody else moves: more requests under way would only make each of them slower.
 
     Args:
         clock: Where time comes from.
@@ -50,7 +50,7 @@ class LaunchPad:
         self._due = 0.0  # when the timer should go off
         self._lag = 0.0  # by how many seconds such timers have been late lately
         self._moved = False  # whether anybody left since the last beat
-        self._quiet_since = 0.0
+        self._quiet_since = 0.0  # since when nobody left or went ahead
 
     def try_enter(self) -> bool:
         """Enter if there is a place and nobody waits for it; tell whether that was so."""
@@ -115,6 +115,7 @@ class LaunchPad:
         for _ in range(self._how_many(now)):
             if self._queue and self._queue[0][0] <= now:
                 self._admit()
+                self._quiet_since = now
         self._timer = None
         if self._queue:
             self._set_timer()
