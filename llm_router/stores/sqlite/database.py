@@ -55,6 +55,10 @@ def check_header(path: Path) -> None:
     SQLite changes files by merely opening them (it recovers a journal, say). A foreign file must stay as it
     is, byte for byte, so its header is read here first.
 
+    Not to be called while this process has the file open as a database: whoever closes a file by any
+    descriptor loses the locks that the process holds on it (https://sqlite.org/howtocorrupt.html, 2.2), and
+    another process could then take away the WAL that is in use.
+
     Raises:
         StoreCorruptError: It is something else.
         OSError: It cannot be read.
@@ -84,7 +88,8 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
         sqlite3.Error: It cannot be opened.
         OSError: It cannot be created.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would let others read it
+    with contextlib.suppress(FileExistsError):  # SQLite itself would let others read a new one
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         _patiently(lambda: _set_up(connection, path, synchronous), deadline)
@@ -105,8 +110,7 @@ def checkpoint(path: Path, synchronous: Synchronous) -> None:
     That waits for the disk, for tens of milliseconds; it has a connection of its own so that it can be done
     on another thread than commits.
     """
-    with contextlib.suppress(sqlite3.Error, OSError, StoreCorruptError):  # if it matters, a commit will fail
-        check_header(path)
+    with contextlib.suppress(sqlite3.Error):  # if it matters, a commit will fail, too
         uri = f"{path.as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA synchronous = {synchronous}")

@@ -210,8 +210,21 @@ class Worker:
 
     def _make_way(self) -> None:
         """Make the directory, unless there is a file that is not ours: nothing is put beside that."""
-        check_header(self._path)
+        self._await_checkpoint()
+        with self._transaction, _opening:
+            self._check_file()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _check_file(self) -> None:
+        """Make sure that the file is ours; one that another store of this process has open is."""
+        with contextlib.suppress(FileNotFoundError):
+            identity = _identity(self._path)
+            if not any(worker.has_open(identity) for worker in tuple(_workers)):
+                check_header(self._path)
+
+    def has_open(self, identity: tuple[int, int]) -> bool:
+        """Tell whether this worker is connected to the file of that device and inode."""
+        return self._connection is not None and self._identity == identity
 
     def _connect(self, deadline: float) -> tuple[sqlite3.Connection, State]:
         """Return the connection, a new one if the file has been replaced or deleted."""
@@ -220,9 +233,10 @@ class Worker:
                 if _identity(self._path) == self._identity:
                     return self._connection, self._state
             self._disconnect()
-        check_header(self._path)
-        self._connection = connect(self._path, self._synchronous, deadline)
-        self._identity = _identity(self._path)
+        with _opening:
+            self._check_file()
+            self._connection = connect(self._path, self._synchronous, deadline)
+            self._identity = _identity(self._path)
         self._state = State(self._connection)
         return self._connection, self._state
 
@@ -276,6 +290,10 @@ def _deliver(calls: list[Call]) -> None:
 
 
 _workers: WeakSet[Worker] = WeakSet()
+
+_opening = threading.Lock()
+"""Held while a file is looked at and connected to; taken inside a transaction, so that none is across a fork."""
+
 _forking: list[Worker] = []
 
 
