@@ -14,16 +14,15 @@ import asyncio
 import gc
 import heapq
 import itertools
-import math
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
 from _harness import Measure, Report, Row, Scale, Table, percentile
 
 from llm_router import Demand, Deployment, Key, LeastLoaded, MemoryStore, Metric, Quota, Refill, Secret
-from llm_router.engine.plan import SHORTLIST, Plan, Planner
+from llm_router.engine.plan import Plan, Planner
 from llm_router.engine.pool import Pool, Slot
 from llm_router.stores.base import Decision, Refusal
 from llm_router.testing import ManualClock
@@ -79,6 +78,7 @@ class Counts:
     requests: int = 0
     granted: int = 0
     trips: list[int] = attrs.field(factory=list)
+    looks: int = 0
     checked: int = 0
     false: int = 0
 
@@ -90,6 +90,7 @@ class _Asking:
     plan: Plan
     index: Pool
     refused: dict[Slot, Refusal] = attrs.field(factory=dict)
+    further: Iterator[list[Slot]] | None = None
     trips: int = 0
 
 
@@ -101,6 +102,7 @@ class _Simulation:
         self.counts = Counts()
         self._world = world
         self._random = random.Random(world.seed)
+        self._network = random.Random(world.seed + 1)  # whatever becomes of them, the same requests come
         self._clock = ManualClock()
         self._store = MemoryStore(clock=self._clock)
         self._strategy = LeastLoaded()
@@ -134,7 +136,7 @@ class _Simulation:
         return self._random.expovariate(world.load * world.keys * _RPM / 60.0 / world.processes)
 
     def _delay(self) -> float:
-        return self._random.uniform(*_DELAY)
+        return self._network.uniform(*_DELAY)
 
     # --- a request: the same steps as engine.selector.Selector takes ----------------------------------
 
@@ -143,25 +145,20 @@ class _Simulation:
         self._choose(_Asking(plan, index))
 
     def _choose(self, asking: _Asking) -> None:
-        now = self._clock.time()
-        slots = asking.plan.shortlist(self._strategy, now, asking.refused) or self._last_look(asking, now)
+        slots: Sequence[Slot] = ()
+        if not asking.trips:
+            slots = asking.plan.shortlist(self._strategy, self._clock.time())
+        if not slots:
+            if asking.further is None:
+                asking.further = asking.plan.further(self._strategy, self._clock.time, asking.refused)
+            slots = next(asking.further, ())
         if slots:
             asking.trips += 1
             self._after(self._delay(), self._decide, asking, slots)
         else:
             self._end(asking, granted=False)
 
-    @staticmethod
-    def _last_look(asking: _Asking, now: float) -> list[Slot]:
-        refused = asking.refused
-        retry_at = min((refusal.retry_at for refusal in refused.values()), default=math.inf)
-        soonest = asking.plan.soonest(SHORTLIST + len(refused))
-        # A slot that wakes after the first of those asked has room again cannot be the better choice.
-        return [slot for slot in soonest if slot not in refused and slot.wake < max(retry_at, now)][
-            :SHORTLIST
-        ]
-
-    def _decide(self, asking: _Asking, slots: list[Slot]) -> None:
+    def _decide(self, asking: _Asking, slots: Sequence[Slot]) -> None:
         """Let the store decide."""
         name = f"{next(self._numbers):x}"
         candidates = [slot.deployment for slot in slots]
@@ -188,6 +185,7 @@ class _Simulation:
         counts.requests += 1
         counts.granted += granted
         counts.trips.append(asking.trips)
+        counts.looks += len(asking.refused) + granted
         if not granted:
             self._refusals += 1
             if self._refusals % self._check_every == 0:
@@ -262,6 +260,7 @@ def _row(world: World, counts: Counts) -> Row:
     figures = {
         "trips/grant": (sum(counts.trips) / max(counts.granted, 1), ""),
         "p99 trips": (percentile(ordered, 0.99), ""),
+        "looks/grant": (counts.looks / max(counts.granted, 1), ""),
         "most": (ordered[-1], ""),
         "refused": (100 * refused / max(counts.requests, 1), "%"),
         "false refusals": (100 * false / max(counts.requests, 1), "%"),

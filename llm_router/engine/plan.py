@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
-from operator import itemgetter
+import itertools
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from operator import attrgetter, itemgetter
 
 import attrs
 
@@ -12,14 +14,25 @@ from llm_router.domain.quota import MINUTE
 from llm_router.domain.request import Fallback
 from llm_router.engine.pool import Cell, Pool, Slot
 from llm_router.errors import InvalidRequestError, UnknownModelError, UnknownWorkloadError
+from llm_router.stores.base import Refusal
 from llm_router.strategies.base import SelectionStrategy
 
-__all__ = ["SHORTLIST", "Band", "Plan", "Planner"]
+__all__ = ["LONGEST", "SHORTLIST", "Band", "Plan", "Planner"]
 
 SHORTLIST = 8
-"""Deployments that one reserve may choose from."""
+"""Deployments that the first reserve of a request chooses from."""
+
+LONGEST = 128
+"""Deployments that any reserve chooses from at most."""
+
+_GROWTH = 3
+"""How many more are asked next for each that has refused: 8, 32, 128. A round trip costs as much as many of
+them."""
 
 _FALLBACKS = ("any", "model", "none")
+
+_Drawn = tuple[int, list[Slot]]
+"""Slots of one priority, with that."""
 
 
 @attrs.frozen(eq=False)
@@ -31,9 +44,19 @@ class Band:
 
     def draw(self, count: int, now: float) -> list[Slot]:
         """Return ready slots, lower priority numbers first, until there are ``count`` or no more."""
+        if len(self.cells) == 1:
+            return self._estimated(self.cells[0].draw(count), count, now)
+        return self._estimated(_merged(cell.draw(count) for cell in self.cells), count, now)
+
+    def draw_further(self, count: int, now: float, passed_over: Container[Slot]) -> list[Slot]:
+        """Do the same without those in ``passed_over``."""
+        ranks = _merged(cell.draw_further(count, passed_over) for cell in self.cells)
+        return self._estimated(ranks, count, now)
+
+    def _estimated(self, ranks: Iterable[_Drawn], count: int, now: float) -> list[Slot]:
         drawn: list[Slot] = []
         minutes = now / MINUTE
-        for _, slots in self._ranks(count):
+        for _, slots in ranks:
             for slot in slots:
                 slot.distance = self.distance
                 recovered = slot.minute_headroom + minutes
@@ -44,10 +67,9 @@ class Band:
                 break
         return drawn
 
-    def _ranks(self, count: int) -> Iterable[tuple[int, list[Slot]]]:
-        if len(self.cells) == 1:
-            return self.cells[0].draw(count)
-        return heapq.merge(*(cell.draw(count) for cell in self.cells), key=itemgetter(0))
+
+def _merged(cells: Iterable[Iterator[_Drawn]]) -> Iterator[_Drawn]:
+    return heapq.merge(*cells, key=itemgetter(0))
 
 
 @attrs.frozen(eq=False)
@@ -59,38 +81,99 @@ class Plan:
     cells: tuple[Cell, ...]
     models: frozenset[str]
 
-    def shortlist(
-        self, strategy: SelectionStrategy, now: float, passed_over: Collection[Slot] = ()
-    ) -> list[Slot]:
-        """Return up to 8 ready slots, best first, without those in ``passed_over``."""
+    def shortlist(self, strategy: SelectionStrategy, now: float) -> list[Slot]:
+        """Return up to 8 ready slots, best first."""
         for cell in self.cells:
             cell.wake(now)
         chosen: list[Slot] = []
         for tier in self.tiers:
-            drawn = self._draw(tier, now, passed_over)
+            drawn: list[Slot] = []
+            for band in tier:
+                drawn += band.draw(SHORTLIST, now)
+                if len(drawn) >= SHORTLIST:
+                    break
             if drawn:
                 chosen += strategy.order(drawn)  # type: ignore[arg-type]  # slots in, slots out
                 if len(chosen) >= SHORTLIST:
                     return chosen[:SHORTLIST]
         return chosen
 
-    @staticmethod
-    def _draw(tier: tuple[Band, ...], now: float, passed_over: Collection[Slot]) -> list[Slot]:
-        drawn: list[Slot] = []
-        for band in tier:
-            if passed_over:  # enough to find some that have not refused this request already
-                window = band.draw(SHORTLIST + len(passed_over), now)
-                drawn += [slot for slot in window if slot not in passed_over]
-            else:
-                drawn += band.draw(SHORTLIST, now)
-            if len(drawn) >= SHORTLIST:
+    def further(
+        self, strategy: SelectionStrategy, time: Callable[[], float], refused: Mapping[Slot, Refusal]
+    ) -> Iterator[list[Slot]]:
+        """Yield whom to ask next, list after list, for a request that nobody on its shortlist took.
+
+        First the ready ones, best first, ever more at a time. Where they do not fill a list, parked ones do:
+        somebody may have given quota back meanwhile, and only the store can say when *this* request fits, for
+        a slot wakes when the smallest one does. It ends when nobody is left that may have room before those
+        who said when they will.
+
+        Args:
+            strategy: How it ranks.
+            time: Where time comes from.
+            refused: What those said that were asked; the caller adds to it after each list.
+        """
+        parked: list[Slot] = []
+        while True:
+            now = time()
+            wanted = SHORTLIST + _GROWTH * len(refused)
+            slots = self._ready(strategy, now, min(wanted, LONGEST), refused)
+            missing = min(wanted, LONGEST) - len(slots)
+            if missing > 0:
+                parked = [slot for slot in parked if slot.place < 0 and slot not in refused]
+                parked = parked or self._overlooked(now, wanted, refused)
+                slots += parked[:missing]
+            if not slots:
+                return
+            yield slots
+
+    def _ready(
+        self, strategy: SelectionStrategy, now: float, count: int, refused: Container[Slot]
+    ) -> list[Slot]:
+        """Return up to ``count`` ready slots, best first, without those in ``refused``."""
+        for cell in self.cells:
+            cell.wake(now)
+        chosen: list[Slot] = []
+        for tier in self.tiers:
+            drawn: list[Slot] = []
+            for band in tier:
+                drawn += band.draw_further(count - len(chosen) - len(drawn), now, refused)
+                if len(chosen) + len(drawn) >= count:
+                    break
+            if drawn:
+                chosen += strategy.order(drawn)  # type: ignore[arg-type]  # slots in, slots out
+                if len(chosen) >= count:
+                    return chosen[:count]
+        return chosen
+
+    def _overlooked(self, now: float, count: int, refused: Mapping[Slot, Refusal]) -> list[Slot]:
+        """Return up to ``count`` parked slots, first to wake first, that have not been asked.
+
+        One that wakes after somebody in ``refused`` has room is of no interest.
+        """
+        before = self.retry_at(now, refused)
+        waking = itertools.takewhile(lambda slot: slot.wake < before, self._parked())
+        return list(itertools.islice((slot for slot in waking if slot not in refused), count))
+
+    def retry_at(self, now: float, refused: Mapping[Slot, Refusal]) -> float:
+        """Return when the first has room (seconds since the epoch), if those in ``refused`` are right."""
+        retry_at = min((refusal.retry_at for refusal in refused.values()), default=math.inf)
+        for slot in self._parked():
+            if slot.wake >= retry_at:
                 break
-        return drawn
+            if slot.held > now:
+                return slot.held
+        return retry_at
 
     def soonest(self, count: int) -> list[Slot]:
         """Return up to ``count`` parked slots, those that wake first, in that order."""
-        found = [slot for cell in self.cells for slot in cell.soonest(count)]
-        return sorted(found, key=lambda slot: slot.wake)[:count]
+        return list(itertools.islice(self._parked(), count))
+
+    def _parked(self) -> Iterator[Slot]:
+        """Yield the parked slots as they wake; nothing may be parked or made ready meanwhile."""
+        if len(self.cells) == 1:
+            return self.cells[0].parked()
+        return heapq.merge(*(cell.parked() for cell in self.cells), key=attrgetter("wake"))
 
     @property
     def size(self) -> int:

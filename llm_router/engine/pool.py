@@ -11,7 +11,7 @@ import itertools
 import random
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 import attrs
 
@@ -73,6 +73,14 @@ class _Rank:
             return slots[start : start + count]
         return slots[start:] + slots[: min(start, start + count - size)]
 
+    def draw_further(self, count: int, passed_over: Container[Slot]) -> list[Slot]:
+        """Return up to ``count`` slots that are not in ``passed_over``; the next draw starts behind them."""
+        found = [slot for slot in self.draw(count) if slot not in passed_over]
+        self.cursor += count - 1
+        if len(found) < count < len(self.slots):  # some that refused stand here, and others there
+            found = [slot for slot in self.slots if slot not in passed_over]
+        return found[:count]
+
 
 class Cell:
     """The deployments of one (workload, model)."""
@@ -105,6 +113,11 @@ class Cell:
         for priority in self._priorities:
             yield priority, self._ranks[priority].draw(count)
 
+    def draw_further(self, count: int, passed_over: Container[Slot]) -> Iterator[tuple[int, list[Slot]]]:
+        """Yield the same without those in ``passed_over``."""
+        for priority in self._priorities:
+            yield priority, self._ranks[priority].draw_further(count, passed_over)
+
     def park(self, slot: Slot, until: float) -> None:
         """Set ``slot`` aside until ``until``, or longer if it is set aside for longer already."""
         if slot.place >= 0:
@@ -127,19 +140,20 @@ class Cell:
             if not self._is_stale(entry):
                 self._make_ready(entry[2])
 
-    def soonest(self, count: int) -> list[Slot]:
-        """Return up to ``count`` parked slots, those that wake first, in that order."""
-        # A heap of live entries need not be sorted whole: the k smallest lie among few of its nodes.
-        found: list[Slot] = []
-        frontier = [(self._parked[0], 0)] if self._parked else []
-        while frontier and len(found) < count:
+    def parked(self) -> Iterator[Slot]:
+        """Yield the parked slots, first to wake first; nothing may be parked or made ready meanwhile."""
+        # A heap need not be sorted for that: the k smallest lie among few of its nodes.
+        parked, seen = self._parked, set[Slot]()
+        frontier = [(parked[0], 0)] if parked else []
+        while frontier:
             entry, node = heapq.heappop(frontier)
-            if not self._is_stale(entry) and entry[2] not in found:
-                found.append(entry[2])
+            slot = entry[2]
+            if not self._is_stale(entry) and slot not in seen:
+                seen.add(slot)
+                yield slot
             for child in (2 * node + 1, 2 * node + 2):
-                if child < len(self._parked):
-                    heapq.heappush(frontier, (self._parked[child], child))
-        return found
+                if child < len(parked):
+                    heapq.heappush(frontier, (parked[child], child))
 
     @staticmethod
     def _is_stale(entry: tuple[float, int, Slot]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Container
 from operator import attrgetter
 
@@ -17,7 +16,7 @@ from llm_router.engine.launch import LaunchPad
 from llm_router.engine.lease import Lease, new_reservation_id
 from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
-from llm_router.engine.plan import SHORTLIST, Plan
+from llm_router.engine.plan import Plan
 from llm_router.engine.pool import Pool, Slot
 from llm_router.engine.timing import TimeLimit, finish
 from llm_router.stores.base import RateLimitStore, Refusal
@@ -139,44 +138,35 @@ class Selector:
     # --- asking the store -----------------------------------------------------------------------------
 
     async def _try(self, need: Need, tried: Container[Slot]) -> Lease | Shortage:
+        now = self._clock.time()
+        if now < self._outage.until:
+            return Shortage(self._outage.until)
         refused: dict[Slot, Refusal] = {}
-        while True:
-            now = self._clock.time()
-            if now < self._outage.until:
+        slots = need.plan.shortlist(self._strategy, now)
+        if slots:
+            lease = await self._reserve(slots, need, refused, tried)
+            if lease is not None:
+                return lease
+        return await self._try_further(need, refused, tried)
+
+    async def _try_further(
+        self, need: Need, refused: dict[Slot, Refusal], tried: Container[Slot]
+    ) -> Lease | Shortage:
+        """Ask everybody else who may have room."""
+        time = self._clock.time
+        for slots in need.plan.further(self._strategy, time, refused):
+            if time() < self._outage.until:
                 return Shortage(self._outage.until)
-            slots = need.plan.shortlist(self._strategy, now, refused)
-            if not slots:
-                return await self._last_look(need, refused)
-            if tried:
-                slots = sorted(slots, key=lambda slot: slot in tried)
-            lease = await self._reserve(slots, need, refused)
+            lease = await self._reserve(slots, need, refused, tried)
             if lease is not None:
                 return lease
+        return Shortage(need.plan.retry_at(time(), refused), tuple(refused.values()))
 
-    async def _last_look(self, need: Need, refused: dict[Slot, Refusal]) -> Lease | Shortage:
-        """Ask the parked deployments that wake first.
-
-        Somebody else may have given quota back meanwhile; and only the store can say when *this* request
-        fits, for a slot wakes when the smallest one does.
-        """
-        while True:
-            now = self._clock.time()
-            retry_at = min((refusal.retry_at for refusal in refused.values()), default=math.inf)
-            slots: list[Slot] = []
-            for slot in need.plan.soonest(SHORTLIST + len(refused)):
-                if slot in refused or slot.wake >= retry_at:
-                    continue
-                if slot.held > now:
-                    retry_at = slot.held
-                else:
-                    slots.append(slot)
-            if not slots:
-                return Shortage(retry_at, tuple(refused.values()))
-            lease = await self._reserve(slots[:SHORTLIST], need, refused)
-            if lease is not None:
-                return lease
-
-    async def _reserve(self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal]) -> Lease | None:
+    async def _reserve(
+        self, slots: list[Slot], need: Need, refused: dict[Slot, Refusal], tried: Container[Slot]
+    ) -> Lease | None:
+        if tried:
+            slots = sorted(slots, key=lambda slot: slot in tried)
         if self._pace is not None:
             await self._pace.wait()
         if not self._pad.try_enter():

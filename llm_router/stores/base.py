@@ -114,7 +114,7 @@ class RateLimitStore(Protocol):
 
         Args:
             reservation_id: Made by the caller, never used before.
-            candidates: At most 8 deployments, best first.
+            candidates: At most 128 deployments, best first (8 are usual, more where the first refused).
             demand: What to take. An amount of 0 fits always, a limit of 0 nothing.
             ttl: Seconds after which the reservation expires.
         """

@@ -47,6 +47,20 @@ class DecisionContract(ContractBase):
             assert decision.deployment is None
             assert [refusal.deployment for refusal in decision.refusals] == candidates
 
+    async def test_the_longest_list_of_candidates(self) -> None:
+        """Of 128 candidates the only one with room is found, be it the last; every other one is told of."""
+        async with self.open_store(ManualClock(START)) as store:
+            candidates = [deployment(rpm(1), tpm(10), rpd(9), key=f"key-{n}") for n in range(128)]
+            for candidate in candidates[:-1]:
+                assert await grants(store, candidate)
+            decision = await reserve(store, *candidates)
+            assert decision.deployment is candidates[-1]
+            assert [refusal.deployment for refusal in decision.refusals] == candidates[:-1]
+            decision = await reserve(store, *candidates)
+            assert decision.deployment is None
+            assert [refusal.deployment for refusal in decision.refusals] == candidates
+            assert all(close(refusal.wake_at, START + SPAN) for refusal in decision.refusals)
+
     async def test_no_candidates_are_no_decision(self) -> None:
         """Nothing to choose from is nothing taken."""
         async with self.open_store(ManualClock(START)) as store:
