@@ -30,7 +30,7 @@ from llm_router.engine.selector import Selector
 from llm_router.engine.sender import Job, Sender
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.providers.base import Provider
-from llm_router.stores.base import RateLimitStore
+from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import LOCAL_SHARE, FailoverStore, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import open_store
@@ -136,7 +136,8 @@ class Router:
         # With several providers one of them speaks for all: requests are the same for each.
         self._first_provider = self._providers[active[0].key.provider]
 
-        pool, outage = Pool(active), Outage()
+        pool = Pool(active, store if isinstance(store, Sharded) else None)
+        outage = Outage()
         pace = None if max_requests_per_second is None else Pace(max_requests_per_second)
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         pad = LaunchPad(clock, guard)

@@ -80,9 +80,14 @@ class Plan:
     tiers: tuple[tuple[Band, ...], ...]
     cells: tuple[Cell, ...]
     models: frozenset[str]
+    sharded: bool
 
     def shortlist(self, strategy: SelectionStrategy, now: float) -> list[Slot]:
         """Return up to 8 ready slots, best first."""
+        slots = self._best(strategy, now)
+        return _by_shard(slots) if self.sharded else slots
+
+    def _best(self, strategy: SelectionStrategy, now: float) -> list[Slot]:
         for cell in self.cells:
             cell.wake(now)
         chosen: list[Slot] = []
@@ -125,7 +130,7 @@ class Plan:
                 slots += parked[:missing]
             if not slots:
                 return
-            yield slots
+            yield _by_shard(slots) if self.sharded else slots
 
     def _ready(
         self, strategy: SelectionStrategy, now: float, count: int, refused: Container[Slot]
@@ -181,6 +186,20 @@ class Plan:
         return sum(len(cell.slots) for cell in self.cells)
 
 
+def _by_shard(slots: list[Slot]) -> list[Slot]:
+    """Put those of one shard together where nothing but the remaining share ranks them.
+
+    A reserve takes a round trip for each run of candidates of one shard.
+    """
+    together: list[Slot] = []
+    for _, equals in itertools.groupby(slots, lambda slot: (slot.distance, slot.deployment.priority)):
+        shards: dict[int, list[Slot]] = {}
+        for slot in equals:
+            shards.setdefault(slot.shard, []).append(slot)
+        together += itertools.chain.from_iterable(shards.values())
+    return together
+
+
 class Planner:
     """Makes plans and keeps them: there are only so many (workload, model, fallback).
 
@@ -224,7 +243,8 @@ class Planner:
             )
         cells_in_order = tuple(cell for tier in tiers for band in tier for cell in band.cells)
         models = frozenset(cell.model for cell in cells_in_order)
-        made = self._plans[workload, model, fallback] = Plan(workload, tuple(tiers), cells_in_order, models)
+        made = Plan(workload, tuple(tiers), cells_in_order, models, self._pool.sharded)
+        self._plans[workload, model, fallback] = made
         return made
 
     def _check(self, workload: str | None, model: str | None, fallback: Fallback) -> None:

@@ -11,13 +11,13 @@ import itertools
 import random
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import attrs
 
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import MINUTE
-from llm_router.stores.base import Decision, Refusal
+from llm_router.stores.base import Decision, Refusal, Sharded
 from llm_router.strategies.base import Candidate
 
 __all__ = ["Cell", "Pool", "Slot"]
@@ -29,7 +29,8 @@ class Slot(Candidate):
 
     Attributes:
         cell: Where it belongs.
-        place: Its index in the array of ready slots of its priority, or -1 while it is parked.
+        shard: Where the store keeps it, if that has several shards.
+        place: Its index in the array of ready slots of its priority (and shard), or -1 while it is parked.
         wake: Seconds since the epoch until which it is parked (meaningful while it is).
         held: Seconds since the epoch until which this process avoids it for reasons of its own, of which
             the store knows nothing.
@@ -41,6 +42,7 @@ class Slot(Candidate):
     """
 
     cell: Cell = attrs.field(kw_only=True, repr=False)
+    shard: int = attrs.field(default=0, kw_only=True)
     place: int = attrs.field(default=-1, kw_only=True)
     wake: float = attrs.field(default=0.0, kw_only=True)
     held: float = attrs.field(default=0.0, kw_only=True)
@@ -64,6 +66,22 @@ class _Rank:
         self.slots: list[Slot] = []
         self.cursor = random.randrange(1 << 30)  # noqa: S311 - keeps processes from starting alike
 
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def add(self, slot: Slot) -> None:
+        """Take in a slot that is ready."""
+        slot.place = len(self.slots)
+        self.slots.append(slot)
+
+    def take_out(self, slot: Slot) -> None:
+        """Let go of a slot; the array stays dense, for the last one moves into the gap."""
+        last = self.slots.pop()
+        if last is not slot:
+            self.slots[slot.place] = last
+            last.place = slot.place
+        slot.place = -1
+
     def draw(self, count: int) -> list[Slot]:
         """Return up to ``count`` slots, starting one further than the last time."""
         slots = self.slots
@@ -82,16 +100,67 @@ class _Rank:
         return found[:count]
 
 
+class _Shards:
+    """The ready slots of one priority where the store has several shards: a rank for each.
+
+    A draw stays inside one shard as long as that has enough, so that a reserve is one round trip. Which one
+    is drawn by lot, each with as many lots as it has slots ready, which is what capacity remains there.
+    """
+
+    __slots__ = ("_ranks", "_size")
+
+    def __init__(self) -> None:
+        self._ranks: defaultdict[int, _Rank] = defaultdict(_Rank)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, slot: Slot) -> None:
+        """Take in a slot that is ready."""
+        self._ranks[slot.shard].add(slot)
+        self._size += 1
+
+    def take_out(self, slot: Slot) -> None:
+        """Let go of a slot."""
+        self._ranks[slot.shard].take_out(slot)
+        self._size -= 1
+
+    def draw(self, count: int) -> list[Slot]:
+        """Return up to ``count`` slots, those of one shard before those of the next."""
+        return self._gather(count, lambda rank, missing: rank.draw(missing))
+
+    def draw_further(self, count: int, passed_over: Container[Slot]) -> list[Slot]:
+        """Do the same without those in ``passed_over``."""
+        return self._gather(count, lambda rank, missing: rank.draw_further(missing, passed_over))
+
+    def _gather(self, count: int, draw: Callable[[_Rank, int], list[Slot]]) -> list[Slot]:
+        ranks = [rank for rank in self._ranks.values() if rank.slots]
+        found: list[Slot] = []
+        while ranks and len(found) < count:
+            [rank] = random.choices(ranks, weights=[len(rank) for rank in ranks])  # noqa: S311 - spreads the load
+            ranks.remove(rank)
+            found += draw(rank, count - len(found))
+        return found
+
+
 class Cell:
-    """The deployments of one (workload, model)."""
+    """The deployments of one (workload, model).
 
-    __slots__ = ("_parked", "_priorities", "_ranks", "_sequence", "model", "slots", "workload")
+    Args:
+        workload: The workload.
+        model: The model.
+        sharded: Whether the store keeps deployments in several shards.
+    """
 
-    def __init__(self, workload: str, model: str) -> None:
+    __slots__ = ("_make_rank", "_parked", "_priorities", "_ranks", "_sequence", "model", "slots", "workload")
+
+    def __init__(self, workload: str, model: str, *, sharded: bool = False) -> None:
         self.workload = workload
         self.model = model
         self.slots: list[Slot] = []
-        self._ranks: dict[int, _Rank] = {}
+        self._make_rank: type[_Rank | _Shards] = _Shards if sharded else _Rank
+        self._ranks: dict[int, _Rank | _Shards] = {}
         self._priorities: list[int] = []  # those with a ready slot, ascending
         self._parked: list[tuple[float, int, Slot]] = []
         self._sequence = itertools.count()
@@ -101,9 +170,9 @@ class Cell:
         """Whether any deployment is ready."""
         return bool(self._priorities)
 
-    def add(self, deployment: Deployment) -> Slot:
+    def add(self, deployment: Deployment, shard: int = 0) -> Slot:
         """Take in a deployment, ready."""
-        slot = Slot(deployment, 0, 1.0, 0, cell=self)
+        slot = Slot(deployment, 0, 1.0, 0, cell=self, shard=shard)
         self.slots.append(slot)
         self._make_ready(slot)
         return slot
@@ -164,21 +233,16 @@ class Cell:
         priority = slot.deployment.priority
         rank = self._ranks.get(priority)
         if rank is None:
-            rank = self._ranks[priority] = _Rank()
-        if not rank.slots:
+            rank = self._ranks[priority] = self._make_rank()
+        if not rank:
             insort(self._priorities, priority)
-        slot.place = len(rank.slots)
-        rank.slots.append(slot)
+        rank.add(slot)
 
     def _take_out(self, slot: Slot) -> None:
         priority = slot.deployment.priority
-        slots = self._ranks[priority].slots
-        last = slots.pop()
-        if last is not slot:  # the array stays dense: the last one moves into the gap
-            slots[slot.place] = last
-            last.place = slot.place
-        slot.place = -1
-        if not slots:
+        rank = self._ranks[priority]
+        rank.take_out(slot)
+        if not rank:
             del self._priorities[bisect_left(self._priorities, priority)]
 
 
@@ -187,16 +251,21 @@ class Pool:
 
     Args:
         deployments: The active ones.
+        shards: The store that will be asked, if it keeps its deployments in shards.
     """
 
-    def __init__(self, deployments: Iterable[Deployment]) -> None:
+    def __init__(self, deployments: Iterable[Deployment], shards: Sharded | None = None) -> None:
+        self.sharded = shards is not None and shards.shards > 1
         self.cells: dict[tuple[str, str], Cell] = {}
         self._by_scope: defaultdict[Scope, list[Slot]] = defaultdict(list)
         self._slots: dict[Deployment, Slot] = {}
         for deployment in deployments:
             where = (deployment.workload, deployment.model)
-            cell = self.cells.get(where) or self.cells.setdefault(where, Cell(*where))
-            slot = self._slots[deployment] = cell.add(deployment)
+            cell = self.cells.get(where)
+            if cell is None:
+                cell = self.cells[where] = Cell(*where, sharded=self.sharded)
+            shard = 0 if shards is None else shards.shard_of(deployment)
+            slot = self._slots[deployment] = cell.add(deployment, shard)
             for scope in deployment.scopes:
                 self._by_scope[scope].append(slot)
 

@@ -22,6 +22,9 @@ __all__ = ["Batcher", "Server"]
 _MOST = 512
 """Operations in one script call: a few milliseconds of a server that does nothing else meanwhile."""
 
+_USUAL = 8
+"""Candidates of a reserve; one with more of them counts for more."""
+
 _TRIES = 3
 """How often a batch is sent when the server's clock turns out to be another than thought."""
 
@@ -141,6 +144,7 @@ class Batcher:
             if isinstance(operation, Reserve):
                 if operation.future.cancelled():
                     continue
+                size += len(operation.candidates) // _USUAL
             elif isinstance(operation, Snapshot):
                 size += len(operation.deployments) - 1
             size += 1

@@ -292,7 +292,7 @@ def _deliver(calls: list[Call]) -> None:
 _workers: WeakSet[Worker] = WeakSet()
 
 _opening = threading.Lock()
-"""Held while a file is looked at and connected to; taken inside a transaction, so that none is across a fork."""
+"""Held while a file is looked at and connected to; only inside a transaction, so never across a fork."""
 
 _forking: list[Worker] = []
 

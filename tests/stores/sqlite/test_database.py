@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 from contextlib import closing
@@ -177,7 +176,7 @@ async def test_the_store_works_in_wal_mode(store, query, pools):
 
 _TAKE_IT_ALONE = """
 import fcntl, sys
-with open(sys.argv[1], "rb+") as file:  # the bytes that SQLite locks for readers and, all of them, for one alone
+with open(sys.argv[1], "rb+") as file:  # the bytes that readers share
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
     except OSError:
@@ -186,10 +185,12 @@ with open(sys.argv[1], "rb+") as file:  # the bytes that SQLite locks for reader
 
 
 async def test_the_files_locks_outlive_a_look_at_it(path, store, open_store, pools):
-    """Neither a second store of this process nor a checkpoint lets go of the lock that keeps the WAL in use."""
+    """Neither a second store of this process nor a checkpoint lets go of the lock that protects the WAL."""
     for n in range(210):  # enough for a checkpoint
         await store.reserve(f"id-{n}", [pools.one()], Demand(), 60.0)
     second = open_store()
     await second.reserve("other", [pools.one()], Demand(), 60.0)
-    child = subprocess.run([sys.executable, "-c", _TAKE_IT_ALONE, str(path)], capture_output=True, check=True)
-    assert child.stdout.strip() == b"taken"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _TAKE_IT_ALONE, str(path), stdout=asyncio.subprocess.PIPE
+    )
+    assert (await child.communicate())[0].strip() == b"taken"

@@ -1,0 +1,116 @@
+"""The local index where the store keeps its deployments in several shards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import groupby
+
+from llm_router import LeastLoaded, MemoryStore
+from llm_router.engine.plan import SHORTLIST, Planner
+from llm_router.engine.pool import Pool
+from llm_router.stores.base import Refusal
+
+NOW = 1_000.0
+
+
+class ShardedStore(MemoryStore):
+    """A store that puts deployments in shards by the number in their key's name, and notes whom it was asked.
+
+    Args:
+        clock: Where time comes from.
+        shards: How many shards.
+    """
+
+    def __init__(self, clock=None, shards=4):
+        super().__init__(clock=clock)
+        self.shards = shards
+        self.asked = []
+
+    def shard_of(self, deployment):
+        return int(deployment.key.key_id.removeprefix("key-")) % self.shards
+
+    async def reserve(self, reservation_id, candidates, demand, ttl):
+        self.asked.append([self.shard_of(candidate) for candidate in candidates])
+        return await super().reserve(reservation_id, candidates, demand, ttl)
+
+
+def _shortlists(pool, count):
+    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
+    return [plan.shortlist(LeastLoaded(), NOW) for _ in range(count)]
+
+
+def test_a_shortlist_stays_inside_one_shard(pools):
+    """As long as a shard has eight ready ones, all of a shortlist lie in it; every shard takes its turn."""
+    drawn = _shortlists(Pool(pools.many(100), ShardedStore()), 200)
+    assert all(len(slots) == SHORTLIST for slots in drawn)
+    shards = [{slot.shard for slot in slots} for slots in drawn]
+    assert all(len(each) == 1 for each in shards)
+    assert set.union(*shards) == {0, 1, 2, 3}
+
+
+def test_a_shard_is_chosen_by_what_is_left_in_it(pools):
+    """One whose deployments are all parked is not looked at, one with few of them ready seldom."""
+    deployments = pools.many(200)
+    store = ShardedStore()
+    pool = Pool(deployments, store)
+    kept = Counter()
+    for deployment in deployments:
+        shard = store.shard_of(deployment)
+        kept[shard] += 1
+        if shard == 0 or (shard == 1 and kept[shard] > 10):
+            pool.park(deployment.model_scope, NOW + 60.0, "spent")
+    first = Counter(slots[0].shard for slots in _shortlists(pool, 600))
+    assert first[0] == 0
+    assert 0 < first[1] < min(first[2], first[3])
+
+
+def test_small_shards_fill_one_list_together(pools):
+    """With less than eight in a shard the list goes on with the next one, and leaves nobody out."""
+    [slots] = _shortlists(Pool(pools.many(8), ShardedStore()), 1)
+    assert len({slot.deployment.id for slot in slots}) == 8
+
+
+def test_further_lists_have_each_shard_once(pools):
+    """However long a list is, it takes no more round trips than there are shards."""
+    pool = Pool(pools.many(400), ShardedStore())
+    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
+    refused = {}
+    for slots in plan.further(LeastLoaded(), lambda: NOW, refused):
+        runs = [shard for shard, _ in groupby(slot.shard for slot in slots)]
+        assert len(runs) == len(set(runs))
+        for slot in slots:
+            refusal = refused[slot] = Refusal(slot.deployment, "rpm", NOW + 60.0, NOW + 60.0)
+            pool.learn(refusal, NOW)
+    assert len(refused) == 400
+
+
+def test_priority_goes_before_the_shard(pools):
+    """The lower number is offered first, whatever shard it lies in."""
+    low = pools.many(2, priority=0)
+    for slots in _shortlists(Pool([*pools.many(60, priority=1), *low], ShardedStore()), 20):
+        assert {slot.deployment.id for slot in slots[:2]} == {deployment.id for deployment in low}
+
+
+def test_slots_leave_and_come_back_to_their_shard(pools):
+    """Parked and woken in any order, each is offered again, once."""
+    deployments = pools.many(40)
+    pool = Pool(deployments, ShardedStore())
+    for number, deployment in enumerate(deployments):
+        pool.park(deployment.model_scope, NOW + number, "spent")
+    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
+    assert plan.shortlist(LeastLoaded(), NOW - 1.0) == []
+    for cell in plan.cells:
+        cell.wake(NOW + 100.0)
+        [(_, slots)] = cell.draw(100)
+        assert {slot.deployment.id for slot in slots} == {deployment.id for deployment in deployments}
+
+
+async def test_a_router_asks_one_shard_at_a_time(make_router, pools, clock):
+    """Every send is one reserve in one shard, and all quotas are used up in the end."""
+    store = ShardedStore(clock)
+    async with make_router(pools.many(64, rpm=2), store=store) as router:
+        responses = [await router.send("x") for _ in range(128)]
+        assert all(response.success for response in responses)
+        assert not (await router.send("x")).success
+    in_one = [len(set(asked)) == 1 for asked in store.asked]
+    assert sum(in_one[:64]) >= 60  # while there is enough in each
