@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
@@ -138,10 +139,27 @@ class SharedClient:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.users = 0
+        self._opening = asyncio.Lock()
+        self._is_open = False
 
     def share(self) -> Client:
         """Return a handle for one lane; only closing every handle that was used closes the client."""
         return _Share(self)
+
+    async def open(self) -> None:
+        """Have a cluster client find its nodes, once, before the lanes use it.
+
+        Left to their first commands, that closes a connection which another lane's command is just using.
+        """
+        if self._is_open:
+            return
+        async with self._opening:
+            if not self._is_open and isinstance(self.client, RedisCluster):
+                await self.client.initialize()
+                await asyncio.sleep(
+                    0
+                )  # the nodes that it no longer needs are let go of in tasks of their own
+            self._is_open = True
 
     async def disconnect_idle(self) -> None:
         """Have the next commands connect anew, to whatever the address leads to by then."""
@@ -161,6 +179,7 @@ class _Share:
         if not self._is_used:
             self._is_used = True
             self._shared.users += 1
+        await self._shared.open()
         try:
             return await self._shared.client.execute_command(*args)
         except ResponseError as error:
