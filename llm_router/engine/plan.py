@@ -68,6 +68,9 @@ class Band:
         return drawn
 
 
+_Tier = tuple[Band, ...]
+
+
 def _merged(cells: Iterable[Iterator[_Drawn]]) -> Iterator[_Drawn]:
     return heapq.merge(*cells, key=itemgetter(0))
 
@@ -77,30 +80,41 @@ class Plan:
     """The tiers of one (workload, model, fallback), best first. No cell is in two of them."""
 
     workload: str | None
-    tiers: tuple[tuple[Band, ...], ...]
+    tiers: tuple[_Tier, ...]
     cells: tuple[Cell, ...]
     models: frozenset[str]
     sharded: bool
 
     def shortlist(self, strategy: SelectionStrategy, now: float) -> list[Slot]:
         """Return up to 8 ready slots, best first."""
-        slots = self._best(strategy, now)
-        return _by_shard(slots) if self.sharded else slots
 
-    def _best(self, strategy: SelectionStrategy, now: float) -> list[Slot]:
-        for cell in self.cells:
-            cell.wake(now)
-        chosen: list[Slot] = []
-        for tier in self.tiers:
+        def draw(tier: _Tier, _missing: int) -> list[Slot]:
             drawn: list[Slot] = []
             for band in tier:
                 drawn += band.draw(SHORTLIST, now)
                 if len(drawn) >= SHORTLIST:
                     break
+            return drawn
+
+        slots = self._best(strategy, now, SHORTLIST, draw)
+        return _by_shard(slots) if self.sharded else slots
+
+    def _best(
+        self, strategy: SelectionStrategy, now: float, count: int, draw: Callable[[_Tier, int], list[Slot]]
+    ) -> list[Slot]:
+        """Return up to ``count`` ready slots, best first.
+
+        ``draw`` is told a tier and how many are missing, and returns some of the tier's that are ready.
+        """
+        for cell in self.cells:
+            cell.wake(now)
+        chosen: list[Slot] = []
+        for tier in self.tiers:
+            drawn = draw(tier, count - len(chosen))
             if drawn:
                 chosen += strategy.order(drawn)  # type: ignore[arg-type]  # slots in, slots out
-                if len(chosen) >= SHORTLIST:
-                    return chosen[:SHORTLIST]
+                if len(chosen) >= count:
+                    return chosen[:count]
         return chosen
 
     def further(
@@ -136,20 +150,16 @@ class Plan:
         self, strategy: SelectionStrategy, now: float, count: int, refused: Container[Slot]
     ) -> list[Slot]:
         """Return up to ``count`` ready slots, best first, without those in ``refused``."""
-        for cell in self.cells:
-            cell.wake(now)
-        chosen: list[Slot] = []
-        for tier in self.tiers:
+
+        def draw(tier: _Tier, missing: int) -> list[Slot]:
             drawn: list[Slot] = []
             for band in tier:
-                drawn += band.draw_further(count - len(chosen) - len(drawn), now, refused)
-                if len(chosen) + len(drawn) >= count:
+                drawn += band.draw_further(missing - len(drawn), now, refused)
+                if len(drawn) >= missing:
                     break
-            if drawn:
-                chosen += strategy.order(drawn)  # type: ignore[arg-type]  # slots in, slots out
-                if len(chosen) >= count:
-                    return chosen[:count]
-        return chosen
+            return drawn
+
+        return self._best(strategy, now, count, draw)
 
     def _overlooked(self, now: float, count: int, refused: Mapping[Slot, Refusal]) -> list[Slot]:
         """Return up to ``count`` parked slots, first to wake first, that have not been asked.
@@ -227,7 +237,7 @@ class Planner:
 
     def _make(self, workload: str | None, model: str | None, fallback: Fallback) -> Plan:
         self._check(workload, model, fallback)
-        tiers: list[tuple[Band, ...]] = []
+        tiers: list[_Tier] = []
         covered: set[Cell] = set()
         for wanted in self._tiers(workload, model, fallback):
             cells = [
