@@ -255,7 +255,8 @@ class Pool:
     """
 
     def __init__(self, deployments: Iterable[Deployment], shards: Sharded | None = None) -> None:
-        self.sharded = shards is not None and shards.shards > 1
+        shard_of = shards.shard_of if shards is not None and shards.shards > 1 else None
+        self.sharded = shard_of is not None
         self.cells: dict[tuple[str, str], Cell] = {}
         self._by_scope: defaultdict[Scope, list[Slot]] = defaultdict(list)
         self._slots: dict[Deployment, Slot] = {}
@@ -264,7 +265,7 @@ class Pool:
             cell = self.cells.get(where)
             if cell is None:
                 cell = self.cells[where] = Cell(*where, sharded=self.sharded)
-            shard = 0 if shards is None else shards.shard_of(deployment)
+            shard = 0 if shard_of is None else shard_of(deployment)
             slot = self._slots[deployment] = cell.add(deployment, shard)
             for scope in deployment.scopes:
                 self._by_scope[scope].append(slot)
