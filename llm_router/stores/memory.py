@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import LEARNT_FOR
-from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, Ledger, make_ledger, microseconds, seconds
+from llm_router.domain.quota import Demand, Metric, Quota
+from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+from llm_router.stores.ledger import (
+    NEVER,
+    Book,
+    Shelf,
+    latest_cooldown,
+    make_ledger,
+    microseconds,
+    terms_in_force,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
@@ -32,51 +40,18 @@ _MOST_SHELVES = 500_000
 _NOTHING = Demand(0, 0)
 
 
-class _Book:
-    """One quota with its ledger, and until when a learnt limit holds for it."""
-
-    __slots__ = ("counts_tokens", "holds_until", "is_daily", "ledger", "quota")
-
-    def __init__(self, quota: Quota, ledger: Ledger) -> None:
-        self.quota = quota
-        self.ledger = ledger
-        self.holds_until = NEVER
-        self.counts_tokens = quota.metric.counts_tokens
-        self.is_daily = quota.refill is Refill.DAILY
-
-    def room_at(self, amount: int, now: int) -> int:
-        """Return when ``amount`` fits, which may be now; a learnt limit of 0 does not hold for ever."""
-        room_at = self.ledger.room_at(amount, now) if amount else now
-        return min(room_at, self.holds_until) if room_at > now else now
-
-
 class _Account:
     """What belongs to one (provider, project, model): its books, and what refusals told of its limits."""
 
     __slots__ = ("books", "learnt")
 
     def __init__(self) -> None:
-        self.books: dict[Metric, _Book] = {}
+        self.books: dict[Metric, Book] = {}
         self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
 
 
-_Row = tuple[bool, bool, Ledger]
-"""What the hot path needs of a book: whether it counts tokens, whether it is daily, its ledger."""
-
-_Reservation = tuple[float, int, int, tuple[_Row, ...], list[int]]
-"""When it expires, the requests and tokens it asked for, what it took them from, and the mark in each."""
-
-
-class _Shelf:
-    """The books of one deployment under the limits in force, looked up once."""
-
-    __slots__ = ("books", "rows", "valid_until", "version")
-
-    def __init__(self, account: _Account, books: tuple[_Book, ...], version: int) -> None:
-        self.books = books
-        self.rows = tuple((book.counts_tokens, book.is_daily, book.ledger) for book in books)
-        self.valid_until = min((until for _, until in account.learnt.values()), default=NEVER)
-        self.version = version
+_Reservation = tuple[float, int, int, Shelf, list[int]]
+"""When it expires, the requests and tokens it asked for, where it took them from, the mark in each book."""
 
 
 class MemoryStore:
@@ -93,7 +68,7 @@ class MemoryStore:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._time = (clock or SystemClock()).time
         self._accounts: dict[Scope, _Account] = {}
-        self._shelves: dict[Deployment, _Shelf] = {}
+        self._shelves: dict[Deployment, Shelf] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._sweep_at = 0
@@ -113,12 +88,12 @@ class MemoryStore:
             shelf = self._shelves.get(deployment)
             if shelf is None or now >= shelf.valid_until or shelf.version != self._version:
                 shelf = self._open(deployment, now)
-            cools = self._cooldowns and self._cooldown(deployment, now) is not None
-            if cools or not _fits(shelf.rows, requests, tokens, now):
-                refusals += (self._refuse(deployment, shelf.books, demand, now),)
+            cooldown = self._cooldown(deployment, now)
+            if cooldown is not None or not shelf.fits(requests, tokens, now):
+                refusals += (shelf.refuse(deployment, cooldown, demand, now),)
                 continue
-            marks, headroom, daily_headroom = _take(shelf.rows, requests, tokens, now)
-            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, shelf.rows, marks
+            marks, headroom, daily_headroom = shelf.take(requests, tokens, now)
+            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, shelf, marks
             return Decision(deployment, headroom, daily_headroom, refusals)
         return Decision(None, 0.0, 0.0, refusals)
 
@@ -160,54 +135,19 @@ class MemoryStore:
 
     # --- deciding -------------------------------------------------------------------------------------
 
-    def _refuse(self, deployment: Deployment, books: tuple[_Book, ...], demand: Demand, now: int) -> Refusal:
-        """Tell when ``demand`` will fit, which it does not now, and what is in the way the longest."""
-        retry_at, reason = now, ""
-        cooldown = self._cooldown(deployment, now)
-        if cooldown is not None:
-            retry_at, reason = microseconds(cooldown.until), cooldown.reason
-        wake_at = retry_at
-        for book in books:
-            amount = demand.tokens if book.counts_tokens else demand.requests
-            room_at = book.room_at(amount, now)
-            if room_at > retry_at:
-                retry_at, reason = room_at, book.quota.metric.value
-            # Until the smallest demand fits, the deployment is of no use to anybody.
-            wake_at = max(wake_at, room_at if amount == 1 else book.room_at(1, now))
-        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
-
     def _correct(self, reservation: _Reservation, used: Demand) -> None:
         """Change what a reservation took to ``used``, unless it has expired."""
-        expires, requests, tokens, rows, marks = reservation
+        expires, requests, tokens, shelf, marks = reservation
         now = round(self._time() * 1e6)
-        if now >= expires:
-            return
-        for (counts_tokens, _, ledger), mark in zip(rows, marks, strict=True):
-            change = used.tokens - tokens if counts_tokens else used.requests - requests
-            if change:
-                ledger.correct(mark, change, now)
+        if now < expires:
+            shelf.correct(marks, used.requests - requests, used.tokens - tokens, now)
 
     def _cooldown(self, deployment: Deployment, now: int) -> Cooldown | None:
-        """Return the cooldown that ends last among those of the deployment's scopes."""
-        latest = None
-        for scope in deployment.scopes:
-            cooldown = self._cooldowns.get(scope)
-            if cooldown is None or microseconds(cooldown.until) <= now:
-                continue
-            if latest is None or cooldown.until > latest.until:
-                latest = cooldown
-        return latest
+        return latest_cooldown(self._cooldowns, deployment, now) if self._cooldowns else None
 
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
-        quotas = []
-        for book in self._open(deployment, now).books:
-            ledger = book.ledger
-            quotas.append(
-                QuotaSnapshot(
-                    book.quota.metric, ledger.limit, ledger.used(now), seconds(ledger.resets_at(now))
-                )
-            )
-        return DeploymentSnapshot(deployment, tuple(quotas), self._cooldown(deployment, now))
+        cooldown = self._cooldown(deployment, now)
+        return self._open(deployment, now).describe(deployment, cooldown, now)
 
     # --- the books ------------------------------------------------------------------------------------
 
@@ -217,18 +157,19 @@ class MemoryStore:
             account = self._accounts[scope] = _Account()
         return account
 
-    def _open(self, deployment: Deployment, now: int) -> _Shelf:
+    def _open(self, deployment: Deployment, now: int) -> Shelf:
         """Find or open the books of a deployment under the limits that hold now."""
         account = self._account(deployment.model_scope)
         if account.learnt:
             account.learnt = {metric: told for metric, told in account.learnt.items() if told[1] > now}
-        books = tuple(self._book(account, *terms) for terms in _terms(deployment, account))
+        books = tuple(self._book(account, *terms) for terms in terms_in_force(deployment, account.learnt))
+        valid_until = min((until for _, until in account.learnt.values()), default=NEVER)
         if len(self._shelves) >= _MOST_SHELVES:
             self._shelves.clear()
-        shelf = self._shelves[deployment] = _Shelf(account, books, self._version)
+        shelf = self._shelves[deployment] = Shelf(books, valid_until, self._version)
         return shelf
 
-    def _book(self, account: _Account, quota: Quota, limit: int, holds_until: int) -> _Book:
+    def _book(self, account: _Account, quota: Quota, limit: int, holds_until: int) -> Book:
         """Return the account's book for ``quota``, under other limits than before if they have changed."""
         book = account.books.get(quota.metric)
         if book is None or book.quota != quota or book.ledger.limit != limit:
@@ -239,7 +180,7 @@ class MemoryStore:
             else:
                 ledger = book.ledger
                 ledger.configure(quota, limit)
-            book = account.books[quota.metric] = _Book(quota, ledger)
+            book = account.books[quota.metric] = Book(quota, ledger)
         book.holds_until = holds_until
         return book
 
@@ -272,40 +213,3 @@ class MemoryStore:
         ended = [key for key, present in self._cooldowns.items() if microseconds(present.until) <= now]
         for scope in ended:
             del self._cooldowns[scope]
-
-
-def _fits(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> bool:
-    """Tell whether every quota has room for a demand now."""
-    for counts_tokens, _, ledger in rows:
-        amount = tokens if counts_tokens else requests
-        if ledger.taken + amount > ledger.capacity and amount and ledger.room_at(amount, now) != now:
-            return False
-    return True
-
-
-def _take(rows: tuple[_Row, ...], requests: int, tokens: int, now: int) -> tuple[list[int], float, float]:
-    """Take what fits; return the marks, and the shares that remain."""
-    marks = []
-    headroom = daily_headroom = 1.0
-    for counts_tokens, is_daily, ledger in rows:
-        marks.append(ledger.take(tokens if counts_tokens else requests, now))
-        used, limit = ledger.taken, ledger.limit
-        share = 1.0 - used / limit if used < limit else 0.0
-        if is_daily:
-            if share < daily_headroom:  # noqa: PLR1730 - three times as fast as min()
-                daily_headroom = share
-        elif share < headroom:
-            headroom = share
-    return marks, headroom, daily_headroom
-
-
-def _terms(deployment: Deployment, account: _Account) -> Iterator[tuple[Quota, int, int]]:
-    """Yield each quota of a deployment, its limit in force, and until when that is a learnt one."""
-    configured = {quota.metric: quota for quota in deployment.quotas}
-    for metric, quota in configured.items():
-        limit, until = account.learnt.get(metric, (quota.limit, NEVER))
-        yield (quota, limit, until) if limit < quota.limit else (quota, quota.limit, NEVER)
-    for metric in Metric:
-        if metric in account.learnt and metric not in configured:
-            limit, until = account.learnt[metric]
-            yield Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING), limit, until

@@ -18,7 +18,7 @@ from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, microseconds, midnights, seconds
+from llm_router.stores.ledger import NEVER, learnt_quota, microseconds, midnights, seconds
 from llm_router.stores.redis.keys import KeyNames
 
 __all__ = ["CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot", "decode"]
@@ -116,11 +116,7 @@ def _profile(quotas: Collection[Quota]) -> bytes:
     return b"".join(packed)
 
 
-def _learnt_quota(metric: Metric) -> Quota:
-    return Quota(metric, 0, Refill.DAILY if metric.is_daily else Refill.ROLLING)
-
-
-_LEARNT_QUOTAS = tuple(_learnt_quota(metric) for metric in _METRICS)
+_LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in _METRICS)
 _LEARNT_PROFILE = _profile(_LEARNT_QUOTAS)
 _LEARNT_FOR = microseconds(LEARNT_FOR)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
-from llm_router.stores.ledger import NEVER, Ledger, make_ledger
+from llm_router.stores.ledger import NEVER, Book, Shelf, make_ledger
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llm_router.stores.sqlite.journal import Entry
 
-__all__ = ["Account", "Accounts", "Folder", "Shelf"]
+__all__ = ["Account", "Accounts", "Folder", "FolderShelf"]
 
 _EMPTY: dict[Refill, Sequence[float]] = {
     Refill.ROLLING: (),
@@ -44,28 +44,18 @@ _UPDATE_REST = "UPDATE ledgers SET rests_at = ?, terms = ? WHERE id = ?"
 _DELETE = "DELETE FROM ledgers WHERE id = ?"
 
 
-class Account:
-    """A quota with its ledger, as the deployments of one (provider, project, model) share it.
+class Account(Book):
+    """A book that is written to the file."""
 
-    Attributes:
-        holds_until: When its limit ends, where that is a learnt one; in microseconds since the epoch.
-    """
+    __slots__ = ()
 
-    __slots__ = ("daily", "folder", "holds_until", "ledger", "metric", "quota", "tokens")
-
-    def __init__(self, folder: Folder, quota: Quota, limit: int) -> None:
-        self.folder = folder
-        self.metric = quota.metric
-        self.tokens = quota.metric.counts_tokens
-        self.daily = quota.refill is Refill.DAILY
-        self.quota = quota
-        self.holds_until = NEVER
-        self.ledger: Ledger = make_ledger(quota, limit)
+    def __init__(self, quota: Quota, limit: int) -> None:
+        super().__init__(quota, make_ledger(quota, limit))
 
     @property
     def kind(self) -> Kind:
         """The metric and the way it comes back."""
-        return self.metric, self.quota.refill
+        return self.quota.metric, self.quota.refill
 
     @property
     def terms(self) -> list[Any]:
@@ -160,61 +150,25 @@ class Folder:
         return rests_at, json.dumps([account.terms for account in accounts]), self.id
 
     def _open(self, quota: Quota, limit: int) -> Account:
-        account = self.accounts[quota.metric] = Account(self, quota, limit)
+        account = self.accounts[quota.metric] = Account(quota, limit)
         self.kinds = number_of(account.kind for account in self.accounts.values())
         return account
 
 
-class Shelf:
-    """The accounts of one deployment, or of one reservation, looked up once.
+class FolderShelf(Shelf):
+    """A shelf with accounts of one folder.
 
     Attributes:
         folder: Where they come from.
-        accounts: The accounts.
         kinds: Their kinds, as a number.
     """
 
-    __slots__ = ("_rows", "accounts", "folder", "kinds", "valid_until", "version")
+    __slots__ = ("folder", "kinds")
 
     def __init__(self, folder: Folder, accounts: tuple[Account, ...], valid_until: int = NEVER) -> None:
+        super().__init__(accounts, valid_until, folder.version)
         self.folder = folder
-        self.accounts = accounts
         self.kinds = number_of(account.kind for account in accounts)
-        self.valid_until = valid_until
-        self.version = folder.version
-        self._rows = tuple((account.tokens, account.daily, account.ledger) for account in accounts)
-
-    def fits(self, requests: int, tokens: int, now: int) -> bool:
-        """Tell whether every quota has room now."""
-        for counts_tokens, _, ledger in self._rows:
-            amount = tokens if counts_tokens else requests
-            if amount and ledger.room_at(amount, now) != now:
-                return False
-        return True
-
-    def take(self, requests: int, tokens: int, now: int) -> tuple[list[int], float, float]:
-        """Take what fits; return the marks, and the shares that remain of the other and the daily quotas."""
-        marks = []
-        headroom = daily_headroom = 1.0
-        for counts_tokens, daily, ledger in self._rows:
-            amount = tokens if counts_tokens else requests
-            marks.append(ledger.take(amount, now))
-            used = ledger.taken if amount else ledger.used(now)
-            limit = ledger.limit
-            share = 1.0 - used / limit if used < limit else 0.0
-            if daily:
-                if share < daily_headroom:  # noqa: PLR1730 - three times as fast as min()
-                    daily_headroom = share
-            elif share < headroom:
-                headroom = share
-        return marks, headroom, daily_headroom
-
-    def correct(self, marks: Sequence[int], requests: int, tokens: int, now: int) -> None:
-        """Change what was taken at ``marks`` by so many requests and tokens."""
-        for (counts_tokens, _, ledger), mark in zip(self._rows, marks, strict=True):
-            change = tokens if counts_tokens else requests
-            if change:
-                ledger.correct(mark, change, now)
 
 
 class Accounts:

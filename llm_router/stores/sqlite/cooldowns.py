@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import microseconds
+from llm_router.stores.ledger import latest_cooldown, microseconds
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -59,16 +59,7 @@ class Cooldowns:
 
     def latest(self, deployment: Deployment, now: int) -> Cooldown | None:
         """Return the cooldown that ends last among those of the deployment's scopes."""
-        if not self.present:
-            return None
-        latest = None
-        for scope in deployment.scopes:
-            cooldown = self.present.get(scope)
-            if cooldown is None or microseconds(cooldown.until) <= now:
-                continue
-            if latest is None or cooldown.until > latest.until:
-                latest = cooldown
-        return latest
+        return latest_cooldown(self.present, deployment, now) if self.present else None
 
     def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, int]]:
         """Return the learnt limits in force for a scope, each with the moment until which it is."""

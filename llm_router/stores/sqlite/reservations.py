@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import Demand
-from llm_router.stores.sqlite.accounts import Shelf
+from llm_router.stores.sqlite.accounts import FolderShelf
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import kinds_of, split
 
@@ -33,12 +33,12 @@ class Reservation:
         expires: Microseconds since the epoch.
         demand: What was asked for.
         shelf: Where it was taken from.
-        marks: Its mark in each of the accounts of the shelf.
+        marks: Its mark in each of the books of the shelf.
     """
 
     expires: int
     demand: Demand
-    shelf: Shelf
+    shelf: FolderShelf
     marks: list[int]
 
 
@@ -119,5 +119,5 @@ class Reservations:
         present = {account.kind: account for account in folder.accounts.values()}
         pairs = zip(kinds_of(int(kinds)), marks, strict=True)
         live = [(present[kind], mark) for kind, mark in pairs if kind in present]
-        shelf = Shelf(folder, tuple(account for account, _ in live))
+        shelf = FolderShelf(folder, tuple(account for account, _ in live))
         return Reservation(int(expires), Demand(requests, tokens), shelf, [mark for _, mark in live])

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, microseconds, seconds
-from llm_router.stores.sqlite.accounts import Account, Accounts, Shelf
+from llm_router.domain.quota import Demand
+from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+from llm_router.stores.ledger import NEVER, microseconds, terms_in_force
+from llm_router.stores.sqlite.accounts import Accounts, FolderShelf
 from llm_router.stores.sqlite.cooldowns import Cooldowns
 from llm_router.stores.sqlite.journal import Entry, Journal
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
 
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment
@@ -30,8 +29,6 @@ _SWEEP_AT_ONCE = 500
 
 _MOST_SHELVES = 50_000
 """Deployment objects remembered; a router that is reloaded makes new ones. Forgetting them loses no count."""
-
-_SMALLEST = Demand(1, 1)
 
 
 class State:
@@ -53,7 +50,7 @@ class State:
         self._accounts = Accounts(self._connection)
         self._reservations = Reservations(self._accounts, self._journal)
         self._cooldowns = Cooldowns(self._connection)
-        self._shelves: dict[Deployment, Shelf] = {}
+        self._shelves: dict[Deployment, FolderShelf] = {}
 
     def begin(self) -> None:
         """Learn what other connections have written since the last transaction."""
@@ -100,12 +97,11 @@ class State:
         requests, tokens = demand.requests, demand.tokens
         for deployment in candidates:
             shelf = self._shelf(deployment, now)
-            if self._cooldowns.present or not shelf.fits(requests, tokens, now):
-                refusal = self._refuse(deployment, shelf, demand, now)
-                if refusal is not None:
-                    refusals += (refusal,)
-                    continue
-            if not shelf.accounts:
+            cooldown = self._cooldowns.latest(deployment, now)
+            if cooldown is not None or not shelf.fits(requests, tokens, now):
+                refusals += (shelf.refuse(deployment, cooldown, demand, now),)
+                continue
+            if not shelf.books:
                 return Decision(deployment, refusals=refusals)  # nothing was taken: nothing is to be settled
             if not shelf.folder.changed:
                 self._accounts.change(shelf.folder)
@@ -136,47 +132,14 @@ class State:
 
     def snapshot(self, now: int, deployments: tuple[Deployment, ...]) -> list[DeploymentSnapshot]:
         """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
-        return [self._describe(deployment, now) for deployment in deployments]
-
-    # --- deciding -------------------------------------------------------------------------------------
-
-    def _refuse(self, deployment: Deployment, shelf: Shelf, demand: Demand, now: int) -> Refusal | None:
-        """Return None if ``demand`` fits; else when it will, and what is in the way the longest."""
-        retry_at, reason = self._room_at(deployment, shelf.accounts, demand, now)
-        if retry_at <= now:
-            return None
-        wake_at, _ = self._room_at(deployment, shelf.accounts, _SMALLEST, now)
-        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
-
-    def _room_at(
-        self, deployment: Deployment, accounts: tuple[Account, ...], demand: Demand, now: int
-    ) -> tuple[int, str]:
-        """Return ``now`` if ``demand`` fits; else the moment it will, and what is in the way the longest."""
-        latest, reason = now, ""
-        cooldown = self._cooldowns.latest(deployment, now)
-        if cooldown is not None:
-            latest, reason = microseconds(cooldown.until), cooldown.reason
-        for account in accounts:
-            amount = demand.tokens if account.tokens else demand.requests
-            if amount:
-                room_at = account.ledger.room_at(amount, now)
-                if room_at > now:
-                    room_at = min(room_at, account.holds_until)  # a learnt limit of 0 does not hold for ever
-                    if room_at > latest:
-                        latest, reason = room_at, account.metric.value
-        return latest, reason
-
-    def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
-        quotas = []
-        for account in self._open(deployment, now).accounts:
-            ledger = account.ledger
-            resets_at = seconds(ledger.resets_at(now))
-            quotas.append(QuotaSnapshot(account.metric, ledger.limit, ledger.used(now), resets_at))
-        return DeploymentSnapshot(deployment, tuple(quotas), self._cooldowns.latest(deployment, now))
+        return [
+            self._open(deployment, now).describe(deployment, self._cooldowns.latest(deployment, now), now)
+            for deployment in deployments
+        ]
 
     # --- finding the accounts -------------------------------------------------------------------------
 
-    def _shelf(self, deployment: Deployment, now: int) -> Shelf:
+    def _shelf(self, deployment: Deployment, now: int) -> FolderShelf:
         shelf = self._shelves.get(deployment)
         if shelf is None or now >= shelf.valid_until or shelf.version != shelf.folder.version:
             return self._open(deployment, now)
@@ -184,15 +147,15 @@ class State:
             self._accounts.refresh(shelf.folder)
         return shelf
 
-    def _open(self, deployment: Deployment, now: int) -> Shelf:
+    def _open(self, deployment: Deployment, now: int) -> FolderShelf:
         """Find or open the accounts of a deployment under the limits that hold now."""
         folder = self._accounts.folder(deployment.model_scope)
         learnt = self._cooldowns.learnt_limits(folder.scope, now)
-        accounts = tuple(folder.configure(*terms) for terms in _terms(deployment, learnt))
+        accounts = tuple(folder.configure(*terms) for terms in terms_in_force(deployment, learnt))
         valid_until = min((until for _, until in learnt.values()), default=NEVER)
         if len(self._shelves) >= _MOST_SHELVES:
             self._shelves.clear()
-        shelf = self._shelves[deployment] = Shelf(folder, accounts, valid_until)
+        shelf = self._shelves[deployment] = FolderShelf(folder, accounts, valid_until)
         return shelf
 
     # --- forgetting -----------------------------------------------------------------------------------
@@ -208,15 +171,3 @@ class State:
                 self._journal.append(Entry(self._journal.number + 2))
             more = swept == _SWEEP_AT_ONCE
             self._sweep_ledgers_at = now if more else now + _HOUR
-
-
-def _terms(deployment: Deployment, learnt: dict[Metric, tuple[int, int]]) -> Iterator[tuple[Quota, int, int]]:
-    """Yield each quota of a deployment, its limit in force, and until when that is a learnt one."""
-    configured = {quota.metric: quota for quota in deployment.quotas}
-    for metric, quota in configured.items():
-        limit, until = learnt.get(metric, (quota.limit, NEVER))
-        yield (quota, limit, until) if limit < quota.limit else (quota, quota.limit, NEVER)
-    for metric in Metric:
-        if metric in learnt and metric not in configured:
-            limit, until = learnt[metric]
-            yield Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING), limit, until

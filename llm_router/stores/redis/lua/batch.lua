@@ -61,7 +61,7 @@ end
 -- Deployments ------------------------------------------------------------------------------------------------
 
 local named_by, open_deployment, open_anew = (function()
-  local EXACT_LIMIT, SLICES = 240, 240 -- as in ledger.py
+  local EXACT_LIMIT, SLICES = 240, 240 -- as in stores/ledger/
 
   local width = unpack_from("<I4", ARGV[1], 25)
   local names = {}     -- number of a deployment -> its model's scope, the place of its profile, its other scopes

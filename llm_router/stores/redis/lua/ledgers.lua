@@ -1,4 +1,4 @@
--- The arithmetic of one quota, as in llm_router/stores/ledger.py; the differential test holds the two together.
+-- The arithmetic of one quota, as in llm_router/stores/ledger/; the differential test holds the two together.
 --
 -- Amounts are in requests or tokens, moments in whole microseconds since the Unix epoch (doubles hold them
 -- exactly). `now` is the same for all that one script call does.
@@ -29,7 +29,7 @@ local missing_zone  -- a time zone that a stored ledger needs and the caller did
 local function load_rolling()
   local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 8 -- DUE: the last moment of the oldest entry
   local WIDTH = 48
-  local MOST_ENTRIES = 2 * 240 -- as in ledger.py
+  local MOST_ENTRIES = 2 * 240 -- as in stores/ledger/
 
   local rooms = {} -- scope -> block -> amount in excess -> when there is room: refused requests come in crowds
 
@@ -227,7 +227,7 @@ end
 
 local function load_steady()
   local DEBT, AT, TOTAL, RATE = 1, 2, 3, 4
-  local EPSILON = 1e-6 -- as in ledger.py
+  local EPSILON = 1e-6 -- as in stores/ledger/
 
   local function drained(s, b)
     if now <= s[b + AT] then return s[b + DEBT] end
