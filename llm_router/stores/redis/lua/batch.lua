@@ -37,20 +37,17 @@ local OPERATION = "<BI4I8I8I8I4c0"
 
 local numbers = {}   -- the reply
 local length = 0     -- how many numbers there are
-local descriptions, describe = {}, nil
+local descriptions = {}
+local numbered = {}  -- description -> its number
 local opened = {}    -- number of a deployment -> what it consists of, under the limits in force
 
-do
-  local numbered = {}
-
-  -- Return the number by which the reply refers to a description.
-  function describe(text)
-    if not numbered[text] then
-      descriptions[#descriptions + 1] = text
-      numbered[text] = #descriptions
-    end
-    return numbered[text]
+-- Return the number by which the reply refers to a description.
+local function describe(text)
+  if not numbered[text] then
+    descriptions[#descriptions + 1] = text
+    numbered[text] = #descriptions
   end
+  return numbered[text]
 end
 
 local function reply(a, b)

@@ -41,6 +41,26 @@ local function time_to_live(moment)
   return digits(ceil(min(moment - now + SLACK, LONGEST) / 1000))
 end
 
+-- The limits learnt for a scope that are in force: metric -> {limit, end}; nil if there are none.
+local function learnt_limits(s)
+  if s[6] == "" then return nil end
+  local learnt
+  for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
+    if tonumber(ends) > now then
+      learnt = learnt or {}
+      learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) }
+    end
+  end
+  return learnt
+end
+
+local function set_learnt_limits(s, learnt)
+  s[6] = ""
+  for metric, entry in pairs(learnt) do
+    s[6] = s[6] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
+  end
+end
+
 local read, get_scope, write_scopes = (function()
   local VERSION = 2
   local LAYOUT = "<BddsssBdddddddsBdddddddsBdddddddsBddddddds"
@@ -95,15 +115,11 @@ local read, get_scope, write_scopes = (function()
     local kept_until = s[2]
     if s[3] > now then kept_until = max(kept_until, s[3]) else s[3], s[4], s[5] = 0, "", "" end
     if s[6] ~= "" then
-      local live = ""
-      for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
-        ends = tonumber(ends)
-        if ends > now then
-          live = live .. metric .. " " .. limit .. " " .. digits(ends) .. " "
-          kept_until = max(kept_until, ends)
-        end
+      local learnt = learnt_limits(s) or {}
+      set_learnt_limits(s, learnt)
+      for _, entry in pairs(learnt) do
+        kept_until = max(kept_until, entry[2])
       end
-      s[6] = live
     end
     for b = FIRST_LEDGER, FIELDS, LEDGER do
       if s[b] ~= 0 then
@@ -144,19 +160,6 @@ local function find_aside(name)
   return s[3] > now and s or nil
 end
 
--- The limits learnt for a scope that are in force: metric -> {limit, end}; nil if there are none.
-local function learnt_limits(s)
-  if s[6] == "" then return nil end
-  local learnt
-  for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
-    if tonumber(ends) > now then
-      learnt = learnt or {}
-      learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) }
-    end
-  end
-  return learnt
-end
-
 -- `order`: {scope, until, until exact, description, {metric, limit, …}}; see batch.lua.
 local function put_aside(order, learnt_until)
   local s, ends, text, limits = get_scope(order[1]), order[2], order[3], order[5]
@@ -174,10 +177,7 @@ local function put_aside(order, learnt_until)
       local known = learnt[limits[i]]
       learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], learnt_until }
     end
-    s[6] = ""
-    for metric, entry in pairs(learnt) do
-      s[6] = s[6] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
-    end
+    set_learnt_limits(s, learnt)
   end
   touch(s)
 end
