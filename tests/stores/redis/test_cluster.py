@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +22,6 @@ from llm_router.testing.store_contract.decisions import DecisionContract
 from llm_router.testing.store_contract.reservations import ReservationContract
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
 
     from llm_router.domain.clock import Clock
@@ -55,21 +54,8 @@ def binary(servers):
     return next(iter(servers.find_servers().values()))
 
 
-@asynccontextmanager
-async def opened(cluster, **settings) -> AsyncIterator[RedisStore]:
-    store = RedisStore(cluster.url, **({"timeout": TIMEOUT} | settings))
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-@contextmanager
-def no_longer_than(seconds: float):
-    """Fail if the body takes longer: a bound for hanging, not a measurement."""
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < seconds
+def opened(cluster, **settings) -> aclosing[RedisStore]:
+    return aclosing(RedisStore(cluster.url, **({"timeout": TIMEOUT} | settings)))
 
 
 async def granted(store, reservation_id: str, *candidates: Deployment) -> bool:
@@ -171,7 +157,7 @@ async def test_a_server_that_is_no_node_is_told_apart(servers):
     await store.aclose()
 
 
-async def test_a_cluster_that_is_not_there(servers):
+async def test_a_cluster_that_is_not_there(servers, no_longer_than):
     """It is unavailable like any server, in time."""
     store = RedisStore("redis+cluster://127.0.0.1:1", shards=SHARDS, timeout=TIMEOUT)
     with no_longer_than(3 * TIMEOUT), pytest.raises(StoreUnavailableError, match="cannot be reached"):
@@ -184,7 +170,7 @@ async def test_a_cluster_that_is_not_there(servers):
 # --- nodes that change --------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_node_holds_up_its_own_shard_only(cluster):
+async def test_a_frozen_node_holds_up_its_own_shard_only(cluster, no_longer_than):
     """Those on the others go on while its callers wait; what concerns all of them fails in time."""
     async with opened(cluster, shards=SHARDS) as store:
         everyone = one_of_each(store)
@@ -255,7 +241,7 @@ async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
         assert await granted(store, "t", b)
 
 
-async def test_a_killed_node_is_noticed_and_found_again(servers, binary):
+async def test_a_killed_node_is_noticed_and_found_again(servers, binary, no_longer_than):
     """Its own shard is unavailable, the others go on; started again, and empty, it is used again."""
     with servers.running_cluster(binary) as cluster:
         async with opened(cluster, shards=SHARDS) as store:
@@ -290,7 +276,7 @@ async def _eventually(call) -> None:
             return
 
 
-async def test_a_replica_takes_over(servers, binary):
+async def test_a_replica_takes_over(servers, binary, no_longer_than):
     """The node that had the slots is killed: its replica has the counts, and is given the script."""
     a = deployment(limit=5)
     with servers.running_cluster(binary, replicas=1) as cluster:

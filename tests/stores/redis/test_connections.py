@@ -7,7 +7,7 @@ import logging
 import ssl
 import tempfile
 import traceback
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -19,11 +19,12 @@ from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError, StoreUnavailableError
+from llm_router.stores import RateLimitStore
 from llm_router.stores.redis import RedisStore
 from llm_router.stores.urls import open_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
 
 PASSWORD = "s3cret:w@rd/with%odd#ones"
 LOGIN = f"router:{quote(PASSWORD, safe='')}@"
@@ -41,15 +42,6 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def server(servers):
-    """Provide an empty server of which other tests use the same."""
-    server = servers.shared_server(next(iter(servers.find_servers())))
-    with server.client() as client:
-        client.flushall()
-    return server
-
-
-@pytest.fixture
 def guarded(servers) -> Iterator:
     """Provide a server that lets nobody in but one user with a password."""
     binary = next(iter(servers.find_servers().values()))
@@ -60,13 +52,8 @@ def guarded(servers) -> Iterator:
         yield server
 
 
-@asynccontextmanager
-async def opened(url: str, **settings) -> AsyncIterator[RedisStore]:
-    store = open_store(url) if not settings else RedisStore(url, **settings)
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def opened(url: str, **settings) -> aclosing[RateLimitStore]:
+    return aclosing(RedisStore(url, **settings) if settings else open_store(url))
 
 
 async def works(store, a: Deployment) -> bool:
@@ -138,12 +125,7 @@ async def test_a_server_that_does_not_speak_tls(server, a):
         writer.write(b"-ERR what was that\r\n")
         writer.close()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as plain:
-        port = plain.sockets[0].getsockname()[1]
-        async with opened(f"rediss://{LOGIN}127.0.0.1:{port}", timeout=TIMEOUT) as store:
-            error = await failure_of(store, a)
-    assert "does not speak TLS" in str(error)
-    _assert_discreet(error, repr(store))
+    assert "does not speak TLS" in await failure_before(answer, "rediss", a)
     async with opened(server.url.replace("redis://", "rediss://"), timeout=0.3) as store:
         assert "did not answer" in str(await failure_of(store, a))
 
@@ -235,6 +217,16 @@ async def failure_of(store: RedisStore, a: Deployment) -> StoreUnavailableError:
     return caught.value
 
 
+async def failure_before(answer, scheme: str, a: Deployment) -> str:
+    """Return what the store says of a server that answers as ``answer`` does; no part of it is secret."""
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        async with opened(f"{scheme}://{LOGIN}127.0.0.1:{port}", timeout=TIMEOUT) as store:
+            error = await failure_of(store, a)
+    _assert_discreet(error, repr(store))
+    return str(error)
+
+
 def _assert_discreet(error: BaseException, *more: str) -> None:
     told = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     for text in (told, str(error), repr(error), *more):
@@ -294,9 +286,4 @@ async def test_a_server_that_repeats_the_password_is_cut_short(servers, a):
                 writer.write(b"+OK\r\n")
         writer.close()
 
-    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as proxy:
-        port = proxy.sockets[0].getsockname()[1]
-        async with opened(f"redis://{LOGIN}127.0.0.1:{port}", timeout=TIMEOUT) as store:
-            error = await failure_of(store, a)
-    assert "unknown command" in str(error)
-    _assert_discreet(error, repr(store))
+    assert "unknown command" in await failure_before(refuse, "redis", a)

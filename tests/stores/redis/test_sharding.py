@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from contextlib import aclosing
 
 import pytest
 from redis.crc import key_slot
@@ -23,9 +22,6 @@ from llm_router.stores.redis.sharding import Sharding, shard_of
 from llm_router.stores.urls import open_store
 from llm_router.testing.clock import ManualClock
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 SHARDS = 4
 ONE = Demand(1, 0)
 
@@ -42,21 +38,8 @@ def in_shard(shard: int, nth: int = 0, **settings) -> Deployment:
     return deployment([next(names) for _ in range(nth + 1)][-1], **settings)
 
 
-@pytest.fixture
-def server(servers):
-    server = servers.shared_server(next(iter(servers.find_servers())))
-    with server.client() as client:
-        client.flushall()
-    return server
-
-
-@asynccontextmanager
-async def opened(server, **settings) -> AsyncIterator[RedisStore]:
-    store = RedisStore(server.url, **({"shards": SHARDS, "clock": ManualClock()} | settings))
-    try:
-        yield store
-    finally:
-        await store.aclose()
+def opened(server, **settings) -> aclosing[RedisStore]:
+    return aclosing(RedisStore(server.url, **({"shards": SHARDS, "clock": ManualClock()} | settings)))
 
 
 async def reserve(store, reservation_id: str, *candidates: Deployment) -> Decision:

@@ -6,9 +6,8 @@ import asyncio
 import math
 import os
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 
 import pytest
 from redis.asyncio import Redis
@@ -22,9 +21,6 @@ from llm_router.stores import RateLimitStore
 from llm_router.stores.redis import RedisStore
 from llm_router.testing.clock import ManualClock
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
 QUOTAS = (Quota(Metric.RPM, 1000), Quota(Metric.TPM, 1_000_000), Quota(Metric.RPD, 100_000, Refill.DAILY))
 ONE = Demand(1, 100)
 TTL = 60.0
@@ -34,44 +30,16 @@ def deployment(name: str = "a", *quotas: Quota) -> Deployment:
     return Deployment(Key(name, Secret("AIza-not-a-key")), "flash", quotas=quotas or QUOTAS)
 
 
-@pytest.fixture
-def name(servers):
-    """Name one of the servers that all tests share."""
-    return next(iter(servers.find_servers()))
-
-
-@pytest.fixture
-def shared(servers, name):
-    """Provide an empty server that other tests use, too."""
-    server = servers.shared_server(name)
-    with server.client() as client:
-        client.flushall()
-    return server
-
-
-@asynccontextmanager
-async def opened(url: str, **settings) -> AsyncIterator[RedisStore]:
-    store = RedisStore(url, **settings)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-@contextmanager
-def no_longer_than(seconds: float):
-    """Fail if the body takes longer: a bound for hanging, not a measurement."""
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < seconds
+def opened(url: str, **settings) -> aclosing[RedisStore]:
+    return aclosing(RedisStore(url, **settings))
 
 
 # --- what is stored -----------------------------------------------------------------------------------------
 
 
-async def test_every_key_has_an_end(shared):
+async def test_every_key_has_an_end(server):
     """No key outlives what it is needed for, whatever was asked of the store."""
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         a, b = deployment("a"), deployment("b", Quota(Metric.TPM, 5000, Refill.STEADY))
         for number in range(5):
             await store.reserve(f"r{number}", [a], ONE, TTL)
@@ -80,7 +48,7 @@ async def test_every_key_has_an_end(shared):
         await store.release("s0")
         await store.cool_down(Cooldown(a.key_scope, time.time() + 30, "rests", (LearntLimit(Metric.RPM, 5),)))
         await store.cool_down(Cooldown(b.provider_scope, math.inf, "dead"))
-    with shared.client() as client:
+    with server.client() as client:
         ends = {key: client.pttl(key) for key in client.scan_iter()}
     assert (
         len(ends) == 7
@@ -88,22 +56,22 @@ async def test_every_key_has_an_end(shared):
     assert all(0 < end <= 366 * 86_400_000 for end in ends.values())
 
 
-async def test_all_keys_of_a_namespace_share_a_hash_tag(shared):
+async def test_all_keys_of_a_namespace_share_a_hash_tag(server):
     """A cluster keeps them on one node, and two namespaces keep apart."""
     a = deployment("a", Quota(Metric.RPM, 1))
-    async with opened(shared.url, namespace="one {x} é") as one, opened(shared.url, namespace="two") as two:
+    async with opened(server.url, namespace="one {x} é") as one, opened(server.url, namespace="two") as two:
         assert (await one.reserve("r", [a], ONE, TTL)).deployment is a
         assert (await two.reserve("r", [a], ONE, TTL)).deployment is a
         assert (await two.reserve("s", [a], ONE, TTL)).deployment is None
-    with shared.client() as client:
+    with server.client() as client:
         tags = {key.split(b":")[0] for key in client.scan_iter()}
     assert tags == {b"{one%20%7Bx%7D%20%C3%A9}", b"{two}"}
 
 
-async def test_ten_thousand_requests_leave_nothing_behind(shared):
+async def test_ten_thousand_requests_leave_nothing_behind(server):
     """State does not grow with the number of requests served."""
     a = deployment("a", Quota(Metric.RPM, 20_000), Quota(Metric.TPM, 10**9))
-    async with opened(shared.url, timeout=20) as store:
+    async with opened(server.url, timeout=20) as store:
 
         async def serve(number: int) -> None:
             await store.reserve(f"request {number}", [a], ONE, TTL)
@@ -113,30 +81,30 @@ async def test_ten_thousand_requests_leave_nothing_behind(shared):
             await asyncio.gather(*(serve(number) for number in range(start, start + 1000)))
         [snapshot] = await store.snapshot([a])
     assert [quota.used for quota in snapshot.quotas] == [10_000, 900_000]
-    with shared.client() as client:
+    with server.client() as client:
         keys = list(client.scan_iter())
         assert len(keys) == 2  # the model, and the state of sweeping
         assert all(client.strlen(key) < 25_000 for key in keys)
 
 
-async def test_reservations_of_the_dead_are_swept_out(shared):
+async def test_reservations_of_the_dead_are_swept_out(server):
     """What nobody settles is forgotten once it has expired, while others go on."""
     clock = ManualClock()
     a = deployment("a")
-    async with opened(shared.url, clock=clock) as store:
+    async with opened(server.url, clock=clock) as store:
         await asyncio.gather(*(store.reserve(f"dead {number}", [a], ONE, 5.0) for number in range(100)))
         for number in range(20):
             clock.shift(1.0)
             await store.reserve(f"alive {number}", [a], ONE, TTL)
-    with shared.client() as client:
+    with server.client() as client:
         assert client.hlen("{llm_router}:reservations") == 20
 
 
 @pytest.mark.parametrize("odd", ["", "\0x", "a b\n", "é", "\ud800", '"\\', "{x}:*", "0" * 1000])
-async def test_any_string_is_a_reservation_id(shared, odd):
+async def test_any_string_is_a_reservation_id(server, odd):
     """Odd characters make no two ids one, and are found again."""
     a = deployment("a", Quota(Metric.RPM, 2))
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         for reservation_id in (odd, odd + "'"):
             assert (await store.reserve(reservation_id, [a], ONE, TTL)).deployment is a
         await store.release(odd)
@@ -144,11 +112,11 @@ async def test_any_string_is_a_reservation_id(shared, odd):
         assert (await store.reserve("more", [a], ONE, TTL)).deployment is None
 
 
-async def test_no_credential_reaches_the_server(shared):
+async def test_no_credential_reaches_the_server(server):
     """Neither the key nor a digest of it is stored."""
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         await store.reserve("r", [deployment("a")], ONE, TTL)
-    with shared.client() as client:
+    with server.client() as client:
         dumps = [key + client.dump(key) for key in client.scan_iter()]
     assert dumps
     assert not any(b"AIza" in dump for dump in dumps)
@@ -157,11 +125,11 @@ async def test_no_credential_reaches_the_server(shared):
 # --- time ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_servers_time_counts_without_a_clock(shared, monkeypatch):
+async def test_the_servers_time_counts_without_a_clock(server, monkeypatch):
     """A machine whose clock is a day off reckons like the others."""
     a = deployment("a", Quota(Metric.RPM, 1), Quota(Metric.RPD, 10, Refill.DAILY))
     true_time = time.time
-    async with opened(shared.url) as right, opened(shared.url) as wrong:
+    async with opened(server.url) as right, opened(server.url) as wrong:
         await right.reserve("r", [a], ONE, TTL)
         [expected] = await right.snapshot([a])
         monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 90_000)
@@ -173,11 +141,11 @@ async def test_the_servers_time_counts_without_a_clock(shared, monkeypatch):
     assert abs(refusal.retry_at + 90_000 - true_time() - 60.3) < 10
 
 
-async def test_a_clock_that_is_set_while_running_is_noticed(shared, monkeypatch):
+async def test_a_clock_that_is_set_while_running_is_noticed(server, monkeypatch):
     """After a jump of the machine's clock the next call learns the server's time anew."""
     a = deployment("a")
     true_time = time.time
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         await store.reserve("r", [a], ONE, TTL)
         monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 7 * 86_400)
         assert (await store.reserve("s", [a], ONE, TTL)).deployment is a
@@ -186,12 +154,12 @@ async def test_a_clock_that_is_set_while_running_is_noticed(shared, monkeypatch)
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_asked_at_once_shares_a_call(shared):
+async def test_what_is_asked_at_once_shares_a_call(server):
     """A hundred reserves of one tick take one call or two, not a hundred."""
     a = deployment("a")
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         await store.reserve("first", [a], ONE, TTL)
-        with shared.client() as client:
+        with server.client() as client:
             client.config_resetstat()
             decisions = await asyncio.gather(*(store.reserve(f"r{n}", [a], ONE, TTL) for n in range(100)))
             calls = client.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -199,12 +167,12 @@ async def test_what_is_asked_at_once_shares_a_call(shared):
     assert calls <= 2
 
 
-async def test_a_script_that_was_flushed_is_loaded_again(shared):
+async def test_a_script_that_was_flushed_is_loaded_again(server):
     """A server that forgot the script answers all the same, also in the middle of a crowd."""
     a = deployment("a", Quota(Metric.RPM, 1500))
     granted = 0
-    async with opened(shared.url) as store:
-        with shared.client() as client:
+    async with opened(server.url) as store:
+        with server.client() as client:
             for round_ in range(3):
                 client.script_flush()
                 crowd = (store.reserve(f"r{round_}-{n}", [a], ONE, TTL) for n in range(600))
@@ -212,11 +180,11 @@ async def test_a_script_that_was_flushed_is_loaded_again(shared):
     assert granted == 1500
 
 
-async def test_one_callers_mistake_is_its_own(shared):
+async def test_one_callers_mistake_is_its_own(server):
     """A quota in a time zone that does not exist fails its caller, not those who share the call."""
     good = deployment("a")
     bad = deployment("b", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Nowhere/Land"))
-    async with opened(shared.url) as store:
+    async with opened(server.url) as store:
         outcomes = await asyncio.gather(
             store.reserve("r", [good], ONE, TTL),
             store.reserve("s", [bad], ONE, TTL),
@@ -228,11 +196,11 @@ async def test_one_callers_mistake_is_its_own(shared):
     assert outcomes[2].deployment is good
 
 
-async def test_a_zone_that_another_store_uses_is_asked_for(shared):
+async def test_a_zone_that_another_store_uses_is_asked_for(server):
     """A reservation in a time zone that this store never heard of can be settled through it, days later."""
     clock = ManualClock()
     a = deployment("a", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Asia/Tokyo"))
-    async with opened(shared.url, clock=clock) as one, opened(shared.url, clock=clock) as two:
+    async with opened(server.url, clock=clock) as one, opened(server.url, clock=clock) as two:
         for reservation_id in ("today", "yesterday"):
             await one.reserve(reservation_id, [a], ONE, 3 * 86_400.0)
         await two.release("today")
@@ -247,9 +215,9 @@ async def test_a_zone_that_another_store_uses_is_asked_for(shared):
 # --- loops and processes ------------------------------------------------------------------------------------
 
 
-def test_a_store_outlives_its_event_loop(shared):
+def test_a_store_outlives_its_event_loop(server):
     """Two runs of asyncio share a store, also when nobody closed it in between."""
-    store = RedisStore(shared.url)
+    store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 2))
 
     async def reserve(reservation_id: str):
@@ -258,11 +226,11 @@ def test_a_store_outlives_its_event_loop(shared):
     assert asyncio.run(reserve("r")) is a
     assert asyncio.run(reserve("s")) is a
     assert asyncio.run(reserve("t")) is None
-    with shared.client() as client:
+    with server.client() as client:
         assert client.info("clients")["connected_clients"] == 1  # this one
 
 
-def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary):
+def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary, no_longer_than):
     """Neither the end of the loop nor the next one is held up by a call without answer."""
     a = deployment("a", Quota(Metric.RPM, 1))
     with servers.running(redis_binary) as server:
@@ -296,9 +264,9 @@ def _reserve_in_child(store, a, pipe):
     pipe.send(asyncio.run(reserve()))
 
 
-def test_a_forked_process_has_its_own_connections(shared):
+def test_a_forked_process_has_its_own_connections(server):
     """A store that was used before a fork works on both sides of it."""
-    store = RedisStore(shared.url)
+    store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 3))
 
     async def reserve() -> list[bool]:
@@ -322,9 +290,9 @@ def _fork_target(store, a, pipe):
     _reserve_in_child(store, a, pipe)
 
 
-async def test_a_client_made_elsewhere_is_used_and_left_open(shared):
+async def test_a_client_made_elsewhere_is_used_and_left_open(server):
     """Whoever made the client closes it."""
-    async with Redis.from_url(shared.url, decode_responses=True) as client:
+    async with Redis.from_url(server.url, decode_responses=True) as client:
         store = RedisStore(client)
         a = deployment("a", Quota(Metric.RPM, 1))
         assert isinstance(store, RateLimitStore)
@@ -340,7 +308,7 @@ async def test_a_client_made_elsewhere_is_used_and_left_open(shared):
 # --- failures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_server_holds_nobody_longer_than_the_timeout(servers, redis_binary):
+async def test_a_frozen_server_holds_nobody_longer_than_the_timeout(servers, redis_binary, no_longer_than):
     """Everybody who waits is told in time; once the server runs again, what was asked takes no effect."""
     a = deployment("a")
     with servers.running(redis_binary) as server:
@@ -461,15 +429,13 @@ async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
         lambda client, key: client.hset("{llm_router}:reservations", "r", "nonsense"),
     ],
 )
-async def test_foreign_state_is_told_and_left_as_it_was(servers, name, spoil):
+async def test_foreign_state_is_told_and_left_as_it_was(server, spoil):
     """Something else under a key of the namespace is an error, not something to overwrite."""
     a = deployment("a")
-    server = servers.shared_server(name)
     near = next(
         id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2
     )  # goes into the same call
     with server.client() as client:
-        client.flushall()
         spoil(client, "{llm_router}:scope:" + a.model_scope)
         before = {key: client.dump(key) for key in client.scan_iter()}
         async with opened(server.url) as store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,21 +70,8 @@ async def pair(servers, redis_binary) -> AsyncIterator[Pair]:
             yield Pair(servers, primary, replica, relay)
 
 
-@asynccontextmanager
-async def opened(url: str, **settings) -> AsyncIterator[RedisStore]:
-    store = RedisStore(url, timeout=TIMEOUT, **settings)
-    try:
-        yield store
-    finally:
-        await store.aclose()
-
-
-@contextmanager
-def no_longer_than(seconds: float):
-    """Fail if the body takes longer: a bound for hanging, not a measurement."""
-    start = time.monotonic()
-    yield
-    assert time.monotonic() - start < seconds
+def opened(url: str, **settings) -> aclosing[RedisStore]:
+    return aclosing(RedisStore(url, timeout=TIMEOUT, **settings))
 
 
 async def granted(store, reservation_id: str, a: Deployment) -> bool:
@@ -96,7 +83,7 @@ async def used(store, a: Deployment) -> list[int]:
     return [quota.used for quota in snapshot.quotas]
 
 
-async def test_what_was_replicated_is_kept(pair):
+async def test_what_was_replicated_is_kept(pair, no_longer_than):
     """Counts, reservations, cooldowns: all is there, and the script is sent to the one that lacks it."""
     a, b = deployment("a"), deployment("b")
     async with opened(pair.url, shards=3) as store:
@@ -124,7 +111,7 @@ async def test_what_was_replicated_is_kept(pair):
         assert not list(client.scan_iter("*:reservations"))  # nobody holds anything
 
 
-async def test_a_demoted_primary_is_left(pair):
+async def test_a_demoted_primary_is_left(pair, no_longer_than):
     """It answers READONLY on connections that stay open: they are dropped, and the address asked again."""
     a = deployment("a")
     async with opened(pair.url, shards=3) as store:

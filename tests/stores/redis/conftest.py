@@ -1,0 +1,35 @@
+"""What the tests of the Redis store have in common."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+
+@pytest.fixture
+def server(servers):
+    """Provide an empty server that other tests use, too."""
+    server = servers.shared_server(next(iter(servers.find_servers())))
+    with server.client() as client:
+        client.flushall()
+    return server
+
+
+@pytest.fixture
+def no_longer_than() -> Callable[[float], AbstractContextManager[None]]:
+    """Provide what fails if its body takes longer: a bound for hanging, not a measurement."""
+
+    @contextmanager
+    def bound(seconds: float) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        assert time.monotonic() - start < seconds
+
+    return bound
