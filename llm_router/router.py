@@ -251,14 +251,17 @@ class Router:
         """
         if self._closed:
             raise RouterClosedError("this router is closed: make a new one")
-        request = _request(
-            prompt,
+        request = Request(
+            contents=prompt,
             max_output_tokens=max_output_tokens,
             system_instruction=system_instruction,
             temperature=temperature,
             config=config,
             safety_settings=safety_settings,
         )
+        if isinstance(prompt, Request):
+            request = _merged(prompt, request)
+        _check_request(request)
         patience = self._max_wait if max_wait is None else max_wait
         limit = math.inf if timeout is None else timeout
         if limit <= 0 or patience < 0:
@@ -369,16 +372,19 @@ def _check(
         raise ConfigError(f"max_requests_per_second must be above 0, not {max_requests_per_second!r}")
 
 
-def _request(prompt: Any, **named: Any) -> Request:
-    """Bring a prompt and the named arguments into one request; the named arguments win."""
-    if isinstance(prompt, Request):
-        given = {name: value for name, value in named.items() if value is not None}
-        request = attrs.evolve(prompt, **given) if given else prompt
-    else:
-        request = Request(contents=prompt, **named)
+def _merged(prompt: Request, named: Request) -> Request:
+    """Return the prompt under the named arguments that were given."""
+    given = {
+        field.name: value
+        for field in attrs.fields(Request)
+        if field.name != "contents" and (value := getattr(named, field.name)) is not None
+    }
+    return attrs.evolve(prompt, **given) if given else prompt
+
+
+def _check_request(request: Request) -> None:
     if not request.contents:
         raise InvalidRequestError("the prompt is empty: pass a string or contents")
     limit = request.max_output_tokens
     if limit is not None and (not isinstance(limit, int) or limit <= 0):
         raise InvalidRequestError(f"max_output_tokens must be a whole number above 0, not {limit!r}")
-    return request

@@ -55,13 +55,13 @@ class Band:
 
     def _estimated(self, ranks: Iterable[_Drawn], count: int, now: float) -> list[Slot]:
         drawn: list[Slot] = []
-        minutes = now / MINUTE
+        minutes, distance = now / MINUTE, self.distance
         for _, slots in ranks:
             for slot in slots:
-                slot.distance = self.distance
-                recovered = slot.minute_headroom + minutes
-                # min() costs three times as much, and this runs eight times in every send.
-                slot.headroom = recovered if recovered < slot.daily_headroom else slot.daily_headroom  # noqa: FURB136
+                headroom, daily = slot.minute_headroom + minutes, slot.daily_headroom
+                if headroom > daily:  # noqa: PLR1730 - a third of the time of min(), eight times in every send
+                    headroom = daily
+                slot.headroom, slot.load, slot.distance = headroom, slot.failures - headroom, distance
             drawn += slots
             if len(drawn) >= count:
                 break

@@ -18,7 +18,7 @@ from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Plan
 from llm_router.engine.pool import Pool, Slot
-from llm_router.engine.timing import TimeLimit, finish
+from llm_router.engine.timing import Deadlines, finish
 from llm_router.stores.base import RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
@@ -100,6 +100,7 @@ class Selector:
         self._outage = outage
         self._pace = pace
         self._pad = pad
+        self._deadlines = Deadlines(clock)
         self._lines: dict[Plan, _Line] = {}
 
     async def acquire(self, need: Need, patience: float, tried: Container[Slot] = ()) -> Lease | Shortage:
@@ -206,7 +207,7 @@ class Selector:
     ) -> Lease | Shortage:
         line.members += 1
         try:
-            with TimeLimit(self._clock, deadline - self._clock.time()) as limit:
+            with self._deadlines.limit(deadline - self._clock.time()) as limit:
                 async with line.lock:
                     outcome = await self._head(line, need, deadline, tried)
             return line.shortage if limit.expired else outcome

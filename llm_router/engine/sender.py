@@ -19,7 +19,7 @@ from llm_router.engine.plan import Plan
 from llm_router.engine.pool import Pool, Slot
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.selector import Need, Selector, Shortage
-from llm_router.engine.timing import TimeLimit
+from llm_router.engine.timing import Deadlines
 from llm_router.errors import (
     BlockedError,
     DeadlineExceededError,
@@ -116,6 +116,7 @@ class Sender:
         self._policy = policy
         self._clock = clock
         self._outage = outage
+        self._deadlines = Deadlines(clock)
 
     async def send(self, job: Job) -> Response:
         """Send until there is an answer or no sense in going on.
@@ -149,7 +150,7 @@ class Sender:
 
     async def _acquire(self, run: _Run) -> Lease | Shortage:
         job, asked = run.job, self._clock.time()
-        patience = max(job.max_wait - run.waited, 0.0)
+        patience = job.max_wait - run.waited
         if run.attempts:
             # A retry may sit out the short cooldown that its own failure caused.
             backoff = self._policy.ceiling(len(run.attempts))
@@ -177,7 +178,7 @@ class Sender:
         deployment = lease.slot.deployment
         provider = self._providers[deployment.key.provider]
         outcome: Reply | SendError | None = None
-        with TimeLimit(self._clock, run.time_left(began)):
+        with self._deadlines.limit(run.time_left(began)):
             try:
                 outcome = await provider.generate(deployment, run.job.request, lease.launched)
             except ProviderError as error:

@@ -21,12 +21,17 @@ class Candidate:
         distance: Steps between its workload and the one asked for; 0 where none was asked for.
         headroom: Estimated share (0 to 1) that remains of its tightest quota.
         failures: Transient failures in a row.
+        load: The failures less the headroom: what tells equals apart by default, least first.
     """
 
     deployment: Deployment
     distance: int
     headroom: float
     failures: int
+    load: float = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.load = self.failures - self.headroom
 
 
 class SelectionStrategy(Protocol):

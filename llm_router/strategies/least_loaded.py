@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from llm_router.strategies.base import Candidate
 
 __all__ = ["LeastLoaded"]
 
-
-def _load(candidate: Candidate) -> float:
-    return candidate.failures - candidate.headroom
-
-
-def _place(candidate: Candidate) -> tuple[int, int]:
-    return candidate.distance, candidate.deployment.priority
-
-
-def _rank(candidate: Candidate) -> tuple[int, int, float]:
-    return (*_place(candidate), _load(candidate))
+_place = attrgetter("distance", "deployment.priority")
+_load = attrgetter("load")
+_rank = attrgetter("distance", "deployment.priority", "load")
 
 
 class LeastLoaded:

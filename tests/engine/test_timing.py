@@ -8,11 +8,12 @@ import math
 import pytest
 
 from llm_router.domain.clock import sleep
-from llm_router.engine.timing import TimeLimit
+from llm_router.engine.timing import Deadlines
+from llm_router.testing import ManualClock
 
 
-async def _limited(clock, seconds, work):
-    with TimeLimit(clock, seconds) as limit:
+async def _limited(clock, seconds, work, deadlines=None):
+    with (deadlines or Deadlines(clock)).limit(seconds) as limit:
         await sleep(clock, work)
     return limit.expired
 
@@ -21,7 +22,7 @@ async def _limited(clock, seconds, work):
     ("seconds", "work", "expired"), [(5, 4.9, False), (5, 5.1, True), (math.inf, 900, False)]
 )
 async def test_a_limit_cuts_at_its_time(clock, seconds, work, expired):
-    """What takes longer is cut short and told; what does not is left alone; no timer stays."""
+    """What takes longer is cut short and told; what does not is left alone; no timer stays for ever."""
     task = asyncio.create_task(_limited(clock, seconds, work))
     await clock.advance(1_000)
     assert task.result() is expired
@@ -58,8 +59,9 @@ async def test_limits_nest(clock):
     """The inner limit ends the inner block only."""
 
     async def nested():
-        with TimeLimit(clock, 100) as outer:
-            with TimeLimit(clock, 5) as inner:
+        deadlines = Deadlines(clock)
+        with deadlines.limit(100) as outer:
+            with deadlines.limit(5) as inner:
                 await sleep(clock, 10)
             await sleep(clock, 10)
         return inner.expired, outer.expired, asyncio.current_task().cancelling()
@@ -70,7 +72,76 @@ async def test_limits_nest(clock):
 
 
 async def test_errors_of_the_block_pass_through(clock):
-    """A limit swallows nothing but its own cancellation."""
-    with pytest.raises(KeyError), TimeLimit(clock, 5):
+    """A limit swallows nothing but its own cancellation, and is not watched any more."""
+    deadlines = Deadlines(clock)
+    with pytest.raises(KeyError), deadlines.limit(5):
         raise KeyError
+    await clock.advance(5)
     assert clock.pending == 0
+
+
+async def test_a_thousand_limits_share_a_timer(clock):
+    """Each is kept to all the same, in whatever order they end; the timer goes when nobody needs it."""
+    deadlines = Deadlines(clock)
+    seconds = [((7 * n) % 1000 + 1) / 10 for n in range(1000)]
+    tasks = [asyncio.create_task(_limited(clock, each, 50.05, deadlines)) for each in seconds]
+    await clock.advance(0)
+    assert clock.pending == len(tasks) + 1
+    await clock.advance(50)
+    assert [task.done() for task in tasks] == [each <= 50 for each in seconds]
+    await clock.advance(1)
+    assert [task.result() for task in tasks] == [each <= 50 for each in seconds]
+    await clock.advance(50)
+    assert clock.pending == 0
+
+
+async def test_short_limits_are_not_made_to_wait_by_long_ones(clock):
+    """One that ends before the timer goes off sets it anew."""
+    deadlines = Deadlines(clock)
+    long = asyncio.create_task(_limited(clock, 60, 1_000, deadlines))
+    await clock.advance(1)
+    short = asyncio.create_task(_limited(clock, 2, 1_000, deadlines))
+    await clock.advance(2)
+    assert (short.done(), long.done()) == (True, False)
+    await clock.advance(57)
+    assert long.result() is True
+
+
+class _SetBack(ManualClock):
+    """Its time can be set; its timers go on by themselves, as those of an event loop do."""
+
+    by = 0.0
+
+    def time(self):
+        return super().time() - self.by
+
+
+async def test_a_clock_that_is_set_back_delays_a_limit_once():
+    """Nobody waits an hour longer because the machine's clock was set back by an hour."""
+    clock = _SetBack()
+    deadlines = Deadlines(clock)
+    task = asyncio.create_task(_limited(clock, 5, 10_000, deadlines))
+    await clock.advance(1)
+    clock.by = 3600
+    await clock.advance(4)
+    assert not task.done()
+    await clock.advance(5)
+    assert task.result() is True
+
+
+def test_deadlines_outlive_their_event_loop():
+    """A limit whose loop went away in the middle is forgotten, and those of the next are kept to."""
+    clock = ManualClock()
+    deadlines = Deadlines(clock)
+    first = asyncio.new_event_loop()
+    abandoned = first.create_task(_limited(clock, 5, 10, deadlines))
+    first.run_until_complete(asyncio.sleep(0))
+    first.close()
+    abandoned._log_destroy_pending = False  # it is meant to be pending
+
+    async def again():
+        task = asyncio.create_task(_limited(clock, 5, 10, deadlines))
+        await clock.advance(5)
+        return task.result()
+
+    assert asyncio.run(again()) is True
