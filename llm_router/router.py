@@ -26,8 +26,9 @@ from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import RetryPolicy
+from llm_router.engine.run import Job
 from llm_router.engine.selector import Selector
-from llm_router.engine.sender import Job, Sender
+from llm_router.engine.sender import Sender
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
