@@ -25,10 +25,12 @@ from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
+from llm_router.engine.responder import Responder
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.run import Job
 from llm_router.engine.selector import Selector
 from llm_router.engine.sender import Sender
+from llm_router.engine.streaming import Stream, Streamer
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
@@ -145,7 +147,9 @@ class Router:
         selector = Selector(store, pool, strategy or LeastLoaded(), clock, outage, pad, pace)
         policy = RetryPolicy(max_retries, base_backoff)
         self._planner = Planner(pool, tuple(workloads))
-        self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage)
+        responder = Responder(clock, outage)
+        self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage, responder)
+        self._streamer = Streamer(self._sender, self._providers, responder, clock)
         self.keys = KeyManager(pool, tuple(inactive), store, selector, outage, clock)
         """The statuses of the keys."""
         self._conversations = Conversations(
@@ -250,8 +254,6 @@ class Router:
             InvalidRequestError: Another argument is wrong.
             RouterClosedError: The router was closed.
         """
-        if self._closed:
-            raise RouterClosedError("this router is closed: make a new one")
         request = Request(
             contents=prompt,
             max_output_tokens=max_output_tokens,
@@ -260,8 +262,73 @@ class Router:
             config=config,
             safety_settings=safety_settings,
         )
-        if isinstance(prompt, Request):
-            request = _merged(prompt, request)
+        job = self._job(request, workload, model_preference, fallback, timeout, max_wait)
+        return await self._sender.send(job)
+
+    def stream(
+        self,
+        prompt: Any,
+        *,
+        workload: str | None = None,
+        model_preference: str | None = None,
+        max_output_tokens: int | None = None,
+        system_instruction: Any = None,
+        temperature: float | None = None,
+        config: Any = None,
+        safety_settings: Mapping[str, str] | None = None,
+        fallback: Fallback = "any",
+        timeout: float | None = 60.0,
+        max_wait: float | None = None,
+    ) -> Stream:
+        """Send a prompt as :meth:`send` does, and read the answer while it comes.
+
+        Args:
+            prompt: As for :meth:`send`, and so are those not named here.
+            workload: The workload wished for; None for any.
+            model_preference: The model wished for; None for any.
+            max_output_tokens: Upper bound of the answer, in tokens.
+            system_instruction: The system instruction.
+            temperature: Sampling temperature.
+            config: A ``GenerateContentConfig`` or its dict; the arguments above win over it.
+            safety_settings: Category → threshold, over those of the router.
+            fallback: How far from the wish it may go.
+            timeout: Seconds for all attempts until the first piece has come, and for each piece after it.
+            max_wait: Seconds to wait for capacity at most; None for the router's default.
+
+        Returns:
+            The stream: an asynchronous context manager. See :class:`~llm_router.Stream` for how to read it.
+
+        Raises:
+            UnknownWorkloadError: The workload is not configured.
+            UnknownModelError: No deployment serves the model.
+            InvalidRequestError: Another argument is wrong.
+            RouterClosedError: The router was closed.
+        """
+        request = Request(
+            contents=prompt,
+            max_output_tokens=max_output_tokens,
+            system_instruction=system_instruction,
+            temperature=temperature,
+            config=config,
+            safety_settings=safety_settings,
+        )
+        job = self._job(request, workload, model_preference, fallback, timeout, max_wait)
+        return Stream(self._streamer.events(job))
+
+    def _job(
+        self,
+        request: Request,
+        workload: str | None,
+        model_preference: str | None,
+        fallback: Fallback,
+        timeout: float | None,
+        max_wait: float | None,
+    ) -> Job:
+        """Check what a caller asks for, and make it into a job; a request in a request is unwrapped."""
+        if self._closed:
+            raise RouterClosedError("this router is closed: make a new one")
+        if isinstance(request.contents, Request):
+            request = _merged(request.contents, request)
         _check_request(request)
         patience = self._max_wait if max_wait is None else max_wait
         limit = math.inf if timeout is None else timeout
@@ -271,8 +338,7 @@ class Router:
             )
         plan = self._planner.plan(workload, model_preference, fallback)
         self._first_provider.validate(request)
-        tokens = self._first_provider.estimate_tokens(request)
-        return await self._sender.send(Job(request, plan, tokens, limit, patience))
+        return Job(request, plan, self._first_provider.estimate_tokens(request), limit, patience)
 
     async def send_one_shot(
         self,

@@ -8,7 +8,7 @@ import attrs
 
 from llm_router.errors import SendError
 
-__all__ = ["Attempt", "Response", "Usage"]
+__all__ = ["Attempt", "Chunk", "Response", "Usage"]
 
 
 @attrs.frozen
@@ -45,6 +45,19 @@ class Attempt:
     model: str
     latency: float
     error: SendError | None = None
+
+
+@attrs.frozen
+class Chunk:
+    """A piece of an answer on its way.
+
+    Attributes:
+        text: The text that came with it; may be empty, as with a function call.
+        raw: The provider's own object for it, or None.
+    """
+
+    text: str
+    raw: Any = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen(kw_only=True)

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -93,7 +94,8 @@ class Lease:
             await self._close()
         except asyncio.CancelledError:
             # Closing is idempotent: once more, and this time to the end.
-            await finish(self._close())
+            with suppress(StoreError):
+                await finish(self._close())
             raise
         except StoreError as error:
             # What was taken stays taken, and the reservation expires by itself.

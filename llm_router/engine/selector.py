@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container
+from contextlib import suppress
 from operator import attrgetter
 
 import anyio
@@ -19,6 +20,7 @@ from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Plan
 from llm_router.engine.pool import Pool, Slot
 from llm_router.engine.timing import Deadlines, finish
+from llm_router.errors import StoreError
 from llm_router.stores.base import RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
@@ -188,7 +190,8 @@ class Selector:
         try:
             decision = await self._store.reserve(reservation_id, candidates, demand, need.ttl)
         except asyncio.CancelledError:
-            await finish(self._store.release(reservation_id))
+            with suppress(StoreError):  # the reservation expires by itself; the cancellation goes first
+                await finish(self._store.release(reservation_id))
             raise
         now = self._clock.time()
         for refusal in decision.refusals:

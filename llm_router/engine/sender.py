@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 
 from llm_router.domain.clock import Clock, sleep
 from llm_router.domain.cooldown import Cooldown
@@ -39,7 +39,7 @@ _PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
 
 
 class Sender:
-    """Carries out jobs.
+    """Carries out jobs; a :class:`~llm_router.engine.streaming.Streamer` goes by the same steps.
 
     Args:
         providers: Adapter by name.
@@ -49,6 +49,7 @@ class Sender:
         policy: Judges failures.
         clock: Where time comes from.
         outage: Told of every call that did or did not get through.
+        responder: Makes the responses.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Sender:
         policy: RetryPolicy,
         clock: Clock,
         outage: Outage,
+        responder: Responder,
     ) -> None:
         self._providers = providers
         self._store = store
@@ -68,7 +70,7 @@ class Sender:
         self._policy = policy
         self._clock = clock
         self._outage = outage
-        self._responder = Responder(clock, outage)
+        self._responder = responder
         self._deadlines = Deadlines(clock)
 
     async def send(self, job: Job) -> Response:
@@ -79,17 +81,17 @@ class Sender:
         """
         run = Run(job, self._clock.time())
         while True:
-            lease = await self._acquire(run)
+            lease = await self.acquire(run)
             if isinstance(lease, Response):
                 return lease
             outcome = await self._attempt(run, lease)
             if isinstance(outcome, Reply):
                 return self._responder.answered(run, outcome)
-            response = await self._conclude(run, outcome)
+            response = await self.conclude(run, outcome)
             if response is not None:
                 return response
 
-    async def _acquire(self, run: Run) -> Lease | Response:
+    async def acquire(self, run: Run) -> Lease | Response:
         """Return a lease, or the response that tells why there is none."""
         job, asked = run.job, self._clock.time()
         patience = job.max_wait - run.waited
@@ -105,38 +107,56 @@ class Sender:
         run.waited += self._clock.time() - asked
         return outcome if isinstance(outcome, Lease) else self._responder.exhausted(run, outcome)
 
-    async def _conclude(self, run: Run, error: SendError) -> Response | None:
-        """Draw the consequences of a failed attempt; return the response unless another is to be made."""
+    async def conclude(self, run: Run, error: SendError, *, again: bool = True) -> Response | None:
+        """Draw the consequences of a failed attempt; return the response unless another is to be made.
+
+        Args:
+            run: Whose attempt.
+            error: What came of it.
+            again: Whether another may be made at all.
+        """
         if not isinstance(error, ProviderError):
             return self._responder.failed(run, error, error.retry_after)
         verdict = await self._judge(run, error)
         if verdict.next is Next.GIVE_UP:
             return self._responder.failed(run, error, None)
-        if len(run.attempts) > self._policy.max_retries or not await self._may_go_on(run, verdict):
+        again = again and len(run.attempts) <= self._policy.max_retries
+        if not again or not await self._may_go_on(run, verdict):
             return self._responder.failed(run, error, self._responder.retry_after(run))
         return None
 
     async def _attempt(self, run: Run, lease: Lease) -> Reply | SendError:
         """Make one call; whatever comes of it, the lease is closed behind it."""
-        slot, began = lease.slot, self._clock.time()
-        run.last = slot
-        run.tried.add(slot)
-        async with lease:
-            lease.sending()
-            outcome = await self._call(run, lease, began)
-        error = outcome if isinstance(outcome, SendError) else None
-        deployment = slot.deployment
-        latency = self._clock.time() - began
-        run.attempts.append(Attempt(deployment.key.key_id, deployment.model, latency, error))
-        return outcome
-
-    async def _call(self, run: Run, lease: Lease, began: float) -> Reply | SendError:
         deployment = lease.slot.deployment
         provider = self._providers[deployment.key.provider]
+        began = self.begin(run, lease)
+        async with lease:
+            answer = provider.generate(deployment, run.job.request, lease.launched)
+            outcome = await self.bound(run, lease, answer, run.time_left(began))
+            if isinstance(outcome, Reply):
+                self.learn(run, lease, outcome)
+        self.record(run, began, outcome)
+        return outcome
+
+    def begin(self, run: Run, lease: Lease) -> float:
+        """Note that an attempt begins; return when, in seconds since the epoch."""
+        run.last = lease.slot
+        run.tried.add(lease.slot)
+        lease.sending()
+        return self._clock.time()
+
+    async def bound(
+        self, run: Run, lease: Lease, answer: Awaitable[Reply], seconds: float
+    ) -> Reply | SendError:
+        """Wait for what a provider has to say, be it an error, and no longer than so many seconds.
+
+        Raises:
+            InvalidRequestError: The provider says that the request cannot even be built.
+        """
         outcome: Reply | SendError | None = None
-        with self._deadlines.limit(run.time_left(began)):
+        with self._deadlines.limit(seconds):
             try:
-                outcome = await provider.generate(deployment, run.job.request, lease.launched)
+                outcome = await answer
             except ProviderError as error:
                 outcome = error.with_traceback(None)
                 if not error.charged:
@@ -144,16 +164,15 @@ class Sender:
             except InvalidRequestError:
                 lease.not_sent()
                 raise
-        if isinstance(outcome, Reply):
-            self._learn(lease, run, outcome)
-        elif outcome is None:
+        if outcome is None:
             lease.slot.failures += 1
             outcome = DeadlineExceededError(
                 f"no answer within timeout={run.job.timeout:g} s: allow more, or ask for a shorter answer"
             )
         return outcome
 
-    def _learn(self, lease: Lease, run: Run, reply: Reply) -> None:
+    def learn(self, run: Run, lease: Lease, reply: Reply) -> None:
+        """Note that a deployment answered, and how many tokens it counted."""
         slot = lease.slot
         slot.failures = slot.day_strikes = 0
         self._outage.succeeded()
@@ -161,6 +180,13 @@ class Sender:
             lease.used(reply.usage.input_tokens)
             model = slot.deployment.model
             self._selector.estimates.learn(model, run.job.tokens, reply.usage.input_tokens)
+
+    def record(self, run: Run, began: float, outcome: Reply | SendError) -> None:
+        """Note what came of the attempt that began then."""
+        assert run.last is not None  # noqa: S101 - it began
+        key, model = run.last.deployment.key, run.last.deployment.model
+        error = outcome if isinstance(outcome, SendError) else None
+        run.attempts.append(Attempt(key.key_id, model, self._clock.time() - began, error))
 
     async def _judge(self, run: Run, error: ProviderError) -> Verdict:
         slot, now = run.last, self._clock.time()

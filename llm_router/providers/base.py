@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
@@ -12,7 +12,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
-__all__ = ["FailureKind", "Provider", "Reply"]
+__all__ = ["FailureKind", "Provider", "Reply", "StreamingProvider"]
 
 
 class FailureKind(StrEnum):
@@ -97,4 +97,31 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Close connections. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class StreamingProvider(Provider, Protocol):
+    """A provider that can tell an answer while it comes.
+
+    One that is no such provider streams all the same: its answers come in one piece.
+    """
+
+    def stream(
+        self, deployment: Deployment, request: Request, launched: Callable[[], None]
+    ) -> AsyncGenerator[Reply]:
+        """Send ``request`` once through ``deployment`` and yield its answer piece by piece, at least one.
+
+        The text of a reply is what came since the one before; everything else is what is known by then of
+        the answer as a whole. Nothing is sent before the first piece is asked for. Closing the generator, or
+        cancelling who waits for it, aborts the call, and nothing is left running.
+
+        Args:
+            deployment: As for :meth:`Provider.generate`.
+            request: As for :meth:`Provider.generate`.
+            launched: As for :meth:`Provider.generate`.
+
+        Raises:
+            ProviderError: It failed, before the first piece or after any, or the answer broke off.
+        """
         ...

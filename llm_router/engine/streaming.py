@@ -1,0 +1,201 @@
+"""An answer piece by piece: the same way as a send, with the call open while the caller reads."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.request import Request
+from llm_router.domain.response import Chunk, Response
+from llm_router.engine.lease import Lease
+from llm_router.engine.responder import Responder
+from llm_router.engine.run import Job, Run
+from llm_router.engine.sender import Sender
+from llm_router.errors import SendError
+from llm_router.providers.base import Provider, Reply, StreamingProvider
+
+__all__ = ["Stream", "Streamer"]
+
+_END = Reply("")
+
+
+class Streamer:
+    """Carries out jobs whose answers are read as they come.
+
+    Args:
+        sender: Knows the steps.
+        providers: Adapter by name.
+        responder: Makes the responses.
+        clock: Where time comes from.
+    """
+
+    def __init__(
+        self, sender: Sender, providers: Mapping[str, Provider], responder: Responder, clock: Clock
+    ) -> None:
+        self._sender = sender
+        self._providers = providers
+        self._responder = responder
+        self._clock = clock
+
+    async def events(self, job: Job) -> AsyncGenerator[Reply | Response]:
+        """Yield the pieces of an answer, and last of all the response.
+
+        Another deployment is tried as long as no piece was yielded. Closing the generator aborts the call
+        that is open, and settles what is known to be used.
+
+        Raises:
+            InvalidRequestError: The provider says that the request cannot even be built.
+        """
+        run = Run(job, self._clock.time())
+        response: Response | None = None
+        while response is None:
+            lease = await self._sender.acquire(run)
+            if isinstance(lease, Response):
+                response = lease
+                break
+            texts: list[str] = []
+            outcome: Reply | SendError = _END
+            async with lease, aclosing(self._call(run, lease)) as outcomes:
+                async for outcome in outcomes:
+                    if isinstance(outcome, Reply):
+                        texts.append(outcome.text)
+                        yield outcome
+            if isinstance(outcome, Reply):
+                response = self._responder.answered(run, attrs.evolve(outcome, text="".join(texts)))
+            else:
+                response = await self._sender.conclude(run, outcome, again=not texts)
+        yield response
+
+    async def _call(self, run: Run, lease: Lease) -> AsyncGenerator[Reply | SendError]:
+        """Make one call, and yield what comes: replies, and an error at most, which is the last."""
+        sender, deployment = self._sender, lease.slot.deployment
+        provider = self._providers[deployment.key.provider]
+        stream = (provider if isinstance(provider, StreamingProvider) else _OnePiece(provider)).stream
+        reply: Reply | SendError = _END
+        began = sender.begin(run, lease)
+        seconds = run.time_left(began)
+        async with aclosing(stream(deployment, run.job.request, lease.launched)) as replies:
+            while True:
+                outcome = await sender.bound(run, lease, anext(replies, _END), seconds)
+                if outcome is _END:
+                    break
+                reply = outcome
+                if isinstance(reply, SendError):
+                    break
+                lease.launched()
+                if reply.usage is not None and reply.usage.input_tokens > 0:
+                    lease.used(reply.usage.input_tokens)  # should the caller read no further
+                yield reply
+                seconds = run.job.timeout
+        if isinstance(reply, Reply):
+            sender.learn(run, lease, reply)
+        sender.record(run, began, reply)
+        if isinstance(reply, SendError):
+            yield reply
+
+
+@attrs.frozen
+class _OnePiece:
+    """Streams from a provider that cannot."""
+
+    provider: Provider
+
+    async def stream(
+        self, deployment: Deployment, request: Request, launched: Callable[[], None]
+    ) -> AsyncGenerator[Reply]:
+        yield await self.provider.generate(deployment, request, launched)
+
+
+class Stream:
+    """An answer on its way: an asynchronous context manager, and in it an asynchronous iterator.
+
+    ::
+
+        async with router.stream("Tell me a story") as stream:
+            async for chunk in stream:
+                print(chunk.text, end="")
+        print(stream.response.usage)
+
+    Entering waits for the first piece, and tries other deployments as :meth:`Router.send` does as long as
+    there is none; once a piece has come, the answer cannot be had from another. Leaving, however that comes
+    about, ends the call and settles the quota it took. To be read by one task at a time.
+    """
+
+    def __init__(self, events: AsyncGenerator[Reply | Response]) -> None:
+        self._events = events
+        self._next: Reply | Response | None = None
+        self._is_open = False
+        self._response: Response | None = None
+
+    async def __aenter__(self) -> Self:
+        self._is_open = True
+        self._next = await self._advance()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._is_open, self._next = False, None
+        await self._events.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """Return the next piece.
+
+        Raises:
+            StopAsyncIteration: There are no more: the answer is complete.
+            SendError: There is no answer, or it broke off: the ``error`` of the :attr:`response`.
+        """
+        reply = await self._read()
+        if reply is not None:
+            return Chunk(reply.text, reply.raw)
+        self.response.raise_for_error()
+        raise StopAsyncIteration
+
+    async def collect(self) -> Response:
+        """Read what is left, and return the response, successful or not."""
+        while await self._read() is not None:
+            pass
+        return self.response
+
+    @property
+    def response(self) -> Response:
+        """What came of it, with the whole text, once the last piece was read.
+
+        Raises:
+            RuntimeError: The last piece was not read.
+        """
+        if self._response is None:
+            raise RuntimeError("the answer was not read to its end: iterate over the stream, or collect() it")
+        return self._response
+
+    async def _read(self) -> Reply | None:
+        """Return the next piece, or None when there is the response."""
+        if self._response is not None:
+            return None
+        event, self._next = self._next, None
+        if event is None:
+            event = await self._advance()
+        if isinstance(event, Response):
+            self._response = event
+            return None
+        return event
+
+    async def _advance(self) -> Reply | Response:
+        if not self._is_open:
+            raise RuntimeError("a stream is read inside of its block: async with router.stream(…) as stream")
+        return await anext(self._events)
+
+    def __repr__(self) -> str:
+        return f"Stream({self._response!r})" if self._response is not None else "Stream()"
