@@ -6,11 +6,12 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
-from llm_router.domain.response import Attempt, Response, Usage
+from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.conversation import Conversation
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.streaming import Stream
 from llm_router.errors import (
     BlockedError,
     ConfigError,
@@ -28,7 +29,7 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
-from llm_router.providers.base import FailureKind, Provider, Reply
+from llm_router.providers.base import FailureKind, Provider, Reply, StreamingProvider
 from llm_router.router import Router
 from llm_router.shared import get_key_manager, get_request_router
 from llm_router.stores.base import RateLimitStore
@@ -40,6 +41,7 @@ __all__ = [
     "Attempt",
     "BlockedError",
     "Candidate",
+    "Chunk",
     "Clock",
     "ConfigError",
     "Conversation",
@@ -78,6 +80,8 @@ __all__ = [
     "StoreCorruptError",
     "StoreError",
     "StoreUnavailableError",
+    "Stream",
+    "StreamingProvider",
     "SystemClock",
     "UnknownModelError",
     "UnknownWorkloadError",

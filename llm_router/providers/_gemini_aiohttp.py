@@ -16,6 +16,7 @@ from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
     ON_LAUNCH,
+    OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
     PathFailure,
@@ -37,6 +38,8 @@ _NEVER_SENT = (
     aiohttp.InvalidURL,
 )
 
+_PATH_ERRORS = (aiohttp.ClientError, OSError)
+
 with warnings.catch_warnings():
     # aiohttp discourages inheritance, but the SDK accepts nothing that is not an instance of its class, and
     # the older aiohttp that we support have no middlewares.
@@ -53,14 +56,14 @@ with warnings.catch_warnings():
             try:
                 response = await super()._request(*args, **kwargs)
                 if response.status == _OK:
-                    if not _is_stream(response):
+                    if _is_stream(response):
+                        OPEN_STREAM.set(functools.partial(_close, response))
+                    else:
                         await response.read()
                     return response
                 failure: Exception = await _http_failure(response)
-            except (aiohttp.ClientError, OSError) as error:
-                failure = PathFailure(
-                    error, timeout=isinstance(error, TimeoutError), charged=not isinstance(error, _NEVER_SENT)
-                )
+            except _PATH_ERRORS as error:
+                failure = _path_failure(error)
             raise failure
 
         def __del__(self, _warnings: Any = None, /) -> None:
@@ -100,6 +103,17 @@ def _has_proxy() -> bool:
 
 def _is_stream(response: aiohttp.ClientResponse) -> bool:
     return "alt=sse" in response.url.query_string
+
+
+async def _close(response: aiohttp.ClientResponse) -> None:
+    """Close the connection of a stream; one that was read to its end has been let go of already."""
+    response.close()
+
+
+def _path_failure(error: BaseException) -> PathFailure:
+    return PathFailure(
+        error, timeout=isinstance(error, TimeoutError), charged=not isinstance(error, _NEVER_SENT)
+    )
 
 
 async def _http_failure(response: aiohttp.ClientResponse) -> HttpFailure:
@@ -149,6 +163,10 @@ class AiohttpTransport:
             "client_args": {"verify": self._ssl},
             "async_client_args": {"verify": self._ssl, "ssl": self._ssl},
         }
+
+    def path_failure(self, error: Exception) -> PathFailure | None:
+        """Return the failure that an error of aiohttp is."""
+        return _path_failure(error) if isinstance(error, _PATH_ERRORS) else None
 
     async def aclose(self) -> None:
         """Close the session and its connections."""

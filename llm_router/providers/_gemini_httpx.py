@@ -16,6 +16,7 @@ from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
     ON_LAUNCH,
+    OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
     PathFailure,
@@ -41,6 +42,7 @@ _NEVER_SENT = (
     _lib.ProxyError,
     _lib.UnsupportedProtocol,
 )
+_PATH_ERRORS = (_lib.HTTPError, _lib.InvalidURL, _lib.StreamError, OSError)
 
 
 class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
@@ -56,20 +58,27 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
             # Streamed in any case, so that the status is known even if the body breaks off.
             response = await super().send(request, stream=True, **kwargs)
             if response.status_code == _OK:
-                return response if stream else await _read(response)
+                if not stream:
+                    return await _read(response)
+                OPEN_STREAM.set(response.aclose)
+                return response
             failure: Exception = await _http_failure(response)
-        except (_lib.HTTPError, _lib.InvalidURL, _lib.StreamError, OSError) as error:
-            failure = PathFailure(
-                error,
-                timeout=isinstance(error, _lib.TimeoutException),
-                charged=not isinstance(error, _NEVER_SENT),
-            )
+        except _PATH_ERRORS as error:
+            failure = _path_failure(error)
         raise failure
 
 
 async def _trace(event: str, _info: Any) -> None:
     if event.endswith("send_request_headers.complete"):
         ON_LAUNCH.get()()
+
+
+def _path_failure(error: BaseException) -> PathFailure:
+    return PathFailure(
+        error,
+        timeout=isinstance(error, _lib.TimeoutException),
+        charged=not isinstance(error, _NEVER_SENT),
+    )
 
 
 async def _read(response: Any) -> Any:
@@ -130,6 +139,10 @@ class HttpxTransport:
             "client_args": {"verify": self._ssl},
             "async_client_args": {"verify": self._ssl, "ssl": self._ssl},
         }
+
+    def path_failure(self, error: Exception) -> PathFailure | None:
+        """Return the failure that an error of the library is."""
+        return _path_failure(error) if isinstance(error, _PATH_ERRORS) else None
 
     async def aclose(self) -> None:
         """Close the client and its connections."""

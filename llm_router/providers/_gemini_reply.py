@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from llm_router.domain.response import Usage
 from llm_router.providers.base import Reply
 
-__all__ = ["BLOCKING_REASONS", "read_reply"]
+__all__ = ["BLOCKING_REASONS", "ReplyReader", "read_reply"]
 
 BLOCKING_REASONS = frozenset(
     {
@@ -102,3 +104,48 @@ def _usage(metadata: Any) -> Usage | None:
         cached_tokens=metadata.cached_content_token_count or 0,
         total_tokens=metadata.total_token_count or 0,
     )
+
+
+class ReplyReader:
+    """Reads the responses that one streamed answer comes in.
+
+    Attributes:
+        is_complete: Whether the answer has come to its end: the last response says why it ends.
+    """
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._whole = Reply("")
+        self._parts: list[dict[str, Any]] = []
+
+    def read(self, response: Any) -> Reply:
+        """Return the text of ``response``, and what is known by now of the answer as a whole.
+
+        A response without a candidate, such as one that only counts tokens, adds to that what it has.
+        """
+        reply, whole = read_reply(response), self._whole
+        usage = _usage(response.usage_metadata) or whole.usage
+        if reply is None:
+            self._whole = attrs.evolve(whole, usage=usage, raw=response)
+            return attrs.evolve(self._whole, text="")
+        self.is_complete = bool(reply.finish_reason or reply.blocked) or self.is_complete
+        for part in (reply.content or {}).get("parts", ()):
+            self._add(part)
+        self._whole = Reply(
+            reply.text,
+            usage,
+            reply.finish_reason or whole.finish_reason,
+            reply.model or whole.model,
+            reply.blocked or whole.blocked,
+            {"role": "model", "parts": [*self._parts]} if self._parts else None,
+            response,
+        )
+        return self._whole
+
+    def _add(self, part: dict[str, Any]) -> None:
+        """Add a part to the content; text goes on where text has ended."""
+        last = self._parts[-1] if self._parts else {}
+        if part.keys() == last.keys() == {"text"}:
+            self._parts[-1] = {"text": last["text"] + part["text"]}
+        else:
+            self._parts.append(part)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.deployment import Key
     from llm_router.domain.secret import Secret
-    from llm_router.providers._gemini_transport import Transport
+    from llm_router.providers._gemini_transport import PathFailure, Transport
 
 __all__ = ["HttpBackend", "LoopSession", "check_backend", "prepare"]
 
@@ -90,6 +90,10 @@ class LoopSession:
     async def aclose(self) -> None:
         """Close the clients and every connection. May be called twice."""
         await self._lifetime.aclose()
+
+    def path_failure(self, error: Exception) -> PathFailure | None:
+        """Return the failure that ``error``, met while a stream is read, is of the path; None if none."""
+        return self._transport.path_failure(error)
 
     def client(self, key: Key) -> Any:
         """Return the SDK client of ``key``, made at the first call (and again if its secret has changed)."""

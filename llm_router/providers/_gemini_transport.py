@@ -9,7 +9,7 @@ carries the request with its key.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ __all__ = [
     "CONNECT_TIMEOUT",
     "KEEPALIVE",
     "ON_LAUNCH",
+    "OPEN_STREAM",
     "REQUEST_BEGUN",
     "HttpFailure",
     "PathFailure",
@@ -36,6 +37,10 @@ ON_LAUNCH: ContextVar[Callable[[], None]] = ContextVar("ON_LAUNCH")
 
 REQUEST_BEGUN: ContextVar[bool] = ContextVar("REQUEST_BEGUN", default=False)
 """Whether the current call got as far as the HTTP session, so that bytes may have left."""
+
+
+OPEN_STREAM: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("OPEN_STREAM", default=None)
+"""What closes the connection of the stream that the current call has opened; None before it has."""
 
 
 class HttpFailure(Exception):  # noqa: N818 - it is a fact to be translated, never seen by a caller
@@ -80,6 +85,10 @@ class Transport(Protocol):
 
     def http_options(self) -> dict[str, Any]:
         """Return the fields of the SDK's ``HttpOptions`` that make a client use this session."""
+        ...
+
+    def path_failure(self, error: Exception) -> PathFailure | None:
+        """Return the failure that ``error``, met while a stream is read, is of the path; None if none."""
         ...
 
     async def aclose(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import functools
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.providers._gemini_config import (
@@ -16,17 +17,21 @@ from llm_router.providers._gemini_contents import estimate_request
 from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
+from llm_router.providers._gemini_stream import StreamedCall
 from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
 from llm_router.providers.base import FailureKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from llm_router.domain.deployment import Deployment
     from llm_router.domain.request import Request
+    from llm_router.domain.secret import Secret
     from llm_router.providers.base import Reply
 
 __all__ = ["GeminiProvider", "HttpBackend"]
+
+_T = TypeVar("_T")
 
 
 def _nobody_waits() -> None:
@@ -38,9 +43,9 @@ class GeminiProvider:
 
     Making one costs nothing: the SDK is imported by :meth:`prepare`, else at the first :meth:`validate` or
     :meth:`generate`; the HTTP session is opened at the first :meth:`generate`, and the client of a key is
-    made at its first request. One :meth:`generate` is one HTTP request: retries, redirects, automatic
-    function calling and automatic continuation are off. Each event loop has a session of its own, which
-    closes with the loop; so a provider can be used over several ``asyncio.run()`` calls.
+    made at its first request. One :meth:`generate`, or :meth:`stream`, is one HTTP request: retries,
+    redirects, automatic function calling and automatic continuation are off. Each event loop has a session
+    of its own, which closes with the loop; so a provider can be used over several ``asyncio.run()`` calls.
 
     Args:
         base_url: The server; None means ``GOOGLE_GEMINI_BASE_URL`` from the environment, or Google's.
@@ -85,15 +90,42 @@ class GeminiProvider:
         Raises:
             ProviderError: It failed, and how. Neither it nor its traceback holds the key.
         """
-        if not deployment.key.secret:
-            # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
-            raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
-        ON_LAUNCH.set(launched)
-        outcome = await self._attempt(deployment, request)
+        _begin(deployment, launched)
+        outcome = await _told(self._send(deployment, request), deployment.key.secret)
         if isinstance(outcome, BaseException):
             # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.
             raise outcome
+        if outcome is None:
+            raise _unreadable("no candidate")
         return outcome
+
+    async def stream(
+        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+    ) -> AsyncGenerator[Reply]:
+        """Send ``request`` once through ``deployment`` and yield its answer piece by piece.
+
+        An answer that ends without a reason has broken off, which is an error. Closing the generator closes
+        the connection.
+
+        Raises:
+            ProviderError: It failed, and how. Neither it nor its traceback holds the key.
+        """
+        _begin(deployment, launched)
+        call = StreamedCall(functools.partial(self._open, deployment, request))
+        try:
+            while True:
+                outcome = await _told(call.read(), deployment.key.secret)
+                if isinstance(outcome, ProviderError) and call.is_open:
+                    outcome.charged = True  # a limiter that refuses does not begin to answer
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                if outcome is None:
+                    break
+                yield outcome
+        finally:
+            await call.aclose()
+        if not call.is_complete:
+            raise not_an_answer("it broke off")
 
     async def prepare(self) -> None:
         """Import the SDK and read the certificates in a thread, so that no event loop stands still for it.
@@ -128,33 +160,22 @@ class GeminiProvider:
         if session is not None:
             await session.aclose()
 
-    async def _attempt(self, deployment: Deployment, request: Request) -> Reply | BaseException:
-        """Send once, and return what came of it: an exception too, for the caller to raise."""
-        REQUEST_BEGUN.set(False)
-        secret = deployment.key.secret
-        try:
-            reply = await self._send(deployment, request)
-        except HttpFailure as failure:
-            return from_http(failure, secret)
-        except PathFailure as failure:
-            return from_path(failure, secret)
-        except InvalidRequestError as error:
-            return not_sent(str(error))
-        except Exception as error:  # noqa: BLE001 - no error of the SDK may get out, whatever it is
-            # Its words may quote what it choked on; its name says enough.
-            return _unreadable(type(error).__name__)
-        except BaseException as error:  # noqa: BLE001 - a cancellation: returned, and raised by the caller
-            # The same object, since whoever cancelled may look for it, but without the SDK's frames.
-            error.__context__ = error.__cause__ = None
-            return error.with_traceback(None)
-        return _unreadable("no candidate") if reply is None else reply
-
     async def _send(self, deployment: Deployment, request: Request) -> Reply | None:
+        config = build_config(request, self._safety)
+        models = (await self._session()).client(deployment.key).aio.models
+        return read_reply(
+            await models.generate_content(model=deployment.model, contents=request.contents, config=config)
+        )
+
+    async def _open(
+        self, deployment: Deployment, request: Request
+    ) -> tuple[LoopSession, AsyncGenerator[Any]]:
+        """Return what yields the SDK's responses, and on which session; the first sends the request."""
         config = build_config(request, self._safety)
         session = await self._session()
         models = session.client(deployment.key).aio.models
-        return read_reply(
-            await models.generate_content(model=deployment.model, contents=request.contents, config=config)
+        return session, await models.generate_content_stream(
+            model=deployment.model, contents=request.contents, config=config
         )
 
     async def _session(self) -> LoopSession:
@@ -168,6 +189,34 @@ class GeminiProvider:
             )
             await session.attach()
         return session
+
+
+def _begin(deployment: Deployment, launched: Callable[[], None]) -> None:
+    """Begin a call: nothing has left yet."""
+    if not deployment.key.secret:
+        # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
+        raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
+    ON_LAUNCH.set(launched)
+    REQUEST_BEGUN.set(False)
+
+
+async def _told(work: Awaitable[_T], secret: Secret) -> _T | BaseException:
+    """Do some work of a call, and return what came of it: an exception too, for the caller to raise."""
+    try:
+        return await work
+    except HttpFailure as failure:
+        return from_http(failure, secret)
+    except PathFailure as failure:
+        return from_path(failure, secret)
+    except InvalidRequestError as error:
+        return not_sent(str(error))
+    except Exception as error:  # noqa: BLE001 - no error of the SDK may get out, whatever it is
+        # Its words may quote what it choked on; its name says enough.
+        return _unreadable(type(error).__name__)
+    except BaseException as error:  # noqa: BLE001 - a cancellation: returned, and raised by the caller
+        # The same object, since whoever cancelled may look for it, but without the SDK's frames.
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
 
 
 def _unreadable(why: str) -> ProviderError:

@@ -1,0 +1,320 @@
+"""An answer read while it comes: when another key is tried, what is settled, and what a caller hears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+import pytest
+
+from llm_router import (
+    BlockedError,
+    Chunk,
+    DeadlineExceededError,
+    InvalidRequestError,
+    MemoryStore,
+    ProviderError,
+    QuotaExhaustedError,
+    Reply,
+    Response,
+    Router,
+    RouterClosedError,
+    UnknownModelError,
+    Usage,
+)
+from llm_router.providers.base import FailureKind, StreamingProvider
+from llm_router.testing import FakeProvider
+
+
+def failure(kind=FailureKind.SERVER, **fields) -> ProviderError:
+    return ProviderError("it failed", kind=kind, **fields)
+
+
+async def read(stream) -> list[str]:
+    return [chunk.text async for chunk in stream]
+
+
+async def used(store, deployment) -> list[int]:
+    [snapshot] = await store.snapshot([deployment])
+    return [quota.used for quota in snapshot.quotas]
+
+
+# --- an answer ----------------------------------------------------------------------------------------
+
+
+async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(make_router, provider, pools):
+    """The pieces are chunks; the response has all of them, the usage, and the one attempt."""
+    provider.by_key["k"] = deque(["one two three"])
+    async with make_router([pools.one(key_id="k")]) as router:
+        async with router.stream("say it", workload="light") as stream:
+            chunks = [chunk async for chunk in stream]
+        assert all(isinstance(chunk, Chunk) for chunk in chunks)
+        assert [chunk.text for chunk in chunks] == ["one ", "two ", "three"]
+    response = stream.response
+    assert isinstance(response, Response)
+    assert response.text == "one two three"
+    assert (response.finish_reason, response.key_id, response.workload) == ("STOP", "k", "light")
+    assert response.usage == Usage(input_tokens=2, output_tokens=13, total_tokens=15)
+    assert (response.attempts, len(response.attempt_log), response.error) == (1, 1, None)
+
+
+async def test_a_stream_may_be_collected(make_router, pools):
+    """From the start or in the middle, and as often as one likes."""
+    async with make_router([pools.one()]) as router, router.stream("a b c") as stream:
+        assert (await anext(stream)).text == "echo: "
+        response = await stream.collect()
+        assert response.text == "echo: a b c"
+        assert await stream.collect() is stream.response is response
+        assert await read(stream) == []
+
+
+async def test_quota_is_settled_with_what_was_counted(pools):
+    """By the last piece's count, as soon as that has come."""
+    store, deployment = MemoryStore(), pools.one(tpm=1_000)
+    pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
+    router = Router([deployment], store=store, provider=FakeProvider([pieces]))
+    async with router.stream("hello") as stream:
+        assert await used(store, deployment) == [1, 1]
+        await stream.collect()
+        assert await used(store, deployment) == [1, 700]
+
+
+async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
+    """Nobody has to know whether an adapter streams."""
+
+    class Plain:
+        async def generate(self, deployment, request, launched):
+            return Reply(f"all of {request.contents}", finish_reason="STOP")
+
+        def validate(self, request):
+            """Accept it."""
+
+        def estimate_tokens(self, request):
+            return 1
+
+        async def aclose(self):
+            """Do nothing."""
+
+    assert not isinstance(Plain(), StreamingProvider)
+    async with Router(pools.many(2), provider=Plain()) as router, router.stream("a b") as stream:
+        assert await read(stream) == ["all of a b"]
+        assert stream.response.success
+
+
+# --- failures -----------------------------------------------------------------------------------------
+
+
+async def test_another_key_is_tried_as_long_as_nothing_has_come(make_router, provider, pools):
+    """The failures of a stream that has not begun are those of a send."""
+    provider.by_key["bad"] = deque([failure()])
+    keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
+    async with make_router(keys, base_backoff=0.0) as router, router.stream("x") as stream:
+        assert await read(stream) == ["echo: ", "x"]
+    assert [attempt.key_id for attempt in stream.response.attempt_log] == ["bad", "good"]
+    assert len(provider.calls) == stream.response.attempts == 2
+
+
+async def test_an_answer_that_breaks_off_is_not_begun_anew(make_router, provider, pools, clock):
+    """The pieces that came are the caller's; the failure is raised, told, and cools its deployment down."""
+    provider.by_key["bad"] = deque([["one ", failure()]])
+    keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
+    async with make_router(keys) as router:
+        async with router.stream("x") as stream:
+            got = [(await anext(stream)).text]
+            with pytest.raises(ProviderError, match="it failed"):
+                await anext(stream)
+            with pytest.raises(ProviderError, match="it failed"):
+                await anext(stream)
+        assert got == ["one "]
+        response = stream.response
+        assert (response.success, response.answer, response.attempts) == (False, "", 1)
+        assert response.error is response.attempt_log[0].error
+        assert (await router.send("y")).key_id == "good"
+
+
+async def test_every_attempt_may_fail(make_router, provider, pools):
+    """As many as a send makes; entering does not raise, reading does."""
+    provider.by_key = {f"k{n}": deque([failure()]) for n in range(6)}
+    keys = [pools.one(key_id=f"k{n}") for n in range(6)]
+    async with make_router(keys, max_retries=2, base_backoff=0.0) as router, router.stream("x") as stream:
+        with pytest.raises(ProviderError):
+            await read(stream)
+    assert stream.response.attempts == len(provider.calls) == 3
+
+
+async def test_without_room_there_is_no_stream(make_router, pools):
+    """Told like a send's: who refused, and from when; or waited for."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        await router.send("x")
+        async with router.stream("y") as stream:
+            response = await stream.collect()
+        assert isinstance(response.error, QuotaExhaustedError)
+        assert response.retry_after == pytest.approx(60.3)
+        with pytest.raises(QuotaExhaustedError):
+            await read(stream)
+
+
+async def test_a_stream_may_wait_for_room(make_router, pools, clock):
+    """As long as max_wait says."""
+    async with make_router([pools.one(rpm=1)]) as router:
+        await router.send("x")
+
+        async def wait():
+            async with router.stream("y", max_wait=100) as stream:
+                return await stream.collect()
+
+        task = asyncio.create_task(wait())
+        await clock.advance(61)
+        assert task.result().success
+        assert task.result().waited == pytest.approx(60.3, abs=0.1)
+
+
+async def test_a_blocked_answer_is_no_success(make_router, provider, pools):
+    """What came before it is given, then its reason is raised."""
+    provider.by_key["k"] = deque([["one ", Reply("", Usage(3), "SAFETY", blocked="SAFETY")]])
+    async with make_router([pools.one(key_id="k")]) as router, router.stream("x") as stream:
+        assert (await anext(stream)).text == "one "
+        assert (await anext(stream)).text == ""
+        with pytest.raises(BlockedError):
+            await anext(stream)
+        assert stream.response.finish_reason == "SAFETY"
+
+
+async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider):
+    """An answer may take longer than it, as long as something comes; then it is cut short, and told."""
+    provider._delay = 4.0
+    async with make_router([pools.one()]) as router:
+
+        async def run(prompt):
+            async with router.stream(prompt, timeout=5) as stream:
+                return await stream.collect()
+
+        patient = asyncio.create_task(run("a b c d"))
+        await clock.advance(30)
+        assert patient.result().success
+        assert patient.result().latency == pytest.approx(20)
+        provider._delay = 6.0
+        late = asyncio.create_task(run("a b"))
+        await clock.advance(30)
+        assert isinstance(late.result().error, DeadlineExceededError)
+        assert late.result().attempts == 1
+        assert provider.streaming == 0
+
+
+async def test_what_is_wrong_is_raised_before_anything_is_sent(make_router, provider, pools):
+    """At the call, where the mistake is."""
+    router = make_router([pools.one()])
+    with pytest.raises(InvalidRequestError):
+        router.stream("")
+    with pytest.raises(InvalidRequestError):
+        router.stream("x", timeout=0)
+    with pytest.raises(UnknownModelError):
+        router.stream("x", model_preference="nobody's")
+    await router.aclose()
+    with pytest.raises(RouterClosedError):
+        router.stream("x")
+    assert provider.calls == []
+
+
+async def test_a_request_that_cannot_be_built_gives_its_quota_back(pools):
+    """The provider says so when it is asked to send: raised from the block, and nothing is used."""
+    store, deployment = MemoryStore(), pools.one()
+    provider = FakeProvider([InvalidRequestError("no such field")])
+    async with Router([deployment], store=store, provider=provider) as router:
+        with pytest.raises(InvalidRequestError, match="no such field"):
+            async with router.stream("x"):
+                pass
+    assert await used(store, deployment) == [0]
+
+
+# --- leaving early ------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_is_left_is_ended_and_settled(pools):
+    """With what was counted by then; nothing is left running, nothing reserved."""
+    store, deployment = MemoryStore(), pools.one(tpm=1_000)
+    pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
+    provider = FakeProvider([pieces])
+    async with Router([deployment], store=store, provider=provider) as router:
+        async with router.stream("hello") as stream:
+            async for _ in stream:
+                break
+        assert provider.streaming == 0
+        assert await used(store, deployment) == [1, 300]
+        assert "0 reservations" in repr(store)
+        with pytest.raises(RuntimeError, match="collect"):
+            _ = stream.response
+        with pytest.raises(RuntimeError, match="async with"):
+            await anext(stream)
+
+
+async def test_a_stream_without_its_block_is_refused(make_router, provider, pools):
+    """It would not be known when to let go of it."""
+    async with make_router([pools.one()]) as router:
+        stream = router.stream("x")
+        with pytest.raises(RuntimeError, match="async with"):
+            await anext(stream)
+        with pytest.raises(RuntimeError, match="async with"):
+            await stream.collect()
+    assert provider.calls == []
+
+
+async def _read_and_fail(router):
+    async with router.stream("a b c") as stream:
+        await anext(stream)
+        raise KeyError
+
+
+async def test_an_error_of_the_caller_ends_the_stream(pools):
+    """It passes through, and everything is settled."""
+    store, provider = MemoryStore(), FakeProvider()
+    async with Router([pools.one()], store=store, provider=provider) as router:
+        with pytest.raises(KeyError):
+            await _read_and_fail(router)
+    assert provider.streaming == 0
+    assert "0 reservations" in repr(store)
+
+
+@pytest.mark.parametrize("suspends", [False, True])
+async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
+    """Cancelled after 0, 1, 2, … steps of the loop: no reservation, no call, and really cancelled."""
+
+    class Slow(FakeProvider):
+        async def stream(self, *args):
+            async for reply in super().stream(*args):
+                if suspends:
+                    await asyncio.sleep(0)
+                yield reply
+
+    async def consume(router):
+        async with router.stream("a b c d") as stream:
+            async for _ in stream:
+                await asyncio.sleep(0)
+
+    cut = 0
+    for steps in range(20):
+        store, provider = MemoryStore(), Slow()
+        router = Router([pools.one()], store=store, provider=provider)
+        task = asyncio.create_task(consume(router))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        cut += task.cancelled()
+        assert provider.streaming == 0
+        assert "0 reservations" in repr(store), f"cancelled after {steps} steps"
+    assert 3 < cut < 20
+
+
+async def test_launched_requests_do_not_hold_up_others(make_router, provider, pools, clock):
+    """Streams that are being read take no place between reservation and network."""
+    provider._delay = 1.0
+    async with make_router(pools.many(4)) as router:
+
+        async def run():
+            async with router.stream("a b c") as stream:
+                return await stream.collect()
+
+        tasks = [asyncio.create_task(run()) for _ in range(40)]
+        await clock.advance(4)
+        assert all(task.result().success for task in tasks)

@@ -1,0 +1,214 @@
+"""The Gemini adapter streaming, against servers on loopback, on both HTTP backends of the SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from google.genai import types
+
+from llm_router.domain.request import Request
+from llm_router.errors import ProviderError
+from llm_router.providers.base import FailureKind, StreamingProvider
+from llm_router.testing.emulator import Fault
+
+HELLO = Request(contents="Hello?")
+
+
+async def read(provider, deployment, request=HELLO):
+    async with aclosing(provider.stream(deployment, request, lambda: None)) as replies:
+        return [reply async for reply in replies]
+
+
+async def failure_after(count, provider, deployment):
+    """Return what is raised when so many pieces have come."""
+    async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
+        for _ in range(count):
+            await anext(replies)
+        with pytest.raises(ProviderError) as caught:
+            await anext(replies)
+    return caught.value
+
+
+def events(*bodies, ending=b"\r\n\r\n"):
+    return b"".join(b"data: " + body + ending for body in bodies)
+
+
+async def test_an_answer_in_pieces(emulator, open_provider, deployment):
+    """The texts make up the answer; usage, reason and content are those of the whole, so far."""
+    provider = open_provider(emulator.url)
+    assert isinstance(provider, StreamingProvider)
+    pieces = await read(provider, deployment)
+    whole = await provider.generate(deployment, HELLO)
+    assert len(pieces) == 4
+    assert "".join(piece.text for piece in pieces) == whole.text
+    last = pieces[-1]
+    assert (last.finish_reason, last.usage, last.content) == ("STOP", whole.usage, whole.content)
+    assert [piece.finish_reason for piece in pieces[:-1]] == [None] * 3
+    assert all(piece.model == "gemini-test" for piece in pieces)
+    counts = [piece.usage.output_tokens for piece in pieces]
+    assert counts == sorted(counts)
+    assert all(isinstance(piece.raw, types.GenerateContentResponse) for piece in pieces)
+    assert emulator.accepted == 2
+
+
+async def test_nothing_is_sent_before_the_first_piece_is_asked_for(emulator, open_provider, deployment):
+    """And then one request, which says when it is on its way."""
+    launched = []
+    provider = open_provider(emulator.url)
+    replies = provider.stream(deployment, HELLO, lambda: launched.append(True))
+    await asyncio.sleep(0.01)
+    assert (emulator.accepted, launched) == (0, [])
+    await anext(replies)
+    assert (emulator.accepted, launched) == (1, [True])
+    await replies.aclose()
+
+
+async def test_parts_come_together(scripted, open_provider, deployment, make_http):
+    """Texts are joined, calls keep their signature, thoughts stay out; the last count is what counts."""
+    scripted.reply = make_http(
+        200,
+        events(
+            b'{"candidates": [{"content": {"parts": [{"text": "hm", "thought": true}]}}],'
+            b' "usageMetadata": {"promptTokenCount": 7}}',
+            b'{"candidates": [{"content": {"parts": [{"text": "Hel"}]}}]}',
+            b'{"candidates": [{"content": {"parts": [{"text": "lo"}, {"functionCall": {"name": "f"},'
+            b' "thoughtSignature": "c2ln"}]}}]}',
+            b'{"candidates": [{"finishReason": "STOP"}], "modelVersion": "gemini-x"}',
+            b'{"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}}',
+        ),
+    )
+    *_, before, last = await read(open_provider(scripted.url), deployment)
+    assert (before.finish_reason, last.finish_reason, last.model, last.text) == (
+        "STOP",
+        "STOP",
+        "gemini-x",
+        "",
+    )
+    text, call = last.content["parts"]
+    assert text == {"text": "Hello"}
+    assert call["function_call"]["name"] == "f"
+    assert call["thought_signature"] == b"sig"
+    assert (before.usage.input_tokens, before.usage.output_tokens) == (7, 0)
+    assert (last.usage.input_tokens, last.usage.output_tokens) == (7, 3)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_an_answer_that_is_cut_is_an_error(emulator, open_provider, deployment, after):
+    """It ended cleanly, but nobody said why."""
+    emulator.inject(Fault.stream_cut(after))
+    error = await failure_after(after, open_provider(emulator.url), deployment)
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
+    assert "broke off" in str(error)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+async def test_a_connection_that_breaks_is_an_error(
+    emulator, open_provider, deployment, assert_no_secret, after
+):
+    """Of the path, and the quota is used."""
+    emulator.inject(Fault.stream_drop(after))
+    error = await failure_after(after, open_provider(emulator.url), deployment)
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
+    assert_no_secret(error)
+
+
+@pytest.mark.parametrize(("code", "kind"), [(503, FailureKind.SERVER), (429, FailureKind.QUOTA)])
+@pytest.mark.parametrize("after", [0, 2])
+async def test_an_error_in_the_place_of_a_piece(
+    emulator, open_provider, deployment, assert_no_secret, after, code, kind
+):
+    """Read as if it were the status; but the request was accepted, and has used its quota."""
+    emulator.inject(Fault.stream_error(code, after))
+    error = await failure_after(after, open_provider(emulator.url), deployment)
+    assert (error.kind, error.code, error.charged) == (kind, code, True)
+    assert_no_secret(error)
+
+
+async def test_a_refusal_is_that_of_generate(emulator, open_provider, deployment, assert_no_secret):
+    """A status other than 200 comes before the first piece, and a 429 uses nothing."""
+    emulator.inject(Fault.bare_429())
+    error = await failure_after(0, open_provider(emulator.url), deployment)
+    assert (error.kind, error.code, error.charged) == (FailureKind.QUOTA, 429, False)
+    assert_no_secret(error)
+
+
+async def test_a_key_that_is_not_valid(
+    scripted, open_provider, deployment, make_http, assert_no_secret, secret
+):
+    """The refusal quotes the key; nothing of it gets out."""
+    body = {"error": {"code": 400, "message": f"API key not valid: {secret}", "status": "INVALID_ARGUMENT"}}
+    scripted.reply = make_http(400, body)
+    error = await failure_after(0, open_provider(scripted.url), deployment)
+    assert error.kind is FailureKind.KEY
+    assert_no_secret(error)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b'data: {"candidates": [\r\n\r\n', b"nonsense", events(b"[1]"), events(b"{}")]
+)
+async def test_what_is_no_answer(scripted, open_provider, deployment, make_http, assert_no_secret, body):
+    """A 200 without an answer in it is an error of the path, whatever it is."""
+    scripted.reply = make_http(200, body)
+    with pytest.raises(ProviderError) as caught:
+        await read(open_provider(scripted.url), deployment)
+    assert (caught.value.kind, caught.value.charged) == (FailureKind.NETWORK, True)
+    assert_no_secret(caught.value)
+
+
+async def test_nobody_there(open_provider, deployment):
+    """Nothing can have arrived, so nothing is charged."""
+    error = await failure_after(0, open_provider("http://127.0.0.1:1"), deployment)
+    assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
+
+
+@pytest.mark.parametrize("fault", [Fault.block("OTHER"), Fault.safety()], ids=["prompt", "answer"])
+async def test_what_is_blocked_is_a_reply(emulator, open_provider, deployment, fault):
+    """With its reason, and complete."""
+    emulator.inject(fault)
+    [reply] = await read(open_provider(emulator.url), deployment)
+    assert reply.blocked in ("OTHER", "SAFETY")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_stream_that_is_left_closes_its_connection(emulator, open_provider, deployment, pieces):
+    """At once, and not when the garbage collector comes by; the next request has another."""
+    emulator.inject(Fault.stream_hang(2), times=1)
+    provider = open_provider(emulator.url)
+    async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
+        for _ in range(pieces):
+            await anext(replies)
+        await _eventually(lambda: emulator.holding == 1)
+    await _eventually(lambda: emulator.holding == 0)
+    assert len(await read(provider, deployment)) == 4
+
+
+async def test_a_stream_that_is_cancelled_closes_its_connection(emulator, open_provider, deployment):
+    """While it waits for a piece that does not come."""
+    emulator.inject(Fault.stream_hang(1))
+    task = asyncio.create_task(read(open_provider(emulator.url), deployment))
+    await _eventually(lambda: emulator.holding == 1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _eventually(lambda: emulator.holding == 0)
+
+
+async def _eventually(holds):
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - the server is at the other end of a socket
+            await asyncio.sleep(0.01)
+
+
+async def test_streams_do_not_disturb_each_other(emulator, open_provider, make_deployment):
+    """Two of one task, read in turn, and a request between their pieces: each has its own connection."""
+    provider = open_provider(emulator.url)
+    one = provider.stream(make_deployment(key_id="a"), Request(contents="one"), lambda: None)
+    two = provider.stream(make_deployment(key_id="b"), Request(contents="two"), lambda: None)
+    first, second = [await anext(one)], [await anext(two)]
+    await provider.generate(make_deployment(key_id="c"), HELLO)
+    await one.aclose()
+    second += [reply async for reply in two]
+    assert len(first) == 1
+    assert second[-1].finish_reason == "STOP"
