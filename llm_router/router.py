@@ -154,6 +154,7 @@ class Router:
         """The statuses of the keys."""
         self._conversations = Conversations(
             self.send,
+            self.stream,
             self._first_provider.estimate_tokens,
             MemoryHistory(clock=clock) if histories is None else histories,
             {**HISTORY_TOKENS, **(history_tokens or {})},

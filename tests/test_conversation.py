@@ -27,6 +27,56 @@ async def test_a_conversation_remembers(make_router, provider, pools):
     assert {call.request.system_instruction for call in provider.calls} == {"Be brief."}
 
 
+async def test_a_turn_may_be_streamed(make_router, provider, pools):
+    """It carries what was said, and is remembered with its whole answer."""
+    provider._answers.extend(["Hello Ada.", "You are Ada."])
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("user-42", system_instruction="Be brief.", workload="light")
+        await conversation.send("I am Ada.")
+        async with conversation.stream("Who am I?", max_output_tokens=9) as stream:
+            assert [chunk.text async for chunk in stream] == ["You ", "are ", "Ada."]
+        assert stream.response.text == "You are Ada."
+        await conversation.send("Thanks.")
+    assert provider.calls[1].request.system_instruction == "Be brief."
+    assert provider.calls[1].request.max_output_tokens == 9
+    assert texts(provider.calls[2].request) == [
+        "I am Ada.", "Hello Ada.", "Who am I?", "You are Ada.", "Thanks.",
+    ]  # fmt: skip
+
+
+async def test_a_streamed_turn_without_an_end_was_not_said(make_router, provider, pools):
+    """One that fails, that is left early, or that is wrong leaves the history as it was, and lets go."""
+    provider._answers.extend(["fine", ["so ", ProviderError("no", kind="request")], "left early"])
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("a")
+        await conversation.send("one")
+        before = await conversation.history()
+        async with conversation.stream("two") as stream:
+            assert not (await stream.collect()).success
+        async with conversation.stream("three") as stream:
+            await anext(stream)
+        with pytest.raises(ValueError, match="unknown workload"):
+            await conversation.stream("four", workload="hefty").__aenter__()
+        assert await conversation.history() == before
+        assert (await conversation.send("five")).success
+
+
+async def test_a_turn_waits_until_a_stream_is_left(make_router, provider, pools):
+    """So that it can go on from its answer."""
+    provider._answers.append("two words")
+    async with make_router([pools.one()]) as router:
+        conversation = router.conversation("a")
+        async with conversation.stream("one two") as stream:
+            await anext(stream)
+            next_turn = asyncio.create_task(conversation.send("three"))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not next_turn.done()
+            await stream.collect()
+        await next_turn
+    assert texts(provider.calls[1].request) == ["one two", "two words", "three"]
+
+
 async def test_handles_on_one_id_share_their_history(make_router, provider, pools):
     """send_chat and any handle with the same id go on with the same conversation; others do not."""
     async with make_router([pools.one()]) as router:

@@ -19,6 +19,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
         ("three_agents", "debugger (gemini-exp-1206"),
         ("custom_strategy", "paid, paid"),
         ("custom_store", "refused only-key"),
+        ("streaming", "after 4 messages"),
     ],
 )
 def test_example_runs(name, says, tmp_path):

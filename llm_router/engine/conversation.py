@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,7 +12,8 @@ import attrs
 from llm_router.conversations.base import HistoryStore, Turn
 from llm_router.conversations.truncation import truncate
 from llm_router.domain.request import Request
-from llm_router.domain.response import Response
+from llm_router.domain.response import Chunk, Response
+from llm_router.engine.streaming import Stream
 
 __all__ = ["HISTORY_TOKENS", "Conversation", "Conversations"]
 
@@ -37,12 +38,14 @@ class Conversations:
 
     Attributes:
         send: The router's send.
+        stream: The router's stream.
         estimate: Tokens of a request.
         histories: Where histories are kept.
         budgets: Tokens of history per workload.
     """
 
     send: Callable[..., Awaitable[Response]]
+    stream: Callable[..., Stream]
     estimate: Callable[[Request], int]
     histories: HistoryStore
     budgets: Mapping[str, int]
@@ -95,19 +98,54 @@ class Conversation:
         async with self._turns.lock:
             return await self._send(_contents(prompt), merged)
 
+    def stream(self, prompt: Any, **options: Any) -> Stream:
+        """Send ``prompt`` as :meth:`send` does, and read the answer while it comes.
+
+        Both are remembered when the answer was read to its end and succeeded. The next turn of the
+        conversation waits until the stream is left.
+
+        Args:
+            prompt: As for :meth:`send`.
+            options: As for ``Router.stream``; they win over those of the conversation.
+
+        Raises:
+            InvalidRequestError: From the stream, when it is entered: an argument is wrong.
+        """
+        return Stream(self._events(_contents(prompt), {**self._options, **options}))
+
     async def _send(self, said: tuple[Any, ...], options: dict[str, Any]) -> Response:
+        turns = await self._recall(said, options)
+        response = await self._conversations.send(_request(turns, said), **options)
+        await self._remember(turns, said, response)
+        return response
+
+    async def _events(
+        self, said: tuple[Any, ...], options: dict[str, Any]
+    ) -> AsyncGenerator[Chunk | Response]:
+        async with self._turns.lock:
+            turns = await self._recall(said, options)
+            async with self._conversations.stream(_request(turns, said), **options) as stream:
+                while (chunk := await stream.read()) is not None:
+                    yield chunk
+            await self._remember(turns, said, stream.response)
+            yield stream.response
+
+    async def _recall(self, said: tuple[Any, ...], options: dict[str, Any]) -> tuple[Turn, ...]:
+        """Return as many of the turns before this one as are to be sent along."""
         conversations = self._conversations
         turns = await conversations.histories.load(self.id)
-        answers_call = _answers_call(said)
         budget = conversations.budget(options.get("workload"))
-        turns = truncate(turns, budget, answering=answers_call)
-        history = [content for turn in turns for content in turn.contents]
-        response = await conversations.send(Request(contents=[*history, *said]), **options)
-        if response.success:
-            contents = (*said, _answer(response))
-            tokens = conversations.estimate(Request(contents=list(contents)))
-            await conversations.histories.save(self.id, (*turns, Turn(contents, tokens, answers_call)))
-        return response
+        return truncate(turns, budget, answering=_answers_call(said))
+
+    async def _remember(self, turns: tuple[Turn, ...], said: tuple[Any, ...], response: Response) -> None:
+        """Add what was said, and the answer if there is one."""
+        if not response.success:
+            return
+        conversations = self._conversations
+        contents = (*said, _answer(response))
+        tokens = conversations.estimate(Request(contents=list(contents)))
+        turn = Turn(contents, tokens, _answers_call(said))
+        await conversations.histories.save(self.id, (*turns, turn))
 
     async def history(self) -> tuple[Any, ...]:
         """Return the contents said so far, oldest first."""
@@ -121,6 +159,11 @@ class Conversation:
 
     def __repr__(self) -> str:
         return f"Conversation({self.id!r})"
+
+
+def _request(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
+    history = [content for turn in turns for content in turn.contents]
+    return Request(contents=[*history, *said])
 
 
 def _contents(prompt: Any) -> tuple[Any, ...]:

@@ -43,7 +43,7 @@ class Streamer:
         self._responder = responder
         self._clock = clock
 
-    async def events(self, job: Job) -> AsyncGenerator[Reply | Response]:
+    async def events(self, job: Job) -> AsyncGenerator[Chunk | Response]:
         """Yield the pieces of an answer, and last of all the response.
 
         Another deployment is tried as long as no piece was yielded. Closing the generator aborts the call
@@ -65,7 +65,7 @@ class Streamer:
                 async for outcome in outcomes:
                     if isinstance(outcome, Reply):
                         texts.append(outcome.text)
-                        yield outcome
+                        yield Chunk(outcome.text, outcome.raw)
             if isinstance(outcome, Reply):
                 response = self._responder.answered(run, attrs.evolve(outcome, text="".join(texts)))
             else:
@@ -127,9 +127,9 @@ class Stream:
     about, ends the call and settles the quota it took. To be read by one task at a time.
     """
 
-    def __init__(self, events: AsyncGenerator[Reply | Response]) -> None:
+    def __init__(self, events: AsyncGenerator[Chunk | Response]) -> None:
         self._events = events
-        self._next: Reply | Response | None = None
+        self._next: Chunk | Response | None = None
         self._is_open = False
         self._response: Response | None = None
 
@@ -157,15 +157,27 @@ class Stream:
             StopAsyncIteration: There are no more: the answer is complete.
             SendError: There is no answer, or it broke off: the ``error`` of the :attr:`response`.
         """
-        reply = await self._read()
-        if reply is not None:
-            return Chunk(reply.text, reply.raw)
+        chunk = await self.read()
+        if chunk is not None:
+            return chunk
         self.response.raise_for_error()
         raise StopAsyncIteration
 
+    async def read(self) -> Chunk | None:
+        """Return the next piece, or None when there are no more, be it for a failure."""
+        if self._response is not None:
+            return None
+        event, self._next = self._next, None
+        if event is None:
+            event = await self._advance()
+        if isinstance(event, Response):
+            self._response = event
+            return None
+        return event
+
     async def collect(self) -> Response:
         """Read what is left, and return the response, successful or not."""
-        while await self._read() is not None:
+        while await self.read() is not None:
             pass
         return self.response
 
@@ -180,19 +192,7 @@ class Stream:
             raise RuntimeError("the answer was not read to its end: iterate over the stream, or collect() it")
         return self._response
 
-    async def _read(self) -> Reply | None:
-        """Return the next piece, or None when there is the response."""
-        if self._response is not None:
-            return None
-        event, self._next = self._next, None
-        if event is None:
-            event = await self._advance()
-        if isinstance(event, Response):
-            self._response = event
-            return None
-        return event
-
-    async def _advance(self) -> Reply | Response:
+    async def _advance(self) -> Chunk | Response:
         if not self._is_open:
             raise RuntimeError("a stream is read inside of its block: async with router.stream(…) as stream")
         return await anext(self._events)

@@ -6,7 +6,18 @@ import asyncio
 
 import pytest
 
-from llm_router import Deployment, Key, Metric, Quota, Refill, Router, Secret
+from llm_router import (
+    Deployment,
+    Key,
+    MemoryStore,
+    Metric,
+    ProviderError,
+    Quota,
+    Refill,
+    Response,
+    Router,
+    Secret,
+)
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import GeminiEmulator, ScaledClock
 from llm_router.testing.emulator import Fault, QuotaSpec
@@ -128,3 +139,64 @@ async def test_a_conversation_moves_between_models():
             assert second.success
             assert [content["role"] for content in await conversation.history()] == ["user", "model"] * 2
             assert second.usage.input_tokens > first.usage.input_tokens
+
+
+async def test_streams_keep_to_the_quota_and_settle_it(backend):
+    """Read to the end, left early or failing on the way: each takes one request, and its tokens once."""
+    emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, tpm=100_000))
+    quotas = (Quota(Metric.RPM, RPM), Quota(Metric.TPM, 100_000))
+    deployments = [
+        Deployment(Key(f"key-{n}", Secret(f"emulated-secret-{n}")), MODEL, "light", quotas=quotas)
+        for n in range(4)
+    ]
+    emulator.inject(Fault.stream_error(503, after=2), key="emulated-secret-0", times=1)
+    store = MemoryStore()
+    with emulator.run_in_thread():
+        provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
+        async with Router(deployments, provider=provider, store=store) as router:
+
+            async def run(number):
+                async with router.stream(f"prompt {number}") as stream:
+                    if number % 3 == 0:
+                        return await stream.read()
+                    return await stream.collect()
+
+            outcomes = await asyncio.gather(*(run(number) for number in range(90)))
+        await provider.aclose()
+        used = await store.snapshot(deployments)
+    assert emulator.refused == 0
+    assert emulator.accepted == sum(snapshot.quotas[0].used for snapshot in used) == 4 * RPM
+    tokens = sum(arrival.tokens for arrival in emulator.arrivals)
+    assert sum(snapshot.quotas[1].used for snapshot in used) == tokens
+    responses = [outcome for outcome in outcomes if isinstance(outcome, Response)]
+    answers = {response.answer for response in responses if response.success}
+    assert all(answer.startswith(f"[{MODEL}]") for answer in answers)
+    broken = [response for response in responses if isinstance(response.error, ProviderError)]
+    assert len(broken) <= 1  # the fault may have met one that was left before
+
+
+@pytest.mark.parametrize(
+    ("fault", "pieces", "succeeds", "upstream"),
+    [
+        (Fault.status(503), 4, True, 2),
+        (Fault.drop(), 4, True, 2),
+        (Fault.stream_cut(0), 4, True, 2),
+        (Fault.stream_error(429, 0), 4, True, 2),
+        (Fault.stream_cut(1), 1, False, 1),
+        (Fault.stream_drop(2), 2, False, 1),
+        (Fault.stream_error(503, 3), 3, False, 1),
+        (Fault.safety(), 1, False, 1),
+    ],
+    ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
+)
+async def test_a_stream_is_tried_elsewhere_until_its_first_piece(fault, pieces, succeeds, upstream):
+    """Whatever fails once, and when: what came is the caller's, and nothing is asked for twice behind it."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(fault, times=1)
+        async with Router(pool(keys=3), base_url=emulator.url, base_backoff=0.001) as router:
+            read = 0
+            async with router.stream("x") as stream:
+                while await stream.read() is not None:
+                    read += 1
+        assert (read, stream.response.success) == (pieces, succeeds)
+        assert stream.response.attempts == emulator.requests == upstream

@@ -1,0 +1,33 @@
+"""An answer that is shown while it comes, and a conversation that goes on from it.
+
+Run it with ``python examples/streaming.py``. It starts the bundled emulator in place of the Gemini API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.testing import GeminiEmulator
+
+KEY = Key("gemini-key-01", Secret("any-text-will-do-for-the-emulator"))
+DEPLOYMENTS = [Deployment(KEY, "gemini-flash-latest", "light", quotas=(Quota(Metric.RPM, 15),))]
+
+
+async def main() -> None:
+    """Print two answers as they come, the second with the first in mind."""
+    async with GeminiEmulator() as gemini, Router(DEPLOYMENTS, base_url=gemini.url) as router:
+        async with router.stream("Tell me a story", workload="light") as stream:
+            async for chunk in stream:  # raises a SendError if the answer breaks off
+                print(chunk.text, end="|", flush=True)
+        print(f" {stream.response.usage.output_tokens} tokens")
+
+        conversation = router.conversation("reader-1", workload="light")
+        await conversation.send("I like ships.")
+        async with conversation.stream("So what shall I read?") as stream:
+            response = await stream.collect()  # never raises for a failed answer: look at response.success
+        print(f"{response.text} after {len(await conversation.history())} messages")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
