@@ -80,8 +80,9 @@ class Sender:
             InvalidRequestError: The provider says that the request cannot even be built.
         """
         run = Run(job, self._clock.time())
+        ttl = job.timeout + _GRACE if job.timeout < math.inf else _UNBOUNDED_TTL
         while True:
-            lease = await self.acquire(run)
+            lease = await self.acquire(run, ttl)
             if isinstance(lease, Response):
                 return lease
             outcome = await self._attempt(run, lease)
@@ -91,15 +92,19 @@ class Sender:
             if response is not None:
                 return response
 
-    async def acquire(self, run: Run) -> Lease | Response:
-        """Return a lease, or the response that tells why there is none."""
+    async def acquire(self, run: Run, ttl: float) -> Lease | Response:
+        """Return a lease, or the response that tells why there is none.
+
+        Args:
+            run: For whom.
+            ttl: Seconds after which the reservation expires if this process dies.
+        """
         job, asked = run.job, self._clock.time()
         patience = job.max_wait - run.waited
         if run.attempts:
             # A retry may sit out the short cooldown that its own failure caused.
             backoff = self._policy.ceiling(len(run.attempts))
             patience = max(patience, min(backoff, run.time_left(asked)))
-        ttl = job.timeout + _GRACE if job.timeout < math.inf else _UNBOUNDED_TTL
         try:
             outcome = await self._selector.acquire(Need(job.plan, job.tokens, ttl), patience, run.tried)
         except StoreError as error:

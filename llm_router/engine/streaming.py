@@ -24,6 +24,9 @@ __all__ = ["Stream", "Streamer"]
 
 _END = Reply("")
 
+_TTL = 3600.0
+"""Seconds after which a reservation expires if this process dies: nobody knows how long an answer is read."""
+
 
 class Streamer:
     """Carries out jobs whose answers are read as they come.
@@ -55,10 +58,10 @@ class Streamer:
         run = Run(job, self._clock.time())
         response: Response | None = None
         while response is None:
-            lease = await self._sender.acquire(run)
+            lease = await self._sender.acquire(run, _TTL)
             if isinstance(lease, Response):
-                response = lease
-                break
+                yield lease
+                return
             texts: list[str] = []
             outcome: Reply | SendError = _END
             async with lease, aclosing(self._call(run, lease)) as outcomes:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+import attrs
 import pytest
 
 from llm_router import (
     BlockedError,
     Chunk,
+    Cooldown,
     DeadlineExceededError,
     InvalidRequestError,
     MemoryStore,
+    Metric,
     ProviderError,
+    Quota,
     QuotaExhaustedError,
+    Refill,
     Reply,
     Response,
     Router,
@@ -77,6 +82,22 @@ async def test_quota_is_settled_with_what_was_counted(pools):
         assert await used(store, deployment) == [1, 1]
         await stream.collect()
         assert await used(store, deployment) == [1, 700]
+
+
+async def test_an_answer_that_is_read_for_long_is_settled_all_the_same(pools, clock):
+    """Its reservation outlives the timeout, which is for each piece."""
+    store = MemoryStore(clock=clock)
+    deployment = attrs.evolve(pools.one(), quotas=(Quota(Metric.TPD, 1_000, Refill.DAILY),))
+    pieces = [Reply("a", Usage(900)), Reply("b", Usage(900), "STOP")]
+    provider = FakeProvider([pieces])
+    async with Router([deployment], store=store, provider=provider, clock=clock) as router:
+        async with router.stream("hello", timeout=5) as stream:
+            clock.shift(1_000)
+            await store.cool_down(
+                Cooldown.lift(deployment.model_scope)
+            )  # lets the store look at what expired
+            await stream.collect()
+        assert await used(store, deployment) == [900]
 
 
 async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
