@@ -29,7 +29,7 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
-from llm_router.providers.base import FailureKind, Provider, Reply, StreamingProvider
+from llm_router.providers.base import FailureKind, PreparedProvider, Provider, Reply, StreamingProvider
 from llm_router.router import Router
 from llm_router.shared import get_key_manager, get_request_router
 from llm_router.stores.base import RateLimitStore
@@ -61,6 +61,7 @@ __all__ = [
     "MemoryHistory",
     "MemoryStore",
     "Metric",
+    "PreparedProvider",
     "Provider",
     "ProviderError",
     "Quota",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import anyio
 import attrs
 
 from llm_router.conversations.base import HistoryStore
@@ -32,7 +34,7 @@ from llm_router.engine.selector import Selector
 from llm_router.engine.sender import Sender
 from llm_router.engine.streaming import Stream, Streamer
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
-from llm_router.providers.base import Provider
+from llm_router.providers.base import PreparedProvider, Provider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import LOCAL_SHARE, FailoverStore, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -53,7 +55,8 @@ class Router:
     """Sends prompts through a pool of keys and models so that no quota is broken and none is left unused.
 
     A router belongs to one event loop at a time. It may be shared by any number of tasks. Routers are
-    independent of each other unless they share a store.
+    independent of each other unless they share a store. Its first
+    send has the providers prepare: for Gemini a thread imports the SDK, which takes a second or so.
 
     Args:
         deployments: What to send through; at least one.
@@ -136,6 +139,10 @@ class Router:
             raise ConfigError(
                 f"no adapter for provider {min(missing)!r}: pass provider={{{min(missing)!r}: …}}"
             )
+        self._unprepared = [
+            each for each in {*self._providers.values()} if isinstance(each, PreparedProvider)
+        ]
+        self._preparing = anyio.Lock()
         # With several providers one of them speaks for all: requests are the same for each.
         self._first_provider = self._providers[active[0].key.provider]
 
@@ -263,7 +270,7 @@ class Router:
             config=config,
             safety_settings=safety_settings,
         )
-        job = self._job(request, workload, model_preference, fallback, timeout, max_wait)
+        job = await self._job(request, workload, model_preference, fallback, timeout, max_wait)
         return await self._sender.send(job)
 
     def stream(
@@ -299,7 +306,7 @@ class Router:
         Returns:
             The stream: an asynchronous context manager. See :class:`~llm_router.Stream` for how to read it.
 
-        Raises:
+        Raises, when the stream is entered:
             UnknownWorkloadError: The workload is not configured.
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
@@ -313,10 +320,10 @@ class Router:
             config=config,
             safety_settings=safety_settings,
         )
-        job = self._job(request, workload, model_preference, fallback, timeout, max_wait)
+        job = partial(self._job, request, workload, model_preference, fallback, timeout, max_wait)
         return Stream(self._streamer.events(job))
 
-    def _job(
+    async def _job(
         self,
         request: Request,
         workload: str | None,
@@ -328,6 +335,8 @@ class Router:
         """Check what a caller asks for, and make it into a job; a request in a request is unwrapped."""
         if self._closed:
             raise RouterClosedError("this router is closed: make a new one")
+        if self._unprepared:
+            await self._prepare()
         if isinstance(request.contents, Request):
             request = _merged(request.contents, request)
         _check_request(request)
@@ -393,6 +402,13 @@ class Router:
             StoreError: The store does not answer.
         """
         return await self.keys.get_all_key_statuses()
+
+    async def _prepare(self) -> None:
+        """Have the providers do first what takes long; a send that comes meanwhile waits for it."""
+        async with self._preparing:
+            while self._unprepared:
+                await self._unprepared[-1].prepare()
+                self._unprepared.pop()
 
     @property
     def closed(self) -> bool:

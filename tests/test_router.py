@@ -647,3 +647,53 @@ async def test_inactive_deployments_are_shown_and_not_used(make_router, provider
 def test_manual_clock_repr_shows_where_it_stands():
     """The clock of the tests tells its time."""
     assert repr(ManualClock(5.0)) == "ManualClock(5.0)"
+
+
+class _Preparing(FakeProvider):
+    """A provider that has to be prepared, and notes what comes in which order."""
+
+    def __init__(self, fails=0):
+        super().__init__()
+        self.events = []
+        self.fails = fails
+
+    async def prepare(self):
+        self.events.append("prepare")
+        await asyncio.sleep(0)
+        if self.fails:
+            self.fails -= 1
+            raise ImportError
+        self.events.append("prepared")
+
+    def validate(self, request):
+        self.events.append("validate")
+
+
+async def test_a_provider_is_prepared_before_the_first_send(pools):
+    """Once, though many come at once; whoever comes meanwhile waits for it."""
+    provider = _Preparing()
+    router = Router(pools.many(3), provider=provider)
+    responses = await asyncio.gather(*(router.send("x") for _ in range(5)))
+    assert all(response.success for response in responses)
+    assert provider.events == ["prepare", "prepared"] + ["validate"] * 5
+
+
+async def test_a_provider_is_prepared_before_the_first_stream(pools):
+    """Once, and not before anybody sends: to look at statuses takes no SDK."""
+    provider = _Preparing()
+    async with Router(pools.many(2), provider={"gemini": provider}) as router:
+        await router.get_all_key_statuses()
+        assert provider.events == []
+        for _ in range(2):
+            async with router.stream("x") as stream:
+                assert (await stream.collect()).success
+    assert provider.events == ["prepare", "prepared", "validate", "validate"]
+
+
+async def test_what_could_not_be_prepared_is_tried_again(pools):
+    """Whoever found it so hears of it; the next send may have more luck."""
+    provider = _Preparing(fails=1)
+    router = Router(pools.many(2), provider=provider)
+    with pytest.raises(ImportError):
+        await router.send("x")
+    assert (await router.send("x")).success

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -46,16 +46,19 @@ class Streamer:
         self._responder = responder
         self._clock = clock
 
-    async def events(self, job: Job) -> AsyncGenerator[Chunk | Response]:
+    async def events(self, make_job: Callable[[], Awaitable[Job]]) -> AsyncGenerator[Chunk | Response]:
         """Yield the pieces of an answer, and last of all the response.
 
         Another deployment is tried as long as no piece was yielded. Closing the generator aborts the call
         that is open, and settles what is known to be used.
 
+        Args:
+            make_job: Returns what to do, or raises what is wrong with it.
+
         Raises:
             InvalidRequestError: The provider says that the request cannot even be built.
         """
-        run = Run(job, self._clock.time())
+        run = Run(await make_job(), self._clock.time())
         response: Response | None = None
         while response is None:
             lease = await self._sender.acquire(run, _TTL)

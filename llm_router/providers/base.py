@@ -12,7 +12,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
-__all__ = ["FailureKind", "Provider", "Reply", "StreamingProvider"]
+__all__ = ["FailureKind", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
 
 
 class FailureKind(StrEnum):
@@ -124,4 +124,16 @@ class StreamingProvider(Provider, Protocol):
         Raises:
             ProviderError: It failed, before the first piece or after any, or the answer broke off.
         """
+        ...
+
+
+@runtime_checkable
+class PreparedProvider(Provider, Protocol):
+    """A provider that has something to do, once, which takes long: importing an SDK, say.
+
+    A router has it done before its first request; where nobody did, the provider does it by itself.
+    """
+
+    async def prepare(self) -> None:
+        """Do it, without blocking the event loop. May be called again, and does nothing then."""
         ...

@@ -130,7 +130,7 @@ class GeminiProvider:
     async def prepare(self) -> None:
         """Import the SDK and read the certificates in a thread, so that no event loop stands still for it.
 
-        It takes more than half a second, once in a process. Nobody has to call it: the first
+        It takes more than half a second, once in a process. A router calls it; without one, the first
         :meth:`validate` does the same, but blocks.
         """
         await asyncio.to_thread(prepare, self._http_backend)

@@ -222,18 +222,19 @@ async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider
         assert provider.streaming == 0
 
 
-async def test_what_is_wrong_is_raised_before_anything_is_sent(make_router, provider, pools):
-    """At the call, where the mistake is."""
+async def test_what_is_wrong_is_raised_on_entering(make_router, provider, pools):
+    """Before anything is sent, as a send raises it."""
     router = make_router([pools.one()])
-    with pytest.raises(InvalidRequestError):
-        router.stream("")
-    with pytest.raises(InvalidRequestError):
-        router.stream("x", timeout=0)
-    with pytest.raises(UnknownModelError):
-        router.stream("x", model_preference="nobody's")
+    for wrong, stream in (
+        (InvalidRequestError, router.stream("")),
+        (InvalidRequestError, router.stream("x", timeout=0)),
+        (UnknownModelError, router.stream("x", model_preference="nobody's")),
+    ):
+        with pytest.raises(wrong):
+            await stream.__aenter__()
     await router.aclose()
     with pytest.raises(RouterClosedError):
-        router.stream("x")
+        await router.stream("x").__aenter__()
     assert provider.calls == []
 
 
