@@ -22,6 +22,7 @@ import attrs
 from _harness import Measure, Report, Row, Scale, Table, percentile
 
 from llm_router import Demand, Deployment, Key, LeastLoaded, MemoryStore, Metric, Quota, Refill, Secret
+from llm_router.engine.doze import Doze
 from llm_router.engine.plan import Plan, Planner
 from llm_router.engine.pool import Pool, Slot
 from llm_router.stores.base import Decision, Refusal
@@ -50,6 +51,7 @@ class World:
         processes: How many routers share the store.
         keys: How many keys they share, each with 15 requests a minute.
         load: Demand as a share of the quota; arrivals are a Poisson process, evenly over the processes.
+        waits: Whether requests wait in line for capacity, one line a process, or take no for an answer.
         warm_up: Seconds before anything is counted.
         measured: Seconds that are.
         seed: Of all randomness.
@@ -58,6 +60,7 @@ class World:
     processes: int
     keys: int
     load: float
+    waits: bool = False
     warm_up: float = _WARM_UP
     measured: float = _MEASURED
     seed: int = 20_240_601
@@ -84,14 +87,32 @@ class Counts:
 
 
 @attrs.define
-class _Asking:
-    """One request on its way."""
+class _Process:
+    """One router.
 
-    plan: Plan
+    Attributes:
+        index: What it knows.
+        plan: Where its requests look.
+        line: How many of them wait, the one that is being tried included.
+        doze: How long the head of the line sleeps.
+    """
+
     index: Pool
+    plan: Plan
+    line: int = 0
+    doze: Doze = attrs.field(factory=Doze)
+
+
+@attrs.define
+class _Asking:
+    """One request on its way, and what it has cost so far."""
+
+    process: _Process
     refused: dict[Slot, Refusal] = attrs.field(factory=dict)
     further: Iterator[list[Slot]] | None = None
+    has_begun: bool = False
     trips: int = 0
+    looks: int = 0
 
 
 class _Simulation:
@@ -118,8 +139,8 @@ class _Simulation:
     def run(self) -> Counts:
         for _ in range(self._world.processes):
             index = Pool(self._pool)
-            plan = Planner(index, ("light",)).plan(None, None, "any")
-            self._after(self._pause(), self._arrive, index, plan)
+            process = _Process(index, Planner(index, ("light",)).plan(None, None, "any"))
+            self._after(self._pause(), self._arrive, process)
         while self._events:
             at, _, what, arguments = heapq.heappop(self._events)
             if at > self._ends:
@@ -140,23 +161,36 @@ class _Simulation:
 
     # --- a request: the same steps as engine.selector.Selector takes ----------------------------------
 
-    def _arrive(self, index: Pool, plan: Plan) -> None:
-        self._after(self._pause(), self._arrive, index, plan)
-        self._choose(_Asking(plan, index))
+    def _arrive(self, process: _Process) -> None:
+        self._after(self._pause(), self._arrive, process)
+        process.line += 1
+        if process.line == 1 or not self._world.waits:
+            self._choose(_Asking(process))
 
     def _choose(self, asking: _Asking) -> None:
-        slots: Sequence[Slot] = ()
-        if not asking.trips:
-            slots = asking.plan.shortlist(self._strategy, self._clock.time())
+        plan, slots = asking.process.plan, list[Slot]()
+        if not asking.has_begun:
+            asking.has_begun = True
+            slots = plan.shortlist(self._strategy, self._clock.time())
         if not slots:
             if asking.further is None:
-                asking.further = asking.plan.further(self._strategy, self._clock.time, asking.refused)
-            slots = next(asking.further, ())
+                asking.further = plan.further(self._strategy, self._clock.time, asking.refused)
+            slots = next(asking.further, [])
         if slots:
             asking.trips += 1
             self._after(self._delay(), self._decide, asking, slots)
+        elif self._world.waits:
+            self._doze(asking)
         else:
             self._end(asking, granted=False)
+
+    def _doze(self, asking: _Asking) -> None:
+        """Let the head of a line sleep until it makes sense to try again."""
+        now = self._clock.time()
+        retry_at = asking.process.plan.retry_at(now, asking.refused)
+        asking.looks += len(asking.refused)
+        asking.refused, asking.further, asking.has_begun = {}, None, False
+        self._after(asking.process.doze.until(now, retry_at) - now, self._choose, asking)
 
     def _decide(self, asking: _Asking, slots: Sequence[Slot]) -> None:
         """Let the store decide."""
@@ -168,7 +202,7 @@ class _Simulation:
         self._after(self._delay(), self._learn, asking, decision)
 
     def _learn(self, asking: _Asking, decision: Decision) -> None:
-        now, index = self._clock.time(), asking.index
+        now, index = self._clock.time(), asking.process.index
         for refusal in decision.refusals:
             index.learn(refusal, now)
             asking.refused[index.slot(refusal.deployment)] = refusal
@@ -179,13 +213,21 @@ class _Simulation:
         self._end(asking, granted=True)
 
     def _end(self, asking: _Asking, *, granted: bool) -> None:
+        self._count(asking, granted=granted)
+        process = asking.process
+        process.doze.succeeded()
+        process.line -= 1
+        if process.line and self._world.waits:
+            self._choose(_Asking(process))
+
+    def _count(self, asking: _Asking, *, granted: bool) -> None:
         if self._clock.time() < self._starts + self._world.warm_up:
             return
         counts = self.counts
         counts.requests += 1
         counts.granted += granted
         counts.trips.append(asking.trips)
-        counts.looks += len(asking.refused) + granted
+        counts.looks += asking.looks + len(asking.refused) + granted
         if not granted:
             self._refusals += 1
             if self._refusals % self._check_every == 0:
@@ -267,6 +309,7 @@ def _row(world: World, counts: Counts) -> Row:
         "utilisation": (100 * counts.granted / quota, "%"),
     }
     case = f"{world.processes:,} processes × {world.keys:,} keys, load {world.load:g}"
+    case += ", in line" if world.waits else ""
     return Row(case, "llm_router", {name: Measure((value,), unit) for name, (value, unit) in figures.items()})
 
 
@@ -275,8 +318,10 @@ def _main() -> None:
     parser.add_argument("--processes", type=int, default=100)
     parser.add_argument("--keys", type=int, default=1_000)
     parser.add_argument("--loads", type=float, nargs="*", default=list(LOADS))
+    parser.add_argument("--wait", action="store_true", help="let requests wait in line for capacity")
     options = parser.parse_args()
-    print(_table([World(options.processes, options.keys, load) for load in options.loads]).text())
+    worlds = [World(options.processes, options.keys, load, options.wait) for load in options.loads]
+    print(_table(worlds).text())
 
 
 if __name__ == "__main__":

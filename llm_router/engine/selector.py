@@ -12,6 +12,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.quota import Demand
+from llm_router.engine.doze import Doze
 from llm_router.engine.estimates import TokenEstimates
 from llm_router.engine.launch import LaunchPad
 from llm_router.engine.lease import Lease, new_reservation_id
@@ -28,9 +29,6 @@ __all__ = ["Need", "Selector", "Shortage"]
 
 
 _deployment = attrgetter("deployment")
-
-_SHORTEST_DOZE = 0.01
-"""Seconds between two tries of a waiting request at least, lest a store whose clock differs be hammered."""
 
 
 @attrs.define
@@ -69,6 +67,7 @@ class _Line:
         self.members = 0
         self.shortage = shortage
         self.alarm: asyncio.Event | None = None
+        self.doze = Doze()
 
 
 class Selector:
@@ -228,14 +227,17 @@ class Selector:
             line.alarm = asyncio.Event()
             outcome = await self._try(need, tried)
             if isinstance(outcome, Lease):
+                line.doze.succeeded()
                 return outcome
             line.shortage = outcome
             if outcome.retry_at > deadline:
                 return outcome
-            await self._doze(line.alarm, outcome.retry_at)
+            now = self._clock.time()
+            await self._sleep(line.doze.until(now, outcome.retry_at, deadline) - now, line.alarm)
 
-    async def _doze(self, alarm: asyncio.Event, until: float) -> None:
-        timer = self._clock.call_later(max(until - self._clock.time(), _SHORTEST_DOZE), alarm.set)
+    async def _sleep(self, seconds: float, alarm: asyncio.Event) -> None:
+        """Sleep so long, or until the alarm."""
+        timer = self._clock.call_later(seconds, alarm.set)
         try:
             await alarm.wait()
         finally:
