@@ -272,9 +272,10 @@ def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
 async def run(scale: Scale) -> Report:
     """Simulate the standard sizes."""
     if scale.short:
-        worlds = [World(4, 40, load, warm_up=5.0, measured=5.0) for load in (0.5, 1.2)]
+        worlds = [World(4, 40, 1.2, waits, warm_up=5.0, measured=5.0) for waits in (False, True)]
     else:
         worlds = [World(*size, load) for size in SIZES for load in LOADS]
+        worlds += [World(*size, LOADS[-1], waits=True) for size in SIZES]
     return Report("simulation", [await asyncio.to_thread(_table, worlds)])
 
 
@@ -282,7 +283,7 @@ def _table(worlds: list[World]) -> Table:
     table = Table.about(
         "processes with an index of their own on one store (virtual time, rpm 15 a key)",
         f"after {_WARM_UP:.0f} s, over {_MEASURED} s; {_DELAY[0] * 1e3:g}-{_DELAY[1] * 1e3:g} ms each way to "
-        "the store; nobody waits for quota",
+        "the store; nobody waits for quota but those «in line»",
         "utilisation: grants in that time, of what the quota allows in it; false refusals: refused requests "
         "for which some key had room at that moment, of all requests (found by samples)",
         "one process knows all that happens: it is the measure of what can be had. The guard costs 0.5 % (a "

@@ -130,6 +130,16 @@ def test_the_simulation_refuses_what_does_not_fit(load):
     assert counts.false == 0
 
 
+def test_the_simulation_lets_requests_wait(load):
+    """Nobody is refused, and what the quota has is used up."""
+    simulation = load("simulation")
+    world = simulation.World(4, 20, 1.5, waits=True, warm_up=60.0, measured=60.3)
+    counts = simulation.simulate(world)
+    assert counts == simulation.simulate(world)
+    assert counts.granted == counts.requests
+    assert 295 <= counts.granted <= 300
+
+
 @pytest.mark.parametrize(
     "names", [["stores", "selection", "overhead"], ["memory", "sdk", "contention", "simulation"]]
 )
