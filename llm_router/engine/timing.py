@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import math
 from collections.abc import Coroutine
 from types import TracebackType
@@ -16,6 +18,9 @@ __all__ = ["Deadlines", "TimeLimit", "finish"]
 
 _T = TypeVar("_T")
 
+_MOST_LEFT = 64
+"""Limits that were left and are kept, before anybody looks whether they are most of them."""
+
 
 class Deadlines:
     """Limits of time on an injected clock, with one timer for all of them.
@@ -28,11 +33,13 @@ class Deadlines:
         clock: Where time comes from.
     """
 
-    __slots__ = ("_clock", "_due", "_limits", "_loop", "_timer")
+    __slots__ = ("_clock", "_due", "_heap", "_left", "_loop", "_numbers", "_timer")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._limits: set[TimeLimit] = set()
+        self._heap: list[tuple[float, int, TimeLimit]] = []  # by their end; those that were left stay a while
+        self._left = 0
+        self._numbers = itertools.count()
         self._due = math.inf
         self._timer: Timer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -44,16 +51,19 @@ class Deadlines:
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""
         if loop is not self._loop:  # whatever waited on another is gone with it
-            self._loop, self._due = loop, math.inf
-            self._limits.clear()
-        limit.ends = self._clock.time() + limit.seconds
-        self._limits.add(limit)
-        if limit.ends < self._due:
-            self._wait_for(limit.ends, limit.seconds)
+            self._loop, self._due, self._heap, self._left = loop, math.inf, [], 0
+        ends = self._clock.time() + limit.seconds
+        heapq.heappush(self._heap, (ends, next(self._numbers), limit))
+        if ends < self._due:
+            self._wait_for(ends, limit.seconds)
 
-    def leave(self, limit: TimeLimit) -> None:
-        """Watch ``limit`` no more."""
-        self._limits.discard(limit)
+    def leave(self) -> None:
+        """Note that a limit, which says so itself, need not be watched any more."""
+        self._left += 1
+        if self._left > _MOST_LEFT and 2 * self._left > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[2].is_open]
+            heapq.heapify(self._heap)
+            self._left = 0
 
     def _wait_for(self, due: float, seconds: float) -> None:
         if self._timer is not None:
@@ -63,17 +73,23 @@ class Deadlines:
 
     def _look(self) -> None:
         """Cut short what has come to its end, and wait for the next."""
-        now = self._clock.time()
+        now, heap = self._clock.time(), self._heap
         self._timer, self._due = None, math.inf
-        for limit in [*self._limits]:
-            # The clock may have been set back: nobody waits longer than once more.
-            limit.ends = min(limit.ends, now + limit.seconds)
-            if limit.ends <= now:
-                self._limits.discard(limit)
+        if heap and heap[0][0] - now > heap[0][2].seconds:
+            self._start_again(now)
+        while heap and (heap[0][0] <= now or not heap[0][2].is_open):
+            _, _, limit = heapq.heappop(heap)
+            if limit.is_open:
                 limit.cut()
-        due = min((limit.ends for limit in self._limits), default=math.inf)
-        if due < math.inf:
-            self._wait_for(due, due - now)
+            else:
+                self._left -= 1
+        if heap:
+            self._wait_for(heap[0][0], heap[0][0] - now)
+
+    def _start_again(self, now: float) -> None:
+        """Give every limit its whole time once more, for the clock was set back; nobody waits longer."""
+        self._heap[:] = [(now + limit.seconds, number, limit) for _, number, limit in self._heap]
+        heapq.heapify(self._heap)
 
 
 class TimeLimit:
@@ -85,17 +101,17 @@ class TimeLimit:
 
     Attributes:
         seconds: How long the block may take.
-        ends: When it ends, in seconds since the epoch.
+        is_open: Whether it is under way and was not cut short.
         expired: Whether the block was cut short.
     """
 
-    __slots__ = ("_cancelling", "_cut", "_deadlines", "_task", "ends", "expired", "seconds")
+    __slots__ = ("_cancelling", "_deadlines", "_task", "expired", "is_open", "seconds")
 
     def __init__(self, deadlines: Deadlines, seconds: float) -> None:
         self._deadlines = deadlines
-        self._cut = False
+        self._task: asyncio.Task[Any] | None = None
         self.seconds = seconds
-        self.ends = math.inf
+        self.is_open = False
         self.expired = False
 
     def __enter__(self) -> Self:
@@ -105,6 +121,7 @@ class TimeLimit:
                 raise RuntimeError("a time limit needs a task to cancel")
             self._task = task
             self._cancelling = task.cancelling()
+            self.is_open = True
             self._deadlines.enter(self, task.get_loop())
         return self
 
@@ -114,8 +131,11 @@ class TimeLimit:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if not self._cut:
-            self._deadlines.leave(self)
+        if self._task is None:
+            return False
+        if self.is_open:
+            self.is_open, self._task = False, None
+            self._deadlines.leave()
             return False
         # Somebody else's cancellation, if there is one too, goes before ours.
         ours_alone = self._task.uncancel() <= self._cancelling
@@ -124,8 +144,9 @@ class TimeLimit:
 
     def cut(self) -> None:
         """End the block now."""
-        self._cut = True
-        self._task.cancel()
+        self.is_open = False
+        if self._task is not None:
+            self._task.cancel()
 
 
 async def finish(work: Coroutine[Any, Any, _T]) -> _T:

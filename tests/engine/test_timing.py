@@ -95,6 +95,20 @@ async def test_a_thousand_limits_share_a_timer(clock):
     assert clock.pending == 0
 
 
+async def test_limits_that_were_left_are_forgotten(clock):
+    """Long before they would have ended, and with them the tasks they were for."""
+    deadlines = Deadlines(clock)
+    still_open = asyncio.create_task(_limited(clock, 3_600, 10_000, deadlines))
+    await clock.advance(0)
+    for _ in range(10_000):
+        with deadlines.limit(600) as limit:
+            pass
+    assert len(deadlines._heap) < 200
+    assert limit._task is None
+    await clock.advance(3_600)
+    assert still_open.result() is True
+
+
 async def test_short_limits_are_not_made_to_wait_by_long_ones(clock):
     """One that ends before the timer goes off sets it anew."""
     deadlines = Deadlines(clock)
