@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import attrs
 from _fleet import child
 from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
 from _subjects import MODEL, deployments
@@ -17,6 +18,15 @@ from llm_router.providers.gemini import GeminiProvider
 __all__ = ["run"]
 
 Work = Callable[[], Awaitable[object]]
+
+
+@attrs.frozen
+class Works:
+    """Calls by the name of who makes them: for an answer as a whole, and for one that is streamed."""
+
+    whole: Mapping[str, Work]
+    streamed: Mapping[str, Work]
+
 
 _PROMPT = "Say in one sentence what a token bucket is."
 _KEYS = 10
@@ -46,13 +56,15 @@ async def run(scale: Scale) -> Report:
 
 
 async def _compare(scale: Scale, url: str, in_flight: int) -> list[Row]:
-    case = f"{in_flight} in flight"
     async with _bare(url) as bare, _ours(url) as ours:
-        samplers = {
-            name: _sampler(work, in_flight, _FACTOR * scale.seconds)
-            for name, work in {**bare, **ours}.items()
-        }
-        found = await in_turn(samplers, scale.runs)
+        case = f"{in_flight} in flight"
+        whole = await _rows(scale, case, in_flight, {**bare.whole, **ours.whole})
+        return whole + await _rows(scale, f"{case}, streamed", in_flight, {**bare.streamed, **ours.streamed})
+
+
+async def _rows(scale: Scale, case: str, in_flight: int, works: Mapping[str, Work]) -> list[Row]:
+    samplers = {name: _sampler(work, in_flight, _FACTOR * scale.seconds) for name, work in works.items()}
+    found = await in_turn(samplers, scale.runs)
     units = {"calls": "/s", "CPU per call": "µs"}
     return [
         Row(
@@ -83,8 +95,8 @@ def _sampler(work: Work, in_flight: int, seconds: float) -> Callable[[], Awaitab
 
 
 @asynccontextmanager
-async def _ours(url: str) -> AsyncIterator[dict[str, Work]]:
-    """Yield a call through the adapter and one through the router, by name."""
+async def _ours(url: str) -> AsyncIterator[Works]:
+    """Yield calls through the adapter and through the router."""
     pool, request = deployments(_KEYS), Request(contents=_PROMPT)
     provider = GeminiProvider(base_url=url)
     async with Router(pool, provider=provider) as router:
@@ -96,12 +108,17 @@ async def _ours(url: str) -> AsyncIterator[dict[str, Work]]:
         async def routed() -> None:
             (await router.send(_PROMPT)).raise_for_error()
 
-        yield {"GeminiProvider": adapter, "llm_router": routed}
+        async def streamed() -> None:
+            async with router.stream(_PROMPT) as stream:
+                async for _ in stream:
+                    pass
+
+        yield Works({"GeminiProvider": adapter, "llm_router": routed}, {"llm_router": streamed})
     await provider.aclose()
 
 
 @asynccontextmanager
-async def _bare(url: str) -> AsyncIterator[dict[str, Work]]:
+async def _bare(url: str) -> AsyncIterator[Works]:
     """Yield calls of the bare SDK: as its documentation shows, and with what it can be spared."""
     import aiohttp  # noqa: PLC0415 - slow to import, and not always measured
     from google import genai  # noqa: PLC0415 - likewise
@@ -118,6 +135,11 @@ async def _bare(url: str) -> AsyncIterator[dict[str, Work]]:
 
         return bare
 
+    async def streamed() -> None:
+        chunks = await usual.aio.models.generate_content_stream(model=MODEL, contents=_PROMPT, config=config)
+        if not [chunk async for chunk in chunks]:
+            raise RuntimeError("the emulator gave no answer")
+
     settings = [
         genai.types.SafetySetting(category=f"HARM_CATEGORY_{name}", threshold="BLOCK_NONE")
         for name in ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
@@ -125,11 +147,12 @@ async def _bare(url: str) -> AsyncIterator[dict[str, Work]]:
     config = genai.types.GenerateContentConfig(safety_settings=settings)
     usual = client()
     async with aiohttp.ClientSession() as session:
-        yield {
+        whole = {
             _BASELINE: call(usual, config),
             "google-genai, no safety settings": call(usual, None),
             "google-genai, own session": call(client(aiohttp_client=session), config),
         }
+        yield Works(whole, {_BASELINE: streamed})
     await usual.aio.aclose()
 
 
