@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-
-import anyio
-import attrs
 
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.memory import MemoryHistory
@@ -21,6 +17,7 @@ from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.conversation import HISTORY_TOKENS, Conversation, Conversations
+from llm_router.engine.intake import Intake
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.launch import LaunchPad
 from llm_router.engine.outage import Outage
@@ -29,12 +26,11 @@ from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
 from llm_router.engine.responder import Responder
 from llm_router.engine.retry import RetryPolicy
-from llm_router.engine.run import Job
 from llm_router.engine.selector import Selector
 from llm_router.engine.sender import Sender
 from llm_router.engine.streaming import Stream, Streamer
-from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
-from llm_router.providers.base import PreparedProvider, Provider
+from llm_router.errors import ConfigError
+from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import LOCAL_SHARE, FailoverStore, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -109,9 +105,7 @@ class Router:
         _check(active, workloads, max_requests_per_second)
         clock = clock or SystemClock()
         self._clock = clock
-        self._max_wait = max_wait
         self._owned: list[RateLimitStore | Provider] = []
-        self._closed = False
 
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
@@ -139,12 +133,7 @@ class Router:
             raise ConfigError(
                 f"no adapter for provider {min(missing)!r}: pass provider={{{min(missing)!r}: …}}"
             )
-        self._unprepared = [
-            each for each in {*self._providers.values()} if isinstance(each, PreparedProvider)
-        ]
-        self._preparing = anyio.Lock()
-        # With several providers one of them speaks for all: requests are the same for each.
-        self._first_provider = self._providers[active[0].key.provider]
+        speaker = self._providers[active[0].key.provider]
 
         pool = Pool(active, store if isinstance(store, Sharded) else None)
         outage = Outage()
@@ -153,7 +142,8 @@ class Router:
         pad = LaunchPad(clock, guard)
         selector = Selector(store, pool, strategy or LeastLoaded(), clock, outage, pad, pace)
         policy = RetryPolicy(max_retries, base_backoff)
-        self._planner = Planner(pool, tuple(workloads))
+        planner = Planner(pool, tuple(workloads))
+        self._intake = Intake(planner, (speaker, *self._providers.values()), max_wait)
         responder = Responder(clock, outage)
         self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage, responder)
         self._streamer = Streamer(self._sender, self._providers, responder, clock)
@@ -162,7 +152,7 @@ class Router:
         self._conversations = Conversations(
             self.send,
             self.stream,
-            self._first_provider.estimate_tokens,
+            speaker.estimate_tokens,
             MemoryHistory(clock=clock) if histories is None else histories,
             {**HISTORY_TOKENS, **(history_tokens or {})},
         )
@@ -270,7 +260,7 @@ class Router:
             config=config,
             safety_settings=safety_settings,
         )
-        job = await self._job(request, workload, model_preference, fallback, timeout, max_wait)
+        job = await self._intake.job(request, workload, model_preference, fallback, timeout, max_wait)
         return await self._sender.send(job)
 
     def stream(
@@ -320,35 +310,8 @@ class Router:
             config=config,
             safety_settings=safety_settings,
         )
-        job = partial(self._job, request, workload, model_preference, fallback, timeout, max_wait)
+        job = partial(self._intake.job, request, workload, model_preference, fallback, timeout, max_wait)
         return Stream(self._streamer.events(job))
-
-    async def _job(
-        self,
-        request: Request,
-        workload: str | None,
-        model_preference: str | None,
-        fallback: Fallback,
-        timeout: float | None,
-        max_wait: float | None,
-    ) -> Job:
-        """Check what a caller asks for, and make it into a job; a request in a request is unwrapped."""
-        if self._closed:
-            raise RouterClosedError("this router is closed: make a new one")
-        if self._unprepared:
-            await self._prepare()
-        if isinstance(request.contents, Request):
-            request = _merged(request.contents, request)
-        _check_request(request)
-        patience = self._max_wait if max_wait is None else max_wait
-        limit = math.inf if timeout is None else timeout
-        if limit <= 0 or patience < 0:
-            raise InvalidRequestError(
-                f"timeout must be above 0 s and max_wait 0 s or more, not {timeout!r} and {max_wait!r}"
-            )
-        plan = self._planner.plan(workload, model_preference, fallback)
-        self._first_provider.validate(request)
-        return Job(request, plan, self._first_provider.estimate_tokens(request), limit, patience)
 
     async def send_one_shot(
         self,
@@ -403,21 +366,14 @@ class Router:
         """
         return await self.keys.get_all_key_statuses()
 
-    async def _prepare(self) -> None:
-        """Have the providers do first what takes long; a send that comes meanwhile waits for it."""
-        async with self._preparing:
-            while self._unprepared:
-                await self._unprepared[-1].prepare()
-                self._unprepared.pop()
-
     @property
     def closed(self) -> bool:
         """Whether it was closed."""
-        return self._closed
+        return self._intake.closed
 
     async def aclose(self) -> None:
         """Close what this router opened. May be called twice."""
-        self._closed = True
+        self._intake.closed = True
         while self._owned:
             await self._owned.pop().aclose()
 
@@ -454,21 +410,3 @@ def _check(
         seen.add(name)
     if max_requests_per_second is not None and max_requests_per_second <= 0:
         raise ConfigError(f"max_requests_per_second must be above 0, not {max_requests_per_second!r}")
-
-
-def _merged(prompt: Request, named: Request) -> Request:
-    """Return the prompt under the named arguments that were given."""
-    given = {
-        field.name: value
-        for field in attrs.fields(Request)
-        if field.name != "contents" and (value := getattr(named, field.name)) is not None
-    }
-    return attrs.evolve(prompt, **given) if given else prompt
-
-
-def _check_request(request: Request) -> None:
-    if not request.contents:
-        raise InvalidRequestError("the prompt is empty: pass a string or contents")
-    limit = request.max_output_tokens
-    if limit is not None and (not isinstance(limit, int) or limit <= 0):
-        raise InvalidRequestError(f"max_output_tokens must be a whole number above 0, not {limit!r}")
