@@ -89,11 +89,13 @@ class RollingLedger:
             return now
         if amount > self.limit:
             return NEVER
-        entries = self._entries()
-        for last, taken in zip(entries[::3], entries[1::3], strict=True):
-            excess -= taken
+        older = self._older
+        for start in range(0, len(older), 3):
+            excess -= older[start + 1]
             if excess <= 0:
-                return last + self._span
+                return older[start] + self._span
+        if excess <= self._amount:
+            return self._last + self._span
         raise AssertionError("the entries of a rolling ledger do not add up to what it says is used")
 
     def take(self, amount: int, now: int) -> int:
@@ -147,8 +149,11 @@ class RollingLedger:
 
     def _entries(self) -> array[int]:
         """Return all entries, flat, oldest first."""
-        newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
-        return self._older + array("q", newest)
+        return self._older + array("q", self._newest())
+
+    def _newest(self) -> tuple[int, ...]:
+        """Return the newest entry, if there is any."""
+        return () if self._first == -NEVER else (self._last, self._amount, self._first)
 
     def _go_on(self, entries: array[int]) -> None:
         """Take over ``entries``."""
@@ -185,7 +190,7 @@ class RollingLedger:
 
     def dump(self) -> list[float]:
         """Return the entries, flat, oldest first."""
-        return [*self._entries()]
+        return [*self._older, *self._newest()]
 
     def load(self, state: Sequence[float]) -> None:
         """Take over the entries that another ledger dumped."""
