@@ -80,15 +80,23 @@ class Reservations:
 
     @decoding
     def keep(self, entry: Entry, now: int) -> int:
-        """Save what is still open of an entry that leaves the journal, for the next one; return how many."""
+        """Save what is still open of an entry that leaves the journal, for the next one; return how many.
+
+        What has expired is forgotten, so that there is never more in memory than the journal holds.
+        """
         number, rows, before = entry.number, self._rows, len(self._kept)
         if any(rows.get(reservation_id) == number for reservation_id in entry.opened):
             numbers = entry.taken
             for reservation_id, start in zip(entry.opened, offsets(numbers, _HEAD), strict=True):
-                if numbers[start] > now and rows.get(reservation_id) == number:
+                if rows.get(reservation_id) != number:
+                    continue
+                if numbers[start] > now:
                     head, taken = record(numbers, start, _HEAD)
                     self._kept.append(reservation_id)
                     self._kept_taken += (*head, *taken)
+                else:
+                    del rows[reservation_id]
+                    self._known.pop(reservation_id, None)
         return len(self._kept) - before
 
     def write(self, entry: Entry) -> None:
