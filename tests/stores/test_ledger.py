@@ -70,7 +70,7 @@ def test_a_dumped_ledger_goes_on_where_it_stood(quota):
     first = ledger.take(5, _NOW)
     ledger.take(3, _NOW + _SECOND)
     loaded = make_ledger(quota)
-    loaded.load(json.loads(json.dumps(ledger.dump())))
+    loaded.load(json.loads(json.dumps([*ledger.dump()])))
     for book in (ledger, loaded):
         book.correct(first, -4, _NOW + 2 * _SECOND)
     later = _NOW + 3 * _SECOND
@@ -87,6 +87,16 @@ def test_a_state_cut_off_is_not_loaded(quota):
     ledger.take(5, _NOW)
     with pytest.raises(ValueError, match=r"unpack|three"):
         make_ledger(quota).load(ledger.dump()[:-1])
+
+
+@pytest.mark.parametrize("nonsense", [math.nan, math.inf])
+def test_a_rolling_state_of_no_numbers_is_not_loaded(nonsense):
+    """Wherever it stands among the entries, it is noticed before anything is reckoned with it."""
+    quota = Quota(Metric.RPM, 9)
+    state = [_NOW, 5, _NOW, _NOW + 1, 3, _NOW + 1]
+    for place in range(len(state)):
+        with pytest.raises(ValueError, match="no entries"):
+            make_ledger(quota).load([*state[:place], nonsense, *state[place + 1 :]])
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
@@ -134,7 +144,7 @@ def test_an_older_rolling_taking_is_corrected_where_it_was_made():
     ledger.correct(marks[1], -4, _NOW + 5)
     ledger.correct(marks[2], 3, _NOW + 5)
     ledger.take(1, _NOW + 6)
-    assert ledger.dump()[1::3] == [10, 6, 13, 1]
+    assert [*ledger.dump()[1::3]] == [10, 6, 13, 1]
     assert ledger.used(_NOW + _SPAN) == 20
     ledger.correct(marks[0], 9, _NOW + _SPAN)  # it has come back: too late
     assert ledger.used(_NOW + _SPAN + 1) == 14
@@ -184,7 +194,7 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
     mark = ledger.take(0, _NOW + 5)
     ledger.take(20, _NOW + 9)
     ledger.correct(mark, 7, _NOW + 12)
-    assert ledger.dump() == [_NOW, 10, _NOW, _NOW + 5, 7, _NOW + 5, _NOW + 9, 20, _NOW + 9]
+    assert [*ledger.dump()] == [_NOW, 10, _NOW, _NOW + 5, 7, _NOW + 5, _NOW + 9, 20, _NOW + 9]
     ledger.correct(mark, -7, _NOW + 13)
     assert ledger.used(_NOW + 13) == 30
 

@@ -58,7 +58,7 @@ class Ledger(Protocol):
         """Go on under other limits, keeping what is taken."""
         ...
 
-    def dump(self) -> list[float]:
+    def dump(self) -> Sequence[float]:
         """Return the state as plain numbers (integers but for a steady debt), for :meth:`load`."""
         ...
 

@@ -108,6 +108,8 @@ class Shelf:
         wake_at = retry_at
         for book in self.books:
             amount = demand.tokens if book.counts_tokens else demand.requests
+            if book.ledger.taken + (amount or 1) <= book.ledger.capacity:
+                continue  # neither this demand nor the smallest has to wait for it
             room_at = book.room_at(amount, now)
             if room_at > retry_at:
                 retry_at, reason = room_at, book.quota.metric.value

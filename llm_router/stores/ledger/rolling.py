@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ SLICES = 240
 MOST_ENTRIES = 2 * SLICES
 """Entries above which those that were given back whole are swept out, lest many releases pile up."""
 
-_NO_ENTRY = array("q", (-NEVER, 0, -NEVER))
+_NO_ENTRY = -NEVER, 0, -NEVER
 
 
 class RollingLedger:
@@ -32,7 +33,8 @@ class RollingLedger:
     :data:`MOST_ENTRIES` of them. A mark is a moment: the ``first`` of the entry that it was put into.
 
     The newest entry is kept in attributes: at a large limit it is all that most takings touch. The older ones
-    lie flat in an array, 24 bytes each.
+    lie flat in an array, 24 bytes each. They are doubles (exact for whole microseconds until the year 2255)
+    because that is what a file holds: hundreds of entries are then written by copying memory.
 
     Dump: ``last, amount, first`` of each entry in turn, oldest first.
     """
@@ -51,7 +53,7 @@ class RollingLedger:
     )
 
     def __init__(self, quota: Quota, limit: int) -> None:
-        self._older = array("q")
+        self._older = array("d")
         self._last, self._amount, self._first = _NO_ENTRY
         self.taken = 0
         self.configure(quota, limit)
@@ -67,12 +69,12 @@ class RollingLedger:
         """Forget what has come back."""
         older, horizon, end = self._older, now - self._span, 0
         while end < len(older) and older[end] <= horizon:
-            self.taken -= older[end + 1]
+            self.taken -= int(older[end + 1])
             end += 3
         if end:
             del older[:end]
         if older:
-            self._idle_until = older[0] + self._span
+            self._idle_until = int(older[0]) + self._span
         elif self._last > horizon:
             self._idle_until = self._last + self._span
         else:
@@ -89,11 +91,13 @@ class RollingLedger:
             return now
         if amount > self.limit:
             return NEVER
-        entries = self._entries()
-        for last, taken in zip(entries[::3], entries[1::3], strict=True):
-            excess -= taken
+        older = self._older
+        for start in range(0, len(older), 3):
+            excess -= int(older[start + 1])
             if excess <= 0:
-                return last + self._span
+                return int(older[start]) + self._span
+        if excess <= self._amount:
+            return self._last + self._span
         raise AssertionError("the entries of a rolling ledger do not add up to what it says is used")
 
     def take(self, amount: int, now: int) -> int:
@@ -124,7 +128,7 @@ class RollingLedger:
         older = self._older
         end = 3 * bisect_right(older[2::3], mark)  # of the last entry that begins at the mark or before
         if end and mark <= older[end - 3]:
-            change = max(change, -older[end - 2])
+            change = max(change, -int(older[end - 2]))
             older[end - 2] += change
             self.taken += change
         elif change > 0:  # the taking was one of 0, or was given back whole and swept out
@@ -132,7 +136,7 @@ class RollingLedger:
 
     def _insert(self, mark: int, amount: int, now: int) -> None:
         """Put in a taking that has no entry, merging it where it would be by now."""
-        entries = self._entries()
+        entries = self.dump()
         end = 3 * bisect_right(entries[2::3], mark)
         if not end and mark <= now - self._span:
             return
@@ -141,18 +145,13 @@ class RollingLedger:
             entries[end - 3] = mark
             entries[end - 2] += amount
         else:
-            entries[end:end] = array("q", (mark, amount, mark))
+            entries[end:end] = array("d", (mark, amount, mark))
         self.taken += amount
         self._go_on(entries)
 
-    def _entries(self) -> array[int]:
-        """Return all entries, flat, oldest first."""
-        newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
-        return self._older + array("q", newest)
-
-    def _go_on(self, entries: array[int]) -> None:
+    def _go_on(self, entries: array[float]) -> None:
         """Take over ``entries``."""
-        self._last, self._amount, self._first = entries[-3:] or _NO_ENTRY
+        self._last, self._amount, self._first = map(int, entries[-3:] or _NO_ENTRY)
         self._older = entries[:-3]
         self._idle_until = -NEVER
 
@@ -167,7 +166,7 @@ class RollingLedger:
         self.taken += amount
         if len(older) >= 3 * MOST_ENTRIES:
             used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
-            self._older = array("q", chain.from_iterable(used))
+            self._older = array("d", chain.from_iterable(used))
 
     def used(self, now: int) -> int:
         """Return what is taken and has not come back."""
@@ -179,17 +178,18 @@ class RollingLedger:
         """Return when all of it is back."""
         if now >= self._idle_until:
             self._expire(now)
-        entries = self._entries()
+        entries = self.dump()
         newest_first = zip(entries[-3::-3], entries[-2::-3], strict=True)
-        return next((last + self._span for last, taken in newest_first if taken), now)
+        return next((int(last) + self._span for last, taken in newest_first if taken), now)
 
-    def dump(self) -> list[float]:
+    def dump(self) -> array[float]:
         """Return the entries, flat, oldest first."""
-        return [*self._entries()]
+        newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
+        return self._older + array("d", newest)
 
     def load(self, state: Sequence[float]) -> None:
         """Take over the entries that another ledger dumped."""
-        if len(state) % 3:
-            raise ValueError(f"{len(state)} numbers are no entries of three")
-        self._go_on(array("q", map(int, state)))
-        self.taken = sum(self._entries()[1::3])
+        if len(state) % 3 or not math.isfinite(sum(state)):
+            raise ValueError(f"these {len(state)} numbers are no entries of three")
+        self._go_on(array("d", state))
+        self.taken = int(sum(state[1::3]))

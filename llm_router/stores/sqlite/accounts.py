@@ -7,6 +7,7 @@ of them or from none.
 from __future__ import annotations
 
 import json
+from array import array
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.deployment import Scope
@@ -134,13 +135,13 @@ class Folder:
         for account, dump in zip(self.accounts.values(), dumps, strict=True):
             account.ledger.load(dump)
 
-    def dump(self) -> list[float]:
+    def dump(self) -> array[float]:
         """Return the state of all accounts: what each ledger dumps, after its length."""
-        numbers: list[float] = []
+        numbers = array("d")
         for account in self.accounts.values():
             dump = account.ledger.dump()
             numbers.append(len(dump))
-            numbers += dump
+            numbers.extend(dump)
         return numbers
 
     def rest(self, now: int) -> tuple[int, str, int | None]:
@@ -265,13 +266,13 @@ class Accounts:
 
     def write(self, entry: Entry, now: int) -> None:
         """Say in ``entry`` what changed."""
-        numbers: list[float] = []
+        numbers = array("d")
         rest = []
         for folder in self._changed:
             folder.changed = folder.contested = False
             folder_id, state = folder.id or 0, folder.dump()
-            numbers += (folder_id, folder.kinds, len(state))
-            numbers += state
+            numbers.extend((folder_id, folder.kinds, len(state)))
+            numbers.extend(state)
             self._newest[folder_id] = entry.number
             if now >= folder.rest_due:
                 folder.rest_due = now + _REST_EVERY
@@ -285,9 +286,11 @@ class Accounts:
     def store(self, entry: Entry) -> None:
         """Move into the table what an entry that leaves the journal says, as far as no newer one does."""
         rows = []
-        for (key, kinds, _), state in split(entry.ledgers, _HEAD):
-            folder_id = int(key)
+        numbers = entry.ledgers
+        for start in offsets(numbers, _HEAD):
+            folder_id = int(numbers[start])
             if self._newest.get(folder_id) == entry.number:
+                (_, kinds, _), state = record(numbers, start, _HEAD)
                 del self._newest[folder_id]
                 self._told.pop(folder_id, None)
                 rows.append((int(kinds), pack(state), folder_id))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from array import array
 from functools import lru_cache
@@ -46,7 +45,10 @@ def pack(numbers: Sequence[float]) -> bytes:
     Whole numbers below 2**53, such as microseconds until the year 2255, are exact as doubles; and JSON takes
     six times as long to write, for every ledger of every request.
     """
-    return struct.pack(f"<{len(numbers)}d", *numbers)
+    packed = array("d", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tobytes()
 
 
 def unpack(packed: bytes) -> Sequence[float]:

@@ -13,7 +13,7 @@ import attrs
 from llm_router.domain.quota import Demand
 from llm_router.stores.sqlite.accounts import FolderShelf
 from llm_router.stores.sqlite.faults import decoding
-from llm_router.stores.sqlite.numbers import kinds_of, split
+from llm_router.stores.sqlite.numbers import kinds_of, offsets, record, split
 
 if TYPE_CHECKING:
     from llm_router.stores.sqlite.accounts import Accounts
@@ -80,13 +80,23 @@ class Reservations:
 
     @decoding
     def keep(self, entry: Entry, now: int) -> int:
-        """Save what is still open of an entry that leaves the journal, for the next one; return how many."""
+        """Save what is still open of an entry that leaves the journal, for the next one; return how many.
+
+        What has expired is forgotten, so that there is never more in memory than the journal holds.
+        """
         number, rows, before = entry.number, self._rows, len(self._kept)
         if any(rows.get(reservation_id) == number for reservation_id in entry.opened):
-            for reservation_id, (head, taken) in zip(entry.opened, split(entry.taken, _HEAD), strict=True):
-                if rows.get(reservation_id) == number and head[0] > now:
+            numbers = entry.taken
+            for reservation_id, start in zip(entry.opened, offsets(numbers, _HEAD), strict=True):
+                if rows.get(reservation_id) != number:
+                    continue
+                if numbers[start] > now:
+                    head, taken = record(numbers, start, _HEAD)
                     self._kept.append(reservation_id)
                     self._kept_taken += (*head, *taken)
+                else:
+                    del rows[reservation_id]
+                    self._known.pop(reservation_id, None)
         return len(self._kept) - before
 
     def write(self, entry: Entry) -> None:
@@ -94,8 +104,8 @@ class Reservations:
         taken = self._kept_taken
         for reservation in self._opened.values():
             shelf, demand, marks = reservation.shelf, reservation.demand, reservation.marks
-            head = reservation.expires, shelf.folder.id or 0, shelf.kinds, 2 + len(marks)
-            taken += (*head, demand.requests, demand.tokens, *marks)
+            taken += (reservation.expires, shelf.folder.id or 0, shelf.kinds, 2 + len(marks))
+            taken += (demand.requests, demand.tokens, *marks)
         entry.opened, entry.taken, entry.closed = [*self._kept, *self._opened], taken, self._closed
         self._rows.update(dict.fromkeys(entry.opened, entry.number))
         self._opened.clear()

@@ -17,6 +17,7 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.sqlite import SQLiteStore, database, journal, worker
 from llm_router.stores.sqlite.filelock import TurnLock
+from llm_router.stores.sqlite.reservations import Reservation
 from llm_router.testing import ManualClock
 
 DAY = 24 * 3600.0
@@ -370,6 +371,19 @@ async def test_reservations_that_expired_leave_the_file(store, open_reservations
     for name in last:
         await store.reserve(name, [deployment], Demand(), 10.0)
     assert open_reservations() == {"kept-0", "kept-1", "kept-2", *last}
+
+
+@pytest.mark.usefixtures("short_journal")
+async def test_reservations_that_expired_leave_the_memory(store, pools, clock):
+    """A flood of reservations that nobody settles is not kept until the next sweep of everything."""
+    deployment, demand = pools.one(rpm=5000), Demand(1, 1)
+    for n in range(100):
+        await store.reserve(f"id-{n}", [deployment], demand, 10.0 if n % 2 else 100.0)
+    clock.shift(11.0)
+    for n in range(100):
+        await store.reserve(f"late-{n}", [deployment], Demand(1, 2), 10.0)
+    held = [kept for kept in gc.get_objects() if isinstance(kept, Reservation) and kept.demand is demand]
+    assert len(held) == 50
 
 
 async def test_a_scope_that_rested_for_a_day_leaves_the_file(store, query, pools, clock):
