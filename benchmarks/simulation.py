@@ -188,7 +188,6 @@ class _Simulation:
         """Let the head of a line sleep until it makes sense to try again."""
         now = self._clock.time()
         retry_at = asking.process.plan.retry_at(now, asking.refused)
-        asking.looks += len(asking.refused)
         asking.refused, asking.further, asking.has_begun = {}, None, False
         self._after(asking.process.doze.until(now, retry_at) - now, self._choose, asking)
 
@@ -203,6 +202,7 @@ class _Simulation:
 
     def _learn(self, asking: _Asking, decision: Decision) -> None:
         now, index = self._clock.time(), asking.process.index
+        asking.looks += len(decision.refusals) + (decision.deployment is not None)
         for refusal in decision.refusals:
             index.learn(refusal, now)
             asking.refused[index.slot(refusal.deployment)] = refusal
@@ -227,7 +227,7 @@ class _Simulation:
         counts.requests += 1
         counts.granted += granted
         counts.trips.append(asking.trips)
-        counts.looks += asking.looks + len(asking.refused) + granted
+        counts.looks += asking.looks
         if not granted:
             self._refusals += 1
             if self._refusals % self._check_every == 0:

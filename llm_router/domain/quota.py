@@ -8,7 +8,7 @@ import attrs
 
 from llm_router.errors import ConfigError
 
-__all__ = ["GUARD", "MINUTE", "Demand", "Metric", "Quota", "Refill"]
+__all__ = ["GUARD", "MINUTE", "TOKEN_METRICS", "Demand", "Metric", "Quota", "Refill"]
 
 MINUTE = 60.0
 """Seconds of the window of a per-minute quota."""
@@ -38,6 +38,10 @@ class Metric(StrEnum):
     def is_daily(self) -> bool:
         """Whether the quota comes back once a day, rather than minute by minute."""
         return self in (Metric.RPD, Metric.TPD)
+
+
+TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)
+"""The metrics that count tokens, as a refusal names them."""
 
 
 class Refill(StrEnum):

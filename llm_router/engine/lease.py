@@ -12,7 +12,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from llm_router.domain.quota import Demand, Metric
+from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.launch import LaunchPad
 from llm_router.engine.pool import Slot
 from llm_router.engine.timing import finish
@@ -24,7 +24,6 @@ __all__ = ["Lease", "new_reservation_id"]
 _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
-_TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)
 
 
 class Lease:
@@ -114,7 +113,7 @@ class Lease:
             return True
         refusal = self.slot.refusal
         fewer_tokens = self._fate.tokens < self.demand.tokens
-        return fewer_tokens and refusal is not None and refusal.reason in _TOKEN_METRICS
+        return fewer_tokens and refusal is not None and refusal.reason in TOKEN_METRICS
 
 
 _counter = itertools.count()

@@ -118,7 +118,7 @@ class Plan:
         return chosen
 
     def further(
-        self, strategy: SelectionStrategy, time: Callable[[], float], refused: Mapping[Slot, Refusal]
+        self, strategy: SelectionStrategy, time: Callable[[], float], refused: dict[Slot, Refusal]
     ) -> Iterator[list[Slot]]:
         """Yield whom to ask next, list after list, for a request that nobody on its shortlist took.
 
@@ -130,7 +130,8 @@ class Plan:
         Args:
             strategy: How it ranks.
             time: Where time comes from.
-            refused: What those said that were asked; the caller adds to it after each list.
+            refused: What those said that were asked; the caller adds to it after each list, and so does
+                this, what is known of others without asking.
         """
         parked: list[Slot] = []
         while True:
@@ -161,14 +162,27 @@ class Plan:
 
         return self._best(strategy, now, count, draw)
 
-    def _overlooked(self, now: float, count: int, refused: Mapping[Slot, Refusal]) -> list[Slot]:
+    def _overlooked(self, now: float, count: int, refused: dict[Slot, Refusal]) -> list[Slot]:
         """Return up to ``count`` parked slots, first to wake first, that have not been asked.
 
-        One that wakes after somebody in ``refused`` has room is of no interest.
+        One that wakes after somebody in ``refused`` has room is of no interest. One that refused somebody
+        else a moment ago, for a reason that holds for every request, is not asked again but added to
+        ``refused``: where many are refused at once, each would ask everybody.
         """
+        overlooked: list[Slot] = []
         before = self.retry_at(now, refused)
-        waking = itertools.takewhile(lambda slot: slot.wake < before, self._parked())
-        return list(itertools.islice((slot for slot in waking if slot not in refused), count))
+        for slot in self._parked():
+            if slot.wake >= before or len(overlooked) >= count:
+                break
+            if slot in refused:
+                continue
+            known = slot.refusal_for_all(now)
+            if known is None:
+                overlooked.append(slot)
+            else:
+                refused[slot] = known
+                before = min(before, known.retry_at)
+        return overlooked
 
     def retry_at(self, now: float, refused: Mapping[Slot, Refusal]) -> float:
         """Return when the first has room (seconds since the epoch), if those in ``refused`` are right."""

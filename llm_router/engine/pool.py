@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
 from bisect import bisect_left, insort
 from collections import defaultdict
@@ -16,11 +17,15 @@ from collections.abc import Callable, Container, Iterable, Iterator
 import attrs
 
 from llm_router.domain.deployment import Deployment, Scope
-from llm_router.domain.quota import MINUTE
+from llm_router.domain.quota import MINUTE, TOKEN_METRICS
 from llm_router.stores.base import Decision, Refusal, Sharded
 from llm_router.strategies.base import Candidate
 
 __all__ = ["Cell", "Pool", "Slot"]
+
+_FRESH = 0.1
+"""Seconds for which a refusal that would be anybody's is believed without asking again. Quota that another
+process gives back before its time may be noticed so much later."""
 
 
 @attrs.define(eq=False)
@@ -35,6 +40,7 @@ class Slot(Candidate):
         held: Seconds since the epoch until which this process avoids it for reasons of its own, of which
             the store knows nothing.
         refusal: Why it was parked, or refused last.
+        refused: Seconds since the epoch at which the store said so.
         day_strikes: Refusals in a row that named a daily quota which our own ledger thinks open.
         daily_headroom: Share (0 to 1) that remained of its tightest daily quota when it was granted last.
         minute_headroom: The same of its other quotas, less the time of that in minutes: they are taken to
@@ -47,6 +53,7 @@ class Slot(Candidate):
     wake: float = attrs.field(default=0.0, kw_only=True)
     held: float = attrs.field(default=0.0, kw_only=True)
     refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
+    refused: float = attrs.field(default=-math.inf, kw_only=True)
     day_strikes: int = attrs.field(default=0, kw_only=True)
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
@@ -55,6 +62,13 @@ class Slot(Candidate):
         """Note what the store said of its quotas."""
         self.daily_headroom = decision.daily_headroom
         self.minute_headroom = decision.headroom - now / MINUTE
+
+    def refusal_for_all(self, now: float) -> Refusal | None:
+        """Return what the store said a moment ago, if it would say the same to any request; else None."""
+        refusal = self.refusal
+        if refusal is None or now - self.refused >= _FRESH or refusal.reason in TOKEN_METRICS:
+            return None
+        return refusal
 
 
 class _Rank:
@@ -283,7 +297,7 @@ class Pool:
     def learn(self, refusal: Refusal, now: float) -> None:
         """Note a store's refusal; park the slot if it is of no use to anybody for a while."""
         slot = self._slots[refusal.deployment]
-        slot.refusal = refusal
+        slot.refusal, slot.refused = refusal, now
         if refusal.wake_at > now:
             slot.cell.park(slot, refusal.wake_at)
 

@@ -81,7 +81,7 @@ def test_those_who_wake_first_fill_the_list_up(pools):
     pool = Pool(deployments)
     for number, deployment in enumerate(deployments[10:]):
         at = NOW + 10.0 * (number + 1)
-        pool.learn(Refusal(deployment, "rpm", at, at), NOW)
+        pool.learn(Refusal(deployment, "tpm", at, at), NOW)
     asking = Asking(pool, 40.0)
     first, second = ([slot.deployment for slot in slots] for slots in asking.lists())
     assert len(first) == SHORTLIST
@@ -90,13 +90,55 @@ def test_those_who_wake_first_fill_the_list_up(pools):
     assert asking.plan.retry_at(NOW, asking.refused) == NOW + 40.0
 
 
+@pytest.mark.parametrize(
+    ("reason", "ago", "is_asked"),
+    [("rpm", 0.09, False), ("rpd", 0.0, False), ("rpm", 0.11, True), ("tpm", 0.0, True)],
+)
+def test_who_refused_anybody_a_moment_ago_is_not_asked_again(pools, reason, ago, is_asked):
+    """Where many are refused at once each would ask everybody; it is told all the same who refused."""
+    deployments = pools.many(20)
+    pool = Pool(deployments)
+    for number, deployment in enumerate(deployments):
+        at = NOW + 1.0 + number
+        pool.learn(Refusal(deployment, reason, at, at), NOW - ago)
+    asking = Asking(pool, 40.0)
+    asked = [slot.deployment for slots in asking.lists() for slot in slots]
+    assert (asked == deployments) is is_asked
+    if not is_asked:
+        assert asked == []
+        assert [refusal.deployment for refusal in asking.refused.values()] == deployments[:1]
+        assert asking.plan.retry_at(NOW, asking.refused) == NOW + 1.0
+
+
+async def test_a_crowd_that_is_refused_asks_everybody_once(make_router, pools, clock):
+    """A hundred requests without a chance cost the store hardly more than one; they hear the same."""
+
+    class Counting(MemoryStore):
+        looks = 0
+
+        async def reserve(self, reservation_id, candidates, *args):
+            decision = await super().reserve(reservation_id, candidates, *args)
+            self.looks += len(decision.refusals)
+            return decision
+
+    store = Counting(clock=clock)
+    async with make_router(pools.many(50, rpm=1), store=store) as router:
+        for _ in range(50):
+            assert (await router.send("x")).success
+        clock.shift(1)
+        store.looks = 0
+        outcomes = [await router.send("x") for _ in range(100)]
+        assert store.looks <= 50 + 100
+        assert all(outcome.retry_after == pytest.approx(59.3) for outcome in outcomes)
+
+
 def test_all_of_many_parked_ones_are_asked(pools):
     """A large request asks every parked deployment that may have room for it first, those that wake first."""
     deployments = pools.many(500)
     pool = Pool(deployments)
     for number, deployment in enumerate(deployments):
         at = NOW + 1.0 + number * 0.05
-        pool.learn(Refusal(deployment, "rpm", at, at), NOW)
+        pool.learn(Refusal(deployment, "tpm", at, at), NOW)
     asked = [slot.deployment for slots in Asking(pool, 30.0).lists() for slot in slots]
     assert asked == deployments
 
