@@ -187,6 +187,8 @@ class Plan:
     def retry_at(self, now: float, refused: Mapping[Slot, Refusal]) -> float:
         """Return when the first has room (seconds since the epoch), if those in ``refused`` are right."""
         retry_at = min((refusal.retry_at for refusal in refused.values()), default=math.inf)
+        if not any(cell.held_until > now for cell in self.cells):
+            return retry_at
         for slot in self._parked():
             if slot.wake >= retry_at:
                 break

@@ -167,12 +167,23 @@ class Cell:
         sharded: Whether the store keeps deployments in several shards.
     """
 
-    __slots__ = ("_make_rank", "_parked", "_priorities", "_ranks", "_sequence", "model", "slots", "workload")
+    __slots__ = (
+        "_make_rank",
+        "_parked",
+        "_priorities",
+        "_ranks",
+        "_sequence",
+        "held_until",
+        "model",
+        "slots",
+        "workload",
+    )
 
     def __init__(self, workload: str, model: str, *, sharded: bool = False) -> None:
         self.workload = workload
         self.model = model
         self.slots: list[Slot] = []
+        self.held_until = 0.0  # when the last is no longer avoided that this process avoids by itself
         self._make_rank: type[_Rank | _Shards] = _Shards if sharded else _Rank
         self._ranks: dict[int, _Rank | _Shards] = {}
         self._priorities: list[int] = []  # those with a ready slot, ascending
@@ -310,6 +321,7 @@ class Pool:
     def hold(self, slot: Slot, until: float, reason: str) -> None:
         """Avoid ``slot`` until ``until`` in this process only."""
         slot.held = max(slot.held, until)
+        slot.cell.held_until = max(slot.cell.held_until, until)
         slot.refusal = Refusal(slot.deployment, reason, slot.held, slot.held)
         slot.cell.park(slot, slot.held)
 
