@@ -201,7 +201,10 @@ class Stream:
     async def _advance(self) -> Chunk | Response:
         if not self._is_open:
             raise RuntimeError("a stream is read inside of its block: async with router.stream(…) as stream")
-        return await anext(self._events)
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            raise RuntimeError("a stream is read once: ask the router for another") from None
 
     def __repr__(self) -> str:
         return f"Stream({self._response!r})" if self._response is not None else "Stream()"

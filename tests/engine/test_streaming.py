@@ -281,6 +281,17 @@ async def test_a_stream_without_its_block_is_refused(make_router, provider, pool
     assert provider.calls == []
 
 
+async def test_a_stream_is_read_once(make_router, provider, pools):
+    """What was left cannot be entered again."""
+    async with make_router([pools.one()]) as router:
+        stream = router.stream("x")
+        async with stream:
+            await anext(stream)
+        with pytest.raises(RuntimeError, match="read once"):
+            await stream.__aenter__()
+    assert len(provider.calls) == 1
+
+
 async def _read_and_fail(router):
     async with router.stream("a b c") as stream:
         await anext(stream)
