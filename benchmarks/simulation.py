@@ -111,6 +111,7 @@ class _Asking:
     refused: dict[Slot, Refusal] = attrs.field(factory=dict)
     further: Iterator[list[Slot]] | None = None
     has_begun: bool = False
+    has_slept: bool = False
     trips: int = 0
     looks: int = 0
 
@@ -188,7 +189,9 @@ class _Simulation:
         """Let the head of a line sleep until it makes sense to try again."""
         now = self._clock.time()
         retry_at = asking.process.plan.retry_at(now, asking.refused)
-        asking.refused, asking.further, asking.has_begun = {}, None, False
+        if asking.has_slept:
+            asking.process.doze.failed()
+        asking.refused, asking.further, asking.has_begun, asking.has_slept = {}, None, False, True
         self._after(asking.process.doze.until(now, retry_at) - now, self._choose, asking)
 
     def _decide(self, asking: _Asking, slots: Sequence[Slot]) -> None:

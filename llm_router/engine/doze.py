@@ -34,8 +34,11 @@ class Doze:
         Not before that, and otherwise often enough before the deadline that it does not pass unused.
         """
         seconds = random.uniform(0.5, 1.5) / self._per_second  # noqa: S311 - keeps processes out of step
-        self._per_second = max(self._per_second / 2, 1 / LONGEST)
         return max(retry_at, now + min(seconds, max((deadline - now) / 2, SHORTEST)))
+
+    def failed(self) -> None:
+        """Note that a try found no room at the moment at which there should have been some."""
+        self._per_second = max(self._per_second / 2, 1 / LONGEST)
 
     def succeeded(self) -> None:
         """Note that a try found room."""

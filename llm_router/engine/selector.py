@@ -222,6 +222,7 @@ class Selector:
         self, line: _Line, need: Need, deadline: float, tried: Container[Slot]
     ) -> Lease | Shortage:
         """Try, and sleep until it makes sense to try again."""
+        is_time = False  # whether this try is made because somebody should have room by now
         while True:
             # Made before asking: what comes back while the store is being asked must not be missed.
             line.alarm = asyncio.Event()
@@ -232,16 +233,26 @@ class Selector:
             line.shortage = outcome
             if outcome.retry_at > deadline:
                 return outcome
+            if is_time:
+                line.doze.failed()
             now = self._clock.time()
-            await self._sleep(line.doze.until(now, outcome.retry_at, deadline) - now, line.alarm)
+            is_time = await self._sleep(line.doze.until(now, outcome.retry_at, deadline) - now, line.alarm)
 
-    async def _sleep(self, seconds: float, alarm: asyncio.Event) -> None:
-        """Sleep so long, or until the alarm."""
-        timer = self._clock.call_later(seconds, alarm.set)
+    async def _sleep(self, seconds: float, alarm: asyncio.Event) -> bool:
+        """Sleep until the alarm, so long at most; tell whether it took so long."""
+        woken_by_timer = False
+
+        def wake() -> None:
+            nonlocal woken_by_timer
+            woken_by_timer = not alarm.is_set()
+            alarm.set()
+
+        timer = self._clock.call_later(seconds, wake)
         try:
             await alarm.wait()
         finally:
             timer.cancel()
+        return woken_by_timer
 
 
 def _models(slots: list[Slot]) -> set[str]:
