@@ -51,8 +51,8 @@ class Router:
     """Sends prompts through a pool of keys and models so that no quota is broken and none is left unused.
 
     A router belongs to one event loop at a time. It may be shared by any number of tasks. Routers are
-    independent of each other unless they share a store. Its first
-    send has the providers prepare: for Gemini a thread imports the SDK, which takes a second or so.
+    independent of each other unless they share a store. The first send has the providers prepare: for Gemini
+    a thread imports the SDK, which takes a second or so.
 
     Args:
         deployments: What to send through; at least one.
@@ -281,7 +281,7 @@ class Router:
         """Send a prompt as :meth:`send` does, and read the answer while it comes.
 
         Args:
-            prompt: As for :meth:`send`, and so are those not named here.
+            prompt: As for :meth:`send`, and so are the others but the timeout.
             workload: The workload wished for; None for any.
             model_preference: The model wished for; None for any.
             max_output_tokens: Upper bound of the answer, in tokens.
