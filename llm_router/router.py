@@ -24,7 +24,6 @@ from llm_router.engine.outage import Outage
 from llm_router.engine.pacing import Pace
 from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
-from llm_router.engine.responder import Responder
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.selector import Selector
 from llm_router.engine.sender import Sender
@@ -104,7 +103,6 @@ class Router:
         active = tuple(deployments)
         _check(active, workloads, max_requests_per_second)
         clock = clock or SystemClock()
-        self._clock = clock
         self._owned: list[RateLimitStore | Provider] = []
 
         owned = store is None or isinstance(store, str)
@@ -144,9 +142,8 @@ class Router:
         policy = RetryPolicy(max_retries, base_backoff)
         planner = Planner(pool, tuple(workloads))
         self._intake = Intake(planner, (speaker, *self._providers.values()), max_wait)
-        responder = Responder(clock, outage)
-        self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage, responder)
-        self._streamer = Streamer(self._sender, self._providers, responder, clock)
+        self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage)
+        self._streamer = Streamer(self._sender)
         self.keys = KeyManager(pool, tuple(inactive), store, selector, outage, clock)
         """The statuses of the keys."""
         self._conversations = Conversations(

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["Outage"]
+from llm_router.providers.base import FailureKind
+
+__all__ = ["PATH_FAILURES", "Outage"]
+
+PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
+"""What fails for the path to the provider, and says nothing of key or model."""
 
 _KEYS = 3
 _SPAN = 10.0

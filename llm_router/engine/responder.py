@@ -7,7 +7,7 @@ import math
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.response import Response, Usage
-from llm_router.engine.outage import Outage
+from llm_router.engine.outage import PATH_FAILURES, Outage
 from llm_router.engine.plan import Plan
 from llm_router.engine.run import Run
 from llm_router.engine.selector import Shortage
@@ -19,7 +19,7 @@ __all__ = ["MOST_CANDIDATES", "Responder"]
 MOST_CANDIDATES = 64
 """Candidates that one refusal names: all of them up to here, those that wake first beyond."""
 
-_TRANSIENT = (FailureKind.SERVER, FailureKind.NETWORK, FailureKind.TIMEOUT)
+_TRANSIENT = (FailureKind.SERVER, *PATH_FAILURES)
 _NO_REPLY = Reply("")
 _NO_USAGE = Usage()
 

@@ -10,7 +10,7 @@ from llm_router.domain.clock import Clock, sleep
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.response import Attempt, Response
 from llm_router.engine.lease import Lease
-from llm_router.engine.outage import Outage
+from llm_router.engine.outage import PATH_FAILURES, Outage
 from llm_router.engine.pool import Pool
 from llm_router.engine.responder import Responder
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
@@ -24,18 +24,18 @@ from llm_router.errors import (
     SendError,
     StoreError,
 )
-from llm_router.providers.base import FailureKind, Provider, Reply
+from llm_router.providers.base import Provider, Reply
 from llm_router.stores.base import RateLimitStore
 
-__all__ = ["Sender"]
+__all__ = ["UNBOUNDED_TTL", "Sender"]
 
 _log = logging.getLogger("llm_router")
 
 _GRACE = 60.0
 """Seconds by which a reservation outlives the deadline of its send."""
 
-_UNBOUNDED_TTL = 3600.0
-_PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
+UNBOUNDED_TTL = 3600.0
+"""Seconds after which a reservation expires where nobody knows how long its call takes."""
 
 
 class Sender:
@@ -49,6 +49,8 @@ class Sender:
         policy: Judges failures.
         clock: Where time comes from.
         outage: Told of every call that did or did not get through.
+
+    Attributes:
         responder: Makes the responses.
     """
 
@@ -61,7 +63,6 @@ class Sender:
         policy: RetryPolicy,
         clock: Clock,
         outage: Outage,
-        responder: Responder,
     ) -> None:
         self._providers = providers
         self._store = store
@@ -70,7 +71,7 @@ class Sender:
         self._policy = policy
         self._clock = clock
         self._outage = outage
-        self._responder = responder
+        self.responder = Responder(clock, outage)
         self._deadlines = Deadlines(clock)
 
     async def send(self, job: Job) -> Response:
@@ -79,18 +80,22 @@ class Sender:
         Raises:
             InvalidRequestError: The provider says that the request cannot even be built.
         """
-        run = Run(job, self._clock.time())
-        ttl = job.timeout + _GRACE if job.timeout < math.inf else _UNBOUNDED_TTL
+        run = self.start(job)
+        ttl = job.timeout + _GRACE if job.timeout < math.inf else UNBOUNDED_TTL
         while True:
             lease = await self.acquire(run, ttl)
             if isinstance(lease, Response):
                 return lease
             outcome = await self._attempt(run, lease)
             if isinstance(outcome, Reply):
-                return self._responder.answered(run, outcome)
+                return self.responder.answered(run, outcome)
             response = await self.conclude(run, outcome)
             if response is not None:
                 return response
+
+    def start(self, job: Job) -> Run:
+        """Return a run of ``job`` that begins now."""
+        return Run(job, self._clock.time())
 
     async def acquire(self, run: Run, ttl: float) -> Lease | Response:
         """Return a lease, or the response that tells why there is none.
@@ -108,9 +113,9 @@ class Sender:
         try:
             outcome = await self._selector.acquire(Need(job.plan, job.tokens, ttl), patience, run.tried)
         except StoreError as error:
-            return self._responder.unstored(run, error)
+            return self.responder.unstored(run, error)
         run.waited += self._clock.time() - asked
-        return outcome if isinstance(outcome, Lease) else self._responder.exhausted(run, outcome)
+        return outcome if isinstance(outcome, Lease) else self.responder.exhausted(run, outcome)
 
     async def conclude(self, run: Run, error: SendError, *, again: bool = True) -> Response | None:
         """Draw the consequences of a failed attempt; return the response unless another is to be made.
@@ -121,27 +126,30 @@ class Sender:
             again: Whether another may be made at all.
         """
         if not isinstance(error, ProviderError):
-            return self._responder.failed(run, error, error.retry_after)
+            return self.responder.failed(run, error, error.retry_after)
         verdict = await self._judge(run, error)
         if verdict.next is Next.GIVE_UP:
-            return self._responder.failed(run, error, None)
+            return self.responder.failed(run, error, None)
         again = again and len(run.attempts) <= self._policy.max_retries
         if not again or not await self._may_go_on(run, verdict):
-            return self._responder.failed(run, error, self._responder.retry_after(run))
+            return self.responder.failed(run, error, self.responder.retry_after(run))
         return None
 
     async def _attempt(self, run: Run, lease: Lease) -> Reply | SendError:
         """Make one call; whatever comes of it, the lease is closed behind it."""
-        deployment = lease.slot.deployment
-        provider = self._providers[deployment.key.provider]
+        provider = self.provider(lease)
         began = self.begin(run, lease)
         async with lease:
-            answer = provider.generate(deployment, run.job.request, lease.launched)
+            answer = provider.generate(lease.slot.deployment, run.job.request, lease.launched)
             outcome = await self.bound(run, lease, answer, run.time_left(began))
             if isinstance(outcome, Reply):
                 self.learn(run, lease, outcome)
         self.record(run, began, outcome)
         return outcome
+
+    def provider(self, lease: Lease) -> Provider:
+        """Return the adapter for the deployment of ``lease``."""
+        return self._providers[lease.slot.deployment.key.provider]
 
     def begin(self, run: Run, lease: Lease) -> float:
         """Note that an attempt begins; return when, in seconds since the epoch."""
@@ -181,10 +189,17 @@ class Sender:
         slot = lease.slot
         slot.failures = slot.day_strikes = 0
         self._outage.succeeded()
-        if reply.usage is not None and reply.usage.input_tokens > 0:
-            lease.used(reply.usage.input_tokens)
-            model = slot.deployment.model
-            self._selector.estimates.learn(model, run.job.tokens, reply.usage.input_tokens)
+        tokens = self.count(lease, reply)
+        if tokens > 0:
+            self._selector.estimates.learn(slot.deployment.model, run.job.tokens, tokens)
+
+    @staticmethod
+    def count(lease: Lease, reply: Reply) -> int:
+        """Have ``lease`` settled with the input tokens that ``reply`` tells; return them, 0 if none."""
+        tokens = 0 if reply.usage is None else reply.usage.input_tokens
+        if tokens > 0:
+            lease.used(tokens)
+        return tokens
 
     def record(self, run: Run, began: float, outcome: Reply | SendError) -> None:
         """Note what came of the attempt that began then."""
@@ -199,7 +214,7 @@ class Sender:
         run.error = error
         verdict = self._policy.judge(error, slot, now)
         key_id = slot.deployment.key.key_id
-        if error.kind in _PATH_FAILURES:
+        if error.kind in PATH_FAILURES:
             self._outage.failed(key_id, now)
         else:
             self._outage.succeeded()

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
 import attrs
 
-from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
 from llm_router.engine.lease import Lease
-from llm_router.engine.responder import Responder
 from llm_router.engine.run import Job, Run
-from llm_router.engine.sender import Sender
+from llm_router.engine.sender import UNBOUNDED_TTL, Sender
 from llm_router.errors import SendError
 from llm_router.providers.base import Provider, Reply, StreamingProvider
 
@@ -24,27 +22,16 @@ __all__ = ["Stream", "Streamer"]
 
 _END = Reply("")
 
-_TTL = 3600.0
-"""Seconds after which a reservation expires if this process dies: nobody knows how long an answer is read."""
-
 
 class Streamer:
     """Carries out jobs whose answers are read as they come.
 
     Args:
         sender: Knows the steps.
-        providers: Adapter by name.
-        responder: Makes the responses.
-        clock: Where time comes from.
     """
 
-    def __init__(
-        self, sender: Sender, providers: Mapping[str, Provider], responder: Responder, clock: Clock
-    ) -> None:
+    def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._providers = providers
-        self._responder = responder
-        self._clock = clock
 
     async def events(self, make_job: Callable[[], Awaitable[Job]]) -> AsyncGenerator[Chunk | Response]:
         """Yield the pieces of an answer, and last of all the response.
@@ -58,10 +45,11 @@ class Streamer:
         Raises:
             InvalidRequestError: The provider says that the request cannot even be built.
         """
-        run = Run(await make_job(), self._clock.time())
+        sender = self._sender
+        run = sender.start(await make_job())
         response: Response | None = None
         while response is None:
-            lease = await self._sender.acquire(run, _TTL)
+            lease = await sender.acquire(run, UNBOUNDED_TTL)
             if isinstance(lease, Response):
                 yield lease
                 return
@@ -73,30 +61,26 @@ class Streamer:
                         texts.append(outcome.text)
                         yield Chunk(outcome.text, outcome.raw)
             if isinstance(outcome, Reply):
-                response = self._responder.answered(run, attrs.evolve(outcome, text="".join(texts)))
+                response = sender.responder.answered(run, attrs.evolve(outcome, text="".join(texts)))
             else:
-                response = await self._sender.conclude(run, outcome, again=not texts)
+                response = await sender.conclude(run, outcome, again=not texts)
         yield response
 
     async def _call(self, run: Run, lease: Lease) -> AsyncGenerator[Reply | SendError]:
         """Make one call, and yield what comes: replies, and an error at most, which is the last."""
-        sender, deployment = self._sender, lease.slot.deployment
-        provider = self._providers[deployment.key.provider]
+        sender = self._sender
+        provider = sender.provider(lease)
         stream = (provider if isinstance(provider, StreamingProvider) else _OnePiece(provider)).stream
         reply: Reply | SendError = _END
         began = sender.begin(run, lease)
         seconds = run.time_left(began)
-        async with aclosing(stream(deployment, run.job.request, lease.launched)) as replies:
-            while True:
-                outcome = await sender.bound(run, lease, anext(replies, _END), seconds)
-                if outcome is _END:
-                    break
+        async with aclosing(stream(lease.slot.deployment, run.job.request, lease.launched)) as replies:
+            while (outcome := await sender.bound(run, lease, anext(replies, _END), seconds)) is not _END:
                 reply = outcome
                 if isinstance(reply, SendError):
                     break
                 lease.launched()
-                if reply.usage is not None and reply.usage.input_tokens > 0:
-                    lease.used(reply.usage.input_tokens)  # should the caller read no further
+                sender.count(lease, reply)  # should the caller read no further
                 yield reply
                 seconds = run.job.timeout
         if isinstance(reply, Reply):
