@@ -40,7 +40,7 @@ class Slot(Candidate):
         held: Seconds since the epoch until which this process avoids it for reasons of its own, of which
             the store knows nothing.
         refusal: Why it was parked, or refused last.
-        refused: Seconds since the epoch at which the store said so.
+        refused: Seconds since the epoch at which the store said so; -inf where it was not the store.
         day_strikes: Refusals in a row that named a daily quota which our own ledger thinks open.
         daily_headroom: Share (0 to 1) that remained of its tightest daily quota when it was granted last.
         minute_headroom: The same of its other quotas, less the time of that in minutes: they are taken to
@@ -62,6 +62,10 @@ class Slot(Candidate):
         """Note what the store said of its quotas."""
         self.daily_headroom = decision.daily_headroom
         self.minute_headroom = decision.headroom - now / MINUTE
+
+    def note(self, refusal: Refusal, at: float = -math.inf) -> None:
+        """Note why it is of no use, and when the store said so; by default it is not the store that does."""
+        self.refusal, self.refused = refusal, at
 
     def refusal_for_all(self, now: float) -> Refusal | None:
         """Return what the store said a moment ago, if it would say the same to any request; else None."""
@@ -308,21 +312,21 @@ class Pool:
     def learn(self, refusal: Refusal, now: float) -> None:
         """Note a store's refusal; park the slot if it is of no use to anybody for a while."""
         slot = self._slots[refusal.deployment]
-        slot.refusal, slot.refused = refusal, now
+        slot.note(refusal, now)
         if refusal.wake_at > now:
             slot.cell.park(slot, refusal.wake_at)
 
     def park(self, scope: Scope, until: float, reason: str) -> None:
         """Set every deployment of ``scope`` aside until ``until`` (seconds since the epoch)."""
         for slot in self._by_scope.get(scope, ()):
-            slot.refusal = Refusal(slot.deployment, reason, until, until)
+            slot.note(Refusal(slot.deployment, reason, until, until))
             slot.cell.park(slot, until)
 
     def hold(self, slot: Slot, until: float, reason: str) -> None:
         """Avoid ``slot`` until ``until`` in this process only."""
         slot.held = max(slot.held, until)
         slot.cell.held_until = max(slot.cell.held_until, until)
-        slot.refusal = Refusal(slot.deployment, reason, slot.held, slot.held)
+        slot.note(Refusal(slot.deployment, reason, slot.held, slot.held))
         slot.cell.park(slot, slot.held)
 
     def rouse(self, scope: Scope, now: float) -> None:
