@@ -218,7 +218,8 @@ class _Simulation:
     def _end(self, asking: _Asking, *, granted: bool) -> None:
         self._count(asking, granted=granted)
         process = asking.process
-        process.doze.succeeded()
+        if granted:
+            process.doze.succeeded()
         process.line -= 1
         if process.line and self._world.waits:
             self._choose(_Asking(process))

@@ -124,8 +124,8 @@ class ReplyReader:
         A response without a candidate, such as one that only counts tokens, adds to that what it has.
         """
         reply, whole = read_reply(response), self._whole
-        usage = _usage(response.usage_metadata) or whole.usage
         if reply is None:
+            usage = _usage(response.usage_metadata) or whole.usage
             self._whole = attrs.evolve(whole, usage=usage, raw=response)
             return attrs.evolve(self._whole, text="")
         self.is_complete = bool(reply.finish_reason or reply.blocked) or self.is_complete
@@ -133,7 +133,7 @@ class ReplyReader:
             self._add(part)
         self._whole = Reply(
             reply.text,
-            usage,
+            reply.usage or whole.usage,
             reply.finish_reason or whole.finish_reason,
             reply.model or whole.model,
             reply.blocked or whole.blocked,

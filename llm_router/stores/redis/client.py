@@ -156,9 +156,8 @@ class SharedClient:
         async with self._opening:
             if not self._is_open and isinstance(self.client, RedisCluster):
                 await self.client.initialize()
-                await asyncio.sleep(
-                    0
-                )  # the nodes that it no longer needs are let go of in tasks of their own
+                # The nodes that it no longer needs are let go of in tasks of their own.
+                await asyncio.sleep(0)
             self._is_open = True
 
     async def disconnect_idle(self) -> None:
