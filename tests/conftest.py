@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import itertools
 import logging
@@ -72,6 +73,18 @@ def make_router(clock: ManualClock, provider: FakeProvider) -> Callable[..., Rou
         return Router(deployments, **({"provider": provider, "clock": clock} | options))
 
     return make
+
+
+@pytest.fixture
+def until_holding():
+    """Wait until an emulator holds so many requests that hang."""
+
+    async def wait(emulator, count: int = 1) -> None:
+        async with asyncio.timeout(5):
+            while emulator.holding != count:  # noqa: ASYNC110 - what is waited for happens in a socket
+                await asyncio.sleep(0)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

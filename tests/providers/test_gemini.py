@@ -184,22 +184,22 @@ async def test_cookies_do_not_travel_between_keys(
     assert len(scripted.requests) == 2
 
 
-async def test_cancelling_aborts_the_request(emulator, open_provider, deployment, assert_no_secret):
+async def test_cancelling_aborts_the_request(
+    emulator, open_provider, deployment, assert_no_secret, until_holding
+):
     """Cancellation closes the connection and leaves no task, and its traceback does not hold the key."""
     provider = open_provider(emulator.url)
     await provider.generate(deployment, HELLO)
     before = asyncio.all_tasks()
     emulator.inject(Fault.hang())
     task = asyncio.create_task(provider.generate(deployment, HELLO))
-    while not emulator.holding:  # noqa: ASYNC110 - the emulator has no event for it
-        await asyncio.sleep(0)
+    await until_holding(emulator)
     task.cancel("enough")
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
     assert caught.value.args == ("enough",)
     assert_no_secret(caught.value)
-    while emulator.holding:  # noqa: ASYNC110 - the emulator notices the closed connection
-        await asyncio.sleep(0)
+    await until_holding(emulator, 0)
     left = {other for other in asyncio.all_tasks() - before if "generate" in repr(other)}
     assert left == set()
     assert emulator.requests == 2

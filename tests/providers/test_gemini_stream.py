@@ -172,33 +172,31 @@ async def test_what_is_blocked_is_a_reply(emulator, open_provider, deployment, f
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
-async def test_a_stream_that_is_left_closes_its_connection(emulator, open_provider, deployment, pieces):
+async def test_a_stream_that_is_left_closes_its_connection(
+    emulator, open_provider, deployment, until_holding, pieces
+):
     """At once, and not when the garbage collector comes by; the next request has another."""
     emulator.inject(Fault.stream_hang(2), times=1)
     provider = open_provider(emulator.url)
     async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
         for _ in range(pieces):
             await anext(replies)
-        await _eventually(lambda: emulator.holding == 1)
-    await _eventually(lambda: emulator.holding == 0)
+        await until_holding(emulator)
+    await until_holding(emulator, 0)
     assert len(await read(provider, deployment)) == 4
 
 
-async def test_a_stream_that_is_cancelled_closes_its_connection(emulator, open_provider, deployment):
+async def test_a_stream_that_is_cancelled_closes_its_connection(
+    emulator, open_provider, deployment, until_holding
+):
     """While it waits for a piece that does not come."""
     emulator.inject(Fault.stream_hang(1))
     task = asyncio.create_task(read(open_provider(emulator.url), deployment))
-    await _eventually(lambda: emulator.holding == 1)
+    await until_holding(emulator)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await _eventually(lambda: emulator.holding == 0)
-
-
-async def _eventually(holds):
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - the server is at the other end of a socket
-            await asyncio.sleep(0.01)
+    await until_holding(emulator, 0)
 
 
 async def test_streams_do_not_disturb_each_other(emulator, open_provider, make_deployment):

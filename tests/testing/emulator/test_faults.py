@@ -27,17 +27,11 @@ async def stream_all(models):
     return chunks, None
 
 
-async def until_holding(emulator, count=1):
-    async with asyncio.timeout(10):
-        while emulator.holding != count:  # noqa: ASYNC110 - what is waited for happens in a socket
-            await asyncio.sleep(0)
-
-
 def generate(models, **config):
     return models.generate_content(model=MODEL, contents="hello", **config)
 
 
-async def test_delay(sdk, clock):
+async def test_delay(sdk, clock, until_holding):
     """A delayed request is counted at once and answered when the clock says so."""
     async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
         emulator.inject(Fault.delay(5), times=1)
@@ -51,7 +45,7 @@ async def test_delay(sdk, clock):
         assert clock.pending == 0
 
 
-async def test_any_fault_may_be_delayed(sdk, clock):
+async def test_any_fault_may_be_delayed(sdk, clock, until_holding):
     """A fault with seconds shows only after them."""
     async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
         emulator.inject(attrs.evolve(Fault.status(503), seconds=2))
@@ -73,7 +67,7 @@ async def test_drop(sdk, counted):
         assert (emulator.requests, emulator.accepted) == (2, 1 + counted)
 
 
-async def test_hang_until_released(sdk):
+async def test_hang_until_released(sdk, until_holding):
     """A hanging request gets its answer when it is released."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.hang(), times=2)
@@ -84,7 +78,7 @@ async def test_hang_until_released(sdk):
         assert emulator.holding == 0
 
 
-async def test_hang_until_the_client_goes(sdk):
+async def test_hang_until_the_client_goes(sdk, until_holding):
     """A client that gives up frees the request that hangs for it."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.hang())
@@ -96,7 +90,7 @@ async def test_hang_until_the_client_goes(sdk):
         await until_holding(emulator, 0)
 
 
-async def test_hang_until_stopped(sdk):
+async def test_hang_until_stopped(sdk, until_holding):
     """Stopping the emulator hangs up on the requests that hang."""
     async with contextlib.AsyncExitStack() as stack:
         async with GeminiEmulator() as emulator:
@@ -215,7 +209,7 @@ async def test_stream_drop(sdk):
     assert isinstance(error, LOST)
 
 
-async def test_stream_hang(sdk):
+async def test_stream_hang(sdk, until_holding):
     """A stream may stop on the way, and go on when it is released."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.stream_hang(after=1))
