@@ -11,15 +11,15 @@ from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_tu
 from _peers import NotInstalledError, litellm_router
 from _subjects import FREE, PROMPT_TOKENS, deployments, open_accounts, open_store, redis_server
 
-from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, SystemClock
+from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, Request, SystemClock
 from llm_router.domain.quota import GUARD
-from llm_router.engine.launch import LaunchPad
-from llm_router.engine.lease import Lease
-from llm_router.engine.outage import Outage
-from llm_router.engine.plan import Planner
+from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.pool import Pool
-from llm_router.engine.selector import Need, Selector
-from llm_router.testing import ManualClock
+from llm_router.engine.reserving import DispatchGate, Lease, Selector
+from llm_router.engine.state import SendState
+from llm_router.engine.timing import Deadlines
+from llm_router.engine.upstream import Upstream
+from llm_router.testing import FakeProvider, ManualClock
 
 __all__ = ["Selecting", "run"]
 
@@ -33,6 +33,7 @@ LITELLM_STRATEGIES = ("simple-shuffle", "usage-based-routing-v2")
 _SPAN = 60.3
 _STRIDE = 8
 _TTL = 120.0
+_REQUEST = Request(contents="hello")
 
 
 class Selecting:
@@ -52,11 +53,14 @@ class Selecting:
         clock: Clock | None = None,
         step: float = 0.0,
     ) -> None:
-        index, time_source = Pool(pool), clock or SystemClock()
-        pad = LaunchPad(time_source, GUARD)
-        plan = Planner(index, ("light", "medium", "heavy")).plan(None, None, "any")
-        self._selector = Selector(store, index, LeastLoaded(), time_source, Outage(), pad)
-        self._need = Need(plan, PROMPT_TOKENS, _TTL)
+        time_source = clock or SystemClock()
+        upstream = Upstream("gemini", FakeProvider())
+        index = Pool(pool, {upstream.name: upstream})
+        gate, deadlines = DispatchGate(time_source, GUARD), Deadlines(time_source)
+        self._selector = Selector(store, index, LeastLoaded(), time_source, deadlines, gate)
+        self._order = FallbackOrders(index, ("light", "medium", "heavy"))[None, None, "any", frozenset()]
+        self._tokens = {upstream: PROMPT_TOKENS}
+        self._time = time_source.time
         self._clock = clock
         self._step = step
         self.refused = 0
@@ -65,12 +69,13 @@ class Selecting:
         """Choose a deployment, reserve on it, settle."""
         if self._step and isinstance(self._clock, ManualClock):
             self._clock.shift(self._step)
-        lease = await self._selector.acquire(self._need, 0.0)
+        send = SendState(_REQUEST, self._order, self._tokens, 60.0, 0.0, _TTL, self._time())
+        lease = await self._selector.acquire(send, 0.0)
         if isinstance(lease, Lease):
-            async with lease:
-                lease.sending()
-                lease.launched()
-                lease.used(PROMPT_TOKENS)
+            lease.mark_sent()
+            lease.mark_dispatched()
+            lease.settle_at(PROMPT_TOKENS)
+            await lease.close()
         else:
             self.refused += 1
 

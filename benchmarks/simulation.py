@@ -1,10 +1,10 @@
 """Simulation: many processes with stale local indexes on one store. No time is measured.
 
 A discrete-event simulation in virtual time, which can be repeated to the last count. It is driven by the
-library's own index (``Pool``, ``Plan``, ``LeastLoaded``), one for each process, and one ``MemoryStore`` on a
-``ManualClock`` for all of them, behind a network with a delay. The standard sizes have ten keys a process, as
-1,000 × 10,000 have; run it by itself for others: ``python benchmarks/simulation.py --processes 1000
---keys 10000`` (5 GB of memory, and time).
+library's own index (``Pool``, ``FallbackOrder``, ``LeastLoaded``), one for each process, and one
+``MemoryStore`` on a ``ManualClock`` for all of them, behind a network with a delay. The standard sizes have
+ten keys a process, as 1,000 × 10,000 have; run it by itself for others: ``python benchmarks/simulation.py
+--processes 1000 --keys 10000`` (5 GB of memory, and time).
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ import attrs
 from _harness import Measure, Report, Row, Scale, Table, percentile
 
 from llm_router import Demand, Deployment, Key, LeastLoaded, MemoryStore, Metric, Quota, Refill, Secret
-from llm_router.engine.doze import Doze
-from llm_router.engine.plan import Plan, Planner
-from llm_router.engine.pool import Pool, Slot
+from llm_router.engine.backoff import ProbeBackoff
+from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.pool import Pool
+from llm_router.engine.search import FIRST_CANDIDATES, further, retry_at
+from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
-from llm_router.testing import ManualClock
+from llm_router.testing import FakeProvider, ManualClock
 
 __all__ = ["World", "run", "simulate"]
 
@@ -92,15 +95,15 @@ class _Process:
 
     Attributes:
         index: What it knows.
-        plan: Where its requests look.
-        line: How many of them wait, the one that is being tried included.
-        doze: How long the head of the line sleeps.
+        order: Where its requests look.
+        line: How many of them wait, including the one that is being tried.
+        backoff: How long the head of the line sleeps.
     """
 
     index: Pool
-    plan: Plan
+    order: FallbackOrder
     line: int = 0
-    doze: Doze = attrs.field(factory=Doze)
+    backoff: ProbeBackoff = attrs.field(factory=ProbeBackoff)
 
 
 @attrs.define
@@ -108,8 +111,8 @@ class _Asking:
     """One request on its way, and what it has cost so far."""
 
     process: _Process
-    refused: dict[Slot, Refusal] = attrs.field(factory=dict)
-    further: Iterator[list[Slot]] | None = None
+    refused: dict[DeploymentState, Refusal] = attrs.field(factory=dict)
+    further: Iterator[list[DeploymentState]] | None = None
     has_begun: bool = False
     has_slept: bool = False
     trips: int = 0
@@ -139,8 +142,9 @@ class _Simulation:
 
     def run(self) -> Counts:
         for _ in range(self._world.processes):
-            index = Pool(self._pool)
-            process = _Process(index, Planner(index, ("light",)).plan(None, None, "any"))
+            index = Pool(self._pool, {"gemini": Upstream("gemini", FakeProvider())})
+            order = FallbackOrders(index, ("light",))[None, None, "any", frozenset()]
+            process = _Process(index, order)
             self._after(self._pause(), self._arrive, process)
         while self._events:
             at, _, what, arguments = heapq.heappop(self._events)
@@ -160,7 +164,7 @@ class _Simulation:
     def _delay(self) -> float:
         return self._network.uniform(*_DELAY)
 
-    # --- a request: the same steps as engine.selector.Selector takes ----------------------------------
+    # --- a request: the same steps as engine.reserving.Selector takes ----------------------------------
 
     def _arrive(self, process: _Process) -> None:
         self._after(self._pause(), self._arrive, process)
@@ -169,35 +173,35 @@ class _Simulation:
             self._choose(_Asking(process))
 
     def _choose(self, asking: _Asking) -> None:
-        plan, slots = asking.process.plan, list[Slot]()
+        order, states = asking.process.order, list[DeploymentState]()
         if not asking.has_begun:
             asking.has_begun = True
-            slots = plan.shortlist(self._strategy, self._clock.time())
-        if not slots:
+            states = order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES)
+        if not states:
             if asking.further is None:
-                asking.further = plan.further(self._strategy, self._clock.time, asking.refused)
-            slots = next(asking.further, [])
-        if slots:
+                asking.further = further(order, self._strategy, self._clock.time, asking.refused)
+            states = next(asking.further, [])
+        if states:
             asking.trips += 1
-            self._after(self._delay(), self._decide, asking, slots)
+            self._after(self._delay(), self._decide, asking, states)
         elif self._world.waits:
-            self._doze(asking)
+            self._sleep(asking)
         else:
             self._end(asking, granted=False)
 
-    def _doze(self, asking: _Asking) -> None:
+    def _sleep(self, asking: _Asking) -> None:
         """Let the head of a line sleep until it makes sense to try again."""
         now = self._clock.time()
-        retry_at = asking.process.plan.retry_at(now, asking.refused)
+        room_at = retry_at(asking.process.order, now, asking.refused)
         if asking.has_slept:
-            asking.process.doze.failed()
+            asking.process.backoff.failed()
         asking.refused, asking.further, asking.has_begun, asking.has_slept = {}, None, False, True
-        self._after(asking.process.doze.until(now, retry_at) - now, self._choose, asking)
+        self._after(asking.process.backoff.until(now, room_at) - now, self._choose, asking)
 
-    def _decide(self, asking: _Asking, slots: Sequence[Slot]) -> None:
+    def _decide(self, asking: _Asking, states: Sequence[DeploymentState]) -> None:
         """Let the store decide."""
         name = f"{next(self._numbers):x}"
-        candidates = [slot.deployment for slot in slots]
+        candidates = [state.deployment for state in states]
         decision = _at_once(self._store.reserve(name, candidates, Demand(1, 0), 60.0))
         if decision.deployment is not None:
             _at_once(self._store.settle(name, Demand(1, 0)))
@@ -207,19 +211,19 @@ class _Simulation:
         now, index = self._clock.time(), asking.process.index
         asking.looks += len(decision.refusals) + (decision.deployment is not None)
         for refusal in decision.refusals:
-            index.learn(refusal, now)
-            asking.refused[index.slot(refusal.deployment)] = refusal
+            index.note_refusal(refusal, now)
+            asking.refused[index.states[refusal.deployment]] = refusal
         if decision.deployment is None:
             self._choose(asking)
             return
-        index.slot(decision.deployment).observe(decision, now)
+        index.states[decision.deployment].observe(decision, now)
         self._end(asking, granted=True)
 
     def _end(self, asking: _Asking, *, granted: bool) -> None:
         self._count(asking, granted=granted)
         process = asking.process
         if granted:
-            process.doze.succeeded()
+            process.backoff.succeeded()
         process.line -= 1
         if process.line and self._world.waits:
             self._choose(_Asking(process))
@@ -246,7 +250,7 @@ class _Simulation:
 def simulate(world: World) -> Counts:
     """Let a world run, and return what was counted after its warm-up."""
     enabled = gc.isenabled()
-    gc.disable()  # millions of slots that live as long as the world: looking through them finds nothing
+    gc.disable()  # millions of states that live as long as the world: looking through them finds nothing
     try:
         return _Simulation(world).run()
     finally:

@@ -1,15 +1,16 @@
 """Spend many LLM API keys well: quota-exact, asynchronous routing of prompts over keys and models."""
 
-from llm_router.conversations import HistoryStore, MemoryHistory
+from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
+from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
 from llm_router.domain.status import Health, KeyStatus
-from llm_router.engine.conversation import Conversation
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.streaming import Stream
 from llm_router.errors import (
@@ -30,8 +31,7 @@ from llm_router.errors import (
     UnknownWorkloadError,
 )
 from llm_router.providers.base import FailureKind, PreparedProvider, Provider, Reply, StreamingProvider
-from llm_router.router import Router
-from llm_router.shared import get_key_manager, get_request_router
+from llm_router.router import Router, RouterOptions
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import open_store
@@ -75,9 +75,11 @@ __all__ = [
     "RoundRobin",
     "Router",
     "RouterClosedError",
+    "RouterOptions",
     "Secret",
     "SelectionStrategy",
     "SendError",
+    "SendOptions",
     "StoreCorruptError",
     "StoreError",
     "StoreUnavailableError",

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from llm_router.conversations.base import HistoryStore
+from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import GUARD
-from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
-from llm_router.engine.conversation import HISTORY_TOKENS, Conversation, Conversations
-from llm_router.engine.intake import Intake
+from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
-from llm_router.engine.launch import LaunchPad
-from llm_router.engine.outage import Outage
-from llm_router.engine.pacing import Pace
-from llm_router.engine.plan import Planner
 from llm_router.engine.pool import Pool
+from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.retry import RetryPolicy
-from llm_router.engine.selector import Selector
-from llm_router.engine.sender import Sender
-from llm_router.engine.streaming import Stream, Streamer
+from llm_router.engine.sending import Sender
+from llm_router.engine.streaming import Stream
+from llm_router.engine.throttle import Throttle
+from llm_router.engine.timing import Deadlines
+from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError
 from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
@@ -40,43 +39,64 @@ from llm_router.strategies.least_loaded import LeastLoaded
 if TYPE_CHECKING:
     from llm_router.config import Settings
 
-__all__ = ["Router"]
+__all__ = ["Router", "RouterOptions"]
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
-# that importing the library takes, and who builds a router from values, or for tests, needs neither.
+# that importing the library takes, and a router built from values, or for tests, needs neither.
+
+
+class RouterOptions(TypedDict, total=False):
+    """What :meth:`Router.from_config` passes on to :class:`Router`; every option may be left out."""
+
+    strategy: SelectionStrategy | None
+    clock: Clock | None
+    workloads: Sequence[str]
+    inactive: Iterable[Deployment]
+    max_retries: int
+    base_backoff: float
+    max_wait: float
+    on_store_failure: StoreFailurePolicy
+    local_share: float
+    max_requests_per_second: float | None
+    safety_settings: Mapping[str, str] | None
+    base_url: str | None
+    histories: HistoryStore | None
+    history_tokens: Mapping[str, int] | None
 
 
 class Router:
     """Sends prompts through a pool of keys and models so that no quota is broken and none is left unused.
 
-    A router belongs to one event loop at a time. It may be shared by any number of tasks. Routers are
-    independent of each other unless they share a store. The first send has the providers prepare: for Gemini
-    a thread imports the SDK, which takes a second or so.
+    A router belongs to one event loop at a time. Any number of tasks may share it. Routers are independent
+    of each other unless they share a store. Before the first send the providers prepare: for Gemini, a thread
+    imports the SDK, which takes about a second.
 
     Args:
         deployments: What to send through; at least one.
-        store: Who keeps the quotas: a store (which stays the caller's to close), a URL for
+        store: Keeps the quotas: a store (which the caller closes), a URL for
             :func:`~llm_router.stores.open_store`, or None for the memory of this process.
         strategy: Orders the deployments inside a tier; least-loaded by default.
-        provider: Who sends: one adapter for all keys (which stays the caller's to close), adapters by the
-            name that keys give as their ``provider``, or None for Gemini through google-genai.
-        clock: Where time comes from; the machine's by default.
-        workloads: From lightest to heaviest; neighbours are tried first on fallback.
+        provider: Sends the requests: one adapter for all keys (which the caller closes), adapters by the name
+            that keys give as their ``provider``, or None for Gemini through google-genai.
+        clock: Where time comes from; the machine's clock by default.
+        workloads: From lightest to heaviest; on fallback, neighbours are tried first.
         inactive: Deployments that are only shown in statuses.
-        max_retries: Further attempts after the first.
+        max_retries: Most attempts after the first.
         base_backoff: Upper bound of the first backoff, in seconds.
-        max_wait: Default of :meth:`send`.
+        max_wait: Default of the option of :meth:`send`, in seconds.
         on_store_failure: What to do while the store fails: ``"local"`` goes on with this process's share of
             every quota, ``"closed"`` answers with unsuccessful responses, ``"open"`` goes on without limits.
         local_share: That share, above 0 and at most 1.
-        max_requests_per_second: Calls that this process sends in a second at most; None for no such bound.
-        safety_settings: Category → threshold, over ``BLOCK_NONE`` in the four categories of the Gemini API.
-        base_url: Another server for the Gemini API, such as the emulator's.
-        histories: Who keeps conversations; the memory of this process by default.
-        history_tokens: Tokens of history sent along per workload.
+        max_requests_per_second: Most calls that this process sends per second; None for no bound.
+        safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
+            four categories of the Gemini API.
+        base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
+        histories: Keeps conversations; the memory of this process by default.
+        history_tokens: Tokens of history sent along, per workload.
 
     Raises:
-        ConfigError: No deployment, two with the same key and model, or a workload that is not listed.
+        ConfigError: There is no deployment, two have the same key and model, a workload is not listed, or a
+            provider has no adapter.
     """
 
     def __init__(
@@ -104,55 +124,83 @@ class Router:
         _check(active, workloads, max_requests_per_second)
         clock = clock or SystemClock()
         self._owned: list[RateLimitStore | Provider] = []
+        opened = self._open_store(store, clock, on_store_failure, local_share)
+        upstreams = self._open_providers(provider, active, base_url, safety_settings)
 
+        pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
+        deadlines = Deadlines(clock)
+        guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
+        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
+        selector = Selector(
+            opened, pool, strategy or LeastLoaded(), clock, deadlines, DispatchGate(clock, guard), throttle
+        )
+        policy = RetryPolicy(max_retries, base_backoff)
+        self._sender = Sender(
+            FallbackOrders(pool, workloads),
+            Preparation(upstream.provider for upstream in upstreams.values()),
+            selector,
+            Judge(policy, pool, opened, clock),
+            policy,
+            clock,
+            deadlines,
+            max_wait,
+        )
+        self.keys = KeyManager(pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock)
+        """Reports the statuses of the keys."""
+        self._conversations = Conversations(
+            self.send,
+            self.stream,
+            next(iter(upstreams.values())).provider.estimate_tokens,
+            MemoryHistory(clock=clock) if histories is None else histories,
+            {**HISTORY_TOKENS, **(history_tokens or {})},
+        )
+
+    def _open_store(
+        self,
+        store: RateLimitStore | str | None,
+        clock: Clock,
+        on_store_failure: StoreFailurePolicy,
+        local_share: float,
+    ) -> RateLimitStore:
+        """Open the store unless it was given, behind a failover unless it cannot fail."""
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
             # A store's own clock is the better one for sharing: Redis goes by its server's.
             store = open_store(store or "memory://", clock=None if isinstance(clock, SystemClock) else clock)
-        if not isinstance(store, MemoryStore):  # which cannot fail
-            store = FailoverStore(
-                store,
-                MemoryStore(clock=clock),
-                policy=on_store_failure,
-                local_share=local_share,
-                owns_store=owned,
-                clock=clock,
-            )
-        if owned or isinstance(store, FailoverStore):
-            self._owned.append(store)
+        if isinstance(store, MemoryStore):
+            if owned:
+                self._owned.append(store)
+            return store
+        failover = FailoverStore(
+            store,
+            MemoryStore(clock=clock),
+            policy=on_store_failure,
+            local_share=local_share,
+            owns_store=owned,
+            clock=clock,
+        )
+        self._owned.append(failover)
+        return failover
+
+    def _open_providers(
+        self,
+        provider: Provider | Mapping[str, Provider] | None,
+        active: tuple[Deployment, ...],
+        base_url: str | None,
+        safety_settings: Mapping[str, str] | None,
+    ) -> dict[str, Upstream]:
+        """Return the provider of every active key by name; make the Gemini adapter if none was given."""
+        names = list(dict.fromkeys(deployment.key.provider for deployment in active))
         if provider is None:
             from llm_router.providers.gemini import GeminiProvider  # noqa: PLC0415
 
             provider = GeminiProvider(base_url=base_url, safety_settings=safety_settings)
             self._owned.append(provider)
-        names = {deployment.key.provider for deployment in active}
-        self._providers = provider if isinstance(provider, Mapping) else dict.fromkeys(names, provider)
-        if missing := names - self._providers.keys():
-            raise ConfigError(
-                f"no adapter for provider {min(missing)!r}: pass provider={{{min(missing)!r}: …}}"
-            )
-        speaker = self._providers[active[0].key.provider]
-
-        pool = Pool(active, store if isinstance(store, Sharded) else None)
-        outage = Outage()
-        pace = None if max_requests_per_second is None else Pace(max_requests_per_second)
-        guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
-        pad = LaunchPad(clock, guard)
-        selector = Selector(store, pool, strategy or LeastLoaded(), clock, outage, pad, pace)
-        policy = RetryPolicy(max_retries, base_backoff)
-        planner = Planner(pool, tuple(workloads))
-        self._intake = Intake(planner, (speaker, *self._providers.values()), max_wait)
-        self._sender = Sender(self._providers, store, selector, pool, policy, clock, outage)
-        self._streamer = Streamer(self._sender)
-        self.keys = KeyManager(pool, tuple(inactive), store, selector, outage, clock)
-        """The statuses of the keys."""
-        self._conversations = Conversations(
-            self.send,
-            self.stream,
-            speaker.estimate_tokens,
-            MemoryHistory(clock=clock) if histories is None else histories,
-            {**HISTORY_TOKENS, **(history_tokens or {})},
-        )
+        providers = provider if isinstance(provider, Mapping) else dict.fromkeys(names, provider)
+        if missing := set(names) - providers.keys():
+            name = min(missing)
+            raise ConfigError(f"no adapter for provider {name!r}: pass provider={{{name!r}: …}}")
+        return {name: Upstream(name, providers[name]) for name in names}
 
     @classmethod
     def from_config(
@@ -164,20 +212,20 @@ class Router:
         guard: float = GUARD,
         store: RateLimitStore | str | None = None,
         provider: Provider | Mapping[str, Provider] | None = None,
-        **options: Any,
+        **options: Unpack[RouterOptions],
     ) -> Self:
         """Make a router from keys.json, ``.env`` and the environment.
 
         Args:
             path: The keys file.
             env: The environment; ``os.environ`` by default.
-            env_file: A file of variables behind the environment, looked for beside the keys file, then in
-                the working directory; None for none.
-            guard: Seconds added to the windows of quotas: the longest delay expected from taking quota to
-                the provider's counting it. Raise it where hundreds of requests start at once.
-            store: As for :class:`Router`; by default what the environment names, else memory.
+            env_file: A file of further variables, over which the environment wins; looked for beside the keys
+                file, then in the working directory. None for no such file.
+            guard: Seconds added to the windows of quotas: the longest delay expected between taking quota
+                and the provider's counting it. Raise it where hundreds of requests start at once.
+            store: As for :class:`Router`; by default what the environment names, or else memory.
             provider: As for :class:`Router`.
-            options: Whatever else :class:`Router` takes; it wins over file and environment.
+            options: As for :class:`Router`; they win over file and environment.
 
         Raises:
             ConfigError: Something is wrong; the message names the file, the entry and the remedy.
@@ -185,7 +233,7 @@ class Router:
         from llm_router.config import Environ, load_settings  # noqa: PLC0415
 
         names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
-        env = None if env is None else Environ(env)  # whose repr no traceback can show values by
+        env = None if env is None else Environ(env)  # its repr shows no values in a traceback
         settings = load_settings(path, env=env, env_file=env_file, guard=guard, providers=names)
         return cls.from_settings(settings, store=store, provider=provider, **options)
 
@@ -195,100 +243,65 @@ class Router:
         settings: Settings,
         *,
         store: RateLimitStore | str | None = None,
-        **options: Any,
+        provider: Provider | Mapping[str, Provider] | None = None,
+        **options: Unpack[RouterOptions],
     ) -> Self:
         """Make a router from loaded settings; ``options`` win over them."""
-        defaults: dict[str, Any] = {
-            "workloads": settings.workloads,
-            "inactive": settings.inactive,
-            "max_retries": settings.max_retries,
-            "base_backoff": settings.base_backoff,
-            "max_wait": settings.max_wait,
-            "base_url": settings.base_url,
-        }
-        return cls(settings.deployments, store=store or settings.store_url, **(defaults | options))
+        defaults = RouterOptions(
+            workloads=settings.workloads,
+            inactive=settings.inactive,
+            max_retries=settings.max_retries,
+            base_backoff=settings.base_backoff,
+            max_wait=settings.max_wait,
+            base_url=settings.base_url,
+        )
+        merged: RouterOptions = {**defaults, **options}
+        return cls(settings.deployments, store=store or settings.store_url, provider=provider, **merged)
 
-    async def send(
-        self,
-        prompt: Any,
-        *,
-        workload: str | None = None,
-        model_preference: str | None = None,
-        max_output_tokens: int | None = None,
-        system_instruction: Any = None,
-        temperature: float | None = None,
-        config: Any = None,
-        safety_settings: Mapping[str, str] | None = None,
-        fallback: Fallback = "any",
-        timeout: float | None = 60.0,
-        max_wait: float | None = None,
-    ) -> Response:
+    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send a prompt through the best deployment that has room for it.
 
         Args:
             prompt: A string, contents as google-genai takes them, or a :class:`Request`.
-            workload: The workload wished for; None for any.
-            model_preference: The model wished for; None for any.
-            max_output_tokens: Upper bound of the answer, in tokens.
-            system_instruction: The system instruction.
-            temperature: Sampling temperature.
-            config: A ``GenerateContentConfig`` or its dict; the arguments above win over it.
-            safety_settings: Category → threshold, over those of the router.
-            fallback: How far from the wish it may go: ``"any"`` deployment, the preferred ``"model"`` on any
-                workload, or ``"none"``.
-            timeout: Seconds for all attempts together, time spent waiting for capacity not counted; None for
-                no bound.
-            max_wait: Seconds to wait for capacity at most; None for the router's default.
+            options: Any of these, see :class:`~llm_router.SendOptions`:
+
+                * ``workload``: the workload wished for; None (the default) for any.
+                * ``model_preference``: the model wished for; None for any.
+                * ``max_output_tokens``: upper bound of the answer, in tokens.
+                * ``system_instruction``: the system instruction.
+                * ``temperature``: sampling temperature.
+                * ``config``: a ``GenerateContentConfig`` or its dict; the options above win over it.
+                * ``safety_settings``: category → threshold, over those of the router.
+                * ``fallback``: how far from the wish it may go: to ``"any"`` deployment (the default), to the
+                  preferred ``"model"`` on any workload, or nowhere (``"none"``).
+                * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
+                  default, None for no bound.
+                * ``max_wait``: most seconds to wait for capacity; None for the router's default.
 
         Returns:
-            The response. Whatever happens between router and provider is told by it and not raised.
+            The response. Whatever fails between router and provider is in it, and is not raised.
 
         Raises:
             UnknownWorkloadError: The workload is not configured.
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
-            RouterClosedError: The router was closed.
+            RouterClosedError: The router is closed.
         """
-        request = Request(
-            contents=prompt,
-            max_output_tokens=max_output_tokens,
-            system_instruction=system_instruction,
-            temperature=temperature,
-            config=config,
-            safety_settings=safety_settings,
-        )
-        job = await self._intake.job(request, workload, model_preference, fallback, timeout, max_wait)
-        return await self._sender.send(job)
+        return await self._sender.send(prompt, **options)
 
-    def stream(
-        self,
-        prompt: Any,
-        *,
-        workload: str | None = None,
-        model_preference: str | None = None,
-        max_output_tokens: int | None = None,
-        system_instruction: Any = None,
-        temperature: float | None = None,
-        config: Any = None,
-        safety_settings: Mapping[str, str] | None = None,
-        fallback: Fallback = "any",
-        timeout: float | None = 60.0,
-        max_wait: float | None = None,
-    ) -> Stream:
+    def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
         """Send a prompt as :meth:`send` does, and read the answer while it comes.
 
+        ::
+
+            async with router.stream("Tell me a story", workload="light") as stream:
+                async for chunk in stream:
+                    print(chunk.text, end="")
+
         Args:
-            prompt: As for :meth:`send`, and so are the others but the timeout.
-            workload: The workload wished for; None for any.
-            model_preference: The model wished for; None for any.
-            max_output_tokens: Upper bound of the answer, in tokens.
-            system_instruction: The system instruction.
-            temperature: Sampling temperature.
-            config: A ``GenerateContentConfig`` or its dict; the arguments above win over it.
-            safety_settings: Category → threshold, over those of the router.
-            fallback: How far from the wish it may go.
-            timeout: Seconds for all attempts until the first piece has come, and for each piece after it.
-            max_wait: Seconds to wait for capacity at most; None for the router's default.
+            prompt: As for :meth:`send`.
+            options: As for :meth:`send`, except that ``timeout`` bounds all attempts until the first piece
+                has come, and then each further piece.
 
         Returns:
             The stream: an asynchronous context manager. See :class:`~llm_router.Stream` for how to read it.
@@ -297,80 +310,48 @@ class Router:
             UnknownWorkloadError: The workload is not configured.
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
-            RouterClosedError: The router was closed.
+            RouterClosedError: The router is closed.
         """
-        request = Request(
-            contents=prompt,
-            max_output_tokens=max_output_tokens,
-            system_instruction=system_instruction,
-            temperature=temperature,
-            config=config,
-            safety_settings=safety_settings,
-        )
-        job = partial(self._intake.job, request, workload, model_preference, fallback, timeout, max_wait)
-        return Stream(self._streamer.events(job))
+        return Stream(self._sender.stream(prompt, **options))
 
-    async def send_one_shot(
-        self,
-        *,
-        prompt: str,
-        workload: str | None = None,
-        model_preference: str | None = None,
-        max_output_tokens: int | None = None,
-        **options: Any,
-    ) -> Response:
+    async def send_one_shot(self, *, prompt: str, **options: Unpack[SendOptions]) -> Response:
         """Send one prompt; the same as :meth:`send`."""
-        return await self.send(
-            prompt,
-            workload=workload,
-            model_preference=model_preference,
-            max_output_tokens=max_output_tokens,
-            **options,
-        )
+        return await self.send(prompt, **options)
 
-    def conversation(
-        self,
-        conversation_id: str,
-        *,
-        system_instruction: Any = None,
-        workload: str | None = None,
-        **options: Any,
-    ) -> Conversation:
+    def conversation(self, conversation_id: str, **options: Unpack[SendOptions]) -> Conversation:
         """Return a handle on a conversation, new or known.
 
         Args:
             conversation_id: Names the history.
-            system_instruction: Sent with every turn.
-            workload: The workload of every turn, unless a turn says otherwise.
-            options: Other defaults for :meth:`send`.
+            options: Defaults for every turn, as for :meth:`send`; usually ``system_instruction`` and
+                ``workload``. A turn may override them.
         """
-        defaults = {"system_instruction": system_instruction, "workload": workload, **options}
-        return Conversation(self._conversations, conversation_id, defaults)
+        return Conversation(self._conversations, conversation_id, options)
 
-    async def send_chat(self, *, conv_id: str, prompt: Any, **options: Any) -> Response:
+    async def send_chat(self, *, conv_id: str, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send the next turn of the conversation ``conv_id``; ``options`` are those of :meth:`send`."""
         return await self.conversation(conv_id).send(prompt, **options)
 
     async def health_check(self) -> Health:
-        """Tell whether a send has a chance, and what is wrong. Never raises for an ailing store."""
+        """Report whether a send has a chance, and what is wrong. Never raises for a failing store."""
         return await self.keys.health()
 
     async def get_all_key_statuses(self) -> list[KeyStatus]:
         """Return the status of every deployment; see :class:`KeyStatus`.
 
         Raises:
-            StoreError: The store does not answer.
+            StoreError: The store failed.
         """
         return await self.keys.get_all_key_statuses()
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed."""
-        return self._intake.closed
+        """Whether it is closed."""
+        return self._sender.closed
 
     async def aclose(self) -> None:
         """Close what this router opened. May be called twice."""
-        self._intake.closed = True
+        self._sender.closed = True
         while self._owned:
             await self._owned.pop().aclose()
 

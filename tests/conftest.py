@@ -53,7 +53,8 @@ class Pools:
         )
         name = key_id or f"key-{next(self._numbers)}"
         project = fields.pop("project", "")
-        key = Key(name, Secret(f"AIza-secret-of-{name}"), project=project)
+        provider = fields.pop("provider", "gemini")
+        key = Key(name, Secret(f"AIza-secret-of-{name}"), provider, project)
         return Deployment(key, model, workload, quotas=quotas, **fields)
 
     def many(self, count: int, *args, **kwargs) -> list[Deployment]:

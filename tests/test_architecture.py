@@ -17,15 +17,15 @@ FLOORS = {
     "errors": 0,
     "domain": 1,
     "config": 2,
-    "conversations": 2,
     "providers": 2,
     "stores": 2,
     "strategies": 2,
     "engine": 3,
-    "router": 4,
-    "shared": 5,
-    "cli": 6,
-    "testing": 6,
+    "conversations": 4,
+    "router": 5,
+    "default_router": 6,
+    "cli": 7,
+    "testing": 7,
 }
 
 

@@ -9,7 +9,7 @@ import traceback
 
 import pytest
 
-import llm_router.shared
+import llm_router.default_router
 from llm_router import ConfigError, Router, RouterClosedError, get_key_manager, get_request_router
 from llm_router.testing import FakeProvider
 
@@ -42,7 +42,7 @@ async def test_options_win_over_the_environment(keys):
     async with Router.from_config(
         keys, env=env, store="memory://", max_retries=1, provider=FakeProvider()
     ) as router:
-        assert router._sender._policy.max_retries == 1
+        assert router._sender.policy.max_retries == 1
 
 
 def test_errors_name_the_file_and_show_no_secret(keys):
@@ -66,7 +66,7 @@ def test_an_unknown_store_is_told_without_its_password(keys):
 def shared(keys, monkeypatch):
     monkeypatch.setenv("API_KEY_k_1", SECRET)
     monkeypatch.setenv("LLM_ROUTER_STORE", "memory://")
-    monkeypatch.setattr(llm_router.shared, "_shared", None)
+    monkeypatch.setattr(llm_router.default_router, "_default", None)
     return keys
 
 

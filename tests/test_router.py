@@ -339,8 +339,8 @@ async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, prov
     assert not healthy["problems"]
 
 
-async def test_benched_provider_is_not_asked(make_router, provider, pools, clock):
-    """While the provider is benched a send is answered at once, and says when."""
+async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provider, pools, clock):
+    """While its circuit breaker is open, a send is answered at once, and says when to come back."""
     provider._answers.extend([failure("network")] * 3)
     async with make_router(pools.many(10), max_retries=2, base_backoff=0.001) as router:
         task = asyncio.create_task(router.send("x"))
@@ -351,7 +351,7 @@ async def test_benched_provider_is_not_asked(make_router, provider, pools, clock
     assert len(provider.calls) == 3
     assert 0 < response.retry_after <= 1.0
     assert not health["healthy"]
-    assert any("benched" in problem for problem in health["problems"])
+    assert any("cannot be reached" in problem for problem in health["problems"])
 
 
 async def test_a_blocked_prompt_is_an_unsuccessful_response_and_nobodys_fault(make_router, provider, pools):

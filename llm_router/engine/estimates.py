@@ -1,41 +1,35 @@
-"""Token estimates that learn: how far each model's own count is from ours."""
+"""How far a model's own token counts are from our estimates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-__all__ = ["TokenEstimates"]
+__all__ = ["TokenCorrection"]
 
 _LOWEST, _HIGHEST = 0.25, 4.0
 _RISE, _FALL = 0.5, 0.05
 
 
-class TokenEstimates:
-    """A correction factor per model, learnt from the provider's counts.
+class TokenCorrection:
+    """A factor for one model, learnt from the provider's counts.
 
-    It rises fast and falls slowly: to reserve too little earns refusals, to reserve too much is given back
+    It rises fast and falls slowly: reserving too little earns refusals, reserving too much is given back
     when the request is settled.
+
+    Attributes:
+        factor: What an estimate is to be multiplied by; between 0.25 and 4.
     """
 
+    __slots__ = ("factor",)
+
     def __init__(self) -> None:
-        self._factors: dict[str, float] = {}
+        self.factor = 1.0
 
-    def corrected(self, estimate: int, models: Iterable[str]) -> int:
-        """Return what ``estimate`` tokens may count as on the most pessimistic of ``models``, at least 1."""
-        factor = 0.0
-        for model in models:
-            known = self._factors.get(model, 1.0)
-            if known > factor:  # noqa: PLR1730 - three times as fast as max(), and in every send
-                factor = known
-        return round(estimate * factor) or 1
-
-    def learn(self, model: str, estimate: int, counted: int) -> None:
-        """Note that ``model`` counted ``counted`` tokens where the uncorrected estimate said ``estimate``."""
+    def learn(self, estimate: int, counted: int) -> None:
+        """Note how many tokens the provider counted, and what the uncorrected estimate was."""
         if counted <= 0:
             return
-        factor = self._factors.get(model, 1.0)
-        error = counted / estimate - factor
-        if not error:
-            return
-        factor += error * (_RISE if error > 0 else _FALL)
-        self._factors[model] = min(max(factor, _LOWEST), _HIGHEST)
+        error = counted / estimate - self.factor
+        factor = self.factor + error * (_RISE if error > 0 else _FALL)
+        self.factor = min(max(factor, _LOWEST), _HIGHEST)
+
+    def __repr__(self) -> str:
+        return f"TokenCorrection(factor={self.factor:g})"

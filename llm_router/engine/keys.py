@@ -1,4 +1,4 @@
-"""What is known of the keys: statuses and health."""
+"""Report the state of the keys: statuses and health."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Metric
 from llm_router.domain.status import Health, KeyStatus
-from llm_router.engine.outage import Outage
 from llm_router.engine.pool import Pool
-from llm_router.engine.selector import Selector
+from llm_router.engine.reserving import Selector
+from llm_router.engine.upstream import Upstream
 from llm_router.errors import StoreError
 from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
 from llm_router.stores.failover import FailoverStore
@@ -23,14 +23,14 @@ __all__ = ["KeyManager"]
 
 @attrs.frozen(eq=False, repr=False)
 class KeyManager:
-    """Tells the state of every key of a router.
+    """Reports the state of every key of a router.
 
     Attributes:
         pool: The active deployments.
-        inactive: The deployments that are configured and not used.
-        store: Who keeps the quotas.
-        selector: Who knows the waiting line.
-        outage: Whether the provider can be reached.
+        inactive: The deployments that are configured but not used.
+        store: Keeps the quotas.
+        selector: Knows how many requests wait.
+        upstreams: The providers.
         clock: Where time comes from.
     """
 
@@ -38,25 +38,25 @@ class KeyManager:
     inactive: Sequence[Deployment]
     store: RateLimitStore
     selector: Selector
-    outage: Outage
+    upstreams: Sequence[Upstream]
     clock: Clock
 
     async def get_all_key_statuses(self) -> list[KeyStatus]:
         """Return the status of every deployment, the inactive ones last.
 
         Raises:
-            StoreError: The store does not answer.
+            StoreError: The store failed.
         """
-        active = [slot.deployment for slot in self.pool]
+        active = list(self.pool.states)
         snapshots = await self.store.snapshot([*active, *self.inactive])
         now = self.clock.time()
         return [
-            self._status(snapshot, now, active=place < len(active))
-            for place, snapshot in enumerate(snapshots)
+            self._status(snapshot, now, active=position < len(active))
+            for position, snapshot in enumerate(snapshots)
         ]
 
     def _status(self, snapshot: DeploymentSnapshot, now: float, *, active: bool) -> KeyStatus:
-        deployment, (until, reason) = snapshot.deployment, self._aside(snapshot, now, active=active)
+        deployment, (until, reason) = snapshot.deployment, self._unusable(snapshot, now, active=active)
         usages = {quota.metric: f"{quota.used}/{quota.limit}" for quota in snapshot.quotas}
         quarantined = until == float("inf")
         return KeyStatus(
@@ -77,15 +77,17 @@ class KeyManager:
             tpd_usage=usages.get(Metric.TPD, "0/∞"),
         )
 
-    def _aside(self, snapshot: DeploymentSnapshot, now: float, *, active: bool) -> tuple[float, str | None]:
-        """Return until when and why a deployment is put aside, by everybody or by this process alone."""
+    def _unusable(
+        self, snapshot: DeploymentSnapshot, now: float, *, active: bool
+    ) -> tuple[float, str | None]:
+        """Return until when and why a deployment is not used: by any process, or by this one alone."""
         until, reason = now, None
         if snapshot.cooldown is not None:
             until, reason = snapshot.cooldown.until, snapshot.cooldown.reason
         if active:
-            slot = self.pool.slot(snapshot.deployment)
-            if slot.held > until and slot.refusal is not None:
-                until, reason = slot.held, slot.refusal.reason
+            state = self.pool.states[snapshot.deployment]
+            if state.avoided_until > until and state.refusal is not None:
+                until, reason = state.avoided_until, state.refusal.reason
         return until, reason
 
     async def health(self) -> Health:
@@ -108,14 +110,18 @@ class KeyManager:
         problems += [
             f"{row['key_id']}/{row['model']}: {row['reason']}" for row in statuses if row["quarantined"]
         ]
-        benched = self.outage.until - self.clock.time()
-        if benched > 0:
-            problems.append(f"provider: cannot be reached, benched for {benched:.1f} s")
+        now = self.clock.time()
+        unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]
+        problems += [
+            f"provider {upstream.name}: cannot be reached, tried again in "
+            f"{upstream.breaker.open_until - now:.1f} s"
+            for upstream in unreachable
+        ]
         store = self.store.behind if isinstance(self.store, FailoverStore) else self.store
-        active = {slot.deployment.key.key_id for slot in self.pool}
+        active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         return Health(
-            healthy=bool(statuses) and benched <= 0 and len(cooling) < len(active),
+            healthy=bool(statuses) and len(unreachable) < len(self.upstreams) and len(cooling) < len(active),
             total_keys=len(total),
             active_keys=len(active),
             in_cooldown=len(cooling - dead),

@@ -1,4 +1,4 @@
-"""What to do after a failure: who is put aside for how long, and whether to try again."""
+"""What to do after a failure: what to avoid for how long, and whether to try again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import attrs
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.engine.pool import Slot
+from llm_router.engine.index import DeploymentState
 from llm_router.errors import ProviderError, QuotaViolation
 from llm_router.providers.base import FailureKind
 from llm_router.stores.ledger import microseconds, midnights, seconds
@@ -40,22 +40,22 @@ class Verdict:
 
     Attributes:
         next: What the request does next.
-        cooldown: What to put aside for everybody who uses the store, or None.
-        hold_until: Seconds since the epoch until which this process alone avoids the deployment, or None.
+        cooldown: What every process that shares the store is to leave alone, or None.
+        avoid_until: Seconds since the epoch until which this process alone avoids the deployment, or None.
     """
 
     next: Next
     cooldown: Cooldown | None = None
-    hold_until: float | None = None
+    avoid_until: float | None = None
 
 
 @attrs.frozen
 class RetryPolicy:
-    """Judges failures.
+    """Says what failures mean.
 
     Attributes:
-        max_retries: Further attempts after the first.
-        base_backoff: Seconds; the upper bound of the first backoff, doubled by each further one.
+        max_retries: Most attempts after the first.
+        base_backoff: Upper bound of the first backoff in seconds; doubled by each further one.
         random: Draws the jitter.
     """
 
@@ -68,12 +68,12 @@ class RetryPolicy:
         return min(self.base_backoff * 2.0 ** min(attempts - 1, 16), _LONGEST_TRANSIENT)
 
     def backoff(self, attempts: int) -> float:
-        """Draw a backoff after ``attempts`` attempts, in seconds: full jitter, so that crowds disperse."""
+        """Draw a backoff after ``attempts`` attempts, in seconds; full jitter disperses crowds."""
         return self.random.uniform(0.0, self.ceiling(attempts))
 
-    def judge(self, error: ProviderError, slot: Slot, now: float) -> Verdict:
-        """Tell what ``error`` of ``slot`` means, and count it against the slot."""
-        deployment = slot.deployment
+    def judge(self, error: ProviderError, state: DeploymentState, now: float) -> Verdict:
+        """Return what ``error`` on a deployment means, and count it against the deployment."""
+        deployment = state.deployment
         match error.kind:
             case FailureKind.REQUEST:
                 return Verdict(Next.GIVE_UP)
@@ -82,45 +82,45 @@ class RetryPolicy:
             case FailureKind.MODEL:
                 return Verdict(Next.ELSEWHERE, Cooldown(deployment.model_scope, math.inf, f"model: {error}"))
             case FailureKind.QUOTA:
-                return Verdict(Next.ELSEWHERE, self._quota_cooldown(error, slot, now))
+                return Verdict(Next.ELSEWHERE, self._quota_cooldown(error, state, now))
             case FailureKind.SERVER:
-                slot.failures += 1
-                until = now + self.ceiling(slot.failures)
+                state.failures += 1
+                until = now + self.ceiling(state.failures)
                 return Verdict(Next.BACK_OFF, Cooldown(deployment.model_scope, until, f"provider: {error}"))
             case _:
-                # The path is this process's own: nobody else need avoid the deployment.
-                slot.failures += 1
-                return Verdict(Next.BACK_OFF, hold_until=now + self.ceiling(slot.failures))
+                # The path is this process's own: no other process need avoid the deployment.
+                state.failures += 1
+                return Verdict(Next.BACK_OFF, avoid_until=now + self.ceiling(state.failures))
 
-    def _quota_cooldown(self, error: ProviderError, slot: Slot, now: float) -> Cooldown:
-        scope = slot.deployment.model_scope
+    def _quota_cooldown(self, error: ProviderError, state: DeploymentState, now: float) -> Cooldown:
+        scope = state.deployment.model_scope
         learnt = tuple(_learnt(violation) for violation in error.violations if _teaches(violation))
         if any(violation.limit == 0 for violation in error.violations):
             return Cooldown(scope, math.inf, "no quota for this model in this project (limit 0)")
         named = [Metric(violation.metric) for violation in error.violations if violation.metric is not None]
         if any(metric.is_daily for metric in named):
-            until = self._day_ends(error, slot, now)
+            until = self._day_ends(error, state, now)
             return Cooldown(scope, until, "daily quota spent, says the provider", learnt)
-        until = now + self._minute_delay(error, slot, explained=bool(named))
+        until = now + self._minute_delay(error, state, explained=bool(named))
         names = ", ".join(metric.value for metric in named) or "unnamed quota"
         return Cooldown(scope, until, f"{names} spent, says the provider", learnt)
 
-    def _minute_delay(self, error: ProviderError, slot: Slot, *, explained: bool) -> float:
+    def _minute_delay(self, error: ProviderError, state: DeploymentState, *, explained: bool) -> float:
         if error.retry_delay is not None:
             return error.retry_delay
         delay = self.random.uniform(*_UNEXPLAINED)
         if explained:
             return delay
-        slot.failures += 1
-        return min(delay * 2.0 ** min(slot.failures - 1, 16), _LONGEST_UNEXPLAINED)
+        state.failures += 1
+        return min(delay * 2.0 ** min(state.failures - 1, 16), _LONGEST_UNEXPLAINED)
 
-    def _day_ends(self, error: ProviderError, slot: Slot, now: float) -> float:
-        """Return the end of a daily refusal: midnight, unless our own ledger has a reason to doubt it."""
-        daily = [quota for quota in slot.deployment.quotas if quota.metric.is_daily]
-        doubtful = bool(daily) and slot.daily_headroom > _OPEN_DAY
-        slot.day_strikes += 1
-        if doubtful and slot.day_strikes == 1:
-            return now + self._minute_delay(error, slot, explained=True)
+    def _day_ends(self, error: ProviderError, state: DeploymentState, now: float) -> float:
+        """Return when a daily refusal ends: at midnight, unless our own ledger gives reason to doubt it."""
+        daily = [quota for quota in state.deployment.quotas if quota.metric.is_daily]
+        doubtful = bool(daily) and state.daily_headroom > _OPEN_DAY
+        state.day_strikes += 1
+        if doubtful and state.day_strikes == 1:
+            return now + self._minute_delay(error, state, explained=True)
         timezone = daily[0].timezone if daily else "America/Los_Angeles"
         return seconds(midnights(microseconds(now), timezone)[1]) + 1.0
 

@@ -1,109 +1,18 @@
-"""An answer piece by piece: the same way as a send, with the call open while the caller reads."""
+"""The stream that a caller reads an answer from, piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
-import attrs
-
-from llm_router.domain.deployment import Deployment
-from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
-from llm_router.engine.lease import Lease
-from llm_router.engine.run import Job, Run
-from llm_router.engine.sender import UNBOUNDED_TTL, Sender
-from llm_router.errors import SendError
-from llm_router.providers.base import Provider, Reply, StreamingProvider
 
-__all__ = ["Stream", "Streamer"]
-
-_END = Reply("")
-
-
-class Streamer:
-    """Carries out jobs whose answers are read as they come.
-
-    Args:
-        sender: Knows the steps.
-    """
-
-    def __init__(self, sender: Sender) -> None:
-        self._sender = sender
-
-    async def events(self, make_job: Callable[[], Awaitable[Job]]) -> AsyncGenerator[Chunk | Response]:
-        """Yield the pieces of an answer, and last of all the response.
-
-        Another deployment is tried as long as no piece was yielded. Closing the generator aborts the call
-        that is open, and settles what is known to be used.
-
-        Args:
-            make_job: Returns what to do, or raises what is wrong with it.
-
-        Raises:
-            InvalidRequestError: The provider says that the request cannot even be built.
-        """
-        sender = self._sender
-        run = sender.start(await make_job())
-        response: Response | None = None
-        while response is None:
-            lease = await sender.acquire(run, UNBOUNDED_TTL)
-            if isinstance(lease, Response):
-                yield lease
-                return
-            texts: list[str] = []
-            outcome: Reply | SendError = _END
-            async with lease, aclosing(self._call(run, lease)) as outcomes:
-                async for outcome in outcomes:
-                    if isinstance(outcome, Reply):
-                        texts.append(outcome.text)
-                        yield Chunk(outcome.text, outcome.raw)
-            if isinstance(outcome, Reply):
-                response = sender.responder.answered(run, attrs.evolve(outcome, text="".join(texts)))
-            else:
-                response = await sender.conclude(run, outcome, again=not texts)
-        yield response
-
-    async def _call(self, run: Run, lease: Lease) -> AsyncGenerator[Reply | SendError]:
-        """Make one call, and yield what comes: replies, and an error at most, which is the last."""
-        sender = self._sender
-        provider = sender.provider(lease)
-        stream = (provider if isinstance(provider, StreamingProvider) else _OnePiece(provider)).stream
-        reply: Reply | SendError = _END
-        began = sender.begin(run, lease)
-        seconds = run.time_left(began)
-        async with aclosing(stream(lease.slot.deployment, run.job.request, lease.launched)) as replies:
-            while (outcome := await sender.bound(run, lease, anext(replies, _END), seconds)) is not _END:
-                reply = outcome
-                if isinstance(reply, SendError):
-                    break
-                lease.launched()
-                sender.count(lease, reply)  # should the caller read no further
-                yield reply
-                seconds = run.job.timeout
-        if isinstance(reply, Reply):
-            sender.learn(run, lease, reply)
-        sender.record(run, began, reply)
-        if isinstance(reply, SendError):
-            yield reply
-
-
-@attrs.frozen
-class _OnePiece:
-    """Streams from a provider that cannot."""
-
-    provider: Provider
-
-    async def stream(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None]
-    ) -> AsyncGenerator[Reply]:
-        yield await self.provider.generate(deployment, request, launched)
+__all__ = ["Stream"]
 
 
 class Stream:
-    """An answer on its way: an asynchronous context manager, and in it an asynchronous iterator.
+    """An answer that is read while it comes: an async context manager, and inside it an async iterator.
 
     ::
 
@@ -112,9 +21,9 @@ class Stream:
                 print(chunk.text, end="")
         print(stream.response.usage)
 
-    Entering waits for the first piece, and tries other deployments as :meth:`Router.send` does as long as
-    there is none; once a piece has come, the answer cannot be had from another. Leaving, however that comes
-    about, ends the call and settles the quota it took. To be read by one task at a time.
+    Entering waits for the first piece. Until it comes, other deployments are tried as :meth:`Router.send`
+    does; afterwards the answer cannot come from another. Leaving the block, in whatever way, ends the call
+    and settles the quota it took. A stream is read by one task at a time.
     """
 
     def __init__(self, events: AsyncGenerator[Chunk | Response]) -> None:
@@ -154,7 +63,7 @@ class Stream:
         raise StopAsyncIteration
 
     async def read(self) -> Chunk | None:
-        """Return the next piece, or None when there are no more, be it for a failure."""
+        """Return the next piece, or None when there are no more, also after a failure."""
         if self._response is not None:
             return None
         event, self._next = self._next, None
@@ -173,10 +82,10 @@ class Stream:
 
     @property
     def response(self) -> Response:
-        """What came of it, with the whole text, once the last piece was read.
+        """The response with the whole text, once the last piece was read.
 
         Raises:
-            RuntimeError: The last piece was not read.
+            RuntimeError: The last piece was not read yet.
         """
         if self._response is None:
             raise RuntimeError("the answer was not read to its end: iterate over the stream, or collect() it")
@@ -184,7 +93,7 @@ class Stream:
 
     async def _advance(self) -> Chunk | Response:
         if not self._is_open:
-            raise RuntimeError("a stream is read inside of its block: async with router.stream(…) as stream")
+            raise RuntimeError("a stream is read inside its block: async with router.stream(…) as stream")
         try:
             return await anext(self._events)
         except StopAsyncIteration:

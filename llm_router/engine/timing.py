@@ -1,4 +1,4 @@
-"""Limits of time on the injected clock, and work that a cancellation must not cut short."""
+"""Limit time on the injected clock, and finish work that a cancellation must not cut short."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ __all__ = ["Deadlines", "TimeLimit", "finish"]
 
 _T = TypeVar("_T")
 
-_MOST_LEFT = 64
-"""Limits that were left and are kept, before anybody looks whether they are most of them."""
+_MAX_EXITED = 64
+"""Exited limits kept in the heap before it is compacted."""
 
 
 class Deadlines:
-    """Limits of time on an injected clock, with one timer for all of them.
+    """Time limits on an injected clock, with one timer for all of them.
 
     Nearly every limit is left long before it ends. A timer for each would cost a send more than choosing its
-    deployment does; so the one timer there is waits for the earliest end that it was told of, and finds
-    then, as a rule, that nobody is late and when to look again.
+    deployment does; so the only timer waits for the earliest end, and then usually finds that this limit was
+    left long ago, and when to look again.
 
     Args:
         clock: Where time comes from.
     """
 
-    __slots__ = ("_clock", "_due", "_heap", "_left", "_loop", "_numbers", "_timer")
+    __slots__ = ("_clock", "_due", "_exited", "_heap", "_loop", "_numbers", "_timer")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._heap: list[tuple[float, int, TimeLimit]] = []  # by their end; those that were left stay a while
-        self._left = 0
+        self._heap: list[tuple[float, int, TimeLimit]] = []  # by their end; exited ones stay a while
+        self._exited = 0
         self._numbers = itertools.count()
         self._due = math.inf
         self._timer: Timer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def limit(self, seconds: float) -> TimeLimit:
-        """Return a limit of so many seconds from the moment its block is entered."""
+        """Return a limit of ``seconds`` from the moment its block is entered."""
         return TimeLimit(self, seconds)
 
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""
-        if loop is not self._loop:  # whatever waited on another is gone with it
-            self._loop, self._due, self._heap, self._left = loop, math.inf, [], 0
+        if loop is not self._loop:  # whatever waited on another loop is gone with it
+            self._loop, self._due, self._heap, self._exited = loop, math.inf, [], 0
         ends = self._clock.time() + limit.seconds
         heapq.heappush(self._heap, (ends, next(self._numbers), limit))
         if ends < self._due:
             self._wait_for(ends, limit.seconds)
 
     def leave(self) -> None:
-        """Note that a limit, which says so itself, need not be watched any more."""
-        self._left += 1
-        if self._left > _MOST_LEFT and 2 * self._left > len(self._heap):
+        """Note that a limit was exited, and need no longer be watched."""
+        self._exited += 1
+        if self._exited > _MAX_EXITED and 2 * self._exited > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].is_open]
             heapq.heapify(self._heap)
-            self._left = 0
+            self._exited = 0
 
     def _wait_for(self, due: float, seconds: float) -> None:
         if self._timer is not None:
@@ -72,7 +72,7 @@ class Deadlines:
         self._timer = self._clock.call_later(max(seconds, 0.0), self._look)
 
     def _look(self) -> None:
-        """Cut short what has come to its end, and wait for the next."""
+        """Cut short the blocks whose time is over, and wait for the next."""
         now, heap = self._clock.time(), self._heap
         self._timer, self._due = None, math.inf
         if heap and heap[0][0] - now > heap[0][2].seconds:
@@ -82,12 +82,12 @@ class Deadlines:
             if limit.is_open:
                 limit.cut()
             else:
-                self._left -= 1
+                self._exited -= 1
         if heap:
             self._wait_for(heap[0][0], heap[0][0] - now)
 
     def _start_again(self, now: float) -> None:
-        """Give every limit its whole time once more, for the clock was set back; nobody waits longer."""
+        """Give every limit its whole time once more, because the clock was set back; none lasts longer."""
         self._heap[:] = [(now + limit.seconds, number, limit) for _, number, limit in self._heap]
         heapq.heapify(self._heap)
 
@@ -95,13 +95,13 @@ class Deadlines:
 class TimeLimit:
     """Cancels the block under it once its time has passed, and swallows that cancellation.
 
-    It does what :func:`asyncio.timeout` does, on an injected clock, and tells by :attr:`expired` rather than
-    by an exception; it is used once in every send, where an anyio scope costs several times as much. A
+    It does what :func:`asyncio.timeout` does, on an injected clock, and reports by :attr:`expired` rather
+    than by an exception. It is used once in every send, where an anyio scope costs several times as much. A
     cancellation from elsewhere passes through. Made by :meth:`Deadlines.limit`.
 
     Attributes:
-        seconds: How long the block may take.
-        is_open: Whether it is under way and was not cut short.
+        seconds: How long the block may take; ``math.inf`` for any time.
+        is_open: Whether the block is running and was not cut short.
         expired: Whether the block was cut short.
     """
 
@@ -137,7 +137,7 @@ class TimeLimit:
             self.is_open, self._task = False, None
             self._deadlines.leave()
             return False
-        # Somebody else's cancellation, if there is one too, goes before ours.
+        # A cancellation from elsewhere, if there is one too, goes before ours.
         ours_alone = self._task.uncancel() <= self._cancelling
         self.expired = ours_alone and exc_type is asyncio.CancelledError
         return self.expired
@@ -169,6 +169,6 @@ async def finish(work: Coroutine[Any, Any, _T]) -> _T:
                 break
     if cancelled is not None:
         if not task.cancelled():
-            task.exception()  # seen; the cancellation is what the caller must hear of
+            task.exception()  # retrieved; the cancellation is what the caller must see
         raise cancelled
     return task.result()

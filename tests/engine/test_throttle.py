@@ -1,4 +1,4 @@
-"""Keeping outbound calls apart."""
+"""Bound the calls per second."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from llm_router.engine.pacing import Pace
+from llm_router.engine.throttle import Throttle
 
 
 @pytest.mark.parametrize(("per_second", "at_once"), [(3.0, 3), (1.0, 1), (0.5, 1)])
 async def test_no_more_at_once_than_a_second_holds(per_second, at_once):
     """As many calls as a second holds go out at once; the next one waits."""
-    pace = Pace(per_second)
-    calls = [asyncio.create_task(pace.wait()) for _ in range(at_once + 2)]
+    throttle = Throttle(per_second)
+    calls = [asyncio.create_task(throttle.wait()) for _ in range(at_once + 2)]
     for _ in range(5):
         await asyncio.sleep(0)
     assert sum(call.done() for call in calls) == at_once
@@ -22,8 +22,8 @@ async def test_no_more_at_once_than_a_second_holds(per_second, at_once):
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_a_router_paces_its_calls(make_router, provider, pools):
-    """However much quota there is, a paced router sends no faster; nothing is lost."""
+async def test_a_router_throttles_its_calls(make_router, provider, pools):
+    """However much quota there is, a throttled router sends no faster; nothing is lost."""
     async with make_router([pools.one(rpm=None)], max_requests_per_second=4) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(9)]
         for _ in range(20):
@@ -35,8 +35,8 @@ async def test_a_router_paces_its_calls(make_router, provider, pools):
         assert (await router.health_check())["healthy"]
 
 
-def test_a_pace_serves_one_event_loop_after_another():
-    """A limiter belongs to a loop; a pace does not."""
-    pace = Pace(2.0)
+def test_a_throttle_serves_one_event_loop_after_another():
+    """A limiter belongs to a loop; a throttle does not."""
+    throttle = Throttle(2.0)
     for _ in range(2):
-        asyncio.run(pace.wait())
+        asyncio.run(throttle.wait())

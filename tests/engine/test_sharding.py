@@ -6,15 +6,14 @@ from collections import Counter
 from itertools import groupby
 
 from llm_router import LeastLoaded, MemoryStore
-from llm_router.engine.plan import SHORTLIST, Planner
-from llm_router.engine.pool import Pool
+from llm_router.engine.search import FIRST_CANDIDATES, further
 from llm_router.stores.base import Refusal
 
 NOW = 1_000.0
 
 
 class ShardedStore(MemoryStore):
-    """A store that puts deployments in shards by the number in their key's name, and notes whom it was asked.
+    """A store that shards deployments by the number in their key's name, and notes which it was asked.
 
     Args:
         clock: Where time comes from.
@@ -34,75 +33,76 @@ class ShardedStore(MemoryStore):
         return await super().reserve(reservation_id, candidates, demand, ttl)
 
 
-def _shortlists(pool, count):
-    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
-    return [plan.shortlist(LeastLoaded(), NOW) for _ in range(count)]
+def _shortlists(order, count):
+    return [order.draw(LeastLoaded(), NOW, FIRST_CANDIDATES) for _ in range(count)]
 
 
-def test_a_shortlist_stays_inside_one_shard(pools):
+def test_a_shortlist_stays_inside_one_shard(pools, make_pool, make_order):
     """As long as a shard has eight ready ones, all of a shortlist lie in it; every shard takes its turn."""
-    drawn = _shortlists(Pool(pools.many(100), ShardedStore()), 200)
-    assert all(len(slots) == SHORTLIST for slots in drawn)
-    shards = [{slot.shard for slot in slots} for slots in drawn]
+    drawn = _shortlists(make_order(make_pool(pools.many(100), ShardedStore())), 200)
+    assert all(len(states) == FIRST_CANDIDATES for states in drawn)
+    shards = [{state.shard for state in states} for states in drawn]
     assert all(len(each) == 1 for each in shards)
     assert set.union(*shards) == {0, 1, 2, 3}
 
 
-def test_a_shard_is_chosen_by_what_is_left_in_it(pools):
+def test_a_shard_is_chosen_by_what_is_left_in_it(pools, make_pool, make_order):
     """One whose deployments are all parked is not looked at, one with few of them ready seldom."""
     deployments = pools.many(200)
     store = ShardedStore()
-    pool = Pool(deployments, store)
+    pool = make_pool(deployments, store)
     kept = Counter()
     for deployment in deployments:
         shard = store.shard_of(deployment)
         kept[shard] += 1
         if shard == 0 or (shard == 1 and kept[shard] > 10):
             pool.park(deployment.model_scope, NOW + 60.0, "spent")
-    first = Counter(slots[0].shard for slots in _shortlists(pool, 600))
+    first = Counter(states[0].shard for states in _shortlists(make_order(pool), 600))
     assert first[0] == 0
     assert 0 < first[1] < min(first[2], first[3])
 
 
-def test_small_shards_fill_one_list_together(pools):
-    """With less than eight in a shard the list goes on with the next one, and leaves nobody out."""
-    [slots] = _shortlists(Pool(pools.many(8), ShardedStore()), 1)
-    assert len({slot.deployment.id for slot in slots}) == 8
+def test_small_shards_fill_one_list_together(pools, make_pool, make_order):
+    """With less than eight in a shard the list goes on with the next one, and leaves none out."""
+    [states] = _shortlists(make_order(make_pool(pools.many(8), ShardedStore())), 1)
+    assert len({state.deployment.id for state in states}) == 8
 
 
-def test_further_lists_have_each_shard_once(pools):
+def test_further_lists_have_each_shard_once(pools, make_pool, make_order):
     """However long a list is, it takes no more round trips than there are shards."""
-    pool = Pool(pools.many(400), ShardedStore())
-    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
+    pool = make_pool(pools.many(400), ShardedStore())
+    order = make_order(pool)
     refused = {}
-    for slots in plan.further(LeastLoaded(), lambda: NOW, refused):
-        runs = [shard for shard, _ in groupby(slot.shard for slot in slots)]
+    for states in further(order, LeastLoaded(), lambda: NOW, refused):
+        runs = [shard for shard, _ in groupby(state.shard for state in states)]
         assert len(runs) == len(set(runs))
-        for slot in slots:
-            refusal = refused[slot] = Refusal(slot.deployment, "rpm", NOW + 60.0, NOW + 60.0)
-            pool.learn(refusal, NOW)
+        for state in states:
+            refusal = refused[state] = Refusal(state.deployment, "rpm", NOW + 60.0, NOW + 60.0)
+            pool.note_refusal(refusal, NOW)
     assert len(refused) == 400
 
 
-def test_priority_goes_before_the_shard(pools):
+def test_priority_goes_before_the_shard(pools, make_pool, make_order):
     """The lower number is offered first, whatever shard it lies in."""
     low = pools.many(2, priority=0)
-    for slots in _shortlists(Pool([*pools.many(60, priority=1), *low], ShardedStore()), 20):
-        assert {slot.deployment.id for slot in slots[:2]} == {deployment.id for deployment in low}
+    order = make_order(make_pool([*pools.many(60, priority=1), *low], ShardedStore()))
+    for states in _shortlists(order, 20):
+        assert {state.deployment.id for state in states[:2]} == {deployment.id for deployment in low}
 
 
-def test_slots_leave_and_come_back_to_their_shard(pools):
+def test_slots_leave_and_come_back_to_their_shard(pools, make_pool, make_order):
     """Parked and woken in any order, each is offered again, once."""
     deployments = pools.many(40)
-    pool = Pool(deployments, ShardedStore())
+    pool = make_pool(deployments, ShardedStore())
     for number, deployment in enumerate(deployments):
         pool.park(deployment.model_scope, NOW + number, "spent")
-    plan = Planner(pool, ("light", "medium", "heavy")).plan(None, None, "any")
-    assert plan.shortlist(LeastLoaded(), NOW - 1.0) == []
-    for cell in plan.cells:
-        cell.wake(NOW + 100.0)
-        [(_, slots)] = cell.draw(100)
-        assert {slot.deployment.id for slot in slots} == {deployment.id for deployment in deployments}
+    order = make_order(pool)
+    assert order.draw(LeastLoaded(), NOW - 1.0, FIRST_CANDIDATES) == []
+    for group in order.groups:
+        group.wake(NOW + 100.0)
+        [(_, ring)] = group.ready
+        states = ring.draw(100)
+        assert {state.deployment.id for state in states} == {deployment.id for deployment in deployments}
 
 
 async def test_a_router_asks_one_shard_at_a_time(make_router, pools, clock):

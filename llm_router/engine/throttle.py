@@ -1,4 +1,4 @@
-"""Keeping a process's outbound calls apart."""
+"""Bound the calls that a process sends per second."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiolimiter import AsyncLimiter
 
-__all__ = ["Pace"]
+__all__ = ["Throttle"]
 
 
-class Pace:
-    """At most so many calls a second, however much quota there is.
+class Throttle:
+    """Lets a number of calls through per second, however much quota there is.
 
     Args:
-        per_second: Calls a second; above 0. Up to that many may go out at once.
+        per_second: Calls per second; above 0. Up to that many may go out at once.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -25,7 +25,7 @@ class Pace:
 
     async def wait(self) -> None:
         """Wait for this call's turn."""
-        from aiolimiter import AsyncLimiter  # noqa: PLC0415 - few routers pace; the others need not load it
+        from aiolimiter import AsyncLimiter  # noqa: PLC0415 - few routers throttle; the others need not load it
 
         loop = asyncio.get_running_loop()
         if self._limiter is None or self._loop is not loop:  # a limiter belongs to one event loop

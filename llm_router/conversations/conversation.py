@@ -1,9 +1,9 @@
-"""A conversation: sends that remember."""
+"""A conversation: sends that remember what was said."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 from weakref import WeakValueDictionary
 
 import anyio
@@ -11,6 +11,7 @@ import attrs
 
 from llm_router.conversations.base import HistoryStore, Turn
 from llm_router.conversations.truncation import truncate
+from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
 from llm_router.engine.streaming import Stream
@@ -23,8 +24,8 @@ HISTORY_TOKENS: Mapping[str, int] = {"light": 8_000, "medium": 16_000, "heavy": 
 _OTHER_TOKENS = 16_000
 
 
-class _Turns:
-    """The lock that makes the sends of one conversation take turns."""
+class _TurnLock:
+    """Makes the sends of one conversation take turns."""
 
     __slots__ = ("__weakref__", "lock")
 
@@ -39,9 +40,9 @@ class Conversations:
     Attributes:
         send: The router's send.
         stream: The router's stream.
-        estimate: Tokens of a request.
-        histories: Where histories are kept.
-        budgets: Tokens of history per workload.
+        estimate: Estimates the tokens of a request.
+        histories: Keeps the histories.
+        budgets: Tokens of history sent along, per workload.
     """
 
     send: Callable[..., Awaitable[Response]]
@@ -50,11 +51,11 @@ class Conversations:
     histories: HistoryStore
     budgets: Mapping[str, int]
     # Weak: a lock lives as long as a handle on its conversation does.
-    _turns: WeakValueDictionary[str, _Turns] = attrs.field(factory=WeakValueDictionary, init=False)
+    _locks: WeakValueDictionary[str, _TurnLock] = attrs.field(factory=WeakValueDictionary, init=False)
 
-    def turns(self, conversation_id: str) -> _Turns:
+    def turn_lock(self, conversation_id: str) -> _TurnLock:
         """Return the lock that all handles on one conversation share."""
-        return self._turns.get(conversation_id) or self._turns.setdefault(conversation_id, _Turns())
+        return self._locks.get(conversation_id) or self._locks.setdefault(conversation_id, _TurnLock())
 
     def budget(self, workload: str | None) -> int:
         """Return the tokens of history to send along for ``workload``."""
@@ -64,65 +65,59 @@ class Conversations:
 class Conversation:
     """A handle on one conversation; any number of handles on the same id share its history.
 
-    The history belongs to no key and no model, so that each turn may run on another. It is cut to a budget
-    of tokens that depends on the workload: whole turns, oldest first, never a function call without its
-    answer. The system instruction is always sent. A turn that fails leaves the history as it was. Sends on
+    The history is independent of keys and models, so each turn may run on another one. It is cut to a token
+    budget that depends on the workload: whole turns, oldest first, and never a function call without its
+    answer. The system instruction is always sent. A turn that fails leaves the history unchanged. Sends on
     one conversation take turns.
 
     Args:
         conversations: The router's conversations.
         conversation_id: Names the history.
-        options: Defaults for every send: ``workload``, ``system_instruction`` and whatever else
-            ``Router.send`` takes.
+        options: Defaults for every send.
     """
 
-    def __init__(
-        self, conversations: Conversations, conversation_id: str, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, conversations: Conversations, conversation_id: str, options: SendOptions) -> None:
         self.id = conversation_id
         self._conversations = conversations
         self._options = options
-        self._turns = conversations.turns(conversation_id)
+        self._turn = conversations.turn_lock(conversation_id)
 
-    async def send(self, prompt: Any, **options: Any) -> Response:
-        """Send ``prompt`` with the history before it; remember both prompt and answer if it succeeds.
+    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
+        """Send ``prompt`` after the history; remember prompt and answer if the send succeeds.
 
         Args:
             prompt: A string, a part, or contents of one user turn.
             options: As for ``Router.send``; they win over those of the conversation.
 
         Raises:
-            InvalidRequestError: An argument is wrong; the history is as it was.
+            InvalidRequestError: An argument is wrong; the history is unchanged.
         """
-        merged = {**self._options, **options}
-        async with self._turns.lock:
-            return await self._send(_contents(prompt), merged)
+        async with self._turn.lock:
+            return await self._send(_contents(prompt), {**self._options, **options})
 
-    def stream(self, prompt: Any, **options: Any) -> Stream:
+    def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
         """Send ``prompt`` as :meth:`send` does, and read the answer while it comes.
 
-        Both are remembered when the answer was read to its end and succeeded. The next turn of the
-        conversation waits until the stream is left.
+        Prompt and answer are remembered once the answer was read to its end and is a success. The next turn
+        of the conversation waits until the stream is left.
 
         Args:
             prompt: As for :meth:`send`.
             options: As for ``Router.stream``; they win over those of the conversation.
 
         Raises:
-            InvalidRequestError: From the stream, when it is entered: an argument is wrong.
+            InvalidRequestError: Raised when the stream is entered: an argument is wrong.
         """
         return Stream(self._events(_contents(prompt), {**self._options, **options}))
 
-    async def _send(self, said: tuple[Any, ...], options: dict[str, Any]) -> Response:
+    async def _send(self, said: tuple[Any, ...], options: SendOptions) -> Response:
         turns = await self._recall(said, options)
         response = await self._conversations.send(_request(turns, said), **options)
         await self._remember(turns, said, response)
         return response
 
-    async def _events(
-        self, said: tuple[Any, ...], options: dict[str, Any]
-    ) -> AsyncGenerator[Chunk | Response]:
-        async with self._turns.lock:
+    async def _events(self, said: tuple[Any, ...], options: SendOptions) -> AsyncGenerator[Chunk | Response]:
+        async with self._turn.lock:
             turns = await self._recall(said, options)
             async with self._conversations.stream(_request(turns, said), **options) as stream:
                 while (chunk := await stream.read()) is not None:
@@ -130,15 +125,15 @@ class Conversation:
             await self._remember(turns, said, stream.response)
             yield stream.response
 
-    async def _recall(self, said: tuple[Any, ...], options: dict[str, Any]) -> tuple[Turn, ...]:
-        """Return as many of the turns before this one as are to be sent along."""
+    async def _recall(self, said: tuple[Any, ...], options: SendOptions) -> tuple[Turn, ...]:
+        """Return the earlier turns that are to be sent along."""
         conversations = self._conversations
         turns = await conversations.histories.load(self.id)
         budget = conversations.budget(options.get("workload"))
         return truncate(turns, budget, answering=_answers_call(said))
 
     async def _remember(self, turns: tuple[Turn, ...], said: tuple[Any, ...], response: Response) -> None:
-        """Add what was said, and the answer if there is one."""
+        """Add the turn to the history if it succeeded."""
         if not response.success:
             return
         conversations = self._conversations
@@ -148,13 +143,13 @@ class Conversation:
         await conversations.histories.save(self.id, (*turns, turn))
 
     async def history(self) -> tuple[Any, ...]:
-        """Return the contents said so far, oldest first."""
+        """Return the contents of the conversation so far, oldest first."""
         turns = await self._conversations.histories.load(self.id)
         return tuple(content for turn in turns for content in turn.contents)
 
     async def clear(self) -> None:
-        """Forget what was said."""
-        async with self._turns.lock:
+        """Forget the history."""
+        async with self._turn.lock:
             await self._conversations.histories.delete(self.id)
 
     def __repr__(self) -> str:
@@ -167,7 +162,7 @@ def _request(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
 
 
 def _contents(prompt: Any) -> tuple[Any, ...]:
-    """Bring a prompt into the form of contents with a role."""
+    """Return a prompt as contents with a role."""
     if isinstance(prompt, str):
         return ({"role": "user", "parts": [{"text": prompt}]},)
     if isinstance(prompt, Sequence):

@@ -1,4 +1,4 @@
-"""How long the head of a line sleeps: alone as short as can be, among many no more often than it pays."""
+"""How long the head of a waiting line sleeps: as short as possible alone, longer among many."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import math
 import pytest
 
 from llm_router import MemoryStore, ProviderError, Router
-from llm_router.engine.doze import LONGEST, SHORTEST, Doze
+from llm_router.engine.backoff import LONGEST_SLEEP, SHORTEST_SLEEP, ProbeBackoff
 from llm_router.testing import FakeProvider
 
 
 def test_the_first_sleep_is_until_there_is_room():
     """Or as short as can be, where that is now."""
-    assert Doze().until(100.0, 160.3) == 160.3
-    assert 100.0 + SHORTEST / 2 <= Doze().until(100.0, 100.0) <= 100.0 + 1.5 * SHORTEST
+    assert ProbeBackoff().until(100.0, 160.3) == 160.3
+    assert 100.0 + SHORTEST_SLEEP / 2 <= ProbeBackoff().until(100.0, 100.0) <= 100.0 + 1.5 * SHORTEST_SLEEP
 
 
-def _after_failures(count: int) -> Doze:
-    doze = Doze()
+def _after_failures(count: int) -> ProbeBackoff:
+    backoff = ProbeBackoff()
     for _ in range(count):
-        doze.failed()
-    return doze
+        backoff.failed()
+    return backoff
 
 
 def test_it_grows_with_failures_and_shrinks_with_successes():
     """Between its bounds: twice as long after a failure, one try a second more after a success."""
-    doze = _after_failures(20)
-    assert all(LONGEST / 2 <= doze.until(0.0, 0.0) <= 1.5 * LONGEST for _ in range(20))
+    backoff = _after_failures(20)
+    assert all(LONGEST_SLEEP / 2 <= backoff.until(0.0, 0.0) <= 1.5 * LONGEST_SLEEP for _ in range(20))
     for _ in range(3):
-        doze.succeeded()
-    assert LONGEST / 8 <= doze.until(0.0, 0.0) <= 1.5 * LONGEST / 4
+        backoff.succeeded()
+    assert LONGEST_SLEEP / 8 <= backoff.until(0.0, 0.0) <= 1.5 * LONGEST_SLEEP / 4
     for _ in range(200):
-        doze.succeeded()
-    assert SHORTEST / 2 <= doze.until(0.0, 0.0) <= 1.5 * SHORTEST
+        backoff.succeeded()
+    assert SHORTEST_SLEEP / 2 <= backoff.until(0.0, 0.0) <= 1.5 * SHORTEST_SLEEP
 
 
-@pytest.mark.parametrize("patience", [0.05, 0.5, 5.0])
-def test_a_deadline_does_not_pass_unused(patience):
+@pytest.mark.parametrize("wait", [0.05, 0.5, 5.0])
+def test_a_deadline_does_not_pass_unused(wait):
     """However long it has grown, there is a try right before the end."""
-    doze, now, tries = _after_failures(20), 0.0, 0
-    while (until := doze.until(now, 0.0, patience)) < patience:
+    backoff, now, tries = _after_failures(20), 0.0, 0
+    while (until := backoff.until(now, 0.0, wait)) < wait:
         now, tries = until, tries + 1
-    assert patience - now <= 2 * SHORTEST
+    assert wait - now <= 2 * SHORTEST_SLEEP
     assert 1 <= tries <= 30
-    assert math.isfinite(doze.until(0.0, 0.0, math.inf))
+    assert math.isfinite(backoff.until(0.0, 0.0, math.inf))
 
 
 class _Counting(MemoryStore):
@@ -75,7 +75,7 @@ async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_route
     await asyncio.gather(*sends, return_exceptions=True)
 
 
-async def test_what_comes_back_early_makes_nobody_late(pools, clock):
+async def test_quota_that_comes_back_early_makes_no_request_late(pools, clock):
     """A head that was woken by it in vain still has its turn at the moment it was told."""
     provider = FakeProvider(clock=clock)
     async with Router([pools.one(rpm=None, tpm=1_000)], provider=provider, clock=clock) as router:

@@ -1,4 +1,4 @@
-"""The few places between reservation and network."""
+"""The few permits between reservation and network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from llm_router.domain.quota import GUARD
-from llm_router.engine.launch import PLACES, LaunchPad
+from llm_router.engine.reserving import PERMITS, DispatchGate
 from llm_router.testing import FakeProvider, ManualClock
 
 
@@ -19,12 +19,12 @@ class Slow(FakeProvider):
         self.gate = asyncio.Event()
         self.preparing = self.most = 0
 
-    async def generate(self, deployment, request, launched):
+    async def generate(self, deployment, request, dispatched):
         self.preparing += 1
         self.most = max(self.most, self.preparing)
         await self.gate.wait()
         self.preparing -= 1
-        launched()
+        dispatched()
         return await super().generate(deployment, request, lambda: None)
 
 
@@ -35,19 +35,19 @@ async def test_only_a_few_are_between_reservation_and_network(make_router, pools
         await _warm_up(router, provider, clock)
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
         await clock.advance(GUARD / 2)
-        assert provider.most == PLACES
+        assert provider.most == PERMITS
         used = (await router.get_all_key_statuses())[0]["rpm_usage"]
-        assert used == f"{2 * PLACES}/200"
+        assert used == f"{2 * PERMITS}/200"
         provider.gate.set()
         await clock.advance(0)
         assert all(task.result().success for task in tasks)
-        assert provider.most == PLACES
+        assert provider.most == PERMITS
 
 
 async def _warm_up(router, provider, clock):
-    """Let as many requests through as open all places."""
+    """Let as many requests through as issue all permits."""
     provider.gate.set()
-    first = [asyncio.create_task(router.send("x")) for _ in range(PLACES)]
+    first = [asyncio.create_task(router.send("x")) for _ in range(PERMITS)]
     await clock.advance(0)
     assert all(task.result().success for task in first)
     provider.gate.clear()
@@ -65,8 +65,8 @@ async def test_the_first_goes_alone(make_router, pools, clock):
         assert all(task.result().success for task in tasks)
 
 
-async def test_a_slow_path_holds_nobody_for_long(make_router, pools, clock):
-    """Who waits for a place goes ahead after a moment, whatever those before are doing."""
+async def test_a_slow_path_delays_no_request_for_long(make_router, pools, clock):
+    """A request that waits for a permit goes ahead after a moment, whatever those before it are doing."""
     provider = Slow(clock)
     async with make_router([pools.one(rpm=100)], provider=provider) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
@@ -77,7 +77,7 @@ async def test_a_slow_path_holds_nobody_for_long(make_router, pools, clock):
         provider.gate.set()
         await clock.advance(0)
         assert all(task.result().success for task in tasks)
-        assert router._sender._selector._pad._busy == 0
+        assert router._sender.selector._gate.busy == 0
 
 
 class Late(ManualClock):
@@ -89,13 +89,13 @@ class Late(ManualClock):
 
 @pytest.fixture
 async def late():
-    """Return a pad on a clock whose timers are late, with its first place taken and ten in line."""
+    """Return a gate on a clock whose timers are late, with its first permit taken and ten in line."""
     clock = Late()
-    pad = LaunchPad(clock, GUARD)
-    await pad.enter()
-    tasks = [asyncio.create_task(pad.enter()) for _ in range(10)]
+    gate = DispatchGate(clock, GUARD)
+    await gate.enter()
+    tasks = [asyncio.create_task(gate.enter()) for _ in range(10)]
     await asyncio.sleep(0)
-    yield clock, pad, tasks
+    yield clock, gate, tasks
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
@@ -104,11 +104,11 @@ async def late():
 
 async def test_a_busy_event_loop_is_not_given_more_to_do(late):
     """As long as requests leave, however slowly, nobody goes ahead of his turn."""
-    clock, pad, tasks = late
+    clock, gate, tasks = late
     through = []
     for _ in range(7):
         await clock.advance(GUARD / 2)
-        pad.leave()
+        gate.leave()
         await asyncio.sleep(0)
         through.append(sum(task.done() for task in tasks))
     assert through == [2, 4, 6, 7, 8, 9, 10]
@@ -124,30 +124,30 @@ async def test_a_busy_event_loop_does_not_stop_for_ever(late):
     assert through == [1, 2, 3, 4]
 
 
-async def test_a_refusal_and_a_failure_free_their_places(make_router, provider, pools, clock):
-    """Places come back whatever becomes of a request."""
+async def test_a_refusal_and_a_failure_free_their_permits(make_router, provider, pools, clock):
+    """Permits come back whatever becomes of a request."""
     provider._answers.extend([RuntimeError("a bug")] * 3)
     async with make_router([pools.one(rpm=10)]) as router:
         results = await asyncio.gather(*(router.send("x") for _ in range(200)), return_exceptions=True)
         assert sum(isinstance(result, RuntimeError) for result in results) == 3
-        assert router._sender._selector._pad._busy == 0
+        assert router._sender.selector._gate.busy == 0
 
 
 @pytest.mark.parametrize("granted", [False, True])
-async def test_a_cancelled_waiter_passes_its_place_on(clock, granted):
-    """Cancelled in the queue, or just when its turn came: nobody loses a place."""
-    pad = LaunchPad(clock, GUARD)
-    await pad.enter()
-    first, second = asyncio.create_task(pad.enter()), asyncio.create_task(pad.enter())
+async def test_a_cancelled_waiter_passes_its_permit_on(clock, granted):
+    """Cancelled in the queue, or just when its turn came: no permit is lost."""
+    gate = DispatchGate(clock, GUARD)
+    await gate.enter()
+    first, second = asyncio.create_task(gate.enter()), asyncio.create_task(gate.enter())
     await asyncio.sleep(0)
     if granted:
-        pad.leave()
+        gate.leave()
     first.cancel()
     await asyncio.sleep(0)
     if not granted:
-        pad.leave()
+        gate.leave()
     await second
     assert first.cancelled()
-    pad.leave()
-    assert pad._busy == 0
+    gate.leave()
+    assert gate.busy == 0
     assert clock.pending == 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 
 from llm_router import InvalidRequestError, LeastLoaded, UnknownModelError, UnknownWorkloadError
-from llm_router.engine.plan import Planner
-from llm_router.engine.pool import Pool
+from llm_router.engine.fallback import FallbackOrders
 
 WORKLOADS = ("light", "medium", "heavy")
 
 
 @pytest.fixture
-def planner(pools):
+def orders(pools, make_pool):
     grid = [
         pools.one("flash", "light", key_id="light-flash"),
         pools.one("pro", "light", key_id="light-pro"),
@@ -20,38 +19,38 @@ def planner(pools):
         pools.one("pro", "heavy", key_id="heavy-pro"),
         pools.one("exp", "heavy", key_id="heavy-exp"),
     ]
-    return Planner(Pool(grid), WORKLOADS)
+    return FallbackOrders(make_pool(grid), WORKLOADS)
 
 
-def _order(planner, *wish):
-    plan = planner.plan(*wish)
-    return [slot.deployment.key.key_id for slot in plan.shortlist(LeastLoaded(), 0.0)]
+def _order(orders, workload, model, fallback):
+    order = orders[workload, model, fallback, frozenset()]
+    return [state.deployment.key.key_id for state in order.draw(LeastLoaded(), 0.0, 8)]
 
 
-def test_workload_and_model(planner):
+def test_workload_and_model(orders):
     """Same workload and model, then the model on the nearest workload, then anything."""
-    order = _order(planner, "heavy", "pro", "any")
+    order = _order(orders, "heavy", "pro", "any")
     assert order[:3] == ["heavy-pro", "medium-pro", "light-pro"]
     assert order[3:] == ["heavy-exp", "light-flash"]
 
 
-def test_workload_alone(planner):
+def test_workload_alone(orders):
     """Same workload, then the nearest others."""
-    order = _order(planner, "medium", None, "any")
+    order = _order(orders, "medium", None, "any")
     assert order[0] == "medium-pro"
     assert len(order) == 5
 
 
-def test_model_alone(planner):
+def test_model_alone(orders):
     """The model on any workload, then anything."""
-    order = _order(planner, None, "pro", "any")
+    order = _order(orders, None, "pro", "any")
     assert set(order[:3]) == {"light-pro", "medium-pro", "heavy-pro"}
     assert set(order[3:]) == {"light-flash", "heavy-exp"}
 
 
-def test_no_wish_takes_anything(planner):
+def test_no_wish_takes_anything(orders):
     """Without a wish every deployment is in the one tier."""
-    assert len(_order(planner, None, None, "any")) == 5
+    assert len(_order(orders, None, None, "any")) == 5
 
 
 @pytest.mark.parametrize(
@@ -66,28 +65,28 @@ def test_no_wish_takes_anything(planner):
         (None, None, "none", {"light-flash", "light-pro", "medium-pro", "heavy-pro", "heavy-exp"}),
     ],
 )
-def test_fallback_stops_where_told(planner, workload, model, fallback, expected):
+def test_fallback_stops_where_told(orders, workload, model, fallback, expected):
     """``none`` and ``model`` end the search before other deployments."""
-    assert set(_order(planner, workload, model, fallback)) == expected
+    assert set(_order(orders, workload, model, fallback)) == expected
 
 
-def test_no_deployment_is_in_two_tiers(planner):
+def test_no_deployment_is_in_two_tiers(orders):
     """A shortlist never names a deployment twice."""
-    order = _order(planner, "heavy", "pro", "any")
+    order = _order(orders, "heavy", "pro", "any")
     assert len(order) == len(set(order))
 
 
-def test_unknown_wishes_are_errors_that_name_the_known(planner):
-    """Whoever misspells hears what there is."""
+def test_unknown_wishes_are_errors_that_name_the_known(orders):
+    """The error of a misspelt wish lists what there is."""
     with pytest.raises(UnknownWorkloadError, match="'light', 'medium', 'heavy'"):
-        planner.plan("hefty", None, "any")
+        orders["hefty", None, "any", frozenset()]
     with pytest.raises(UnknownModelError, match="'exp', 'flash', 'pro'"):
-        planner.plan(None, "gpt", "any")
+        orders[None, "gpt", "any", frozenset()]
     with pytest.raises(InvalidRequestError, match="any, model, none"):
-        planner.plan(None, None, "sometimes")
+        orders[None, None, "sometimes", frozenset()]
 
 
-def test_an_impossible_pair_without_fallback_is_an_error(planner):
+def test_an_impossible_pair_without_fallback_is_an_error(orders):
     """A model that never has the workload cannot be asked for with fallback none."""
     with pytest.raises(InvalidRequestError, match="fallback='model'"):
-        planner.plan("light", "exp", "none")
+        orders["light", "exp", "none", frozenset()]

@@ -1,0 +1,37 @@
+"""The options of a send, named and typed in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from llm_router.domain.request import Fallback
+
+__all__ = ["SendOptions"]
+
+
+class SendOptions(TypedDict, total=False):
+    """What ``Router.send`` and ``Router.stream`` take besides the prompt; every option may be left out."""
+
+    workload: str | None
+    """The workload wished for; None for any."""
+    model_preference: str | None
+    """The model wished for; None for any."""
+    max_output_tokens: int | None
+    """Upper bound of the answer, in tokens."""
+    system_instruction: Any
+    """The system instruction, as google-genai takes it."""
+    temperature: float | None
+    """Sampling temperature."""
+    config: Any
+    """A ``GenerateContentConfig`` or its dict; the options above win over it."""
+    safety_settings: Mapping[str, str] | None
+    """Category → threshold, over those of the router."""
+    fallback: Fallback
+    """How far from the wish a request may go: to ``"any"`` deployment (the default), to the preferred
+    ``"model"`` on any workload, or nowhere (``"none"``)."""
+    timeout: float | None
+    """Seconds for all attempts together, not counting the wait for capacity; 60 by default, None for no
+    bound."""
+    max_wait: float | None
+    """Most seconds to wait for capacity; None for the router's default."""

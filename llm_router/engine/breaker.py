@@ -1,0 +1,52 @@
+"""Tell a broken path to a provider from broken keys."""
+
+from __future__ import annotations
+
+import attrs
+
+from llm_router.providers.base import FailureKind
+
+__all__ = ["PATH_FAILURES", "CircuitBreaker"]
+
+PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
+"""Failures of the path to the provider, which say nothing about a key or a model."""
+
+_KEYS = 3
+_SPAN = 10.0
+_FIRST_OPEN, _LONGEST_OPEN = 1.0, 30.0
+
+
+@attrs.define
+class CircuitBreaker:
+    """Stops sending to a provider when several keys in a row cannot reach it.
+
+    Three different keys that fail on the network within 10 s, with no success between them, open it for
+    1 s. It is half-open afterwards: requests go out again; a success closes it, and the next three failures
+    open it for twice as long, up to 30 s. No key is blamed.
+
+    Attributes:
+        open_until: Seconds since the epoch until which nothing is sent; in the past while it is not open.
+        is_clear: Whether nothing has failed since the last success; then a success need not be recorded.
+    """
+
+    open_until: float = 0.0
+    is_clear: bool = True
+    _failures: dict[str, float] = attrs.field(factory=dict)
+    _openings: int = 0
+
+    def record_failure(self, key_id: str, now: float) -> None:
+        """Note that a request through ``key_id`` did not reach the provider."""
+        self.is_clear = False
+        self._failures = {key: at for key, at in self._failures.items() if at > now - _SPAN}
+        self._failures[key_id] = now
+        if len(self._failures) >= _KEYS and now >= self.open_until:
+            self.open_until = now + min(_FIRST_OPEN * 2**self._openings, _LONGEST_OPEN)
+            self._openings += 1
+            self._failures.clear()
+
+    def record_success(self) -> None:
+        """Note that the provider answered, if only with an error of its own."""
+        self._failures.clear()
+        self._openings = 0
+        self.open_until = 0.0
+        self.is_clear = True

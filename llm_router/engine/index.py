@@ -1,0 +1,351 @@
+"""The local index: which deployments are ready, and in which order a request looks at them.
+
+It is cheap and possibly stale: the store decides. Drawing a shortlist looks at a handful of deployments,
+however many there are: a ready one is found by its index in an array, a parked one by its rank in a heap.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from bisect import bisect_left, insort
+from collections.abc import Callable, Container, Iterable
+from operator import itemgetter
+from typing import Protocol
+
+import attrs
+
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.quota import MINUTE, TOKEN_METRICS
+from llm_router.engine.upstream import Upstream
+from llm_router.stores.base import Decision, Refusal
+from llm_router.strategies.base import Candidate, SelectionStrategy
+
+__all__ = ["DeploymentState", "FallbackOrder", "Group", "ReadyRing", "Ring", "Step", "is_stale"]
+
+_FRESH = 0.1
+"""Seconds for which a refusal that does not depend on the request's size is cached. Quota that another
+process gives back early may be noticed that much later."""
+
+_STALE_ENTRIES = 64
+"""Heap entries of deployments that are no longer parked, kept before the heap may be compacted."""
+
+_priority = itemgetter(0)
+
+
+@attrs.define(eq=False)
+class DeploymentState(Candidate):
+    """What this process knows of one deployment.
+
+    Attributes:
+        group: The group that it is in.
+        shard: The shard of the store that keeps it; 0 if the store has only one.
+        ring_index: Its index in the ring of ready deployments, or -1 while it is parked.
+        wakes_at: Seconds since the epoch until which it is parked (meaningful only while it is).
+        avoided_until: Seconds since the epoch until which only this process avoids it: the store does not
+            know.
+        refusal: Why it was parked, or last refused.
+        refused_at: Seconds since the epoch at which the store said so; -inf if the store did not.
+        day_strikes: Consecutive refusals that named a daily quota which our own ledger considers open.
+        daily_headroom: Share (0 to 1) of its tightest daily quota that remained at the last grant.
+        minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
+            assumed to come back evenly over a minute, so this plus the present time estimates what remains.
+    """
+
+    group: Group = attrs.field(kw_only=True, repr=False)
+    shard: int = attrs.field(default=0, kw_only=True)
+    ring_index: int = attrs.field(default=-1, kw_only=True)
+    wakes_at: float = attrs.field(default=0.0, kw_only=True)
+    avoided_until: float = attrs.field(default=0.0, kw_only=True)
+    refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
+    refused_at: float = attrs.field(default=-math.inf, kw_only=True)
+    day_strikes: int = attrs.field(default=0, kw_only=True)
+    daily_headroom: float = attrs.field(default=1.0, init=False)
+    minute_headroom: float = attrs.field(default=1.0, init=False)
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it is set aside in the local index."""
+        return self.ring_index < 0
+
+    def observe(self, decision: Decision, now: float) -> None:
+        """Note what remained of its quotas when the store granted a request."""
+        self.daily_headroom = decision.daily_headroom
+        self.minute_headroom = decision.headroom - now / MINUTE
+
+    def headroom_at(self, now: float) -> float:
+        """Estimate the share (0 to 1) that remains of its tightest quota."""
+        return min(self.minute_headroom + now / MINUTE, self.daily_headroom)
+
+    def note(self, refusal: Refusal, at: float = -math.inf) -> None:
+        """Note why it is unusable, and when the store said so; by default the store did not."""
+        self.refusal, self.refused_at = refusal, at
+
+    def refusal_for_all(self, now: float) -> Refusal | None:
+        """Return the store's latest refusal if it is fresh and would be the same for any request."""
+        refusal = self.refusal
+        if refusal is None or now - self.refused_at >= _FRESH or refusal.reason in TOKEN_METRICS:
+            return None
+        return refusal
+
+
+class Ring(Protocol):
+    """The ready deployments of one group and priority."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def add(self, state: DeploymentState) -> None:
+        """Add a deployment that is ready."""
+        ...
+
+    def remove(self, state: DeploymentState) -> None:
+        """Remove a deployment that is in the ring."""
+        ...
+
+    def draw(self, count: int, skip: Container[DeploymentState] = ()) -> list[DeploymentState]:
+        """Return up to ``count`` deployments that are not in ``skip``; the next draw starts further on."""
+        ...
+
+
+class ReadyRing:
+    """An array with a cursor that moves on with every draw, so that each deployment gets its turn."""
+
+    __slots__ = ("cursor", "states")
+
+    def __init__(self) -> None:
+        self.states: list[DeploymentState] = []
+        self.cursor = random.randrange(1 << 30)  # noqa: S311 - keeps processes from starting alike
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def add(self, state: DeploymentState) -> None:
+        """Add a deployment that is ready."""
+        state.ring_index = len(self.states)
+        self.states.append(state)
+
+    def remove(self, state: DeploymentState) -> None:
+        """Remove a deployment; the last one moves into the gap, so the array stays dense."""
+        last = self.states.pop()
+        if last is not state:
+            self.states[state.ring_index] = last
+            last.ring_index = state.ring_index
+        state.ring_index = -1
+
+    def draw(self, count: int, skip: Container[DeploymentState] = ()) -> list[DeploymentState]:
+        """Return up to ``count`` deployments, starting one further than the last time.
+
+        With ``skip``, the next draw starts behind those that were looked at.
+        """
+        states = self.states
+        size = len(states)
+        start = self.cursor = (self.cursor + 1) % size
+        if start + count <= size:
+            drawn = states[start : start + count]
+        else:
+            drawn = states[start:] + states[: min(start, start + count - size)]
+        if not skip:
+            return drawn
+        drawn = [state for state in drawn if state not in skip]
+        self.cursor += count - 1
+        if len(drawn) < count < size:  # some of these are skipped, but others in the ring may not be
+            drawn = [state for state in states if state not in skip]
+        return drawn[:count]
+
+
+class Group:
+    """The deployments of one (provider, workload, model): rings of ready ones, a heap of parked ones.
+
+    Args:
+        upstream: The provider.
+        workload: The workload.
+        model: The model.
+        make_ring: Makes a ring; a store with several shards needs another kind.
+
+    Attributes:
+        states: All its deployments.
+        ready: (priority, ring) of each ring that is not empty, lowest priority number first.
+        parked: A heap of (until, sequence, state); entries of deployments that woke early stay for a while.
+        avoided_until: Seconds since the epoch at which the last ``avoided_until`` of its deployments ends.
+        breaker: The provider's circuit breaker.
+        correction: The model's correction of token estimates.
+    """
+
+    __slots__ = (
+        "_make_ring",
+        "_rings",
+        "_sequence",
+        "avoided_until",
+        "breaker",
+        "correction",
+        "model",
+        "parked",
+        "ready",
+        "states",
+        "upstream",
+        "workload",
+    )
+
+    def __init__(
+        self, upstream: Upstream, workload: str, model: str, make_ring: Callable[[], Ring] = ReadyRing
+    ) -> None:
+        self.upstream = upstream
+        self.workload = workload
+        self.model = model
+        self.breaker = upstream.breaker
+        self.correction = upstream.correction(model)
+        self.states: list[DeploymentState] = []
+        self.ready: list[tuple[int, Ring]] = []
+        self.parked: list[tuple[float, int, DeploymentState]] = []
+        self.avoided_until = 0.0
+        self._make_ring = make_ring
+        self._rings: dict[int, Ring] = {}
+        self._sequence = itertools.count()
+
+    def add(self, deployment: Deployment, shard: int = 0) -> DeploymentState:
+        """Add a deployment, ready."""
+        state = DeploymentState(deployment, 0, 1.0, 0, group=self, shard=shard)
+        self.states.append(state)
+        self._make_ready(state)
+        return state
+
+    def park(self, state: DeploymentState, until: float) -> None:
+        """Park a deployment until ``until``; one that is parked for longer stays so."""
+        if not state.is_parked:
+            self._remove_ready(state)
+        elif until <= state.wakes_at:
+            return
+        state.wakes_at = until
+        if len(self.parked) > 2 * len(self.states) + _STALE_ENTRIES:
+            self.parked = [entry for entry in self.parked if not is_stale(entry)]
+            heapq.heapify(self.parked)
+        heapq.heappush(self.parked, (until, next(self._sequence), state))
+
+    def rouse(self, state: DeploymentState) -> None:
+        """Make a parked deployment ready before its time."""
+        if state.is_parked:
+            self._make_ready(state)
+
+    def wake(self, now: float) -> None:
+        """Make every deployment ready whose time has come."""
+        parked = self.parked
+        while parked and (parked[0][0] <= now or is_stale(parked[0])):
+            entry = heapq.heappop(parked)
+            if not is_stale(entry):
+                self._make_ready(entry[2])
+
+    def _make_ready(self, state: DeploymentState) -> None:
+        priority = state.deployment.priority
+        ring = self._rings.get(priority)
+        if ring is None:
+            ring = self._rings[priority] = self._make_ring()
+        if not len(ring):
+            insort(self.ready, (priority, ring), key=_priority)
+        ring.add(state)
+
+    def _remove_ready(self, state: DeploymentState) -> None:
+        priority = state.deployment.priority
+        ring = self._rings[priority]
+        ring.remove(state)
+        if not len(ring):
+            del self.ready[bisect_left(self.ready, priority, key=_priority)]
+
+
+def is_stale(entry: tuple[float, int, DeploymentState]) -> bool:
+    """Whether a heap entry no longer says until when its deployment is parked."""
+    until, _, state = entry
+    return not state.is_parked or state.wakes_at != until
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """The groups of a tier whose workloads are equally far from the one asked for.
+
+    Attributes:
+        distance: How far, in workloads.
+        groups: The groups.
+    """
+
+    distance: int
+    groups: tuple[Group, ...]
+
+    def draw(self, count: int, now: float, skip: Container[DeploymentState] = ()) -> list[DeploymentState]:
+        """Return ready deployments, lower priority numbers first, until there are ``count`` or no more.
+
+        A provider whose circuit breaker is open has none.
+        """
+        rings: Iterable[tuple[int, Ring]]
+        if len(self.groups) == 1:
+            group = self.groups[0]
+            rings = group.ready if group.breaker.open_until <= now else ()
+        else:
+            closed = (group.ready for group in self.groups if group.breaker.open_until <= now)
+            rings = heapq.merge(*closed, key=_priority)
+        drawn: list[DeploymentState] = []
+        minutes, distance = now / MINUTE, self.distance
+        for _, ring in rings:
+            states = ring.draw(count, skip)
+            for state in states:  # headroom_at(now), written out: it runs eight times in every send
+                headroom, daily = state.minute_headroom + minutes, state.daily_headroom
+                if headroom > daily:  # noqa: PLR1730 - a third of the time of min()
+                    headroom = daily
+                state.headroom, state.load, state.distance = headroom, state.failures - headroom, distance
+            drawn += states
+            if len(drawn) >= count:
+                break
+        return drawn
+
+
+@attrs.frozen(eq=False)
+class FallbackOrder:
+    """Where a request looks for a deployment: the tiers of one (workload, model, fallback), best first.
+
+    No group is in two tiers.
+
+    Attributes:
+        workload: The workload asked for, or None.
+        tiers: The tiers, each a tuple of steps, the nearest workload first.
+        groups: All groups, in that order.
+        upstreams: Their providers.
+    """
+
+    workload: str | None
+    tiers: tuple[tuple[Step, ...], ...]
+    groups: tuple[Group, ...]
+    upstreams: tuple[Upstream, ...]
+
+    def draw(
+        self, strategy: SelectionStrategy, now: float, count: int, skip: Container[DeploymentState] = ()
+    ) -> list[DeploymentState]:
+        """Return up to ``count`` ready deployments that are not in ``skip``, best first.
+
+        Drawing wakes parked deployments whose time has come, and moves the cursors on.
+        """
+        for group in self.groups:
+            if group.parked:
+                group.wake(now)
+        chosen: list[DeploymentState] = []
+        for tier in self.tiers:
+            drawn: list[DeploymentState] = []
+            for step in tier:
+                drawn += step.draw(count, now, skip)
+                if len(drawn) >= count:
+                    break
+            if drawn:
+                chosen += strategy.order(drawn)  # type: ignore[arg-type]  # states in, states out
+                if len(chosen) >= count:
+                    return chosen[:count]
+        return chosen
+
+    def arrange(self, states: list[DeploymentState]) -> list[DeploymentState]:
+        """Return ``states`` in the order in which a store should be asked; here, as they are."""
+        return states
+
+    @property
+    def size(self) -> int:
+        """How many deployments it covers."""
+        return sum(len(group.states) for group in self.groups)

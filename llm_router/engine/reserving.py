@@ -1,0 +1,390 @@
+"""Take quota for a request on the best deployment with room, and see that it is dispatched soon after."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from llm_router.domain.clock import Clock, Timer
+from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.pool import Pool
+from llm_router.engine.search import FIRST_CANDIDATES, further, retry_at
+from llm_router.engine.state import SendState
+from llm_router.engine.throttle import Throttle
+from llm_router.engine.timing import Deadlines, finish
+from llm_router.engine.waiting import Shortage, WaitingLine
+from llm_router.errors import StoreError
+from llm_router.stores.base import RateLimitStore, Refusal
+from llm_router.strategies.base import SelectionStrategy
+
+__all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
+
+_log = logging.getLogger("llm_router")
+
+_NOTHING = Demand(0, 0)
+_deployment = attrgetter("deployment")
+
+
+class Selector:
+    """Grants leases: draws a shortlist, has the store reserve, asks further deployments, waits in line.
+
+    Args:
+        store: Decides.
+        pool: Takes note of refusals.
+        strategy: Ranks.
+        clock: Where time comes from.
+        deadlines: Limits the waits.
+        gate: Where requests pass between reservation and network.
+        throttle: Bounds the calls per second, or None.
+    """
+
+    def __init__(
+        self,
+        store: RateLimitStore,
+        pool: Pool,
+        strategy: SelectionStrategy,
+        clock: Clock,
+        deadlines: Deadlines,
+        gate: DispatchGate,
+        throttle: Throttle | None = None,
+    ) -> None:
+        self._store = store
+        self._pool = pool
+        self._strategy = strategy
+        self._clock = clock
+        self._deadlines = deadlines
+        self._gate = gate
+        self._throttle = throttle
+        self._lines: dict[FallbackOrder, WaitingLine] = {}
+
+    async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
+        """Reserve quota on the best deployment with room.
+
+        Args:
+            send: The request. Deployments that it has tried are taken only if there is no other.
+            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served first
+                come, first served; callers that do not wait are answered at once.
+
+        Returns:
+            A lease, or a shortage if there is no room now and none will come in time.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        deadline = self._clock.time() + max_wait
+        line = self._lines.get(send.order)
+        if line is None or line.shortage.retry_at > deadline:  # no waiter to overtake, or no time to queue
+            outcome = await self._try(send)
+            if isinstance(outcome, Lease) or max_wait <= 0 or outcome.retry_at > deadline:
+                return outcome
+            line = self._lines.get(send.order)  # another request may have opened it meanwhile
+            if line is None:
+                line = self._lines[send.order] = WaitingLine(outcome, self._clock, self._deadlines)
+        try:
+            return await line.wait(deadline, partial(self._try, send))
+        finally:
+            if not line.members and self._lines.get(send.order) is line:
+                del self._lines[send.order]
+
+    def quota_returned(self, state: DeploymentState) -> None:
+        """Note that quota of a deployment came back early."""
+        self._pool.rouse(state.deployment.model_scope, self._clock.time())
+        for line in self._lines.values():
+            line.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait in line."""
+        return sum(line.members for line in self._lines.values())
+
+    async def _try(self, send: SendState) -> Lease | Shortage:
+        """Ask the shortlist, then every other deployment that may have room."""
+        refused: dict[DeploymentState, Refusal] = {}
+        shortlist = send.order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES)
+        if shortlist:
+            lease = await self._reserve(send, shortlist, refused)
+            if lease is not None:
+                return lease
+        for candidates in further(send.order, self._strategy, self._clock.time, refused):
+            lease = await self._reserve(send, candidates, refused)
+            if lease is not None:
+                return lease
+        return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+
+    async def _reserve(
+        self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
+    ) -> Lease | None:
+        """Pass the gate, and have the store reserve on one of ``candidates``; add refusals to ``refused``."""
+        if send.tried:
+            candidates = sorted(candidates, key=send.tried.__contains__)
+        if self._throttle is not None:
+            await self._throttle.wait()
+        if not self._gate.try_enter():
+            await self._gate.enter()
+        lease = None
+        try:
+            lease = await self._ask(send, candidates, refused)
+        finally:
+            if lease is None:
+                self._gate.leave()
+        return lease
+
+    async def _ask(
+        self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
+    ) -> Lease | None:
+        order_groups = send.order.groups
+        # The largest of what each model may count, since it is not known yet which one is granted.
+        groups = order_groups if len(order_groups) == 1 else {state.group for state in candidates}
+        tokens = 0.0
+        for group in groups:
+            needed = send.tokens[group.upstream] * group.correction.factor
+            if needed > tokens:  # noqa: PLR1730 - three times as fast as max(), and in every send
+                tokens = needed
+        demand = Demand(1, round(tokens) or 1)
+        reservation_id = new_reservation_id()
+        deployments = list(map(_deployment, candidates))
+        try:
+            decision = await self._store.reserve(reservation_id, deployments, demand, send.ttl)
+        except asyncio.CancelledError:
+            with suppress(StoreError):  # the reservation expires by itself; the cancellation goes first
+                await finish(self._store.release(reservation_id))
+            raise
+        now = self._clock.time()
+        for refusal in decision.refusals:
+            self._pool.note_refusal(refusal, now)
+            refused[self._pool.states[refusal.deployment]] = refusal
+        if decision.deployment is None:
+            return None
+        state = self._pool.states[decision.deployment]
+        state.observe(decision, now)
+        return Lease(self._store, reservation_id, state, demand, self._gate, self.quota_returned)
+
+
+class Lease:
+    """Quota taken for one request; whoever gets one must :meth:`close` it.
+
+    Closing settles the reservation with what :meth:`settle_at` said, at the estimate if the request was sent
+    and nothing more is known, or releases it if nothing was sent.
+
+    Args:
+        store: Keeps the reservation.
+        reservation_id: Its id.
+        state: The deployment that it is on.
+        demand: What was reserved.
+        gate: Held until the request is dispatched.
+        on_return: Called with the state when quota came back early.
+    """
+
+    __slots__ = ("_gate", "_on_return", "_store", "_used", "demand", "reservation_id", "state")
+
+    def __init__(
+        self,
+        store: RateLimitStore,
+        reservation_id: str,
+        state: DeploymentState,
+        demand: Demand,
+        gate: DispatchGate,
+        on_return: Callable[[DeploymentState], None],
+    ) -> None:
+        self._store = store
+        self._on_return = on_return
+        self._gate: DispatchGate | None = gate
+        self._used = _NOTHING
+        self.reservation_id = reservation_id
+        self.state = state
+        self.demand = demand
+
+    def mark_sent(self) -> None:
+        """Note that the request goes out now: from here on its quota may be used."""
+        self._used = self.demand
+
+    def mark_unsent(self) -> None:
+        """Note that nothing reached the provider after all."""
+        self._used = _NOTHING
+
+    def mark_dispatched(self) -> None:
+        """Note that the request is on its way: the next one may start. Harmless when called again."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.leave()
+
+    def settle_at(self, tokens: int) -> None:
+        """Note how many input tokens the provider counted."""
+        demand = self.demand
+        self._used = demand if tokens == demand.tokens else Demand(demand.requests, tokens)
+
+    async def close(self) -> None:
+        """Settle or release the reservation, to the end even if the caller is cancelled; call it once.
+
+        A store that fails is not reported: the quota stays taken, and the reservation expires by itself.
+        """
+        self.mark_dispatched()
+        try:
+            await self._close()
+        except asyncio.CancelledError:
+            # Closing is idempotent: once more, and this time to the end.
+            with suppress(StoreError):
+                await finish(self._close())
+            raise
+        except StoreError as error:
+            _log.debug("a reservation could not be settled: %s", error)
+        if self._returns_quota():
+            self._on_return(self.state)
+
+    def _close(self) -> Coroutine[Any, Any, None]:
+        if self._used is _NOTHING:
+            return self._store.release(self.reservation_id)
+        return self._store.settle(self.reservation_id, self._used)
+
+    def _returns_quota(self) -> bool:
+        """Whether the deployment may have room before the time it is parked until."""
+        if self._used is _NOTHING:
+            return True
+        refusal = self.state.refusal
+        fewer_tokens = self._used.tokens < self.demand.tokens
+        return fewer_tokens and refusal is not None and refusal.reason in TOKEN_METRICS
+
+
+_counter = itertools.count()
+_prefix = secrets.token_hex(6)
+
+
+def new_reservation_id() -> str:
+    """Return an id that no other reservation of any process has."""
+    return f"{_prefix}{next(_counter):x}"
+
+
+def _after_fork() -> None:
+    global _prefix  # noqa: PLW0603 - the child must not go on with its parent's ids
+    _prefix = secrets.token_hex(6)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+PERMITS = 4
+"""Most requests that may hold quota without being on the wire yet, once one has shown the way."""
+
+_BEAT = 0.005
+"""Most seconds by which the timers of an event loop that keeps up are late."""
+
+_FADE = 0.9
+"""How much of the event loop's lateness is remembered from one beat to the next."""
+
+
+class DispatchGate:
+    """Keeps the time short between taking quota and dispatching the request: lets a few through at a time.
+
+    Quota that was taken now comes back a window (and the guard) from now; the provider counts from the moment
+    the request arrives. The guard covers the network. It does not cover hundreds of requests that are granted
+    in one tick of the event loop and then wait for each other, each building its request and its connection:
+    so only a few may be between the two at a time, in order of arrival.
+
+    The first goes alone: it finds everything cold, and those that came along would wait for it with their
+    quota taken. Each that leaves adds a permit, up to :data:`PERMITS`.
+
+    A request that waited longer than the grace is let through anyway: a few per beat where the path is slow,
+    or the provider does not report dispatches. Where the event loop does not keep up it is one at a time, and
+    only when nothing else moves: more requests under way would only make each of them slower.
+
+    Args:
+        clock: Where time comes from.
+        grace: Seconds. The guard of the quotas is a good measure: beyond it the delay shows anyway.
+
+    Attributes:
+        busy: How many requests are between reservation and network.
+    """
+
+    def __init__(self, clock: Clock, grace: float) -> None:
+        self.busy = 0
+        self._clock = clock
+        self._grace = grace
+        self._permits = 1
+        self._queue: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._timer: Timer | None = None
+        self._due = 0.0  # when the timer should go off
+        self._lag = 0.0  # by how many seconds such timers have been late recently
+        self._moved = False  # whether a request left since the last beat
+        self._quiet_since = 0.0  # since when none left or was let through
+
+    def try_enter(self) -> bool:
+        """Enter if there is a permit and no request waits for it; return whether that was so."""
+        if self.busy < self._permits and not self._queue:
+            self.busy += 1
+            return True
+        return False
+
+    async def enter(self) -> None:
+        """Wait for a permit, or until the grace has passed; each entry must be left again."""
+        if not self.try_enter():
+            await self._wait()
+
+    def leave(self) -> None:
+        """Pass the permit on to the next in line."""
+        self.busy -= 1
+        self._moved = True
+        if self._permits < PERMITS:
+            self._permits += 1
+        while self._queue and self.busy < self._permits:
+            self._admit()
+
+    def _admit(self) -> None:
+        _, turn = self._queue.popleft()
+        if not turn.done():  # else it was cancelled, and its task has not heard of it yet
+            # Counted here and not when its task runs: no other request may slip in between.
+            self.busy += 1
+            turn.set_result(None)
+
+    async def _wait(self) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = self._clock.time() + self._grace, turn
+        self._queue.append(entry)
+        if self._timer is None:
+            self._moved = True
+            self._set_timer()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if entry in self._queue:
+                self._queue.remove(entry)
+            elif not turn.cancelled():
+                self.leave()
+            raise
+        finally:
+            if not self._queue and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def _set_timer(self) -> None:
+        self._due = self._clock.time() + _BEAT
+        self._timer = self._clock.call_later(_BEAT, self._beat)
+
+    def _beat(self) -> None:
+        """Let requests through whose grace has passed, as many as does no harm."""
+        now = self._clock.time()
+        self._lag = max(now - self._due, self._lag * _FADE)
+        if self._moved:
+            self._moved, self._quiet_since = False, now
+        for _ in range(self._how_many(now)):
+            if self._queue and self._queue[0][0] <= now:
+                self._admit()
+                self._quiet_since = now
+        self._timer = None
+        if self._queue:
+            self._set_timer()
+
+    def _how_many(self, now: float) -> int:
+        if self._lag <= _BEAT:
+            return PERMITS
+        return 1 if now - self._quiet_since >= self._grace else 0

@@ -1,0 +1,393 @@
+"""Send a request: attempt after attempt, until one is answered or no further one makes sense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import attrs
+
+from llm_router.domain.clock import Clock, sleep
+from llm_router.domain.options import SendOptions
+from llm_router.domain.request import Fallback, Request
+from llm_router.domain.response import Attempt, Chunk, Response, Usage
+from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.judging import Judge
+from llm_router.engine.requests import check_request, merge_requests
+from llm_router.engine.reserving import Lease, Selector
+from llm_router.engine.retry import Next, RetryPolicy
+from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
+from llm_router.engine.state import SendState
+from llm_router.engine.timing import Deadlines
+from llm_router.engine.upstream import Preparation, Upstream
+from llm_router.errors import (
+    BlockedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ProviderError,
+    RouterClosedError,
+    SendError,
+    StoreError,
+)
+from llm_router.providers.base import Reply
+
+__all__ = ["UNBOUNDED_TTL", "Sender"]
+
+_GRACE = 60.0
+"""Seconds by which a reservation outlives the deadline of its send."""
+
+UNBOUNDED_TTL = 3600.0
+"""Seconds after which a reservation expires whose call may take any time."""
+
+_EVERY_PROVIDER: frozenset[str] = frozenset()
+_END = Reply("")
+_NO_USAGE = Usage()
+
+
+@attrs.define(eq=False)
+class Sender:
+    """Sends requests; :meth:`send` and :meth:`stream` are two loops over the same attempts.
+
+    Attributes:
+        orders: The fallback order of each wish.
+        preparation: What the providers have to do once, before the first request.
+        selector: Grants leases.
+        judge: Draws the consequences of failures.
+        policy: Says how often to retry, and after how long.
+        clock: Where time comes from.
+        deadlines: Limits the calls.
+        max_wait: Most seconds to wait for capacity, for callers that do not say.
+        closed: Whether requests are no longer accepted.
+    """
+
+    orders: FallbackOrders
+    preparation: Preparation
+    selector: Selector
+    judge: Judge
+    policy: RetryPolicy
+    clock: Clock
+    deadlines: Deadlines
+    max_wait: float
+    closed: bool = False
+
+    # --- the loops ------------------------------------------------------------------------------------
+
+    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
+        """Send until there is an answer, or no further attempt makes sense.
+
+        Raises:
+            InvalidRequestError: An argument is wrong, or a provider finds that the request cannot be built.
+            RouterClosedError: The router is closed.
+        """
+        send = await self._start(prompt, **options)
+        while (attempt := await self._next_attempt(send)) is not None:
+            async with attempt:
+                await attempt.call()
+        assert send.response is not None  # noqa: S101 - without one there is a next attempt
+        return send.response
+
+    async def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> AsyncGenerator[Chunk | Response]:
+        """Yield the pieces of an answer as they come, and last of all the response.
+
+        Another deployment is tried as long as no piece was yielded. Closing the generator aborts the call
+        that is open, and settles what is known to be used.
+
+        Raises:
+            InvalidRequestError: As for :meth:`send`.
+            RouterClosedError: The router is closed.
+        """
+        send = await self._start(prompt, **options)
+        send.ttl = UNBOUNDED_TTL
+        while (attempt := await self._next_attempt(send)) is not None:
+            async with attempt:
+                while (piece := await attempt.read()) is not None:
+                    yield Chunk(piece.text, piece.raw)
+        assert send.response is not None  # noqa: S101 - as above
+        yield send.response
+
+    # --- before the first attempt ---------------------------------------------------------------------
+
+    async def _start(
+        self,
+        prompt: Any,
+        *,
+        workload: str | None = None,
+        model_preference: str | None = None,
+        max_output_tokens: int | None = None,
+        system_instruction: Any = None,
+        temperature: float | None = None,
+        config: Any = None,
+        safety_settings: Mapping[str, str] | None = None,
+        fallback: Fallback = "any",
+        timeout: float | None = 60.0,
+        max_wait: float | None = None,
+    ) -> SendState:
+        """Check what is asked for, and find out where to look for a deployment."""
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
+        if self.preparation.is_due:
+            await self.preparation.run()
+        request = Request(
+            contents=prompt,
+            max_output_tokens=max_output_tokens,
+            system_instruction=system_instruction,
+            temperature=temperature,
+            config=config,
+            safety_settings=safety_settings,
+        )
+        if isinstance(prompt, Request):
+            request = merge_requests(prompt, request)
+        if not request.contents or request.max_output_tokens is not None:
+            check_request(request)
+        wait = self.max_wait if max_wait is None else max_wait
+        limit = math.inf if timeout is None else timeout
+        if not (limit > 0 and wait >= 0):  # so that NaN is refused, too
+            raise InvalidRequestError(
+                f"timeout must be above 0 s and max_wait 0 s or more, not {timeout!r} and {max_wait!r}"
+            )
+        try:
+            order = self.orders[workload, model_preference, fallback, _EVERY_PROVIDER]
+        except TypeError:  # what was given is not hashable
+            raise InvalidRequestError(
+                f"workload and model_preference must be strings, not {workload!r} and {model_preference!r}"
+            ) from None
+        if len(order.upstreams) > 1:
+            order = self.orders[workload, model_preference, fallback, _rejecting(order.upstreams, request)]
+        else:
+            order.upstreams[0].provider.validate(request)
+        tokens = {upstream: upstream.provider.estimate_tokens(request) for upstream in order.upstreams}
+        ttl = limit + _GRACE if limit < math.inf else UNBOUNDED_TTL
+        return SendState(request, order, tokens, limit, wait, ttl, self.clock.time())
+
+    # --- between attempts -----------------------------------------------------------------------------
+
+    async def _next_attempt(self, send: SendState) -> OpenAttempt | None:
+        """Return an attempt with a lease; or None, once the send has its response."""
+        if send.response is not None:
+            return None
+        if send.backoff > 0:
+            await sleep(self.clock, send.backoff)
+        asked = self.clock.time()
+        max_wait = send.max_wait - send.waited
+        if send.attempts:
+            # A retry may sit out the short cooldown that its own failure caused.
+            backoff = self.policy.ceiling(len(send.attempts))
+            max_wait = max(max_wait, min(backoff, _time_left(send, asked)))
+        try:
+            outcome = await self.selector.acquire(send, max_wait)
+        except StoreError as error:
+            _fail(send, store_failure(error), self.clock.time())
+            return None
+        now = self.clock.time()
+        send.waited += now - asked
+        if isinstance(outcome, Lease):
+            return OpenAttempt(self, send, outcome)
+        _fail(send, explain_shortage(send.order, send.error, outcome, now), now)
+        return None
+
+
+class OpenAttempt:
+    """One call to a provider under way: holds the lease, makes the call, settles, records, judges.
+
+    It is an asynchronous context manager; inside it either :meth:`call` or :meth:`read` is used. However it
+    is left, its quota is settled or released. Left without an exception, its outcome is recorded and judged:
+    either the send then has its response, or another attempt is to be made.
+
+    Args:
+        sender: The sender.
+        send: The request.
+        lease: The quota taken for this attempt.
+    """
+
+    __slots__ = ("_began", "_latency", "_lease", "_outcome", "_replies", "_send", "_sender", "_texts")
+
+    def __init__(self, sender: Sender, send: SendState, lease: Lease) -> None:
+        self._sender = sender
+        self._send = send
+        self._lease = lease
+        self._outcome: Reply | SendError = _END
+        self._texts: list[str] = []
+        self._replies: AsyncGenerator[Reply] | None = None
+        self._latency = 0.0
+
+    async def __aenter__(self) -> Self:
+        send, lease = self._send, self._lease
+        send.last = lease.state
+        send.tried.add(lease.state)
+        lease.mark_sent()
+        self._began = self._sender.clock.time()
+        return self
+
+    async def call(self) -> None:
+        """Make the call, and wait for the whole answer."""
+        send, lease = self._send, self._lease
+        provider = lease.state.group.upstream.provider
+        answer = provider.generate(lease.state.deployment, send.request, lease.mark_dispatched)
+        self._finish(await self._bound(answer, _time_left(send, self._began)))
+
+    async def read(self) -> Reply | None:
+        """Return the next piece of the answer, or None after the last one or a failure."""
+        send, lease = self._send, self._lease
+        if self._replies is None:
+            upstream = lease.state.group.upstream
+            self._replies = upstream.stream(lease.state.deployment, send.request, lease.mark_dispatched)
+        seconds = send.timeout if self._texts else _time_left(send, self._began)
+        outcome = await self._bound(anext(self._replies, _END), seconds)
+        if outcome is _END or isinstance(outcome, SendError):
+            self._finish(self._whole_answer() if outcome is _END else outcome)
+            return None
+        lease.mark_dispatched()
+        self._outcome = outcome
+        self._texts.append(outcome.text)
+        self._count(outcome)  # in case the caller reads no further
+        return outcome
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._replies is not None:
+                await self._replies.aclose()
+        finally:
+            await self._lease.close()
+        if exc_type is None:
+            await self._conclude()
+
+    # --- the call -------------------------------------------------------------------------------------
+
+    async def _bound(self, answer: Awaitable[Reply], seconds: float) -> Reply | SendError:
+        """Wait at most ``seconds`` for an answer, and return it or its failure.
+
+        Raises:
+            InvalidRequestError: The provider finds that the request cannot be built.
+        """
+        outcome: Reply | SendError | None = None
+        with self._sender.deadlines.limit(seconds):
+            try:
+                outcome = await answer
+            except ProviderError as error:
+                outcome = error.with_traceback(None)
+                if not error.charged:
+                    self._lease.mark_unsent()
+            except InvalidRequestError:
+                self._lease.mark_unsent()
+                raise
+        if outcome is None:
+            self._lease.state.failures += 1
+            outcome = DeadlineExceededError(
+                f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
+            )
+        return outcome
+
+    def _whole_answer(self) -> Reply:
+        outcome = self._outcome
+        assert isinstance(outcome, Reply)  # noqa: S101 - a failure ends the reading
+        return attrs.evolve(outcome, text="".join(self._texts))
+
+    def _finish(self, outcome: Reply | SendError) -> None:
+        """Note what came of the call, and learn from an answer."""
+        self._outcome = outcome
+        self._latency = self._sender.clock.time() - self._began
+        if isinstance(outcome, Reply):
+            state = self._lease.state
+            state.failures = state.day_strikes = 0
+            group = state.group
+            if not group.breaker.is_clear:
+                group.breaker.record_success()
+            counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
+            if counted and counted != estimate * group.correction.factor:
+                group.correction.learn(estimate, counted)
+
+    def _count(self, reply: Reply) -> int:
+        """Have the lease settled with the input tokens that ``reply`` reports; return them, 0 if none."""
+        tokens = 0 if reply.usage is None else reply.usage.input_tokens
+        if tokens > 0:
+            self._lease.settle_at(tokens)
+        return max(tokens, 0)
+
+    # --- after the call -------------------------------------------------------------------------------
+
+    async def _conclude(self) -> None:
+        """Record the attempt; give the send its response unless another attempt is to be made."""
+        send, outcome, deployment = self._send, self._outcome, self._lease.state.deployment
+        error = outcome if isinstance(outcome, SendError) else None
+        send.attempts.append(Attempt(deployment.key.key_id, deployment.model, self._latency, error))
+        if isinstance(outcome, Reply):
+            blocked = outcome.blocked
+            if blocked is not None:
+                error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)
+            send.response = _respond(send, outcome, error, self._sender.clock.time())
+        elif isinstance(outcome, ProviderError):
+            await self._judge(outcome)
+        else:
+            _fail(send, outcome, self._sender.clock.time())
+
+    async def _judge(self, error: ProviderError) -> None:
+        """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
+        send, sender = self._send, self._sender
+        send.error = error
+        verdict = await sender.judge.judge(error, self._lease.state)
+        now = sender.clock.time()
+        if verdict.next is Next.GIVE_UP:
+            error.retry_after = None
+            _fail(send, error, now)
+            return
+        made = len(send.attempts)
+        send.backoff = sender.policy.backoff(made) if verdict.next is Next.BACK_OFF else 0.0
+        # What was passed on cannot be taken back: after the first piece there is no other attempt.
+        if self._texts or made > sender.policy.max_retries or _time_left(send, now) <= send.backoff:
+            error.retry_after = retry_after(send.order, now)
+            _fail(send, error, now)
+
+
+def _rejecting(upstreams: tuple[Upstream, ...], request: Request) -> frozenset[str]:
+    """Return the providers that cannot serve a request.
+
+    Raises:
+        InvalidRequestError: None of them can.
+    """
+    rejecting: dict[str, InvalidRequestError] = {}
+    for upstream in upstreams:
+        try:
+            upstream.provider.validate(request)
+        except InvalidRequestError as error:
+            rejecting[upstream.name] = error
+    if len(rejecting) == len(upstreams):
+        raise rejecting[upstreams[0].name]
+    return frozenset(rejecting)
+
+
+def _time_left(send: SendState, now: float) -> float:
+    """Return the seconds left for attempts and backoffs."""
+    return send.timeout - (now - send.started - send.waited)
+
+
+def _fail(send: SendState, error: SendError, now: float) -> None:
+    """Give the send its unsuccessful response."""
+    send.response = _respond(send, _END, error, now)
+
+
+def _respond(send: SendState, reply: Reply, error: SendError | None, now: float) -> Response:
+    deployment = send.last.deployment if send.last is not None else None
+    return Response(
+        success=error is None,
+        model=reply.model or (deployment.model if deployment else None),
+        key_id=deployment.key.key_id if deployment else None,
+        workload=deployment.workload if deployment else send.order.workload,
+        usage=reply.usage or _NO_USAGE,
+        finish_reason=reply.finish_reason,
+        attempts=len(send.attempts),
+        attempt_log=tuple(send.attempts),
+        latency=now - send.started,
+        waited=send.waited,
+        error=error,
+        retry_after=None if error is None else error.retry_after,
+        raw=reply.raw,
+        answer="" if error else reply.text,
+        content=None if error else reply.content,
+    )

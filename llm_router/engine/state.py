@@ -1,0 +1,50 @@
+"""One request on its way: what was asked for, and how far it has come."""
+
+from __future__ import annotations
+
+import attrs
+
+from llm_router.domain.request import Request
+from llm_router.domain.response import Attempt, Response
+from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.upstream import Upstream
+from llm_router.errors import ProviderError
+
+__all__ = ["SendState"]
+
+
+@attrs.define(eq=False)
+class SendState:
+    """One request on its way; made once per send, hence not frozen, which costs more.
+
+    Attributes:
+        request: What to send.
+        order: Through which deployments.
+        tokens: Estimated input tokens, uncorrected, by provider.
+        timeout: Seconds for all attempts and backoffs together, not counting the wait for capacity.
+        max_wait: Most seconds to wait for capacity, over all attempts.
+        ttl: Seconds after which a reservation expires if this process dies.
+        started: Seconds since the epoch.
+        waited: Seconds spent waiting for capacity.
+        attempts: The attempts that were made.
+        tried: The deployments they were made on.
+        last: The deployment of the last one.
+        error: The last failure of a provider.
+        backoff: Seconds to wait before the next attempt.
+        response: What the caller gets; once there is one, no further attempt is made.
+    """
+
+    request: Request
+    order: FallbackOrder
+    tokens: dict[Upstream, int]
+    timeout: float
+    max_wait: float
+    ttl: float
+    started: float
+    waited: float = 0.0
+    attempts: list[Attempt] = attrs.field(factory=list)
+    tried: set[DeploymentState] = attrs.field(factory=set)
+    last: DeploymentState | None = None
+    error: ProviderError | None = None
+    backoff: float = 0.0
+    response: Response | None = None

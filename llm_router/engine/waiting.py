@@ -1,0 +1,110 @@
+"""Wait in line for quota: one line per fallback order, first come, first served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.engine.backoff import ProbeBackoff
+from llm_router.engine.timing import Deadlines
+from llm_router.stores.base import Refusal
+
+__all__ = ["Shortage", "WaitingLine"]
+
+_T = TypeVar("_T")
+
+
+@attrs.frozen
+class Shortage:
+    """The news that no deployment of a fallback order has room.
+
+    Attributes:
+        retry_at: Seconds since the epoch at which the first of them will; ``math.inf`` for never.
+        refusals: The refusals of those that were asked for this very request.
+    """
+
+    retry_at: float
+    refusals: tuple[Refusal, ...] = ()
+
+
+class WaitingLine:
+    """The requests that wait for the same deployments: the lock is the line, its holder the head.
+
+    Args:
+        shortage: Why they wait.
+        clock: Where time comes from.
+        deadlines: Limits the waits.
+
+    Attributes:
+        members: How many requests wait.
+        shortage: What the last try found.
+    """
+
+    def __init__(self, shortage: Shortage, clock: Clock, deadlines: Deadlines) -> None:
+        self.members = 0
+        self.shortage = shortage
+        self._clock = clock
+        self._deadlines = deadlines
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._alarm: asyncio.Event | None = None
+        self._backoff = ProbeBackoff()
+
+    def notify(self) -> None:
+        """Wake the head of the line: quota came back early."""
+        if self._alarm is not None:
+            self._alarm.set()
+
+    async def wait(self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]) -> _T | Shortage:
+        """Wait until ``attempt`` finds room, or cannot do so before the deadline.
+
+        Args:
+            deadline: Seconds since the epoch.
+            attempt: Tries once; called only while this request is the head of the line.
+        """
+        self.members += 1
+        try:
+            with self._deadlines.limit(deadline - self._clock.time()) as limit:
+                async with self._lock:
+                    outcome = await self._head(deadline, attempt)
+            return self.shortage if limit.expired else outcome
+        finally:
+            self.members -= 1
+
+    async def _head(self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]) -> _T | Shortage:
+        """Try, and sleep until it makes sense to try again."""
+        is_time = False  # whether this try is made because a deployment should have room by now
+        while True:
+            # Made before asking: what comes back while the store is being asked must not be missed.
+            alarm = self._alarm = asyncio.Event()
+            outcome = await attempt()
+            if not isinstance(outcome, Shortage):
+                self._backoff.succeeded()
+                return outcome
+            self.shortage = outcome
+            if outcome.retry_at > deadline:
+                return outcome
+            if is_time:
+                self._backoff.failed()
+            now = self._clock.time()
+            is_time = await self._sleep(self._backoff.until(now, outcome.retry_at, deadline) - now, alarm)
+
+    async def _sleep(self, seconds: float, alarm: asyncio.Event) -> bool:
+        """Sleep for ``seconds`` or until the alarm; return whether it was the full time."""
+        woken_by_timer = False
+
+        def wake() -> None:
+            nonlocal woken_by_timer
+            woken_by_timer = not alarm.is_set()
+            alarm.set()
+
+        timer = self._clock.call_later(seconds, wake)
+        try:
+            await alarm.wait()
+        finally:
+            timer.cancel()
+        return woken_by_timer

@@ -1,0 +1,131 @@
+"""The local index: ready and parked deployments."""
+
+from __future__ import annotations
+
+import math
+import random
+
+from llm_router import LeastLoaded
+from llm_router.engine.search import soonest
+from llm_router.stores.base import Decision, Refusal
+
+
+def _ids(states):
+    return [state.deployment.key.key_id for state in states]
+
+
+def test_small_tier_is_seen_whole(pools, make_pool, make_order):
+    """With up to eight deployments every one of them is on the shortlist."""
+    pool = make_pool(pools.many(8))
+    assert len(set(_ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)))) == 8
+
+
+def test_large_tier_gives_everyone_a_turn(pools, make_pool, make_order):
+    """The window moves on, so that each of many deployments is offered first once in a round."""
+    pool = make_pool(pools.many(100))
+    order = make_order(pool)
+
+    class AsDrawn:
+        def order(self, candidates):
+            return candidates
+
+    firsts = [_ids(order.draw(AsDrawn(), 0.0, 8))[0] for _ in range(100)]
+    assert len(set(firsts)) == 100
+
+
+def test_lower_priority_number_comes_first_and_zero_is_a_number(pools, make_pool, make_order):
+    """Priority 0 goes before 1, and 1 before 7."""
+    pool = make_pool([pools.one(priority=p, key_id=f"p{p}") for p in (7, 1, 0)])
+    assert _ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)) == ["p0", "p1", "p7"]
+
+
+def test_parked_slots_leave_and_come_back_in_time(pools, make_pool, make_order):
+    """A parked deployment is not offered before its wake time, and is from then on."""
+    deployments = pools.many(3)
+    pool = make_pool(deployments)
+    order = make_order(pool)
+    pool.note_refusal(Refusal(deployments[0], "rpm", 50.0, 50.0), now=10.0)
+    assert deployments[0].key.key_id not in _ids(order.draw(LeastLoaded(), 49.9, 8))
+    assert deployments[0].key.key_id in _ids(order.draw(LeastLoaded(), 50.0, 8))
+
+
+def test_a_refusal_of_a_large_request_parks_nobody(pools, make_pool, make_order):
+    """What still has room for the smallest request stays ready."""
+    deployments = pools.many(1)
+    pool = make_pool(deployments)
+    pool.note_refusal(Refusal(deployments[0], "tpm", 50.0, 10.0), now=10.0)
+    assert len(make_order(pool).draw(LeastLoaded(), 10.0, 8)) == 1
+
+
+def test_later_end_wins(pools, make_pool, make_order):
+    """Parking for a shorter time than before changes nothing."""
+    deployments = pools.many(1)
+    pool = make_pool(deployments)
+    order = make_order(pool)
+    pool.park(deployments[0].model_scope, 100.0, "first")
+    pool.park(deployments[0].model_scope, 60.0, "second")
+    assert order.draw(LeastLoaded(), 99.0, 8) == []
+    assert len(order.draw(LeastLoaded(), 100.0, 8)) == 1
+
+
+def test_quarantine_never_wakes(pools, make_pool, make_order):
+    """An endless park ends only when it is lifted."""
+    deployments = pools.many(1)
+    pool = make_pool(deployments)
+    order = make_order(pool)
+    pool.park(deployments[0].key_scope, math.inf, "dead")
+    assert order.draw(LeastLoaded(), 1e12, 8) == []
+    pool.rouse(deployments[0].key_scope, 1e12)
+    assert len(order.draw(LeastLoaded(), 1e12, 8)) == 1
+
+
+def test_soonest_agrees_with_sorting(pools, make_pool, make_order):
+    """The k parked states that wake first are found without sorting all of them."""
+    chance = random.Random(7)
+    deployments = pools.many(200)
+    pool = make_pool(deployments)
+    order = make_order(pool)
+    states = list(pool)
+    for _ in range(400):
+        pool.note_refusal(
+            Refusal(chance.choice(deployments), "rpm", (at := chance.uniform(1, 100)), at), now=0.0
+        )
+    parked = sorted((state for state in states if state.is_parked), key=lambda state: state.wakes_at)
+    assert soonest(order, 8) == parked[:8]
+
+
+def test_random_parking_keeps_the_arrays_whole(pools, make_pool, make_order):
+    """However states come and go, each is ready exactly once or parked."""
+    chance = random.Random(11)
+    deployments = [pools.one(priority=chance.randrange(3)) for _ in range(40)]
+    pool = make_pool(deployments)
+    order = make_order(pool)
+    now = 0.0
+    for _ in range(2_000):
+        now += chance.random()
+        victim = chance.choice(deployments)
+        pool.note_refusal(Refusal(victim, "rpm", now + 5, now + chance.uniform(0.1, 20)), now)
+        order.draw(LeastLoaded(), now, 8)
+        ready = {state for state in pool if not state.is_parked}
+        drawn = [s for group in order.groups for _, ring in group.ready for s in ring.draw(10**6)]
+        assert len(drawn) == len(ready)
+        assert set(drawn) == ready
+        assert all(state.wakes_at > now for state in pool if state.is_parked)
+
+
+def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools, make_pool, make_order):
+    """Inside a priority the remaining share decides; one that failed lately comes last."""
+    pool = make_pool([pools.one(key_id=name) for name in ("full", "empty", "sick")])
+    full, empty, sick = pool
+    empty.observe(Decision(empty.deployment, 0.2, 1.0), 0.0)
+    sick.failures = 1
+    assert _ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)) == ["full", "empty", "sick"]
+    assert full.headroom == 1.0
+
+
+def test_daily_share_does_not_recover_by_the_minute(pools, make_pool, make_order):
+    """A deployment short of its daily quota stays behind however long it rests."""
+    pool = make_pool([pools.one(key_id=name) for name in ("short-of-day", "fresh")])
+    short, _ = pool
+    short.observe(Decision(short.deployment, 0.9, 0.1), 0.0)
+    assert _ids(make_order(pool).draw(LeastLoaded(), 3600.0, 8)) == ["fresh", "short-of-day"]

@@ -1,0 +1,249 @@
+"""Which deployments a request asks when none on its shortlist took it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from llm_router import LeastLoaded, MemoryStore
+from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, ranking, retry_at
+from llm_router.stores.base import Refusal
+
+NOW = 1_000.0
+
+
+class Asking:
+    """A request that every deployment refuses, and which ones it asked.
+
+    Args:
+        pool: The deployments.
+        order: The fallback order.
+        wake_after: Seconds after which a deployment that refused has room for the smallest request again;
+            this one has to wait for 40 s.
+    """
+
+    def __init__(self, pool, order, wake_after):
+        self.now = NOW
+        self.order = order
+        self.refused = {}
+        self._pool = pool
+        self._wake_after = wake_after
+
+    def time(self):
+        return self.now
+
+    def lists(self):
+        """Yield list after list, each refused before the next one is asked for."""
+        shortlist = self.order.draw(LeastLoaded(), self.now, FIRST_CANDIDATES)
+        if shortlist:
+            yield self._refuse(shortlist)
+        for states in further(self.order, LeastLoaded(), self.time, self.refused):
+            yield self._refuse(states)
+
+    def _refuse(self, states):
+        for state in states:
+            assert state not in self.refused
+            wake_at = self.now + self._wake_after
+            refusal = self.refused[state] = Refusal(state.deployment, "tpm", self.now + 40.0, wake_at)
+            self._pool.note_refusal(refusal, self.now)
+        return states
+
+
+@pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
+def test_ever_more_are_asked_until_all_were(pools, make_pool, make_order, wake_after):
+    """The lists grow up to the longest; no deployment is asked twice, and none is left out."""
+    pool = make_pool(pools.many(300))
+    asking = Asking(pool, make_order(pool), wake_after)
+    assert [len(states) for states in asking.lists()] == [
+        FIRST_CANDIDATES,
+        32,
+        MAX_CANDIDATES,
+        MAX_CANDIDATES,
+        4,
+    ]
+    assert set(asking.refused) == set(pool)
+
+
+@pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
+def test_the_fallback_order_holds_over_all_lists(pools, make_pool, make_order, wake_after):
+    """Nearest workload first, then lower priority numbers, however long the lists are."""
+    deployments = [
+        pools.one(workload=workload, priority=priority)
+        for workload in ("light", "medium", "heavy")
+        for priority in (0, 1)
+        for _ in range(30)
+    ]
+    pool = make_pool(deployments)
+    asking = Asking(pool, make_order(pool, "light"), wake_after)
+    order = [(state.distance, state.deployment.priority) for states in asking.lists() for state in states]
+    assert order == sorted(order)
+    assert len(order) == 180
+
+
+def test_those_that_wake_first_fill_the_list_up(pools, make_pool, make_order):
+    """After the ready ones come the parked ones that wake before those that refused have room."""
+    deployments = pools.many(20)
+    pool = make_pool(deployments)
+    for number, deployment in enumerate(deployments[10:]):
+        at = NOW + 10.0 * (number + 1)
+        pool.note_refusal(Refusal(deployment, "tpm", at, at), NOW)
+    asking = Asking(pool, make_order(pool), 40.0)
+    first, second = ([state.deployment for state in states] for states in asking.lists())
+    assert len(first) == FIRST_CANDIDATES
+    assert set(first + second[:2]) == set(deployments[:10])
+    assert second[2:] == deployments[10:13]  # the next one wakes when those refused have room
+    assert retry_at(asking.order, NOW, asking.refused) == NOW + 40.0
+
+
+@pytest.mark.parametrize(
+    ("reason", "ago", "is_asked"),
+    [("rpm", 0.09, False), ("rpd", 0.0, False), ("rpm", 0.11, True), ("tpm", 0.0, True)],
+)
+def test_one_that_refused_any_request_a_moment_ago_is_not_asked_again(
+    pools, make_pool, make_order, reason, ago, is_asked
+):
+    """Where many are refused at once, each would ask every deployment; its refusal is reported."""
+    deployments = pools.many(20)
+    pool = make_pool(deployments)
+    for number, deployment in enumerate(deployments):
+        at = NOW + 1.0 + number
+        pool.note_refusal(Refusal(deployment, reason, at, at), NOW - ago)
+    asking = Asking(pool, make_order(pool), 40.0)
+    asked = [state.deployment for states in asking.lists() for state in states]
+    assert (asked == deployments) is is_asked
+    if not is_asked:
+        assert asked == []
+        assert [refusal.deployment for refusal in asking.refused.values()] == deployments[:1]
+        assert retry_at(asking.order, NOW, asking.refused) == NOW + 1.0
+
+
+async def test_a_crowd_that_is_refused_asks_each_deployment_once(make_router, pools, clock):
+    """A hundred requests without a chance cost the store hardly more than one, and get the same answer."""
+
+    class Counting(MemoryStore):
+        looks = 0
+
+        async def reserve(self, reservation_id, candidates, *args):
+            decision = await super().reserve(reservation_id, candidates, *args)
+            self.looks += len(decision.refusals)
+            return decision
+
+    store = Counting(clock=clock)
+    async with make_router(pools.many(50, rpm=1), store=store) as router:
+        for _ in range(50):
+            assert (await router.send("x")).success
+        clock.shift(1)
+        store.looks = 0
+        outcomes = [await router.send("x") for _ in range(100)]
+        assert store.looks <= 50 + 100
+        assert all(outcome.retry_after == pytest.approx(59.3) for outcome in outcomes)
+
+
+def test_all_of_many_parked_ones_are_asked(pools, make_pool, make_order):
+    """A large request asks every parked deployment that may have room for it, those that wake first."""
+    deployments = pools.many(500)
+    pool = make_pool(deployments)
+    for number, deployment in enumerate(deployments):
+        at = NOW + 1.0 + number * 0.05
+        pool.note_refusal(Refusal(deployment, "tpm", at, at), NOW)
+    asked = [state.deployment for states in Asking(pool, make_order(pool), 30.0).lists() for state in states]
+    assert asked == deployments
+
+
+def test_one_that_wakes_meanwhile_is_asked(pools, make_pool, make_order):
+    """What becomes ready while others are being asked is not left out."""
+    deployments = pools.many(9)
+    pool = make_pool(deployments)
+    pool.note_refusal(Refusal(deployments[8], "rpm", NOW + 50.0, NOW + 50.0), NOW)
+    asking = Asking(pool, make_order(pool), 40.0)
+    lists = asking.lists()
+    assert len(next(lists)) == FIRST_CANDIDATES
+    pool.rouse(deployments[8].model_scope, NOW)
+    assert [state.deployment for state in next(lists)] == [deployments[8]]
+    assert next(lists, None) is None
+
+
+def test_one_avoided_by_this_process_is_not_asked(pools, make_pool, make_order):
+    """The store does not know; its end is when to try again, if that is before those that refused."""
+    deployments = pools.many(2)
+    pool = make_pool(deployments)
+    pool.avoid(pool.states[deployments[0]], NOW + 5.0, "it failed")
+    asking = Asking(pool, make_order(pool), 40.0)
+    assert [[state.deployment for state in states] for states in asking.lists()] == [[deployments[1]]]
+    assert retry_at(asking.order, NOW, asking.refused) == NOW + 5.0
+
+
+def test_no_deployment_will_ever_have_room(pools, make_pool, make_order):
+    """Where everything is quarantined none is asked, and waiting does not help."""
+    deployments = pools.many(2)
+    pool = make_pool(deployments)
+    for deployment in deployments:
+        pool.park(deployment.key_scope, math.inf, "dead")
+    asking = Asking(pool, make_order(pool), 40.0)
+    assert list(asking.lists()) == []
+    assert retry_at(asking.order, NOW, asking.refused) == math.inf
+
+
+class Counting(MemoryStore):
+    """A store that notes how many candidates it was given."""
+
+    def __init__(self, clock):
+        super().__init__(clock=clock)
+        self.sizes = []
+
+    async def reserve(self, reservation_id, candidates, demand, ttl):
+        self.sizes.append(len(candidates))
+        return await super().reserve(reservation_id, candidates, demand, ttl)
+
+
+async def test_the_last_of_many_with_room_is_found(make_router, pools, clock):
+    """However many refuse, a request fails only when none has room; no list is too long."""
+    deployments = pools.many(700, rpm=1)
+    store = Counting(clock)
+    async with make_router(deployments[:-1], store=store) as other:
+        for _ in deployments[:-1]:
+            assert (await other.send("x")).success
+    store.sizes.clear()
+    async with make_router(deployments, store=store) as router:
+        assert (await router.send("x")).key_id == deployments[-1].key.key_id
+        assert max(store.sizes) <= MAX_CANDIDATES
+        assert len(store.sizes) <= 8
+        response = await router.send("x")
+        assert not response.success
+        assert response.retry_after == pytest.approx(60.3)
+
+
+def test_ranking_moves_nothing(pools, make_pool, make_order):
+    """Asking what would be chosen shows every tier in order, and changes neither cursors nor parked ones."""
+    light, heavy = pools.many(3, workload="light"), pools.many(2, "model-b", "heavy", priority=0)
+    pool = make_pool([*light, *heavy])
+    pool.park(light[0].model_scope, NOW + 10.0, "spent")
+    order = make_order(pool, "light")
+
+    def snapshot():
+        cursors = [ring.cursor for group in order.groups for _, ring in group.ready]
+        return cursors, [(state.ring_index, state.headroom, state.distance) for state in pool]
+
+    before = snapshot()
+    first, second = ranking(order, LeastLoaded(), NOW)
+    assert {candidate.deployment for candidate in first} == {*light[1:]}
+    assert {candidate.deployment for candidate in second} == {*heavy}
+    assert [candidate.distance for candidate in (*first, *second)] == [0, 0, 2, 2]
+    assert len(ranking(order, LeastLoaded(), NOW + 10.0)[0]) == 3
+    assert snapshot() == before
+
+
+def test_a_provider_that_cannot_be_reached_is_not_asked(pools, make_pool, make_order):
+    """An open circuit breaker takes out its own provider only, and says when it is tried again."""
+    near = pools.many(2)
+    far = [pools.one(provider="other") for _ in range(2)]
+    pool = make_pool([*near, *far])
+    breaker = pool.states[near[0]].group.breaker
+    for number in range(3):
+        breaker.record_failure(f"key-{number}", NOW)
+    order = make_order(pool)
+    drawn = order.draw(LeastLoaded(), NOW, FIRST_CANDIDATES)
+    assert {state.deployment for state in drawn} == {*far}
+    assert retry_at(order, NOW, {}) == NOW + 1.0
+    assert len(order.draw(LeastLoaded(), NOW + 1.0, FIRST_CANDIDATES)) == 4
