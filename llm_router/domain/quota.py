@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import attrs
 
+from llm_router.domain.kinds import Metric
 from llm_router.errors import ConfigError
 
 __all__ = ["GUARD", "MINUTE", "TOKEN_METRICS", "Demand", "Metric", "Quota", "Refill"]
@@ -15,29 +16,6 @@ MINUTE = 60.0
 
 GUARD = 0.3
 """Seconds added to a window: the longest delay expected from taking quota to the provider's counting it."""
-
-
-class Metric(StrEnum):
-    """What a quota counts."""
-
-    RPM = "rpm"
-    """Requests per minute."""
-    TPM = "tpm"
-    """Input tokens per minute."""
-    RPD = "rpd"
-    """Requests per day."""
-    TPD = "tpd"
-    """Input tokens per day."""
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether tokens are counted, rather than requests."""
-        return self in (Metric.TPM, Metric.TPD)
-
-    @property
-    def is_daily(self) -> bool:
-        """Whether the quota comes back once a day, rather than minute by minute."""
-        return self in (Metric.RPD, Metric.TPD)
 
 
 TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from llm_router.domain.kinds import Metric
 from llm_router.errors import QuotaViolation
 
 __all__ = ["ErrorBody", "read_duration", "read_error_body"]
@@ -132,7 +133,7 @@ def _whole(value: Any) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,18}", str(value)) else None
 
 
-def _metric(quota_id: str) -> str | None:
+def _metric(quota_id: str) -> Metric | None:
     """Tell what a quota counts from its id, whatever the rest of the id says.
 
     ``GenerateContentInputTokensPerModelPerMinute-FreeTier`` is ``tpm``. Never by the size of a number.
@@ -140,7 +141,7 @@ def _metric(quota_id: str) -> str | None:
     name = quota_id.lower().replace("_", "").replace("-", "")
     period = "d" if "perday" in name else "m" if "perminute" in name else None
     counted = "tp" if "token" in name and "output" not in name else "rp" if "request" in name else None
-    return counted + period if counted and period else None
+    return Metric(counted + period) if counted and period else None
 
 
 def _first_delay(details: list[dict[str, Any]], message: str) -> float | None:

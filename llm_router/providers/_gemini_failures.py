@@ -29,9 +29,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ProviderError
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
-from llm_router.providers.base import FailureKind
 
 if TYPE_CHECKING:
     from llm_router.domain.secret import Secret

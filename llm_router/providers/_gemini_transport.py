@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from llm_router.providers.base import FailureKind
+from llm_router.domain.kinds import FailureKind
 
 __all__ = [
     "CONNECT_TIMEOUT",

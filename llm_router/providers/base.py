@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.kinds import FailureKind
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
 __all__ = ["FailureKind", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
-
-
-class FailureKind(StrEnum):
-    """Whose fault a :class:`~llm_router.errors.ProviderError` is, and so what helps."""
-
-    REQUEST = "request"
-    """The request is wrong: no key and no waiting helps."""
-    KEY = "key"
-    """The key, or its project, is dead."""
-    MODEL = "model"
-    """The model does not exist for this project."""
-    QUOTA = "quota"
-    """A quota of this (project, model) is spent."""
-    SERVER = "server"
-    """The model is overloaded or broken."""
-    NETWORK = "network"
-    """The path to the provider is broken, or what came back is no answer."""
-    TIMEOUT = "timeout"
-    """No answer came in time."""
 
 
 @attrs.frozen

@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.providers._gemini_config import (
     DEFAULT_SAFETY,
@@ -19,7 +20,6 @@ from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_stream import StreamedCall
 from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
-from llm_router.providers.base import FailureKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
