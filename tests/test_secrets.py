@@ -95,10 +95,10 @@ async def test_a_cancelled_send_has_a_clean_traceback(pools):
     started = asyncio.Event()
 
     class Hanging(FakeProvider):
-        async def generate(self, deployment, request, launched):
+        async def generate(self, deployment, request, dispatched):
             started.set()
             await asyncio.sleep(3600)
-            return await super().generate(deployment, request, launched)
+            return await super().generate(deployment, request, dispatched)
 
     router = Router([deployment], provider=Hanging())
     task = asyncio.create_task(router.send("x"))

@@ -15,7 +15,7 @@ import certifi
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
-    ON_LAUNCH,
+    ON_DISPATCH,
     OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
@@ -70,13 +70,13 @@ with warnings.catch_warnings():
             """Say nothing: a session closes with its loop, unless somebody closed that by hand."""
 
 
-async def _launched(*_event: Any) -> None:
-    ON_LAUNCH.get()()
+async def _dispatched(*_event: Any) -> None:
+    ON_DISPATCH.get()()
 
 
 def _tracing() -> aiohttp.TraceConfig:
     tracing = aiohttp.TraceConfig()
-    tracing.on_request_headers_sent.append(_launched)
+    tracing.on_request_headers_sent.append(_dispatched)
     return tracing
 
 

@@ -15,7 +15,7 @@ from google.genai import errors as sdk_errors
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
-    ON_LAUNCH,
+    ON_DISPATCH,
     OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
@@ -70,7 +70,7 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
 
 async def _trace(event: str, _info: Any) -> None:
     if event.endswith("send_request_headers.complete"):
-        ON_LAUNCH.get()()
+        ON_DISPATCH.get()()
 
 
 def _path_failure(error: BaseException) -> PathFailure:

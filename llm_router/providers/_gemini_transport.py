@@ -18,7 +18,7 @@ from llm_router.domain.kinds import FailureKind
 __all__ = [
     "CONNECT_TIMEOUT",
     "KEEPALIVE",
-    "ON_LAUNCH",
+    "ON_DISPATCH",
     "OPEN_STREAM",
     "REQUEST_BEGUN",
     "HttpFailure",
@@ -32,7 +32,7 @@ CONNECT_TIMEOUT = 30.0
 KEEPALIVE = 120.0
 """Seconds that an idle connection is kept for the next request."""
 
-ON_LAUNCH: ContextVar[Callable[[], None]] = ContextVar("ON_LAUNCH")
+ON_DISPATCH: ContextVar[Callable[[], None]] = ContextVar("ON_DISPATCH")
 """What a backend calls when the request of the current task is on its way."""
 
 REQUEST_BEGUN: ContextVar[bool] = ContextVar("REQUEST_BEGUN", default=False)

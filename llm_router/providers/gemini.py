@@ -19,7 +19,7 @@ from llm_router.providers._gemini_failures import from_http, from_path, not_an_a
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_stream import StreamedCall
-from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
+from llm_router.providers._gemini_transport import ON_DISPATCH, REQUEST_BEGUN, HttpFailure, PathFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -34,7 +34,7 @@ __all__ = ["GeminiProvider", "HttpBackend"]
 _T = TypeVar("_T")
 
 
-def _nobody_waits() -> None:
+def _ignore() -> None:
     """Hear that a request is on its way."""
 
 
@@ -80,7 +80,7 @@ class GeminiProvider:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
 
     async def generate(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None] = _ignore
     ) -> Reply:
         """Send ``request`` once through ``deployment``.
 
@@ -90,7 +90,7 @@ class GeminiProvider:
         Raises:
             ProviderError: It failed, and how. Neither it nor its traceback holds the key.
         """
-        _begin(deployment, launched)
+        _begin(deployment, dispatched)
         outcome = await _told(self._send(deployment, request), deployment.key.secret)
         if isinstance(outcome, BaseException):
             # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.
@@ -100,7 +100,7 @@ class GeminiProvider:
         return outcome
 
     async def stream(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None] = _ignore
     ) -> AsyncGenerator[Reply]:
         """Send ``request`` once through ``deployment`` and yield its answer piece by piece.
 
@@ -110,7 +110,7 @@ class GeminiProvider:
         Raises:
             ProviderError: It failed, and how. Neither it nor its traceback holds the key.
         """
-        _begin(deployment, launched)
+        _begin(deployment, dispatched)
         call = StreamedCall(functools.partial(self._open, deployment, request))
         try:
             while True:
@@ -191,12 +191,12 @@ class GeminiProvider:
         return session
 
 
-def _begin(deployment: Deployment, launched: Callable[[], None]) -> None:
+def _begin(deployment: Deployment, dispatched: Callable[[], None]) -> None:
     """Begin a call: nothing has left yet."""
     if not deployment.key.secret:
         # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
         raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
-    ON_LAUNCH.set(launched)
+    ON_DISPATCH.set(dispatched)
     REQUEST_BEGUN.set(False)
 
 

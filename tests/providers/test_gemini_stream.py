@@ -55,13 +55,13 @@ async def test_an_answer_in_pieces(emulator, open_provider, deployment):
 
 async def test_nothing_is_sent_before_the_first_piece_is_asked_for(emulator, open_provider, deployment):
     """And then one request, which says when it is on its way."""
-    launched = []
+    dispatched = []
     provider = open_provider(emulator.url)
-    replies = provider.stream(deployment, HELLO, lambda: launched.append(True))
+    replies = provider.stream(deployment, HELLO, lambda: dispatched.append(True))
     await asyncio.sleep(0.01)
-    assert (emulator.accepted, launched) == (0, [])
+    assert (emulator.accepted, dispatched) == (0, [])
     await anext(replies)
-    assert (emulator.accepted, launched) == (1, [True])
+    assert (emulator.accepted, dispatched) == (1, [True])
     await replies.aclose()
 
 
