@@ -1,4 +1,4 @@
-"""The memory of conversations: what was said, cut to size, portable between keys and models."""
+"""Histories of conversations: kept, cut to size, and portable between keys and models."""
 
 from llm_router.conversations.base import HistoryStore, Turn
 from llm_router.conversations.memory import MemoryHistory
