@@ -116,17 +116,28 @@ class LoopSession:
 
 
 async def _live(transport: Transport, clients: dict[str, _KeyClient]) -> AsyncGenerator[None]:
-    """Suspend at once, and when closed close ``clients`` and ``transport``.
+    """Suspend at once; when closed, close ``clients`` and ``transport``.
 
     An event loop closes the asynchronous generators begun on it when it shuts down or when they are
-    forgotten, so that neither a router used over two ``asyncio.run()`` calls nor one that is dropped leaves
-    an open session behind. For the latter it holds no reference to its owner.
+    collected, so that neither a router used over two ``asyncio.run()`` calls nor one that is dropped leaves
+    an open session behind. For the latter, the generator has no reference to its owner.
     """
     try:
         yield
     finally:
-        for held in clients.values():
-            await held.client.aio.aclose()
-            held.client.close()
+        for kept in clients.values():
+            await _close(kept.client)
         clients.clear()
         await transport.aclose()
+
+
+async def _close(client: Any) -> None:
+    """Close an SDK client, for good.
+
+    When an old SDK's client is collected, it is closed once more in a task of whatever loop runs then, which
+    may end without running it. Without ``aclose`` there is no such task: the finalizer ignores the error.
+    """
+    await client.aio.aclose()
+    client.close()
+    for part in (client.aio, getattr(client, "_api_client", client.aio)):
+        part.aclose = None

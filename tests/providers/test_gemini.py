@@ -258,6 +258,22 @@ async def test_forgotten_provider_closes_itself(emulator, backend, deployment, c
     assert "Unclosed" not in caplog.text
 
 
+async def test_nothing_runs_after_aclose(scripted, open_provider, deployment, make_http):
+    """Once a provider is closed, collecting its clients starts no task, even after a failure."""
+    scripted.reply = make_http(503)
+    provider = open_provider(scripted.url)
+    gc.disable()  # the traceback of the failure keeps the client alive, in a cycle
+    try:
+        with pytest.raises(ProviderError):
+            await provider.generate(deployment, HELLO)
+        await provider.aclose()
+        before = asyncio.all_tasks()
+        gc.collect()
+        assert asyncio.all_tasks() <= before
+    finally:
+        gc.enable()
+
+
 async def test_aclose_twice_and_use_again(emulator, open_provider, deployment):
     """Closing is idempotent, also before the first use, and a later request opens new connections."""
     provider = open_provider(emulator.url)
