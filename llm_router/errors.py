@@ -8,21 +8,26 @@
     │   ├── UnknownWorkloadError
     │   └── UnknownModelError
     ├── RouterClosedError               the router was used after ``aclose()``
-    ├── SendError                       why a send did not succeed; what ``Response.error`` holds
-    │   ├── QuotaExhaustedError         no deployment has room: who, why, and from when
+    ├── SendError                       why a send did not succeed; the type of ``Response.error``
+    │   ├── QuotaExhaustedError         no deployment has room: which, why, and until when
     │   ├── DeadlineExceededError       ``timeout`` ran out
     │   ├── BlockedError                the provider blocked the prompt or the answer
     │   └── ProviderError               the provider failed
     └── StoreError                      the state store failed
         ├── StoreUnavailableError       it does not answer in time, or at all
-        └── StoreCorruptError           what it holds is not this library's state
+        └── StoreCorruptError           its contents are not this library's state
 
 No message, argument or traceback of these errors ever carries an API key.
 """
 
 from __future__ import annotations
 
+from enum import StrEnum
+from typing import TypeVar
+
 import attrs
+
+from llm_router.domain.kinds import FailureKind, Metric
 
 __all__ = [
     "BlockedError",
@@ -44,8 +49,23 @@ __all__ = [
 ]
 
 
+_Kind = TypeVar("_Kind", bound=StrEnum)
+
+
+def _member(kinds: type[_Kind], word: str, what: str) -> _Kind:
+    """Return the member of ``kinds`` that ``word`` names, or raise a ValueError that lists them all."""
+    try:
+        return kinds(word)
+    except ValueError:
+        raise ValueError(f"unknown {what} {word!r}: use one of {', '.join(kinds)}") from None
+
+
+def _metric(word: Metric | str | None) -> Metric | None:
+    return None if word is None else _member(Metric, word, "metric")
+
+
 class LLMRouterError(Exception):
-    """The root of the tree: catch it to catch everything this library raises on purpose."""
+    """The root of the tree: catch it to catch every error this library raises on purpose."""
 
 
 class ConfigError(LLMRouterError):
@@ -57,7 +77,7 @@ class InvalidRequestError(LLMRouterError, ValueError):
 
 
 class UnknownWorkloadError(InvalidRequestError):
-    """The workload is none of the configured ones."""
+    """The workload is not a configured one."""
 
 
 class UnknownModelError(InvalidRequestError):
@@ -72,7 +92,7 @@ class SendError(LLMRouterError):
     """Why a send did not succeed.
 
     Attributes:
-        retry_after: Seconds until another try may succeed, or None where waiting does not help.
+        retry_after: Seconds until another try may succeed, or None if waiting does not help.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -80,7 +100,7 @@ class SendError(LLMRouterError):
         self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[object, ...]:
-        # The arguments of the subclasses are keyword-only, which pickle cannot pass by itself.
+        # Pickle cannot pass the keyword-only arguments of the subclasses by itself.
         return _restore, (type(self), self.args, vars(self))
 
 
@@ -92,7 +112,7 @@ class RefusedCandidate:
         key_id: The key of the deployment.
         model: Its model.
         reason: What refused the request, in words.
-        retry_after: Seconds until that reason is gone, or None for never.
+        retry_after: Seconds until that reason is gone, or None if it stays.
     """
 
     key_id: str
@@ -105,7 +125,8 @@ class QuotaExhaustedError(SendError):
     """No deployment that the request may use has room for it.
 
     Attributes:
-        candidates: One line for every deployment that was considered.
+        candidates: The deployments considered, the first to have room again first; of a large pool only
+            the soonest.
     """
 
     def __init__(
@@ -120,7 +141,7 @@ class DeadlineExceededError(SendError):
 
 
 class BlockedError(SendError):
-    """The provider blocked the prompt or the answer; no fault of the key.
+    """The provider blocked the prompt or the answer; the key is not at fault.
 
     Attributes:
         reason: The provider's own word for it, such as ``SAFETY``.
@@ -136,11 +157,15 @@ class QuotaViolation:
     """One quota that the provider says was exceeded.
 
     Attributes:
-        metric: ``rpm``, ``tpm``, ``rpd``, ``tpd``, or None when the provider's id is not understood.
-        limit: The limit that the provider stated, or None when it stated none.
+        metric: What the quota counts (a plain string is converted), or None if the provider's id is not
+            understood.
+        limit: The limit that the provider stated, or None if it stated none.
+
+    Raises:
+        ValueError: The metric is a string that does not name a :class:`Metric`.
     """
 
-    metric: str | None
+    metric: Metric | None = attrs.field(converter=_metric)
     limit: int | None
 
 
@@ -151,19 +176,24 @@ class ProviderError(SendError):
     one in ``Response.error``.
 
     Attributes:
-        kind: One of :class:`llm_router.providers.FailureKind`.
-        code: The HTTP status, or None when no answer came.
+        kind: What kind of failure it was (a plain string is converted).
+        code: The HTTP status, or None if no answer came.
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
-        retry_delay: Seconds that the provider asked to wait, or None when it did not say.
+        retry_delay: Seconds that the provider asked to wait, or None if it did not say.
         violations: The quotas that the provider named.
-        charged: Whether the request may have used quota. False only when nothing can have arrived.
+        charged: Whether the request may have used quota. False if it cannot have arrived, or if the
+            provider refused it without counting it, as with a 429: its reservation is then released.
+            Otherwise the reservation is settled.
+
+    Raises:
+        ValueError: ``kind`` is a string that does not name a :class:`FailureKind`.
     """
 
     def __init__(
         self,
         message: str,
         *,
-        kind: str,
+        kind: FailureKind | str,
         code: int | None = None,
         status: str | None = None,
         retry_delay: float | None = None,
@@ -171,7 +201,7 @@ class ProviderError(SendError):
         charged: bool = True,
     ) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind = _member(FailureKind, kind, "failure kind")
         self.code = code
         self.status = status
         self.retry_delay = retry_delay
@@ -188,10 +218,10 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreCorruptError(StoreError):
-    """What the store holds is not this library's state; it was left as it was."""
+    """The contents of the store are not this library's state; they were left as they were."""
 
 
-def _restore(kind: type[SendError], args: tuple[object, ...], state: dict[str, object]) -> SendError:
-    error = kind.__new__(kind, *args)
+def _restore(cls: type[SendError], args: tuple[object, ...], state: dict[str, object]) -> SendError:
+    error = cls.__new__(cls, *args)
     vars(error).update(state)
     return error

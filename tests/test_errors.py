@@ -6,7 +6,10 @@ import pickle
 
 import pytest
 
-from llm_router import errors
+import llm_router
+from llm_router import errors, providers
+from llm_router.domain import kinds, quota
+from llm_router.domain.kinds import FailureKind, Metric
 from llm_router.errors import (
     BlockedError,
     InvalidRequestError,
@@ -20,7 +23,7 @@ from llm_router.errors import (
 
 
 def test_one_tree():
-    """Whatever is raised on purpose is caught by its root."""
+    """The root of the tree catches every error that is raised on purpose."""
     kinds = [getattr(errors, name) for name in errors.__all__]
     raised = [kind for kind in kinds if issubclass(kind, BaseException)]
     assert len(raised) >= 14
@@ -38,9 +41,42 @@ def test_one_tree():
     ],
 )
 def test_errors_survive_a_pickle(error):
-    """An error can be sent from a worker process to its parent, whole."""
+    """An error reaches the parent of a worker process whole."""
     error.retry_after = 7.5
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_a_kind_may_be_a_plain_string(kind):
+    """A provider may name the kind of a failure by its value; the error has the member."""
+    assert ProviderError("failed", kind=kind.value).kind is kind
+    assert ProviderError("failed", kind=kind).kind is kind
+
+
+@pytest.mark.parametrize("metric", [*Metric, None])
+def test_a_metric_may_be_a_plain_string(metric):
+    """A provider may name the metric of a violation by its value, or name none."""
+    assert QuotaViolation(metric and metric.value, 15).metric is metric
+    assert QuotaViolation(metric, 15) == QuotaViolation(metric and metric.value, 15)
+
+
+def test_an_unknown_kind_is_refused():
+    """A kind that does not exist is a ValueError that names those that do."""
+    known = "request, key, model, quota, server, network, timeout"
+    with pytest.raises(ValueError, match=f"unknown failure kind 'quotas': use one of {known}"):
+        ProviderError("failed", kind="quotas")
+
+
+def test_an_unknown_metric_is_refused():
+    """A metric that does not exist is a ValueError that names those that do."""
+    with pytest.raises(ValueError, match="unknown metric 'rps': use one of rpm, tpm, rpd, tpd"):
+        QuotaViolation("rps", 15)
+
+
+def test_kinds_have_their_public_names():
+    """The enumerations are found where users import them from."""
+    assert llm_router.FailureKind is providers.FailureKind is kinds.FailureKind
+    assert llm_router.Metric is quota.Metric is kinds.Metric

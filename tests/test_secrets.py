@@ -1,4 +1,4 @@
-"""No key is ever seen: not in a repr, a log, a pickle, a traceback, a status or a store."""
+"""No key appears in a repr, a log, a pickle, a traceback, a status or a store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_secret_masks_itself(show):
 
 
 def test_a_secret_reveals_itself_only_when_asked():
-    """reveal() is the one way; equality, truth and attributes tell nothing more."""
+    """Only reveal() returns the value; equality, truth and attributes do not reveal it."""
     secret = Secret(SECRET)
     assert secret.reveal() == SECRET
     assert secret != Secret(SECRET)
@@ -42,15 +42,15 @@ def test_a_secret_reveals_itself_only_when_asked():
 
 
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_refuses_to_leave(leave):
-    """Pickling and copying are errors that do not carry it."""
+def test_a_secret_cannot_be_pickled_or_copied(leave):
+    """Pickling and copying are errors that do not contain the value."""
     with pytest.raises(TypeError, match="environment") as caught:
         leave(Secret(SECRET))
     assert SECRET not in _dump(caught.value)
 
 
-def test_values_that_hold_a_secret_mask_it(pools):
-    """Keys and deployments may be printed and taken apart."""
+def test_values_mask_their_secret(pools):
+    """Keys and deployments can be printed and taken apart without showing a secret."""
     deployment = pools.one(key_id="hidden-key")
     assert deployment.key.secret.reveal() == SECRET
     assert SECRET not in repr(deployment)
@@ -59,8 +59,8 @@ def test_values_that_hold_a_secret_mask_it(pools):
         pickle.dumps(deployment)
 
 
-async def test_nothing_that_a_router_says_holds_a_key(pools, caplog):
-    """Through success, every kind of failure, and a bug in the provider: every trace is searched."""
+async def test_no_output_of_a_router_contains_a_key(pools, caplog):
+    """After success, every kind of failure, and a bug in the provider, no output contains a key."""
     caplog.set_level(logging.DEBUG)
     kinds = ["quota", "key", "model", "server", "network", "timeout", "request"]
     provider = FakeProvider([ProviderError(f"scripted {kind}", kind=kind) for kind in kinds])
@@ -78,7 +78,7 @@ async def test_nothing_that_a_router_says_holds_a_key(pools, caplog):
             said += [repr(response), repr(response.attempt_log), str(response.error)]
             try:
                 response.raise_for_error()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is searched
+            except Exception as error:  # noqa: BLE001 - every error is searched
                 said += [_dump(error), repr(error), str(pickle.dumps(str(error)))]
         said += [json.dumps(await router.get_all_key_statuses()), json.dumps(await router.health_check())]
         said += [repr(router), repr(router.keys), repr(store), repr(list(router.keys.pool))]
@@ -90,15 +90,15 @@ async def test_nothing_that_a_router_says_holds_a_key(pools, caplog):
 
 
 async def test_a_cancelled_send_has_a_clean_traceback(pools):
-    """The traceback of a cancellation, with locals, shows no key."""
+    """The traceback of a cancellation, with locals, does not contain the key."""
     deployment = pools.one(key_id="hidden-key")
     started = asyncio.Event()
 
     class Hanging(FakeProvider):
-        async def generate(self, deployment, request, launched):
+        async def generate(self, deployment, request, dispatched):
             started.set()
             await asyncio.sleep(3600)
-            return await super().generate(deployment, request, launched)
+            return await super().generate(deployment, request, dispatched)
 
     router = Router([deployment], provider=Hanging())
     task = asyncio.create_task(router.send("x"))

@@ -1,4 +1,4 @@
-"""The port between conversations and whatever keeps their histories."""
+"""The port between conversations and the store of their histories."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Turn:
     """What one send added to a conversation.
 
     Attributes:
-        contents: What was said by the user, then what the model answered: plain dictionaries in the form of
-            the Gemini API (``role`` and ``parts``), which belong to no key and no model.
+        contents: What the user said, then what the model answered: plain dictionaries in the form of the
+            Gemini API (``role`` and ``parts``), which any key and any model can be sent.
         tokens: Their estimated size, in tokens.
-        answers_call: Whether it begins with the answer to a function call of the turn before, from which it
-            must not be parted.
+        answers_call: Whether it begins with the answer to a function call of the turn before, which must
+            then stay with it.
     """
 
     contents: tuple[Any, ...]
@@ -29,12 +29,12 @@ class Turn:
 class HistoryStore(Protocol):
     """Keeps histories; implement it to share conversations between processes.
 
-    The router reads a history, sends, and writes it back; it never does so twice at a time for one
-    conversation within a process. Histories may be forgotten at any time: a conversation then starts anew.
+    The router reads a history, sends, and writes it back. Within a process, it does this for one
+    conversation once at a time. A store may forget a history at any time: the conversation then starts anew.
     """
 
     async def load(self, conversation_id: str) -> tuple[Turn, ...]:
-        """Return the turns of a conversation, oldest first; none for an unknown one."""
+        """Return the turns of a conversation, oldest first; an empty tuple if it is unknown."""
         ...
 
     async def save(self, conversation_id: str, turns: tuple[Turn, ...]) -> None:
@@ -42,5 +42,5 @@ class HistoryStore(Protocol):
         ...
 
     async def delete(self, conversation_id: str) -> None:
-        """Forget a conversation; an unknown one is no error."""
+        """Forget a conversation; do nothing if it is unknown."""
         ...

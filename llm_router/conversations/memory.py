@@ -11,12 +11,12 @@ __all__ = ["MemoryHistory"]
 
 
 class MemoryHistory:
-    """Keeps the conversations used last.
+    """Keeps the most recent conversations.
 
     Args:
-        most: Conversations kept at most; the one unused for longest is forgotten first.
-        max_age: Seconds after its last use at which a conversation is forgotten.
-        clock: Where time comes from; the machine's by default.
+        most: The most conversations to keep; the one saved longest ago is forgotten first.
+        max_age: Seconds after which a conversation that was not saved again is forgotten.
+        clock: The source of time; the machine's clock by default.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class MemoryHistory:
         self._histories: OrderedDict[str, tuple[float, tuple[Turn, ...]]] = OrderedDict()
 
     async def load(self, conversation_id: str) -> tuple[Turn, ...]:
-        """Return the turns of a conversation, oldest first; none for an unknown or forgotten one."""
+        """Return the turns of a conversation, oldest first; an empty tuple if it is unknown or forgotten."""
         self._forget()
         return self._histories.get(conversation_id, (0.0, ()))[1]
 
     async def save(self, conversation_id: str, turns: tuple[Turn, ...]) -> None:
-        """Replace the turns of a conversation, which is thereby the one used last."""
+        """Replace the turns of a conversation, which becomes the most recent one."""
         self._histories[conversation_id] = (self._clock.time(), turns)
         self._histories.move_to_end(conversation_id)
         self._forget()

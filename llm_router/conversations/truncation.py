@@ -1,4 +1,4 @@
-"""Cutting a history to a budget of tokens."""
+"""Cutting a history to a token budget."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["truncate"]
 
 
 def truncate(turns: Sequence[Turn], budget: int, *, answering: bool = False) -> tuple[Turn, ...]:
-    """Return the newest of ``turns`` that fit into ``budget`` tokens together.
+    """Return the newest of ``turns`` that together fit into ``budget`` tokens.
 
-    Turns are dropped whole and oldest first; a function call goes together with its answer.
+    Turns are dropped whole, oldest first; a function call and its answer stay together.
 
     Args:
-        turns: Oldest first.
-        budget: Tokens that they may have together.
-        answering: Whether the request to come answers a function call of the last turn, which is then kept
+        turns: The turns, oldest first.
+        budget: The most tokens that the kept turns may have together.
+        answering: Whether the next request answers a function call of the last turn, which is then kept
             whatever its size.
     """
     kept = 0
@@ -34,6 +34,6 @@ def truncate(turns: Sequence[Turn], budget: int, *, answering: bool = False) -> 
 
 
 def _groups(turns: Sequence[Turn]) -> list[tuple[int, int]]:
-    """Return the (first, past-the-last) of each run of turns that must stay together."""
-    starts = [place for place, turn in enumerate(turns) if place == 0 or not turn.answers_call]
+    """Return the start and the end (exclusive) of each run of turns that must stay together."""
+    starts = [index for index, turn in enumerate(turns) if index == 0 or not turn.answers_call]
     return list(pairwise([*starts, len(turns)]))

@@ -1,1 +1,1 @@
-"""Frozen values without I/O: what the rest of the library talks about."""
+"""Frozen values without I/O that the rest of the library works with."""

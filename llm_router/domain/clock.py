@@ -1,7 +1,6 @@
-"""Time as the library sees it: injected, so that a test can hold it still.
+"""Time as the library sees it: injected, so that a test can stop it.
 
-This is the one domain module that knows of the event loop: a clock that cannot wake a sleeper would not be
-a clock.
+This is the only domain module that uses the event loop: a clock must be able to wake a sleeper.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ class Timer(Protocol):
     """A pending call of :meth:`Clock.call_later`."""
 
     def cancel(self) -> None:
-        """Forget the call. Harmless when it was made or cancelled already."""
+        """Cancel the call. Harmless if it was already made or cancelled."""
         ...
 
 
 class Clock(Protocol):
-    """Where time comes from."""
+    """A source of time."""
 
     def time(self) -> float:
-        """Return the seconds since the Unix epoch."""
+        """Return the time in seconds since the Unix epoch."""
         ...
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
@@ -37,11 +36,11 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The clock of the machine."""
+    """The machine's clock."""
 
     __slots__ = ()
 
-    # Bound directly: this is read several times in every send.
+    # Bound directly, since every send reads it several times.
     time = staticmethod(time.time)
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:

@@ -1,4 +1,4 @@
-"""Cooldowns: what is put aside, until when, and why."""
+"""Cooldowns and quarantines: which scope is avoided, until when, and why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_router.domain.quota import Metric
 __all__ = ["LEARNT_FOR", "Cooldown", "LearntLimit"]
 
 LEARNT_FOR = 24 * 3600.0
-"""Seconds for which a limit learnt from a refusal holds."""
+"""Seconds for which a limit learnt from a refusal applies."""
 
 
 @attrs.frozen
@@ -30,13 +30,13 @@ class LearntLimit:
 
 @attrs.frozen
 class Cooldown:
-    """A scope put aside until a moment.
+    """A scope that no request is sent through until a given time.
 
     Attributes:
-        scope: What is put aside.
+        scope: What cools down or is quarantined.
         until: Seconds since the Unix epoch; ``math.inf`` for a quarantine, which lasts until it is lifted.
         reason: Why, in words that a status can show.
-        learnt: Limits to apply to the scope from now on (for the scope of a (project, model) only).
+        learnt: Limits to apply to the scope from now on (only for the scope of a (project, model)).
     """
 
     scope: Scope
@@ -46,10 +46,10 @@ class Cooldown:
 
     @property
     def is_quarantine(self) -> bool:
-        """Whether waiting does not end it."""
+        """Whether it lasts until it is lifted."""
         return self.until == math.inf
 
     @classmethod
     def lift(cls, scope: Scope) -> Cooldown:
-        """Make the value that ends the cooldown or quarantine of ``scope``."""
+        """Return the value that ends the cooldown or quarantine of ``scope``."""
         return cls(scope, -math.inf, "lifted")

@@ -1,4 +1,4 @@
-"""Keys and deployments: what a request can be sent through."""
+"""Keys and deployments: what a request is sent through."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from llm_router.domain.secret import Secret
 __all__ = ["Deployment", "Key", "Scope", "key_scope", "model_scope", "provider_scope"]
 
 Scope = NewType("Scope", str)
-"""The name of what shares a fate in a store: a (project, model), a key, a provider.
+"""The name under which a store keeps cooldowns and quotas: of a (project, model), a key or a provider.
 
-Its parts are percent-encoded, so that no character of an id can make two scopes one.
+Its parts are percent-encoded, so that no character in an id can make two scopes equal.
 """
 
 
@@ -24,17 +24,17 @@ def _scope(kind: str, *parts: str) -> Scope:
 
 
 def model_scope(provider: str, project: str, model: str) -> Scope:
-    """Name a (project, model): what a quota belongs to and what a 429 is about."""
+    """Return the scope of a (project, model), which quotas and 429s apply to."""
     return _scope("model", provider, project, model)
 
 
 def key_scope(provider: str, key_id: str) -> Scope:
-    """Name a key: what a dead credential takes out."""
+    """Return the scope of a key, which a dead credential takes out."""
     return _scope("key", provider, key_id)
 
 
 def provider_scope(provider: str) -> Scope:
-    """Name a provider: what an outage takes out."""
+    """Return the scope of a provider, which an outage takes out."""
     return _scope("provider", provider)
 
 
@@ -45,8 +45,9 @@ class Key:
     Attributes:
         key_id: Its name in configuration, logs and statuses.
         secret: The credential itself; masked everywhere.
-        provider: Name of the provider adapter that understands it.
-        project: Whom the provider bills and limits; keys of one project share their quotas.
+        provider: The name of the provider adapter that uses it.
+        project: What the provider bills and limits; the keys of one project share its quotas. Defaults to
+            the key's own name.
     """
 
     key_id: str
@@ -61,13 +62,13 @@ class Key:
 
 @attrs.frozen(eq=False)
 class Deployment:
-    """One key × one model: the smallest thing that a request can be sent through.
+    """One key × one model: the unit that requests are sent through.
 
     Attributes:
         key: The credential.
         model: The provider's name of the model.
-        workload: The workload that it is meant for.
-        priority: Lower is tried first; 0 is a number like any other.
+        workload: The workload it is meant for.
+        priority: Lower numbers are tried first; 0 is allowed.
         quotas: The limits of its (project, model); a metric without a quota is unlimited.
         weight: Its share of the traffic under a weighted strategy.
     """
@@ -93,5 +94,5 @@ class Deployment:
 
     @property
     def scopes(self) -> tuple[Scope, Scope, Scope]:
-        """Every scope whose cooldown puts this deployment aside."""
+        """The scopes whose cooldown or quarantine applies to this deployment."""
         return self.model_scope, self.key_scope, self.provider_scope

@@ -1,4 +1,4 @@
-"""Quotas: how much of what a provider allows, and how it comes back."""
+"""Quotas: how much a provider allows, and how it comes back."""
 
 from __future__ import annotations
 
@@ -6,38 +6,16 @@ from enum import StrEnum
 
 import attrs
 
+from llm_router.domain.kinds import Metric
 from llm_router.errors import ConfigError
 
 __all__ = ["GUARD", "MINUTE", "TOKEN_METRICS", "Demand", "Metric", "Quota", "Refill"]
 
 MINUTE = 60.0
-"""Seconds of the window of a per-minute quota."""
+"""The window of a per-minute quota, in seconds."""
 
 GUARD = 0.3
-"""Seconds added to a window: the longest delay expected from taking quota to the provider's counting it."""
-
-
-class Metric(StrEnum):
-    """What a quota counts."""
-
-    RPM = "rpm"
-    """Requests per minute."""
-    TPM = "tpm"
-    """Input tokens per minute."""
-    RPD = "rpd"
-    """Requests per day."""
-    TPD = "tpd"
-    """Input tokens per day."""
-
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether tokens are counted, rather than requests."""
-        return self in (Metric.TPM, Metric.TPD)
-
-    @property
-    def is_daily(self) -> bool:
-        """Whether the quota comes back once a day, rather than minute by minute."""
-        return self in (Metric.RPD, Metric.TPD)
+"""Seconds added to a window: the longest delay expected before the provider counts quota that was taken."""
 
 
 TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)
@@ -48,11 +26,11 @@ class Refill(StrEnum):
     """How a spent quota comes back."""
 
     ROLLING = "rolling"
-    """Each token comes back one window after it was taken: no window ever holds more than the limit."""
+    """Each token comes back one window after it was taken: no window ever sees more than the limit."""
     STEADY = "steady"
-    """Tokens drip back at a constant rate into a small bucket, for providers that smooth their limits."""
+    """Tokens return at a constant rate to a small bucket, for providers that smooth their limits."""
     DAILY = "daily"
-    """All at once, at midnight in the provider's time zone."""
+    """All tokens come back at midnight in the provider's time zone."""
 
 
 @attrs.frozen
@@ -61,13 +39,13 @@ class Quota:
 
     Attributes:
         metric: What is counted.
-        limit: Requests or tokens per window; 0 means that there is no quota at all.
+        limit: Requests or tokens per window; 0 admits nothing.
         refill: How it comes back.
         window: Seconds that the provider counts over (rolling and steady).
         guard: Seconds added to the window; see :data:`GUARD`.
         burst: Size of a steady bucket, in requests or tokens: the most it gives at once, and so the largest
             request it ever admits. None means 5 % of a limit in requests, half of one in tokens; at least 1.
-        timezone: Where a daily quota has its midnight, as an IANA name.
+        timezone: The time zone of a daily quota's midnight, as an IANA name.
     """
 
     metric: Metric
@@ -111,5 +89,5 @@ class Demand:
     tokens: int = 0
 
     def amount(self, metric: Metric) -> int:
-        """Return what this demand takes from a quota of ``metric``."""
+        """Return how much of a quota of ``metric`` this demand takes."""
         return self.tokens if metric.counts_tokens else self.requests

@@ -10,8 +10,8 @@ import attrs
 __all__ = ["Fallback", "Request"]
 
 Fallback = Literal["any", "model", "none"]
-"""How far from the wish a send may go: to any deployment, to the preferred model (or, without a preference,
-the wished workload) on any workload, or nowhere."""
+"""How far a send may fall back: to any deployment, only to the preferred model on any workload (without a
+preferred model, only to the requested workload), or not at all."""
 
 
 @attrs.frozen(kw_only=True)
@@ -23,7 +23,7 @@ class Request:
         system_instruction: The system instruction, as google-genai takes it.
         max_output_tokens: Upper bound of the answer, in tokens.
         temperature: Sampling temperature.
-        config: A ``GenerateContentConfig`` or its dict, under the named fields above.
+        config: A ``GenerateContentConfig`` or its dict; the fields above override it.
         safety_settings: Category → threshold, or None for the router's own.
     """
 

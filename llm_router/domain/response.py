@@ -13,7 +13,7 @@ __all__ = ["Attempt", "Chunk", "Response", "Usage"]
 
 @attrs.frozen
 class Usage:
-    """Tokens as the provider counted them; 0 where it did not say.
+    """Tokens as the provider counted them; 0 if it did not say.
 
     Attributes:
         input_tokens: The prompt, with system instruction, history and tool results.
@@ -37,7 +37,7 @@ class Attempt:
     Attributes:
         key_id: The key used.
         model: The model asked.
-        latency: Seconds until its end.
+        latency: Seconds until it ended.
         error: What went wrong, or None.
     """
 
@@ -49,10 +49,10 @@ class Attempt:
 
 @attrs.frozen
 class Chunk:
-    """A piece of an answer on its way.
+    """A piece of a streamed answer.
 
     Attributes:
-        text: The text that came with it; may be empty, as with a function call.
+        text: Its text; may be empty, as with a function call.
         raw: The provider's own object for it, or None.
     """
 
@@ -76,7 +76,7 @@ class Response:
         latency: Seconds from the call to the outcome, waiting included.
         waited: Seconds of it spent waiting for capacity.
         error: Why there is no answer, or None.
-        retry_after: Seconds until another try may succeed; None on success or where waiting does not help.
+        retry_after: Seconds until another try may succeed; None on success or if waiting does not help.
         raw: The provider's own response object, or None.
     """
 
@@ -94,7 +94,7 @@ class Response:
     retry_after: float | None = None
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     answer: str = attrs.field(default="", repr=False)
-    """The text of a successful response; ``""`` otherwise. :attr:`text` is the safe way to it."""
+    """The text of a successful response; ``""`` otherwise. :attr:`text` raises instead of being empty."""
 
     content: Any = attrs.field(default=None, repr=False, eq=False)
     """The answer as contents that a later request can send back, whatever its key and model; or None."""
@@ -104,7 +104,7 @@ class Response:
         """The answer.
 
         Raises:
-            SendError: The response is unsuccessful; this is its ``error``.
+            SendError: The ``error`` of an unsuccessful response.
         """
         self.raise_for_error()
         return self.answer
@@ -113,7 +113,7 @@ class Response:
         """Return this response if it is successful.
 
         Raises:
-            SendError: It is not; this is its ``error``.
+            SendError: The ``error`` of an unsuccessful response.
         """
         if self.error is not None:
             raise self.error

@@ -12,9 +12,9 @@ _MASK = "Secret('***')"
 class Secret:
     """An API key that masks itself wherever Python would print, format or store it.
 
-    ``repr``, ``str``, ``format`` and ``attrs.asdict`` show a mask; pickling and copying into another
-    process are refused; :meth:`reveal` is the only way to the value. Two secrets are equal only when they
-    are the same object, so that comparing them tells nothing.
+    ``repr``, ``str``, ``format`` and ``attrs.asdict`` show a mask; pickling and copying are refused; only
+    :meth:`reveal` returns the value. Two secrets are equal only if they are the same object, so that a
+    comparison reveals nothing.
     """
 
     __slots__ = ("__reveal",)
@@ -24,11 +24,11 @@ class Secret:
             return value
 
         # A closure, so that neither vars(), nor a debugger's dump of attributes, nor a traceback that
-        # prints locals comes across the value.
+        # prints locals finds the value.
         self.__reveal = reveal
 
     def reveal(self) -> str:
-        """Return the credential itself. Only a provider adapter has a reason to call this."""
+        """Return the credential itself. Only a provider adapter needs it."""
         return self.__reveal()
 
     def __repr__(self) -> str:
@@ -41,4 +41,4 @@ class Secret:
         return bool(self.__reveal())
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Secret refuses to be pickled or copied: read it from the environment instead")
+        raise TypeError("a Secret cannot be pickled or copied: read it from the environment instead")

@@ -1,4 +1,4 @@
-"""What users print: statuses of keys and the health of a router."""
+"""The dictionaries that users print: the status of each deployment and the health of a router."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["Health", "KeyStatus"]
 
 
 class KeyStatus(TypedDict):
-    """One deployment as a status table shows it."""
+    """One deployment, as a status table shows it."""
 
     key_id: str
     model: str
@@ -18,15 +18,15 @@ class KeyStatus(TypedDict):
     priority: int
     active: bool
     in_cooldown: bool
-    """Whether it is put aside now, by a cooldown or a quarantine."""
+    """Whether no request is sent through it now, because of a cooldown or a quarantine."""
     quarantined: bool
-    """Whether it is put aside until reload."""
+    """Whether this lasts until the quarantine is lifted."""
     cooldown_remaining: float | None
-    """Seconds; 0 where there is none, None for a quarantine."""
+    """Seconds; 0 without a cooldown, None for a quarantine."""
     reason: str | None
-    """Why it is put aside, or None."""
+    """Why it is cooling down or quarantined, or None."""
     rpm_usage: str
-    """``used/limit``; ``∞`` stands for no limit, ``-`` for a store that does not answer."""
+    """``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is counted then."""
     tpm_usage: str
     rpd_usage: str
     tpd_usage: str
@@ -36,18 +36,18 @@ class Health(TypedDict):
     """The health of a router."""
 
     healthy: bool
-    """Whether a send has a chance: quotas are counted, the provider is not benched, a key is usable."""
+    """Whether a send may succeed: quotas are counted, the provider can be reached and a key is usable."""
     total_keys: int
     active_keys: int
     in_cooldown: int
-    """Active keys of which every deployment is put aside for a while."""
+    """Active keys of which every deployment is cooling down, the quarantined ones not counted."""
     quarantined: int
-    """Active keys of which every deployment is put aside until reload."""
+    """Active keys of which every deployment is quarantined."""
     deployments: int
     waiting: int
-    """Requests waiting in line for capacity."""
+    """Requests that wait for capacity."""
     store: str
     store_ok: bool
-    """Whether the store answers. While it does not, ``healthy`` tells if this process can go on alone."""
+    """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""
     problems: list[str]
-    """What is wrong, in words; empty when nothing is."""
+    """What is wrong, in words; empty if nothing is."""

@@ -1,9 +1,9 @@
-"""An estimate of how many tokens a text is, without a vocabulary.
+"""An estimate of the tokens of a text, without a vocabulary.
 
-The tokenizer of Gemini needs a vocabulary that is downloaded, so the text is weighed by the classes of its
-characters instead: in prose a token is about five letters, in digits it is one digit, in base64 and in CJK
-little more than one character. The weights are set by hand; they err upwards on code, identifiers and dense
-text. The engine corrects what is left with a factor learnt for each model.
+Gemini's tokenizer needs a vocabulary that must be downloaded, so the text is weighed by the classes of its
+characters instead: a token is about five letters in prose, one digit in numbers, and little more than one
+character in base64 and CJK. The weights are set by hand; they err upwards on code, identifiers and dense
+text. The engine corrects the rest with a factor learnt for each model.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _SLICES = _EXACT_BYTES // _SLICE
 
 _LETTER = 0.2
 _DENSE_LETTER = 0.5
-"""Weight of a letter where there are no words, as in a gene sequence."""
+"""Weight of a letter in text without words, such as a gene sequence."""
 _LONGEST_WORD = 12
 _WIDER_BY = 0.02
 _INNER_CAPITAL = 1.2
-"""A capital after a small letter or a digit breaks a token, as in base64 and camelCase."""
+"""A capital after a small letter or a digit starts a new token, as in base64 and camelCase."""
 _CAPITAL_PAIR = 0.45
 _LETTER_AFTER_DIGIT = 0.6
 _DIGIT = 1.0
@@ -38,7 +38,7 @@ _CONTROL = 1.0
 
 
 def _class_table() -> bytes:
-    """Map each byte of UTF-8 to one character for its class, and continuation bytes to ``-``."""
+    """Return a table from each byte of UTF-8 to a character for its class (``-`` for continuation bytes)."""
     table = bytearray(b"c" * 32 + b"." * 96 + b"-" * 64 + b"2" * 32 + b"3" * 16 + b"4" * 16)
     ranges = {"a": b"az", "A": b"AZ", "0": b"09"}
     for name, (first, last) in ranges.items():
@@ -57,14 +57,14 @@ _CLASSES = _class_table()
 def estimate_tokens(text: str) -> int:
     """Estimate the tokens of ``text``.
 
-    A text of over 64 KiB is weighed by evenly spaced samples of it, so the time is bounded: well under a
+    Of a text over 64 KiB only evenly spaced samples are weighed, so the time is bounded: well under a
     millisecond, whatever the length.
 
     Args:
-        text: Any text, also one with lone surrogates.
+        text: Any text, even with lone surrogates.
 
     Returns:
-        At least 1, and never more than the bytes of the text in UTF-8 (but for the empty text).
+        At least 1, and otherwise never more than the bytes of the text in UTF-8.
     """
     if len(text) <= _EXACT_BYTES:
         return max(1, ceil(_weigh(text)))
@@ -76,7 +76,7 @@ def estimate_tokens(text: str) -> int:
 def _weigh(text: str) -> float:
     """Return the estimated tokens of ``text`` as a fraction."""
     data = text.encode("utf-8", "surrogatepass")
-    # A leading blank makes the first word begin after something, like every other one.
+    # A leading blank, so that the first word begins after something, as every other word does.
     classes = b" " + data.translate(_CLASSES)
     count = classes.count
     return min(
@@ -92,7 +92,7 @@ def _weigh(text: str) -> float:
 
 
 def _latin(classes: bytes) -> float:
-    """Weigh ASCII letters: plain, in words too long to be words, and where a token must break."""
+    """Weigh ASCII letters: in words, in runs too long to be words, and where a token must break."""
     count = classes.count
     letters = count(b"a") + count(b"A")
     if not letters:

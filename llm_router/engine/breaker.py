@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from llm_router.providers.base import FailureKind
+from llm_router.domain.kinds import FailureKind
 
 __all__ = ["PATH_FAILURES", "CircuitBreaker"]
 

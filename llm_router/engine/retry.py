@@ -9,10 +9,9 @@ from enum import Enum, auto
 import attrs
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
-from llm_router.domain.quota import Metric
+from llm_router.domain.kinds import FailureKind
 from llm_router.engine.index import DeploymentState
-from llm_router.errors import ProviderError, QuotaViolation
-from llm_router.providers.base import FailureKind
+from llm_router.errors import ProviderError
 from llm_router.stores.ledger import microseconds, midnights, seconds
 
 __all__ = ["Next", "RetryPolicy", "Verdict"]
@@ -94,10 +93,14 @@ class RetryPolicy:
 
     def _quota_cooldown(self, error: ProviderError, state: DeploymentState, now: float) -> Cooldown:
         scope = state.deployment.model_scope
-        learnt = tuple(_learnt(violation) for violation in error.violations if _teaches(violation))
+        learnt = tuple(
+            LearntLimit(violation.metric, violation.limit)
+            for violation in error.violations
+            if violation.metric is not None and violation.limit is not None
+        )
         if any(violation.limit == 0 for violation in error.violations):
             return Cooldown(scope, math.inf, "no quota for this model in this project (limit 0)")
-        named = [Metric(violation.metric) for violation in error.violations if violation.metric is not None]
+        named = [violation.metric for violation in error.violations if violation.metric is not None]
         if any(metric.is_daily for metric in named):
             until = self._day_ends(error, state, now)
             return Cooldown(scope, until, "daily quota spent, says the provider", learnt)
@@ -123,13 +126,3 @@ class RetryPolicy:
             return now + self._minute_delay(error, state, explained=True)
         timezone = daily[0].timezone if daily else "America/Los_Angeles"
         return seconds(midnights(microseconds(now), timezone)[1]) + 1.0
-
-
-def _teaches(violation: QuotaViolation) -> bool:
-    return violation.metric is not None and violation.limit is not None
-
-
-def _learnt(violation: QuotaViolation) -> LearntLimit:
-    assert violation.metric is not None  # noqa: S101 - see _teaches
-    assert violation.limit is not None  # noqa: S101 - see _teaches
-    return LearntLimit(Metric(violation.metric), violation.limit)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 import math
 
+from llm_router.domain.kinds import FailureKind
 from llm_router.engine.breaker import PATH_FAILURES
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.search import available_at, soonest
 from llm_router.engine.waiting import Shortage
 from llm_router.errors import ProviderError, QuotaExhaustedError, RefusedCandidate, SendError, StoreError
-from llm_router.providers.base import FailureKind
 
 __all__ = ["NAMED_CANDIDATES", "explain_shortage", "retry_after", "store_failure"]
 

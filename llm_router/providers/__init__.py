@@ -1,4 +1,4 @@
-"""How a provider is called."""
+"""Providers: the services that requests are sent to."""
 
 from llm_router.providers.base import FailureKind, Provider, Reply
 

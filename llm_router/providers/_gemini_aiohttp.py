@@ -15,7 +15,7 @@ import certifi
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
-    ON_LAUNCH,
+    ON_DISPATCH,
     OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
@@ -26,10 +26,9 @@ __all__ = ["AiohttpTransport"]
 
 _OK = 200
 _READ_BUFFER = 2**22
-"""Bytes; what the SDK gives its own sessions, for answers with inline images."""
+"""Bytes; as in the SDK's own sessions, for answers with inline images."""
 
 _PROXIED = frozenset({"http", "https", "ws", "wss"})
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT)
 
 _NEVER_SENT = (
     aiohttp.ClientConnectorError,
@@ -41,12 +40,12 @@ _NEVER_SENT = (
 _PATH_ERRORS = (aiohttp.ClientError, OSError)
 
 with warnings.catch_warnings():
-    # aiohttp discourages inheritance, but the SDK accepts nothing that is not an instance of its class, and
-    # the older aiohttp that we support have no middlewares.
+    # aiohttp discourages inheritance, but the SDK accepts only an instance of its class, and the older
+    # versions of aiohttp that we support have no middlewares.
     warnings.simplefilter("ignore", DeprecationWarning)
 
     class _Session(aiohttp.ClientSession):
-        """A session that asks once, follows no redirect, and fails in our own terms."""
+        """A session that sends once, follows no redirect, and raises our own failures."""
 
         async def _request(self, *args: Any, **kwargs: Any) -> aiohttp.ClientResponse:
             REQUEST_BEGUN.set(True)
@@ -67,36 +66,36 @@ with warnings.catch_warnings():
             raise failure
 
         def __del__(self, _warnings: Any = None, /) -> None:
-            """Say nothing: a session closes with its loop, unless somebody closed that by hand."""
+            """Do not warn: a session closes with its loop, unless the loop was closed by hand."""
 
 
-async def _launched(*_event: Any) -> None:
-    ON_LAUNCH.get()()
+async def _dispatched(*_event: Any) -> None:
+    ON_DISPATCH.get()()
 
 
 def _tracing() -> aiohttp.TraceConfig:
     tracing = aiohttp.TraceConfig()
-    tracing.on_request_headers_sent.append(_launched)
+    tracing.on_request_headers_sent.append(_dispatched)
     return tracing
 
 
 class _Connector(aiohttp.TCPConnector):
     def __del__(self, _warnings: Any = None, /) -> None:
-        """Say nothing, as above: the garbage collector closes the sockets."""
+        """Do not warn, as above: the garbage collector closes the sockets."""
 
 
 def _timeout(given: Any) -> aiohttp.ClientTimeout:
-    """Bound the making of a connection, and the whole as far as the caller of the SDK wishes."""
+    """Return a timeout that bounds the connecting, and the whole request if the SDK's caller wants it."""
     total = given.total if isinstance(given, aiohttp.ClientTimeout) else None
-    return _TIMEOUT if total is None else aiohttp.ClientTimeout(total=total, sock_connect=CONNECT_TIMEOUT)
+    return aiohttp.ClientTimeout(total=total, sock_connect=CONNECT_TIMEOUT)
 
 
 def _has_proxy() -> bool:
-    """Tell whether the environment names a proxy.
+    """Return whether the environment names a proxy.
 
-    Only then is aiohttp to go by the environment: it reads it (and ``~/.netrc``) anew for each request, in
-    two trips to a thread, which cost as much as all the rest that aiohttp does. A login in ``~/.netrc`` is
-    of no use to us: the key is in a header of its own.
+    Only then may aiohttp use the environment: it reads it (and ``~/.netrc``) again for each request, in two
+    trips to a thread, which cost as much as everything else that aiohttp does. A login in ``~/.netrc`` is of
+    no use here, since the key has a header of its own.
     """
     return not _PROXIED.isdisjoint(urllib.request.getproxies())
 
@@ -106,7 +105,7 @@ def _is_stream(response: aiohttp.ClientResponse) -> bool:
 
 
 async def _close(response: aiohttp.ClientResponse) -> None:
-    """Close the connection of a stream; one that was read to its end has been let go of already."""
+    """Close the connection of a stream; one read to its end has already been released."""
     response.close()
 
 
@@ -117,7 +116,7 @@ def _path_failure(error: BaseException) -> PathFailure:
 
 
 async def _http_failure(response: aiohttp.ClientResponse) -> HttpFailure:
-    """Read what is left of a failed response; a body that breaks off does not hide the status."""
+    """Read the rest of a failed response; a body that breaks off does not hide the status."""
     try:
         body = await response.read()
     except (aiohttp.ClientError, OSError):
@@ -129,7 +128,7 @@ async def _http_failure(response: aiohttp.ClientResponse) -> HttpFailure:
 
 @functools.cache
 def _ssl_context(cafile: str, capath: str | None) -> ssl.SSLContext:
-    """Make the context that the SDK would make, but once: it takes 40 ms, and serves every event loop."""
+    """Return the context that the SDK would make, made once: it takes 40 ms, and serves every event loop."""
     return ssl.create_default_context(cafile=cafile, capath=capath)
 
 
@@ -138,13 +137,13 @@ def _ssl_context_of_environment() -> ssl.SSLContext:
 
 
 class AiohttpTransport:
-    """One aiohttp session without a limit of connections. Construct it inside the running loop."""
+    """One aiohttp session without a connection limit. Construct it inside the running loop."""
 
     def __init__(self) -> None:
         self._ssl = _ssl_context_of_environment()
         self._session = _Session(
             connector=_Connector(limit=0, keepalive_timeout=KEEPALIVE),
-            # Cookies set for one key must not travel with another.
+            # Cookies set for one key must not be sent with another.
             cookie_jar=aiohttp.DummyCookieJar(),
             read_bufsize=_READ_BUFFER,
             trace_configs=[_tracing()],
@@ -157,7 +156,7 @@ class AiohttpTransport:
         _ssl_context_of_environment()
 
     def http_options(self) -> dict[str, Any]:
-        """Return the fields that make an SDK client use this session and build no SSL context."""
+        """Return the options that make an SDK client use this session and build no SSL context."""
         return {
             "aiohttp_client": self._session,
             "client_args": {"verify": self._ssl},
@@ -165,7 +164,7 @@ class AiohttpTransport:
         }
 
     def path_failure(self, error: Exception) -> PathFailure | None:
-        """Return the failure that an error of aiohttp is."""
+        """Return the failure that ``error`` stands for, or None if it is not one of aiohttp."""
         return _path_failure(error) if isinstance(error, _PATH_ERRORS) else None
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Building the SDK's ``GenerateContentConfig`` from a request, and finding what is wrong with a request."""
+"""Building the SDK's ``GenerateContentConfig`` from a request, and validating a request."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _CATEGORIES = frozenset({*DEFAULT_SAFETY, "HARM_CATEGORY_CIVIC_INTEGRITY"})
 _THRESHOLDS = frozenset(
     {"BLOCK_LOW_AND_ABOVE", "BLOCK_MEDIUM_AND_ABOVE", "BLOCK_ONLY_HIGH", "BLOCK_NONE", "OFF"}
 )
-_ROUTERS_FIELDS = frozenset(
+_ROUTER_FIELDS = frozenset(
     {"automatic_continuation", "automatic_function_calling", "should_return_http_response"}
 )
-_CALLERS_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
+_CALLER_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
 _KEY_HEADERS = frozenset({"x-goog-api-key", "authorization"})
 
 
@@ -37,7 +37,7 @@ def safety_thresholds(settings: Mapping[str, str], *, error: type[LLMRouterError
 
     Args:
         settings: Category (with or without ``HARM_CATEGORY_``) → threshold, in any case.
-        error: What to raise for a name that the Gemini API does not know.
+        error: The error to raise for a name that the Gemini API does not know.
     """
     if not isinstance(settings, Mapping):
         raise error(f"safety_settings must map category to threshold, not be a {type(settings).__name__}")
@@ -45,7 +45,7 @@ def safety_thresholds(settings: Mapping[str, str], *, error: type[LLMRouterError
 
 
 def _safety_item(category: object, threshold: object, error: type[LLMRouterError]) -> tuple[str, str]:
-    # A name may be a member of an SDK enum: of type str, but with a str() of its own.
+    # A name may be a member of an SDK enum: a str, but with its own str().
     name = category.upper() if isinstance(category, str) else ""
     name = name if name.startswith("HARM_CATEGORY_") else f"HARM_CATEGORY_{name}"
     if name not in _CATEGORIES:
@@ -57,14 +57,14 @@ def _safety_item(category: object, threshold: object, error: type[LLMRouterError
 
 
 def build_config(request: Request, safety: Mapping[str, str]) -> Any:
-    """Build the config of one call: ``request.config`` under the request's own arguments.
+    """Build the config of one call: ``request.config``, overridden by the request's own arguments.
 
-    A call is one request to the provider: automatic function calling and automatic continuation, which
-    send more, are off whatever the config says.
+    A call sends one request to the provider: automatic function calling and automatic continuation, which
+    send more, are always off.
 
     Args:
         request: The request.
-        safety: The provider's own thresholds, under those of the config and of the request.
+        safety: The provider's own thresholds; those of the config and of the request override them.
 
     Raises:
         InvalidRequestError: The request is wrong.
@@ -80,10 +80,10 @@ def build_config(request: Request, safety: Mapping[str, str]) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _common_config(safety: tuple[tuple[str, str], ...]) -> Any:
-    """Make what all requests of a provider have in common, and most have nothing but.
+    """Return the config that all requests of a provider share; most have nothing else.
 
-    Its safety settings are dictionaries, not models: the SDK takes both, but takes the former apart much
-    faster, and does so in every call.
+    Its safety settings are dictionaries, not models: the SDK accepts both and converts them in every call,
+    dictionaries much faster.
     """
     from google.genai import types  # noqa: PLC0415 - heavy
 
@@ -96,11 +96,11 @@ def _common_config(safety: tuple[tuple[str, str], ...]) -> Any:
 
 @functools.cache
 def _config_model() -> Any:
-    """Return the SDK's config, with an ``in`` that costs nothing.
+    """Return the SDK's config class with an ``in`` that costs nothing.
 
-    The SDK asks some eighty times a call whether the name of a field is ``in`` the config, before it takes
-    it as an attribute. For pydantic that is a search among pairs of name and value: slow, a fifth of the
-    whole call, and never successful.
+    The SDK asks about eighty times per call whether the name of a field is ``in`` the config before it reads
+    the attribute. In pydantic that searches pairs of name and value: it takes a fifth of the whole call, and
+    never finds anything.
     """
     from google.genai import types  # noqa: PLC0415 - heavy
 
@@ -112,7 +112,7 @@ def _config_model() -> Any:
 
 
 def _configured(config: Any) -> dict[str, Any]:
-    """Return the fields of a request's config, validated, without those that are the router's business."""
+    """Return the validated fields of a request's config, without those that the router sets."""
     from google.genai import types  # noqa: PLC0415 - heavy
 
     model = types.GenerateContentConfig
@@ -122,20 +122,20 @@ def _configured(config: Any) -> dict[str, Any]:
         raise InvalidRequestError(
             f"config must be a GenerateContentConfig or its dict, not a {type(config).__name__}"
         )
-    # Of a model only what is set, and that once more: it may have been set after it was made.
+    # Of a model, only the fields that are set, validated again: they may have been set after it was made.
     given = dict(config) if isinstance(config, Mapping) else _fields(config, config.model_fields_set)
     valid = _validated(model, given, "config")
     _check_http_options(valid.http_options)
-    return _fields(valid, valid.model_fields_set - _ROUTERS_FIELDS)
+    return _fields(valid, valid.model_fields_set - _ROUTER_FIELDS)
 
 
 def _fields(model: Any, names: Iterable[str]) -> dict[str, Any]:
-    # Not model_dump(): what is validated already need not be taken apart and put together again.
+    # Not model_dump(): validated values need not be taken apart and put together again.
     return {name: getattr(model, name) for name in names}
 
 
 def _named(request: Request) -> dict[str, Any]:
-    """Return the arguments that have a name of their own, where given; the numbers have been checked."""
+    """Return the request's named arguments that are given; the numbers have been checked."""
     instruction = request.system_instruction
     if not isinstance(instruction, str | None):
         instruction = _configured({"system_instruction": instruction})["system_instruction"]
@@ -161,10 +161,10 @@ def _setting(category: str, threshold: str) -> dict[str, str]:
 
 
 def _check_http_options(options: Any) -> None:
-    """Refuse what would let the SDK retry, or send the key to another server."""
+    """Refuse options that would make the SDK retry, or send the key to another server."""
     if options is None:
         return
-    for name in sorted(options.model_fields_set - _CALLERS_HTTP_OPTIONS):
+    for name in sorted(options.model_fields_set - _CALLER_HTTP_OPTIONS):
         if getattr(options, name) is not None:
             raise InvalidRequestError(f"config.http_options.{name} is the router's business: leave it out")
     for header in options.headers or {}:
@@ -173,12 +173,12 @@ def _check_http_options(options: Any) -> None:
 
 
 def validate_request(request: Request, safety: Mapping[str, str]) -> None:
-    """Check ``request`` as far as it can be checked without sending it.
+    """Check ``request`` as far as possible without sending it.
 
-    The SDK is imported only for a request that is more than text and numbers.
+    The SDK is imported only for a request with more than text and numbers.
 
     Raises:
-        InvalidRequestError: It is wrong; the message says where.
+        InvalidRequestError: The request is wrong; the message says where.
     """
     _check_numbers(request)
     if request.contents is None or (
@@ -209,7 +209,7 @@ def _contents_adapter() -> Any:
     from google.genai import types  # noqa: PLC0415 - heavy
     from pydantic import ConfigDict, TypeAdapter  # noqa: PLC0415 - heavy
 
-    # Where Pillow is installed its images are among the contents, and pydantic knows nothing of them.
+    # If Pillow is installed, the SDK's contents include its images, a type that pydantic does not know.
     return TypeAdapter(types.ContentListUnion, config=ConfigDict(arbitrary_types_allowed=True))
 
 
@@ -228,7 +228,7 @@ def _run(validation: Any, what: str) -> Any:
         return validation()
     except ValidationError as error:
         problem = _first_problem(error)
-    # Raised outside, because pydantic's error holds the whole input.
+    # Raised outside the handler, because pydantic's error contains the whole input.
     raise InvalidRequestError(f"{what} is wrong: {problem}")
 
 

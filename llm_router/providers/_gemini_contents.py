@@ -1,7 +1,7 @@
 """Estimating the input tokens of a request: contents, media, system instruction and tools.
 
-It is duck-typed, so that estimating needs no SDK: strings, dicts (in snake_case or camelCase), objects with
-such attributes, and lists of them.
+It is duck-typed, so that it needs no SDK: it reads strings, dicts (in snake_case or camelCase), objects with
+such attributes, and lists of these.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["IMAGE_TOKENS", "estimate_request"]
 IMAGE_TOKENS = 258
 """Tokens of an image, and of a page of a document (ai.google.dev, "Understand and count tokens").
 
-A larger image is cut into tiles of as many tokens each, which takes decoding it to know.
+A larger image is cut into tiles of this size each, but their number is unknown without decoding it.
 """
 
 _AUDIO_TOKENS_PER_SECOND = 32
@@ -30,7 +30,7 @@ _AUDIO_BYTES_PER_SECOND = 12_000
 _VIDEO_BYTES_PER_SECOND = 200_000
 _PAGE_BYTES = 50_000
 _DEEPEST = 16
-"""Levels of nesting that are followed; nothing that the API takes goes deeper outside of JSON."""
+"""Levels of nesting that are followed; what the API accepts is never deeper, except in JSON."""
 
 _TEXT_FIELDS = ("text", "code", "output")
 _NESTED_FIELDS = ("parts", "executable_code", "code_execution_result")
@@ -39,10 +39,10 @@ _CONFIG_FIELDS = ("tools", "response_schema", "response_json_schema")
 
 
 def estimate_request(request: Request) -> int:
-    """Estimate the input tokens of ``request``: at least 1. It never fails, and does no I/O.
+    """Estimate the input tokens of ``request``, at least 1. It never fails, and does no I/O.
 
-    What lies with the provider (a cache, a file given by its name) is unknown here and counts as one image
-    at most.
+    Data that the provider already has (a cache, a file given by its name) is unknown here and counts as one
+    image at most.
     """
     instruction = request.system_instruction
     if instruction is None:
@@ -54,7 +54,7 @@ def estimate_request(request: Request) -> int:
 
 
 def _field(value: Any, name: str) -> Any:
-    """Return a field by its snake_case name, from a dict (also in camelCase) or an object."""
+    """Return the field with a snake_case name, from a dict (in camelCase, too) or an object."""
     if not isinstance(value, Mapping):
         return getattr(value, name, None)
     found = value.get(name)
@@ -75,7 +75,7 @@ def _estimate(value: Any, depth: int = 0) -> int:
 
 
 def _estimate_part(value: Any, depth: int) -> int:
-    """Estimate a content, a part, a file, or an image of Pillow."""
+    """Estimate a content, a part, a file, or a Pillow image."""
     texts = (_field(value, name) for name in _TEXT_FIELDS)
     tokens = sum(estimate_tokens(text) for text in texts if isinstance(text, str) and text)
     tokens += sum(_estimate(_field(value, name), depth + 1) for name in _NESTED_FIELDS)
@@ -93,12 +93,12 @@ def _is_reference(value: Any) -> bool:
 
 
 def _is_image(value: Any) -> bool:
-    """Tell an image of Pillow, without importing Pillow."""
+    """Return whether ``value`` is a Pillow image, without importing Pillow."""
     return all(hasattr(value, name) for name in ("size", "mode", "getpixel"))
 
 
 def _estimate_blob(blob: Any) -> int:
-    """Estimate media by type and size: images are flat, sound and film by a usual bit rate."""
+    """Estimate media by type and size: a flat rate per image, a usual bit rate for sound and film."""
     mime = str(_field(blob, "mime_type") or "").partition(";")[0].strip().lower()
     data = _field(blob, "data") or b""
     size = len(data) if isinstance(data, bytes | bytearray | memoryview | str) else 0
@@ -117,7 +117,7 @@ def _estimate_blob(blob: Any) -> int:
 
 
 def _estimate_json(value: Any) -> int:
-    """Estimate what goes out as JSON: tools, schemas, function calls and their results."""
+    """Estimate what is sent as JSON: tools, schemas, function calls and their results."""
     if value is None:
         return 0
     if isinstance(value, list | tuple):
@@ -136,7 +136,7 @@ def _as_json(value: Any) -> str:
 
 
 def _describe(value: Any) -> str:
-    """Say what the SDK would declare: a function by its name and docstring, a model by its schema."""
+    """Return what the SDK would declare: a function's name and docstring, a model's schema."""
     if isinstance(value, type) and hasattr(value, "model_json_schema"):
         return json.dumps(value.model_json_schema())
     return f"{getattr(value, '__name__', type(value).__name__)} {getattr(value, '__doc__', None) or ''}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from llm_router.domain.kinds import Metric
 from llm_router.errors import QuotaViolation
 
 __all__ = ["ErrorBody", "read_duration", "read_error_body"]
@@ -25,15 +26,15 @@ _CUT_FIELD = r'"%s"\s*:\s*"((?:[^"\\]|\\.)*)'
 
 @attrs.frozen
 class ErrorBody:
-    """What a refusal says.
+    """The contents of a refusal.
 
     Attributes:
-        message: The provider's words; the text as it came where there are none in it.
+        message: The provider's message, or the whole text if there is none in it.
         status: Its status word, such as ``RESOURCE_EXHAUSTED``.
         reasons: The reasons of its ``ErrorInfo`` details, such as ``API_KEY_INVALID``.
         violations: The quotas that it names.
-        retry_delay: Seconds that it asks to wait.
-        is_page: Whether it is HTML, which the API itself does not speak: some proxy or front end does.
+        retry_delay: Seconds that it asks to wait, or None.
+        is_page: Whether it is HTML, which comes from a proxy or a front end, never from the API itself.
     """
 
     message: str = ""
@@ -61,7 +62,7 @@ def read_error_body(text: str) -> ErrorBody:
 
 
 def _error_object(text: str) -> dict[str, Any] | None:
-    """Return the object under ``error``, or None when the text is not of that form."""
+    """Return the object under ``error``, or None if the text does not have that form."""
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):
@@ -73,7 +74,7 @@ def _error_object(text: str) -> dict[str, Any] | None:
 
 
 def _from_fragment(text: str) -> ErrorBody:
-    """Save what can be saved from JSON that was cut short, or from plain text."""
+    """Read as much as possible of JSON that was cut short, or of plain text."""
     if text.lstrip()[:1] == "<":
         return ErrorBody(message="a web page instead of an answer of the API", is_page=True)
     ids = [QuotaViolation(_metric(quota_id), None) for quota_id in _cut(text, "quotaId")]
@@ -100,7 +101,7 @@ def _string(value: Any) -> str | None:
 
 
 def _violations(details: list[dict[str, Any]], message: str) -> tuple[QuotaViolation, ...]:
-    """Return the quotas that the details name, with the limits that details or message state."""
+    """Return the quotas that the details name, with the limits that the details or the message state."""
     stated: dict[str, list[int]] = {}
     for metric, limit in _STATED_LIMIT.findall(message):
         stated.setdefault(metric, []).append(int(limit))
@@ -123,24 +124,24 @@ def _violation(violation: dict[str, Any], stated: dict[str, list[int]]) -> Quota
 
 
 def _stated_in(message: str) -> tuple[QuotaViolation, ...]:
-    """Return the limits of a message without details; it does not say per minute or per day."""
+    """Return the limits in a message without details; it does not say whether per minute or per day."""
     return tuple(QuotaViolation(None, int(limit)) for _, limit in _STATED_LIMIT.findall(message))
 
 
 def _whole(value: Any) -> int | None:
-    """Read a protobuf int64, which JSON carries as a string."""
+    """Read a protobuf int64, which is a string in JSON."""
     return int(value) if re.fullmatch(r"\d{1,18}", str(value)) else None
 
 
-def _metric(quota_id: str) -> str | None:
-    """Tell what a quota counts from its id, whatever the rest of the id says.
+def _metric(quota_id: str) -> Metric | None:
+    """Return what a quota counts, judged by its id alone and never by the size of its limit.
 
-    ``GenerateContentInputTokensPerModelPerMinute-FreeTier`` is ``tpm``. Never by the size of a number.
+    ``GenerateContentInputTokensPerModelPerMinute-FreeTier`` is ``tpm``.
     """
     name = quota_id.lower().replace("_", "").replace("-", "")
     period = "d" if "perday" in name else "m" if "perminute" in name else None
     counted = "tp" if "token" in name and "output" not in name else "rp" if "request" in name else None
-    return counted + period if counted and period else None
+    return Metric(counted + period) if counted and period else None
 
 
 def _first_delay(details: list[dict[str, Any]], message: str) -> float | None:
@@ -157,7 +158,7 @@ def _delay_in(message: str) -> float | None:
 
 
 def read_duration(value: Any) -> float | None:
-    """Read ``"36s"``, ``"45.837906927s"`` or ``"8h57m44.18s"`` as seconds, or return None."""
+    """Return ``"36s"``, ``"45.837906927s"`` or ``"8h57m44.18s"`` in seconds; None for anything else."""
     found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
     if found is None:
         return None

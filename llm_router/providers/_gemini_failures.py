@@ -1,7 +1,7 @@
-"""Translating what went wrong into :class:`~llm_router.errors.ProviderError`.
+"""Translating failures into :class:`~llm_router.errors.ProviderError`.
 
 =====================================================  =========
-what came                                              kind
+what happened                                          kind
 =====================================================  =========
 400 with a reason about the API key                    KEY
 401                                                    KEY
@@ -12,7 +12,7 @@ what came                                              kind
 408                                                    TIMEOUT
 429                                                    QUOTA, not charged
 other 4xx                                              REQUEST
-401, 403, 404, 407 with a web page: no word of the API NETWORK
+401, 403, 404, 407 with a web page, not from the API   NETWORK
 5xx                                                    SERVER
 any other status                                       NETWORK
 connection refused, no such host, no TLS               NETWORK, not charged
@@ -29,9 +29,9 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ProviderError
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
-from llm_router.providers.base import FailureKind
 
 if TYPE_CHECKING:
     from llm_router.domain.secret import Secret
@@ -40,15 +40,15 @@ if TYPE_CHECKING:
 __all__ = ["MESSAGE_LIMIT", "from_http", "from_path", "not_an_answer", "not_sent"]
 
 MESSAGE_LIMIT = 500
-"""Characters of the longest message; the provider's words are cut to fit."""
+"""The most characters of a message; the provider's words are cut to fit."""
 
 _BODY_LIMIT = 256 * 1024
 _MASK = "***"
-_TELLING = 4
-"""Characters of the start of a key that every key has in common, and that tell nothing."""
+_PREFIX = 4
+"""The characters at the start of a key that all keys share, and that reveal nothing."""
 _KEY_REASONS = frozenset({"API_KEY_EXPIRED", "API_KEY_INVALID"})
 _KEY_WORDS = re.compile(r"\bAPI key (not valid|not found|expired)\b|\bvalid API key\b", re.IGNORECASE)
-_SOMEONES_DATA = re.compile(r"\bfiles?\b|\bcached[ _]?contents?\b|\binteractions?\b", re.IGNORECASE)
+_STORED_DATA = re.compile(r"\bfiles?\b|\bcached[ _]?contents?\b|\binteractions?\b", re.IGNORECASE)
 _STATUS_WORD = re.compile(r"[A-Z][A-Z_]{0,63}")
 _KINDS: dict[int, FailureKind] = {
     HTTPStatus.UNAUTHORIZED: FailureKind.KEY,
@@ -58,7 +58,7 @@ _KINDS: dict[int, FailureKind] = {
     HTTPStatus.TOO_MANY_REQUESTS: FailureKind.QUOTA,
 }
 _KINDS_OF_CLASS = {4: FailureKind.REQUEST, 5: FailureKind.SERVER}
-_OF_THE_PATH = frozenset(
+_PATH_STATUSES = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.FORBIDDEN,
@@ -69,20 +69,20 @@ _OF_THE_PATH = frozenset(
 
 
 def from_http(failure: HttpFailure, secret: Secret) -> ProviderError:
-    """Translate an answer with a status other than 200."""
+    """Translate a response with a status other than 200."""
     body = read_error_body(_scrub(failure.body[:_BODY_LIMIT].decode("utf-8", "replace"), secret))
     status = body.status if body.status and _STATUS_WORD.fullmatch(body.status) else None
     delay = _header_seconds(failure.retry_after) if body.retry_delay is None else body.retry_delay
     kind = _kind(failure.code, body)
     return ProviderError(
-        # Once more, since JSON may have spelt the key in escapes.
+        # Scrubbed again, since the key may have been escaped in the JSON.
         _message(" ".join(filter(None, (str(failure.code), status))), _scrub(body.message, secret)),
         kind=kind,
         code=failure.code,
         status=status,
         retry_delay=delay,
         violations=body.violations if kind is FailureKind.QUOTA else (),
-        # What a limiter refuses it does not count; every other answer may have cost quota, a 400 too.
+        # A limiter does not count what it refuses; any other answer may have used quota, even a 400.
         charged=kind is not FailureKind.QUOTA,
     )
 
@@ -95,22 +95,22 @@ def from_path(failure: PathFailure, secret: Secret) -> ProviderError:
 
 
 def not_an_answer(why: str) -> ProviderError:
-    """Make the error of a 200 that holds no answer: charged, and the fault of whatever sent it."""
+    """Return the error for a 200 without an answer: charged, and blamed on the path."""
     return ProviderError(
         _message("200", f"not an answer: {why}"), kind=FailureKind.NETWORK, code=int(HTTPStatus.OK)
     )
 
 
 def not_sent(why: str) -> ProviderError:
-    """Make the error of a request that could not be put into HTTP."""
+    """Return the error for a request that could not be put into HTTP."""
     return ProviderError(
         _message("the request could not be sent", why), kind=FailureKind.REQUEST, charged=False
     )
 
 
 def _kind(code: int, body: ErrorBody) -> FailureKind:
-    """Tell whose fault it is; the table is at the top of this module."""
-    if body.is_page and code in _OF_THE_PATH:
+    """Return the kind of a failure, by the table at the top of this module."""
+    if body.is_page and code in _PATH_STATUSES:
         return FailureKind.NETWORK
     if code == HTTPStatus.BAD_REQUEST and _blames_key(body):
         return FailureKind.KEY
@@ -124,15 +124,15 @@ def _blames_key(body: ErrorBody) -> bool:
 
 
 def _is_about_data(body: ErrorBody) -> bool:
-    """Tell whether a file, cache or interaction is denied, which belongs to the project that made it.
+    """Return whether it denies a file, cache or interaction, which only the project that made it may use.
 
-    A refusal with a reason is about the key or its project: access to data is denied without one.
+    A refusal with a reason is about the key or its project; access to data is denied without one.
     """
-    return not body.reasons and "models/" not in body.message and bool(_SOMEONES_DATA.search(body.message))
+    return not body.reasons and "models/" not in body.message and bool(_STORED_DATA.search(body.message))
 
 
 def _header_seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header in seconds; one that holds a date says nothing without the server's clock."""
+    """Read a Retry-After header in seconds; None for a date, which is useless without the server's clock."""
     found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*", retry_after or "")
     return float(found[1]) if found else None
 
@@ -144,13 +144,13 @@ def _message(what: str, words: str) -> str:
 
 
 def _scrub(text: str, secret: Secret) -> str:
-    """Take the key out of words that are not ours: a refusal may quote it, and may break off amid it."""
+    """Mask the key in the provider's words, which may quote it and may even break off inside it."""
     value = secret.reveal().strip()
     if not value:
         return text
     for form in {value, quote(value, safe=""), json.dumps(value)[1:-1]}:
         text = text.replace(form, _MASK)
-    for length in range(len(value) - 1, _TELLING, -1):
+    for length in range(len(value) - 1, _PREFIX, -1):
         if text.endswith(value[:length]):
             return text[:-length] + _MASK
     return text

@@ -1,4 +1,4 @@
-"""The httpx backend of the Gemini adapter: httpx2 where SDK and machine have it, otherwise httpx."""
+"""The httpx backend of the Gemini adapter: httpx2 if the SDK knows it and it is installed, else httpx."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from google.genai import errors as sdk_errors
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
-    ON_LAUNCH,
+    ON_DISPATCH,
     OPEN_STREAM,
     REQUEST_BEGUN,
     HttpFailure,
@@ -28,7 +28,7 @@ _OK = 200
 
 
 def _library() -> Any:
-    """Import httpx2, or httpx where the SDK knows no other or the machine has no other."""
+    """Import httpx2 if the SDK knows it and it is installed, else httpx."""
     usable = getattr(sdk_errors, "httpx2", None) is not None and importlib.util.find_spec("httpx2")
     return importlib.import_module("httpx2" if usable else "httpx")
 
@@ -46,7 +46,7 @@ _PATH_ERRORS = (_lib.HTTPError, _lib.InvalidURL, _lib.StreamError, OSError)
 
 
 class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
-    """A client that asks once, follows no redirect, and fails in our own terms."""
+    """A client that sends once, follows no redirect, and raises our own failures."""
 
     async def send(self, request: Any, *, stream: bool = False, **kwargs: Any) -> Any:
         REQUEST_BEGUN.set(True)
@@ -55,7 +55,7 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
         request.extensions["timeout"] = {**timeout, "connect": CONNECT_TIMEOUT}
         request.extensions["trace"] = _trace
         try:
-            # Streamed in any case, so that the status is known even if the body breaks off.
+            # Always streamed, so that the status is known even if the body breaks off.
             response = await super().send(request, stream=True, **kwargs)
             if response.status_code == _OK:
                 if not stream:
@@ -70,7 +70,7 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
 
 async def _trace(event: str, _info: Any) -> None:
     if event.endswith("send_request_headers.complete"):
-        ON_LAUNCH.get()()
+        ON_DISPATCH.get()()
 
 
 def _path_failure(error: BaseException) -> PathFailure:
@@ -82,7 +82,7 @@ def _path_failure(error: BaseException) -> PathFailure:
 
 
 async def _read(response: Any) -> Any:
-    """Read the body, or close the connection."""
+    """Read the body; close the connection if that fails."""
     try:
         await response.aread()
     except BaseException:
@@ -92,7 +92,7 @@ async def _read(response: Any) -> Any:
 
 
 async def _http_failure(response: Any) -> HttpFailure:
-    """Read what is left of a failed response; a body that breaks off does not hide the status."""
+    """Read the rest of a failed response; a body that breaks off does not hide the status."""
     try:
         body = (await _read(response)).content
     except (_lib.HTTPError, _lib.StreamError, OSError):
@@ -102,7 +102,7 @@ async def _http_failure(response: Any) -> HttpFailure:
 
 @functools.cache
 def _ssl_context(cafile: str | None, capath: str | None) -> Any:
-    """Make the context that the SDK would make, but once: the library's own, unless another is named."""
+    """Return the context that the SDK would make, made once: the library's own, unless another is named."""
     if cafile or capath:
         return ssl.create_default_context(cafile=cafile, capath=capath)
     return _lib.create_ssl_context()
@@ -113,11 +113,11 @@ def _ssl_context_of_environment() -> Any:
 
 
 class HttpxTransport:
-    """One httpx client without a limit of connections."""
+    """One httpx client without a connection limit."""
 
     def __init__(self) -> None:
         self._ssl = _ssl_context_of_environment()
-        # Cookies set for one key must not travel with another.
+        # Cookies set for one key must not be sent with another.
         no_cookies = http.cookiejar.CookieJar(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self._client = _Client(
             verify=self._ssl,
@@ -133,7 +133,7 @@ class HttpxTransport:
         _ssl_context_of_environment()
 
     def http_options(self) -> dict[str, Any]:
-        """Return the fields that make an SDK client use this session and build no SSL context."""
+        """Return the options that make an SDK client use this session and build no SSL context."""
         return {
             "httpx_async_client": self._client,
             "client_args": {"verify": self._ssl},
@@ -141,7 +141,7 @@ class HttpxTransport:
         }
 
     def path_failure(self, error: Exception) -> PathFailure | None:
-        """Return the failure that an error of the library is."""
+        """Return the failure that ``error`` stands for, or None if it is not one of the library."""
         return _path_failure(error) if isinstance(error, _PATH_ERRORS) else None
 
     async def aclose(self) -> None:

@@ -1,4 +1,4 @@
-"""Reading the SDK's response object."""
+"""Reading the SDK's response objects."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ BLOCKING_REASONS = frozenset(
 )
 """Finish reasons with which the provider withholds an answer because of what it says.
 
-``MAX_TOKENS``, ``OTHER``, ``NO_IMAGE`` and malformed calls are not among them: what there is of such an
-answer is the caller's to judge.
+``MAX_TOKENS``, ``OTHER``, ``NO_IMAGE`` and malformed calls are not among them: the caller judges such an
+answer.
 """
 
 
 def read_reply(response: Any) -> Reply | None:
-    """Read an answer, or return None for a 200 that holds none.
+    """Return the answer in ``response``, or None if it contains none.
 
-    An answer has a candidate with content or a finish reason, or prompt feedback that says why it has none.
+    An answer has a candidate with content or a finish reason, or prompt feedback instead of one.
     """
     candidate = response.candidates[0] if response.candidates else None
     finish_reason = _name(candidate.finish_reason) if candidate else None
@@ -64,12 +64,12 @@ def _name(member: Any) -> str | None:
 def _prompt_block(feedback: Any) -> str | None:
     if feedback is None:
         return None
-    # Feedback comes only with a prompt that was refused, also when it gives no reason.
+    # Feedback comes only with a refused prompt, even if it gives no reason.
     return _name(feedback.block_reason) or "BLOCKED_REASON_UNSPECIFIED"
 
 
 def _text(candidate: Any) -> str:
-    """Join the text parts that are no thoughts; the SDK's own property warns about the other parts."""
+    """Join the text parts that are not thoughts; the SDK's own property warns about other parts."""
     if candidate is None or candidate.content is None:
         return ""
     return "".join(part.text for part in candidate.content.parts or () if part.text and not part.thought)
@@ -78,8 +78,8 @@ def _text(candidate: Any) -> str:
 def _content(candidate: Any) -> dict[str, Any] | None:
     """Copy what a later request may send back, as plain dictionaries.
 
-    Thoughts stay out: no model takes another's. The signature of a function call goes with it, since a
-    model that signs its calls refuses them without.
+    Thoughts are left out: no model accepts another's. A function call keeps its signature, since a model
+    that signs its calls refuses them without it.
     """
     if candidate is None or candidate.content is None:
         return None
@@ -107,10 +107,10 @@ def _usage(metadata: Any) -> Usage | None:
 
 
 class ReplyReader:
-    """Reads the responses that one streamed answer comes in.
+    """Reads the responses of one streamed answer.
 
     Attributes:
-        is_complete: Whether the answer has come to its end: the last response says why it ends.
+        is_complete: Whether the answer has ended: one of the responses said why.
     """
 
     def __init__(self) -> None:
@@ -119,9 +119,9 @@ class ReplyReader:
         self._parts: list[dict[str, Any]] = []
 
     def read(self, response: Any) -> Reply:
-        """Return the text of ``response``, and what is known by now of the answer as a whole.
+        """Return the text of ``response``, with what is known so far of the whole answer.
 
-        A response without a candidate, such as one that only counts tokens, adds to that what it has.
+        A response without a candidate, such as one that only counts tokens, adds what it has.
         """
         reply, whole = read_reply(response), self._whole
         if reply is None:
@@ -143,7 +143,7 @@ class ReplyReader:
         return self._whole
 
     def _add(self, part: dict[str, Any]) -> None:
-        """Add a part to the content; text goes on where text has ended."""
+        """Add a part to the content; text is appended to text before it."""
         last = self._parts[-1] if self._parts else {}
         if part.keys() == last.keys() == {"text"}:
             self._parts[-1] = {"text": last["text"] + part["text"]}

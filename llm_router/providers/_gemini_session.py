@@ -1,4 +1,4 @@
-"""What the Gemini adapter keeps for one event loop: an HTTP session, and one SDK client a key on it."""
+"""The Gemini adapter's state for one event loop: an HTTP session, and one SDK client per key on it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["HttpBackend", "LoopSession", "check_backend", "prepare"]
 
 HttpBackend = Literal["aiohttp", "httpx", "auto"]
-"""Which HTTP library carries the requests; ``auto`` is aiohttp where it is installed, as in the SDK."""
+"""The HTTP library to use; ``auto`` is aiohttp if it is installed, as in the SDK, else httpx."""
 
 
 def check_backend(backend: str) -> None:
     """Check that ``backend`` is known and installed, without importing it.
 
     Raises:
-        ConfigError: It is not.
+        ConfigError: It is unknown, or not installed.
     """
     if backend not in ("aiohttp", "httpx", "auto"):
         raise ConfigError(f"http_backend must be 'aiohttp', 'httpx' or 'auto', not {backend!r}")
@@ -41,7 +41,7 @@ def _has_aiohttp() -> bool:
 
 @functools.cache
 def prepare(backend: HttpBackend) -> None:
-    """Do, once in a process, what takes long and is the same for every session of ``backend``.
+    """Do the slow work that all sessions of ``backend`` share, once in a process.
 
     It imports the SDK and the HTTP library and reads the certificates, which takes more than half a second.
     Any thread may call it.
@@ -63,7 +63,7 @@ def _transport_type(backend: HttpBackend) -> type[Transport]:
 
 @attrs.frozen
 class _KeyClient:
-    """An SDK client, and the secret that it was made with."""
+    """An SDK client, with the secret it was made with."""
 
     secret: Secret
     client: Any = attrs.field(repr=False)
@@ -72,8 +72,8 @@ class _KeyClient:
 class LoopSession:
     """The session of one event loop, and its clients.
 
-    Construct it inside the running loop and call :meth:`attach`: it then closes with the loop, even if
-    nobody calls :meth:`aclose`.
+    Construct it inside the running loop and call :meth:`attach`: it then closes with the loop, even without
+    a call of :meth:`aclose`.
     """
 
     def __init__(self, *, base_url: str | None, api_version: str, backend: HttpBackend) -> None:
@@ -92,15 +92,15 @@ class LoopSession:
         await self._lifetime.aclose()
 
     def path_failure(self, error: Exception) -> PathFailure | None:
-        """Return the failure that ``error``, met while a stream is read, is of the path; None if none."""
+        """Return the failure that ``error``, raised while reading a stream, stands for; None if none."""
         return self._transport.path_failure(error)
 
     def client(self, key: Key) -> Any:
-        """Return the SDK client of ``key``, made at the first call (and again if its secret has changed)."""
-        held = self._clients.get(key.key_id)
-        if held is None or held.secret is not key.secret:
-            held = self._clients[key.key_id] = _KeyClient(key.secret, self._make(key.secret))
-        return held.client
+        """Return the SDK client of ``key``, made at the first call and again if its secret has changed."""
+        kept = self._clients.get(key.key_id)
+        if kept is None or kept.secret is not key.secret:
+            kept = self._clients[key.key_id] = _KeyClient(key.secret, self._make(key.secret))
+        return kept.client
 
     def _make(self, secret: Secret) -> Any:
         from google import genai  # noqa: PLC0415 - heavy
@@ -116,17 +116,28 @@ class LoopSession:
 
 
 async def _live(transport: Transport, clients: dict[str, _KeyClient]) -> AsyncGenerator[None]:
-    """Suspend at once, and when closed close ``clients`` and ``transport``.
+    """Suspend at once; when closed, close ``clients`` and ``transport``.
 
     An event loop closes the asynchronous generators begun on it when it shuts down or when they are
-    forgotten, so that neither a router used over two ``asyncio.run()`` calls nor one that is dropped leaves
-    an open session behind. For the latter it holds no reference to its owner.
+    collected, so that neither a router used over two ``asyncio.run()`` calls nor one that is dropped leaves
+    an open session behind. For the latter, the generator has no reference to its owner.
     """
     try:
         yield
     finally:
-        for held in clients.values():
-            await held.client.aio.aclose()
-            held.client.close()
+        for kept in clients.values():
+            await _close(kept.client)
         clients.clear()
         await transport.aclose()
+
+
+async def _close(client: Any) -> None:
+    """Close an SDK client, for good.
+
+    When an old SDK's client is collected, it is closed once more in a task of whatever loop runs then, which
+    may end without running it. Without ``aclose`` there is no such task: the finalizer ignores the error.
+    """
+    await client.aio.aclose()
+    client.close()
+    for part in (client.aio, getattr(client, "_api_client", client.aio)):
+        part.aclose = None

@@ -1,4 +1,4 @@
-"""Reading one streamed answer from the SDK, and letting go of its connection."""
+"""Reading one streamed answer from the SDK, and releasing its connection."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["StreamedCall"]
 
 
 class StreamedCall:
-    """One call that is streamed. Nothing is sent before the first :meth:`read`.
+    """One streamed call. Nothing is sent before the first :meth:`read`.
 
     Args:
-        begin: Returns the SDK's generator of responses, and the session that it goes by.
+        begin: Returns the session used, and the SDK's generator of responses.
     """
 
     def __init__(self, begin: Callable[[], Awaitable[tuple[LoopSession, AsyncGenerator[Any]]]]) -> None:
@@ -40,15 +40,15 @@ class StreamedCall:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer has come to its end."""
+        """Whether the answer has ended."""
         return self._reader.is_complete
 
     async def read(self) -> Reply | None:
-        """Return the next piece of the answer, or None when nothing more comes.
+        """Return the next piece of the answer, or None at its end.
 
         Raises:
-            HttpFailure, PathFailure: It failed.
-            Exception: What came makes no sense to the SDK.
+            HttpFailure, PathFailure: The call failed.
+            Exception: The SDK cannot read what the server sent.
         """
         failure: Exception | None = None
         try:
@@ -61,9 +61,9 @@ class StreamedCall:
         raise failure
 
     async def aclose(self) -> None:
-        """Let go of the connection, which the SDK keeps when an answer is not read to its end."""
+        """Release the connection, which the SDK keeps if an answer is not read to its end."""
         if self._responses is not None:
-            with suppress(Exception):  # whatever it has to say, nobody wants to hear of it any more
+            with suppress(Exception):  # the call is over: its errors no longer matter
                 await self._responses.aclose()
         if self._close is not None:
             with suppress(Exception):
@@ -80,10 +80,10 @@ class StreamedCall:
             self._close = OPEN_STREAM.get()
 
     def _failure(self, error: Exception) -> Exception | None:
-        """Return the failure of the server or the path that an error of the SDK stands for, or None."""
-        from google.genai.errors import APIError  # noqa: PLC0415 - heavy, and imported by now
+        """Return the failure of the server or the path that an SDK error stands for, or None."""
+        from google.genai.errors import APIError  # noqa: PLC0415 - heavy, and already imported
 
-        if isinstance(error, APIError):  # an error in the place of a piece: the status was 200
+        if isinstance(error, APIError):  # an error in place of a piece: the status was 200
             code = error.code if isinstance(error.code, int) else HTTPStatus.INTERNAL_SERVER_ERROR
             return HttpFailure(code, json.dumps(error.details).encode(), None)
         return None if self._session is None else self._session.path_failure(error)

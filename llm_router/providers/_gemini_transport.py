@@ -1,10 +1,10 @@
-"""What the two HTTP backends of the Gemini adapter have in common.
+"""What the two HTTP backends of the Gemini adapter share.
 
-google-genai takes an HTTP session of the caller's. Ours differs from a plain one in that it tells failures
-apart itself, before the SDK sees them: a status other than 200 is a :class:`HttpFailure`, whatever its body,
-and a broken path is a :class:`PathFailure`. So no SDK version repeats a request behind our back (some repeat
-a dropped POST on aiohttp whatever their retry options say), both backends fail alike, and no error object
-carries the request with its key.
+google-genai accepts an HTTP session from its caller. Ours recognises failures itself, before the SDK sees
+them: a status other than 200 is a :class:`HttpFailure`, whatever its body, and a broken path is a
+:class:`PathFailure`. So no SDK version repeats a request behind our back (some repeat a dropped POST on
+aiohttp whatever their retry options say), both backends fail alike, and no error object carries the request
+with its key.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any, Protocol
 
-from llm_router.providers.base import FailureKind
+from llm_router.domain.kinds import FailureKind
 
 __all__ = [
     "CONNECT_TIMEOUT",
     "KEEPALIVE",
-    "ON_LAUNCH",
+    "ON_DISPATCH",
     "OPEN_STREAM",
     "REQUEST_BEGUN",
     "HttpFailure",
@@ -27,23 +27,22 @@ __all__ = [
 ]
 
 CONNECT_TIMEOUT = 30.0
-"""Seconds for one connection to be made. All other waiting is bounded by the router's deadline."""
+"""The most seconds for making a connection. The router's deadline bounds all other waiting."""
 
 KEEPALIVE = 120.0
-"""Seconds that an idle connection is kept for the next request."""
+"""Seconds for which an idle connection is kept."""
 
-ON_LAUNCH: ContextVar[Callable[[], None]] = ContextVar("ON_LAUNCH")
-"""What a backend calls when the request of the current task is on its way."""
+ON_DISPATCH: ContextVar[Callable[[], None]] = ContextVar("ON_DISPATCH")
+"""What a backend calls when the request of the current task is on the wire."""
 
 REQUEST_BEGUN: ContextVar[bool] = ContextVar("REQUEST_BEGUN", default=False)
-"""Whether the current call got as far as the HTTP session, so that bytes may have left."""
-
+"""Whether the current call has reached the HTTP session, so that bytes may have been sent."""
 
 OPEN_STREAM: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("OPEN_STREAM", default=None)
-"""What closes the connection of the stream that the current call has opened; None before it has."""
+"""What closes the connection of the stream that the current call has opened, or None."""
 
 
-class HttpFailure(Exception):  # noqa: N818 - it is a fact to be translated, never seen by a caller
+class HttpFailure(Exception):  # noqa: N818 - a fact to translate, which no caller sees
     """The server answered with a status other than 200.
 
     Attributes:
@@ -59,7 +58,7 @@ class HttpFailure(Exception):  # noqa: N818 - it is a fact to be translated, nev
         self.retry_after = retry_after
 
 
-class PathFailure(Exception):  # noqa: N818 - it is a fact to be translated, never seen by a caller
+class PathFailure(Exception):  # noqa: N818 - a fact to translate, which no caller sees
     """No complete answer came.
 
     Attributes:
@@ -80,7 +79,7 @@ class Transport(Protocol):
 
     @staticmethod
     def prepare() -> None:
-        """Do in advance what takes long and serves every session; outside of a loop, too."""
+        """Do the slow work that all sessions share; this needs no running loop."""
         ...
 
     def http_options(self) -> dict[str, Any]:
@@ -88,7 +87,7 @@ class Transport(Protocol):
         ...
 
     def path_failure(self, error: Exception) -> PathFailure | None:
-        """Return the failure that ``error``, met while a stream is read, is of the path; None if none."""
+        """Return the failure that ``error``, raised while reading a stream, stands for; None if none."""
         ...
 
     async def aclose(self) -> None:

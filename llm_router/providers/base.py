@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.kinds import FailureKind
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
 __all__ = ["FailureKind", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
-
-
-class FailureKind(StrEnum):
-    """Whose fault a :class:`~llm_router.errors.ProviderError` is, and so what helps."""
-
-    REQUEST = "request"
-    """The request is wrong: no key and no waiting helps."""
-    KEY = "key"
-    """The key, or its project, is dead."""
-    MODEL = "model"
-    """The model does not exist for this project."""
-    QUOTA = "quota"
-    """A quota of this (project, model) is spent."""
-    SERVER = "server"
-    """The model is overloaded or broken."""
-    NETWORK = "network"
-    """The path to the provider is broken, or what came back is no answer."""
-    TIMEOUT = "timeout"
-    """No answer came in time."""
 
 
 @attrs.frozen
@@ -40,12 +21,12 @@ class Reply:
 
     Attributes:
         text: The answer's text; may be empty, as with a function call.
-        usage: Tokens as the provider counted them, or None when it did not say.
+        usage: Tokens as the provider counted them, or None if it did not say.
         finish_reason: The provider's word for why the answer ended.
-        model: The model that really ran, or None when the provider did not say.
-        blocked: Why prompt or answer was blocked, or None when it was not.
+        model: The model that really ran, or None if the provider did not say.
+        blocked: Why the prompt or the answer was blocked, or None if it was not.
         content: The answer as contents that a later request can send back, whatever its key and model
-            (a plain dictionary); None where there is nothing to send back but the text.
+            (a plain dictionary); None if there is nothing to send back but the text.
         raw: The SDK's own response object.
     """
 
@@ -61,38 +42,45 @@ class Reply:
 class Provider(Protocol):
     """Sends requests; implement it to route to another service.
 
-    A provider never retries: the router is the only one that does. It never lets an error of its SDK out: it
-    raises :class:`~llm_router.errors.ProviderError`, which carries neither the key nor (in ``__cause__``,
+    A provider never retries: only the router does. It never lets an error of its SDK out: it raises
+    :class:`~llm_router.errors.ProviderError`, which carries neither the key nor (in ``__cause__``,
     ``__context__`` or its traceback) any object that does.
+
+    In a router with several providers, each serves its own deployments only: the router asks the provider
+    of the deployment concerned to validate, estimate and send, never another one in its place.
     """
 
-    async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
+    async def generate(
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None], /
+    ) -> Reply:
         """Send ``request`` once through ``deployment``.
 
-        Cancellation aborts the call, and nothing is left running.
+        Cancellation aborts the call and leaves nothing running.
 
         Args:
-            deployment: Through what.
-            request: What.
-            launched: To be called when the request is on its way. Only a few requests of a router are
-                between reservation and network at a time, so that quota is counted when it is really used;
-                a provider that does not call it holds up others for a moment.
+            deployment: The key and the model to use.
+            request: What to send.
+            dispatched: To be called when the request is on the wire. A router lets only a few requests hold
+                quota without being on the wire, so that quota is taken about when the provider counts it;
+                a provider that never calls this delays the others a little.
 
         Raises:
-            ProviderError: It failed, and how.
+            ProviderError: The call failed; the error says how.
         """
         ...
 
     def validate(self, request: Request) -> None:
-        """Check ``request`` as far as it can be checked without sending it; called before quota is taken.
+        """Check ``request`` as far as possible without sending it.
+
+        The router calls this before it takes quota of any of this provider's deployments.
 
         Raises:
-            InvalidRequestError: It is wrong, and no key or model would make it right.
+            InvalidRequestError: The request is wrong, and no key or model would make it right.
         """
         ...
 
     def estimate_tokens(self, request: Request) -> int:
-        """Estimate the input tokens of ``request``, at least 1, without blocking and without I/O."""
+        """Estimate the input tokens of ``request`` on this provider, at least 1, without blocking or I/O."""
         ...
 
     async def aclose(self) -> None:
@@ -102,38 +90,38 @@ class Provider(Protocol):
 
 @runtime_checkable
 class StreamingProvider(Provider, Protocol):
-    """A provider that can tell an answer while it comes.
+    """A provider that can yield an answer while it arrives.
 
-    One that is no such provider streams all the same: its answers come in one piece.
+    Other providers can be streamed too: their answer comes as one chunk.
     """
 
     def stream(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None]
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None], /
     ) -> AsyncGenerator[Reply]:
-        """Send ``request`` once through ``deployment`` and yield its answer piece by piece, at least one.
+        """Send ``request`` once through ``deployment`` and yield its answer in pieces, at least one.
 
-        The text of a reply is what came since the one before; everything else is what is known by then of
-        the answer as a whole. Nothing is sent before the first piece is asked for. Closing the generator, or
-        cancelling who waits for it, aborts the call, and nothing is left running.
+        The text of a reply is what came since the one before; its other fields describe the whole answer as
+        far as it is known by then. Nothing is sent before the first piece is asked for. Closing the
+        generator, or cancelling the task that waits for it, aborts the call and leaves nothing running.
 
         Args:
             deployment: As for :meth:`Provider.generate`.
             request: As for :meth:`Provider.generate`.
-            launched: As for :meth:`Provider.generate`.
+            dispatched: As for :meth:`Provider.generate`.
 
         Raises:
-            ProviderError: It failed, before the first piece or after any, or the answer broke off.
+            ProviderError: The call failed, before the first piece or after any, or the answer broke off.
         """
         ...
 
 
 @runtime_checkable
 class PreparedProvider(Provider, Protocol):
-    """A provider that has something to do, once, which takes long: importing an SDK, say.
+    """A provider with slow work to do once, such as importing an SDK.
 
-    A router has it done before its first request; where nobody did, the provider does it by itself.
+    A router has it done before its first request; without a router, the provider does it when needed.
     """
 
     async def prepare(self) -> None:
-        """Do it, without blocking the event loop. May be called again, and does nothing then."""
+        """Do the work without blocking the event loop. Further calls do nothing."""
         ...

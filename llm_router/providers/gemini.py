@@ -1,4 +1,4 @@
-"""The Gemini adapter: requests through google-genai, one client a key on one shared HTTP session."""
+"""The Gemini adapter: requests through google-genai, one client per key on one shared HTTP session."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.providers._gemini_config import (
     DEFAULT_SAFETY,
@@ -18,8 +19,7 @@ from llm_router.providers._gemini_failures import from_http, from_path, not_an_a
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_stream import StreamedCall
-from llm_router.providers._gemini_transport import ON_LAUNCH, REQUEST_BEGUN, HttpFailure, PathFailure
-from llm_router.providers.base import FailureKind
+from llm_router.providers._gemini_transport import ON_DISPATCH, REQUEST_BEGUN, HttpFailure, PathFailure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -34,18 +34,18 @@ __all__ = ["GeminiProvider", "HttpBackend"]
 _T = TypeVar("_T")
 
 
-def _nobody_waits() -> None:
-    """Hear that a request is on its way."""
+def _ignore() -> None:
+    """Do nothing when the request is on the wire: nothing waits for it."""
 
 
 class GeminiProvider:
     """Sends requests to the Gemini API through google-genai.
 
-    Making one costs nothing: the SDK is imported by :meth:`prepare`, else at the first :meth:`validate` or
-    :meth:`generate`; the HTTP session is opened at the first :meth:`generate`, and the client of a key is
-    made at its first request. One :meth:`generate`, or :meth:`stream`, is one HTTP request: retries,
-    redirects, automatic function calling and automatic continuation are off. Each event loop has a session
-    of its own, which closes with the loop; so a provider can be used over several ``asyncio.run()`` calls.
+    Making one costs nothing: :meth:`prepare`, or else the first :meth:`validate` or :meth:`generate`,
+    imports the SDK; the first :meth:`generate` opens the HTTP session; the first request of a key makes its
+    client. One call of :meth:`generate` or :meth:`stream` is one HTTP request: retries, redirects, automatic
+    function calling and automatic continuation are off. Each event loop has its own session, which closes
+    with the loop, so a provider can be used over several ``asyncio.run()`` calls.
 
     Args:
         base_url: The server; None means ``GOOGLE_GEMINI_BASE_URL`` from the environment, or Google's.
@@ -53,8 +53,8 @@ class GeminiProvider:
         safety_settings: Category (such as ``HARASSMENT``) → threshold (such as ``BLOCK_ONLY_HIGH``). It
             overrides single categories of the default, which is ``BLOCK_NONE`` for harassment, hate speech,
             sexually explicit and dangerous content.
-        http_backend: ``aiohttp``, ``httpx`` (httpx2 where it is installed), or ``auto``: aiohttp where it is
-            installed.
+        http_backend: ``aiohttp``, ``httpx`` (httpx2 if it is installed), or ``auto``: aiohttp if it is
+            installed, else httpx.
 
     Raises:
         ConfigError: A safety setting or the backend is unknown, or the backend is not installed.
@@ -80,18 +80,18 @@ class GeminiProvider:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
 
     async def generate(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None] = _ignore
     ) -> Reply:
         """Send ``request`` once through ``deployment``.
 
-        It waits for the answer as long as it takes (30 s for a connection): bound it by cancelling, which
+        It waits for the answer as long as it takes (30 s for a connection). Bound it by cancelling, which
         aborts the HTTP request and leaves nothing running.
 
         Raises:
-            ProviderError: It failed, and how. Neither it nor its traceback holds the key.
+            ProviderError: The call failed; the error says how. Neither it nor its traceback contains the key.
         """
-        _begin(deployment, launched)
-        outcome = await _told(self._send(deployment, request), deployment.key.secret)
+        _begin(deployment, dispatched)
+        outcome = await _outcome(self._send(deployment, request), deployment.key.secret)
         if isinstance(outcome, BaseException):
             # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.
             raise outcome
@@ -100,23 +100,23 @@ class GeminiProvider:
         return outcome
 
     async def stream(
-        self, deployment: Deployment, request: Request, launched: Callable[[], None] = _nobody_waits
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None] = _ignore
     ) -> AsyncGenerator[Reply]:
-        """Send ``request`` once through ``deployment`` and yield its answer piece by piece.
+        """Send ``request`` once through ``deployment`` and yield its answer in pieces.
 
-        An answer that ends without a reason has broken off, which is an error. Closing the generator closes
-        the connection.
+        An answer that ends without a finish reason has broken off, which is an error. Closing the generator
+        closes the connection.
 
         Raises:
-            ProviderError: It failed, and how. Neither it nor its traceback holds the key.
+            ProviderError: The call failed; the error says how. Neither it nor its traceback contains the key.
         """
-        _begin(deployment, launched)
+        _begin(deployment, dispatched)
         call = StreamedCall(functools.partial(self._open, deployment, request))
         try:
             while True:
-                outcome = await _told(call.read(), deployment.key.secret)
+                outcome = await _outcome(call.read(), deployment.key.secret)
                 if isinstance(outcome, ProviderError) and call.is_open:
-                    outcome.charged = True  # a limiter that refuses does not begin to answer
+                    outcome.charged = True  # it was accepted: a limiter refuses before any answer begins
                 if isinstance(outcome, BaseException):
                     raise outcome
                 if outcome is None:
@@ -128,21 +128,21 @@ class GeminiProvider:
             raise not_an_answer("it broke off")
 
     async def prepare(self) -> None:
-        """Import the SDK and read the certificates in a thread, so that no event loop stands still for it.
+        """Import the SDK and read the certificates in a thread, so that the event loop is not blocked.
 
-        It takes more than half a second, once in a process. A router calls it; without one, the first
+        It takes more than half a second, once in a process. A router calls it; without a router, the first
         :meth:`validate` does the same, but blocks.
         """
         await asyncio.to_thread(prepare, self._http_backend)
 
     def validate(self, request: Request) -> None:
-        """Check ``request`` as far as it can be checked without sending it.
+        """Check ``request`` as far as possible without sending it.
 
-        Unless :meth:`prepare` has done so, the first call imports the SDK, which blocks for a second or so:
-        here, where no quota is taken yet, and not between a reservation and its request.
+        Unless :meth:`prepare` was called, the first call imports the SDK, which blocks for a second or so:
+        here, before quota is taken, and not between a reservation and its request.
 
         Raises:
-            InvalidRequestError: It is wrong, and no key or model would make it right.
+            InvalidRequestError: The request is wrong, and no key or model would make it right.
         """
         prepare(self._http_backend)
         validate_request(request, self._safety)
@@ -154,7 +154,7 @@ class GeminiProvider:
     async def aclose(self) -> None:
         """Close the connections of this event loop. May be called twice; a later request opens new ones.
 
-        A session of another loop closes with that loop.
+        The session of another loop closes with that loop.
         """
         session = self._sessions.pop(asyncio.get_running_loop(), None)
         if session is not None:
@@ -170,7 +170,7 @@ class GeminiProvider:
     async def _open(
         self, deployment: Deployment, request: Request
     ) -> tuple[LoopSession, AsyncGenerator[Any]]:
-        """Return what yields the SDK's responses, and on which session; the first sends the request."""
+        """Return the session used, and the SDK's generator of responses; its first step sends the request."""
         config = build_config(request, self._safety)
         session = await self._session()
         models = session.client(deployment.key).aio.models
@@ -179,7 +179,7 @@ class GeminiProvider:
         )
 
     async def _session(self) -> LoopSession:
-        """Return the session of the running loop; forget those of loops that are closed."""
+        """Return the session of the running loop, and forget those of closed loops."""
         loop = asyncio.get_running_loop()
         session = self._sessions.get(loop)
         if session is None:
@@ -191,17 +191,17 @@ class GeminiProvider:
         return session
 
 
-def _begin(deployment: Deployment, launched: Callable[[], None]) -> None:
-    """Begin a call: nothing has left yet."""
+def _begin(deployment: Deployment, dispatched: Callable[[], None]) -> None:
+    """Begin a call, of which nothing has been sent yet."""
     if not deployment.key.secret:
-        # The SDK would take somebody else's key instead, from GOOGLE_API_KEY.
+        # The SDK would use another key instead, from GOOGLE_API_KEY.
         raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
-    ON_LAUNCH.set(launched)
+    ON_DISPATCH.set(dispatched)
     REQUEST_BEGUN.set(False)
 
 
-async def _told(work: Awaitable[_T], secret: Secret) -> _T | BaseException:
-    """Do some work of a call, and return what came of it: an exception too, for the caller to raise."""
+async def _outcome(work: Awaitable[_T], secret: Secret) -> _T | BaseException:
+    """Await ``work``; return its result, or the translated exception for the caller to raise."""
     try:
         return await work
     except HttpFailure as failure:
@@ -210,11 +210,11 @@ async def _told(work: Awaitable[_T], secret: Secret) -> _T | BaseException:
         return from_path(failure, secret)
     except InvalidRequestError as error:
         return not_sent(str(error))
-    except Exception as error:  # noqa: BLE001 - no error of the SDK may get out, whatever it is
-        # Its words may quote what it choked on; its name says enough.
+    except Exception as error:  # noqa: BLE001 - no error of the SDK may escape
+        # Only its name: its message may quote the data that it failed on.
         return _unreadable(type(error).__name__)
-    except BaseException as error:  # noqa: BLE001 - a cancellation: returned, and raised by the caller
-        # The same object, since whoever cancelled may look for it, but without the SDK's frames.
+    except BaseException as error:  # noqa: BLE001 - a cancellation: the caller raises it
+        # The same object, since the canceller may look for it, but without the SDK's frames.
         error.__context__ = error.__cause__ = None
         return error.with_traceback(None)
 

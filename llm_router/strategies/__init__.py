@@ -1,4 +1,4 @@
-"""How the deployments inside a tier are ordered."""
+"""Strategies: the order of the deployments inside a tier."""
 
 from llm_router.strategies.base import Candidate, SelectionStrategy
 from llm_router.strategies.least_loaded import LeastLoaded

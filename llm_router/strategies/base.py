@@ -18,10 +18,10 @@ class Candidate:
 
     Attributes:
         deployment: The deployment.
-        distance: Steps between its workload and the one asked for; 0 where none was asked for.
+        distance: Steps between its workload and the one asked for; 0 if none was asked for.
         headroom: Estimated share (0 to 1) that remains of its tightest quota.
         failures: Transient failures in a row.
-        load: The failures less the headroom: what tells equals apart by default, least first.
+        load: The failures minus the headroom; by default, equals are ranked by it, lowest first.
     """
 
     deployment: Deployment
@@ -35,12 +35,11 @@ class Candidate:
 
 
 class SelectionStrategy(Protocol):
-    """Orders the deployments inside one tier; implement it to prefer what you prefer.
+    """Orders the deployments inside one tier; implement it to set your own preference.
 
-    In a tier of up to 8 deployments that are ready, :meth:`order` is given all of them. In a larger one it
-    is given a sample of each (workload distance, priority), the nearest first, and the sample moves on with
-    every call, so that each deployment takes its turn. It runs on every send: keep it to microseconds, and
-    do no I/O.
+    In a tier with up to 8 ready deployments, :meth:`order` gets all of them. In a larger one it gets a
+    sample of each (workload distance, priority), the nearest first; the sample moves on with every call, so
+    that each deployment takes its turn. It runs on every send: keep it to microseconds, and do no I/O.
     """
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:

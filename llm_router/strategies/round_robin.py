@@ -1,4 +1,4 @@
-"""Give every deployment its turn."""
+"""The strategy that gives every deployment its turn."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ __all__ = ["RoundRobin"]
 
 
 class RoundRobin:
-    """Nearest workload, then lower priority number, then whoever's turn it is.
+    """Nearest workload, then lower priority number, then each deployment in turn.
 
-    The candidates already come so: the local index moves on by one deployment with every call.
+    The candidates arrive in this order: the local index moves on by one deployment with every call.
     """
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Return the candidates as they came."""
+        """Return the candidates as they are."""
         return candidates
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Spread requests by weight."""
+"""The strategy that spreads requests by weight."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["Weighted"]
 
 
 class Weighted:
-    """Nearest workload, then lower priority number, then drawn by chance in proportion to the weights.
+    """Nearest workload, then lower priority number, then a random draw in proportion to the weights.
 
-    A deployment of weight 0 comes last among its equals.
+    A deployment with weight 0 comes last among its equals.
 
     Args:
         seed: Makes the draws repeatable.
     """
 
     def __init__(self, seed: int | None = None) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - spreading load is no cryptography
+        self._random = random.Random(seed)  # noqa: S311 - spreading load is not cryptography
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         """Return the candidates in an order drawn by their weights."""

@@ -32,7 +32,7 @@ _random = random.Random(7)
     ids=["prose", "digits", "base64", "hex", "chinese", "russian", "python", "emoji", "genes"],
 )
 def test_characters_per_token(text, least, most):
-    """Each kind of text has about as many characters a token as it is known for."""
+    """Each kind of text has about its known number of characters per token."""
     assert least <= len(text) / estimate_tokens(text) <= most
 
 
@@ -43,27 +43,27 @@ def test_bounds(text):
 
 
 @given(st.text(), st.text())
-def test_more_text_is_not_fewer_tokens_by_much(first, second):
-    """Two texts together are about as many tokens as apart."""
+def test_joined_texts_count_about_as_much(first, second):
+    """Two texts have about as many tokens together as apart."""
     apart = estimate_tokens(first) + estimate_tokens(second)
     assert estimate_tokens(first + second) <= 2 * apart + 2
 
 
 @pytest.mark.parametrize("text", ["", "a", " ", "\n", "\ud800"])
 def test_least(text):
-    """The least estimate is 1."""
+    """The smallest estimate is 1."""
     assert estimate_tokens(text) == 1
 
 
 def test_long_text_is_sampled_evenly():
-    """A text of two halves of different kinds is estimated as its halves are, within 5 %."""
+    """A text of two different halves is estimated like its halves, within 5 %."""
     prose, digits = PROSE * 6000, "1234567890" * 50_000
     apart = estimate_tokens(prose) + estimate_tokens(digits)
     assert estimate_tokens(prose + digits) == pytest.approx(apart, rel=0.05)
 
 
 def test_time_is_bounded(monkeypatch):
-    """However long the text, no more than 64 Ki characters of it are looked at."""
+    """At most 64 Ki characters are looked at, however long the text."""
     looked_at = []
     weigh = tokens._weigh
     monkeypatch.setattr(tokens, "_weigh", lambda text: looked_at.append(len(text)) or weigh(text))

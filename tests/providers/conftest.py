@@ -1,4 +1,4 @@
-"""What the tests of providers share: both HTTP backends, the emulator, and a server with a script."""
+"""Fixtures for the tests of providers: both HTTP backends, the emulator, and a scripted server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "AQ.Ab8-the_key_that-must/never+show"
 
 
 def http(code=200, body=b"", headers=(), reason="Reason"):
-    """Make the bytes of an HTTP response."""
+    """Return the bytes of an HTTP response."""
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
     lines = [f"HTTP/1.1 {code} {reason}", f"Content-Length: {len(body)}", "Content-Type: application/json"]
@@ -38,9 +38,9 @@ ANSWER = {
 
 @attrs.define
 class ScriptedServer:
-    """Answers every request with ``reply``: bytes, or None for a connection reset without an answer."""
+    """Answers every request with ``reply``: bytes, or None to reset the connection without an answer."""
 
-    # Not shown: a traceback with locals is searched for the key, which is in the requests.
+    # Hidden from the repr: tracebacks with locals are searched for the key, which is in the requests.
     reply: bytes | None = attrs.field(default=http(200, ANSWER), repr=False)
     reset_after_reply: bool = False
     url: str = ""
@@ -98,7 +98,7 @@ async def scripted():
 
 @pytest.fixture
 def scripted_url():
-    """Run a scripted server in a thread, for tests that have event loops of their own."""
+    """Run a scripted server in a thread, for tests with their own event loops."""
     url, stop = Future(), threading.Event()
 
     async def main():
@@ -152,7 +152,7 @@ def deployment(make_deployment):
 
 @pytest.fixture
 def assert_no_secret(caplog):
-    """Search everything that can be printed or stored of an error, and the log, for a secret."""
+    """Search the log, and everything of an error that can be printed or stored, for a secret."""
     caplog.set_level(0)
 
     def check(error, secret=SECRET):
@@ -164,8 +164,8 @@ def assert_no_secret(caplog):
                 chain.append(link)
                 todo += [link.__cause__, link.__context__]
         for link in chain:
-            told = traceback.TracebackException.from_exception(link, capture_locals=True)
-            seen += [repr(link), str(link), repr(vars(link)), "".join(told.format())]
+            trace = traceback.TracebackException.from_exception(link, capture_locals=True)
+            seen += [repr(link), str(link), repr(vars(link)), "".join(trace.format())]
         assert chain == [error]
         assert secret not in "\n".join(seen)
 

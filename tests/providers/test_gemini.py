@@ -24,7 +24,7 @@ HELLO = Request(contents="Hello?")
 
 
 async def test_answer(emulator, open_provider, deployment):
-    """A prompt comes back as text with its usage, finish reason and model."""
+    """A prompt is answered with text, usage, finish reason and model."""
     reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?"))
     assert reply.text
     assert reply.finish_reason == "STOP"
@@ -37,7 +37,7 @@ async def test_answer(emulator, open_provider, deployment):
 
 
 async def test_usage_counts_tool_results_as_input(scripted, open_provider, deployment, make_http, answer):
-    """Tool results are input, and every other count has its place."""
+    """Tool results count as input, and every other count has its own field."""
     counts = {
         "promptTokenCount": 10,
         "toolUsePromptTokenCount": 5,
@@ -54,7 +54,7 @@ async def test_usage_counts_tool_results_as_input(scripted, open_provider, deplo
 async def test_text_joins_text_parts_without_thoughts(
     scripted, open_provider, deployment, make_http, answer, caplog
 ):
-    """Thoughts and function calls are no text, and the SDK does not warn about them."""
+    """Thoughts and function calls are not text, and the SDK does not warn about them."""
     parts = [
         {"text": "thinking", "thought": True},
         {"text": "Hel"},
@@ -70,21 +70,21 @@ async def test_text_joins_text_parts_without_thoughts(
 
 @pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "OTHER"])
 async def test_blocked_prompt_is_a_reply(emulator, open_provider, deployment, reason):
-    """A blocked prompt is an answer with its reason, and no error."""
+    """A blocked prompt is a reply with its reason, not an error."""
     emulator.inject(Fault.block(reason))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
     assert (reply.text, reply.blocked, reply.finish_reason) == ("", reason, None)
 
 
 async def test_blocked_answer_is_a_reply(emulator, open_provider, deployment):
-    """A blocked answer is an answer with its finish reason, and no error."""
+    """A blocked answer is a reply with its finish reason, not an error."""
     emulator.inject(Fault.safety())
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
     assert (reply.text, reply.blocked, reply.finish_reason) == ("", "SAFETY", "SAFETY")
 
 
 async def test_feedback_without_a_reason_is_a_block(scripted, open_provider, deployment, make_http):
-    """Prompt feedback comes only with a refused prompt, even when it gives no reason."""
+    """Prompt feedback means a refused prompt, even if it gives no reason."""
     scripted.reply = make_http(200, {"promptFeedback": {"safetyRatings": []}})
     reply = await open_provider(scripted.url).generate(deployment, HELLO)
     assert reply.blocked == "BLOCKED_REASON_UNSPECIFIED"
@@ -96,7 +96,7 @@ async def test_feedback_without_a_reason_is_a_block(scripted, open_provider, dep
     [("MAX_TOKENS", None), ("OTHER", None), ("RECITATION", "RECITATION"), ("SPII", "SPII")],
 )
 async def test_finish_reasons(scripted, open_provider, deployment, make_http, reason, blocked):
-    """Only a finish reason about what the answer says is a block."""
+    """Only a finish reason about the content of the answer is a block."""
     candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": reason}
     scripted.reply = make_http(200, {"candidates": [candidate]})
     reply = await open_provider(scripted.url).generate(deployment, HELLO)
@@ -104,7 +104,7 @@ async def test_finish_reasons(scripted, open_provider, deployment, make_http, re
 
 
 async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
-    """The request names version, model and key, and carries the arguments and the safety settings."""
+    """The request has the version, model, key, arguments and safety settings."""
     request = Request(contents="Hello?", system_instruction="Be brief.", max_output_tokens=7, temperature=0.5)
     await open_provider(scripted.url).generate(make_deployment(model="models/gemini-x"), request)
     ((head, _),) = scripted.requests
@@ -119,26 +119,26 @@ async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
 
 
 async def test_environment_picks_server_but_not_vertex(scripted, backend, deployment, monkeypatch):
-    """GOOGLE_GEMINI_BASE_URL is obeyed; GOOGLE_GENAI_USE_VERTEXAI and foreign keys are not."""
+    """GOOGLE_GEMINI_BASE_URL is used; GOOGLE_GENAI_USE_VERTEXAI and other keys are ignored."""
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", scripted.url)
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
-    monkeypatch.setenv("GOOGLE_API_KEY", "somebody-elses")
+    monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
     provider = GeminiProvider(http_backend=backend)
     await provider.generate(deployment, HELLO)
     await provider.aclose()
     ((head, _),) = scripted.requests
     assert "/v1beta/models/gemini-test:generateContent" in head
-    assert "somebody-elses" not in head
+    assert "another-key" not in head
 
 
 async def test_one_generate_is_one_request_even_with_functions(
     scripted, open_provider, deployment, make_http
 ):
-    """A function call is handed to the caller: the SDK does not call it and ask again."""
+    """A function call is returned to the caller: the SDK does not call it and send again."""
     called = []
 
     def weather(city: str) -> str:
-        """Tell the weather."""
+        """Return the weather."""
         called.append(city)
         return "rain"
 
@@ -157,14 +157,14 @@ async def test_one_generate_is_one_request_even_with_continuation(
     """An answer that could be continued is not continued behind the router's back."""
     candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": "CONTINUATION"}
     scripted.reply = make_http(200, {"candidates": [candidate | {"continuationToken": "YWJj"}]})
-    async with asyncio.timeout(5):  # the SDK would go on asking for ever
+    async with asyncio.timeout(5):  # the SDK would send again for ever
         reply = await open_provider(scripted.url).generate(deployment, HELLO)
     assert reply.finish_reason == "CONTINUATION"
     assert len(scripted.requests) == 1
 
 
 async def test_redirect_is_not_followed(scripted, emulator, open_provider, deployment, make_http):
-    """A redirect would carry the key to another host: it is a failure of the path instead."""
+    """A redirect would send the key to another host: it is a failure of the path instead."""
     scripted.reply = make_http(307, b"", [f"Location: {emulator.url}/v1beta/models/x:generateContent"])
     with pytest.raises(ProviderError) as caught:
         await open_provider(scripted.url).generate(deployment, HELLO)
@@ -175,7 +175,7 @@ async def test_redirect_is_not_followed(scripted, emulator, open_provider, deplo
 async def test_cookies_do_not_travel_between_keys(
     scripted, open_provider, make_deployment, make_http, answer
 ):
-    """What the server stores for one key is not sent with another."""
+    """A cookie set for one key is not sent with another."""
     scripted.reply = make_http(200, answer, ["Set-Cookie: who=first; Path=/"])
     provider = open_provider(scripted.url.replace("127.0.0.1", "localhost"))
     await provider.generate(make_deployment("secret-1", "key-1"), HELLO)
@@ -187,7 +187,7 @@ async def test_cookies_do_not_travel_between_keys(
 async def test_cancelling_aborts_the_request(
     emulator, open_provider, deployment, assert_no_secret, until_holding
 ):
-    """Cancellation closes the connection and leaves no task, and its traceback does not hold the key."""
+    """Cancellation closes the connection and leaves no task; its traceback does not contain the key."""
     provider = open_provider(emulator.url)
     await provider.generate(deployment, HELLO)
     before = asyncio.all_tasks()
@@ -206,7 +206,7 @@ async def test_cancelling_aborts_the_request(
 
 
 async def test_deadline_of_the_caller_cancels(emulator, open_provider, deployment):
-    """asyncio.timeout() around a call works as around any other."""
+    """asyncio.timeout() works around a call as around any other."""
     emulator.inject(Fault.hang())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
@@ -214,7 +214,7 @@ async def test_deadline_of_the_caller_cancels(emulator, open_provider, deploymen
 
 
 def test_two_event_loops(backend, deployment, caplog):
-    """A provider used over two asyncio.run() calls works, and leaves nothing open behind either."""
+    """A provider works over two asyncio.run() calls, and leaves nothing open after either."""
     provider = GeminiProvider(http_backend=backend)
 
     async def main():
@@ -232,10 +232,10 @@ def test_two_event_loops(backend, deployment, caplog):
 
 
 def test_loop_closed_by_hand(scripted_url, backend, deployment, caplog):
-    """A loop that is closed without shutting down takes its session along, and aiohttp says nothing."""
+    """A session ends with a loop that is closed without shutting down, and aiohttp does not warn."""
     provider = GeminiProvider(base_url=scripted_url, http_backend=backend)
     with warnings.catch_warnings():
-        # The sockets of such a loop are asyncio's own to complain about.
+        # asyncio itself warns about the sockets of such a loop.
         warnings.simplefilter("ignore", ResourceWarning)
         for _ in range(2):
             loop = asyncio.new_event_loop()
@@ -258,8 +258,24 @@ async def test_forgotten_provider_closes_itself(emulator, backend, deployment, c
     assert "Unclosed" not in caplog.text
 
 
+async def test_nothing_runs_after_aclose(scripted, open_provider, deployment, make_http):
+    """Once a provider is closed, collecting its clients starts no task, even after a failure."""
+    scripted.reply = make_http(503)
+    provider = open_provider(scripted.url)
+    gc.disable()  # the traceback of the failure keeps the client alive, in a cycle
+    try:
+        with pytest.raises(ProviderError):
+            await provider.generate(deployment, HELLO)
+        await provider.aclose()
+        before = asyncio.all_tasks()
+        gc.collect()
+        assert asyncio.all_tasks() <= before
+    finally:
+        gc.enable()
+
+
 async def test_aclose_twice_and_use_again(emulator, open_provider, deployment):
-    """Closing is idempotent, also before the first use, and a later request opens new connections."""
+    """Closing is idempotent, even before the first use, and a later request opens new connections."""
     provider = open_provider(emulator.url)
     await provider.aclose()
     await provider.generate(deployment, HELLO)
@@ -274,8 +290,9 @@ def _ssl_contexts():
     return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
 
 
+@pytest.mark.slow
 async def test_a_thousand_keys_share_one_session(scripted, open_provider, make_deployment):
-    """One connection, one SSL context, and one client a key, made at its first request."""
+    """There is one connection, one SSL context, and one client per key, made at its first request."""
     provider = open_provider(scripted.url)
     deployments = [make_deployment(f"secret-{n}", f"key-{n}") for n in range(1000)]
     await provider.generate(deployments[0], HELLO)
@@ -312,7 +329,7 @@ def test_import_is_light():
 
 @pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
 def test_what_takes_long_is_done_before_the_first_request(backend, step):
-    """Once prepared, or validating, it has the SDK, its HTTP library, and the certificates."""
+    """Preparing or validating loads the SDK, its HTTP library, and the certificates."""
     program = f"""
 import asyncio, ssl, sys
 from llm_router.domain.request import Request
@@ -329,7 +346,7 @@ print("google.genai" in loaded, [name for name in set(sys.modules) - loaded if "
 
 
 async def test_preparing_leaves_the_event_loop_alone(monkeypatch):
-    """The import, which takes half a second, is a thread's."""
+    """The import, which takes half a second, runs in a thread."""
     threads = []
     monkeypatch.setattr(
         "llm_router.providers.gemini.prepare", lambda _backend: threads.append(threading.current_thread())
@@ -340,7 +357,7 @@ async def test_preparing_leaves_the_event_loop_alone(monkeypatch):
 
 
 def test_repr_shows_where_it_sends():
-    """The repr names server and version."""
+    """The repr names the server and the version."""
     assert (
         repr(GeminiProvider(base_url="http://x"))
         == "GeminiProvider(base_url='http://x', api_version='v1beta')"
@@ -348,20 +365,20 @@ def test_repr_shows_where_it_sends():
 
 
 def test_unknown_backend():
-    """An unknown HTTP backend is refused with the names of the known ones."""
+    """An unknown HTTP backend is refused; the message names the known ones."""
     with pytest.raises(ConfigError, match="'aiohttp', 'httpx' or 'auto', not 'curl'"):
         GeminiProvider(http_backend="curl")
 
 
 def test_missing_aiohttp(monkeypatch):
-    """Asking for aiohttp where it is not installed is refused with the remedy."""
+    """The aiohttp backend is refused if it is not installed; the message says how to install it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"install llm-router\[aiohttp\]"):
         GeminiProvider(http_backend="aiohttp")
 
 
 async def test_auto_without_aiohttp(scripted, deployment, monkeypatch):
-    """Where aiohttp is missing, the automatic choice is httpx."""
+    """Without aiohttp, the automatic choice is httpx."""
     monkeypatch.setattr("llm_router.providers._gemini_session._has_aiohttp", lambda: False)
     provider = GeminiProvider(base_url=scripted.url)
     await provider.generate(deployment, HELLO)
@@ -371,7 +388,7 @@ async def test_auto_without_aiohttp(scripted, deployment, monkeypatch):
 
 
 async def test_auto_with_aiohttp(scripted, deployment):
-    """Where aiohttp is installed, the automatic choice is aiohttp."""
+    """With aiohttp, the automatic choice is aiohttp."""
     provider = GeminiProvider(base_url=scripted.url)
     await provider.generate(deployment, HELLO)
     (session,) = provider._sessions.values()

@@ -1,4 +1,4 @@
-"""Merging a request's config under its arguments, and refusing wrong requests before they are sent."""
+"""Building configs from requests, and refusing wrong requests before they are sent."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def thresholds(config):
 
 
 @pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
-def test_named_arguments_lie_over_the_config(form):
-    """What a request names itself wins; the rest of the config stays, and is not changed in place."""
+def test_named_arguments_override_the_config(form):
+    """Named arguments win; the rest of the config stays, and is not changed in place."""
     config = form(temperature=1.0, max_output_tokens=5, top_k=3, stop_sequences=["."])
     built = build(config=config, temperature=0.0, system_instruction="Be brief.")
     assert (built.temperature, built.max_output_tokens, built.top_k) == (0.0, 5, 3)
@@ -38,12 +38,12 @@ def test_named_arguments_lie_over_the_config(form):
 
 
 def test_config_dict_in_camel_case():
-    """The config's dict may be written as the API writes it."""
+    """The config's dict may use the camelCase of the API."""
     assert build(config={"maxOutputTokens": 9}).max_output_tokens == 9
 
 
 def test_one_request_per_call():
-    """What lets the SDK send more than one request is off, and so is the raw HTTP response."""
+    """Options that make the SDK send more than one request are off, and so is the raw HTTP response."""
     wish = {
         "automatic_function_calling": {"disable": False, "maximum_remote_calls": 5},
         "automatic_continuation": True,
@@ -57,7 +57,7 @@ def test_one_request_per_call():
 
 
 def test_safety_of_provider_config_and_call():
-    """A call's own thresholds lie over the config's, and those over the provider's."""
+    """A call's own thresholds override the config's, and those override the provider's."""
     config = {
         "safety_settings": [
             {"category": "HARM_CATEGORY_HARASSMENT", "threshold": "BLOCK_ONLY_HIGH"},
@@ -76,14 +76,14 @@ def test_safety_of_provider_config_and_call():
 @pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
 @pytest.mark.parametrize("nothing", [None, []])
 def test_no_safety_settings_in_the_config(form, nothing):
-    """A config whose settings are none or empty leaves those of the provider in force."""
+    """A config without safety settings leaves the provider's in force."""
     built = build(config=form(safety_settings=nothing, top_k=3))
     assert built.top_k == 3
     assert set(thresholds(built).values()) == {"BLOCK_NONE"}
     assert len(built.safety_settings) == 4
 
 
-def test_what_was_set_later_is_checked_too():
+def test_fields_set_later_are_checked_too():
     """A config is checked as it is now, not as it was when it was made."""
     config = types.GenerateContentConfig()
     config.temperature = "hot"
@@ -92,7 +92,7 @@ def test_what_was_set_later_is_checked_too():
 
 
 def test_safety_names_of_the_sdk():
-    """Members of the SDK's enums are names too."""
+    """Members of the SDK's enums are accepted as names."""
     own = {types.HarmCategory.HARM_CATEGORY_HARASSMENT: types.HarmBlockThreshold.BLOCK_LOW_AND_ABOVE}
     assert thresholds(build(safety_settings=own))["HARASSMENT"] == "BLOCK_LOW_AND_ABOVE"
 
@@ -119,7 +119,7 @@ async def test_safety_of_the_provider_is_sent(scripted, backend, deployment):
     ],
 )
 def test_wrong_safety_settings(settings, problem):
-    """A wrong safety setting is refused by its name, at construction and per call."""
+    """A wrong safety setting is named and refused, at construction and per call."""
     with pytest.raises(ConfigError, match=problem):
         GeminiProvider(safety_settings=settings)
     with pytest.raises(InvalidRequestError, match=problem):
@@ -127,7 +127,7 @@ def test_wrong_safety_settings(settings, problem):
 
 
 def test_http_options_of_the_caller():
-    """Headers, a timeout and extra fields of the body are the caller's."""
+    """A caller may set headers, a timeout and extra fields of the body."""
     wish = {"headers": {"x-trace": "1"}, "timeout": 5000, "extra_body": {"labels": {}}}
     assert build(config={"http_options": wish}).http_options.timeout == 5000
 
@@ -142,7 +142,7 @@ def test_http_options_of_the_caller():
     ],
 )
 def test_http_options_of_the_router(options, problem):
-    """What would retry, or send the key elsewhere, is refused."""
+    """Options that would retry, or send the key elsewhere, are refused."""
     with pytest.raises(InvalidRequestError, match=problem):
         GeminiProvider().validate(Request(contents="x", config={"http_options": options}))
 
@@ -168,14 +168,14 @@ def test_http_options_of_the_router(options, problem):
     ],
 )
 def test_wrong_requests(fields, problem):
-    """A wrong request is refused with the place of its first problem, and no value of it."""
+    """A wrong request is refused; the message has the place of its first problem, but no value."""
     with pytest.raises(InvalidRequestError, match=problem) as caught:
         GeminiProvider().validate(Request(**{"contents": "x", **fields}))
     assert caught.value.__context__ is None
 
 
 def test_values_are_not_repeated():
-    """What a config holds, such as a header with somebody's credential, is not in the message."""
+    """The values of a config, such as a header with a credential, are not in the message."""
     with pytest.raises(InvalidRequestError) as caught:
         GeminiProvider().validate(Request(contents="x", config={"labels": "a credential"}))
     assert "credential" not in str(caught.value)
@@ -193,20 +193,20 @@ def test_values_are_not_repeated():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_right_requests(contents):
-    """Every form of contents that the SDK takes passes."""
+def test_valid_contents(contents):
+    """Every form of contents that the SDK accepts is valid."""
     GeminiProvider().validate(Request(contents=contents, max_output_tokens=1, temperature=0))
 
 
-def test_an_image_of_pillow_is_right():
-    """Where Pillow is installed, its images are contents, alone and among others."""
+def test_an_image_of_pillow_is_valid():
+    """If Pillow is installed, its images are valid contents, alone and among others."""
     image = pytest.importorskip("PIL.Image").new("RGB", (1, 1))
     GeminiProvider().validate(Request(contents=image))
     GeminiProvider().validate(Request(contents=["What is this?", image]))
 
 
 def test_checking_loads_the_sdk_and_estimating_does_not():
-    """The SDK is there once a request was checked: its import must not fall between quota and request."""
+    """Validating imports the SDK, so that the import does not fall between quota and request."""
     program = (
         "import sys; from llm_router.domain.request import Request;"
         "from llm_router.providers.gemini import GeminiProvider;"

@@ -1,4 +1,4 @@
-"""Estimating the input tokens of requests, whatever form they have."""
+"""Estimating the input tokens of requests in every form."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def estimate(contents="", **fields):
     ids=str,
 )
 def test_text_in_every_form(contents):
-    """Text counts the same wherever it stands."""
+    """Text counts the same in every form."""
     assert estimate(contents) == WORDS
 
 
@@ -48,7 +48,7 @@ def test_nothing_is_one_token():
 
 
 def test_system_instruction_counts_once():
-    """The named system instruction replaces that of the config, as in the request."""
+    """The named system instruction replaces the config's, as in the request."""
     assert estimate(TEXT, system_instruction=TEXT) == 2 * WORDS
     assert estimate(TEXT, config={"systemInstruction": TEXT}) == 2 * WORDS
     assert estimate(TEXT, config=types.GenerateContentConfig(system_instruction=TEXT)) == 2 * WORDS
@@ -57,7 +57,7 @@ def test_system_instruction_counts_once():
 
 @pytest.mark.parametrize("size", [1, 10_000_000])
 def test_images_are_flat(size):
-    """An image counts 258 tokens, whatever its bytes, also as base64 and in an SDK object."""
+    """An image counts as 258 tokens, whatever its size, in bytes, as base64 and in an SDK object."""
     data = b"x" * size
     assert estimate({"inline_data": {"mime_type": "image/png", "data": data}}) == 258
     assert estimate({"inlineData": {"mimeType": "image/png", "data": base64.b64encode(data).decode()}}) == 258
@@ -65,12 +65,12 @@ def test_images_are_flat(size):
 
 
 def test_image_of_pillow():
-    """An image object is known by its attributes, without Pillow."""
+    """An image object is recognised by its attributes, without Pillow."""
 
     class Image:
         size, mode = (640, 480), "RGB"
 
-        def getpixel(self, place): ...
+        def getpixel(self, xy): ...
 
     assert estimate([TEXT, Image()]) == WORDS + 258
 
@@ -88,25 +88,25 @@ def test_image_of_pillow():
     ],
 )
 def test_media_by_size(mime, size, tokens):
-    """Sound and film are guessed by a usual bit rate, documents by page, text by its bytes."""
+    """Sound and film are estimated by a usual bit rate, documents by page, text by its bytes."""
     assert estimate({"inline_data": {"mime_type": mime, "data": bytes(size)}}) == tokens
 
 
 def test_files_count_flat():
-    """A file that lies with the provider counts as one image: its length is unknown here."""
+    """A file that the provider already has counts as one image: its length is unknown here."""
     assert estimate(types.Part.from_uri(file_uri="https://x/files/1", mime_type="video/mp4")) == 258
     assert estimate(types.File(name="files/1", uri="https://x/files/1")) == 258
 
 
 def test_function_calls_and_results_count():
-    """What a conversation carries of function calls is JSON, and counts as such."""
+    """Function calls and their results count as JSON."""
     part = types.Part.from_function_response(name="weather", response={"forecast": TEXT})
     assert estimate(part) > WORDS
     assert estimate({"function_call": {"name": "weather", "args": {"city": TEXT}}}) > WORDS
 
 
 def weather(city: str) -> str:
-    """Tell the weather of a city: which of the two forecasts is the better one, and why."""
+    """Return the weather of a city: which of the two forecasts is the better one, and why."""
     return city
 
 
@@ -127,12 +127,12 @@ class Answer(BaseModel):
     ids=str,
 )
 def test_tools_and_schemas_count(config):
-    """Tools and schemas are part of the input."""
+    """Tools and schemas count as input."""
     assert estimate(TEXT, config=config) > WORDS
 
 
 def test_endless_contents_end():
-    """A structure that holds itself is cut off."""
+    """A structure that contains itself is cut off."""
     loop = [TEXT]
     loop.append(loop)
     call = {}
@@ -153,5 +153,5 @@ def test_endless_contents_end():
     )
 )
 def test_never_fails(contents):
-    """Whatever the contents are, there is an estimate."""
+    """Any contents have an estimate."""
     assert estimate(contents, config=contents) >= 1

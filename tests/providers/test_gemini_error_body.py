@@ -35,13 +35,13 @@ def violations(*entries):
     ],
 )
 def test_metric_by_quota_id(quota_id, metric):
-    """What a quota counts is told by its id alone."""
+    """The metric of a quota is judged by its id alone."""
     text = json.dumps(body("", violations({"quotaId": quota_id, "quotaValue": "15"})))
     assert read_error_body(text).violations == (QuotaViolation(metric, 15),)
 
 
 def test_metric_without_an_id():
-    """Where there is no id, the name of the metric may tell."""
+    """Without an id, the metric is judged by its name."""
     entry = {"quotaMetric": "generativelanguage.googleapis.com/generate_requests_per_model_per_day"}
     assert read_error_body(json.dumps(body("", violations(entry)))).violations == (
         QuotaViolation("rpd", None),
@@ -66,8 +66,8 @@ def test_limits_in_the_message_go_to_their_violations():
 
 
 @pytest.mark.parametrize("value", ["many", "", "-1", "1.5", None, [], {}, True])
-def test_limit_that_is_no_number(value):
-    """A quotaValue that is not a whole number is no limit."""
+def test_limit_that_is_not_a_number(value):
+    """A quotaValue that is not a whole number is not a limit."""
     entry = {"quotaId": "GenerateRequestsPerDay", "quotaValue": value}
     assert read_error_body(json.dumps(body("", violations(entry)))).violations == (
         QuotaViolation("rpd", None),
@@ -93,23 +93,23 @@ def test_limit_that_is_no_number(value):
     ],
 )
 def test_duration(text, seconds):
-    """Durations of protobuf and of the message's prose are read as seconds; others are none."""
+    """Durations of protobuf and of the message's prose are read as seconds; anything else is None."""
     assert read_duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
 def test_delay_of_the_message():
-    """Without RetryInfo the message tells how long to wait."""
+    """Without RetryInfo, the delay is read from the message."""
     assert read_error_body(json.dumps(body("Exceeded. Please retry in 36.4s."))).retry_delay == 36.4
 
 
 def test_delay_of_the_details_comes_first():
-    """RetryInfo wins over the message."""
+    """RetryInfo takes precedence over the message."""
     text = json.dumps(body("Please retry in 36.4s.", {"retryDelay": "37s"}))
     assert read_error_body(text).retry_delay == 37.0
 
 
-def test_cut_json_is_saved():
-    """Of JSON that was cut short, whatever came is read."""
+def test_cut_json_is_read():
+    """JSON that was cut short is read as far as it goes."""
     whole = json.dumps(
         body(
             "You exceeded your quota.",
@@ -131,13 +131,13 @@ def test_cut_json_is_saved():
 
 
 def test_plain_text_is_the_message():
-    """Words that are no JSON are the message."""
+    """Text that is not JSON is the message."""
     found = read_error_body("Too busy. Please retry in 5s.")
     assert (found.message, found.retry_delay) == ("Too busy. Please retry in 5s.", 5.0)
 
 
-def test_web_page_is_told_apart():
-    """HTML comes from something else than the API, and is not repeated."""
+def test_web_page_is_recognised():
+    """HTML does not come from the API, and is not repeated."""
     found = read_error_body("  <html><body>blocked</body></html>")
     assert found.is_page
     assert "<" not in found.message
@@ -146,8 +146,8 @@ def test_web_page_is_told_apart():
 @pytest.mark.parametrize(
     "text", ["[]", "[[]]", "null", "3", '{"error": "words"}', '{"error": []}', "[" * 100_000]
 )
-def test_other_json_is_no_refusal(text):
-    """JSON of another form is kept as words."""
+def test_other_json_is_not_a_refusal(text):
+    """JSON in another form is kept as text."""
     assert read_error_body(text) == ErrorBody(message=text)
 
 
@@ -167,7 +167,7 @@ _json = st.recursive(
 
 @given(_json, st.integers(min_value=0, max_value=3))
 def test_never_fails(value, cut):
-    """Whatever comes, it is read without an error, and delays are finite."""
+    """Any JSON, even cut short, is read without an error, and delays are finite."""
     text = json.dumps({"error": value})
     found = read_error_body(text[: len(text) - cut])
     assert found.retry_delay is None or 0 <= found.retry_delay < float("inf")
@@ -175,5 +175,5 @@ def test_never_fails(value, cut):
 
 @given(st.text())
 def test_never_fails_on_text(text):
-    """Whatever text comes, it is read without an error."""
+    """Any text is read without an error."""
     assert isinstance(read_error_body(text), ErrorBody)

@@ -1,4 +1,4 @@
-"""What the Gemini adapter makes of failures: every row of its table, over HTTP, on both backends."""
+"""How the Gemini adapter translates failures: every row of its table, over HTTP, on both backends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELLO = Request(contents="Hello?")
 
 
 async def fail(provider, deployment, request=HELLO):
-    """Send a request that must fail, and return how."""
+    """Send a request that must fail, and return its error."""
     with pytest.raises(ProviderError) as caught:
         await provider.generate(deployment, request)
     return caught.value
@@ -61,14 +61,14 @@ ROWS = {
         refusal(403, "Your project has been denied access.", "PERMISSION_DENIED"),
         FailureKind.KEY,
     ),
-    "somebody else's file": (
+    "another project's file": (
         403,
         refusal(
             403, "You do not have permission to access the File abc or it may not exist.", "PERMISSION_DENIED"
         ),
         FailureKind.REQUEST,
     ),
-    "somebody else's cache": (
+    "another project's cache": (
         403,
         refusal(403, "CachedContent not found (or permission denied)", "PERMISSION_DENIED"),
         FailureKind.REQUEST,
@@ -139,7 +139,7 @@ async def test_kind_of_each_fault(emulator, open_provider, deployment, assert_no
 
 
 async def test_unknown_key(open_provider, make_deployment):
-    """A key that the server does not know is dead."""
+    """A key that the server does not know is a failure of the key."""
     async with GeminiEmulator(keys={"another": "project-1"}) as emulator:
         error = await fail(open_provider(emulator.url), make_deployment())
     assert (error.kind, error.code, error.status) == (FailureKind.KEY, 400, "INVALID_ARGUMENT")
@@ -168,7 +168,7 @@ async def test_quota_of_the_emulator(open_provider, deployment, spec, metric, li
 
 
 async def test_429_with_two_violations_in_a_list(scripted, open_provider, deployment, make_http):
-    """The details are found in a body that is a one-element list; an unknown id has no metric."""
+    """The details are found in a body that is a list of one; an unknown id has no metric."""
     details = (
         quota_failure(
             {"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier", "quotaValue": "50"},
@@ -184,13 +184,13 @@ async def test_429_with_two_violations_in_a_list(scripted, open_provider, deploy
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
 async def test_retry_after_header(scripted, open_provider, deployment, make_http, value, seconds):
-    """A Retry-After header in seconds counts where the body says nothing."""
+    """A Retry-After header in seconds counts if the body has no delay."""
     scripted.reply = make_http(503, refusal(503, "Overloaded."), [f"Retry-After: {value}"])
     assert (await fail(open_provider(scripted.url), deployment)).retry_delay == seconds
 
 
 async def test_body_wins_over_retry_after_header(scripted, open_provider, deployment, make_http):
-    """The body is more exact than the header."""
+    """The delay in the body, which is more exact, takes precedence over the header."""
     body = refusal(429, "Please retry in 36.4s.")
     scripted.reply = make_http(429, body, ["Retry-After: 37"])
     assert (await fail(open_provider(scripted.url), deployment)).retry_delay == 36.4
@@ -200,8 +200,8 @@ async def test_body_wins_over_retry_after_header(scripted, open_provider, deploy
     "body",
     [b"[]", b'"words"', b"{}", b'{"candidates": "x"}', b'{"candidates": [{}]}', b"3", b'{"candidates": []}'],
 )
-async def test_200_that_is_no_answer(scripted, open_provider, deployment, make_http, body):
-    """A 200 without candidates and without feedback is no answer, whatever its type."""
+async def test_200_that_is_not_an_answer(scripted, open_provider, deployment, make_http, body):
+    """A 200 without candidates and without feedback is not an answer, whatever its type."""
     scripted.reply = make_http(200, body)
     error = await fail(open_provider(scripted.url), deployment)
     assert (error.kind, error.code, error.charged) == (FailureKind.NETWORK, 200, True)
@@ -209,7 +209,7 @@ async def test_200_that_is_no_answer(scripted, open_provider, deployment, make_h
 
 
 async def test_connection_refused(open_provider, deployment, assert_no_secret):
-    """A refused connection is of the path, and nothing can have been charged."""
+    """A refused connection is a failure of the path, and not charged."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         error = await fail(open_provider(f"http://127.0.0.1:{taken.getsockname()[1]}"), deployment)
@@ -218,7 +218,7 @@ async def test_connection_refused(open_provider, deployment, assert_no_secret):
 
 
 async def test_no_such_host(open_provider, deployment, monkeypatch):
-    """A name that does not resolve is of the path, and nothing can have been charged."""
+    """A name that does not resolve is a failure of the path, and not charged."""
 
     async def getaddrinfo(*args, **kwargs):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -229,14 +229,14 @@ async def test_no_such_host(open_provider, deployment, monkeypatch):
 
 
 async def test_tls_handshake_fails(open_provider, deployment):
-    """A server that speaks no TLS is of the path, and nothing can have been charged."""
+    """A server without TLS is a failure of the path, and not charged."""
 
-    async def speak_no_tls(reader, writer):
+    async def answer_without_tls(reader, writer):
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(speak_no_tls, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer_without_tls, "127.0.0.1", 0)
     async with server:
         error = await fail(
             open_provider(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), deployment
@@ -245,7 +245,7 @@ async def test_tls_handshake_fails(open_provider, deployment):
 
 
 async def test_connection_takes_too_long(open_provider, deployment, monkeypatch):
-    """A connection that is not made in time is a TIMEOUT, and nothing can have been charged."""
+    """A connection that is not made in time is a TIMEOUT, and not charged."""
     for module in ("_gemini_aiohttp", "_gemini_httpx"):
         monkeypatch.setattr(f"llm_router.providers.{module}.CONNECT_TIMEOUT", 0.05)
     left = asyncio.Event()
@@ -272,7 +272,7 @@ async def test_connection_dropped_is_not_sent_again(scripted, open_provider, dep
 
 
 async def test_answer_breaks_off(scripted, open_provider, deployment, make_http, answer):
-    """A connection that is reset amid the answer is charged, and not tried again."""
+    """A connection that is reset during the answer is charged, and not tried again."""
     scripted.reply, scripted.reset_after_reply = make_http(200, answer)[:-20], True
     error = await fail(open_provider(scripted.url), deployment)
     assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
@@ -280,7 +280,7 @@ async def test_answer_breaks_off(scripted, open_provider, deployment, make_http,
 
 
 async def test_refusal_breaks_off(scripted, open_provider, deployment, make_http):
-    """A refusal whose body breaks off is still known by its status."""
+    """A refusal whose body breaks off is still recognised by its status."""
     scripted.reply = make_http(429, refusal(429, "Exceeded."))[:-20]
     scripted.reset_after_reply = True
     error = await fail(open_provider(scripted.url), deployment)
@@ -288,7 +288,7 @@ async def test_refusal_breaks_off(scripted, open_provider, deployment, make_http
 
 
 async def test_timeout_of_the_callers_http_options(emulator, open_provider, deployment):
-    """A timeout that the caller's config asks for is a TIMEOUT that was charged."""
+    """A timeout set in the caller's config is a TIMEOUT, and charged."""
     emulator.inject(Fault.hang())
     request = Request(contents="Hello?", config={"http_options": {"timeout": 50}})
     error = await fail(open_provider(emulator.url), deployment, request)
@@ -297,7 +297,7 @@ async def test_timeout_of_the_callers_http_options(emulator, open_provider, depl
 
 
 async def test_wrong_request_is_not_sent(scripted, open_provider, deployment):
-    """A request that cannot be put into HTTP blames the request, uncharged."""
+    """A request that cannot be put into HTTP is a failure of the request, and not charged."""
     provider = open_provider(scripted.url)
     wrong_config = await fail(provider, deployment, Request(contents="x", config={"temperature": "hot"}))
     wrong_contents = await fail(provider, deployment, Request(contents=[5]))
@@ -309,7 +309,7 @@ async def test_wrong_request_is_not_sent(scripted, open_provider, deployment):
 async def test_key_in_the_providers_words_is_masked(
     scripted, open_provider, deployment, make_http, secret, assert_no_secret
 ):
-    """A refusal that quotes the key is repeated without it."""
+    """A refusal that quotes the key is reported without it."""
     scripted.reply = make_http(403, refusal(403, f"Consumer 'api_key:{secret}' was suspended.", secret))
     del secret
     error = await fail(open_provider(scripted.url), deployment)
@@ -334,7 +334,7 @@ async def test_key_in_a_cut_body_is_masked(
 async def test_key_in_other_spellings_is_masked(
     scripted, open_provider, deployment, make_http, assert_no_secret, secret, form
 ):
-    """The key is masked in JSON escapes, percent-encoded, and where the body breaks off amid it."""
+    """The key is masked in JSON escapes, percent-encoded, and where the body breaks off inside it."""
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in secret)
     words = {"escaped": escaped, "quoted": quote(secret, safe=""), "cut": secret[:-3]}[form]
     end = "" if form == "cut" else '"}}'
@@ -347,22 +347,22 @@ async def test_key_in_other_spellings_is_masked(
 
 
 async def test_key_that_is_empty(scripted, open_provider, make_deployment, monkeypatch):
-    """An empty key is dead, and is not replaced by one of the environment."""
-    monkeypatch.setenv("GOOGLE_API_KEY", "somebody-elses")
+    """An empty key is a failure of the key, and is not replaced by one from the environment."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
     error = await fail(open_provider(scripted.url), make_deployment(""))
     assert (error.kind, error.charged) == (FailureKind.KEY, False)
     assert scripted.requests == []
 
 
-async def test_long_words_are_cut(scripted, open_provider, deployment, make_http):
-    """The provider's words are bounded."""
+async def test_long_message_is_cut(scripted, open_provider, deployment, make_http):
+    """A long message from the provider is cut."""
     scripted.reply = make_http(500, refusal(500, "words " * 1000))
     message = str(await fail(open_provider(scripted.url), deployment))
     assert len(message) == 500
     assert message.endswith("…")
 
 
-async def test_body_that_is_no_text(scripted, open_provider, deployment, make_http):
+async def test_body_that_is_not_text(scripted, open_provider, deployment, make_http):
     """Bytes that are not UTF-8 do not hide the status."""
     scripted.reply = make_http(503, b"\xff\xfe\x00")
     error = await fail(open_provider(scripted.url), deployment)

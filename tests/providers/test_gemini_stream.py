@@ -22,7 +22,7 @@ async def read(provider, deployment, request=HELLO):
 
 
 async def failure_after(count, provider, deployment):
-    """Return what is raised when so many pieces have come."""
+    """Read ``count`` pieces, and return the error that follows."""
     async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
         for _ in range(count):
             await anext(replies)
@@ -36,7 +36,7 @@ def events(*bodies, ending=b"\r\n\r\n"):
 
 
 async def test_an_answer_in_pieces(emulator, open_provider, deployment):
-    """The texts make up the answer; usage, reason and content are those of the whole, so far."""
+    """The texts make up the answer; usage, finish reason and content are those of the whole so far."""
     provider = open_provider(emulator.url)
     assert isinstance(provider, StreamingProvider)
     pieces = await read(provider, deployment)
@@ -54,19 +54,19 @@ async def test_an_answer_in_pieces(emulator, open_provider, deployment):
 
 
 async def test_nothing_is_sent_before_the_first_piece_is_asked_for(emulator, open_provider, deployment):
-    """And then one request, which says when it is on its way."""
-    launched = []
+    """Asking for the first piece sends one request, which reports when it is on the wire."""
+    dispatched = []
     provider = open_provider(emulator.url)
-    replies = provider.stream(deployment, HELLO, lambda: launched.append(True))
+    replies = provider.stream(deployment, HELLO, lambda: dispatched.append(True))
     await asyncio.sleep(0.01)
-    assert (emulator.accepted, launched) == (0, [])
+    assert (emulator.accepted, dispatched) == (0, [])
     await anext(replies)
-    assert (emulator.accepted, launched) == (1, [True])
+    assert (emulator.accepted, dispatched) == (1, [True])
     await replies.aclose()
 
 
 async def test_parts_come_together(scripted, open_provider, deployment, make_http):
-    """Texts are joined, calls keep their signature, thoughts stay out; the last count is what counts."""
+    """Texts are joined, calls keep their signature, thoughts are left out, and the last usage applies."""
     scripted.reply = make_http(
         200,
         events(
@@ -96,7 +96,7 @@ async def test_parts_come_together(scripted, open_provider, deployment, make_htt
 
 @pytest.mark.parametrize("after", [0, 2])
 async def test_an_answer_that_is_cut_is_an_error(emulator, open_provider, deployment, after):
-    """It ended cleanly, but nobody said why."""
+    """A stream that ends cleanly but without a finish reason has broken off."""
     emulator.inject(Fault.stream_cut(after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
     assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
@@ -107,7 +107,7 @@ async def test_an_answer_that_is_cut_is_an_error(emulator, open_provider, deploy
 async def test_a_connection_that_breaks_is_an_error(
     emulator, open_provider, deployment, assert_no_secret, after
 ):
-    """Of the path, and the quota is used."""
+    """A connection that breaks is a failure of the path, and charged."""
     emulator.inject(Fault.stream_drop(after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
     assert (error.kind, error.charged) == (FailureKind.NETWORK, True)
@@ -116,10 +116,10 @@ async def test_a_connection_that_breaks_is_an_error(
 
 @pytest.mark.parametrize(("code", "kind"), [(503, FailureKind.SERVER), (429, FailureKind.QUOTA)])
 @pytest.mark.parametrize("after", [0, 2])
-async def test_an_error_in_the_place_of_a_piece(
+async def test_an_error_in_place_of_a_piece(
     emulator, open_provider, deployment, assert_no_secret, after, code, kind
 ):
-    """Read as if it were the status; but the request was accepted, and has used its quota."""
+    """It has the kind of its status, but is charged, since the request was accepted."""
     emulator.inject(Fault.stream_error(code, after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
     assert (error.kind, error.code, error.charged) == (kind, code, True)
@@ -127,7 +127,7 @@ async def test_an_error_in_the_place_of_a_piece(
 
 
 async def test_a_refusal_is_that_of_generate(emulator, open_provider, deployment, assert_no_secret):
-    """A status other than 200 comes before the first piece, and a 429 uses nothing."""
+    """A refusal comes before the first piece, and a 429 is not charged."""
     emulator.inject(Fault.bare_429())
     error = await failure_after(0, open_provider(emulator.url), deployment)
     assert (error.kind, error.code, error.charged) == (FailureKind.QUOTA, 429, False)
@@ -137,7 +137,7 @@ async def test_a_refusal_is_that_of_generate(emulator, open_provider, deployment
 async def test_a_key_that_is_not_valid(
     scripted, open_provider, deployment, make_http, assert_no_secret, secret
 ):
-    """The refusal quotes the key; nothing of it gets out."""
+    """A refusal that quotes the key is reported without it."""
     body = {"error": {"code": 400, "message": f"API key not valid: {secret}", "status": "INVALID_ARGUMENT"}}
     scripted.reply = make_http(400, body)
     error = await failure_after(0, open_provider(scripted.url), deployment)
@@ -148,8 +148,10 @@ async def test_a_key_that_is_not_valid(
 @pytest.mark.parametrize(
     "body", [b"", b'data: {"candidates": [\r\n\r\n', b"nonsense", events(b"[1]"), events(b"{}")]
 )
-async def test_what_is_no_answer(scripted, open_provider, deployment, make_http, assert_no_secret, body):
-    """A 200 without an answer in it is an error of the path, whatever it is."""
+async def test_a_200_without_an_answer(
+    scripted, open_provider, deployment, make_http, assert_no_secret, body
+):
+    """A 200 without an answer is a failure of the path, whatever its body."""
     scripted.reply = make_http(200, body)
     with pytest.raises(ProviderError) as caught:
         await read(open_provider(scripted.url), deployment)
@@ -157,15 +159,15 @@ async def test_what_is_no_answer(scripted, open_provider, deployment, make_http,
     assert_no_secret(caught.value)
 
 
-async def test_nobody_there(open_provider, deployment):
-    """Nothing can have arrived, so nothing is charged."""
+async def test_a_refused_connection(open_provider, deployment):
+    """A connection that cannot be made is not charged."""
     error = await failure_after(0, open_provider("http://127.0.0.1:1"), deployment)
     assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
 
 
 @pytest.mark.parametrize("fault", [Fault.block("OTHER"), Fault.safety()], ids=["prompt", "answer"])
-async def test_what_is_blocked_is_a_reply(emulator, open_provider, deployment, fault):
-    """With its reason, and complete."""
+async def test_a_block_is_a_reply(emulator, open_provider, deployment, fault):
+    """A blocked prompt or answer is a complete reply with its reason."""
     emulator.inject(fault)
     [reply] = await read(open_provider(emulator.url), deployment)
     assert reply.blocked in ("OTHER", "SAFETY")
@@ -175,7 +177,7 @@ async def test_what_is_blocked_is_a_reply(emulator, open_provider, deployment, f
 async def test_a_stream_that_is_left_closes_its_connection(
     emulator, open_provider, deployment, until_holding, pieces
 ):
-    """At once, and not when the garbage collector comes by; the next request has another."""
+    """Its connection closes at once, without the garbage collector; the next request gets another."""
     emulator.inject(Fault.stream_hang(2), times=1)
     provider = open_provider(emulator.url)
     async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
@@ -189,7 +191,7 @@ async def test_a_stream_that_is_left_closes_its_connection(
 async def test_a_stream_that_is_cancelled_closes_its_connection(
     emulator, open_provider, deployment, until_holding
 ):
-    """While it waits for a piece that does not come."""
+    """Cancelling while it waits for a piece closes its connection."""
     emulator.inject(Fault.stream_hang(1))
     task = asyncio.create_task(read(open_provider(emulator.url), deployment))
     await until_holding(emulator)
@@ -200,7 +202,7 @@ async def test_a_stream_that_is_cancelled_closes_its_connection(
 
 
 async def test_streams_do_not_disturb_each_other(emulator, open_provider, make_deployment):
-    """Two of one task, read in turn, and a request between their pieces: each has its own connection."""
+    """Two streams and a request, interleaved in one task, have a connection each."""
     provider = open_provider(emulator.url)
     one = provider.stream(make_deployment(key_id="a"), Request(contents="one"), lambda: None)
     two = provider.stream(make_deployment(key_id="b"), Request(contents="two"), lambda: None)

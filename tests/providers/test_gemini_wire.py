@@ -1,4 +1,4 @@
-"""What goes over the wire: the body that the SDK would send by itself, and what the environment adds."""
+"""What is sent over the wire: the same body as the SDK's own, and what the environment adds."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def no_proxies(monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")  # the SDK's own session
 async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, request_, config):
-    """Byte for byte: however the adapter prepares a config, the SDK makes the same of it."""
+    """The body equals the SDK's own, byte for byte, however the adapter prepares the config."""
     await open_provider(scripted.url).generate(deployment, request_)
     options = types.HttpOptions(base_url=scripted.url, api_version="v1beta")
     client = genai.Client(api_key="x", http_options=options)
@@ -80,7 +80,7 @@ async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, r
 
 
 async def test_requests_do_not_change_each_other(scripted, open_provider, deployment):
-    """What requests have in common is made once, and is the same before and after one that has more."""
+    """The config that requests share is the same before and after a request with more."""
     provider = open_provider(scripted.url)
     plain = Request(contents="Hello?")
     rich = Request(
@@ -99,7 +99,7 @@ async def test_requests_do_not_change_each_other(scripted, open_provider, deploy
 async def test_a_request_makes_no_trip_to_a_thread(
     scripted, open_provider, deployment, monkeypatch, no_proxies
 ):
-    """Nothing that a request needs is looked up in a thread, which would cost more than the HTTP itself."""
+    """A request looks nothing up in a thread, which would cost more than the HTTP itself."""
     provider = open_provider(scripted.url)
     trips = []
     monkeypatch.setattr(asyncio.get_running_loop(), "run_in_executor", lambda *work: trips.append(work))
@@ -108,7 +108,7 @@ async def test_a_request_makes_no_trip_to_a_thread(
 
 
 async def test_proxy_of_the_environment(scripted, open_provider, deployment, monkeypatch, no_proxies):
-    """A proxy that the environment names is used."""
+    """A proxy in the environment is used."""
     monkeypatch.setenv("http_proxy", scripted.url)
     await open_provider("http://gemini.invalid").generate(deployment, Request(contents="Hello?"))
     ((head, _),) = scripted.requests
@@ -118,9 +118,9 @@ async def test_proxy_of_the_environment(scripted, open_provider, deployment, mon
 async def test_login_of_netrc_is_not_sent(
     scripted, open_provider, deployment, monkeypatch, tmp_path, no_proxies
 ):
-    """A login for the host, meant for other programs, does not go beside the key."""
+    """A login for the host, meant for other programs, is not sent with the key."""
     netrc = tmp_path / "netrc"
-    netrc.write_text("default login somebody password something\n")
+    netrc.write_text("default login user password something\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     await open_provider(scripted.url).generate(deployment, Request(contents="Hello?"))
