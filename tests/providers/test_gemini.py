@@ -356,7 +356,7 @@ def test_unknown_backend():
 def test_missing_aiohttp(monkeypatch):
     """Asking for aiohttp where it is not installed is refused with the remedy."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"install llm-router\[aiohttp\]"):
+    with pytest.raises(ConfigError, match=r"install llm-quota-router\[aiohttp\]"):
         GeminiProvider(http_backend="aiohttp")
 
 
