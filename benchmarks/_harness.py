@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _PACKAGES = (
-    "llm-router",
+    "llm-quota-router",
     "google-genai",
     "redis",
     "hiredis",

@@ -140,6 +140,7 @@ def test_the_simulation_lets_requests_wait(load):
     assert 295 <= counts.granted <= 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [["stores", "selection", "overhead"], ["memory", "sdk", "contention", "simulation"]]
 )

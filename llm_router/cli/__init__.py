@@ -15,7 +15,7 @@ def main() -> None:
     """Run the command line and exit: with 0 done, 1 something failed, 2 wrong usage or configuration."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        words = f"the command line needs {' and '.join(missing)}: pip install 'llm-router[cli]'"
+        words = f"the command line needs {' and '.join(missing)}: pip install 'llm-quota-router[cli]'"
         sys.stderr.write(f"llm-router: {words}\n")
         sys.exit(_USAGE)
     from llm_router.cli.app import app  # noqa: PLC0415 - cannot be imported without the extra

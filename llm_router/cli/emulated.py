@@ -50,7 +50,7 @@ def make_emulator(clock: Clock, deployments: tuple[Deployment, ...] | None = Non
     try:
         from llm_router.testing.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the emulator needs {error.name}: pip install 'llm-router[cli]'") from error
+        raise ConfigError(f"the emulator needs {error.name}: pip install 'llm-quota-router[cli]'") from error
     if deployments is None:
         return GeminiEmulator(clock=clock)
     emulator = GeminiEmulator(

@@ -32,7 +32,7 @@ def check_backend(backend: str) -> None:
     if backend not in ("aiohttp", "httpx", "auto"):
         raise ConfigError(f"http_backend must be 'aiohttp', 'httpx' or 'auto', not {backend!r}")
     if backend == "aiohttp" and not _has_aiohttp():
-        raise ConfigError("http_backend='aiohttp' needs aiohttp: install llm-router[aiohttp]")
+        raise ConfigError("http_backend='aiohttp' needs aiohttp: install llm-quota-router[aiohttp]")
 
 
 def _has_aiohttp() -> bool:

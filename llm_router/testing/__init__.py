@@ -29,5 +29,5 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_LAZY[name]), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{name} needs {error.name!r}: install llm-router[emulator] (or [test])", name=error.name
+            f"{name} needs {error.name!r}: install llm-quota-router[emulator] (or [test])", name=error.name
         ) from error

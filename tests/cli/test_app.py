@@ -60,7 +60,8 @@ def test_a_missing_extra_is_named(home, missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from llm_router.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"llm-router: the command line needs {missing}: pip install 'llm-router[cli]'\n"
+    complaint = f"the command line needs {missing}: pip install 'llm-quota-router[cli]'"
+    assert done.stderr == f"llm-router: {complaint}\n"
 
 
 def test_a_child_process_prints_plain_text(start):

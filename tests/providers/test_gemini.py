@@ -373,7 +373,7 @@ def test_unknown_backend():
 def test_missing_aiohttp(monkeypatch):
     """The aiohttp backend is refused if it is not installed; the message says how to install it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"install llm-router\[aiohttp\]"):
+    with pytest.raises(ConfigError, match=r"install llm-quota-router\[aiohttp\]"):
         GeminiProvider(http_backend="aiohttp")
 
 
