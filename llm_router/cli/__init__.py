@@ -20,4 +20,5 @@ def main() -> None:
         sys.exit(_USAGE)
     from llm_router.cli.app import app  # noqa: PLC0415 - cannot be imported without the extra
 
-    app()
+    # The name is the same for ``python -m llm_router``: shell completion depends on it.
+    app(prog_name="llm-router")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from llm_router.cli import batch, check, compare, demo, emulator, send, status
-from llm_router.cli.output import exit_codes
+from llm_router.cli.output import exit_codes, say
+from llm_router.domain.version import installed_version
 
 __all__ = ["app"]
 
@@ -27,11 +28,26 @@ app = typer.Typer(
     help="Send prompts through a pool of LLM API keys and models, within every quota.\n\n"
     "Exit codes: 0 done, 1 something failed, 2 wrong usage or configuration, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     # Plain help reads the same on a terminal and in a file; and a traceback must not print locals.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        say(f"llm-router {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command; the help of the program is above."""
 
 
 for _command in (

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 
 import pytest
+
+import llm_router
+from llm_router.domain.version import installed_version
 
 COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator")
 
@@ -70,3 +74,41 @@ def test_a_child_process_prints_plain_text(start):
     assert (child.returncode, err) == (0, "")
     assert "key-light" in out
     assert "\x1b" not in out
+
+
+def test_the_version_is_printed(run):
+    """--version prints the version that the library has, and no command is needed."""
+    result = run("--version")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == f"llm-router {llm_router.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("installed", "version"),
+    [
+        ({"llm-quota-router": "1.2", "llm-router": "0.1"}, "1.2"),
+        ({"llm-router": "0.1"}, "0.1"),
+        ({}, "0+unknown"),
+    ],
+)
+def test_the_version_is_that_of_the_distribution(monkeypatch, installed, version):
+    """The version is read from the distribution, from its former name, or not known in a bare checkout."""
+
+    def find(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    assert installed_version() == version
+
+
+def test_the_version_is_looked_up_when_asked_for():
+    """Importing the library reads no metadata; a name that the library does not have is still an error."""
+    code = (
+        "import sys, llm_router\n"
+        "before = 'importlib.metadata' in sys.modules\n"
+        "print(before, llm_router.__version__, hasattr(llm_router, 'nonsense'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", installed_version(), "False"]
