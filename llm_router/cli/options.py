@@ -31,7 +31,7 @@ Store = Annotated[
         help="URL of the store of the quotas; by default the environment's, else a file of this user.",
     ),
 ]
-Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")]
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The prompt; - reads it from standard input.")]
 MaxOutputTokens = Annotated[
     int | None, typer.Option("--max-output-tokens", min=1, help="Upper bound of the answer, in tokens.")
 ]

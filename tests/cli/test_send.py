@@ -61,7 +61,7 @@ def test_no_quota_tells_when_to_come_back(run, home, emulator):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("send",), "prompt"),
+        (("send",), "PROMPT"),
         (("send", "x", "--workload", "nope"), "unknown workload 'nope'"),
         (("send", "x", "--model", "nope"), "'nope'"),
         (("send", ""), "prompt is empty"),
