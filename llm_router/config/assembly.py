@@ -21,7 +21,7 @@ _UNKNOWN = Model()
 
 @attrs.frozen(eq=False, repr=False)
 class Assembly:
-    """Makes deployments from the entries of a keys file.
+    """The step from the entries of a keys file to deployments.
 
     Attributes:
         file: The keys file.
@@ -138,7 +138,7 @@ class Assembly:
             if problem and entry.key_id in used and self.secrets_required:
                 self._error(
                     entry,
-                    f"{problem}: set {name} to the secret of this key, in the environment or in .env, "
+                    f"{problem}: give it the secret of this key, in the environment or in .env, "
                     'or set "active": false in this entry',
                 )
             key = Key(entry.key_id, Secret(value), entry.provider, entry.project)

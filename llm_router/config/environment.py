@@ -71,7 +71,7 @@ class Switches:
 
 
 class Environment:
-    """Reads variables of the environment and ``.env`` by type, and reports those that are wrong.
+    """A reader for variables of the environment and ``.env``, which reports the wrong ones.
 
     Args:
         environ: The environment itself.

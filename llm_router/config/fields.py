@@ -58,7 +58,7 @@ def is_name(text: str) -> bool:
 
 
 class Fields:
-    """Reads a JSON object field by field, and reports the fields that are wrong.
+    """A reader for the fields of a JSON object, which reports the wrong ones.
 
     A reader returns its default, or None, for a field that is absent or wrong; it never raises, so that one
     run reports every problem. The names that were read are the known ones; :meth:`close` reports all others.

@@ -35,7 +35,7 @@ class Finding:
 
 
 class Report:
-    """Collects findings, and masks the secrets in them.
+    """A collection of findings, in which secrets are masked.
 
     Attributes:
         redactor: Recognises secrets.

@@ -40,7 +40,7 @@ def mask_url(url: str) -> str:
 
 
 class Redactor:
-    """Recognises and masks API keys: the secrets of the environment, and anything that looks like one."""
+    """A filter for API keys: the secrets of the environment, and anything that looks like one."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         stripped = (secret.strip() for secret in secrets)

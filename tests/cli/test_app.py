@@ -13,7 +13,7 @@ COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator")
 
 
 def test_help_lists_every_command(run):
-    """Help names the commands and the exit codes."""
+    """The help lists the commands and the exit codes."""
     result = run("--help")
     assert result.exit_code == 0
     assert all(f"\n  {command} " in result.stdout for command in COMMANDS)
@@ -21,7 +21,7 @@ def test_help_lists_every_command(run):
 
 
 def test_no_command_is_wrong_usage(run):
-    """Without a command there is help, and the exit code of wrong usage or of help."""
+    """Without a command, the help is printed, and the exit code is that of wrong usage or of help."""
     result = run()
     assert result.exit_code in (0, 2)
     assert "Usage" in result.stdout + result.stderr
@@ -29,14 +29,14 @@ def test_no_command_is_wrong_usage(run):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(run, command):
-    """Every command explains itself."""
+    """Every command has a help text."""
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"{command} " in result.stdout
 
 
 def test_an_unknown_command_is_wrong_usage(run):
-    """An unknown command is told on stderr, with 2."""
+    """An unknown command is reported on stderr, with exit code 2."""
     result = run("frobnicate")
     assert result.exit_code == 2
     assert "frobnicate" in result.stderr
@@ -44,7 +44,7 @@ def test_an_unknown_command_is_wrong_usage(run):
 
 
 def test_help_is_light(home):
-    """Neither the SDK nor a web server is imported for help."""
+    """Printing the help imports neither the SDK nor a web server."""
     heavy = ("google.genai", "aiohttp", "httpx", "redis", "uvicorn", "starlette")
     code = (
         "import sys\n"
@@ -60,15 +60,17 @@ def test_help_is_light(home):
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_extra_is_named(home, missing):
-    """Without the extra the command says what to install."""
+    """Without the extra, the command says what to install."""
     code = f"import sys; sys.modules[{missing!r}] = None; from llm_router.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == f"llm-router: the command line needs {missing}: pip install 'llm-router[cli]'\n"
+    assert (
+        done.stderr == f"llm-router: the command line needs {missing}: pip install 'llm-quota-router[cli]'\n"
+    )
 
 
 def test_a_child_process_prints_plain_text(start):
-    """The module can be run, and what it pipes has no escape code."""
+    """The module can be run, and its piped output has no escape codes."""
     child = start("status")
     out, err = child.communicate(timeout=30)
     assert (child.returncode, err) == (0, "")

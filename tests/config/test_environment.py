@@ -34,7 +34,7 @@ def refuse(project, **variables):
 def test_missing_secret(bare):
     """The message about a missing secret names its variable and the remedy."""
     assert bare.refusal() == (
-        f"keys[0] (gemini-key-01): {NAME} is not set: set {NAME} to the secret of this key, in the "
+        f"keys[0] (gemini-key-01): {NAME} is not set: give it the secret of this key, in the "
         'environment or in .env, or set "active": false in this entry'
     )
 
@@ -60,7 +60,7 @@ def test_unusable_secret(bare, value, problem):
     bare.env[NAME] = value
     message = bare.refusal()
     assert message.startswith(
-        f"keys[0] (gemini-key-01): {NAME} in the environment {problem}: set {NAME} to the secret"
+        f"keys[0] (gemini-key-01): {NAME} in the environment {problem}: give it the secret"
     )
     assert "hunter2" not in message
 
