@@ -23,8 +23,8 @@ SCRIPTS = {
 SUITES = {"custom_store", "testing_your_program"}
 """The examples to run with pytest."""
 
-SLOW = {"three_agents", "streaming"}
-"""The examples that take about a second, and show no more of the library than the others."""
+SLOW = {"quickstart", "streaming", "three_agents"}
+"""The examples that import the SDK, which takes about a second."""
 
 
 def run(*args, **options):

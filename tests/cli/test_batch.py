@@ -189,6 +189,7 @@ def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, emulator, how):
     """A batch that is stopped while requests hang has written every answer, and can be continued."""
@@ -218,6 +219,7 @@ def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, em
 FRESH = ("--store", "memory://")
 
 
+@pytest.mark.slow
 def test_waits_for_quota(start, run, lines, home, emulator):
     """Without quota, a line waits instead of failing, unless --max-wait is 0."""
     keys = json.loads((home / "keys.json").read_text())

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_prompt_is_answered_within_the_quotas(start):
     """More prompts than the quota of a minute are all answered without a 429."""
     child = start("demo", "--json", "--prompts", 60)
