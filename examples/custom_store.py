@@ -1,7 +1,8 @@
-"""A store of your own: six methods, and a contract suite that tells whether they are right.
+"""A store of your own: six methods, and the contract suite that checks them.
 
-This one writes every decision to an audit trail and leaves the deciding to the memory store. Run it with
-``python examples/custom_store.py``; run the contract over it with ``pytest examples/custom_store.py``.
+This store records every decision in an audit trail and leaves the decisions to the memory store. Run the
+example with ``python examples/custom_store.py``, and the contract suite with
+``pytest examples/custom_store.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from llm_router.testing import FakeProvider, StoreContract
 
 
 class AuditedStore:
-    """Keeps a trail of what was granted, refused, settled and put aside."""
+    """A memory store with a trail of what was granted, refused, settled, released and cooled down."""
 
     def __init__(self, *, clock: Clock | None = None) -> None:
         self.trail: list[str] = []
@@ -37,7 +38,7 @@ class AuditedStore:
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
-        """Reserve, and note who was granted what."""
+        """Reserve quota, and record what was granted and refused."""
         decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
         self.trail += [f"refused {r.deployment.id}: {r.reason}" for r in decision.refusals]
         if decision.deployment is not None:
@@ -45,44 +46,44 @@ class AuditedStore:
         return decision
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
-        """Settle, and note what was really used."""
+        """Settle a reservation, and record what was really used."""
         self.trail.append(f"settled: {used.tokens} tokens")
         await self._store.settle(reservation_id, used)
 
     async def release(self, reservation_id: str) -> None:
-        """Release, and note it."""
+        """Release a reservation, and record it."""
         self.trail.append("released")
         await self._store.release(reservation_id)
 
     async def cool_down(self, cooldown: Cooldown) -> None:
-        """Put aside, and note why."""
-        self.trail.append(f"put aside {cooldown.scope}: {cooldown.reason}")
+        """Cool down, and record why."""
+        self.trail.append(f"cooled down {cooldown.scope}: {cooldown.reason}")
         await self._store.cool_down(cooldown)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state."""
+        """Return the state of the deployments."""
         return await self._store.snapshot(deployments)
 
     async def aclose(self) -> None:
-        """Close the store behind."""
+        """Close the memory store."""
         await self._store.aclose()
 
 
 class TestAuditedStore(StoreContract):
-    """The promises of every store, checked on this one."""
+    """The contract suite, run on this store."""
 
     @asynccontextmanager
     async def open_store(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
-        """Open an empty store on ``clock``."""
+        """Yield an empty store on ``clock``."""
         store = AuditedStore(clock=clock)
         yield store
         await store.aclose()
 
 
 async def main() -> None:
-    """Send three prompts through a key that may be used twice, and print the trail."""
+    """Send three prompts through a key with quota for two a minute, and print the trail."""
     key = Key("only-key", Secret("not-needed-by-the-fake-provider"))
-    pool = [Deployment(key, "gemini-flash-latest", "light", quotas=(Quota(Metric.RPM, 2),))]
+    pool = [Deployment(key, "gemini-3.5-flash-lite", "light", quotas=(Quota(Metric.RPM, 2),))]
     store = AuditedStore()
     async with Router(pool, store=store, provider=FakeProvider()) as router:
         for number in range(3):

@@ -1,7 +1,7 @@
-"""A strategy of your own: spend the free keys before the paid ones, then whatever is least loaded.
+"""A strategy of your own: free keys before paid ones, and among equals the least loaded first.
 
-A strategy orders the few deployments that the router considers; it is given no secret and does no I/O. Run
-it with ``python examples/custom_strategy.py``.
+A strategy orders the few deployments that the router considers; it does no I/O. Run the example with
+``python examples/custom_strategy.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from llm_router.testing import FakeProvider
 
 
 class FreeFirst:
-    """Prefers keys whose project is called ``free…``."""
+    """A strategy that prefers keys of projects whose name begins with ``free``."""
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Return the candidates, free ones first, among equals the least loaded."""
+        """Return the candidates, free keys first and among equals the least loaded first."""
         return sorted(candidates, key=self._rank)
 
     @staticmethod
@@ -27,13 +27,13 @@ class FreeFirst:
 
 
 def deployment(name: str, project: str) -> Deployment:
-    """Make a key that may be used three times a minute."""
+    """Return a deployment on a new key with quota for three requests a minute."""
     key = Key(name, Secret("not-needed-by-the-fake-provider"), project=project)
-    return Deployment(key, "gemini-flash-latest", "light", quotas=(Quota(Metric.RPM, 3),))
+    return Deployment(key, "gemini-3.5-flash-lite", "light", quotas=(Quota(Metric.RPM, 3),))
 
 
 async def main() -> None:
-    """Show that the paid key is touched only when the free ones are spent."""
+    """Show that the paid key is used only when the quotas of the free ones are spent."""
     pool = [deployment("paid", "acme"), deployment("free-a", "free-1"), deployment("free-b", "free-2")]
     async with Router(pool, strategy=FreeFirst(), provider=FakeProvider()) as router:
         used = [(await router.send(f"prompt {n}")).key_id for n in range(8)]

@@ -1,7 +1,7 @@
-"""The shortest way in: two keys, three prompts, no network beyond this machine.
+"""The shortest way to start: a keys file with two keys, and three prompts.
 
-Run it with ``python examples/quickstart.py``. It starts the bundled emulator in place of the Gemini API;
-with real keys in ``keys.json`` and ``.env``, ``Router.from_config()`` is all that remains of the set-up.
+Run it with ``python examples/quickstart.py``. It uses the bundled emulator in place of the Gemini API; with
+real keys in ``keys.json`` and ``.env``, ``Router.from_config()`` is the whole set-up.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ KEYS = {
         {
             "key_id": "gemini-key-01",
             "provider": "gemini",
-            "model_name": "gemini-2.0-flash-exp",
+            "model_name": "gemini-3.5-flash-lite",
             "tags": {"workload": "light", "priority": 1},
+            "limits": {"rpm": 15, "tpm": 250_000, "rpd": 1_000},  # those of your own project
         },
         {
             "key_id": "gemini-key-02",
             "provider": "gemini",
-            "model_name": "gemini-1.5-pro",
+            "model_name": "gemini-3.8-flash",
             "tags": {"workload": "medium", "priority": 1},
+            "limits": {"rpm": 10, "tpm": 250_000, "rpd": 250},
         },
     ]
 }
 
 
 def make_router(url: str) -> Router:
-    """Make a router from a keys file and an environment; yours are ``keys.json``, ``.env`` and your own."""
+    """Return a router made from a keys file and an environment, which the example makes up."""
     env = {
         "API_KEY_gemini_key_01": "any-text-will-do-for-the-emulator-1",
         "API_KEY_gemini_key_02": "any-text-will-do-for-the-emulator-2",
@@ -46,12 +48,12 @@ def make_router(url: str) -> Router:
 
 
 async def main() -> None:
-    """Send three prompts and show what came of them."""
+    """Send three prompts, and print the answers and the used quotas."""
     async with GeminiEmulator() as gemini, make_router(gemini.url) as router:
         for prompt, workload in [
             ("Summarise this meeting", "light"),
             ("Review this function", "medium"),
-            ("Design a trading system", "heavy"),  # no heavy key: the nearest workload serves it
+            ("Design a trading system", "heavy"),  # without a heavy key, the nearest workload answers
         ]:
             response = await router.send(prompt, workload=workload)
             if response.success:

@@ -1,6 +1,6 @@
-"""An answer that is shown while it comes, and a conversation that goes on from it.
+"""Streaming: an answer printed piece by piece, and a conversation with a streamed turn.
 
-Run it with ``python examples/streaming.py``. It starts the bundled emulator in place of the Gemini API.
+Run it with ``python examples/streaming.py``. It uses the bundled emulator in place of the Gemini API.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.testing import GeminiEmulator
 
 KEY = Key("gemini-key-01", Secret("any-text-will-do-for-the-emulator"))
-DEPLOYMENTS = [Deployment(KEY, "gemini-flash-latest", "light", quotas=(Quota(Metric.RPM, 15),))]
+DEPLOYMENTS = [Deployment(KEY, "gemini-3.5-flash-lite", "light", quotas=(Quota(Metric.RPM, 15),))]
 
 
 async def main() -> None:
-    """Print two answers as they come, the second with the first in mind."""
+    """Print a streamed answer, then the second turn of a conversation."""
     async with GeminiEmulator() as gemini, Router(DEPLOYMENTS, base_url=gemini.url) as router:
         async with router.stream("Tell me a story", workload="light") as stream:
-            async for chunk in stream:  # raises a SendError if the answer breaks off
+            async for chunk in stream:  # raises a SendError if the answer is interrupted
                 print(chunk.text, end="|", flush=True)
         print(f" {stream.response.usage.output_tokens} tokens")
 
         conversation = router.conversation("reader-1", workload="light")
         await conversation.send("I like ships.")
         async with conversation.stream("So what shall I read?") as stream:
-            response = await stream.collect()  # never raises for a failed answer: look at response.success
+            response = await stream.collect()  # does not raise if the answer fails: check response.success
         print(f"{response.text} after {len(await conversation.history())} messages")
 
 

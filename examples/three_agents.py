@@ -1,7 +1,7 @@
 """Three agents that share one router: a planner (light), a coder (medium) and a debugger (heavy).
 
-Each asks for the kind of model it needs and never hears of a key. Run it with
-``python examples/three_agents.py``; it talks to the bundled emulator.
+Each agent names the workload it needs and knows nothing of keys. Run the example with
+``python examples/three_agents.py``. It uses the bundled emulator in place of the Gemini API.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import asyncio
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.testing import GeminiEmulator
 
-MODELS = {"light": "gemini-2.0-flash-exp", "medium": "gemini-1.5-pro", "heavy": "gemini-exp-1206"}
+MODELS = {"light": "gemini-3.5-flash-lite", "medium": "gemini-3.8-flash", "heavy": "gemini-pro-latest"}
 
 
 class Agent:
-    """Somebody with a task, a kind of model for it, and a memory."""
+    """An agent with an instruction, a workload and a conversation of its own."""
 
     def __init__(self, router: Router, name: str, workload: str, instruction: str) -> None:
         self.name = name
         self._conversation = router.conversation(name, workload=workload, system_instruction=instruction)
 
     async def work(self, task: str) -> str:
-        """Do the task, waiting for quota if need be."""
+        """Return the answer to a task, waiting up to two minutes for quota."""
         response = await self._conversation.send(task, max_wait=120)
         print(f"{self.name} ({response.model} through {response.key_id}): {response.text}")
         return response.text
 
 
 def deployments() -> list[Deployment]:
-    """Make two keys for every model."""
+    """Return deployments on two keys for every model."""
     return [
         Deployment(
             Key(f"{workload}-{number}", Secret(f"emulated-{workload}-{number}")),
@@ -43,7 +43,7 @@ def deployments() -> list[Deployment]:
 
 
 async def main() -> None:
-    """Let a plan become code, and the code lose its bugs."""
+    """Make a plan, write its parts at the same time, and debug them."""
     async with GeminiEmulator() as gemini, Router(deployments(), base_url=gemini.url) as router:
         planner = Agent(router, "planner", "light", "You plan in short steps.")
         coder = Agent(router, "coder", "medium", "You write Python.")

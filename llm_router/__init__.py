@@ -1,5 +1,7 @@
 """Spend many LLM API keys well: quota-exact, asynchronous routing of prompts over keys and models."""
 
+from typing import TYPE_CHECKING
+
 from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
 from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
@@ -94,3 +96,16 @@ __all__ = [
     "get_request_router",
     "open_store",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name of this module for a string
+
+    def __getattr__(name: str) -> str:
+        """Look up ``__version__`` when it is first read: importing the library stays light."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from llm_router.domain.version import installed_version  # noqa: PLC0415
+
+        globals()[name] = version = installed_version()
+        return version

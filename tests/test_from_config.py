@@ -1,4 +1,4 @@
-"""From keys.json, .env and environment to a router."""
+"""Routers made from keys.json, .env and the environment."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def keys(tmp_path, monkeypatch):
     return path
 
 
-SECRET = "AIza-what-nobody-must-see"
+SECRET = "AIza-that-must-never-be-shown"
 ENV = {"API_KEY_k_1": SECRET}
 
 
 async def test_a_router_from_files(keys):
-    """The built-in limits of a known model apply, and the settings of the environment are taken."""
+    """A router has the built-in limits of a known model and the settings of the environment."""
     env = ENV | {"LLM_MAX_WAIT_S": "0", "LLM_ROUTER_STORE": "memory://"}
     async with Router.from_config(keys, env=env, provider=FakeProvider()) as router:
         assert (await router.send("x", workload="light")).success
@@ -37,7 +37,7 @@ async def test_a_router_from_files(keys):
 
 
 async def test_options_win_over_the_environment(keys):
-    """What the program says goes before what the environment says."""
+    """Options passed by the program override the environment."""
     env = ENV | {"LLM_MAX_RETRIES": "7", "LLM_ROUTER_STORE": "nonsense://"}
     async with Router.from_config(
         keys, env=env, store="memory://", max_retries=1, provider=FakeProvider()
@@ -46,7 +46,7 @@ async def test_options_win_over_the_environment(keys):
 
 
 def test_errors_name_the_file_and_show_no_secret(keys):
-    """A wrong setting is told with its name; a traceback with locals shows no key."""
+    """The error about a wrong setting names it, and its traceback with locals shows no key."""
     with pytest.raises(ConfigError, match="LLM_MAX_RETRIES") as caught:
         Router.from_config(keys, env=ENV | {"LLM_MAX_RETRIES": "many"})
     frames = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -55,8 +55,8 @@ def test_errors_name_the_file_and_show_no_secret(keys):
     assert SECRET not in "".join(router_frames)
 
 
-def test_an_unknown_store_is_told_without_its_password(keys):
-    """A store URL may hold a password: only its scheme is shown."""
+def test_an_unknown_store_is_reported_without_its_password(keys):
+    """Only the scheme of a rejected store URL is shown, since the rest may contain a password."""
     with pytest.raises(ConfigError, match="nonsense") as caught:
         Router.from_config(keys, env=ENV | {"LLM_ROUTER_STORE": "nonsense://user:hunter2@host"})
     assert "hunter2" not in str(caught.value)
@@ -71,7 +71,7 @@ def shared(keys, monkeypatch):
 
 
 async def test_the_process_shares_one_router(shared):
-    """Every caller gets the same router and its key manager, until it is closed."""
+    """All callers get the same router and key manager until the router is closed."""
     router = get_request_router()
     assert get_request_router() is router
     assert get_key_manager() is router.keys
@@ -84,7 +84,7 @@ async def test_the_process_shares_one_router(shared):
 
 
 def test_a_child_process_gets_a_router_of_its_own(shared):
-    """After a fork the shared router is made anew."""
+    """A forked child gets its own router."""
     router = get_request_router()
     child = os.fork()
     if child == 0:
@@ -94,7 +94,7 @@ def test_a_child_process_gets_a_router_of_its_own(shared):
 
 
 def test_another_keys_file_can_be_named(shared, monkeypatch, tmp_path):
-    """LLM_ROUTER_KEYS names the file."""
+    """LLM_ROUTER_KEYS chooses the keys file."""
     monkeypatch.setenv("LLM_ROUTER_KEYS", str(tmp_path / "elsewhere.json"))
     with pytest.raises(ConfigError, match=r"elsewhere\.json"):
         get_request_router()

@@ -1,4 +1,4 @@
-"""The command line, ``llm-router``. Needs typer and rich (the extra ``cli``)."""
+"""The command line, ``llm-router``; it needs typer and rich (the extra ``cli``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _USAGE = 2
 
 
 def main() -> None:
-    """Run the command line and exit: with 0 done, 1 something failed, 2 wrong usage or configuration."""
+    """Run the command line and exit with 0 (done), 1 (something failed), 2 (wrong usage or configuration)."""
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         words = f"the command line needs {' and '.join(missing)}: pip install 'llm-quota-router[cli]'"
@@ -20,4 +20,5 @@ def main() -> None:
         sys.exit(_USAGE)
     from llm_router.cli.app import app  # noqa: PLC0415 - cannot be imported without the extra
 
-    app()
+    # The same name for ``python -m llm_router``, since shell completion depends on it.
+    app(prog_name="llm-router")

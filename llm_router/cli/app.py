@@ -1,22 +1,23 @@
-"""The commands under one name."""
+"""The program ``llm-router``: its commands and the options before them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from llm_router.cli import batch, check, compare, demo, emulator, send, status
-from llm_router.cli.output import exit_codes
+from llm_router.cli.output import exit_codes, say
+from llm_router.domain.version import installed_version
 
 __all__ = ["app"]
 
 
 class _Commands(TyperGroup):
-    """Runs a command, and turns what it raises into words on stderr and an exit code."""
+    """The group of commands; what a command raises becomes a message on stderr and an exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> Any:  # the type of a context differs between versions of typer
         with exit_codes():
             return super().invoke(ctx)
 
@@ -24,14 +25,31 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="llm-router",
     cls=_Commands,
-    help="Send prompts through a pool of LLM API keys and models, within every quota.\n\n"
+    help="Send prompts through a pool of LLM API keys and models without exceeding a quota.\n\n"
+    "Start with `llm-router demo`, which needs no API key.\n\n"
     "Exit codes: 0 done, 1 something failed, 2 wrong usage or configuration, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
-    # Plain help reads the same on a terminal and in a file; and a traceback must not print locals.
+    # Plain help is the same on a terminal and in a file. A traceback must not print locals.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        say(f"llm-router {installed_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Accept the options before a command; the help text of the program is given above."""
 
 
 for _command in (

@@ -1,4 +1,4 @@
-"""``llm-router batch``: a file of prompts, a file of results."""
+"""``llm-router batch``: a file of prompts becomes a file of results."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import attrs
 import typer
@@ -18,18 +18,19 @@ from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, sa
 from llm_router.cli.records import error_record, record
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
+from llm_router.domain.response import Response
 from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
 from llm_router.router import Router
 
 __all__ = ["batch"]
 
-_PATIENCE = 25 * 3600.0
-"""Seconds: the longest day there is, so that a spent daily quota is waited for."""
+_MAX_WAIT = 25 * 3600.0
+"""Seconds of the longest possible day, so that a prompt waits for a spent daily quota."""
 
 
 @attrs.frozen
 class _Task:
-    """What the lines of a batch have in common."""
+    """The part of a batch that is the same for all lines."""
 
     router: Router
     results: Results
@@ -39,28 +40,35 @@ class _Task:
 
 
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="The prompts, one JSON object a line.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.jsonl", help="The prompts, one JSON object per line.")
+    ],
     *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON object a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The results, one JSON object per line.")],
     workload: Annotated[
-        str | None, typer.Option("--workload", help="The workload of lines that name none.")
+        str | None, typer.Option("--workload", help="Preferred workload of lines that name none.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Prompts under way at once.")] = 32,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most prompts sent at once.")] = 32,
     max_wait: Annotated[
-        float, typer.Option("--max-wait", min=0, help="Seconds that a prompt waits for quota at most.")
-    ] = _PATIENCE,
+        float,
+        typer.Option(
+            "--max-wait", min=0, help="Longest wait of a prompt for quota, in seconds; 25 hours unless given."
+        ),
+    ] = _MAX_WAIT,
     timeout: Timeout = 60.0,
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
     """Send every prompt of a file, waiting for quota.
 
-    A line is {"prompt": …} with, if wanted, id, workload, model, max_output_tokens, system_instruction and
-    temperature. Each result is written as it comes. Run again, it goes on where it stopped, and tries again
-    what failed. Ctrl-C keeps every result that was there.
+    A line of the input is {"prompt": …}. It may also have the fields id, workload, model, max_output_tokens,
+    system_instruction and temperature.
+
+    Each result is written as soon as it is there, and Ctrl-C loses none. To continue, or to retry the lines
+    that failed, run the same command again.
     """
     if source.resolve() == output.resolve():
-        raise ConfigError(f"{output} is the input: name another file for the results")
+        raise ConfigError(f"{output} is the input: choose another file for the results")
     settings = load_settings(keys)
     if workload is not None and workload not in settings.workloads:
         known = ", ".join(map(repr, settings.workloads))
@@ -81,7 +89,7 @@ def batch(
             left = todo - results.answered - results.failed
             complain(
                 f"llm-router: interrupted: {results.answered} answered, {results.failed} failed, "
-                f"{left} left; run it again to go on"
+                f"{left} left; run the same command again to continue"
             )
             raise typer.Exit(INTERRUPTED) from None
     say(
@@ -89,15 +97,15 @@ def batch(
         f"{len(earlier.answered)} answered before: {output}"
     )
     if results.failed:
-        complain("llm-router: some lines failed; run it again to try them again")
+        complain(f"llm-router: some lines failed, see {output}; run the same command again to retry them")
         raise typer.Exit(FAILED)
 
 
 def _survey(source: Path, output: Path, earlier: Earlier) -> int:
-    """Count what is left to do.
+    """Return how many lines are left to do.
 
     Raises:
-        ConfigError: The results are those of another input.
+        ConfigError: The results belong to another input.
     """
     todo = 0
     for number, line in read_lines(source):
@@ -107,7 +115,7 @@ def _survey(source: Path, output: Path, earlier: Earlier) -> int:
         elif known != digest_of(line):
             raise ConfigError(
                 f"{source}: line {number} has changed since {output} was written: "
-                f"name another file for the results, or remove that one"
+                f"choose another file for the results, or remove that one"
             )
     return todo
 
@@ -119,12 +127,12 @@ def _remaining(source: Path, earlier: Earlier) -> Iterator[tuple[int, bytes]]:
 async def _work(
     task: _Task, lines: Iterator[tuple[int, bytes]], concurrency: int, advance: Callable[[], object]
 ) -> None:
-    """Let workers take line after line until there are none left."""
+    """Answer all lines, with as many workers as ``concurrency``."""
 
     async def worker() -> None:
         for number, line in lines:
             outcome, success = await _answer(task, number, line)
-            # No await from here on: a result that is there is written, whatever happens next.
+            # No await between here and the write, so that a cancellation cannot lose a result.
             task.results.write(number, digest_of(line), outcome, success=success)
             advance()
 
@@ -132,24 +140,25 @@ async def _work(
         async with asyncio.TaskGroup() as group:
             for _ in range(concurrency):
                 group.create_task(worker())
-    except ExceptionGroup as failures:  # the results cannot be written; a line's own failure is a result
+    except ExceptionGroup as failures:  # results cannot be written; the failure of a line is a result
         raise failures.exceptions[0] from None
 
 
-async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, Any], bool]:
+async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, object], bool]:
+    """Return the outcome of a line, and whether it has an answer."""
     try:
         prompt = parse(line)
     except InvalidRequestError as error:
         return _problem(InvalidRequestError(f"line {number}: {error}")), False
-    name = {} if prompt.id is None else {"id": prompt.id}
+    name: dict[str, object] = {} if prompt.id is None else {"id": prompt.id}
     try:
         outcome = record(await _send(task, prompt))
-    except Exception as error:  # noqa: BLE001 - whatever one line brings about must not stop the others
+    except Exception as error:  # noqa: BLE001 - no failure of one line may stop the others
         return name | _problem(error), False
     return name | {key: value for key, value in outcome.items() if key != "success"}, outcome["success"]
 
 
-async def _send(task: _Task, prompt: Prompt) -> Any:
+async def _send(task: _Task, prompt: Prompt) -> Response:
     return await task.router.send(
         prompt.prompt,
         workload=prompt.workload or task.workload,
@@ -162,13 +171,13 @@ async def _send(task: _Task, prompt: Prompt) -> Any:
     )
 
 
-def _problem(error: Exception) -> dict[str, Any]:
+def _problem(error: Exception) -> dict[str, object]:
     return {"error": error_record(error)}
 
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """Draw a progress bar where somebody watches; give what moves it on."""
+    """Draw a progress bar if the output is a terminal; yield the function that advances it."""
     if not is_terminal():
         yield lambda: None
         return

@@ -1,4 +1,4 @@
-"""The file that a batch reads: one prompt a line."""
+"""The input of a batch: a file with one prompt per line."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _DIGEST = 8
 
 @attrs.frozen
 class Prompt:
-    """What one line asks for; None is left to the options of the command.
+    """The content of one line; for a field that is None, the options of the command decide.
 
     Attributes:
         prompt: The prompt.
-        id: Whatever the line calls itself; repeated in the result.
-        workload: The workload wished for.
-        model: The model wished for.
-        max_output_tokens: Upper bound of the answer, in tokens.
+        id: The line's own name for itself, repeated in the result.
+        workload: The preferred workload.
+        model: The preferred model.
+        max_output_tokens: The longest answer allowed, in tokens.
         system_instruction: The system instruction.
         temperature: Sampling temperature.
     """
@@ -40,19 +40,22 @@ class Prompt:
     temperature: float | None = None
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "prompt": (str,),
-    "id": (str, int),
-    "workload": (str,),
-    "model": (str,),
-    "max_output_tokens": (int,),
-    "system_instruction": (str,),
-    "temperature": (int, float),
+_FIELDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "prompt": ("a string", (str,)),
+    "id": ("a string or a whole number", (str, int)),
+    "workload": ("a string", (str,)),
+    "model": ("a string", (str,)),
+    "max_output_tokens": ("a whole number", (int,)),
+    "system_instruction": ("a string", (str,)),
+    "temperature": ("a number", (int, float)),
 }
+"""The fields of a line: what each must be, in words and as types."""
+
+_KINDS = {str: "a string", bool: "true or false", int: "a number", float: "a decimal number", list: "a list"}
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file that are not blank, with their numbers, from 1.
+    """Yield number, from 1, and content of each line of a file that is not blank.
 
     Raises:
         OSError: The file cannot be read.
@@ -64,22 +67,22 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def digest_of(line: bytes) -> str:
-    """Return what tells one line from another, the space around it aside."""
+    """Return a digest by which a changed line is recognised; space around the line does not count."""
     return hashlib.blake2b(line.strip(), digest_size=_DIGEST).hexdigest()
 
 
 def parse(line: bytes) -> Prompt:
-    """Read one line.
+    """Return the prompt in one line.
 
     Raises:
-        InvalidRequestError: It is no such line; the message says what is wrong.
+        InvalidRequestError: The line is wrong; the message says why and what to do.
     """
     try:
         given = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"not UTF-8: {error.reason}") from None
+        raise InvalidRequestError(f"not UTF-8 ({error.reason}): save the file as UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"not JSON: {error}") from None
+        raise InvalidRequestError(f'not JSON ({error}): write {{"prompt": "…"}}') from None
     if not isinstance(given, dict):
         raise InvalidRequestError('not an object: write {"prompt": "…"}')
     _check(given)
@@ -87,17 +90,16 @@ def parse(line: bytes) -> Prompt:
 
 
 def _check(given: dict[str, Any]) -> None:
-    if unknown := sorted(given.keys() - _TYPES.keys()):
-        raise InvalidRequestError(f"unknown field {unknown[0]!r}: use {', '.join(_TYPES)}")
+    if unknown := sorted(given.keys() - _FIELDS.keys()):
+        raise InvalidRequestError(f"unknown field {unknown[0]!r}: use {', '.join(_FIELDS)}")
     if given.get("prompt") is None:
-        raise InvalidRequestError("no prompt: write it as the field 'prompt'")
+        raise InvalidRequestError("no prompt: add the field 'prompt'")
     for name, value in given.items():
-        types = _TYPES[name]
+        wanted, types = _FIELDS[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
-            wanted = " or ".join(kind.__name__ for kind in types)
-            raise InvalidRequestError(f"{name} must be {wanted}, not {type(value).__name__}")
+            raise InvalidRequestError(f"{name} must be {wanted}, not {_KINDS.get(type(value), 'an object')}")
         if isinstance(value, str) and not _is_text(value):
-            raise InvalidRequestError(f"{name} holds half a character (a lone surrogate)")
+            raise InvalidRequestError(f"{name} contains half a character (a lone surrogate): correct it")
 
 
 def _is_text(value: str) -> bool:

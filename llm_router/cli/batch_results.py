@@ -1,4 +1,4 @@
-"""The file that a batch writes: one result a line, safe against being stopped at any moment."""
+"""The output of a batch: a file with one result per line, intact even if the process is killed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Earlier", "Results", "read_earlier"]
 
 _OK = "ok"
 _BEGINNING = b'{"line": '
-"""How every result begins, so that half a result can be told from somebody else's file."""
+"""The beginning of every result, by which half a result differs from the line of an unrelated file."""
 
 
 @attrs.frozen
 class Earlier:
-    """What an earlier run left behind.
+    """The results of an earlier run.
 
     Attributes:
-        answered: Digest by number of the lines that have an answer.
-        untidy: Whether the file holds failures, or half a line of a run that was killed.
+        answered: The lines that have an answer: their digests by number.
+        untidy: Whether the file also contains failures, or half a line from a run that was killed.
     """
 
     answered: Mapping[int, str] = attrs.field(factory=dict)
@@ -35,10 +35,10 @@ class Earlier:
 
 
 class Results:
-    """The open file. A result is one line, in the hands of the operating system when :meth:`write` returns.
+    """The open file of results. When :meth:`write` returns, the operating system has the result.
 
-    When opened, it keeps the answers of an earlier run and drops its failures, which are to be tried again:
-    every line of the input has one result at most.
+    Opening the file keeps the answers of an earlier run and drops its failures, whose lines are sent again,
+    so that no line of the input ever has two results.
 
     Raises:
         OSError: The file cannot be written.
@@ -50,11 +50,11 @@ class Results:
         self._file = path.open("ab", buffering=0)
         self.answered = self.failed = 0
 
-    def write(self, line: int, digest: str, outcome: Mapping[str, Any], *, success: bool) -> None:
+    def write(self, line: int, digest: str, outcome: Mapping[str, object], *, success: bool) -> None:
         """Append the result of a line.
 
         Raises:
-            OSError: It could not be written.
+            OSError: The file cannot be written.
         """
         status = _OK if success else "failed"
         result = {"line": line, "status": status, **outcome, "digest": digest}
@@ -74,16 +74,16 @@ class Results:
 
 
 def read_earlier(path: Path) -> Earlier:
-    """Read what an earlier run left in the output file; change nothing.
+    """Return the results of an earlier run; the file is not changed.
 
     Raises:
-        ConfigError: The file is not one of results.
-        OSError: It cannot be read.
+        ConfigError: The file contains something else than results.
+        OSError: The file cannot be read.
     """
     if not path.exists():
         return Earlier()
     if not path.is_file():
-        raise ConfigError(f"{path} is no regular file: name another for the results")
+        raise ConfigError(f"{path} is not a regular file: choose another file for the results")
     answered: dict[int, str] = {}
     untidy = False
     for result in _results(path):
@@ -95,14 +95,15 @@ def read_earlier(path: Path) -> Earlier:
 
 
 def _results(path: Path) -> Iterator[dict[str, Any] | None]:
-    """Yield the results in a file; None for half a line at its end."""
+    """Yield the results in a file, and None for half a line at its end."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             result = _result(line)
             half = not line.endswith(b"\n") and line[: len(_BEGINNING)] == _BEGINNING[: len(line)]
             if result is None and not half:
                 raise ConfigError(
-                    f"{path}: line {number} is no result of a batch: name another file, or remove this one"
+                    f"{path}: line {number} is not a result of a batch: choose another file for the results, "
+                    "or remove this one"
                 )
             yield None if half else result
 
@@ -119,7 +120,7 @@ def _result(line: bytes) -> dict[str, Any] | None:
 
 
 def _tidy(path: Path) -> None:
-    """Keep the answers only. Stopped at any moment, it leaves the old file or the new one."""
+    """Remove everything but the answers. If the process is killed, the old or the new file is left."""
     new = path.with_name(f"{path.name}.new")
     with path.open("rb") as old, new.open("wb") as file:
         file.writelines(

@@ -1,4 +1,4 @@
-"""``llm-router check``: the configuration read, and nothing sent."""
+"""``llm-router check``: the problems of a configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def check(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Validate configuration and secrets, send nothing."""
+    """Check the keys file, .env and the environment.
+
+    Every problem is listed with the remedy. Nothing is sent.
+    """
     findings = check_settings(path)
     errors = sum(finding.level == "error" for finding in findings)
     if as_json:
@@ -30,7 +33,7 @@ def check(
         say(
             f"{path}: {errors} errors, {len(findings) - errors} warnings"
             if findings
-            else f"{path}: all is well"
+            else f"{path}: no problems found"
         )
     if errors:
         raise typer.Exit(WRONG)

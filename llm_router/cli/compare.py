@@ -1,4 +1,4 @@
-"""``llm-router compare``: one prompt to every workload, side by side."""
+"""``llm-router compare``: the answers of all workloads to one prompt."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def compare(
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
-    """Send one prompt to every workload, side by side."""
+    """Compare the answers of all workloads to one prompt.
+
+    Workloads without an active key are left out, and no workload answers for another.
+    """
     settings = load_settings(keys)
     served = {deployment.workload for deployment in settings.deployments}
     workloads = [workload for workload in settings.workloads if workload in served]
@@ -51,7 +54,7 @@ def compare(
                     max_output_tokens=max_output_tokens,
                     system_instruction=system,
                     timeout=timeout,
-                    # An answer from elsewhere would compare a workload with itself.
+                    # With a fallback, a workload might be compared with itself.
                     fallback="none",
                 )
                 for workload in workloads
@@ -74,7 +77,7 @@ def _answer(response: Response) -> str:
 
 
 def _list(answers: dict[str, Response]) -> None:
-    """Print the answers one below the other."""
+    """Print the answers below each other."""
     for workload, response in answers.items():
         say(f"== {workload}: {describe(response)}")
         say(_answer(response))

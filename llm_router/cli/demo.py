@@ -1,4 +1,4 @@
-"""``llm-router demo``: the router at work on an emulator, within its quotas, in some seconds."""
+"""``llm-router demo``: a router at work on an emulator, for some seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_router.cli.demo_plan import PATIENCE, SPEED, demo_settings, example_keys, prompts_for
+from llm_router.cli.demo_plan import MAX_WAIT, SPEED, demo_settings, example_keys, prompts_for
 from llm_router.cli.demo_view import Tally, plain_summary, watch
 from llm_router.cli.emulated import make_emulator
 from llm_router.cli.options import AsJson
@@ -30,29 +30,29 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _CONCURRENCY = 16
-"""Prompts under way at once. A slow machine delays them all, and no delay may exceed the quotas' guard."""
+"""Most prompts sent at once. A slow machine delays them all, but no delay may exceed the quotas' guard."""
 
 
 def demo(
     *,
     prompts: Annotated[int, typer.Option("--prompts", min=1, help="How many prompts to send.")] = 300,
     keys: Annotated[
-        Path | None, typer.Option("--keys", help="Another keys file; its secrets are not used.")
+        Path | None, typer.Option("--keys", help="A keys file of your own; its secrets are not used.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Route prompts through an emulator, within quotas.
+    """Show the router at work on an emulator.
 
-    The keys and quotas are those of keys.json.example, and the emulator enforces them. It needs no API key
-    and no network. Time runs fast and quotas are raised, the same for the router and the emulator, so that
-    it ends within 20 seconds.
+    It needs no API key and no network. The keys and quotas are those of keys.json.example, and the emulator
+    enforces the quotas. To end within 20 seconds, the router and the emulator share a fast clock and raised
+    quotas. The exit code is 1 if a prompt fails or the emulator refuses a request.
     """
     began = time.monotonic()
     settings, factor = demo_settings(keys or example_keys(), prompts)
     clock = ScaledClock(SPEED)
     tally = Tally(prompts, factor)
     emulator = make_emulator(clock, settings.deployments)
-    # A thread of its own: the work of the one must not delay the clock of the other.
+    # The emulator has its own thread: the work of the router must not delay its clock, nor the reverse.
     with _no_proxy(), emulator.run_in_thread():
         asyncio.run(_route(settings, emulator, clock, tally, draw=is_terminal() and not as_json))
     tally.elapsed = time.monotonic() - began
@@ -69,7 +69,7 @@ async def _route(
 ) -> None:
     async with _provider(settings, emulator) as provider:
         router = Router.from_settings(
-            settings, store="memory://", provider=provider, clock=clock, max_wait=PATIENCE
+            settings, store="memory://", provider=provider, clock=clock, max_wait=MAX_WAIT
         )
         async with router, asyncio.TaskGroup() as group:
             if draw:
@@ -80,7 +80,7 @@ async def _route(
 
 
 async def _work(router: Router, prompts: Iterator[tuple[str, str]], tally: Tally) -> None:
-    """Take prompt after prompt until there are none left."""
+    """Send prompts until there are none left."""
     for workload, prompt in prompts:
         tally.sent += 1
         tally.note(await router.send(prompt, workload=workload, timeout=None))
@@ -88,14 +88,14 @@ async def _work(router: Router, prompts: Iterator[tuple[str, str]], tally: Tally
 
 @contextlib.asynccontextmanager
 async def _provider(settings: Settings, emulator: GeminiEmulator) -> AsyncIterator[GeminiProvider]:
-    """Give the provider, with the SDK imported and a client made for every key.
+    """Yield a provider that has imported the SDK and made a client for every key.
 
-    Otherwise the first requests would arrive seconds after their quota was taken.
+    Otherwise, the first requests would arrive seconds after their quota was taken.
     """
     provider = GeminiProvider(base_url=emulator.url)
     try:
         for deployment in {deployment.key: deployment for deployment in settings.deployments}.values():
-            with contextlib.suppress(ProviderError):  # a model without quota refuses; the key is warm
+            with contextlib.suppress(ProviderError):  # a model without quota refuses, but the client is made
                 await provider.generate(deployment, Request(contents="Hello"))
         emulator.reset()
         yield provider
@@ -105,7 +105,7 @@ async def _provider(settings: Settings, emulator: GeminiEmulator) -> AsyncIterat
 
 @contextlib.contextmanager
 def _no_proxy() -> Iterator[None]:
-    """Keep requests to the emulator from a proxy that the environment names."""
+    """Keep requests to the emulator away from the proxy that the environment names."""
     name = "no_proxy"
     before = os.environ.get(name)
     os.environ[name] = ",".join(filter(None, (before or os.environ.get("NO_PROXY"), "127.0.0.1")))

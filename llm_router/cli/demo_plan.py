@@ -1,4 +1,4 @@
-"""What the demonstration sends, and under which quotas."""
+"""The prompts and the quotas of the demonstration."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["PATIENCE", "SPEED", "demo_settings", "example_keys", "prompts_for"]
+__all__ = ["MAX_WAIT", "SPEED", "demo_settings", "example_keys", "prompts_for"]
 
 SPEED = 60.0
-"""How fast time runs: a minute a second."""
+"""The speed of the clock: a minute takes a second."""
 
 _DELAY = 1.5
-"""Real seconds that a request may take to arrive: a busy machine must not break the quotas of the demo."""
+"""Real seconds that a request may take to arrive, so that a busy machine does not exceed the quotas."""
 
 _GUARD = SPEED * _DELAY
 """The guard of the quotas, in seconds of the fast clock."""
 
-PATIENCE = 60 * SPEED
-"""Seconds of the fast clock that a prompt waits for quota at most."""
+MAX_WAIT = 60 * SPEED
+"""The longest wait of a prompt for quota, in seconds of the fast clock."""
 
 _WINDOWS = 4
-"""How many times the quotas of a minute should be used up."""
+"""How many times the per-minute quotas are to be used up."""
 
 _TOKENS = 60
-"""More tokens than a prompt of the demo has."""
+"""An upper bound of the tokens in a prompt of the demonstration."""
 
 _EXAMPLE = "keys.json.example"
 
@@ -58,47 +58,47 @@ _PROMPTS = {
 
 
 def prompts_for(workloads: Sequence[str], count: int) -> Iterator[tuple[str, str]]:
-    """Yield ``count`` prompts, each with its workload, all workloads in turn."""
+    """Yield ``count`` pairs of workload and prompt, all workloads in turn."""
     for place, workload in zip(range(count), itertools.cycle(workloads), strict=False):
         templates = _PROMPTS.get(workload, _PROMPTS["light"])
         yield workload, templates[place // len(workloads) % len(templates)].format(f"number {place + 1}")
 
 
 def example_keys() -> Path:
-    """Return the example of a keys file: the one here, else the one that was installed along.
+    """Return the path of keys.json.example: in the working directory, else the installed one.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is neither.
     """
     root = Path(str(importlib.resources.files("llm_router")))
     for path in (Path(_EXAMPLE), root / _EXAMPLE, root.parent / _EXAMPLE):
         if path.is_file():
             return path
-    raise ConfigError(f"{_EXAMPLE} is neither here nor installed: name a keys file with --keys")
+    raise ConfigError(f"{_EXAMPLE} is not in this directory and not installed: name a keys file with --keys")
 
 
 def demo_settings(path: Path, prompts: int) -> tuple[Settings, int]:
-    """Load a keys file with made-up secrets, and raise its quotas so that ``prompts`` take some windows.
+    """Load a keys file with made-up secrets, and raise its quotas so that ``prompts`` take a few windows.
 
     Returns:
         The settings, and the factor by which every quota was raised.
 
     Raises:
-        ConfigError: The file is wrong, or leaves no quota for anything.
+        ConfigError: The file is wrong, or no quota admits a prompt.
     """
-    # Whatever the environment or a .env file wants of the router stays out of the demonstration.
+    # The settings of the environment and of .env must not influence the demonstration.
     settings = load_settings(path, env={}, env_file=None, guard=_GUARD, secrets_required=False)
     quotas = {deployment.model_scope: deployment.quotas for deployment in settings.deployments}
     capacity = sum(_capacity(each, prompts) for each in quotas.values())
     if capacity == 0:
-        raise ConfigError(f"{path}: no deployment has quota for a prompt: raise the limits")
+        raise ConfigError(f"{path}: no deployment has quota for a prompt: raise its limits")
     factor = max(1, math.ceil(prompts / capacity))
     deployments = tuple(_raised(deployment, factor) for deployment in with_secrets(settings.deployments))
     return attrs.evolve(settings, deployments=deployments), factor
 
 
 def _capacity(quotas: tuple[Quota, ...], prompts: int) -> float:
-    """Return how many prompts these quotas take in the time of the demonstration, at most ``prompts``."""
+    """Return how many prompts these quotas admit during the demonstration, at most ``prompts``."""
     rooms = (
         quota.limit
         * (1 if quota.metric.is_daily else _WINDOWS)

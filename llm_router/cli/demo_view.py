@@ -1,4 +1,4 @@
-"""What the demonstration shows: counts, and on a terminal the keys and quotas as they change."""
+"""The output of the demonstration: counts, and on a terminal the keys and quotas as they change."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["DemoRecord", "Tally", "plain_summary", "watch"]
 
 _PERIOD = 0.1
-"""Seconds between two pictures."""
+"""Seconds between two updates."""
 
 _ROWS = 24
-"""Deployments shown."""
+"""Most deployments shown."""
 
 
 class DemoRecord(TypedDict):
-    """The summary as JSON."""
+    """The summary, in the form of JSON."""
 
     sent: int
     succeeded: int
@@ -33,22 +33,22 @@ class DemoRecord(TypedDict):
     upstream_requests: int
     """Requests that arrived at the emulator."""
     upstream_429: int
-    """Those of them that it refused for lack of quota."""
+    """Requests that the emulator refused for lack of quota."""
     by_model: dict[str, int]
-    """Answers by the model that gave them."""
+    """Answers by model."""
     elapsed_s: float
 
 
 @attrs.define
 class Tally:
-    """How far the demonstration has come.
+    """The progress of the demonstration.
 
     Attributes:
-        prompts: How many prompts there are.
-        factor: By how much the quotas were raised.
-        sent: How many were handed to the router.
-        succeeded: How many were answered.
-        failed: How many were not.
+        prompts: All prompts.
+        factor: The factor by which every quota was raised.
+        sent: Prompts passed to the router.
+        succeeded: Prompts answered.
+        failed: Prompts that failed.
         by_model: Answers by model.
         by_deployment: Answers by key and model.
         elapsed: Seconds from start to end.
@@ -77,7 +77,7 @@ class Tally:
         self.by_deployment[response.key_id, model] += 1
 
     def record(self, requests: int, refused: int) -> DemoRecord:
-        """Return the summary as JSON."""
+        """Return the summary in the form of JSON."""
         return DemoRecord(
             sent=self.sent,
             succeeded=self.succeeded,
@@ -94,14 +94,14 @@ def plain_summary(tally: Tally, requests: int, refused: int) -> str:
     width = max(map(len, tally.by_model), default=0)
     outcome = (
         f"{tally.succeeded} of {tally.sent} prompts answered in {tally.elapsed:.1f} s; "
-        f"the provider got {requests} requests and refused {refused} for quota (429)."
+        f"the provider received {requests} requests and refused {refused} for quota (429)."
     )
     lines = [
         outcome,
         *(f"  {model:{width}}  {count:5}" for model, count in tally.by_model.most_common()),
     ]
     if tally.failed:
-        lines.append(f"{tally.failed} failed; the last one: {tally.error}")
+        lines.append(f"{tally.failed} failed; the last error: {tally.error}")
     return "\n".join(lines)
 
 
@@ -140,10 +140,10 @@ def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
             str(answers),
         )
     done = tally.succeeded + tally.failed
-    words = f"{done} of {tally.prompts} done, {tally.sent - done} under way or waiting for quota"
+    words = f"{done} of {tally.prompts} done, {tally.sent - done} in progress or waiting for quota"
     if hidden := len(statuses) - _ROWS:
         words += f"; {hidden} more rows not shown" if hidden > 0 else ""
-    note = f"time runs fast, and every quota is {tally.factor} × that of the keys file"
+    note = f"the clock runs fast, and every quota is {tally.factor} times that of the keys file"
     below = Table.grid(expand=True)
     for part in (ProgressBar(tally.prompts, done), Text(words), Text(note, style="dim")):
         below.add_row(part)
@@ -151,6 +151,6 @@ def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
 
 
 def _usage(text: str) -> tuple[float, float]:
-    """Read ``used/limit``; no limit is 0."""
+    """Return the numbers in ``used/limit``; a limit of ``∞`` becomes 0."""
     used, _, limit = text.partition("/")
     return float(used), float(limit) if limit.isdigit() else 0.0

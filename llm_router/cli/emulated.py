@@ -1,4 +1,4 @@
-"""The emulator set up for the deployments of a keys file, with secrets made up where there are none."""
+"""An emulator for the deployments of a keys file, with made-up secrets in place of missing ones."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["made_up_secret", "make_emulator", "with_secrets"]
 
 
 def made_up_secret(key_id: str) -> str:
-    """Return what stands for the secret of a key, for an emulator only."""
-    # Encoded, since a key may be called anything and a secret has to fit into an HTTP header.
+    """Return a substitute for the secret of a key, for use with an emulator only."""
+    # Encoded, since a key_id may contain anything, but an HTTP header may not.
     return f"made-up-secret-of-{quote(key_id, safe='')}"
 
 
 def with_secrets(deployments: Iterable[Deployment]) -> tuple[Deployment, ...]:
-    """Return the deployments, those without a secret with one that is made up."""
+    """Return the deployments, with made-up secrets in place of missing ones."""
     secrets: dict[str, Secret] = {}
     complete = []
     for deployment in deployments:
@@ -40,12 +40,12 @@ def with_secrets(deployments: Iterable[Deployment]) -> tuple[Deployment, ...]:
 
 
 def make_emulator(clock: Clock, deployments: tuple[Deployment, ...] | None = None) -> GeminiEmulator:
-    """Make an emulator that knows the keys of ``deployments`` and enforces exactly their limits.
+    """Return an emulator that accepts the keys of ``deployments`` only and enforces exactly their limits.
 
-    Without them it takes any key and knows no limits.
+    Without ``deployments`` it accepts any key and has no limits.
 
     Raises:
-        ConfigError: The extra that it needs is not installed.
+        ConfigError: The extra ``cli`` is not installed.
     """
     try:
         from llm_router.testing.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra

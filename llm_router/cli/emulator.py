@@ -1,4 +1,4 @@
-"""``llm-router emulator``: a Gemini server to try things on."""
+"""``llm-router emulator``: a local server that emulates the Gemini API."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ __all__ = ["emulator"]
 
 def emulator(
     *,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 is a free one.")] = 0,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The port; 0 picks a free one.")] = 0,
     host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
     keys: Annotated[
         Path | None,
         typer.Option(
-            "--keys", help="A keys file: know its keys and enforce its limits. Default: any key, no limits."
+            "--keys",
+            help="A keys file, whose keys are accepted and limits enforced.  [default: any key, no limits]",
         ),
     ] = None,
-    speed: Annotated[float, typer.Option("--speed", min=0.001, help="How fast its minutes pass.")] = 1.0,
+    speed: Annotated[
+        float, typer.Option("--speed", min=0.001, help="Speed of its clock; at 60, a minute takes a second.")
+    ] = 1.0,
 ) -> None:
-    """Run a Gemini emulator until Ctrl-C.
+    """Run an emulator of the Gemini API until Ctrl-C.
 
-    It prints what to set in the environment to use it.
+    It prints the environment variables that make the router use it.
     """
     environment: dict[str, str] = {}
     deployments: tuple[Deployment, ...] | None = None
@@ -46,7 +49,7 @@ def emulator(
     server = make_emulator(ScaledClock(speed), deployments)
 
     def started(url: str) -> None:
-        say(f"The emulator listens on {url}; Ctrl-C ends it.")
+        say(f"The emulator listens on {url}; press Ctrl-C to end it.")
         for name, value in {"GOOGLE_GEMINI_BASE_URL": url, **environment}.items():
             say(f"export {name}={value}")
 
@@ -54,4 +57,7 @@ def emulator(
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(server.serve(host, port, started=started))
     except OSError as error:
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from None
+        raise ConfigError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): "
+            "choose another --host or --port"
+        ) from None

@@ -1,4 +1,4 @@
-"""The arguments and options that several commands take."""
+"""The arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -21,30 +21,33 @@ __all__ = [
 ]
 
 KEYS = Path("keys.json")
-"""The keys file unless an option or ``LLM_ROUTER_KEYS`` names another."""
+"""The keys file, unless an option or ``LLM_ROUTER_KEYS`` names another."""
 
 Keys = Annotated[Path, typer.Option("--keys", envvar="LLM_ROUTER_KEYS", help="The keys file.")]
 Store = Annotated[
     str | None,
     typer.Option(
         "--store",
-        help="URL of the store of the quotas; by default the environment's, else a file of this user.",
+        help="URL of the store that keeps the quotas.  [default: LLM_ROUTER_STORE or REDIS_URL, "
+        "else an SQLite file in your state directory]",
     ),
 ]
-Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")]
+Prompt = Annotated[
+    str, typer.Argument(metavar="PROMPT", help="The prompt, or - to read it from standard input.")
+]
 MaxOutputTokens = Annotated[
-    int | None, typer.Option("--max-output-tokens", min=1, help="Upper bound of the answer, in tokens.")
+    int | None, typer.Option("--max-output-tokens", min=1, help="Longest answer allowed, in tokens.")
 ]
 System = Annotated[str | None, typer.Option("--system", help="The system instruction.")]
 Timeout = Annotated[
     float,
     typer.Option(
-        "--timeout", min=0.001, help="Seconds for all attempts together, waiting for quota not counted."
+        "--timeout", min=0.001, help="Seconds for all attempts together, not counting the wait for quota."
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else on standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def prompt_text(prompt: str) -> str:
-    """Return the prompt that an argument gives, reading standard input for ``-``."""
+    """Return the prompt that an argument gives; ``-`` reads it from standard input."""
     return sys.stdin.read() if prompt == "-" else prompt

@@ -1,4 +1,4 @@
-"""What the commands share: where words go and in which form, and the exit codes."""
+"""How the commands print, and the exit codes that they end with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -30,19 +30,19 @@ __all__ = [
 
 DONE, FAILED, WRONG = 0, 1, 2
 INTERRUPTED = 130
-"""What shells show for a program that Ctrl-C ended."""
+"""The exit code that shells show for a program ended by Ctrl-C."""
 
 _WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def is_terminal() -> bool:
-    """Tell whether somebody watches: only then is anything coloured or drawn."""
+    """Return whether standard output is a terminal; only then is anything coloured or drawn."""
     return sys.stdout.isatty()
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without control characters, so that an answer cannot command the terminal."""
+    """Return ``text`` without control characters, so that an answer cannot control the terminal."""
     return _CONTROLS.sub("", text)
 
 
@@ -57,7 +57,7 @@ def complain(text: str) -> None:
 
 
 def fail(text: str, code: int) -> NoReturn:
-    """End the command with words on standard error.
+    """End the command with a message on standard error.
 
     Raises:
         typer.Exit: Always.
@@ -66,16 +66,16 @@ def fail(text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print ``value`` as one JSON document."""
-    # Escapes where the output's encoding could not hold the characters themselves.
+    # Characters that the encoding of the output may lack are escaped.
     unicode = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
     text = json.dumps(value, indent=2, ensure_ascii=not unicode)
     say(text.encode(errors="backslashreplace").decode())
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn for a terminal, else as aligned columns of plain text."""
+    """Print a table: drawn on a terminal, aligned columns of plain text elsewhere."""
     if is_terminal():
         _draw(columns, rows)
         return
@@ -100,10 +100,10 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 @contextlib.contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what a command raises into words on standard error and an exit code.
+    """Turn what a command raises into a message on standard error and an exit code.
 
     Raises:
-        typer.Exit: This library or the operating system raised something, or Ctrl-C was pressed.
+        typer.Exit: This library or the operating system raised an error, or Ctrl-C was pressed.
     """
     try:
         yield
@@ -112,10 +112,16 @@ def exit_codes() -> Iterator[None]:
     except LLMRouterError as error:
         fail(str(error), FAILED)
     except _WRONG_PATH as error:
-        fail(str(error), WRONG)
-    except BrokenPipeError:  # whoever read the output has read enough
+        fail(f"{_reason(error)}: check the path and its permissions", WRONG)
+    except BrokenPipeError:  # the reader of the output has closed it, and needs no message
         raise
     except OSError as error:
-        fail(str(error), FAILED)
+        fail(_reason(error), FAILED)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+
+
+def _reason(error: OSError) -> str:
+    """Return the file, if there is one, and the reason."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}"

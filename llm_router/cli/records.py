@@ -1,8 +1,8 @@
-"""Responses as the JSON that commands print and batches write."""
+"""Responses and errors in the form of JSON that commands print and batches write."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import attrs
 
@@ -13,7 +13,7 @@ __all__ = ["ErrorRecord", "ResponseRecord", "describe", "error_record", "record"
 
 
 class ErrorRecord(TypedDict):
-    """Why there is no answer."""
+    """An error, which took the place of an answer."""
 
     type: str
     """The name of the error's class."""
@@ -28,7 +28,7 @@ class ResponseRecord(TypedDict):
     model: str | None
     key_id: str | None
     workload: str | None
-    usage: dict[str, Any]
+    usage: dict[str, int]
     finish_reason: str | None
     attempts: int
     latency: float
@@ -38,12 +38,12 @@ class ResponseRecord(TypedDict):
 
 
 def error_record(error: Exception) -> ErrorRecord:
-    """Return what JSON tells of an error."""
+    """Return the record of an error."""
     return ErrorRecord(type=type(error).__name__, message=str(error))
 
 
 def record(response: Response) -> ResponseRecord:
-    """Return what JSON tells of a response."""
+    """Return the record of a response."""
     return ResponseRecord(
         success=response.success,
         text=response.answer if response.success else None,
@@ -61,7 +61,7 @@ def record(response: Response) -> ResponseRecord:
 
 
 def describe(response: Response) -> str:
-    """Say in one line who answered, how long it took and what it used."""
+    """Return one line with the model, the key, the time and the tokens of a response."""
     usage = response.usage
     return printable(
         f"{response.model} · {response.key_id} · {response.latency:.2f} s · "

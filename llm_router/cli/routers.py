@@ -1,4 +1,4 @@
-"""The router of a command: state that outlives it, unless told otherwise."""
+"""The router of a command, whose state outlives the command by default."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["open_router"]
 
 
 def open_router(settings: Settings, store: str | None) -> Router:
-    """Make a router from settings.
+    """Return a router with these settings.
 
-    Without ``store`` and without one in the environment the state is in the user's own file, so that the
-    commands of a day share their quotas.
+    If neither ``store`` nor the environment names a store, the state is kept in a file of the user, so that
+    all commands share their quotas.
     """
     return Router.from_settings(settings, store=store or settings.store_url or default_store_url())

@@ -30,14 +30,16 @@ __all__ = ["send"]
 def send(
     prompt: Prompt,
     *,
-    workload: Annotated[str | None, typer.Option("--workload", help="The workload wished for.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model wished for.")] = None,
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="Preferred workload, such as light, medium or heavy.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Preferred model.")] = None,
     max_output_tokens: MaxOutputTokens = None,
     system: System = None,
     max_wait: Annotated[
         float | None,
         typer.Option(
-            "--max-wait", min=0, help="Seconds to wait for quota at most; by default LLM_MAX_WAIT_S."
+            "--max-wait", min=0, help="Longest wait for quota, in seconds.  [default: LLM_MAX_WAIT_S, else 0]"
         ),
     ] = None,
     timeout: Timeout = 60.0,
@@ -45,7 +47,10 @@ def send(
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
-    """Send one prompt and print the answer."""
+    """Send one prompt and print the answer.
+
+    On a terminal the answer is followed by the model, the key, the time and the tokens.
+    """
     text = prompt_text(prompt)
 
     settings = load_settings(keys)

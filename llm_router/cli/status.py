@@ -1,4 +1,4 @@
-"""``llm-router status``: every key, and whether a send has a chance."""
+"""``llm-router status``: the state of every key, and the health of the pool."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _COLUMNS = ("key", "model", "project", "workload", "priority", "state", "rpm", "
 
 
 def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -> None:
-    """Show every key, its quotas, and the health."""
+    """Show the state and the quotas of every key.
+
+    The last line says whether a send can succeed now; if none can, the exit code is 1.
+    """
     settings = load_settings(keys)
 
     async def ask() -> tuple[Health, list[KeyStatus]]:
@@ -27,7 +30,7 @@ def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -
             health = await router.health_check()
             try:
                 return health, await router.get_all_key_statuses()
-            except StoreError:  # the health says so
+            except StoreError:  # which the health reports
                 return health, []
 
     health, statuses = asyncio.run(ask())

@@ -1,4 +1,4 @@
-"""From entries to deployments: defaults, quotas and secrets, and what entries must not do to each other."""
+"""Deployments made from the entries of a keys file: defaults, quotas, secrets, and conflicts of entries."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _UNKNOWN = Model()
 
 @attrs.frozen(eq=False, repr=False)
 class Assembly:
-    """Makes deployments of the entries of a keys file.
+    """The step from the entries of a keys file to deployments.
 
     Attributes:
         file: The keys file.
-        environment: Where secrets come from.
-        report: Who collects the problems. With an error in it, what is made is not fit for use.
-        guard: Seconds added to the windows of quotas.
-        secrets_required: Whether a key in use without a secret is an error.
-        enabled: Whether more than the first active key may be used.
+        environment: The source of the secrets.
+        report: Where problems are reported. If it contains an error, the deployments must not be used.
+        guard: Seconds added to the window of each quota.
+        secrets_required: Whether a missing secret of a key in use is an error.
+        enabled: Whether all active keys are used; if false, only the first one is.
     """
 
     file: KeyFile
@@ -40,7 +40,7 @@ class Assembly:
     enabled: bool
 
     def deployments(self) -> tuple[tuple[Deployment, ...], tuple[Deployment, ...]]:
-        """Return the deployments to use and the others, both in the order of the file."""
+        """Return the deployments to use, and the others; both in the order of the file."""
         self._check_keys()
         self._check_models()
         used = self._used()
@@ -60,7 +60,7 @@ class Assembly:
         return [entry for entry in active if entry.key_id == active[0].key_id]
 
     def _check_keys(self) -> None:
-        """Refuse what makes two keys or two deployments one, and one key two."""
+        """Reject duplicate deployments and conflicting entries for one key."""
         keys: dict[str, Entry] = {}
         variables: dict[str, Entry] = {}
         deployments: dict[tuple[str, str], Entry] = {}
@@ -73,30 +73,30 @@ class Assembly:
                 if mine != other:
                     self._error(
                         entry,
-                        f"{name} {mine!r} differs from the {other!r} of {first.label}: "
-                        f"one key has one {name}",
+                        f"{name} {mine!r} differs from {other!r} in {first.label}: a key has one {name}, so "
+                        "use the same in both entries",
                     )
             variable = secret_name(entry.key_id)
             other_key = variables.setdefault(variable, entry)
             if other_key.key_id != entry.key_id:
                 self._error(
                     entry,
-                    f"key_id: its secret would be {variable}, as that of {other_key.label}: "
-                    "rename one of the two keys",
+                    f"key_id: the variable of its secret would be {variable}, the same as that of "
+                    f"{other_key.label}: rename one of the two keys",
                 )
             twin = deployments.setdefault((entry.key_id, entry.model), entry)
             if twin is not entry:
                 self._error(
                     entry,
-                    f"model {entry.model!r} is already deployed on this key by "
-                    f"{twin.label}: remove one of the two",
+                    f"model {entry.model!r} is already deployed on this key by {twin.label}: "
+                    "remove one of the two",
                 )
         if self.file.entries and not any(entry.active for entry in self.file.entries):
             file = self.file.entries[0].file
             self.report.error(f"{file}: keys", 'no key is active: set "active": true on at least one')
 
     def _check_models(self) -> None:
-        """Warn of models without limits, and of limits without a model."""
+        """Warn about models without limits, and about limits of models that are not deployed."""
         silent: set[str] = set()
         for entry in self.file.entries:
             stated = entry.limits or self._model(entry.model).limits
@@ -104,17 +104,17 @@ class Assembly:
                 silent.add(entry.model)
                 self.report.warning(
                     entry.where,
-                    f"model {entry.model!r} has no limits here and none are built in: it counts as unlimited "
-                    f'until the provider refuses; add "limits" to it',
+                    f"model {entry.model!r} has no limits here and none are built in, so it is treated as "
+                    'unlimited until the provider refuses a request: add "limits"',
                 )
         deployed = {entry.model for entry in self.file.entries}
         for name in self.file.models:
             if deployed and name not in deployed:
                 file = self.file.entries[0].file
-                self.report.warning(f"{file}: models.{name}", "no key deploys this model: is its name right?")
+                self.report.warning(f"{file}: models.{name}", "no key deploys this model: check its name")
 
     def _check_quotas(self, made: Sequence[tuple[Entry, tuple[Quota, ...]]]) -> None:
-        """Refuse two opinions about one quota: it belongs to a project and a model."""
+        """Reject different limits for one quota; all keys of a project share the quotas of a model."""
         first: dict[tuple[str, str, str], tuple[Entry, tuple[Quota, ...]]] = {}
         for entry, mine in made:
             owner = (entry.provider, entry.project, entry.model)
@@ -123,7 +123,8 @@ class Assembly:
                 self._error(
                     entry,
                     f"limits of model {entry.model!r} in project {entry.project!r} are {_shown(mine)}, but "
-                    f"{_shown(theirs)} in {other.label}: one project has one quota: state the same",
+                    f"{_shown(theirs)} in {other.label}: keys of one project share its quotas, so state the "
+                    "same limits",
                 )
 
     def _keys(self, used: set[str]) -> Mapping[str, Key]:
@@ -137,8 +138,8 @@ class Assembly:
             if problem and entry.key_id in used and self.secrets_required:
                 self._error(
                     entry,
-                    f"{problem}: put the secret of this key into {name}, in the environment or in .env, "
-                    'or set "active": false',
+                    f"{problem}: give it the secret of this key, in the environment or in .env, "
+                    'or set "active": false in this entry',
                 )
             key = Key(entry.key_id, Secret(value), entry.provider, entry.project)
             keys[entry.key_id] = key
@@ -146,8 +147,8 @@ class Assembly:
             if (twin.provider, twin.project) != (key.provider, key.project):
                 self.report.warning(
                     entry.where,
-                    f"{name} holds the same secret as {secret_name(twin.key_id)}: the provider counts both "
-                    'as one, so give both keys the same "project", or remove one',
+                    f"{name} contains the same secret as {secret_name(twin.key_id)}, so the provider counts "
+                    'them as one key: give both the same "project", or remove one',
                 )
         return keys
 

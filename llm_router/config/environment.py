@@ -1,4 +1,4 @@
-"""The environment and ``.env``: secrets and settings. The environment wins, and is never changed."""
+"""Secrets and settings from the environment and ``.env``. The environment wins; it is never changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llm_router.config.redaction import is_placeholder, mask_url
 
 __all__ = ["Environ", "Environment", "Switches", "read_environment", "secret_name"]
 
-_SECRET_PREFIX = "API_KEY_"  # noqa: S105 - the name of secrets, not one of them
+_SECRET_PREFIX = "API_KEY_"  # noqa: S105 - how their variables begin, not a secret itself
 _FLAGS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -26,12 +26,12 @@ _FLAGS = {
 
 
 def secret_name(key_id: str) -> str:
-    """Return the environment variable that holds the secret of a key, such as ``API_KEY_gemini_key_01``."""
+    """Return the name of the variable with the secret of a key, such as ``API_KEY_gemini_key_01``."""
     return _SECRET_PREFIX + re.sub(r"[^A-Za-z0-9]", "_", key_id)
 
 
 class Environ(Mapping[str, str]):
-    """A view of an environment that shows none of its values, not even to a traceback with locals."""
+    """A view of an environment whose repr shows no values, so that a traceback with locals cannot either."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
@@ -51,15 +51,15 @@ class Environ(Mapping[str, str]):
 
 @attrs.frozen
 class Switches:
-    """The settings of the environment; the same as in :class:`~llm_router.config.Settings`.
+    """The settings from the environment; see :class:`~llm_router.config.Settings`.
 
     Attributes:
-        enabled: Whether more than one key may be used.
-        max_retries: Further attempts after the first.
+        enabled: Whether all active keys are used; if false, only the first one is.
+        max_retries: Most attempts after the first one.
         base_backoff: Upper bound of the first backoff, in seconds.
-        max_wait: Seconds that a send waits for capacity.
-        store_url: The store, or None.
-        base_url: Another server for the Gemini API, or None.
+        max_wait: Most seconds that a send waits for quota.
+        store_url: The URL of the store, or None.
+        base_url: The base URL of another server for the Gemini API, or None.
     """
 
     enabled: bool
@@ -71,25 +71,25 @@ class Switches:
 
 
 class Environment:
-    """Reads variables by kind; what is wrong goes to the report.
+    """A reader for variables of the environment and ``.env``, which reports the wrong ones.
 
     Args:
-        environ: The environment proper.
+        environ: The environment itself.
         dotenv: The variables of the ``.env`` file.
-        file: Name of that file.
-        report: Who collects the problems.
+        file: The path of that file.
+        report: Where problems are reported.
     """
 
     def __init__(self, environ: Environ, dotenv: Environ, file: str, report: Report) -> None:
         self._environ, self._dotenv, self._file, self._report = environ, dotenv, file, report
 
     def secrets(self) -> Iterator[str]:
-        """Yield the value of every variable that is named like a secret."""
+        """Yield the value of every variable whose name is that of a secret."""
         for source in (self._environ, self._dotenv):
             yield from (value for name, value in source.items() if name.startswith(_SECRET_PREFIX))
 
     def secret(self, name: str) -> tuple[str, str | None]:
-        """Return the secret in a variable, or an empty string and why there is none."""
+        """Return the secret in a variable and None, or an empty string and the reason."""
         value = self._environ.get(name, self._dotenv.get(name))
         if value is None:
             return "", f"{name} is not set"
@@ -97,9 +97,9 @@ class Environment:
         if not value:
             return "", f"{place} is empty"
         if is_placeholder(value):
-            return "", f"{place} holds a placeholder"
+            return "", f"{place} is a placeholder"
         if re.fullmatch(r"[!-~]+", value) is None:
-            return "", f"{place} holds spaces, control characters or letters that no API key has"
+            return "", f"{place} contains spaces, control characters or letters that no API key has"
         return value, None
 
     def switches(self) -> Switches:
@@ -117,7 +117,7 @@ class Environment:
         return "the environment" if name in self._environ else self._file
 
     def _get(self, name: str) -> str | None:
-        """Return a setting; one that is set to nothing is not set."""
+        """Return a setting, or None if it is absent or empty."""
         return self._environ.get(name, self._dotenv.get(name, "")).strip() or None
 
     def _error(self, name: str, message: str) -> None:
@@ -147,7 +147,7 @@ class Environment:
     def _store_url(self, name: str) -> str | None:
         url = self._get(name)
         if url is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", url) is None:
-            # Not shown: a password may stand anywhere in what is no URL.
+            # The value is not shown: without the form of a URL, any part of it may be a password.
             self._error(name, "must be the URL of a store, such as memory:// or redis://localhost:6379/0")
             return None
         return url
@@ -171,14 +171,14 @@ def _is_web_url(url: str) -> bool:
 def read_environment(
     environ: Environ, env_file: str | os.PathLike[str] | None, beside: Path, report: Report
 ) -> Environment:
-    """Read the ``.env`` file, to stand behind the environment.
+    """Read the ``.env`` file and put it behind the environment.
 
     Args:
-        environ: The environment proper.
+        environ: The environment itself.
         env_file: The file, looked up in ``beside`` and then in the working directory; None for no file. Only
-            ``.env`` itself may be absent. Its ``${NAME}`` are filled in as python-dotenv does it.
+            a file named ``.env`` may be absent. python-dotenv expands the ``${NAME}`` in it.
         beside: The directory of the keys file.
-        report: Who collects the problems.
+        report: Where problems are reported.
     """
     if env_file is None:
         return Environment(environ, Environ({}), ".env", report)
@@ -191,7 +191,7 @@ def read_environment(
 
 
 def _parse(text: str) -> Environ:
-    from dotenv import dotenv_values  # noqa: PLC0415 - slow to import, and often not needed
+    from dotenv import dotenv_values  # noqa: PLC0415 - slow to import, often not needed
 
     values = dotenv_values(stream=io.StringIO(text))
     return Environ({name: value for name, value in values.items() if value is not None})

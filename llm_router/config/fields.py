@@ -1,4 +1,4 @@
-"""Reading the fields of a JSON object, with a typed reader for each kind."""
+"""Typed readers for the fields of a JSON object."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from llm_router.config.redaction import is_placeholder, is_secret_field
 __all__ = ["MOST", "Fields", "JsonObject", "describe", "is_name", "nearest"]
 
 MOST = 10**15
-"""The largest whole number taken: every store can count that far exactly."""
+"""The largest whole number accepted: every store counts exactly up to it."""
 
 _LONGEST_SHOWN = 60
 
 
 class JsonObject(dict[str, object]):
-    """A JSON object that remembers which of its fields were written twice."""
+    """A JSON object that remembers which of its fields were repeated."""
 
     def __init__(self, pairs: Iterable[tuple[str, object]] = ()) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class JsonObject(dict[str, object]):
 
 
 def describe(value: object) -> str:
-    """Return a short text for a JSON value, fit for a message (which takes the secrets out of it)."""
+    """Return a short text for a JSON value, to go into a report (which masks the secrets in it)."""
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):
@@ -38,12 +38,12 @@ def describe(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
-    # Never cut short: half a secret is a secret, and nothing would recognise it.
+    # Never truncated: half a secret is still a secret, but the redactor would not recognise it.
     return text if len(text) <= _LONGEST_SHOWN else f"{type(value).__name__} of {len(text)} characters"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``": did you mean …?"`` for the nearest of the known names, else ``": use one of …"``."""
+    """Return ``": did you mean …?"`` with the closest known name, or else ``": use one of …"``."""
     from difflib import get_close_matches  # noqa: PLC0415 - only needed for a mistake
 
     names = sorted(known)
@@ -53,22 +53,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Tell whether ``text`` can be shown, stored and sent: no control characters and no half code points."""
+    """Return whether ``text`` can be shown, stored and sent: no control characters, no lone surrogates."""
     return all(unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} for character in text)
 
 
 class Fields:
-    """A JSON object that is read field by field; what is wrong goes to the report.
+    """A reader for the fields of a JSON object, which reports the wrong ones.
 
-    A reader returns its default, or None, for a field that is absent or wrong: reading goes on, so that one
-    run tells every problem. The names asked for are the known ones; :meth:`close` reports the others.
+    A reader returns its default, or None, for a field that is absent or wrong; it never raises, so that one
+    run reports every problem. The names that were read are the known ones; :meth:`close` reports all others.
 
     Args:
         raw: The object.
         where: Its file and entry, as for :class:`~llm_router.config.findings.Finding`.
-        report: Who collects the problems.
+        report: Where problems are reported.
         prefix: The path from the entry to the object, such as ``tags.``.
-        variable: The environment variable to move a secret to.
+        variable: The environment variable that a secret found here should move to.
     """
 
     def __init__(
@@ -89,12 +89,12 @@ class Fields:
         self._nested: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether the field is there, and make its name a known one."""
+        """Return whether the field is there, and make its name a known one."""
         self._asked.add(name)
         return name in self._raw
 
     def place(self, name: str) -> str:
-        """Return where a field stands."""
+        """Return the file, the entry and the path of a field."""
         return f"{self.where}: {self._prefix}{name}"
 
     def error(self, name: str, message: str) -> None:
@@ -106,7 +106,7 @@ class Fields:
         self.error(name, f"must be {expected}; found {found}{remedy and ': ' + remedy}")
 
     def text(self, name: str) -> str | None:
-        """Read a name: a string of visible characters without spaces around it; None when there is none."""
+        """Read a name: a string without control characters and without spaces around it."""
         if name not in self:
             return None
         value = self._raw[name]
@@ -129,12 +129,12 @@ class Fields:
         return self.text(name)
 
     def model_name(self, name: str) -> str | None:
-        """Read the name of a model; a template's placeholder is none."""
+        """Read the name of a model, and reject a placeholder left over from a template."""
         value = self.text(name)
         if value is None or not is_placeholder(value):
             return value
         self.error(
-            name, f"{value!r} is a placeholder: put the name of a model, such as 'gemini-flash-latest'"
+            name, f"{value!r} is a placeholder: write the name of a model, such as 'gemini-flash-latest'"
         )
         return None
 
@@ -153,7 +153,7 @@ class Fields:
         value = self._raw[name]
         if isinstance(value, bool):
             return value
-        self._wrong(name, "true or false", "write it without quotes" if isinstance(value, str) else "")
+        self._wrong(name, "true or false, without quotes" if isinstance(value, str) else "true or false")
         return default
 
     def whole(self, name: str, *, least: int = 0) -> int | None:
@@ -167,7 +167,7 @@ class Fields:
         return None
 
     def limit(self, name: str) -> int | None:
-        """Read a limit; None is unlimited. Ask first whether it is there."""
+        """Read a limit; None means unlimited, so check first whether the field is there."""
         value = self._raw[name]
         if value is None:
             return None
@@ -189,11 +189,11 @@ class Fields:
         return None
 
     def inner(self, raw: Mapping[str, object], name: str) -> Fields:
-        """Return a reader of an object inside this one."""
+        """Return a reader for an object inside this one."""
         return Fields(raw, self.where, self.report, prefix=f"{self._prefix}{name}.", variable=self.variable)
 
     def child(self, name: str) -> Fields | None:
-        """Read an object; close it when done."""
+        """Return a reader for an object in a field; the caller closes it."""
         if name not in self:
             return None
         value = self._raw[name]
@@ -204,7 +204,7 @@ class Fields:
         return self.inner(value, name)
 
     def members(self) -> Iterator[tuple[str, Fields]]:
-        """Yield the objects in this one by names that are the user's own; instead of :meth:`close`."""
+        """Yield name and reader of each object in an object whose names are free; replaces :meth:`close`."""
         self._report_repeated()
         for name, value in self._raw.items():
             if self.report.redactor.is_secret(name):
@@ -215,7 +215,7 @@ class Fields:
                 self._wrong(name, "an object in braces")
 
     def items(self, name: str, *, nested: bool = True) -> list[object] | None:
-        """Read a list with at least one item; ``nested`` when the items are read and closed one by one."""
+        """Read a list with at least one item; ``nested`` if the caller reads and closes the items itself."""
         if name not in self:
             return None
         value = self._raw[name]
@@ -230,14 +230,14 @@ class Fields:
         return value
 
     def refuse_item(self, name: str, value: object, expected: str) -> None:
-        """Report an item of a list as of the wrong kind, or as a secret."""
+        """Report an item of a list as a secret, or as something else than expected."""
         if isinstance(value, str) and self.report.redactor.is_secret(value):
             self._refuse_secret(name)
         else:
             self.error(name, f"must be {expected}; found {describe(value)}")
 
     def close(self) -> None:
-        """Report unknown fields, fields written twice, and secrets in any of them."""
+        """Report unknown fields, repeated fields, and secrets in any field."""
         self._report_repeated()
         is_secret = self.report.redactor.is_secret
         for name, value in self._raw.items():
@@ -249,18 +249,18 @@ class Fields:
 
     def _report_repeated(self) -> None:
         for name in getattr(self._raw, "repeated", ()):
-            self.error(name, "is there twice: keep one")
+            self.error(name, "appears twice: keep one")
 
     def _refuse_secret(self, name: str) -> None:
         self.error(
             name,
-            "a secret does not belong into this file: remove it, and set "
-            f"{self.variable} in the environment or in .env; whoever read the file may have it, so renew it",
+            f"secrets do not belong in this file: remove it and set {self.variable} in the environment or in "
+            ".env; rotate the key, since anyone who read the file may have it",
         )
 
 
 def _digits(value: object) -> str:
-    if isinstance(value, str):
+    if isinstance(value, str) and value.strip().isdecimal():
         return "write it without quotes"
     if isinstance(value, float) and value.is_integer() and value >= 0:
         return f"write {int(value)}"

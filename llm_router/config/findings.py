@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: every problem and warning, collected before anything is raised."""
+"""The problems and warnings of a configuration, all collected before anything is raised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 10
 
 @attrs.frozen
 class Finding:
-    """One thing that is wrong or odd. Neither part ever holds a secret.
+    """One problem or warning. No part of it ever contains a secret.
 
     Attributes:
         level: ``error`` keeps a router from starting, ``warning`` does not.
@@ -35,10 +35,10 @@ class Finding:
 
 
 class Report:
-    """Collects findings; whatever goes in is rid of secrets first.
+    """A collection of findings, in which secrets are masked.
 
     Attributes:
-        redactor: Knows what is a secret.
+        redactor: Recognises secrets.
     """
 
     def __init__(self, redactor: Redactor | None = None) -> None:
@@ -46,18 +46,18 @@ class Report:
         self._findings: list[Finding] = []
 
     def error(self, where: str, message: str) -> None:
-        """Add what keeps a router from starting."""
+        """Add a problem that keeps a router from starting."""
         self._add("error", where, message)
 
     def warning(self, where: str, message: str) -> None:
-        """Add what is odd, and works."""
+        """Add something that works but is probably a mistake."""
         self._add("warning", where, message)
 
     def _add(self, level: Literal["error", "warning"], where: str, message: str) -> None:
         self._findings.append(Finding(level, self._clean(where), self._clean(message)))
 
     def _clean(self, text: str) -> str:
-        """Mask secrets, and spell out what would garble a terminal or a log."""
+        """Mask secrets, and escape characters that would garble a terminal or a log."""
         redacted = self.redactor.redact(text)
         return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in redacted)
 
@@ -77,10 +77,10 @@ class Report:
         return tuple(finding for finding in self._findings if finding.level == "warning")
 
     def raise_errors(self) -> None:
-        """Raise the errors as one, if there are any.
+        """Raise all errors as one.
 
         Raises:
-            ConfigError: Names every error, or the first ten of many.
+            ConfigError: There are errors; the message lists the first ten.
         """
         if errors := self.errors:
             raise ConfigError(_join(errors))

@@ -1,4 +1,4 @@
-"""Reading a file that holds one JSON object."""
+"""A file with one JSON object, and how to read it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["read_json", "read_text"]
 
 
 def read_text(path: Path, report: Report, missing: str) -> str | None:
-    """Return the text of a UTF-8 file; None when a problem was reported.
+    """Return the text of a UTF-8 file, or None after reporting a problem.
 
     Args:
         path: The file.
-        report: Who collects the problems.
-        missing: What to do when the file does not exist.
+        report: Where problems are reported.
+        missing: The remedy to report if the file does not exist.
     """
     where = str(path)
     try:
@@ -33,27 +33,27 @@ def read_text(path: Path, report: Report, missing: str) -> str | None:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def read_json(path: Path, report: Report, missing: str) -> JsonObject | None:
-    """Return the JSON object in a file; None when a problem was reported."""
+    """Return the JSON object in a file, or None after reporting a problem."""
     text = read_text(path, report, missing)
     if text is None:
         return None
     where = str(path)
-    # What is said of a syntax error never quotes the text: a secret may stand there.
+    # A syntax error is reported without the text around it, which may contain a secret.
     try:
         value = json.loads(text, object_pairs_hook=JsonObject, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        report.error(where, f"is not JSON ({place}: {error.msg}): correct it there or just before")
+        report.error(where, f"is not JSON ({place}: {error.msg}): correct it there or just before that place")
     except ValueError:
-        report.error(where, "is not JSON: NaN, Infinity and numbers of thousands of digits are none")
+        report.error(where, "is not JSON: NaN, Infinity and numbers of thousands of digits are not allowed")
     except RecursionError:
-        report.error(where, "is nested too deeply: see keys.json.example for its form")
+        report.error(where, "is nested too deeply: write it like keys.json.example")
     else:
         if isinstance(value, JsonObject):
             return value
-        report.error(where, f'must be an object, {{"keys": [...]}}; found {describe(value)} at the top')
+        report.error(where, f'must be an object, {{"keys": [...]}}; found {describe(value)} at the top level')
     return None

@@ -1,22 +1,22 @@
-"""keys.json: which keys there are, for which models, with which limits.
+"""keys.json: the keys, their models and their limits.
 
-The whole format (``…`` marks what may be left out)::
+The whole format (``…`` marks what may be omitted)::
 
     {
       "keys": [                               one entry per key and model, or per key
         {
-          "key_id": "gemini-key-01",          name of the key; its secret is API_KEY_gemini_key_01
-          "provider": "gemini",             … name of the provider adapter; "gemini"
-          "project": "research",            … whom the provider bills; keys of one project share quotas;
-                                              the key itself by default
-          "active": true,                   … false: shown in statuses and not used
-          "model_name": "gemini-2.0-flash-exp",
+          "key_id": "gemini-key-01",          name of the key; its secret is in API_KEY_gemini_key_01
+          "provider": "gemini",             … name of the provider adapter; default "gemini"
+          "project": "research",            … the provider's unit of billing; its keys share their quotas;
+                                              default: the key_id
+          "active": true,                   … false: shown in statuses, not used; default true
+          "model_name": "gemini-3.5-flash-lite",
           "tags": {                         …
-            "workload": "light",            … one of the workloads; the model's by default
-            "priority": 1,                  … whole number, 0 or more; lower is tried first; 1
-            "weight": 1.0                   … above 0; share of the traffic under the weighted strategy; 1.0
+            "workload": "light",            … one of the workloads; default: the model's
+            "priority": 1,                  … whole number, 0 or more; lower is tried first; default 1
+            "weight": 1.0                   … above 0; share of traffic (weighted strategy); default 1.0
           },
-          "limits": {                       … also flat, beside model_name
+          "limits": {                       … or the same fields beside model_name
             "rpm": 15,                      … requests per minute
             "tpm": 1000000,                 … input tokens per minute
             "rpd": 1500,                    … requests per day
@@ -26,26 +26,25 @@ The whole format (``…`` marks what may be left out)::
         {
           "key_id": "gemini-key-02",
           "models": [                         instead of model_name: several models on one key
-            "gemini-1.5-pro",                 a name, or an object:
-            {"model_name": "gemini-exp-1206", "tags": {…}, "limits": {…}}
+            "gemini-3.8-flash",               a name, or an object:
+            {"model_name": "gemini-pro-latest", "tags": {…}, "limits": {…}}
           ]
         }
       ],
-      "models": {                           … what holds for a model wherever it is deployed
-        "gemini-1.5-pro": {
-          "limits": {…},                    … as above; also flat
+      "models": {                           … defaults for a model on every key
+        "gemini-3.8-flash": {
+          "limits": {…},                    … as above; or the same fields here
           "workload": "medium",             … the workload of its deployments
           "refill": "rolling",              … or "steady", for a provider that smooths its limits
-          "burst": 1                        … steady only: requests at once, 1 to rpm
+          "burst": 1                        … with "steady" only: most requests at once, 1 to rpm
         }
       },
       "workloads": ["light", "medium", "heavy"]   … from lightest to heaviest
     }
 
-Each metric by itself takes its limit from the first of these that mentions it: the item of the entry's
-``models``, the entry, the top-level ``models``, the built-in table. A metric that none of them mentions is
-unlimited.
-Tags come from the item of ``models``, then the entry. Every other field is an error, and so is a secret.
+The limit of each metric comes from the first of these that states it: the item of the entry's ``models``, the
+entry, the top-level ``models``, the built-in table. A metric that none of them states is unlimited. Each tag
+comes from the item of ``models``, then from the entry. Any other field is an error, and so is a secret.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ from llm_router.domain.quota import Metric, Refill
 __all__ = ["Entry", "KeyFile", "read_keyfile"]
 
 _WORKLOADS = ("light", "medium", "heavy")
-_MISSING = "copy keys.json.example to it and put in your own keys"
+_MISSING = "copy keys.json.example to it and enter your own keys"
 
 
 @attrs.frozen
@@ -74,17 +73,17 @@ class Entry:
     """One deployment as the file states it.
 
     Attributes:
-        file: The file.
-        label: The place in it, such as ``keys[3] (gemini-key-04)``.
-        key_id: Name of the key.
-        provider: Name of the provider adapter.
-        project: Whom the provider bills; the key by default.
+        file: The path of the file.
+        label: The place in the file, such as ``keys[3] (gemini-key-04)``.
+        key_id: The name of the key.
+        provider: The name of the provider adapter.
+        project: The project that the provider bills; by default the ``key_id``.
         model: The provider's name of the model.
-        active: Whether it is to be used.
-        workload: Its workload, or None when it states none.
-        priority: Lower is tried first.
-        weight: Its share under a weighted strategy.
-        limits: The limits that it states itself.
+        active: Whether the deployment is used.
+        workload: The workload, or None if the entry states none.
+        priority: Lower numbers are tried first.
+        weight: The share of traffic under a weighted strategy.
+        limits: The limits that the entry itself states.
     """
 
     file: str
@@ -101,18 +100,18 @@ class Entry:
 
     @property
     def where(self) -> str:
-        """File and place."""
+        """The file and the place in it, as for :class:`~llm_router.config.findings.Finding`."""
         return f"{self.file}: {self.label}"
 
 
 @attrs.frozen
 class KeyFile:
-    """A keys file as it is written, before defaults and secrets.
+    """A keys file as it is written, before defaults and secrets are added.
 
     Attributes:
-        entries: Its deployments, in order.
-        models: What it says of models.
-        workloads: From lightest to heaviest.
+        entries: The deployments, in order.
+        models: The defaults for each model that the file lists.
+        workloads: The workloads, from lightest to heaviest.
     """
 
     entries: tuple[Entry, ...]
@@ -127,21 +126,21 @@ class _Tags:
     weight: float | None = None
 
     def over(self, other: _Tags) -> _Tags:
-        """Return these tags, and the other's where these say nothing."""
+        """Return these tags, completed by those of ``other``."""
         mine = attrs.asdict(self, filter=lambda _, value: value is not None)
         return attrs.evolve(other, **mine)
 
 
 def read_keyfile(path: Path, report: Report, providers: Collection[str]) -> KeyFile | None:
-    """Read a keys file; problems go to the report.
+    """Read a keys file.
 
     Args:
         path: The file.
-        report: Who collects the problems. With an error in it, what is returned is not fit for use.
-        providers: The known providers.
+        report: Where problems are reported. If it contains an error, the result must not be used.
+        providers: The names of the known providers.
 
     Returns:
-        What is readable of it, or None when nothing is.
+        The readable part of the file, or None if it is not a JSON object.
     """
     raw = read_json(path, report, _MISSING)
     if raw is None:
@@ -161,7 +160,7 @@ def _read_workloads(top: Fields) -> tuple[str, ...]:
         if not isinstance(item, str) or not item.strip() or item != item.strip() or not is_name(item):
             top.error(name, f"must be a name without spaces around it; found {describe(item)}")
         elif item in found:
-            top.error(name, f"{item!r} is there twice: keep one")
+            top.error(name, f"{item!r} appears twice: keep one")
         else:
             found.append(item)
     return tuple(found) or _WORKLOADS
@@ -171,16 +170,16 @@ def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str,
     models = top.child("models")
     for name, fields in models.members() if models else ():
         if is_placeholder(name) or not name.strip():
-            fields.report.error(top.place("models"), f"{name!r} is a placeholder: put the name of a model")
+            fields.report.error(top.place("models"), f"{name!r} is a placeholder: write the name of a model")
         limits = _read_limits(fields)
         workload = fields.choice("workload", workloads)
         refill = fields.choice("refill", (Refill.ROLLING.value, Refill.STEADY.value))
         burst = fields.whole("burst", least=1)
         rpm = limits.get(Metric.RPM)
         if burst is not None and refill != Refill.STEADY.value:
-            fields.error("burst", 'only a steady refill has one: add "refill": "steady", or remove it')
+            fields.error("burst", 'needs a steady refill: add "refill": "steady", or remove the burst')
         elif burst is not None and rpm is not None and burst > max(rpm, 1):
-            fields.error("burst", f"must lie between 1 and rpm, which is {rpm}; found {burst}: lower it")
+            fields.error("burst", f"must be between 1 and rpm, which is {rpm}; found {burst}: lower it")
         fields.close()
         yield name, Model(limits, workload, Refill(refill or Refill.ROLLING), burst)
 
@@ -194,7 +193,7 @@ def _read_limits(fields: Fields) -> dict[Metric, int | None]:
         if metric.value not in nested:
             continue
         if metric in limits:
-            fields.error(metric.value, "stands both in limits and beside it: keep one")
+            fields.error(metric.value, "appears both in limits and beside it: keep one")
         limits[metric] = nested.limit(metric.value)
     nested.close()
     return limits
@@ -257,10 +256,10 @@ def _read_entry(
 def _read_deployed(
     fields: Fields, workloads: tuple[str, ...]
 ) -> Iterator[tuple[str, str | None, _Tags, dict[Metric, int | None]]]:
-    """Yield place, model, tags and limits of every item of ``models``, or of the only model."""
+    """Yield place, model, tags and limits of each item of ``models``, or of ``model_name``."""
     model, items = fields.model_name("model_name"), fields.items("models")
     if "model_name" in fields and "models" in fields:
-        fields.error("models", "stands beside model_name: keep one of them")
+        fields.error("models", "appears together with model_name: keep one of them")
     elif "model_name" not in fields and "models" not in fields:
         fields.error("model_name", "is missing: add it, or a list of models")
     elif items is None:

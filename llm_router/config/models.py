@@ -1,6 +1,6 @@
-"""What is known of models: the built-in table, and what keys.json says of its own.
+"""Limits and workloads of models: the built-in table, and how limits become quotas.
 
-The table is the only place that knows a model by its name, and whatever it says is a default.
+The table is the only place in the library that knows models by name; keys.json overrides all of it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from llm_router.domain.quota import Metric, Quota, Refill
 __all__ = ["BUILT_IN", "Limits", "Model", "quotas"]
 
 Limits: TypeAlias = Mapping[Metric, int | None]
-"""Limits as they were stated: None is unlimited, a metric that is absent was not mentioned."""
+"""Limits as they were stated: None means unlimited, an absent metric was not mentioned."""
 
 
 @attrs.frozen
 class Model:
-    """What holds for every deployment of a model, unless the deployment says otherwise.
+    """The defaults for all deployments of a model.
 
     Attributes:
-        limits: Its limits.
-        workload: The workload that it is meant for, or None when nobody said.
-        refill: How its per-minute quotas come back: rolling or steady.
-        burst: Size of the steady bucket of ``rpm``, in requests; None for the default of a quota.
+        limits: The limits.
+        workload: The workload that the model is meant for, or None if it is not stated.
+        refill: How the per-minute quotas refill: rolling or steady.
+        burst: The size of the steady bucket of ``rpm``, in requests; None for the default of a quota.
     """
 
     limits: Limits = attrs.field(factory=dict)
@@ -47,18 +47,18 @@ BUILT_IN: Mapping[str, Model] = MappingProxyType(
         "gemini-exp-1206": _row("heavy", rpm=2, tpm=32_000, rpd=50),
     }
 )
-"""The models known without a word in keys.json."""
+"""The models whose limits and workload need not be stated in keys.json."""
 
 
 def quotas(limits: Limits, model: Model, guard: float) -> tuple[Quota, ...]:
     """Return the quotas for ``limits``, in the order of :class:`Metric`; unlimited metrics have none.
 
-    A burst above a limit is lowered to it. Daily quotas come back at midnight whatever the model's refill.
+    A burst above its limit is lowered to it. Daily quotas refill at midnight, whatever the model's refill.
 
     Args:
-        limits: The limits, all sources merged.
-        model: How they come back.
-        guard: Seconds added to a window.
+        limits: The limits, merged from all sources.
+        model: The refill and burst of the model; its limits are not read.
+        guard: Seconds added to the window of each quota.
     """
     made = []
     for metric in Metric:

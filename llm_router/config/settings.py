@@ -1,4 +1,4 @@
-"""The settings of a router, loaded and checked as a whole."""
+"""The settings of a router, loaded and checked together."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def _shown(url: str | None) -> str:
 
 @attrs.frozen
 class Settings:
-    """What keys.json, ``.env`` and the environment say.
+    """The settings from keys.json, ``.env`` and the environment.
 
     Attributes:
-        deployments: What to send through, in the order of the file; at least one. Only those of the first
-            active key when ``LLM_MULTI_KEY_ROUTER_ENABLED`` is false.
-        inactive: The others; their secret is empty where the environment has none.
-        workloads: From lightest to heaviest.
-        max_retries: Further attempts after the first.
+        deployments: The deployments to use, in the order of the file; at least one. If
+            ``LLM_MULTI_KEY_ROUTER_ENABLED`` is false, only those of the first active key.
+        inactive: The other deployments; a secret that is not set is empty.
+        workloads: The workloads, from lightest to heaviest.
+        max_retries: Most attempts after the first one.
         base_backoff: Upper bound of the first backoff, in seconds.
-        max_wait: Seconds that a send waits for capacity.
-        store_url: The store to open; None for the memory of the process.
-        base_url: Another server for the Gemini API; None for Google's.
-        warnings: What is odd, and works.
+        max_wait: Most seconds that a send waits for quota.
+        store_url: The URL of the store to open; None for the memory of the process.
+        base_url: The base URL of another server for the Gemini API; None for Google's.
+        warnings: Things that work but are probably mistakes, in words.
     """
 
     deployments: tuple[Deployment, ...]
@@ -65,27 +65,27 @@ def load_settings(
     secrets_required: bool = True,
     providers: Collection[str] = ("gemini",),
 ) -> Settings:
-    """Load the settings; each warning is also logged once, by the logger ``llm_router``.
+    """Load the settings, and log each warning once with the logger ``llm_router``.
 
     Args:
-        path: The keys file; its format is told in :mod:`llm_router.config.keyfile`.
+        path: The keys file; :mod:`llm_router.config.keyfile` describes its format.
         env: The environment; ``os.environ`` by default. It is never changed.
-        env_file: A file of variables behind the environment, looked up beside the keys file, then in the
-            working directory; None for none. A file of another name than ``.env`` must exist.
-        guard: Seconds added to the windows of quotas.
-        secrets_required: Whether a key in use without a secret is an error; its secret is empty if not.
-        providers: The known providers.
+        env_file: A file of variables that the environment overrides, looked up beside the keys file, then in
+            the working directory; None for no file. A file not named ``.env`` must exist.
+        guard: Seconds added to the window of each quota.
+        secrets_required: Whether a missing secret of a key in use is an error; if not, the secret is empty.
+        providers: The names of the known providers.
 
     Raises:
-        ConfigError: Something is wrong; the message names file, entry, field and remedy of every problem (the
-            first ten of many), and never a secret.
+        ConfigError: The configuration has errors. The message gives the file, entry, field and remedy of each
+            (of the first ten), and never a secret.
     """
-    # From here on no frame holds an environment that a traceback with locals would print.
+    # From here on, no frame refers to an environment that a traceback with locals would print.
     env = Environ(os.environ if env is None else env)
     settings, report = _load(Path(path), env, env_file, guard, providers, secrets_required=secrets_required)
     report.raise_errors()
-    if settings is None:  # pragma: no cover - nothing to load is always an error
-        raise ConfigError(f"{os.fspath(path)}: holds no settings")
+    if settings is None:  # pragma: no cover - an unreadable file is always an error
+        raise ConfigError(f"{os.fspath(path)}: contains no settings: copy keys.json.example to it")
     for warning in settings.warnings:
         _log.warning("%s", warning)
     return settings
@@ -99,7 +99,7 @@ def check_settings(
     secrets_required: bool = True,
     providers: Collection[str] = ("gemini",),
 ) -> tuple[Finding, ...]:
-    """Return every problem and warning that :func:`load_settings` would meet; raise and log nothing.
+    """Return every problem and warning that :func:`load_settings` would report; log nothing.
 
     Args:
         path: As for :func:`load_settings`.
@@ -107,6 +107,9 @@ def check_settings(
         env_file: As for :func:`load_settings`.
         secrets_required: As for :func:`load_settings`.
         providers: As for :func:`load_settings`.
+
+    Returns:
+        The findings, in the order in which they were found.
     """
     env = Environ(os.environ if env is None else env)
     return _load(Path(path), env, env_file, GUARD, providers, secrets_required=secrets_required)[1].findings

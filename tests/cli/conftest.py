@@ -1,4 +1,4 @@
-"""The command line in this process, in a child process and on a terminal, with an emulator to talk to."""
+"""Fixtures that run the command line in this process, in a child process and on a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def keys_file(rpm: int | None = None) -> str:
 
 @pytest.fixture(scope="session")
 def served():
-    """An emulator in a thread, for all tests of the command line."""
+    """An emulator in a thread, shared by all tests of the command line."""
     with GeminiEmulator(
         keys={secret: name for name, secret in zip(KEYS, SECRETS.values(), strict=True)}
     ).run_in_thread() as emulator:
@@ -51,7 +51,7 @@ def served():
 
 @pytest.fixture
 def emulator(served):
-    """The emulator, with nothing counted and nothing wrong."""
+    """The emulator, without counts, faults or quotas."""
     served.reset()
     yield served
     served.release()
@@ -83,7 +83,7 @@ def no_secret(*texts: str) -> None:
 
 @pytest.fixture
 def run(home):
-    """Run a command in this process; no output may hold a secret or an escape code."""
+    """Run a command in this process; its output may contain neither a secret nor an escape code."""
 
     def run(*args, input=None):  # noqa: A002 - as subprocess calls it
         result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
@@ -117,14 +117,14 @@ def start(home):
 
 @pytest.fixture
 def watch(home, monkeypatch):
-    """Run a command in this process on a terminal; return its exit code and what was drawn."""
+    """Run a command in this process on a terminal; return its exit code and its output."""
 
     def watch(*args):
         master, slave = pty.openpty()
         drawn = bytearray()
 
         def read() -> None:
-            with contextlib.suppress(OSError):  # how a terminal ends
+            with contextlib.suppress(OSError):  # which ends the input of a terminal
                 while data := os.read(master, 65536):
                     drawn.extend(data)
 

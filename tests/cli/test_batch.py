@@ -41,7 +41,7 @@ BATCH = ("batch", "in.jsonl", "-o", "out.jsonl")
 
 
 def test_every_line_has_a_result(run, lines, results):
-    """Each prompt is answered by the workload it names, and the result repeats its id."""
+    """Each prompt is answered by the workload that it names, and its result repeats its id."""
     lines(*PROMPTS, {"prompt": "deep", "workload": "heavy"}, "", {"prompt": "by model", "model": "model-m"})
     result = run(*BATCH)
     assert result.exit_code == 0
@@ -56,7 +56,7 @@ def test_every_line_has_a_result(run, lines, results):
 
 
 def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
-    """--workload is for lines that name none."""
+    """--workload applies to lines that name no workload."""
     lines({"prompt": "a"}, {"prompt": "b", "workload": "light"})
     assert run(*BATCH, "--workload", "heavy", "--concurrency", 1).exit_code == 0
     assert [result["workload"] for result in results().values()] == ["heavy", "light"]
@@ -69,10 +69,13 @@ def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
         ('{"prompt": "cut', "line 2: not JSON"),
         ("[1]", "line 2: not an object"),
         ('{"workload": "light"}', "line 2: no prompt"),
-        ('{"prompt": 7}', "line 2: prompt must be str, not int"),
-        ('{"prompt": "x", "max_output_tokens": true}', "line 2: max_output_tokens must be int, not bool"),
+        ('{"prompt": 7}', "line 2: prompt must be a string, not a number"),
+        (
+            '{"prompt": "x", "max_output_tokens": true}',
+            "line 2: max_output_tokens must be a whole number, not true or false",
+        ),
         ('{"prompt": "x", "max_tokens": 5}', "line 2: unknown field 'max_tokens'"),
-        ('{"prompt": "\\ud800"}', "line 2: prompt holds half a character"),
+        ('{"prompt": "\\ud800"}', "line 2: prompt contains half a character"),
         ('{"prompt": ""}', "prompt is empty"),
         ('{"prompt": "x", "workload": "nope"}', "unknown workload 'nope'"),
         ('{"prompt": "x", "model": "nope"}', "'nope'"),
@@ -80,7 +83,7 @@ def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
     ],
 )
 def test_a_bad_line_is_a_result_and_stops_nothing(run, lines, results, line, words):
-    """What is wrong with a line is told in its place; the others are answered."""
+    """A wrong line becomes a failed result that says why; the other lines are answered."""
     lines(PROMPTS[0], line, PROMPTS[1])
     result = run(*BATCH)
     assert result.exit_code == 1
@@ -90,15 +93,15 @@ def test_a_bad_line_is_a_result_and_stops_nothing(run, lines, results, line, wor
     assert words in found[2]["error"]["message"]
 
 
-def test_bytes_that_are_no_text_are_a_result(run, home, results):
-    """A line in another encoding is told, not guessed."""
+def test_bytes_that_are_not_text_are_a_result(run, home, results):
+    """A line in another encoding becomes a failed result."""
     (home / "in.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
     assert run(*BATCH).exit_code == 1
     assert "line 1: not UTF-8" in results()[1]["error"]["message"]
 
 
 def test_run_again_it_sends_only_what_is_left(run, lines, results, emulator):
-    """Answers are kept, failures are tried again, and each line ends with one result."""
+    """Answers are kept, failures are retried, and each line ends with one result."""
     lines(*PROMPTS, "not json")
     emulator.inject(Fault.status(400), times=2)
     assert run(*BATCH, "--concurrency", 1).exit_code == 1
@@ -116,7 +119,7 @@ def test_run_again_it_sends_only_what_is_left(run, lines, results, emulator):
 
 @pytest.mark.parametrize("left", [1, 9, 40, -1])
 def test_half_a_line_of_a_killed_run_is_repaired(run, lines, results, home, emulator, left):
-    """What was cut short at the end is dropped and sent again."""
+    """Half a line at the end of the results is dropped, and its prompt is sent again."""
     lines(*PROMPTS)
     run(*BATCH, "--concurrency", 1)
     before = (home / "out.jsonl").read_bytes().splitlines(keepends=True)
@@ -128,18 +131,18 @@ def test_half_a_line_of_a_killed_run_is_repaired(run, lines, results, home, emul
 
 
 @pytest.mark.parametrize("content", ["notes", "notes\n", '{"line": 1}\n', '{"prompt": "x"}\n'])
-def test_a_file_of_somebody_else_is_not_touched(run, lines, home, content):
-    """A file that holds no results is neither overwritten nor appended to."""
+def test_an_unrelated_file_is_not_touched(run, lines, home, content):
+    """A file that does not contain results is neither overwritten nor appended to."""
     lines(*PROMPTS)
     (home / "out.jsonl").write_text(content)
     result = run(*BATCH)
     assert result.exit_code == 2
-    assert "no result of a batch" in result.stderr
+    assert "not a result of a batch" in result.stderr
     assert (home / "out.jsonl").read_text() == content
 
 
 def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
-    """When an answered line has changed, nothing is sent and nothing lost."""
+    """If an answered line has changed, nothing is sent and no result is lost."""
     lines(*PROMPTS)
     run(*BATCH)
     before = (home / "out.jsonl").read_text()
@@ -155,7 +158,7 @@ def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
     [
         (("batch", "nowhere.jsonl", "-o", "out.jsonl"), "nowhere.jsonl"),
         (("batch", "in.jsonl", "-o", "in.jsonl"), "is the input"),
-        (("batch", "in.jsonl", "-o", "."), "no regular file"),
+        (("batch", "in.jsonl", "-o", "."), "not a regular file"),
         (("batch", "in.jsonl", "-o", "no/such/out.jsonl"), "no/such"),
         (("batch", "in.jsonl"), "--output"),
         ((*BATCH, "--workload", "nope"), "unknown workload 'nope'"),
@@ -164,7 +167,7 @@ def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
     ],
 )
 def test_wrong_usage_is_2(run, lines, home, emulator, args, words):
-    """Wrong usage is told before anything is sent, and leaves no file."""
+    """Wrong usage is reported before anything is sent, and no file is written."""
     lines(*PROMPTS)
     result = run(*args)
     assert result.exit_code == 2
@@ -174,7 +177,7 @@ def test_wrong_usage_is_2(run, lines, home, emulator, args, words):
 
 
 def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
-    """A full disk is told in a line, with 1."""
+    """A full disk is reported in one line, with exit code 1."""
 
     def write(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -186,9 +189,10 @@ def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, emulator, how):
-    """Stopped while requests hang, it has written every answer, and goes on from there."""
+    """A batch that is stopped while requests hang has written every answer, and can be continued."""
     lines(*PROMPTS)
     emulator.inject(Fault.hang(), times=2)
     child = start(*BATCH, "--concurrency", 5)
@@ -202,7 +206,9 @@ def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, em
     assert out == ""
     if how is signal.SIGINT:
         assert child.returncode == 130
-        assert err == "llm-router: interrupted: 3 answered, 0 failed, 2 left; run it again to go on\n"
+        assert err == (
+            "llm-router: interrupted: 3 answered, 0 failed, 2 left; run the same command again to continue\n"
+        )
     emulator.release()
     emulator.reset()
     assert run(*BATCH).exit_code == 0
@@ -213,8 +219,9 @@ def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, em
 FRESH = ("--store", "memory://")
 
 
+@pytest.mark.slow
 def test_waits_for_quota(start, run, lines, home, emulator):
-    """Without quota left a line waits rather than fails; --max-wait 0 has it fail."""
+    """Without quota, a line waits instead of failing, unless --max-wait is 0."""
     keys = json.loads((home / "keys.json").read_text())
     for key in keys["keys"]:
         key["limits"]["rpm"] = 1
@@ -243,7 +250,7 @@ def _wait(child, seconds):
 
 
 def test_a_terminal_sees_a_progress_bar(watch, lines):
-    """On a terminal the progress is drawn."""
+    """On a terminal, a progress bar is drawn."""
     lines(*PROMPTS)
     code, text = watch(*BATCH)
     assert code == 0

@@ -4,14 +4,14 @@ import json
 
 
 def test_a_good_configuration_is_0(run, emulator):
-    """Nothing wrong, nothing sent."""
+    """A check without problems ends with 0 and sends nothing."""
     result = run("check")
-    assert (result.exit_code, result.stdout) == (0, "keys.json: all is well\n")
+    assert (result.exit_code, result.stdout) == (0, "keys.json: no problems found\n")
     assert emulator.requests == 0
 
 
-def test_every_error_is_told_at_once(run, home, monkeypatch):
-    """All that is wrong is listed, and the exit code is 2."""
+def test_every_error_is_listed(run, home, monkeypatch):
+    """All problems are listed at once, and the exit code is 2."""
     monkeypatch.delenv("API_KEY_key_light")
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"][1]["limits"]["rpm"] = -1
@@ -26,7 +26,7 @@ def test_every_error_is_told_at_once(run, home, monkeypatch):
 
 
 def test_warnings_alone_are_0(run, home):
-    """What is odd and works does not fail."""
+    """Warnings do not make the check fail."""
     keys = json.loads((home / "keys.json").read_text())
     del keys["keys"][0]["limits"]
     (home / "keys.json").write_text(json.dumps(keys))
@@ -38,7 +38,7 @@ def test_warnings_alone_are_0(run, home):
 
 
 def test_a_missing_file_is_2(run):
-    """A file that is not there is a finding."""
+    """A missing file is a problem."""
     result = run("check", "nowhere.json")
     assert result.exit_code == 2
     assert "nowhere.json" in result.stdout

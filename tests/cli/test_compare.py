@@ -8,7 +8,7 @@ MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}
 
 
 def test_every_workload_answers(run):
-    """Each workload gives its answer, with who it was."""
+    """The answer of each workload is shown with its model and key."""
     result = run("compare", "hello")
     assert result.exit_code == 0
     for workload, model in MODELS.items():
@@ -17,7 +17,7 @@ def test_every_workload_answers(run):
 
 
 def test_json_is_one_object(run):
-    """As JSON, the answers stand under the names of the workloads, in order."""
+    """The JSON has the answers by workload, in order."""
     result = run("compare", "hello", "--json")
     answers = json.loads(result.stdout)
     assert list(answers) == list(MODELS)
@@ -26,7 +26,7 @@ def test_json_is_one_object(run):
 
 
 def test_one_failure_is_1(run, emulator):
-    """The other answers are shown when one fails, and no other workload fills in for it."""
+    """If one workload fails, the others are shown, and none of them answers for it."""
     emulator.inject(Fault.status(400), model="model-m")
     result = run("compare", "hello", "--json")
     assert result.exit_code == 1
@@ -36,7 +36,7 @@ def test_one_failure_is_1(run, emulator):
 
 
 def test_a_workload_without_keys_is_left_out(run, home):
-    """Only workloads that somebody serves are asked."""
+    """Workloads that no key serves are left out."""
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"].pop()
     (home / "keys.json").write_text(json.dumps(keys))
@@ -44,7 +44,7 @@ def test_a_workload_without_keys_is_left_out(run, home):
 
 
 def test_a_terminal_shows_them_side_by_side(watch):
-    """On a terminal the answers are columns of one table."""
+    """On a terminal, the answers are columns of one table."""
     code, text = watch("compare", "hello")
     assert code == 0
     assert any(

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_every_prompt_is_answered_within_the_quotas(start):
-    """More prompts than a minute's quota are all answered, without a single 429."""
+    """More prompts than the quota of a minute are all answered without a 429."""
     child = start("demo", "--json", "--prompts", 60)
     out, err = child.communicate(timeout=60)
     assert (child.returncode, err) == (0, "")
@@ -25,8 +28,8 @@ def test_every_prompt_is_answered_within_the_quotas(start):
     assert summary["elapsed_s"] > 0
 
 
-def test_piped_it_ends_with_a_summary(run):
-    """Without a terminal there is the summary as plain text."""
+def test_piped_output_is_a_summary(run):
+    """Without a terminal, the summary is printed as plain text."""
     result = run("demo", "--prompts", 6)
     assert result.exit_code == 0
     assert result.stdout.startswith("6 of 6 prompts answered in ")
@@ -34,16 +37,16 @@ def test_piped_it_ends_with_a_summary(run):
 
 
 def test_a_terminal_sees_keys_and_progress(watch):
-    """On a terminal keys, quotas and progress are drawn, and the summary stays."""
+    """On a terminal, keys, quotas and progress are drawn, and the summary is printed at the end."""
     code, text = watch("demo", "--prompts", 6)
     assert code == 0
     assert "gemini-key-09" in text
-    assert "6 of 6 done, 0 under way" in text
+    assert "6 of 6 done, 0 in progress" in text
     assert "6 of 6 prompts answered in " in text
 
 
 def test_real_secrets_and_servers_stay_out(run, emulator, monkeypatch):
-    """The environment's secrets, proxies and servers are not used, for whatever keys file."""
+    """The secrets, proxies and servers of the environment are not used, even with one's own keys file."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("LLM_MULTI_KEY_ROUTER_ENABLED", "false")
     result = run("demo", "--prompts", 6, "--json", "--keys", "keys.json")
@@ -53,7 +56,7 @@ def test_real_secrets_and_servers_stay_out(run, emulator, monkeypatch):
 
 
 def test_no_quota_at_all_is_2(run, home):
-    """Keys without any quota are told before anything is sent."""
+    """Keys without any quota are reported before anything is sent."""
     keys = json.loads((home / "keys.json").read_text())
     for key in keys["keys"]:
         key["limits"] = {"rpm": 0}

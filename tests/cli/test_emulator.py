@@ -18,7 +18,7 @@ def serve(start):
 
 
 def test_runs_until_ctrl_c(serve, run, monkeypatch):
-    """It prints its URL and the line to use it, answers, and ends with 0."""
+    """The emulator prints its URL and how to use it, answers, and ends with 0."""
     child, (words, export) = serve("--port", 0)
     url = export.removeprefix("export GOOGLE_GEMINI_BASE_URL=")
     assert url in words
@@ -30,7 +30,7 @@ def test_runs_until_ctrl_c(serve, run, monkeypatch):
 
 
 def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
-    """With a keys file it makes up the secrets that are missing, and knows no other key."""
+    """With a keys file, the emulator makes up missing secrets and accepts no other keys."""
     monkeypatch.delenv("API_KEY_key_light")
     child, (_, base, secret) = serve("--keys", "keys.json", "--speed", "60", exports=2)
     name, _, value = secret.removeprefix("export ").partition("=")
@@ -38,7 +38,7 @@ def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", base.partition("=")[2])
     monkeypatch.setenv(name, value)
     assert run("send", "hello", "--model", "model-l").exit_code == 0
-    monkeypatch.setenv(name, "AIza-of-somebody-else")
+    monkeypatch.setenv(name, "AIza-of-another-key")
     assert run("compare", "hello", "--json").exit_code == 1
     child.send_signal(signal.SIGINT)
     out, _ = child.communicate(timeout=10)
@@ -46,7 +46,7 @@ def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
 
 
 def test_a_port_that_is_taken_is_2(run):
-    """A port in use is told in one line."""
+    """A port in use is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         result = run("emulator", "--port", port)

@@ -21,7 +21,7 @@ from llm_router.errors import ConfigError, InvalidRequestError, StoreUnavailable
     ],
 )
 def test_each_error_has_its_exit_code(error, code, capsys):
-    """What a command raises becomes one line on stderr and an exit code."""
+    """An error of a command becomes one line on stderr and an exit code."""
     with pytest.raises(typer.Exit) as ended, exit_codes():
         raise error
     assert ended.value.exit_code == code
@@ -30,12 +30,20 @@ def test_each_error_has_its_exit_code(error, code, capsys):
     assert captured.out == ""
 
 
+def test_the_message_about_a_path_names_it_and_the_remedy(capsys):
+    """An error about a path becomes a message with the path, the reason and the remedy."""
+    with pytest.raises(typer.Exit), exit_codes():
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "in.jsonl")
+    words = "llm-router: in.jsonl: No such file or directory: check the path and its permissions\n"
+    assert capsys.readouterr().err == words
+
+
 def test_a_closed_pipe_is_left_to_the_caller():
-    """When nobody reads on, there is nobody to tell."""
+    """An error about a closed pipe is raised, since its reader is gone."""
     with pytest.raises(BrokenPipeError), exit_codes():
         raise BrokenPipeError
 
 
 def test_printable_keeps_text_and_drops_commands():
-    """Lines, tabs and letters stay; what a terminal would obey goes."""
+    """Lines, tabs and letters stay; control characters are removed."""
     assert printable("a\tb\nü\x1b[31m\x07\r\x9b") == "a\tb\nü[31m"

@@ -8,15 +8,15 @@ from llm_router.testing.emulator import Fault, QuotaSpec
 
 
 def test_prints_the_answer_alone(run):
-    """Piped, a send prints the answer and nothing else."""
+    """Without a terminal, a send prints the answer and nothing else."""
     result = run("send", "hello there", "--workload", "heavy")
     assert result.exit_code == 0
     assert result.stdout == "[model-h] echo: hello there\n"
     assert result.stderr == ""
 
 
-def test_json_tells_the_whole_response(run):
-    """As JSON, a response has its text, where it came from, and what it used."""
+def test_json_is_the_whole_response(run):
+    """The JSON of a response has its text, its model and key, and its usage."""
     result = run("send", "hello", "--model", "model-m", "--json", "--max-output-tokens", 100)
     answer = json.loads(result.stdout)
     assert answer["text"] == "[model-m] echo: hello"
@@ -35,7 +35,7 @@ def test_a_dash_reads_standard_input(run):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_failure_is_1(run, emulator, as_json):
-    """A send that does not succeed is told on stderr, or in the JSON."""
+    """A send that fails is reported on stderr or in the JSON."""
     emulator.inject(Fault.status(400))
     result = run("send", "hello", *(["--json"] if as_json else []))
     assert result.exit_code == 1
@@ -49,8 +49,8 @@ def test_a_failure_is_1(run, emulator, as_json):
         assert result.stderr.startswith("llm-router: ")
 
 
-def test_no_quota_tells_when_to_come_back(run, home, emulator):
-    """Without quota anywhere, the answer says from when."""
+def test_no_quota_is_reported(run, home, emulator):
+    """A send for which no deployment has quota fails with the error that says so."""
     for model in ("model-l", "model-m", "model-h"):
         emulator.set_quota(model, QuotaSpec(rpm=0))
     result = run("send", "hello", "--json")
@@ -61,7 +61,7 @@ def test_no_quota_tells_when_to_come_back(run, home, emulator):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("send",), "prompt"),
+        (("send",), "PROMPT"),
         (("send", "x", "--workload", "nope"), "unknown workload 'nope'"),
         (("send", "x", "--model", "nope"), "'nope'"),
         (("send", ""), "prompt is empty"),
@@ -74,7 +74,7 @@ def test_no_quota_tells_when_to_come_back(run, home, emulator):
     ],
 )
 def test_wrong_usage_is_2(run, emulator, args, words):
-    """What is wrong with usage or configuration is told on stderr, and nothing is sent."""
+    """Wrong usage or configuration is reported on stderr, and nothing is sent."""
     result = run(*args)
     assert result.exit_code == 2
     assert words in result.stderr
@@ -83,7 +83,7 @@ def test_wrong_usage_is_2(run, emulator, args, words):
 
 
 def test_a_missing_secret_is_2(run, monkeypatch):
-    """A secret that is missing is named by its variable."""
+    """The message about a missing secret names its variable."""
     monkeypatch.delenv("API_KEY_key_light")
     result = run("send", "x")
     assert result.exit_code == 2
@@ -91,15 +91,15 @@ def test_a_missing_secret_is_2(run, monkeypatch):
 
 
 def test_the_environment_names_the_keys_file(run, home, monkeypatch):
-    """LLM_ROUTER_KEYS stands for --keys."""
+    """LLM_ROUTER_KEYS takes the place of --keys."""
     (home / "keys.json").rename(home / "others.json")
     assert run("send", "x").exit_code == 2
     monkeypatch.setenv("LLM_ROUTER_KEYS", "others.json")
     assert run("send", "x").exit_code == 0
 
 
-def test_a_terminal_also_sees_who_answered(watch):
-    """On a terminal the answer is followed by model, key, time and tokens."""
+def test_a_terminal_also_shows_the_source(watch):
+    """On a terminal, the answer is followed by the model, the key, the time and the tokens."""
     code, text = watch("send", "hello \x1b[31mred", "--workload", "light")
     assert code == 0
     assert "[model-l] echo: hello [31mred" in text

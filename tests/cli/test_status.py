@@ -7,7 +7,7 @@ from llm_router.stores.memory import MemoryStore
 
 
 def test_a_line_for_every_key(run):
-    """Piped, statuses are aligned columns under a head, and the health follows."""
+    """Without a terminal, statuses are aligned columns under a head, followed by the health."""
     result = run("status")
     assert result.exit_code == 0
     head, *rows, health = result.stdout.splitlines()
@@ -18,7 +18,7 @@ def test_a_line_for_every_key(run):
 
 
 def test_json_has_health_and_keys(run):
-    """As JSON there are the health and every key's status."""
+    """The JSON has the health and the status of every key."""
     result = run("status", "--json")
     found = json.loads(result.stdout)
     assert found["health"]["healthy"] is True
@@ -27,7 +27,7 @@ def test_json_has_health_and_keys(run):
 
 
 def test_an_inactive_key_is_shown(run, home):
-    """A key that is switched off is listed as such."""
+    """A key that is switched off is listed as inactive."""
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"][2]["active"] = False
     (home / "keys.json").write_text(json.dumps(keys))
@@ -36,14 +36,14 @@ def test_an_inactive_key_is_shown(run, home):
     assert "2 of 3 keys active" in result.stdout
 
 
-def test_statuses_are_sent_nowhere(run, emulator):
-    """Asking for statuses sends no request."""
+def test_statuses_send_nothing(run, emulator):
+    """Printing statuses sends no request."""
     run("status")
     assert emulator.requests == 0
 
 
 def test_a_terminal_shows_a_table(watch):
-    """On a terminal the table is drawn."""
+    """On a terminal, the table is drawn."""
     code, text = watch("status")
     assert code == 0
     assert "key-heavy" in text
@@ -51,7 +51,7 @@ def test_a_terminal_shows_a_table(watch):
 
 
 def test_a_store_that_does_not_answer_is_1(run, monkeypatch):
-    """Where the store does not answer, the health says so, and the exit code is 1."""
+    """If the store does not answer, the health says so, and the exit code is 1."""
 
     async def snapshot(*args):
         raise StoreUnavailableError("the store is away")
@@ -65,7 +65,7 @@ def test_a_store_that_does_not_answer_is_1(run, monkeypatch):
 
 
 def test_counts_outlive_a_command(run, home):
-    """Two sends of two commands are in the statuses of a third: the state is in the user's own file."""
+    """The statuses of a command include the sends of earlier ones, since they share a file of the user."""
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"][0]["limits"] = {"rpm": None, "tpm": None, "rpd": 50}
     (home / "keys.json").write_text(json.dumps(keys))

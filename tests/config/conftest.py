@@ -33,7 +33,7 @@ class Project:
         return load_settings(self.path, env=self.env, **options)
 
     def refusal(self, **options):
-        """Return the message of the refusal, having made sure that it shows no secret and names the file."""
+        """Return the error's message, after checking that it shows no secret and names the file."""
         with pytest.raises(ConfigError) as caught:
             self.load(**options)
         message = str(caught.value)
@@ -42,7 +42,7 @@ class Project:
         return message.removeprefix(f"{self.path}: ")
 
     def quotas(self, place=0, **options):
-        """Return metric → limit of a deployment."""
+        """Return the limits of a deployment by metric."""
         return {quota.metric.value: quota.limit for quota in self.load(**options).deployments[place].quotas}
 
 

@@ -10,7 +10,7 @@ from llm_router.config import load_settings
 
 
 def test_duplicate_deployment(project):
-    """One model twice on one key is refused, whether both are used or not."""
+    """A model that is deployed twice on one key is rejected, even if one of the entries is inactive."""
     message = project.write(project.entry(), project.entry("k2"), project.entry(active=False)).refusal()
     assert message == (
         "keys[2] (k1): model 'gemini-1.5-pro' is already deployed on this key by keys[0] (k1): "
@@ -19,7 +19,7 @@ def test_duplicate_deployment(project):
 
 
 def test_duplicate_in_models(project):
-    """One model twice in a list is refused."""
+    """A model that appears twice in one list is rejected."""
     message = project.write(project.entry(models=["m", "n", "m"])).refusal()
     assert message == (
         "keys[0] (k1): models[2]: model 'm' is already deployed on this key by keys[0] (k1): models[0]: "
@@ -34,49 +34,52 @@ def test_one_key_in_several_entries(project):
 
 
 @pytest.mark.parametrize("field", ["project", "provider"])
-def test_key_with_two_minds(project, field):
-    """One key has one project and one provider."""
+def test_conflicting_entries_for_one_key(project, field):
+    """Entries of one key that state different projects or providers are rejected."""
     project.write(project.entry(**{field: "one"}), project.entry(model_name="m", rpm=1, **{field: "two"}))
     assert project.refusal(providers=("one", "two")) == (
-        f"keys[1] (k1): {field} 'two' differs from the 'one' of keys[0] (k1): one key has one {field}"
+        f"keys[1] (k1): {field} 'two' differs from 'one' in keys[0] (k1): a key has one {field}, so "
+        "use the same in both entries"
     )
 
 
 def test_colliding_variables(project):
-    """Two keys whose secrets would have one name are refused."""
+    """Two keys whose secrets would be in the same variable are rejected."""
     project.env["API_KEY_a_b"] = "s"
     message = project.write(
         {"key_id": "a-b", "model_name": "gemini-1.5-pro"}, {"key_id": "a.b", "model_name": "gemini-1.5-pro"}
     ).refusal()
     assert (
-        "keys[1] (a.b): key_id: its secret would be API_KEY_a_b, as that of keys[0] (a-b): rename" in message
-    )
+        "keys[1] (a.b): key_id: the variable of its secret would be API_KEY_a_b, the same as that of "
+        "keys[0] (a-b): rename one of the two keys"
+    ) in message
 
 
 def test_two_limits_for_one_quota(project):
-    """Keys of one project share their quotas, so they cannot state different limits."""
+    """Keys of one project share their quotas, so different limits are rejected."""
     message = project.write(project.entry("a", project="p"), project.entry("b", project="p", rpm=3)).refusal()
     assert message == (
         "keys[1] (b): limits of model 'gemini-1.5-pro' in project 'p' are rpm 3, tpm 32000, rpd 50, but "
-        "rpm 2, tpm 32000, rpd 50 in keys[0] (a): one project has one quota: state the same"
+        "rpm 2, tpm 32000, rpd 50 in keys[0] (a): keys of one project share its quotas, so "
+        "state the same limits"
     )
 
 
 def test_one_quota_for_two_keys(project):
-    """Keys of one project that state the same limits, each in its way, share a scope."""
+    """Keys of one project share a scope if they state the same limits in different ways."""
     project.write(project.entry("a", project="p", rpm=2), project.entry("b", project="p"), project.entry("c"))
     a, b, c = (deployment.model_scope for deployment in project.load().deployments)
     assert a == b != c
 
 
 def test_no_active_key(project):
-    """A file with nothing to send through is refused."""
+    """A file without an active key is rejected."""
     message = project.write(project.entry(active=False)).refusal()
     assert message == 'keys: no key is active: set "active": true on at least one'
 
 
 def test_inactive_key(project):
-    """An inactive key is kept for statuses, and needs no secret."""
+    """An inactive key is kept for statuses and needs no secret."""
     project.write(project.entry("a"), {"key_id": "b", "model_name": "gemini-1.5-pro", "active": False})
     settings = project.load()
     assert [deployment.id for deployment in settings.deployments] == ["a/gemini-1.5-pro"]
@@ -85,7 +88,7 @@ def test_inactive_key(project):
 
 
 def test_single_key(project):
-    """With the switch off only the first active key is used, with all its models, and needs a secret."""
+    """With the switch off, only the first active key, with all its models, is used and needs a secret."""
     project.write(
         project.entry("a", active=False),
         project.entry("b"),
@@ -99,18 +102,20 @@ def test_single_key(project):
 
 
 def test_other_provider(project):
-    """A provider that the caller knows is accepted."""
+    """A provider that the caller names is accepted."""
     project.write(project.entry(provider="mine"))
     assert "provider: 'mine' is not known" in project.refusal()
     assert project.load(providers=("gemini", "mine")).deployments[0].key.provider == "mine"
 
 
 def test_shared_secret(project):
-    """One secret under two names is one key to the provider: a warning, unless they share a project."""
+    """Two keys with the same secret cause a warning, unless they share a project."""
     project.write(*(project.entry(name, project=name[0]) for name in ("a1", "a2", "b1")))
     project.env.update(dict.fromkeys(("API_KEY_a1", "API_KEY_a2", "API_KEY_b1"), "one-and-the-same-secret"))
     (warning,) = project.load().warnings
-    assert warning.startswith(f"{project.path}: keys[2] (b1): API_KEY_b1 holds the same secret as API_KEY_a1")
+    assert warning.startswith(
+        f"{project.path}: keys[2] (b1): API_KEY_b1 contains the same secret as API_KEY_a1"
+    )
 
 
 IDS = st.lists(
@@ -126,7 +131,7 @@ IDS = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=IDS)
 def test_odd_ids(project, ids):
-    """Whatever the characters of an id, its key gets its own secret and its own scope."""
+    """Each key gets its own secret and its own scope, whatever characters are in its id."""
     project.write(*({"key_id": name, "model_name": "gemini-1.5-pro"} for name in ids))
     env = {
         "API_KEY_" + re.sub(r"[^A-Za-z0-9]", "_", name): f"secret-{number}" for number, name in enumerate(ids)

@@ -22,7 +22,7 @@ def secret(project, **options):
 
 
 def refuse(project, **variables):
-    """Return what is said of variables that are wrong."""
+    """Return the message about variables that are wrong."""
     project.write().env.update(variables)
     (finding,) = check_settings(project.path, env=project.env)
     with pytest.raises(ConfigError) as caught:
@@ -32,10 +32,10 @@ def refuse(project, **variables):
 
 
 def test_missing_secret(bare):
-    """A missing secret is told with the name of its variable and the remedy."""
+    """The message about a missing secret names its variable and the remedy."""
     assert bare.refusal() == (
-        f"keys[0] (gemini-key-01): {NAME} is not set: put the secret of this key into {NAME}, in the "
-        'environment or in .env, or set "active": false'
+        f"keys[0] (gemini-key-01): {NAME} is not set: give it the secret of this key, in the "
+        'environment or in .env, or set "active": false in this entry'
     )
 
 
@@ -44,40 +44,42 @@ def test_missing_secret(bare):
     [
         ("", "is empty"),
         (" \t", "is empty"),
-        ("your-key-here", "holds a placeholder"),
-        ("YOUR_API_KEY", "holds a placeholder"),
-        ("changeme", "holds a placeholder"),
-        ("<key>", "holds a placeholder"),
-        ("xxxxxxxx", "holds a placeholder"),
-        ("put-your-key-here", "holds a placeholder"),
-        ("two hunter2", "holds spaces, control characters or letters that no API key has"),
-        ("hunter2\nhunter2", "holds spaces, control characters or letters that no API key has"),
-        ("hünter2", "holds spaces, control characters or letters that no API key has"),
+        ("your-key-here", "is a placeholder"),
+        ("YOUR_API_KEY", "is a placeholder"),
+        ("changeme", "is a placeholder"),
+        ("<key>", "is a placeholder"),
+        ("xxxxxxxx", "is a placeholder"),
+        ("put-your-key-here", "is a placeholder"),
+        ("two hunter2", "contains spaces, control characters or letters that no API key has"),
+        ("hunter2\nhunter2", "contains spaces, control characters or letters that no API key has"),
+        ("hünter2", "contains spaces, control characters or letters that no API key has"),
     ],
 )
 def test_unusable_secret(bare, value, problem):
-    """What cannot be a secret is refused, and not shown."""
+    """A value that cannot be a secret is rejected and not shown."""
     bare.env[NAME] = value
     message = bare.refusal()
-    assert message.startswith(f"keys[0] (gemini-key-01): {NAME} in the environment {problem}: put the secret")
+    assert message.startswith(
+        f"keys[0] (gemini-key-01): {NAME} in the environment {problem}: give it the secret"
+    )
     assert "hunter2" not in message
 
 
 @pytest.mark.parametrize("value", ["s", "AIza-short", "AQ.x", "sk-anything~at/all+=", " stripped \n"])
 def test_any_secret(bare, value):
-    """A secret is never judged by its prefix; spaces around it are an accident."""
+    """A secret may have any prefix, and spaces around it are removed."""
     bare.env[NAME] = value
     assert secret(bare) == value.strip()
 
 
 def test_secrets_not_required(bare):
-    """Where secrets are not required, a missing one is empty."""
+    """If secrets are not required, a missing one is empty."""
     assert secret(bare, secrets_required=False) == ""
     assert check_settings(bare.path, env={}, secrets_required=False) == ()
 
 
 def test_process_environment(bare, monkeypatch):
-    """The environment of the process is read by default, and never changed."""
+    """The environment of the process is read by default and never changed."""
     monkeypatch.setenv(NAME, "from-process")
     bare.dotenv.write_text("LLM_MAX_RETRIES=7\n")
     before = dict(os.environ)
@@ -88,7 +90,7 @@ def test_process_environment(bare, monkeypatch):
 
 
 def test_dotenv(bare):
-    """Secrets and settings come from the .env beside the keys file, with quotes, comments and exports."""
+    """Secrets and settings are read from the .env beside the keys file, with quotes, comments and exports."""
     bare.dotenv.write_text(
         f"# keys\nexport {NAME}='from dotenv'\nLLM_MAX_RETRIES=5 # few\nEMPTY\n".replace("m d", "m-d")
     )
@@ -98,7 +100,7 @@ def test_dotenv(bare):
 
 
 def test_environment_wins(bare):
-    """The environment wins over .env, even with nothing in it."""
+    """The environment wins over .env, even with an empty value."""
     bare.dotenv.write_text(f"{NAME}=from-dotenv\nLLM_MAX_RETRIES=5\n")
     bare.env.update({NAME: "from-env", "LLM_MAX_RETRIES": ""})
     assert secret(bare) == "from-env"
@@ -108,7 +110,7 @@ def test_environment_wins(bare):
 
 
 def test_dotenv_of_working_directory(bare, tmp_path):
-    """Without a .env beside the keys file, that of the working directory is read."""
+    """If there is no .env beside the keys file, the one in the working directory is read."""
     (tmp_path / "elsewhere" / ".env").write_text(f"{NAME}=from-elsewhere\n")
     assert secret(bare) == "from-elsewhere"
     bare.dotenv.write_text(f"{NAME}=from-beside\n")
@@ -116,7 +118,7 @@ def test_dotenv_of_working_directory(bare, tmp_path):
 
 
 def test_other_dotenv(bare, tmp_path):
-    """Another file can be named, or none; a named one must exist."""
+    """Another file or no file can be chosen instead of .env; a chosen file must exist."""
     bare.dotenv.write_text(f"{NAME}=from-beside\n")
     (bare.path.parent / "prod.env").write_text(f"{NAME}=from-prod\n")
     assert secret(bare, env_file="prod.env") == "from-prod"
@@ -127,21 +129,21 @@ def test_other_dotenv(bare, tmp_path):
 
 
 def test_unreadable_dotenv(bare):
-    """A .env that cannot be read is an error, not a silent nothing."""
+    """A .env that cannot be read is an error; it is not silently ignored."""
     bare.dotenv.write_bytes(b"\xff\xfe")
     assert f"{bare.dotenv}: is not UTF-8 text (byte 0): save it as UTF-8" in bare.refusal()
 
 
 def test_place_of_a_problem(bare):
-    """A wrong variable is told with the file that it comes from."""
+    """The message about a wrong variable names the file that it comes from."""
     bare.dotenv.write_text(f"{NAME}=changeme\nLLM_MAX_WAIT_S=soon\n")
     message = bare.refusal()
-    assert f"{NAME} in {bare.dotenv} holds a placeholder" in message
+    assert f"{NAME} in {bare.dotenv} is a placeholder" in message
     assert f"LLM_MAX_WAIT_S in {bare.dotenv}: must be a number of 0 or more; found 'soon'" in message
 
 
 def test_defaults(project):
-    """Without a word from the environment the settings are the documented ones."""
+    """With an empty environment, the settings have their documented defaults."""
     settings = project.write().load()
     assert (settings.max_retries, settings.base_backoff, settings.max_wait) == (3, 0.5, 0.0)
     assert settings.store_url is settings.base_url is None
@@ -149,7 +151,7 @@ def test_defaults(project):
 
 
 def test_settings(project):
-    """Every setting is read, in its own unit."""
+    """Every setting is read and converted from its own unit."""
     project.write().env.update(
         LLM_MAX_RETRIES=" 0 ",
         LLM_BASE_BACKOFF_MS="12.5",
@@ -164,7 +166,7 @@ def test_settings(project):
 
 
 def test_store_url_wins(project):
-    """LLM_ROUTER_STORE wins over REDIS_URL; set to nothing, it is not set."""
+    """LLM_ROUTER_STORE wins over REDIS_URL, unless it is empty."""
     project.write().env.update(REDIS_URL="redis://r", LLM_ROUTER_STORE="sqlite:///state.db")
     assert project.load().store_url == "sqlite:///state.db"
     project.env["LLM_ROUTER_STORE"] = ""
@@ -173,14 +175,14 @@ def test_store_url_wins(project):
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", ""])
 def test_switch_on(project, value):
-    """The switch understands the usual words for on."""
+    """The switch accepts the usual words for on."""
     project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
     assert len(project.load().deployments) == 2
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
 def test_switch_off(project, value):
-    """The switch understands the usual words for off."""
+    """The switch accepts the usual words for off."""
     project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
     assert len(project.load().deployments) == 1
 
@@ -223,14 +225,14 @@ def test_switch_off(project, value):
     ],
 )
 def test_wrong_setting(project, name, value, expected):
-    """A setting that is wrong is told with its name, what was found and what is expected."""
+    """The message about a wrong setting gives its name, the value found and the values allowed."""
     assert refuse(project, **{name: value}) == f"{name} in the environment: {expected}"
 
 
 @pytest.mark.parametrize("url", [":hunter2@localhost", "ftp://me:hunter2@host?key=hunter2", "hunter2"])
 @pytest.mark.parametrize("name", ["REDIS_URL", "LLM_ROUTER_STORE"])
 def test_no_password_in_messages(project, name, url):
-    """A URL that is refused does not show its password."""
+    """The message about a rejected URL does not show its password."""
     project.write().env.update({name: url, "GOOGLE_GEMINI_BASE_URL": "ftp://me:hunter2@host/?key=hunter2"})
     findings = check_settings(project.path, env=project.env)
     assert findings
@@ -238,6 +240,6 @@ def test_no_password_in_messages(project, name, url):
 
 
 def test_environ_shows_nothing():
-    """An environment on its way through the library shows no value."""
+    """The repr of an environment shows no values."""
     environ = Environ({"API_KEY_a": "hunter2"})
     assert (repr(environ), dict(environ)) == ("Environ(1 variables)", {"API_KEY_a": "hunter2"})

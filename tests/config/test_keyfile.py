@@ -10,7 +10,7 @@ LIMIT = "must be a whole number of 0 or more (at most 1000000000000000), or null
 
 
 def test_plain_form(project):
-    """The form of the issue gives one deployment with the limits of the built-in table."""
+    """The shortest entry gives one deployment with the limits of the built-in table."""
     entry = project.entry(
         "gemini-key-01",
         provider="gemini",
@@ -28,24 +28,24 @@ def test_plain_form(project):
 
 
 def test_missing_file(project):
-    """A missing file is named, with what to copy."""
-    assert project.refusal() == "does not exist: copy keys.json.example to it and put in your own keys"
+    """The message about a missing file names the file to copy."""
+    assert project.refusal() == "does not exist: copy keys.json.example to it and enter your own keys"
 
 
 def test_unreadable_file(project):
-    """A file that cannot be read is named, with the system's reason."""
+    """The message about an unreadable file gives the system's reason."""
     project.path.mkdir()
     assert "cannot be read (Is a directory): make it a file that this process may read" in project.refusal()
 
 
 def test_not_utf8(project):
-    """A file in another encoding is refused with the remedy."""
+    """A file in another encoding is rejected with the remedy."""
     project.path.write_bytes('{"keys": "ü"}'.encode("latin-1"))
     assert project.refusal() == "is not UTF-8 text (byte 10): save it as UTF-8"
 
 
 def test_byte_order_mark(project):
-    """The byte order mark that some editors write is no error."""
+    """The byte order mark that some editors write is accepted."""
     project.write()
     project.path.write_bytes(b"\xef\xbb\xbf" + project.path.read_bytes())
     assert len(project.load().deployments) == 1
@@ -61,7 +61,7 @@ def test_byte_order_mark(project):
         ("", "is not JSON (line 1, column 1: Expecting value)"),
         ('{"keys": NaN}', "is not JSON: NaN, Infinity"),
         ('{"keys": ' + "9" * 5000 + "}", "is not JSON: NaN, Infinity and numbers of thousands of digits"),
-        ("[" * 100_000, "is nested too deeply: see keys.json.example"),
+        ("[" * 100_000, "is nested too deeply: write it like keys.json.example"),
         ("[]", 'must be an object, {"keys": [...]}; found a list at the top'),
         ('"keys"', "must be an object, {\"keys\": [...]}; found 'keys' at the top"),
         ("{}", "keys: is missing: add a list of keys, as in keys.json.example"),
@@ -69,11 +69,11 @@ def test_byte_order_mark(project):
         ('{"keys": {}}', "keys: must be a list in brackets; found an object"),
         ('{"keys": ["k1"]}', "keys[0]: must be an object in braces; found 'k1'"),
         ('{"keys": [null]}', "keys[0]: must be an object in braces; found null"),
-        ('{"keys": [], "keys": []}', "keys: is there twice: keep one"),
+        ('{"keys": [], "keys": []}', "keys: appears twice: keep one"),
     ],
 )
 def test_wrong_form(project, text, message):
-    """What is no list of keys is refused with its place and the remedy."""
+    """A file that is not a list of keys is rejected with the place and the remedy."""
     project.path.write_text(text)
     assert message in project.refusal()
 
@@ -88,7 +88,7 @@ def test_wrong_form(project, text, message):
             "tags.Workload: unknown field 'Workload': did you mean 'workload'?",
         ),
         ({"limits": {"rps": 1}}, "limits.rps: unknown field 'rps': did you mean 'rpm'?"),
-        ({"active": "yes"}, "active: must be true or false; found 'yes': write it without quotes"),
+        ({"active": "yes"}, "active: must be true or false, without quotes; found 'yes'"),
         ({"active": 1}, "active: must be true or false; found 1"),
         ({"project": 7}, "project: must be a string; found 7"),
         ({"project": " "}, "project: is empty: give it a name, or remove the field"),
@@ -115,7 +115,7 @@ def test_wrong_form(project, text, message):
         ({"tpm": 1e6}, f"tpm: {LIMIT}1000000.0: write 1000000"),
         ({"rpd": "50"}, f"rpd: {LIMIT}'50': write it without quotes"),
         ({"tpd": 10**16}, f"tpd: {LIMIT}10000000000000000"),
-        ({"rpm": 1, "limits": {"rpm": 1}}, "rpm: stands both in limits and beside it: keep one"),
+        ({"rpm": 1, "limits": {"rpm": 1}}, "rpm: appears both in limits and beside it: keep one"),
         ({"models": []}, "models: is an empty list: add an item"),
         ({"models": "gemini-1.5-pro"}, "models: must be a list in brackets; found 'gemini-1.5-pro'"),
         ({"models": [3]}, "models[0]: must be the name of a model, or an object in braces; found 3"),
@@ -125,11 +125,11 @@ def test_wrong_form(project, text, message):
             {"models": [{"model_name": "m", "rmp": 1}]},
             "models[0].rmp: unknown field 'rmp': did you mean 'rpm'?",
         ),
-        ({"models": ["m"], "model_name": "m"}, "models: stands beside model_name: keep one of them"),
+        ({"models": ["m"], "model_name": "m"}, "models: appears together with model_name: keep one of them"),
     ],
 )
 def test_wrong_entry(project, fields, message):
-    """What is wrong in an entry is told with file, entry, field, finding and remedy."""
+    """The message about a wrong entry gives the file, the entry, the field, the value and the remedy."""
     refusal = project.write(project.entry("k0"), project.entry("k-1", **fields)).refusal()
     assert refusal.startswith("keys[1] (k-1): ")
     assert message in refusal
@@ -152,42 +152,44 @@ def test_wrong_entry(project, fields, message):
     ],
 )
 def test_placeholder_model(project, name):
-    """A placeholder is no model."""
+    """A placeholder is rejected as a model."""
     message = project.write(project.entry(model_name=name)).refusal()
-    assert message.startswith(f"keys[0] (k1): model_name: {name!r} is a placeholder: put the name of a model")
+    assert message.startswith(
+        f"keys[0] (k1): model_name: {name!r} is a placeholder: write the name of a model"
+    )
 
 
 def test_empty_model(project):
-    """An empty name is no model."""
+    """An empty name is rejected as a model."""
     message = project.write(project.entry(model_name="")).refusal()
     assert message == "keys[0] (k1): model_name: is empty: give it a name, or remove the field"
 
 
 def test_no_model(project):
-    """An entry without a model is refused."""
+    """An entry without a model is rejected."""
     message = project.write({"key_id": "k1"}).refusal()
     assert message == "keys[0] (k1): model_name: is missing: add it, or a list of models"
 
 
 @pytest.mark.parametrize("key_id", [None, 7, "", "a\tb"])
 def test_wrong_key_id(project, key_id):
-    """An entry needs a name that can be shown."""
+    """An entry is rejected if its key_id is not a name that can be shown."""
     assert "keys[0]" in (message := project.write(project.entry() | {"key_id": key_id}).refusal())
     assert "key_id: " in message
 
 
 def test_no_key_id(project):
-    """An entry without a key_id is refused."""
+    """An entry without a key_id is rejected."""
     message = project.write({"model_name": "m"}).refusal()
     assert message == "keys[0]: key_id: is missing: add it"
 
 
 def test_repeated_field(project):
-    """A field that is written twice is refused: one of its values would be lost."""
+    """A repeated field is rejected, since one of its values would be lost."""
     project.write()
     text = project.path.read_text().replace('"key_id": "k1"', '"key_id": "k1", "rpm": 1, "rpm": 2')
     project.path.write_text(text)
-    assert project.refusal() == "keys[0] (k1): rpm: is there twice: keep one"
+    assert project.refusal() == "keys[0] (k1): rpm: appears twice: keep one"
 
 
 @pytest.mark.parametrize(
@@ -195,12 +197,12 @@ def test_repeated_field(project):
     [
         ({"workloads": []}, "workloads: is an empty list: add an item"),
         ({"workloads": "light"}, "workloads: must be a list in brackets; found 'light'"),
-        ({"workloads": ["a", "a"]}, "workloads[1]: 'a' is there twice: keep one"),
+        ({"workloads": ["a", "a"]}, "workloads[1]: 'a' appears twice: keep one"),
         ({"workloads": ["a", 1]}, "workloads[1]: must be a name without spaces around it; found 1"),
         ({"model": {}}, "model: unknown field 'model': did you mean 'models'?"),
         ({"models": []}, "models: must be an object in braces; found a list"),
         ({"models": {"m": 3}}, "models.m: must be an object in braces; found 3"),
-        ({"models": {"any": {}}}, "models: 'any' is a placeholder: put the name of a model"),
+        ({"models": {"any": {}}}, "models: 'any' is a placeholder: write the name of a model"),
         ({"models": {"m": {"rpm": -2}}}, f"models.m.rpm: {LIMIT}-2"),
         ({"models": {"m": {"workload": "w"}}}, "models.m.workload: 'w' is not known: use one of 'heavy'"),
         (
@@ -209,7 +211,7 @@ def test_repeated_field(project):
         ),
         (
             {"models": {"m": {"burst": 1}}},
-            'models.m.burst: only a steady refill has one: add "refill": "steady"',
+            'models.m.burst: needs a steady refill: add "refill": "steady"',
         ),
         (
             {"models": {"m": {"refill": "steady", "burst": 0}}},
@@ -217,17 +219,17 @@ def test_repeated_field(project):
         ),
         (
             {"models": {"m": {"refill": "steady", "burst": 9, "rpm": 8}}},
-            "models.m.burst: must lie between 1 and rpm, which is 8; found 9: lower it",
+            "models.m.burst: must be between 1 and rpm, which is 8; found 9: lower it",
         ),
     ],
 )
 def test_wrong_top(project, top, message):
-    """What is wrong beside the keys is told with its place and the remedy."""
+    """The message about a problem outside the keys gives the place and the remedy."""
     assert message in project.write(**top).refusal()
 
 
 def test_every_problem_at_once(project):
-    """All problems are told in one go, the environment's with the file's."""
+    """All problems of the environment and the file are reported at once."""
     project.env["LLM_MAX_RETRIES"] = "many"
     message = project.write(
         project.entry("a", active=1), project.entry("b", rpm=-1), {"key_id": "c", "model_name": "m"}
@@ -238,7 +240,7 @@ def test_every_problem_at_once(project):
 
 
 def test_many_problems(project):
-    """Of many problems the first ten are told, and where to find the others."""
+    """Of many problems, the message lists the first ten and says how to see the others."""
     message = project.write(*(project.entry(f"k{number}", rpm=-1) for number in range(30))).refusal()
     assert len(message.splitlines()) == 12
     assert message.endswith("… and 20 more: llm-router check lists them all")
@@ -246,7 +248,7 @@ def test_many_problems(project):
 
 
 def test_several_models(project):
-    """One key serves several models, each with its own tags and limits over those of the entry."""
+    """A key may serve several models, whose own tags and limits override those of the entry."""
     items = [
         "gemini-2.0-flash-exp",
         {"model_name": "m", "tags": {"workload": "heavy", "priority": 0}, "limits": {"rpm": 3}},
@@ -261,7 +263,7 @@ def test_several_models(project):
 
 
 def test_item_goes_before_entry(project):
-    """Where an entry and an item of its models disagree, the item, which says more exactly what, wins."""
+    """An item of models overrides its entry, since it is more specific."""
     entry = project.entry(models=[{"model_name": "m", "rpm": 3}, "n"], rpm=5, rpd=9)
     settings = project.write(entry).load()
     assert project.quotas(0) == {"rpm": 3, "rpd": 9}
@@ -271,9 +273,9 @@ def test_item_goes_before_entry(project):
 
 @pytest.mark.parametrize("field", ["api_key", "apiKey", "key", "secret", "access_token", "GEMINI_API_KEY"])
 def test_secret_field(project, field):
-    """A field that is meant for a secret is refused, and its value is not shown, whatever it looks like."""
+    """A field meant for a secret is rejected and its value not shown, whatever it looks like."""
     message = project.write(project.entry("k-1", **{field: "hunter2"})).refusal()
-    assert message.startswith(f"keys[0] (k-1): {field}: a secret does not belong into this file")
+    assert message.startswith(f"keys[0] (k-1): {field}: secrets do not belong in this file")
     assert "set API_KEY_k_1 in the environment or in .env" in message
     assert "hunter2" not in message
 
@@ -303,11 +305,11 @@ NEW_LOOKALIKE = "AQ.Ab8FAKE-fake_FAKE-fake_FAKE-fake_123"
     ],
 )
 def test_secret_anywhere(project, entry, secret):
-    """What looks like an API key is refused wherever it stands, and not shown."""
+    """Anything that looks like an API key is rejected wherever it is, and not shown."""
     text = json.dumps({"keys": [entry]}).replace('"S"', json.dumps(secret))
     project.path.write_text(text)
     message = project.refusal(secrets_required=False)
-    assert "a secret does not belong into this file: remove it, and set API_KEY_" in message
+    assert "secrets do not belong in this file: remove it and set API_KEY_" in message
     assert "FAKE" not in message
     for finding in check_settings(project.path, env=project.env):
         assert "FAKE" not in str(finding)
@@ -316,36 +318,36 @@ def test_secret_anywhere(project, entry, secret):
 
 @pytest.mark.parametrize("top", [{"models": {"S": {}}}, {"workloads": ["S"]}, {"S": {}}, {"models": "S"}])
 def test_secret_beside_keys(project, top):
-    """The top of the file holds no secret either."""
+    """A secret at the top level of the file is rejected, too."""
     project.write(**json.loads(json.dumps(top).replace("S", LOOKALIKE)))
     message = project.refusal()
-    assert "a secret does not belong into this file" in message
+    assert "secrets do not belong in this file" in message
     assert "FAKE" not in message
 
 
 def test_secret_of_the_environment(project):
-    """A secret of the environment is refused in the file even if it looks like nothing."""
+    """A secret of the environment is rejected in the file even if it does not look like an API key."""
     entry = project.entry()
     entry["project"] = project.env["API_KEY_k1"]
     message = project.write(entry).refusal()
-    assert message.startswith("keys[0] (k1): project: a secret does not belong into this file")
+    assert message.startswith("keys[0] (k1): project: secrets do not belong in this file")
 
 
 def test_secret_in_broken_json(project):
-    """A syntax error is told without the text around it."""
+    """The message about a syntax error does not quote the text around it."""
     project.path.write_text(f'{{"keys": [{{"api_key": "{LOOKALIKE}}}]}}')
     assert "FAKE" not in project.refusal()
 
 
 def test_odd_names_are_spelt_out(project):
-    """A message is one line that a terminal can show, whatever the names of fields."""
+    """A message is one printable line, whatever the names of fields."""
     message = project.write(project.entry(**{"\x1b[31m\n\ud800": 1})).refusal()
     assert message.isprintable()
     assert r"\x1b[31m\n\ud800: unknown field" in message
 
 
 def test_secret_inside_a_value(project):
-    """A secret of the environment is masked in messages even as part of something else."""
+    """A secret of the environment is masked in messages even as part of a longer value."""
     entry = project.entry()
     entry["tags"] = {"workload": f"x{project.env['API_KEY_k1']}"}
     message = project.write(entry).refusal()

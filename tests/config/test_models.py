@@ -32,14 +32,14 @@ def test_built_in(project, model):
     ],
 )
 def test_precedence(project, own, top, limits):
-    """Each metric by itself comes from the entry, then the file's models, then the table; null removes it."""
+    """Each limit comes from the entry, the file's models or the table, in this order; null removes it."""
     project.write(project.entry(**own), models={"gemini-1.5-pro": top})
     assert project.quotas() == limits
     assert project.load().warnings == ()
 
 
 def test_refills(project):
-    """Per-minute quotas refill as the model says, daily ones at midnight; burst is for requests alone."""
+    """Per-minute quotas refill as the model states, daily ones at midnight; only requests have a burst."""
     limits = {"rpm": 60, "tpm": 1000, "rpd": 50, "tpd": 2000}
     project.write(
         project.entry(model_name="m"), models={"m": {"limits": limits, "refill": "steady", "burst": 4}}
@@ -61,14 +61,14 @@ def test_refills(project):
 
 
 def test_rolling_by_default(project):
-    """Without a word, quotas roll, with the default guard."""
+    """By default, quotas are rolling and have the default guard."""
     quota = project.write().load().deployments[0].quotas[0]
     assert (quota.refill, quota.burst, quota.guard) == (Refill.ROLLING, None, GUARD)
 
 
 @pytest.mark.parametrize("rpm", [0, 1, 3])
 def test_burst_follows_a_lower_limit(project, rpm):
-    """A key with less than the burst of its model gets a smaller bucket, and no error."""
+    """A limit below the burst of the model makes the bucket smaller, and is not an error."""
     project.write(
         project.entry(model_name="m", rpm=rpm), models={"m": {"rpm": 60, "refill": "steady", "burst": 4}}
     )
@@ -76,7 +76,7 @@ def test_burst_follows_a_lower_limit(project, rpm):
 
 
 def test_unknown_model_is_unlimited(project, caplog):
-    """A model without limits is unlimited, which is said and logged once, however many keys have it."""
+    """A model without limits is unlimited; one warning says so and is logged, however many keys have it."""
     settings = project.write(*(project.entry(f"k{n}", model_name="new") for n in range(3))).load()
     assert [deployment.quotas for deployment in settings.deployments] == [(), (), ()]
     (warning,) = settings.warnings
@@ -96,14 +96,14 @@ def test_unknown_model_is_unlimited(project, caplog):
     ],
 )
 def test_stated_limits_need_no_warning(project, own, models):
-    """Whoever says anything about the limits of an unknown model is not warned."""
+    """There is no warning if any limit of an unknown model is stated."""
     assert project.write(project.entry(model_name="new", **own), models=models).load().warnings == ()
 
 
-def test_models_that_nobody_deploys(project):
-    """Limits for a model that no key has are probably a misspelt name, so they are a warning."""
+def test_models_without_a_key(project):
+    """Limits of a model that no key deploys cause a warning, since the name is probably misspelt."""
     (warning,) = project.write(models={"gemini-1.5-por": {"rpm": 1}}).load().warnings
-    assert warning == f"{project.path}: models.gemini-1.5-por: no key deploys this model: is its name right?"
+    assert warning == f"{project.path}: models.gemini-1.5-por: no key deploys this model: check its name"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_models_that_nobody_deploys(project):
     ],
 )
 def test_default_workload(project, workloads, tag, of_model, expected):
-    """The workload is the entry's, the model's, the table's, medium, or the middle one."""
+    """The workload comes from the entry, the model or the table; else it is medium, or the middle one."""
     entry = project.entry(model_name="gemini-2.0-flash-exp", tags={"workload": tag} if tag else {})
     models = {"gemini-2.0-flash-exp": {"workload": of_model} if of_model else {}}
     project.write(entry, models=models, **({"workloads": workloads} if workloads else {}))

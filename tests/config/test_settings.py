@@ -15,7 +15,7 @@ PASSWORD = "hunter2-hunter2"
 
 
 def test_example():
-    """The example file is free of problems, and spreads its keys over the three models and workloads."""
+    """The example file has no problems and spreads its keys over three models and workloads."""
     env = {f"API_KEY_gemini_key_{number:02}": f"fake-{number}" for number in range(1, 10)}
     assert check_settings(EXAMPLE, env=env, env_file=None) == ()
     settings = load_settings(EXAMPLE, env=env, env_file=None)
@@ -29,14 +29,14 @@ def test_example():
 
 
 def test_example_without_secrets():
-    """The example file alone is one missing secret per key."""
+    """The only problems of the example file without an environment are the missing secrets, one per key."""
     findings = check_settings(EXAMPLE, env={}, env_file=None)
     assert [finding.level for finding in findings] == ["error"] * 9
     assert findings[0].where == f"{EXAMPLE}: keys[0] (gemini-key-01)"
     assert findings[0].message.startswith("API_KEY_gemini_key_01 is not set")
 
 
-def test_check_tells_everything(project):
+def test_check_reports_everything(project):
     """A check returns errors and warnings together, in order, and logs nothing."""
     project.write(project.entry("a", model_name="new"), project.entry("b", rpm=-1), models={"x": {"rpm": 1}})
     findings = check_settings(str(project.path), env=project.env)
@@ -47,20 +47,20 @@ def test_check_tells_everything(project):
     ]
 
 
-def test_check_of_nothing(project):
+def test_check_of_a_missing_file(project):
     """A check of a missing file returns its problem."""
     assert check_settings(project.path, env={}) == (
         Finding(
             "error",
             str(project.path),
-            "does not exist: copy keys.json.example to it and put in your own keys",
+            "does not exist: copy keys.json.example to it and enter your own keys",
         ),
     )
 
 
 @pytest.mark.parametrize("guard", [-1, float("nan"), float("inf")])
 def test_wrong_guard(project, guard):
-    """The guard is a number of seconds."""
+    """A guard that is not a number of seconds is rejected."""
     project.write()
     with pytest.raises(ConfigError, match="guard must be 0 s or more"):
         project.load(guard=guard)
@@ -85,14 +85,14 @@ def test_settings_hide_secrets(project, caplog):
 
 
 def test_tracebacks_hide_secrets(project):
-    """A traceback with locals shows no secret of environment, .env or file, nor has the error a context."""
+    """A traceback with locals shows no secret of environment, .env or file, and the error has no context."""
     project.write(project.entry("a"), project.entry("b", api_key=PASSWORD, rpm=-1, active="x"))
     project.dotenv.write_text(f"API_KEY_c={PASSWORD}\nREDIS_URL=redis://:{PASSWORD}@localhost\n")
     secret = project.env["API_KEY_a"]
     with pytest.raises(ConfigError) as caught:
         project.load()
     assert caught.value.__context__ is None
-    # Without this test's own frame, which holds what is searched for.
+    # Without the frame of this test, whose locals contain the secrets.
     shown = "".join(
         traceback.TracebackException(
             ConfigError, caught.value, caught.value.__traceback__.tb_next, capture_locals=True
@@ -105,12 +105,12 @@ def test_tracebacks_hide_secrets(project):
 
 
 def test_settings_by_hand():
-    """Settings can be made without a file."""
+    """Settings can be constructed without a file."""
     assert Settings(()).workloads == ("light", "medium", "heavy")
 
 
 def test_default_path(project, monkeypatch):
-    """By default keys.json of the working directory is loaded."""
+    """By default, keys.json in the working directory is loaded."""
     project.write()
     monkeypatch.chdir(project.path.parent)
     assert len(load_settings(env=project.env).deployments) == 1
