@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
-from llm_router.testing import GeminiEmulator
+from llm_router.emulator import GeminiEmulator
 
 MODELS = {"light": "gemini-2.0-flash-exp", "medium": "gemini-1.5-pro", "heavy": "gemini-exp-1206"}
 

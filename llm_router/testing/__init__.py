@@ -8,13 +8,13 @@ from llm_router.testing.clock import ManualClock, ScaledClock
 from llm_router.testing.provider import Call, FakeProvider
 
 if TYPE_CHECKING:
-    from llm_router.testing.emulator import GeminiEmulator
+    from llm_router.emulator import GeminiEmulator
     from llm_router.testing.store_contract import StoreContract
 
 __all__ = ["Call", "FakeProvider", "GeminiEmulator", "ManualClock", "ScaledClock", "StoreContract"]
 
 _LAZY = {
-    "GeminiEmulator": "llm_router.testing.emulator",
+    "GeminiEmulator": "llm_router.emulator",
     "StoreContract": "llm_router.testing.store_contract",
 }
 

@@ -18,9 +18,9 @@ from llm_router import (
     Router,
     Secret,
 )
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.providers.gemini import GeminiProvider
-from llm_router.testing import GeminiEmulator, ScaledClock
-from llm_router.testing.emulator import Fault, QuotaSpec
+from llm_router.testing import ScaledClock
 
 MODEL = "gemini-flash-latest"
 KEYS = 20

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from llm_router.testing.emulator.exchange import Wire
+    from llm_router.emulator.exchange import Wire
 
 __all__ = ["EmulatorServer"]
 

@@ -3,11 +3,11 @@
 Needs starlette and uvicorn (the extra ``emulator``).
 """
 
-from llm_router.testing.emulator.bucket import Counts, QuotaSpec
-from llm_router.testing.emulator.emulator import GeminiEmulator
-from llm_router.testing.emulator.faults import Fault, FaultKind, FaultRule
-from llm_router.testing.emulator.quota import Arrival
-from llm_router.testing.emulator.tokens import count_input_tokens, count_text_tokens
+from llm_router.emulator.bucket import Counts, QuotaSpec
+from llm_router.emulator.emulator import GeminiEmulator
+from llm_router.emulator.faults import Fault, FaultKind, FaultRule
+from llm_router.emulator.quota import Arrival
+from llm_router.emulator.tokens import count_input_tokens, count_text_tokens
 
 __all__ = [
     "Arrival",

@@ -14,21 +14,21 @@ import attrs
 
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.quota import MINUTE
-from llm_router.testing.emulator.app import GeminiApp
-from llm_router.testing.emulator.bucket import Counts
-from llm_router.testing.emulator.exchange import Wire
-from llm_router.testing.emulator.faults import GENERATE_METHODS, Fault, FaultBook, FaultRule
-from llm_router.testing.emulator.keyring import Keyring
-from llm_router.testing.emulator.quota import QuotaLedger
-from llm_router.testing.emulator.server import EmulatorServer
-from llm_router.testing.emulator.service import GeminiService, Responder, Settings, echo
+from llm_router.emulator.app import GeminiApp
+from llm_router.emulator.bucket import Counts
+from llm_router.emulator.exchange import Wire
+from llm_router.emulator.faults import GENERATE_METHODS, Fault, FaultBook, FaultRule
+from llm_router.emulator.keyring import Keyring
+from llm_router.emulator.quota import QuotaLedger
+from llm_router.emulator.server import EmulatorServer
+from llm_router.emulator.service import GeminiService, Responder, Settings, echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
     from types import TracebackType
 
-    from llm_router.testing.emulator.bucket import QuotaSpec, Window
-    from llm_router.testing.emulator.quota import Arrival, QuotaKey
+    from llm_router.emulator.bucket import QuotaSpec, Window
+    from llm_router.emulator.quota import Arrival, QuotaKey
 
 __all__ = ["GeminiEmulator"]
 

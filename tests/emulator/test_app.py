@@ -5,7 +5,7 @@ import json
 import pytest
 from google.genai import types
 
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
+from llm_router.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
 
 MODEL = "gemini-test"
 

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from llm_router.testing.emulator.replies import dump
+from llm_router.emulator.replies import dump
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from google.genai import errors, types
 
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 LOST = (aiohttp.ClientError, httpx2.TransportError)

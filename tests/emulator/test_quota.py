@@ -6,8 +6,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from google.genai import errors
 
+from llm_router.emulator import GeminiEmulator, QuotaSpec
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 PACIFIC = ZoneInfo("America/Los_Angeles")

@@ -10,8 +10,8 @@ from llm_router.domain.quota import MINUTE, Metric
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from llm_router.testing.emulator.bucket import Violation
-    from llm_router.testing.emulator.replies import Body
+    from llm_router.emulator.bucket import Violation
+    from llm_router.emulator.replies import Body
 
 __all__ = [
     "BARE_429",

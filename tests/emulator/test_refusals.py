@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from google.genai import errors
 
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 KEY = "AIza-test-key-of-nobody"

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llm_router.testing.emulator import refusals, replies
-from llm_router.testing.emulator.exchange import JSON_TYPE, SSE_TYPE
-from llm_router.testing.emulator.faults import Fault, FaultKind
-from llm_router.testing.emulator.tokens import (
+from llm_router.emulator import refusals, replies
+from llm_router.emulator.exchange import JSON_TYPE, SSE_TYPE
+from llm_router.emulator.faults import Fault, FaultKind
+from llm_router.emulator.tokens import (
     BYTES_PER_TOKEN,
     count_input_tokens,
     count_text_tokens,
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
     from llm_router.domain.clock import Clock
-    from llm_router.testing.emulator.exchange import Exchange
-    from llm_router.testing.emulator.faults import FaultBook
-    from llm_router.testing.emulator.quota import QuotaLedger
+    from llm_router.emulator.exchange import Exchange
+    from llm_router.emulator.faults import FaultBook
+    from llm_router.emulator.quota import QuotaLedger
 
 __all__ = ["Call", "GeminiService", "RefusalError", "Responder", "Settings", "echo"]
 

@@ -3,14 +3,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import subprocess
-import sys
 import threading
 
 import aiohttp
 import pytest
 
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
@@ -177,13 +175,3 @@ async def test_a_responder_that_raises_is_no_secret(http, caplog):
     async with GeminiEmulator(responder=lambda model, body: body["nothing"]) as emulator:
         assert await generate(http, emulator.url) == 500
     assert "KeyError: 'nothing'" in caplog.text
-
-
-def test_importing_testing_does_not_import_the_server():
-    """``llm_router.testing`` can be imported without starlette and uvicorn."""
-    code = (
-        "import sys, llm_router.testing, llm_router.testing.clock;"
-        "print([name for name in ('starlette', 'uvicorn') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

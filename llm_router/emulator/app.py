@@ -9,18 +9,18 @@ from urllib.parse import parse_qs
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from llm_router.testing.emulator import refusals, replies
-from llm_router.testing.emulator.exchange import ConnectionGoneError, Exchange
-from llm_router.testing.emulator.service import Call, RefusalError
+from llm_router.emulator import refusals, replies
+from llm_router.emulator.exchange import ConnectionGoneError, Exchange
+from llm_router.emulator.service import Call, RefusalError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.types import Receive, Scope, Send
 
-    from llm_router.testing.emulator.exchange import Wire
-    from llm_router.testing.emulator.keyring import Keyring
-    from llm_router.testing.emulator.service import GeminiService, Settings
+    from llm_router.emulator.exchange import Wire
+    from llm_router.emulator.keyring import Keyring
+    from llm_router.emulator.service import GeminiService, Settings
 
 __all__ = ["GeminiApp"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import MINUTE
-from llm_router.testing.emulator.bucket import Bucket, Counts, QuotaSpec, Span, Violation, Window
+from llm_router.emulator.bucket import Bucket, Counts, QuotaSpec, Span, Violation, Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
