@@ -1,17 +1,19 @@
-"""The routes of the emulator: from an HTTP request to the call it stands for."""
+"""The emulator as an ASGI application: from an HTTP request to the call it stands for."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
-from starlette.routing import Route
+from starlette.routing import Route as StarletteRoute
 
-from llm_router.emulator import refusals, replies
+from llm_router.emulator import replies
 from llm_router.emulator.exchange import ConnectionGoneError, Exchange
-from llm_router.emulator.service import Call, RefusalError
+from llm_router.emulator.refusals import RefusalError
+from llm_router.emulator.service import Call
+from llm_router.gemini_http.api_errors import invalid_key, missing_key, model_not_found, not_found, not_json
+from llm_router.gemini_http.routes import API_VERSIONS, Method, Route, parse_path, read_key, wants_sse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from llm_router.emulator.service import GeminiService, Settings
 
 __all__ = ["GeminiApp"]
-
-_VERSIONS = frozenset({"v1", "v1alpha", "v1beta"})
 
 
 class GeminiApp:
@@ -54,10 +54,8 @@ class GeminiApp:
         # Endpoints that are objects get the bare ASGI call: starlette then makes no Request and no Response.
         self._routes = Starlette(
             routes=[
-                Route("/{version}/models/{call:path}", _Endpoint(wire, post=self._call, get=self._get_model)),
-                Route("/{version}/models", _Endpoint(wire, get=self._list_models)),
-                Route("/__emulator__/stats", _Endpoint(wire, get=self._show_stats)),
-                Route("/{path:path}", _Endpoint(wire)),
+                StarletteRoute("/__emulator__/stats", _Endpoint(wire, self._show_stats)),
+                StarletteRoute("/{path:path}", _Endpoint(wire, self._serve)),
             ]
         )
 
@@ -65,8 +63,21 @@ class GeminiApp:
         """Answer one request."""
         await self._routes(scope, receive, send)
 
-    async def _show_stats(self, _scope: Scope, exchange: Exchange) -> None:
+    async def _show_stats(self, scope: Scope, exchange: Exchange) -> None:
+        if scope["method"] != "GET":
+            raise RefusalError.of(not_found())
         await exchange.reply_json(200, self._stats())
+
+    async def _serve(self, scope: Scope, exchange: Exchange) -> None:
+        match scope["method"], parse_path(scope["path"]):
+            case "GET", Route(model=""):
+                await self._list_models(scope, exchange)
+            case "GET", Route(method="") as route:
+                await self._get_model(route, scope, exchange)
+            case "POST", Route(model=model) as route if model:
+                await self._call(route, scope, exchange)
+            case _:
+                raise RefusalError.of(not_found())
 
     async def _list_models(self, scope: Scope, exchange: Exchange) -> None:
         self._authorize(scope)
@@ -74,73 +85,56 @@ class GeminiApp:
         models = [replies.model_resource(model, limit) for model in self._settings.models or ()]
         await exchange.reply_json(200, {"models": models})
 
-    async def _get_model(self, scope: Scope, exchange: Exchange) -> None:
+    async def _get_model(self, route: Route, scope: Scope, exchange: Exchange) -> None:
         self._authorize(scope)
-        version, model = scope["path_params"]["version"], scope["path_params"]["call"]
-        self._require_model(model, version, "GetModel")
-        await exchange.reply_json(200, replies.model_resource(model, self._settings.input_token_limit))
+        self._require_model(route, "GetModel")
+        await exchange.reply_json(200, replies.model_resource(route.model, self._settings.input_token_limit))
 
-    async def _call(self, scope: Scope, exchange: Exchange) -> None:
+    async def _call(self, route: Route, scope: Scope, exchange: Exchange) -> None:
         raw = await exchange.read()
-        version = scope["path_params"]["version"]
-        model, _, method = scope["path_params"]["call"].rpartition(":")
-        serve = self._service.methods.get(method)
-        if serve is None or version not in _VERSIONS:
-            raise RefusalError(404, refusals.not_found())
-        self.requests += method != "countTokens"
+        serve = self._service.methods.get(route.method)
+        if serve is None or route.version not in API_VERSIONS:
+            raise RefusalError.of(not_found())
+        self.requests += route.method != Method.COUNT_TOKENS
         key, project = self._authorize(scope)
-        self._require_model(model, version, method)
-        sse = b"alt=sse" in scope["query_string"]
-        await serve(Call(exchange, model, method, sse, project, key, _parsed(raw)))
+        self._require_model(route, route.method)
+        sse = wants_sse(_query(scope))
+        await serve(Call(exchange, route.model, route.method, sse, project, key, _parsed(raw)))
 
     def _authorize(self, scope: Scope) -> tuple[str, str]:
         """Return the key of a request and its project."""
-        key = _key_of(scope)
+        key = read_key(scope["headers"], _query(scope))
         if not key:
-            raise RefusalError(403, refusals.missing_key())
+            raise RefusalError.of(missing_key())
         project = self._keyring.project_of(key)
         if project is None:
-            raise RefusalError(400, refusals.invalid_key())
+            raise RefusalError.of(invalid_key())
         return key, project
 
-    def _require_model(self, model: str, version: str, method: str) -> None:
-        if self._settings.models is not None and model not in self._settings.models:
-            raise RefusalError(404, refusals.model_not_found(model, version, method))
+    def _require_model(self, route: Route, method: str) -> None:
+        if self._settings.models is not None and route.model not in self._settings.models:
+            raise RefusalError.of(model_not_found(route.model, route.version, method))
 
 
 class _Endpoint:
-    """One path: hands a request to the handler of its verb, and turns refusals into answers."""
+    """Hands requests to a handler, and turns its refusals into answers."""
 
-    def __init__(
-        self,
-        wire: Wire,
-        *,
-        get: Callable[[Scope, Exchange], Awaitable[None]] | None = None,
-        post: Callable[[Scope, Exchange], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, wire: Wire, handler: Callable[[Scope, Exchange], Awaitable[None]]) -> None:
         self._wire = wire
-        self._handlers = {"GET": get, "POST": post}
+        self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._wire)
-        handler = self._handlers.get(scope["method"]) or _lead_nowhere
         try:
-            await handler(scope, exchange)
+            await self._handler(scope, exchange)
         except RefusalError as refusal:
             await exchange.reply_json(refusal.code, refusal.body)
         except ConnectionGoneError:
             pass
 
 
-async def _lead_nowhere(_scope: Scope, _exchange: Exchange) -> None:
-    raise RefusalError(404, refusals.not_found())
-
-
-def _key_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-goog-api-key":
-            return bytes(value).decode("latin-1")
-    return parse_qs(bytes(scope["query_string"]).decode("latin-1")).get("key", [""])[0]
+def _query(scope: Scope) -> str:
+    return bytes(scope["query_string"]).decode("latin-1")
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
@@ -149,5 +143,5 @@ def _parsed(raw: bytes) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise RefusalError(400, refusals.not_json())
+        raise RefusalError.of(not_json())
     return body

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, NoReturn
 
-from llm_router.emulator.replies import dump
+from llm_router.gemini_http.framing import JSON_TYPE, dump
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from llm_router.domain.clock import Clock
 
 __all__ = ["ConnectionGoneError", "Exchange", "Wire"]
-
-JSON_TYPE = b"application/json; charset=UTF-8"
-SSE_TYPE = b"text/event-stream"
 
 
 class ConnectionGoneError(Exception):
@@ -135,10 +132,10 @@ class Exchange:
                 if not message.get("more_body", False):
                     return b"".join(body)
 
-    async def reply(self, code: int, body: bytes, content_type: bytes = JSON_TYPE) -> None:
+    async def reply(self, code: int, body: bytes, content_type: str = JSON_TYPE) -> None:
         """Send the whole answer."""
         length = str(len(body)).encode()
-        headers = [(b"content-type", content_type), (b"content-length", length)]
+        headers = [(b"content-type", content_type.encode()), (b"content-length", length)]
         await self._send({"type": "http.response.start", "status": code, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -146,9 +143,9 @@ class Exchange:
         """Send ``body`` as the whole answer."""
         await self.reply(code, dump(body))
 
-    async def start(self, content_type: bytes) -> None:
+    async def start(self, content_type: str) -> None:
         """Begin an answer of a length not yet known."""
-        headers = [(b"content-type", content_type)]
+        headers = [(b"content-type", content_type.encode())]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def write(self, data: bytes) -> None:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Self
 
 import attrs
 
+from llm_router.gemini_http.routes import Method
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
 __all__ = ["GENERATE_METHODS", "Fault", "FaultBook", "FaultKind", "FaultRule"]
 
-GENERATE_METHODS = frozenset({"generateContent", "streamGenerateContent"})
+GENERATE_METHODS: frozenset[str] = frozenset({Method.GENERATE, Method.STREAM})
 """The methods a fault is meant for unless it says otherwise."""
 
 _CLIENT_ERRORS = range(400, 500)
@@ -169,7 +171,7 @@ class FaultRule:
             and self.model in (None, model)
             and self._key in (None, key)
             and (self.methods is None or method in self.methods)
-            and (not self.fault.kind.needs_stream or method == "streamGenerateContent")
+            and (not self.fault.kind.needs_stream or method == Method.STREAM)
         )
 
     def take(self) -> Fault:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from typing import Any
 
 import attrs
 
+from llm_router.gemini_http.framing import Body
+from llm_router.gemini_http.routes import Method
+
 __all__ = [
     "Answer",
-    "Body",
     "chunks",
-    "dump",
     "embedding",
     "generated",
     "model_resource",
     "prompt_blocked",
     "safety_blocked",
 ]
-
-Body = dict[str, Any]
-
-
-def dump(body: object) -> bytes:
-    """Return ``body`` as JSON."""
-    return json.dumps(body, separators=(",", ":")).encode()
 
 
 @attrs.frozen
@@ -127,12 +119,7 @@ def model_resource(model: str, token_limit: int) -> Body:
         "description": "An emulated model.",
         "inputTokenLimit": token_limit,
         "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": [
-            "generateContent",
-            "streamGenerateContent",
-            "countTokens",
-            "embedContent",
-        ],
+        "supportedGenerationMethods": [Method.GENERATE, Method.STREAM, Method.COUNT_TOKENS, Method.EMBED],
         "temperature": 1,
         "topP": 0.95,
         "topK": 64,

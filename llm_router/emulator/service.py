@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llm_router.emulator import refusals, replies
-from llm_router.emulator.exchange import JSON_TYPE, SSE_TYPE
+from llm_router.emulator import replies
 from llm_router.emulator.faults import Fault, FaultKind
+from llm_router.emulator.refusals import BARE_429, RefusalError, error_for, over_quota
 from llm_router.emulator.tokens import (
     BYTES_PER_TOKEN,
     count_input_tokens,
     count_text_tokens,
     last_prompt,
 )
+from llm_router.gemini_http.api_errors import no_contents, not_json, too_many_tokens
+from llm_router.gemini_http.framing import JSON_TYPE, SSE_TYPE, Body, array_item, dump, sse_event
+from llm_router.gemini_http.routes import Method
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -26,28 +30,18 @@ if TYPE_CHECKING:
     from llm_router.emulator.faults import FaultBook
     from llm_router.emulator.quota import QuotaLedger
 
-__all__ = ["Call", "GeminiService", "RefusalError", "Responder", "Settings", "echo"]
+__all__ = ["Call", "GeminiService", "Responder", "Settings", "echo"]
 
 Responder = Callable[[str, Mapping[str, Any]], str]
 """Makes up an answer: given the model's name and the JSON body of the request, returns the text."""
 
 _ECHOED = 200
 _EMBEDDING_DIMENSIONS = 768
-_TOO_MANY = 429
 
 
 def echo(model: str, body: Mapping[str, Any]) -> str:
     """Answer with the model's name and the beginning of the last prompt: the default responder."""
     return f"[{model}] echo: {last_prompt(body)[:_ECHOED]}"
-
-
-class RefusalError(Exception):
-    """The request is to be answered with an error."""
-
-    def __init__(self, code: int, body: object) -> None:
-        super().__init__(code)
-        self.code = code
-        self.body = body
 
 
 @attrs.frozen
@@ -84,7 +78,7 @@ class Call:
     @property
     def streams(self) -> bool:
         """Whether the answer is wanted in chunks."""
-        return self.method == "streamGenerateContent"
+        return self.method == Method.STREAM
 
 
 class GeminiService:
@@ -97,20 +91,20 @@ class GeminiService:
         self._clock = clock
         self._ids = itertools.count(1)
         self.methods: dict[str, Callable[[Call], Awaitable[None]]] = {
-            "generateContent": self._generate,
-            "streamGenerateContent": self._generate,
-            "countTokens": self._count_tokens,
-            "embedContent": self._embed_one,
-            "batchEmbedContents": self._embed_batch,
+            Method.GENERATE: self._generate,
+            Method.STREAM: self._generate,
+            Method.COUNT_TOKENS: self._count_tokens,
+            Method.EMBED: self._embed_one,
+            Method.BATCH_EMBED: self._embed_batch,
         }
 
     async def _generate(self, call: Call) -> None:
         if not call.body.get("contents"):
-            raise RefusalError(400, refusals.no_contents())
+            raise RefusalError.of(no_contents())
         tokens = count_input_tokens(call.body)
         fault = await self._enter(call, tokens)
         if tokens > self._settings.input_token_limit:
-            raise RefusalError(400, refusals.too_many_tokens(tokens, self._settings.input_token_limit))
+            raise RefusalError.of(too_many_tokens(tokens, self._settings.input_token_limit))
         answer = self._think(call, tokens)
         if fault is not None:
             await self._fail(call, fault, answer)
@@ -133,11 +127,11 @@ class GeminiService:
     async def _embed_batch(self, call: Call) -> None:
         requests = call.body.get("requests")
         if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
-            raise RefusalError(400, refusals.not_json())
+            raise RefusalError.of(not_json())
         embeddings = await self._embed(call, requests)
         await call.exchange.reply_json(200, {"embeddings": embeddings})
 
-    async def _embed(self, call: Call, requests: Sequence[Mapping[str, Any]]) -> list[replies.Body]:
+    async def _embed(self, call: Call, requests: Sequence[Mapping[str, Any]]) -> list[Body]:
         bodies = [{"contents": [request.get("content", {})]} for request in requests]
         await self._enter(call, sum(map(count_input_tokens, bodies)))
         return [
@@ -151,14 +145,14 @@ class GeminiService:
         """Count a call at its arrival, or refuse it; ``tokens`` None uses no quota. Return its fault."""
         rule = self._faults.match(call.model, call.key, call.method)
         if rule is not None and not rule.fault.counted:
-            if rule.fault.code == _TOO_MANY and tokens is not None:
+            if rule.fault.code == HTTPStatus.TOO_MANY_REQUESTS and tokens is not None:
                 self._ledger.refuse(call.project, call.model, tokens, self._clock.time())
             return await self._show(call, rule.take())
         if tokens is not None:
             now = self._clock.time()
             violations = self._ledger.admit(call.project, call.model, tokens, now)
             if violations:
-                raise RefusalError(_TOO_MANY, refusals.quota_exceeded(call.model, violations, now))
+                raise RefusalError.of(over_quota(call.model, violations, now))
         return await self._show(call, rule.take()) if rule is not None else None
 
     async def _show(self, call: Call, fault: Fault) -> Fault | None:
@@ -174,11 +168,11 @@ class GeminiService:
             case FaultKind.DROP:
                 await call.exchange.drop()
             case FaultKind.STATUS:
-                raise RefusalError(fault.code, refusals.error_for(fault.code, call.model))
+                raise RefusalError.of(error_for(fault.code, call.model))
             case FaultKind.BARE_429:
-                raise RefusalError(_TOO_MANY, refusals.BARE_429)
+                raise RefusalError.of(BARE_429)
             case FaultKind.LIST_429:
-                raise RefusalError(_TOO_MANY, [refusals.error_for(_TOO_MANY, call.model)])
+                raise RefusalError(fault.code, [error_for(fault.code, call.model).body])
         return fault
 
     async def _fail(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
@@ -195,29 +189,29 @@ class GeminiService:
             case _:
                 await self._break(call, fault, replies.chunks(answer, self._settings.stream_chunks))
 
-    async def _break(self, call: Call, fault: Fault, chunks: Sequence[replies.Body]) -> None:
+    async def _break(self, call: Call, fault: Fault, chunks: Sequence[Body]) -> None:
         """Stream an answer that goes wrong on the way."""
         after = min(fault.after, len(chunks) - 1)
         match fault.kind:
             case FaultKind.STREAM_CUT:
                 await self._stream(call, chunks[:after])
             case FaultKind.STREAM_ERROR:
-                await self._stream(call, [*chunks[:after], refusals.error_for(fault.code, call.model)])
+                await self._stream(call, [*chunks[:after], error_for(fault.code, call.model).body])
             case FaultKind.STREAM_DROP:
                 await self._stream(call, chunks, interrupt=call.exchange.drop, at=after)
             case _:
                 await self._stream(call, chunks, interrupt=lambda: call.exchange.hold(None), at=after)
 
-    async def _whole(self, call: Call, body: replies.Body) -> None:
+    async def _whole(self, call: Call, body: Body) -> None:
         if call.streams:
             await self._stream(call, [body])
         else:
             await call.exchange.reply_json(200, body)
 
     async def _cut(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
-        proper = fault.code == 200  # noqa: PLR2004
-        body = replies.generated(answer) if proper else refusals.error_for(fault.code, call.model)
-        data = replies.dump(body)
+        proper = fault.code == HTTPStatus.OK
+        body = replies.generated(answer) if proper else error_for(fault.code, call.model).body
+        data = dump(body)
         half = data[: len(data) // 2]
         if call.sse and proper:
             await call.exchange.reply(200, b"data: " + half, SSE_TYPE)
@@ -245,7 +239,7 @@ class GeminiService:
     async def _stream(
         self,
         call: Call,
-        bodies: Sequence[replies.Body],
+        bodies: Sequence[Body],
         *,
         interrupt: Callable[[], Awaitable[None]] | None = None,
         at: int = 0,
@@ -256,13 +250,6 @@ class GeminiService:
         for index, body in enumerate(bodies):
             if interrupt is not None and index == at:
                 await interrupt()
-            await exchange.write(_event(body) if call.sse else _element(body, index, last))
+            data = dump(body)
+            await exchange.write(sse_event(data) if call.sse else array_item(data, index, last))
         await exchange.end()
-
-
-def _event(body: replies.Body) -> bytes:
-    return b"data: " + replies.dump(body) + b"\r\n\r\n"
-
-
-def _element(body: replies.Body, index: int, last: int) -> bytes:
-    return (b"[" if index == 0 else b",\r\n") + replies.dump(body) + (b"]" if index == last else b"")

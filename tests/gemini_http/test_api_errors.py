@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+
+from llm_router.domain.quota import Metric
+from llm_router.gemini_http import api_errors
+from llm_router.gemini_http.api_errors import ApiError, quota_exceeded, usual_error
+from llm_router.gemini_http.durations import read_duration, read_retry_sentence
+from llm_router.gemini_http.quota_names import metric_of, quota_metric, stated_limits
+
+
+def detail(error, name):
+    [found] = [item for item in error.details if item["@type"] == f"type.googleapis.com/google.rpc.{name}"]
+    return found
+
+
+def test_an_error_is_a_json_body():
+    """Details appear only where there are any."""
+    error = ApiError(418, "UNKNOWN", "I am a teapot.")
+    assert error.body == {"error": {"code": 418, "message": "I am a teapot.", "status": "UNKNOWN"}}
+    assert "details" in api_errors.invalid_key().body["error"]
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 499, 500, 503, 504, 599])
+def test_every_status_has_its_usual_error(code):
+    """A status that the API does not use is UNKNOWN."""
+    error = usual_error(code)
+    assert error.code == code
+    assert (error.status == "UNKNOWN") == (code == 599)
+    assert error.message
+
+
+def test_an_exceeded_quota_reads_as_it_was_written():
+    """Each quota with its limit, in details and message, and the delay in both."""
+    error = quota_exceeded("gemini-x", {Metric.RPM: 15, Metric.TPD: 0}, 36.4)
+    assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
+    violations = detail(error, "QuotaFailure")["violations"]
+    assert [(metric_of(one["quotaId"]), one["quotaValue"]) for one in violations] == [
+        ("rpm", "15"),
+        ("tpd", "0"),
+    ]
+    assert [one["quotaMetric"] for one in violations] == [quota_metric(Metric.RPM), quota_metric(Metric.TPD)]
+    assert [limit for _, limit in stated_limits(error.message)] == [15, 0]
+    assert read_duration(detail(error, "RetryInfo")["retryDelay"]) == 36.4
+    assert read_retry_sentence(error.message) == 36.4
+
+
+def test_a_key_that_is_not_valid_has_a_reason():
+    """By which a client knows what to blame."""
+    assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID
