@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from llm_router.errors import ProviderError
+from llm_router.gemini_http.api_errors import API_KEY_EXPIRED, API_KEY_INVALID
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
 from llm_router.providers.base import FailureKind
 
@@ -46,7 +47,7 @@ _BODY_LIMIT = 256 * 1024
 _MASK = "***"
 _TELLING = 4
 """Characters of the start of a key that every key has in common, and that tell nothing."""
-_KEY_REASONS = frozenset({"API_KEY_EXPIRED", "API_KEY_INVALID"})
+_KEY_REASONS = frozenset({API_KEY_EXPIRED, API_KEY_INVALID})
 _KEY_WORDS = re.compile(r"\bAPI key (not valid|not found|expired)\b|\bvalid API key\b", re.IGNORECASE)
 _SOMEONES_DATA = re.compile(r"\bfiles?\b|\bcached[ _]?contents?\b|\binteractions?\b", re.IGNORECASE)
 _STATUS_WORD = re.compile(r"[A-Z][A-Z_]{0,63}")
