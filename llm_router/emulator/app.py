@@ -128,7 +128,7 @@ class _Endpoint:
         try:
             await self._handler(scope, exchange)
         except RefusalError as refusal:
-            await exchange.reply_json(refusal.code, refusal.body)
+            await exchange.reply(refusal.code, refusal.body, headers=refusal.headers)
         except ConnectionGoneError:
             pass
 

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
     from llm_router.domain.clock import Clock
 
-__all__ = ["ConnectionGoneError", "Exchange", "Wire"]
+__all__ = ["ConnectionGoneError", "Exchange", "Headers", "Wire"]
+
+
+Headers = tuple[tuple[bytes, bytes], ...]
+"""Headers of an answer, names in lower case."""
 
 
 class ConnectionGoneError(Exception):
@@ -132,11 +136,14 @@ class Exchange:
                 if not message.get("more_body", False):
                     return b"".join(body)
 
-    async def reply(self, code: int, body: bytes, content_type: str = JSON_TYPE) -> None:
-        """Send the whole answer."""
-        length = str(len(body)).encode()
-        headers = [(b"content-type", content_type.encode()), (b"content-length", length)]
-        await self._send({"type": "http.response.start", "status": code, "headers": headers})
+    async def reply(
+        self, code: int, body: bytes, content_type: str = JSON_TYPE, headers: Headers = ()
+    ) -> None:
+        """Send the whole answer; a content type in ``headers`` replaces ``content_type``."""
+        framed = [(b"content-length", str(len(body)).encode()), *headers]
+        if all(name != b"content-type" for name, _ in headers):
+            framed.append((b"content-type", content_type.encode()))
+        await self._send({"type": "http.response.start", "status": code, "headers": framed})
         await self._send({"type": "http.response.body", "body": body})
 
     async def reply_json(self, code: int, body: object) -> None:

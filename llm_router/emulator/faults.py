@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 from enum import StrEnum
-from typing import TYPE_CHECKING, Self
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Self
 
 import attrs
 
+from llm_router.gemini_http.framing import dump
 from llm_router.gemini_http.routes import Method
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
 __all__ = ["GENERATE_METHODS", "Fault", "FaultBook", "FaultKind", "FaultRule"]
 
@@ -19,6 +21,9 @@ GENERATE_METHODS: frozenset[str] = frozenset({Method.GENERATE, Method.STREAM})
 """The methods a fault is meant for unless it says otherwise."""
 
 _CLIENT_ERRORS = range(400, 500)
+_FINAL_STATUSES = range(200, 1000)
+_WITHOUT_BODY = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_FRAMING_HEADERS = frozenset({"connection", "content-length", "transfer-encoding"})
 
 
 class FaultKind(StrEnum):
@@ -57,6 +62,8 @@ class Fault:
             ``attrs.evolve(Fault.status(503), seconds=2)``.
         after: How many chunks of a stream are sent first.
         counted: Whether the request uses quota, and so may be refused by it, before the fault shows.
+        body: The body of the answer; None is the usual one for ``code``.
+        headers: The headers of the answer, names in lower case, besides those that frame the body.
     """
 
     kind: FaultKind
@@ -65,6 +72,8 @@ class Fault:
     seconds: float = 0.0
     after: int = 1
     counted: bool = True
+    body: bytes | None = attrs.field(default=None, repr=False)
+    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(default=(), repr=False)
 
     @classmethod
     def delay(cls, seconds: float) -> Self:
@@ -87,13 +96,47 @@ class Fault:
         return cls(FaultKind.CUT_JSON, code=code, counted=_uses_quota(code))
 
     @classmethod
-    def status(cls, code: int) -> Self:
-        """Answer with the error that the provider sends with this status.
+    def status(
+        cls,
+        code: int,
+        *,
+        body: bytes | str | dict[str, Any] | list[Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Answer with this HTTP status, and with the provider's usual error or with a given answer.
 
-        401, 403 and 404 blame the key, its project and the model, 429 the requests of this minute, as the
-        provider words them. Errors from 500 on use quota, those below do not.
+        The usual errors blame the key (401), its project (403), the model (404) or the requests of this
+        minute (429, which states no limit), as the provider words them. A status from 400 to 499 uses no
+        quota, any other does.
+
+        Args:
+            code: The status; 200 for an answer that is not a failure to HTTP.
+            body: The body: bytes, text, or an object to send as JSON. None is the usual error.
+            headers: Headers of the answer, such as ``Retry-After``. The content type is that of JSON unless
+                it is given; headers that frame the body are left out, so that those of a recorded answer
+                may be passed as they are.
+
+        Raises:
+            ValueError: ``code`` is not a final HTTP status or cannot have this body, or a header is not in
+                Latin-1.
         """
-        return cls(FaultKind.STATUS, code=code, counted=_uses_quota(code))
+        if code not in _FINAL_STATUSES:
+            raise ValueError(f"code must be a final HTTP status, from 200 to 999, not {code!r}")
+        if code in _WITHOUT_BODY:
+            if body:
+                raise ValueError(f"an answer with the status {code!r} has no body")
+            body = b""
+        return cls(
+            FaultKind.STATUS,
+            code=code,
+            counted=_uses_quota(code),
+            body=_encoded(body),
+            headers=tuple(
+                (name.lower().encode("latin-1"), value.encode("latin-1"))
+                for name, value in (headers or {}).items()
+                if name.lower() not in _FRAMING_HEADERS
+            ),
+        )
 
     @classmethod
     def block(cls, reason: str = "SAFETY") -> Self:
@@ -143,6 +186,12 @@ class Fault:
 
 def _uses_quota(code: int) -> bool:
     return code not in _CLIENT_ERRORS
+
+
+def _encoded(body: bytes | str | dict[str, Any] | list[Any] | None) -> bytes | None:
+    if body is None or isinstance(body, bytes):
+        return body
+    return body.encode() if isinstance(body, str) else dump(body)
 
 
 @attrs.define(eq=False)

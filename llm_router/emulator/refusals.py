@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.quota import MINUTE, Metric
 from llm_router.gemini_http.api_errors import ApiError, quota_exceeded, usual_error
+from llm_router.gemini_http.framing import dump
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm_router.emulator.bucket import Violation
+    from llm_router.emulator.exchange import Headers
 
 __all__ = ["BARE_429", "RefusalError", "error_for", "over_quota"]
 
@@ -27,18 +29,20 @@ class RefusalError(Exception):
 
     Attributes:
         code: The HTTP status.
-        body: The JSON body.
+        body: The body.
+        headers: The headers, names in lower case; without a content type the body is JSON.
     """
 
-    def __init__(self, code: int, body: object) -> None:
+    def __init__(self, code: int, body: bytes, headers: Headers = ()) -> None:
         super().__init__(code)
         self.code = code
         self.body = body
+        self.headers = headers
 
     @classmethod
     def of(cls, error: ApiError) -> RefusalError:
         """Return the refusal that answers with ``error``."""
-        return cls(error.code, error.body)
+        return cls(error.code, dump(error.body))
 
 
 def error_for(code: int, model: str) -> ApiError:

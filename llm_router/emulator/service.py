@@ -168,11 +168,11 @@ class GeminiService:
             case FaultKind.DROP:
                 await call.exchange.drop()
             case FaultKind.STATUS:
-                raise RefusalError.of(error_for(fault.code, call.model))
+                raise RefusalError(fault.code, _body_of(fault, call.model), fault.headers)
             case FaultKind.BARE_429:
                 raise RefusalError.of(BARE_429)
             case FaultKind.LIST_429:
-                raise RefusalError(fault.code, [error_for(fault.code, call.model).body])
+                raise RefusalError(fault.code, dump([error_for(fault.code, call.model).body]))
         return fault
 
     async def _fail(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
@@ -253,3 +253,7 @@ class GeminiService:
             data = dump(body)
             await exchange.write(sse_event(data) if call.sse else array_item(data, index, last))
         await exchange.end()
+
+
+def _body_of(fault: Fault, model: str) -> bytes:
+    return dump(error_for(fault.code, model).body) if fault.body is None else fault.body

@@ -127,7 +127,7 @@ def quota_exceeded(model: str, limits: Mapping[Metric, int | None], retry_in: fl
         limits: The exceeded quotas, each with its limit, or None for a refusal that does not state it.
         retry_in: Seconds after which to retry.
     """
-    lines = [exceeded_line(metric, limit or 0, model) for metric, limit in limits.items()]
+    lines = [exceeded_line(metric, limit, model) for metric, limit in limits.items()]
     message = "\n".join([_QUOTA_MESSAGE, *lines, retry_sentence(retry_in)])
     link = {"description": "Learn more about Gemini API quotas", "url": _RATE_LIMITS}
     violations = [_violation(metric, limit, model) for metric, limit in limits.items()]

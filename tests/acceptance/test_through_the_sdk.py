@@ -96,6 +96,19 @@ async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
             assert emulator.refused == 1
 
 
+async def test_the_429_of_a_fault_is_over_after_its_delay(clock):
+    """It states no limit, so the deployment cools down as long as it says, and works again."""
+    async with GeminiEmulator(clock=clock) as emulator:
+        emulator.inject(Fault.status(429), times=1)
+        async with Router(pool(keys=1), clock=clock, base_url=emulator.url) as router:
+            response = await router.send("x")
+            assert (response.success, response.attempts) == (False, 1)
+            assert response.retry_after == pytest.approx(36.4)
+            assert (await router.health_check())["quarantined"] == 0
+            clock.shift(36.5)
+            assert (await router.send("x")).success
+
+
 @pytest.mark.parametrize(
     ("fault", "succeeds", "upstream"),
     [
@@ -105,6 +118,8 @@ async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
         (Fault.cut_json(429), True, 2),
         (Fault.cut_json(), True, 2),
         (Fault.empty(), True, 2),
+        (Fault.status(429), True, 2),
+        (Fault.status(429, body="slow down", headers={"Retry-After": "5"}), True, 2),
         (Fault.bare_429(), True, 2),
         (Fault.list_429(), True, 2),
         (Fault.status(404), True, 2),

@@ -13,6 +13,7 @@ from google.genai import errors, types
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
+BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
 LOST = (aiohttp.ClientError, httpx2.TransportError)
 
 
@@ -121,6 +122,81 @@ async def test_cut_429(sdk, backend):
         with pytest.raises(expected):
             await generate(models)
         assert (emulator.accepted, emulator.refused) == (0, 1)
+
+
+async def test_a_status_with_a_body_and_headers(http):
+    """A recorded answer is sent as it was: status, headers and body, but for what frames the body."""
+    recorded = {"Retry-After": "7", "Content-Type": "text/html", "Content-Length": "1", "X-Seen": "yes"}
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(429, body="<h1>Größe</h1>", headers=recorded), times=1)
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert reply.status == 429
+            assert await reply.read() == "<h1>Größe</h1>".encode()
+            seen = {name.lower(): value for name, value in reply.headers.items()}
+        assert (emulator.accepted, emulator.refused) == (0, 1)
+    assert seen == {"retry-after": "7", "content-type": "text/html", "content-length": "16", "x-seen": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b"\x00\xff", b"\x00\xff"),
+        ("", b""),
+        ("größer", "größer".encode()),
+        ({"error": {"code": 503}}, b'{"error":{"code":503}}'),
+        ([1], b"[1]"),
+    ],
+)
+async def test_the_body_of_a_status(http, body, sent):
+    """Bytes and text are sent as they are, anything else as JSON; the content type is that of JSON."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(503, body=body))
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert (reply.status, await reply.read()) == (503, sent)
+            assert reply.content_type == "application/json"
+
+
+async def test_headers_with_the_usual_error(http):
+    """A Retry-After may go with the body that the provider usually sends."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(503, headers={"Retry-After": "5"}))
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+            assert (await reply.json())["error"]["status"] == "UNAVAILABLE"
+
+
+async def test_an_answer_may_be_replayed(sdk):
+    """A status of 200 with a body is an answer to the SDK, a streamed one, too; it uses quota."""
+    piece = {"candidates": [{"content": {"parts": [{"text": "replayed"}]}}]}
+    event = f"data: {json.dumps(piece)}\r\n\r\n"
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.status(200, body=piece), times=1)
+        assert (await generate(models)).text == "replayed"
+        emulator.inject(Fault.status(200, body=event * 2, headers={"Content-Type": "text/event-stream"}))
+        chunks, error = await stream_all(models)
+        assert ([chunk.text for chunk in chunks], error) == (["replayed"] * 2, None)
+        assert emulator.accepted == 2
+
+
+@pytest.mark.parametrize("code", [204, 304])
+async def test_a_status_without_a_body(http, code):
+    """Statuses that have no body are sent without one, and the connection stays usable."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(code), times=1)
+        for status in (code, 200):
+            url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
+            async with http.post(url, json=BODY) as reply:
+                assert (reply.status, await reply.read() == b"") == (status, status == code)
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [(100, {}), (42, {}), (204, {"body": "words"}), (200, {"headers": {"X-Seen": "漢"}})],
+)
+def test_a_status_that_cannot_be_sent(code, options):
+    """It is refused when it is made, not when a request meets it."""
+    with pytest.raises(ValueError, match=r"final HTTP status|no body|latin-1"):
+        Fault.status(code, **options)
 
 
 async def test_bare_429(sdk):

@@ -133,6 +133,21 @@ async def test_error_statuses(sdk, code, status, kind):
     assert error.message
 
 
+@pytest.mark.parametrize("fault", [Fault.status(429), Fault.list_429()], ids=["status", "list"])
+async def test_the_429_of_a_fault_is_for_a_minute(sdk, fault):
+    """It names the requests per minute and a delay, and states no limit, neither in details nor message."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(fault)
+        error = await failure(models)
+    body = error.details[0] if isinstance(error.details, list) else error.details
+    [violation] = next(item for item in body["error"]["details"] if "violations" in item)["violations"]
+    assert violation["quotaId"] == "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+    assert "quotaValue" not in violation
+    message = body["error"]["message"]
+    assert "limit:" not in message
+    assert message.endswith("Please retry in 36.4s.")
+
+
 async def test_suspended_consumer(sdk):
     """A fault for one key leaves the other keys alone."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models, sdk(emulator, "other") as others:

@@ -45,6 +45,16 @@ def test_an_exceeded_quota_reads_as_it_was_written():
     assert read_retry_sentence(error.message) == 36.4
 
 
+def test_a_refusal_may_state_no_limit():
+    """Then neither its details nor its message do."""
+    error = quota_exceeded("gemini-x", {Metric.RPM: None}, 36.4)
+    [violation] = detail(error, "QuotaFailure")["violations"]
+    assert metric_of(violation["quotaId"]) == "rpm"
+    assert "quotaValue" not in violation
+    assert stated_limits(error.message) == []
+    assert f"{quota_metric(Metric.RPM)}, model: gemini-x" in error.message
+
+
 def test_a_key_that_is_not_valid_has_a_reason():
     """By which a client knows what to blame."""
     assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID
