@@ -1,4 +1,4 @@
-"""A Gemini server for tests: the wire format, the quotas and the failures of the real one, on loopback.
+"""A Gemini server on loopback, with the wire format, the quotas and the failures of the real one.
 
 Needs starlette and uvicorn (the extra ``emulator``).
 """

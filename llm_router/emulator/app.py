@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from llm_router.emulator.exchange import Wire
+    from llm_router.emulator.connections import Connections
     from llm_router.emulator.keyring import Keyring
     from llm_router.emulator.service import GeminiService, Settings
 
@@ -33,8 +33,8 @@ class GeminiApp:
     Args:
         settings: How the models behave.
         service: The models.
-        keyring: The keys that are known.
-        wire: The connections.
+        keyring: The known keys.
+        connections: The server's connections.
         stats: Returns what ``/__emulator__/stats`` shows.
     """
 
@@ -43,7 +43,7 @@ class GeminiApp:
         settings: Settings,
         service: GeminiService,
         keyring: Keyring,
-        wire: Wire,
+        connections: Connections,
         stats: Callable[[], object],
     ) -> None:
         self.requests = 0
@@ -54,8 +54,8 @@ class GeminiApp:
         # Endpoints that are objects get the bare ASGI call: starlette then makes no Request and no Response.
         self._routes = Starlette(
             routes=[
-                StarletteRoute("/__emulator__/stats", _Endpoint(wire, self._show_stats)),
-                StarletteRoute("/{path:path}", _Endpoint(wire, self._serve)),
+                StarletteRoute("/__emulator__/stats", _Endpoint(connections, self._show_stats)),
+                StarletteRoute("/{path:path}", _Endpoint(connections, self._serve)),
             ]
         )
 
@@ -119,12 +119,14 @@ class GeminiApp:
 class _Endpoint:
     """Hands requests to a handler, and turns its refusals into answers."""
 
-    def __init__(self, wire: Wire, handler: Callable[[Scope, Exchange], Awaitable[None]]) -> None:
-        self._wire = wire
+    def __init__(
+        self, connections: Connections, handler: Callable[[Scope, Exchange], Awaitable[None]]
+    ) -> None:
+        self._connections = connections
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(scope, receive, send, self._wire)
+        exchange = Exchange(scope, receive, send, self._connections)
         try:
             await self._handler(scope, exchange)
         except RefusalError as refusal:

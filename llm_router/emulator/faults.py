@@ -1,4 +1,4 @@
-"""Faults that a test asks the emulator for, and the requests they are meant for."""
+"""The faults that the emulator can show, and the rules for which requests have them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from llm_router.gemini_http.routes import Method
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["GENERATE_METHODS", "Fault", "FaultBook", "FaultKind", "FaultRule"]
+__all__ = ["GENERATE_METHODS", "Fault", "FaultKind", "FaultRule", "FaultRules"]
 
 GENERATE_METHODS: frozenset[str] = frozenset({Method.GENERATE, Method.STREAM})
-"""The methods a fault is meant for unless it says otherwise."""
+"""The methods a fault applies to by default."""
 
 _CLIENT_ERRORS = range(400, 500)
 _FINAL_STATUSES = range(200, 1000)
@@ -46,23 +46,23 @@ class FaultKind(StrEnum):
 
     @property
     def needs_stream(self) -> bool:
-        """Whether only a streamed answer can show it."""
+        """Whether only a streamed answer can show the fault."""
         return self.value.startswith("stream_")
 
 
 @attrs.frozen
 class Fault:
-    """One thing that goes wrong with one request. Made by its class methods.
+    """Something that goes wrong with a request. Made by the class methods.
 
     Attributes:
         kind: What goes wrong.
-        code: The HTTP status of the answer, where there is one.
+        code: The HTTP status of the answer, if there is one.
         reason: The block reason of a blocked prompt.
-        seconds: How long the answer is held back first, on the emulator's clock. Any fault may have it:
+        seconds: Seconds on the emulator's clock before the fault shows. Every fault may have them:
             ``attrs.evolve(Fault.status(503), seconds=2)``.
-        after: How many chunks of a stream are sent first.
-        counted: Whether the request uses quota, and so may be refused by it, before the fault shows.
-        body: The body of the answer; None is the usual one for ``code``.
+        after: The number of chunks of a stream that are sent first.
+        counted: Whether the request uses quota, and so may be refused by one before the fault shows.
+        body: The body of the answer; None is the usual error for ``code``.
         headers: The headers of the answer, names in lower case, besides those that frame the body.
     """
 
@@ -77,12 +77,12 @@ class Fault:
 
     @classmethod
     def delay(cls, seconds: float) -> Self:
-        """Answer properly, but only ``seconds`` later on the emulator's clock."""
+        """Answer normally, but ``seconds`` later on the emulator's clock."""
         return cls(FaultKind.DELAY, seconds=seconds)
 
     @classmethod
     def drop(cls, *, counted: bool = True) -> Self:
-        """Close the TCP connection without an answer."""
+        """Close the TCP connection without answering."""
         return cls(FaultKind.DROP, counted=counted)
 
     @classmethod
@@ -92,7 +92,7 @@ class Fault:
 
     @classmethod
     def cut_json(cls, code: int = 200) -> Self:
-        """Answer with a proper status ``code`` and half of the JSON body."""
+        """Answer with the status ``code`` and the first half of its JSON body."""
         return cls(FaultKind.CUT_JSON, code=code, counted=_uses_quota(code))
 
     @classmethod
@@ -103,11 +103,11 @@ class Fault:
         body: bytes | str | dict[str, Any] | list[Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """Answer with this HTTP status, and with the provider's usual error or with a given answer.
+        """Answer with this HTTP status, with the provider's usual error or with a given body.
 
         The usual errors blame the key (401), its project (403), the model (404) or the requests of this
         minute (429, which states no limit), as the provider words them. A status from 400 to 499 uses no
-        quota, any other does.
+        quota; any other does.
 
         Args:
             code: The status; 200 for an answer that is not a failure to HTTP.
@@ -140,47 +140,47 @@ class Fault:
 
     @classmethod
     def block(cls, reason: str = "SAFETY") -> Self:
-        """Block the prompt: a ``promptFeedback`` and no candidates."""
+        """Block the prompt: send a ``promptFeedback`` and no candidates."""
         return cls(FaultKind.BLOCK, reason=reason)
 
     @classmethod
     def safety(cls) -> Self:
-        """Block the answer: a candidate without content whose finishReason is SAFETY."""
+        """Block the answer: send a candidate without content and with the finishReason SAFETY."""
         return cls(FaultKind.SAFETY)
 
     @classmethod
     def empty(cls) -> Self:
-        """Answer 200 with no body at all."""
+        """Answer with a 200 and an empty body."""
         return cls(FaultKind.EMPTY)
 
     @classmethod
     def bare_429(cls) -> Self:
-        """Refuse without saying which quota: a 429 that has no details."""
+        """Answer with a 429 that has no details, and so does not say which quota was exceeded."""
         return cls(FaultKind.BARE_429, code=429, counted=False)
 
     @classmethod
     def list_429(cls) -> Self:
-        """Refuse with a body that is a list holding the one error."""
+        """Answer with a 429 whose body is a list with one error."""
         return cls(FaultKind.LIST_429, code=429, counted=False)
 
     @classmethod
     def stream_cut(cls, after: int = 1) -> Self:
-        """End a stream cleanly after that many chunks, with no finishReason."""
+        """End a stream cleanly after ``after`` chunks, without a finishReason."""
         return cls(FaultKind.STREAM_CUT, after=after)
 
     @classmethod
     def stream_drop(cls, after: int = 1) -> Self:
-        """Close the TCP connection after that many chunks of a stream."""
+        """Close the TCP connection after ``after`` chunks of a stream."""
         return cls(FaultKind.STREAM_DROP, after=after)
 
     @classmethod
     def stream_error(cls, code: int = 503, after: int = 1) -> Self:
-        """Send the error of ``code`` as a chunk of a stream, after that many proper ones."""
+        """Send the usual error of ``code`` as a chunk of a stream, after ``after`` normal ones."""
         return cls(FaultKind.STREAM_ERROR, code=code, after=after)
 
     @classmethod
     def stream_hang(cls, after: int = 1) -> Self:
-        """Stop after that many chunks of a stream until released, then send the rest."""
+        """Pause after ``after`` chunks of a stream until released, then send the rest."""
         return cls(FaultKind.STREAM_HANG, after=after)
 
 
@@ -196,14 +196,14 @@ def _encoded(body: bytes | str | dict[str, Any] | list[Any] | None) -> bytes | N
 
 @attrs.define(eq=False)
 class FaultRule:
-    """A fault and the requests that it is meant for.
+    """A fault and the requests it applies to.
 
     Attributes:
         fault: What goes wrong.
-        model: Only for this model; None is any.
-        methods: Only for these methods, such as ``generateContent``; None is any.
-        left: How many more requests it is for; None is any number.
-        taken: How many requests had it so far.
+        model: The model of the requests; None is any.
+        methods: The methods of the requests, such as ``generateContent``; None is any.
+        left: The number of requests still to have the fault; None is unlimited.
+        taken: The number of requests that have had the fault.
     """
 
     fault: Fault
@@ -214,7 +214,7 @@ class FaultRule:
     _key: str | None = attrs.field(default=None, repr=False)
 
     def matches(self, model: str, key: str, method: str) -> bool:
-        """Tell whether a request of ``key`` to ``model`` is to have the fault."""
+        """Return whether a request with ``key`` to ``model`` is to have the fault."""
         return (
             self.left != 0
             and self.model in (None, model)
@@ -224,27 +224,27 @@ class FaultRule:
         )
 
     def take(self) -> Fault:
-        """Count one request more that has the fault, and return it."""
+        """Count one more request that has the fault, and return the fault."""
         self.taken += 1
         if self.left is not None:
             self.left -= 1
         return self.fault
 
 
-class FaultBook:
-    """The faults in force, oldest first; the oldest that matches a request is the one it gets."""
+class FaultRules:
+    """The rules in force, oldest first. A request gets the oldest one that matches."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rules: tuple[FaultRule, ...] = ()
 
     def add(self, rule: FaultRule) -> None:
-        """Put a fault in force. May be called from any thread."""
+        """Add a rule. May be called from any thread."""
         with self._lock:
             self._rules = (*(kept for kept in self._rules if kept.left != 0), rule)
 
     def clear(self) -> None:
-        """Let nothing go wrong from now on. May be called from any thread."""
+        """Remove all rules. May be called from any thread."""
         with self._lock:
             self._rules = ()
 

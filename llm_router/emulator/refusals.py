@@ -1,4 +1,4 @@
-"""The emulator's own refusals: of its quotas, and of faults that answer with an error."""
+"""Refused requests: the errors of exceeded quotas and of faults."""
 
 from __future__ import annotations
 

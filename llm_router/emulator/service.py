@@ -1,4 +1,4 @@
-"""What the emulated models do: quotas asked, faults shown, texts made up."""
+"""The emulated models: they check quotas, show faults and make up answers."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
     from llm_router.domain.clock import Clock
     from llm_router.emulator.exchange import Exchange
-    from llm_router.emulator.faults import FaultBook
-    from llm_router.emulator.quota import QuotaLedger
+    from llm_router.emulator.faults import FaultRules
+    from llm_router.emulator.quota import EmulatedQuotas
 
 __all__ = ["Call", "GeminiService", "Responder", "Settings", "echo"]
 
 Responder = Callable[[str, Mapping[str, Any]], str]
-"""Makes up an answer: given the model's name and the JSON body of the request, returns the text."""
+"""Makes the text of an answer, given the model's name and the JSON body of the request."""
 
 _ECHOED = 200
 _EMBEDDING_DIMENSIONS = 768
@@ -49,11 +49,11 @@ class Settings:
     """How the emulated models behave.
 
     Attributes:
-        models: The models there are; None is any.
+        models: The models that exist; None is any.
         input_token_limit: Tokens of the largest prompt.
-        thought_tokens: Tokens that every answer thinks first.
-        stream_chunks: Into how many chunks an answer is streamed, at most.
-        responder: What the models answer.
+        thought_tokens: Thought tokens reported with each answer.
+        stream_chunks: The most chunks in which an answer is streamed.
+        responder: Makes the text of each answer.
     """
 
     models: tuple[str, ...] | None = None
@@ -65,7 +65,7 @@ class Settings:
 
 @attrs.frozen
 class Call:
-    """A request that was understood, with the HTTP exchange that waits for its answer."""
+    """A parsed request, with the HTTP exchange to answer it on."""
 
     exchange: Exchange
     model: str
@@ -77,16 +77,16 @@ class Call:
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is wanted in chunks."""
+        """Whether the answer is to be streamed."""
         return self.method == Method.STREAM
 
 
 class GeminiService:
-    """The models: answers calls, within the quotas and with the faults that are in force."""
+    """Answers calls, within the quotas and with the faults in force."""
 
-    def __init__(self, settings: Settings, ledger: QuotaLedger, faults: FaultBook, clock: Clock) -> None:
+    def __init__(self, settings: Settings, quotas: EmulatedQuotas, faults: FaultRules, clock: Clock) -> None:
         self._settings = settings
-        self._ledger = ledger
+        self._quotas = quotas
         self._faults = faults
         self._clock = clock
         self._ids = itertools.count(1)
@@ -105,7 +105,7 @@ class GeminiService:
         fault = await self._enter(call, tokens)
         if tokens > self._settings.input_token_limit:
             raise RefusalError.of(too_many_tokens(tokens, self._settings.input_token_limit))
-        answer = self._think(call, tokens)
+        answer = self._answer(call, tokens)
         if fault is not None:
             await self._fail(call, fault, answer)
         elif call.streams:
@@ -139,31 +139,31 @@ class GeminiService:
             for body, request in zip(bodies, requests, strict=True)
         ]
 
-    # ------------------------------------------------- quotas and the faults
+    # ------------------------------------------------------ quotas and faults
 
     async def _enter(self, call: Call, tokens: int | None) -> Fault | None:
-        """Count a call at its arrival, or refuse it; ``tokens`` None uses no quota. Return its fault."""
+        """Count a call on arrival, or refuse it; return its fault. With ``tokens`` None it uses no quota."""
         rule = self._faults.match(call.model, call.key, call.method)
         if rule is not None and not rule.fault.counted:
             if rule.fault.code == HTTPStatus.TOO_MANY_REQUESTS and tokens is not None:
-                self._ledger.refuse(call.project, call.model, tokens, self._clock.time())
+                self._quotas.refuse(call.project, call.model, tokens, self._clock.time())
             return await self._show(call, rule.take())
         if tokens is not None:
             now = self._clock.time()
-            violations = self._ledger.admit(call.project, call.model, tokens, now)
+            violations = self._quotas.admit(call.project, call.model, tokens, now)
             if violations:
                 raise RefusalError.of(over_quota(call.model, violations, now))
         return await self._show(call, rule.take()) if rule is not None else None
 
     async def _show(self, call: Call, fault: Fault) -> Fault | None:
-        """Show a fault that needs no answer of the model, or return it."""
+        """Show a fault that needs no answer from the model, or return the fault."""
         if fault.seconds:
-            await call.exchange.hold(fault.seconds)
+            await call.exchange.pause(fault.seconds)
         match fault.kind:
             case FaultKind.DELAY:
                 return None
             case FaultKind.HANG:
-                await call.exchange.hold(None)
+                await call.exchange.pause(None)
                 return None
             case FaultKind.DROP:
                 await call.exchange.drop()
@@ -176,7 +176,7 @@ class GeminiService:
         return fault
 
     async def _fail(self, call: Call, fault: Fault, answer: replies.Answer) -> None:
-        """Give the answer with a fault in it."""
+        """Send an answer with a fault in it."""
         match fault.kind:
             case FaultKind.BLOCK:
                 await self._whole(call, replies.prompt_blocked(answer, fault.reason))
@@ -190,7 +190,7 @@ class GeminiService:
                 await self._break(call, fault, replies.chunks(answer, self._settings.stream_chunks))
 
     async def _break(self, call: Call, fault: Fault, chunks: Sequence[Body]) -> None:
-        """Stream an answer that goes wrong on the way."""
+        """Stream an answer that goes wrong partway."""
         after = min(fault.after, len(chunks) - 1)
         match fault.kind:
             case FaultKind.STREAM_CUT:
@@ -200,7 +200,7 @@ class GeminiService:
             case FaultKind.STREAM_DROP:
                 await self._stream(call, chunks, interrupt=call.exchange.drop, at=after)
             case _:
-                await self._stream(call, chunks, interrupt=lambda: call.exchange.hold(None), at=after)
+                await self._stream(call, chunks, interrupt=lambda: call.exchange.pause(None), at=after)
 
     async def _whole(self, call: Call, body: Body) -> None:
         if call.streams:
@@ -220,7 +220,7 @@ class GeminiService:
 
     # --------------------------------------------------------------- answers
 
-    def _think(self, call: Call, tokens: int) -> replies.Answer:
+    def _answer(self, call: Call, tokens: int) -> replies.Answer:
         text, reason = self._settings.responder(call.model, call.body), "STOP"
         limit = (call.body.get("generationConfig") or {}).get("maxOutputTokens")
         if limit and count_text_tokens(text) > limit:
@@ -244,7 +244,7 @@ class GeminiService:
         interrupt: Callable[[], Awaitable[None]] | None = None,
         at: int = 0,
     ) -> None:
-        """Send ``bodies`` as events, or as one JSON array; before number ``at``, wait for ``interrupt``."""
+        """Send ``bodies`` as events or as one JSON array; await ``interrupt`` before number ``at``."""
         exchange, last = call.exchange, len(bodies) - 1
         await exchange.start(SSE_TYPE if call.sse else JSON_TYPE)
         for index, body in enumerate(bodies):
