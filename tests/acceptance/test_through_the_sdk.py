@@ -44,6 +44,7 @@ def backend(request) -> str:
     return request.param
 
 
+@pytest.mark.slow
 async def test_six_hundred_at_once_and_half_of_them_fit(backend):
     """20 keys × 15 a minute: 300 are accepted, none is refused upstream, 300 are told when to retry."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500))
@@ -63,6 +64,7 @@ async def test_six_hundred_at_once_and_half_of_them_fit(backend):
     assert all(counts.peak_requests == RPM for counts in emulator.by_bucket.values())
 
 
+@pytest.mark.slow
 async def test_six_hundred_that_wait_all_succeed():
     """If they may wait, all 600 are answered over two windows, and none is refused upstream."""
     clock = ScaledClock(SPEED)
