@@ -15,7 +15,7 @@ def detail(error, name):
 
 
 def test_an_error_is_a_json_body():
-    """Details appear only where there are any."""
+    """The body has details only if the error has any."""
     error = ApiError(418, "UNKNOWN", "I am a teapot.")
     assert error.body == {"error": {"code": 418, "message": "I am a teapot.", "status": "UNKNOWN"}}
     assert "details" in api_errors.invalid_key().body["error"]
@@ -23,7 +23,7 @@ def test_an_error_is_a_json_body():
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 499, 500, 503, 504, 599])
 def test_every_status_has_its_usual_error(code):
-    """A status that the API does not use is UNKNOWN."""
+    """The usual error has a status word and a message; an unused status is UNKNOWN."""
     error = usual_error(code)
     assert error.code == code
     assert (error.status == "UNKNOWN") == (code == 599)
@@ -31,7 +31,7 @@ def test_every_status_has_its_usual_error(code):
 
 
 def test_an_exceeded_quota_reads_as_it_was_written():
-    """Each quota with its limit, in details and message, and the delay in both."""
+    """Details and message both state each exceeded quota with its limit, and the delay."""
     error = quota_exceeded("gemini-x", {Metric.RPM: 15, Metric.TPD: 0}, 36.4)
     assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
     violations = detail(error, "QuotaFailure")["violations"]
@@ -46,7 +46,7 @@ def test_an_exceeded_quota_reads_as_it_was_written():
 
 
 def test_a_refusal_may_state_no_limit():
-    """Then neither its details nor its message do."""
+    """Without a limit, neither the details nor the message state one."""
     error = quota_exceeded("gemini-x", {Metric.RPM: None}, 36.4)
     [violation] = detail(error, "QuotaFailure")["violations"]
     assert metric_of(violation["quotaId"]) == "rpm"
@@ -56,5 +56,5 @@ def test_a_refusal_may_state_no_limit():
 
 
 def test_a_key_that_is_not_valid_has_a_reason():
-    """By which a client knows what to blame."""
+    """The reason lets a client tell an invalid key from an invalid request."""
     assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID

@@ -17,7 +17,7 @@ from llm_router.gemini_http.routes import Method, Route, parse_path, read_key, w
     ],
 )
 def test_paths_are_parsed(path, route):
-    """Into version, model and method, each of them any word."""
+    """A path has a version, a model and a method, each of them any word."""
     assert parse_path(path) == route
 
 
@@ -43,6 +43,6 @@ def test_the_key_is_read_from_header_or_query(headers, query, key):
 
 
 def test_the_form_of_a_stream_is_read_from_the_query():
-    """Server-sent events only on request."""
+    """A stream is sent as server-sent events only on request."""
     assert wants_sse("key=k&alt=sse")
     assert not wants_sse("key=k")

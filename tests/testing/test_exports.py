@@ -13,7 +13,7 @@ import llm_router.testing
 
 
 def test_every_name_can_be_imported():
-    """The lazy ones, too."""
+    """All names in ``__all__`` exist, including lazily imported ones."""
     assert llm_router.testing.__all__ == sorted(llm_router.testing.__all__)
     for name in llm_router.testing.__all__:
         assert getattr(llm_router.testing, name).__name__ == name

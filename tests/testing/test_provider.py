@@ -49,7 +49,7 @@ async def started(*calls) -> list[asyncio.Task]:
 
 
 def test_it_is_a_streaming_provider():
-    """A router may stream from it."""
+    """A router can stream from it."""
     assert isinstance(FakeProvider(), StreamingProvider)
 
 
@@ -74,13 +74,13 @@ async def test_answers_come_in_order_and_then_the_echo(pools):
 
 
 async def test_answers_are_repeated(provider, generate):
-    """``times`` repeats the whole series."""
+    """``times`` repeats the whole series of answers."""
     provider.script("one", "two", times=2)
     assert [await generate() for _ in range(5)] == ["one", "two", "one", "two", "echo: two words"]
 
 
 async def test_a_key_may_have_answers_of_its_own(provider, generate):
-    """They are used before the others, and by no other key."""
+    """Answers for one key are used before the others, and for no other key."""
     provider.script("for all")
     provider.script("for one", key_id="one")
     assert await generate("other") == "for all"
@@ -90,7 +90,7 @@ async def test_a_key_may_have_answers_of_its_own(provider, generate):
 
 
 async def test_failures_are_raised(provider, generate, stream):
-    """In an answer or instead of one."""
+    """An exception in the script is raised, instead of an answer or after its first pieces."""
     failure = ProviderError("overloaded", kind="server", code=503)
     provider.script(failure, ["begun ", failure], times=2)
     for call in (generate, generate, stream, stream):
@@ -99,7 +99,7 @@ async def test_failures_are_raised(provider, generate, stream):
 
 
 async def test_a_function_makes_the_answer(provider, generate):
-    """It is given the deployment and the request."""
+    """A function in the script gets the deployment and the request."""
     provider.script(lambda deployment, request: f"{deployment.key.key_id}: {request.contents}")
     assert await generate("k") == "k: two words"
 
@@ -124,7 +124,7 @@ async def test_a_list_is_streamed_piece_by_piece(provider, generate, stream):
 
 
 async def test_open_streams_are_counted(provider, pools):
-    """Until they end or are closed."""
+    """``streaming`` counts streams until they end or are closed."""
     replies = provider.stream(pools.one(), REQUEST, ignore)
     assert provider.streaming == 0
     await anext(replies)
@@ -137,7 +137,7 @@ async def test_open_streams_are_counted(provider, pools):
 
 
 async def test_a_delay_applies_to_each_answer_and_piece(provider, generate, stream, clock):
-    """It passes on the provider's clock, and may be changed between calls."""
+    """A delay passes on the provider's clock, and may be changed between calls."""
     provider.delay = 4.0
     [whole] = await started(generate())
     await clock.advance(3.9)
@@ -153,7 +153,7 @@ async def test_a_delay_applies_to_each_answer_and_piece(provider, generate, stre
 
 
 async def test_the_constructor_takes_a_delay(pools):
-    """As the first value of the attribute."""
+    """The argument is the initial value of the attribute."""
     clock = ManualClock()
     provider = FakeProvider(clock=clock, delay=2.0)
     assert provider.delay == 2.0
@@ -163,7 +163,7 @@ async def test_the_constructor_takes_a_delay(pools):
 
 
 async def test_an_answer_waits_for_an_event(provider, generate, stream):
-    """Before it or in the middle of it; the request has been dispatched by then."""
+    """An event before or in an answer is waited for once the request has been dispatched."""
     gate = asyncio.Event()
     provider.script([gate, "late"], ["one ", gate, "two"])
     whole, pieces = await started(generate(), stream())
@@ -175,8 +175,8 @@ async def test_an_answer_waits_for_an_event(provider, generate, stream):
     assert await pieces == ["one ", "two"]
 
 
-async def test_an_event_alone_holds_back_the_echo(provider, generate, stream):
-    """So that a test need not make up an answer."""
+async def test_an_event_alone_delays_the_echo(provider, generate, stream):
+    """An event without an answer is followed by the echo."""
     gate = asyncio.Event()
     provider.script(gate, times=2)
     whole, pieces = await started(generate(), stream())
@@ -201,7 +201,7 @@ async def test_an_answer_may_never_come(provider, generate, stream):
 
 
 async def test_calls_are_recorded(provider, generate, clock):
-    """With the time, the key, the model and the request."""
+    """Each call has its time, key, model and request."""
     await generate("k1")
     clock.shift(5)
     await generate("k2")
@@ -210,7 +210,7 @@ async def test_calls_are_recorded(provider, generate, clock):
 
 
 async def test_a_request_is_dispatched_before_its_answer(provider, generate, stream):
-    """Even one whose answer is a failure."""
+    """A request is dispatched even if its answer is a failure."""
     provider.script(ProviderError("no", kind="request"))
     dispatched = []
     with pytest.raises(ProviderError):
@@ -219,7 +219,7 @@ async def test_a_request_is_dispatched_before_its_answer(provider, generate, str
     assert dispatched == [1, 2]
 
 
-async def test_dispatch_can_be_held_back(provider, generate, stream):
+async def test_dispatch_can_be_delayed(provider, generate, stream):
     """Requests wait for the event, and are neither reported nor recorded until it is set."""
     dispatched = []
     provider.dispatch = asyncio.Event()
@@ -239,7 +239,7 @@ async def test_dispatch_can_be_held_back(provider, generate, stream):
 
 
 async def test_closing_is_counted(provider):
-    """So that a test can check that its owner closed it."""
+    """``closed`` counts how often the provider was closed."""
     await provider.aclose()
     await provider.aclose()
     assert provider.closed == 2
