@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GeminiApp"]
 
+_STATS = "/__emulator__/stats"
+
 
 class GeminiApp:
     """An ASGI application with the paths of the Gemini API.
@@ -51,33 +53,30 @@ class GeminiApp:
         self._service = service
         self._keyring = keyring
         self._stats = stats
-        # Endpoints that are objects get the bare ASGI call: starlette then makes no Request and no Response.
-        self._routes = Starlette(
-            routes=[
-                StarletteRoute("/__emulator__/stats", _Endpoint(connections, self._show_stats)),
-                StarletteRoute("/{path:path}", _Endpoint(connections, self._serve)),
-            ]
+        # An endpoint that is an object gets the bare ASGI call: starlette makes no Request and no Response.
+        self._starlette = Starlette(
+            routes=[StarletteRoute("/{path:path}", _Endpoint(connections, self._serve))]
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await self._routes(scope, receive, send)
-
-    async def _show_stats(self, scope: Scope, exchange: Exchange) -> None:
-        if scope["method"] != "GET":
-            raise RefusalError.of(not_found())
-        await exchange.reply_json(200, self._stats())
+        await self._starlette(scope, receive, send)
 
     async def _serve(self, scope: Scope, exchange: Exchange) -> None:
-        match scope["method"], parse_path(scope["path"]):
-            case "GET", Route(model=""):
-                await self._list_models(scope, exchange)
-            case "GET", Route(method="") as route:
-                await self._get_model(route, scope, exchange)
-            case "POST", Route(model=model) as route if model:
-                await self._call(route, scope, exchange)
-            case _:
+        verb, path = scope["method"], scope["path"]
+        route = parse_path(path)
+        if route is None:
+            if (verb, path) != ("GET", _STATS):
                 raise RefusalError.of(not_found())
+            await exchange.reply_json(200, self._stats())
+        elif verb == "POST" and route.model:
+            await self._call(route, scope, exchange)
+        elif verb == "GET" and not route.model:
+            await self._list_models(scope, exchange)
+        elif verb == "GET" and not route.method:
+            await self._get_model(route, scope, exchange)
+        else:
+            raise RefusalError.of(not_found())
 
     async def _list_models(self, scope: Scope, exchange: Exchange) -> None:
         self._authorize(scope)

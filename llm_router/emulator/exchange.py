@@ -52,10 +52,9 @@ class Exchange:
         self, code: int, body: bytes, content_type: str = JSON_TYPE, headers: Headers = ()
     ) -> None:
         """Send the whole answer; a content type in ``headers`` replaces ``content_type``."""
-        framed = [(b"content-length", str(len(body)).encode()), *headers]
-        if all(name != b"content-type" for name, _ in headers):
-            framed.append((b"content-type", content_type.encode()))
-        await self._send({"type": "http.response.start", "status": code, "headers": framed})
+        usual = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+        sent = list((dict(usual) | dict(headers)).items()) if headers else usual
+        await self._send({"type": "http.response.start", "status": code, "headers": sent})
         await self._send({"type": "http.response.body", "body": body})
 
     async def reply_json(self, code: int, body: object) -> None:
