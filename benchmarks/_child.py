@@ -135,7 +135,7 @@ async def _litellm(
 
 async def emulator(_task: dict[str, Any]) -> None:
     """Be the Gemini API until the parent hangs up."""
-    from llm_router.testing.emulator import GeminiEmulator  # noqa: PLC0415 - only this role needs it
+    from llm_router.emulator import GeminiEmulator  # noqa: PLC0415 - only this role needs it
 
     async with GeminiEmulator() as server:
         say(server.url)

@@ -16,7 +16,7 @@ from _harness import Measure, Report, Row, Scale, Table
 from _peers import NotInstalledError, check
 from _subjects import redis_server, scratch
 
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec
+from llm_router.emulator import GeminiEmulator, QuotaSpec
 
 __all__ = ["run"]
 

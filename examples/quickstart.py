@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from llm_router import Router
-from llm_router.testing import GeminiEmulator
+from llm_router.emulator import GeminiEmulator
 
 KEYS = {
     "keys": [

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
-from llm_router.testing import GeminiEmulator
+from llm_router.emulator import GeminiEmulator
 
 KEY = Key("gemini-key-01", Secret("any-text-will-do-for-the-emulator"))
 DEPLOYMENTS = [Deployment(KEY, "gemini-3.5-flash-lite", "light", quotas=(Quota(Metric.RPM, 15),))]

@@ -12,8 +12,8 @@ import asyncio
 import pytest
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.emulator import Fault
 from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
-from llm_router.testing.emulator import Fault
 
 pytestmark = pytest.mark.asyncio
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
-from llm_router.testing import GeminiEmulator
+from llm_router.emulator import GeminiEmulator
 
 MODELS = {"light": "gemini-3.5-flash-lite", "medium": "gemini-3.8-flash", "heavy": "gemini-pro-latest"}
 

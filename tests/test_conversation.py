@@ -17,7 +17,7 @@ def texts(request: Request) -> list[str]:
 
 async def test_a_conversation_remembers(make_router, provider, pools):
     """The second turn carries the first, question and answer."""
-    provider._answers.extend(["Hello Ada.", "Ada."])
+    provider.script("Hello Ada.", "Ada.")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("user-42", system_instruction="Be brief.", workload="light")
         assert (await conversation.send("I am Ada.")).text == "Hello Ada."
@@ -29,7 +29,7 @@ async def test_a_conversation_remembers(make_router, provider, pools):
 
 async def test_a_turn_may_be_streamed(make_router, provider, pools):
     """It carries what was said, and is remembered with its whole answer."""
-    provider._answers.extend(["Hello Ada.", "You are Ada."])
+    provider.script("Hello Ada.", "You are Ada.")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("user-42", system_instruction="Be brief.", workload="light")
         await conversation.send("I am Ada.")
@@ -46,7 +46,7 @@ async def test_a_turn_may_be_streamed(make_router, provider, pools):
 
 async def test_a_streamed_turn_without_an_end_was_not_said(make_router, provider, pools):
     """One that fails, that is left early, or that is wrong leaves the history as it was, and lets go."""
-    provider._answers.extend(["fine", ["so ", ProviderError("no", kind="request")], "left early"])
+    provider.script("fine", ["so ", ProviderError("no", kind="request")], "left early")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
         await conversation.send("one")
@@ -63,7 +63,7 @@ async def test_a_streamed_turn_without_an_end_was_not_said(make_router, provider
 
 async def test_a_turn_waits_until_a_stream_is_left(make_router, provider, pools):
     """So that it can go on from its answer."""
-    provider._answers.append("two words")
+    provider.script("two words")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
         async with conversation.stream("one two") as stream:
@@ -99,7 +99,7 @@ async def test_the_model_may_change_between_turns(make_router, provider, pools):
 
 async def test_a_failed_turn_leaves_the_history_as_it_was(make_router, provider, pools):
     """What was not answered was not said."""
-    provider._answers.extend(["fine", ProviderError("no", kind="request")])
+    provider.script("fine", ProviderError("no", kind="request"))
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
         await conversation.send("one")
@@ -113,7 +113,7 @@ async def test_a_failed_turn_leaves_the_history_as_it_was(make_router, provider,
 
 async def test_sends_on_one_conversation_take_turns(make_router, provider, pools, clock):
     """Of two sends at once the second sees the first one's answer."""
-    provider._delay = 1.0
+    provider.delay = 1.0
     async with make_router([pools.one()]) as router:
         tasks = [asyncio.create_task(router.send_chat(conv_id="a", prompt=text)) for text in ("one", "two")]
         await clock.advance(5)
@@ -140,7 +140,7 @@ async def test_history_is_cut_to_the_budget_of_the_workload(make_router, provide
 async def test_function_calls_are_remembered_with_their_answers(make_router, provider, pools):
     """A provider's own contents (a function call) are kept, and the answer to it is sent with it."""
     call = {"role": "model", "parts": [{"function_call": {"name": "add", "args": {"a": 1, "b": 2}}}]}
-    provider._answers.extend([Reply("", content=call), "3"])
+    provider.script(Reply("", content=call), "3")
     async with make_router([pools.one()], history_tokens={"light": 1}) as router:
         conversation = router.conversation("a", workload="light")
         await conversation.send("add 1 and 2")

@@ -57,7 +57,7 @@ async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
     deployments = [pools.one(rpm=6, tpm=120) for _ in range(4)]
     tasks: list[asyncio.Task] = []
     async with make_router(deployments, base_backoff=0.2) as router:
-        provider._delay = 0.4
+        provider.delay = 0.4
         for _ in range(60):
             for _ in range(chance.randrange(6)):
                 words = "w " * chance.randrange(1, 60)

@@ -169,7 +169,7 @@ async def test_a_429_cools_that_model_of_that_project_only(make_router, provider
     """The refused deployment rests for as long as the provider said; the same key's other model works on."""
     one = pools.one("model-a", key_id="k1", priority=0)
     other = pools.one("model-b", key_id="k1", priority=1)
-    provider.by_key["k1"] = __import__("collections").deque([minute_429(36.0)])
+    provider.script(minute_429(36.0), key_id="k1")
     async with make_router([one, other]) as router:
         response = await router.send("x")
         assert response.success
@@ -186,7 +186,7 @@ async def test_a_429_cools_that_model_of_that_project_only(make_router, provider
 
 async def test_a_429_without_delay_rests_between_30_and_60_s(make_router, provider, pools):
     """Where the provider names no delay, one is drawn."""
-    provider._answers.extend([failure("quota", code=429)])
+    provider.script(failure("quota", code=429))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
     assert not response.success
@@ -195,7 +195,7 @@ async def test_a_429_without_delay_rests_between_30_and_60_s(make_router, provid
 
 async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, provider, pools, clock):
     """The first PerDay refusal rests for its short delay, the second until midnight in Los Angeles."""
-    provider._answers.extend([day_429(36.0), day_429(36.0)])
+    provider.script(day_429(36.0), day_429(36.0))
     async with make_router([pools.one(rpd=1_500)]) as router:
         first = await router.send("x")
         assert first.retry_after == pytest.approx(36.0)
@@ -209,7 +209,7 @@ async def test_a_minute_refusal_never_climbs_to_a_day(make_router, provider, poo
     """However often a minute quota is refused, the rest stays what the provider said."""
     async with make_router([pools.one(rpm=None)]) as router:
         for _ in range(12):
-            provider._answers.append(minute_429(20.0))
+            provider.script(minute_429(20.0))
             response = await router.send("x")
             assert response.retry_after == pytest.approx(20.0)
             clock.shift(20.1)
@@ -217,7 +217,7 @@ async def test_a_minute_refusal_never_climbs_to_a_day(make_router, provider, poo
 
 async def test_limit_zero_is_for_good(make_router, provider, pools):
     """A project without quota for a model is not asked again, and waiting is not promised."""
-    provider._answers.append(minute_429(36.0, limit=0))
+    provider.script(minute_429(36.0, limit=0))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
     assert response.retry_after is None
@@ -226,7 +226,7 @@ async def test_limit_zero_is_for_good(make_router, provider, pools):
 
 async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
     """A lower limit that a refusal states holds from then on."""
-    provider._answers.append(minute_429(5.0, limit=2))
+    provider.script(minute_429(5.0, limit=2))
     async with make_router([pools.one(rpm=15)]) as router:
         await router.send("x")
         clock.shift(120)
@@ -236,7 +236,7 @@ async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
 
 async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, pools, clock, caplog):
     """A rejected key is not used again until reload; status, health and one log line say so."""
-    provider.by_key["dead"] = __import__("collections").deque([failure("key", code=400)])
+    provider.script(failure("key", code=400), key_id="dead")
     async with make_router([pools.one(key_id="dead", priority=0), pools.one(key_id="alive")]) as router:
         response = await router.send("x")
         assert (response.success, response.key_id, response.attempts) == (True, "alive", 2)
@@ -250,7 +250,7 @@ async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, poo
 
 async def test_a_missing_model_takes_out_that_deployment_only(make_router, provider, pools):
     """404: the key's other models stay."""
-    provider._answers.append(failure("model", code=404))
+    provider.script(failure("model", code=404))
     one, other = pools.one("gone", key_id="k", priority=0), pools.one("there", key_id="k")
     async with make_router([one, other]) as router:
         assert (await router.send("x")).model == "there"
@@ -260,7 +260,7 @@ async def test_a_missing_model_takes_out_that_deployment_only(make_router, provi
 
 async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
     """No other key is burnt on a request that is itself wrong, and no key is blamed."""
-    provider._answers.append(failure("request", code=400))
+    provider.script(failure("request", code=400))
     async with make_router(pools.many(5)) as router:
         response = await router.send("x")
         health = await router.health_check()
@@ -271,7 +271,7 @@ async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
 
 async def test_retries_go_to_other_deployments_and_are_counted(make_router, provider, pools, clock):
     """At most max_retries further attempts, each elsewhere, and the count is what the provider saw."""
-    provider._answers.extend([failure("server", code=503)] * 9)
+    provider.script(failure("server", code=503), times=9)
     async with make_router(pools.many(6), max_retries=3) as router:
         task = asyncio.create_task(router.send("x"))
         await clock.advance(60)
@@ -284,7 +284,7 @@ async def test_retries_go_to_other_deployments_and_are_counted(make_router, prov
 
 async def test_the_only_deployment_is_tried_again(make_router, provider, pools, clock):
     """With one deployment a retry sits out the short rest that its failure caused."""
-    provider._answers.extend([failure("server", code=503)] * 2)
+    provider.script(failure("server", code=503), times=2)
     async with make_router([pools.one()], base_backoff=0.5) as router:
         task = asyncio.create_task(router.send("x"))
         await clock.advance(10)
@@ -295,7 +295,7 @@ async def test_the_only_deployment_is_tried_again(make_router, provider, pools, 
 
 async def test_backoff_grows_and_is_jittered(make_router, provider, pools, clock):
     """The n-th backoff lies between 0 and base × 2^(n-1) seconds."""
-    provider._answers.extend([failure("network")] * 3)
+    provider.script(failure("network"), times=3)
     async with make_router(pools.many(8), base_backoff=1.0) as router:
         task = asyncio.create_task(router.send("x"))
         await clock.advance(30)
@@ -310,23 +310,23 @@ async def test_success_resets_the_failure_count(make_router, provider, pools, cl
     deployment = pools.one(rpm=None)
     async with make_router([deployment], max_retries=0, base_backoff=1.0) as router:
         for _ in range(3):
-            provider._answers.append(failure("server", code=503))
+            provider.script(failure("server", code=503))
             response = await router.send("x")
             clock.shift(response.retry_after + 0.01)
         assert response.retry_after == pytest.approx(4.0)
         assert (await router.send("x")).success
-        provider._answers.append(failure("server", code=503))
+        provider.script(failure("server", code=503))
         assert (await router.send("x")).retry_after == pytest.approx(1.0)
 
 
 async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, provider, pools, clock):
     """Several keys failing on the network at once: the path is to blame, the keys come back whole."""
-    provider._answers.extend([failure("network", charged=False)] * 3)
+    provider.script(failure("network", charged=False), times=3)
     async with make_router(pools.many(10), max_retries=2) as router:
         task = asyncio.create_task(router.send("x"))
         await clock.advance(3)
         assert not task.result().success
-        provider._answers.extend([failure("network", charged=False)] * 3)
+        provider.script(failure("network", charged=False), times=3)
         task = asyncio.create_task(router.send("x"))
         await clock.advance(0.001)
         health = await router.health_check()
@@ -341,7 +341,7 @@ async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, prov
 
 async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provider, pools, clock):
     """While its circuit breaker is open, a send is answered at once, and says when to come back."""
-    provider._answers.extend([failure("network")] * 3)
+    provider.script(failure("network"), times=3)
     async with make_router(pools.many(10), max_retries=2, base_backoff=0.001) as router:
         task = asyncio.create_task(router.send("x"))
         await clock.advance(0.1)
@@ -356,7 +356,7 @@ async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provide
 
 async def test_a_blocked_prompt_is_an_unsuccessful_response_and_nobodys_fault(make_router, provider, pools):
     """Blocked content: the reason is told, the quota was used, the key stays."""
-    provider._answers.append(Reply("", usage=Usage(input_tokens=3), blocked="SAFETY"))
+    provider.script(Reply("", usage=Usage(input_tokens=3), blocked="SAFETY"))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
         status = (await router.get_all_key_statuses())[0]
@@ -380,7 +380,7 @@ async def test_timeout_ends_a_send(make_router, pools, clock):
 
 async def test_a_failure_that_sent_nothing_gives_its_quota_back(make_router, provider, pools):
     """Connection refused: nothing arrived, nothing is counted."""
-    provider._answers.append(failure("network", charged=False))
+    provider.script(failure("network", charged=False))
     async with make_router([pools.one(rpm=1)], max_retries=0) as router:
         await router.send("x")
         assert (await router.get_all_key_statuses())[0]["rpm_usage"] == "0/1"
@@ -388,7 +388,7 @@ async def test_a_failure_that_sent_nothing_gives_its_quota_back(make_router, pro
 
 async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
     """The token quota ends up at what the provider counted."""
-    provider._answers.append(Reply("ok", usage=Usage(input_tokens=777)))
+    provider.script(Reply("ok", usage=Usage(input_tokens=777)))
     async with make_router([pools.one(tpm=10_000)]) as router:
         await router.send("hello")
         assert (await router.get_all_key_statuses())[0]["tpm_usage"] == "777/10000"
@@ -398,9 +398,9 @@ async def test_estimates_learn_per_model(make_router, provider, pools):
     """A model that counts more than estimated is reserved more for the next time."""
     async with make_router([pools.one(tpm=10**6)]) as router:
         for _ in range(8):
-            provider._answers.append(Reply("ok", usage=Usage(input_tokens=20)))
+            provider.script(Reply("ok", usage=Usage(input_tokens=20)))
             await router.send("ten tokens or so, they say")
-        provider._answers.append(Reply("ok", usage=None))
+        provider.script(Reply("ok", usage=None))
         before = int((await router.get_all_key_statuses())[0]["tpm_usage"].split("/")[0])
         await router.send("ten tokens or so, they say")
         after = int((await router.get_all_key_statuses())[0]["tpm_usage"].split("/")[0])
@@ -606,7 +606,7 @@ async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(make_router, prov
     store = MemoryStore(clock=clock)
     deployment = pools.one(rpm=None)
     async with make_router([deployment], store=store) as one, make_router([deployment], store=store) as two:
-        provider._answers.append(minute_429(40.0))
+        provider.script(minute_429(40.0))
         await one.send("x")
         response = await two.send("x")
     assert len(provider.calls) == 1

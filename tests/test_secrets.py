@@ -64,7 +64,7 @@ async def test_no_output_of_a_router_contains_a_key(pools, caplog):
     caplog.set_level(logging.DEBUG)
     kinds = ["quota", "key", "model", "server", "network", "timeout", "request"]
     provider = FakeProvider([ProviderError(f"scripted {kind}", kind=kind) for kind in kinds])
-    provider._answers.append(RuntimeError("a bug in the provider"))
+    provider.script(RuntimeError("a bug in the provider"))
     deployments = [pools.one("m", key_id="hidden-key", priority=0), *pools.many(9, "m")]
     store = MemoryStore()
     said: list[str] = []

@@ -25,7 +25,7 @@ from llm_router.router import Router
 from llm_router.testing.clock import ScaledClock
 
 if TYPE_CHECKING:
-    from llm_router.testing.emulator import GeminiEmulator
+    from llm_router.emulator import GeminiEmulator
 
 __all__ = ["demo"]
 

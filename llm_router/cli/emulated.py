@@ -14,7 +14,7 @@ from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from llm_router.testing.emulator import GeminiEmulator
+    from llm_router.emulator import GeminiEmulator
 
 __all__ = ["made_up_secret", "make_emulator", "with_secrets"]
 
@@ -48,7 +48,7 @@ def make_emulator(clock: Clock, deployments: tuple[Deployment, ...] | None = Non
         ConfigError: The extra ``cli`` is not installed.
     """
     try:
-        from llm_router.testing.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra
+        from llm_router.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra
     except ModuleNotFoundError as error:
         raise ConfigError(f"the emulator needs {error.name}: pip install 'llm-quota-router[cli]'") from error
     if deployments is None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_router.errors import InvalidRequestError, LLMRouterError
+from llm_router.gemini_http.routes import KEY_HEADER
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
@@ -29,7 +30,7 @@ _ROUTER_FIELDS = frozenset(
     {"automatic_continuation", "automatic_function_calling", "should_return_http_response"}
 )
 _CALLER_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
-_KEY_HEADERS = frozenset({"x-goog-api-key", "authorization"})
+_KEY_HEADERS = frozenset({KEY_HEADER, "authorization"})
 
 
 def safety_thresholds(settings: Mapping[str, str], *, error: type[LLMRouterError]) -> dict[str, str]:

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from typing import Any
 
 import attrs
 
-from llm_router.domain.kinds import Metric
 from llm_router.errors import QuotaViolation
+from llm_router.gemini_http.durations import read_duration, read_retry_sentence
+from llm_router.gemini_http.quota_names import metric_of, stated_limits
 
-__all__ = ["ErrorBody", "read_duration", "read_error_body"]
+__all__ = ["ErrorBody", "read_error_body"]
 
-_DURATION = re.compile(
-    r"(?:(?P<d>\d{1,4})d)?(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m(?!s))?"
-    r"(?:(?P<s>\d{1,9}(?:\.\d{1,12})?)s)?(?:(?P<ms>\d{1,9}(?:\.\d{1,12})?)ms)?"
-)
-_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_RETRY_IN = re.compile(r"retry in ([0-9dhms.]+)", re.IGNORECASE)
-_STATED_LIMIT = re.compile(r"exceeded for metric: ([\w./-]+), limit: (\d{1,18})\b")
 _CUT_FIELD = r'"%s"\s*:\s*"((?:[^"\\]|\\.)*)'
 
 
@@ -77,14 +70,14 @@ def _from_fragment(text: str) -> ErrorBody:
     """Read as much as possible of JSON that was cut short, or of plain text."""
     if text.lstrip()[:1] == "<":
         return ErrorBody(message="a web page instead of an answer of the API", is_page=True)
-    ids = [QuotaViolation(_metric(quota_id), None) for quota_id in _cut(text, "quotaId")]
+    ids = [QuotaViolation(metric_of(quota_id), None) for quota_id in _cut(text, "quotaId")]
     delays = [read_duration(delay) for delay in _cut(text, "retryDelay")]
     return ErrorBody(
         message=next(iter(_cut(text, "message")), text),
         status=next(iter(_cut(text, "status")), None),
         reasons=frozenset(_cut(text, "reason")),
         violations=tuple(ids) or _stated_in(text),
-        retry_delay=next((delay for delay in delays if delay is not None), _delay_in(text)),
+        retry_delay=next((delay for delay in delays if delay is not None), read_retry_sentence(text)),
     )
 
 
@@ -103,8 +96,8 @@ def _string(value: Any) -> str | None:
 def _violations(details: list[dict[str, Any]], message: str) -> tuple[QuotaViolation, ...]:
     """Return the quotas that the details name, with the limits that the details or the message state."""
     stated: dict[str, list[int]] = {}
-    for metric, limit in _STATED_LIMIT.findall(message):
-        stated.setdefault(metric, []).append(int(limit))
+    for metric, limit in stated_limits(message):
+        stated.setdefault(metric, []).append(limit)
     named = [
         violation
         for detail in details
@@ -119,13 +112,13 @@ def _violation(violation: dict[str, Any], stated: dict[str, list[int]]) -> Quota
     # The message lists its limits in the order of the violations.
     in_words = stated[metric_name].pop(0) if stated.get(metric_name) else None
     limit = _whole(violation.get("quotaValue"))
-    metric = _metric(_string(violation.get("quotaId")) or metric_name)
+    metric = metric_of(_string(violation.get("quotaId")) or metric_name)
     return QuotaViolation(metric, in_words if limit is None else limit)
 
 
 def _stated_in(message: str) -> tuple[QuotaViolation, ...]:
     """Return the limits in a message without details; it does not say whether per minute or per day."""
-    return tuple(QuotaViolation(None, int(limit)) for _, limit in _STATED_LIMIT.findall(message))
+    return tuple(QuotaViolation(None, limit) for _, limit in stated_limits(message))
 
 
 def _whole(value: Any) -> int | None:
@@ -133,34 +126,9 @@ def _whole(value: Any) -> int | None:
     return int(value) if re.fullmatch(r"\d{1,18}", str(value)) else None
 
 
-def _metric(quota_id: str) -> Metric | None:
-    """Return what a quota counts, judged by its id alone and never by the size of its limit.
-
-    ``GenerateContentInputTokensPerModelPerMinute-FreeTier`` is ``tpm``.
-    """
-    name = quota_id.lower().replace("_", "").replace("-", "")
-    period = "d" if "perday" in name else "m" if "perminute" in name else None
-    counted = "tp" if "token" in name and "output" not in name else "rp" if "request" in name else None
-    return Metric(counted + period) if counted and period else None
-
-
 def _first_delay(details: list[dict[str, Any]], message: str) -> float | None:
     for detail in details:
         delay = read_duration(detail.get("retryDelay"))
         if delay is not None:
             return delay
-    return _delay_in(message)
-
-
-def _delay_in(message: str) -> float | None:
-    found = _RETRY_IN.search(message)
-    return read_duration(found[1].rstrip(".")) if found else None
-
-
-def read_duration(value: Any) -> float | None:
-    """Return ``"36s"``, ``"45.837906927s"`` or ``"8h57m44.18s"`` in seconds; None for anything else."""
-    found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
-    if found is None:
-        return None
-    parts = found.groupdict(default="0")
-    return math.fsum(_SECONDS[unit] * float(number) for unit, number in parts.items())
+    return read_retry_sentence(message)

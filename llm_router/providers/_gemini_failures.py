@@ -31,6 +31,7 @@ from urllib.parse import quote
 
 from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ProviderError
+from llm_router.gemini_http.api_errors import API_KEY_EXPIRED, API_KEY_INVALID
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _BODY_LIMIT = 256 * 1024
 _MASK = "***"
 _PREFIX = 4
 """The characters at the start of a key that all keys share, and that reveal nothing."""
-_KEY_REASONS = frozenset({"API_KEY_EXPIRED", "API_KEY_INVALID"})
+_KEY_REASONS = frozenset({API_KEY_EXPIRED, API_KEY_INVALID})
 _KEY_WORDS = re.compile(r"\bAPI key (not valid|not found|expired)\b|\bvalid API key\b", re.IGNORECASE)
 _STORED_DATA = re.compile(r"\bfiles?\b|\bcached[ _]?contents?\b|\binteractions?\b", re.IGNORECASE)
 _STATUS_WORD = re.compile(r"[A-Z][A-Z_]{0,63}")

@@ -1,4 +1,4 @@
-"""For testing programs that use the router: clocks, a fake provider, an emulator, the store contract."""
+"""Tools to test programs that use the router: clocks, a fake provider, an emulator, a store contract."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from llm_router.testing.clock import ManualClock, ScaledClock
 from llm_router.testing.provider import Call, FakeProvider
 
 if TYPE_CHECKING:
-    from llm_router.testing.emulator import GeminiEmulator
+    from llm_router.emulator import GeminiEmulator
     from llm_router.testing.store_contract import StoreContract
 
 __all__ = ["Call", "FakeProvider", "GeminiEmulator", "ManualClock", "ScaledClock", "StoreContract"]
 
 _LAZY = {
-    "GeminiEmulator": "llm_router.testing.emulator",
+    "GeminiEmulator": "llm_router.emulator",
     "StoreContract": "llm_router.testing.store_contract",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs an extra only when it is asked for."""
+    """Import names that need an extra on first use."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - only on this path

@@ -1,4 +1,4 @@
-"""Clocks for tests and demonstrations: one that stands still, one that runs fast."""
+"""Clocks for tests and demonstrations: one that stands still and one that runs fast."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ManualClock", "ScaledClock"]
 
 
 class _ManualTimer:
-    """A call that waits for a :class:`ManualClock` to be moved."""
+    """A call scheduled on a :class:`ManualClock`."""
 
     __slots__ = ("callback",)
 
@@ -37,10 +37,10 @@ class _ManualTimer:
 
 
 class ManualClock:
-    """A clock that moves only when it is told to.
+    """A clock that moves only when a test moves it.
 
     Args:
-        start: Seconds since the Unix epoch at which it stands first.
+        start: Its first time, in seconds since the Unix epoch.
     """
 
     def __init__(self, start: float = 1_800_000_000.0) -> None:
@@ -49,17 +49,17 @@ class ManualClock:
         self._timers: list[tuple[float, int, _ManualTimer]] = []
 
     def time(self) -> float:
-        """Return the seconds since the Unix epoch at which the clock stands."""
+        """Return the clock's time, in seconds since the Unix epoch."""
         return self._now
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
-        """Call ``callback`` when the clock has been moved ``delay`` seconds on."""
+        """Call ``callback`` once the clock has moved ``delay`` seconds."""
         timer = _ManualTimer(callback)
         heapq.heappush(self._timers, (self._now + delay, next(self._order), timer))
         return timer
 
     def shift(self, seconds: float) -> None:
-        """Move the clock without letting any task run; due timers fire in order."""
+        """Move the clock without running any task; due timers fire in order."""
         until = self._now + seconds
         while self._timers and self._timers[0][0] <= until:
             due, _, timer = heapq.heappop(self._timers)
@@ -68,7 +68,7 @@ class ManualClock:
         self._now = max(self._now, until)
 
     async def advance(self, seconds: float) -> None:
-        """Move the clock; after each timer that fires, run every task until all of them wait again."""
+        """Move the clock; after each timer that fires, run all tasks until every one of them waits."""
         until = self._now + seconds
         await settle()
         while self._timers and self._timers[0][0] <= until:
@@ -81,7 +81,7 @@ class ManualClock:
 
     @property
     def pending(self) -> int:
-        """How many timers wait."""
+        """The number of timers that have not fired or been cancelled."""
         return sum(timer.callback is not None for _, _, timer in self._timers)
 
     def __repr__(self) -> str:
@@ -89,7 +89,7 @@ class ManualClock:
 
 
 async def settle() -> None:
-    """Let every task run until all of them wait for something."""
+    """Run all tasks until every one of them waits."""
     await checkpoint()
     await wait_all_tasks_blocked()
 
@@ -97,8 +97,8 @@ async def settle() -> None:
 class ScaledClock:
     """The machine's clock, running ``speed`` times as fast from the moment it is made.
 
-    With a speed of 30 a minute's quota comes back after two seconds, on the router and on the emulator
-    alike, when both are given the same clock.
+    With a speed of 30 a minute's quota comes back after two seconds, in the router and in the emulator, if
+    both are given the same clock.
     """
 
     def __init__(self, speed: float) -> None:
@@ -109,7 +109,7 @@ class ScaledClock:
         self._started = time.monotonic()
 
     def time(self) -> float:
-        """Return the seconds since the Unix epoch on this clock."""
+        """Return the clock's time, in seconds since the Unix epoch."""
         return self._started_at + (time.monotonic() - self._started) * self.speed
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_router.testing import GeminiEmulator
-from llm_router.testing.emulator import QuotaSpec
+from llm_router.emulator import GeminiEmulator, QuotaSpec
 
 WORKER = Path(__file__).with_name("worker.py")
 PROCESSES = 4

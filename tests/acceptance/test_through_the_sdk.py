@@ -1,4 +1,4 @@
-"""The whole way: router, real google-genai SDK, HTTP, and an emulator that counts strictly."""
+"""End to end: the router, the real google-genai SDK, HTTP, and an emulator that counts strictly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from llm_router import (
     Router,
     Secret,
 )
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.providers.gemini import GeminiProvider
-from llm_router.testing import GeminiEmulator, ScaledClock
-from llm_router.testing.emulator import Fault, QuotaSpec
+from llm_router.testing import ScaledClock
 
 MODEL = "gemini-flash-latest"
 KEYS = 20
@@ -28,7 +28,7 @@ RPM = 15
 SPEED = 20.0
 """A minute passes in 3 s."""
 GUARD = 1.5 * SPEED
-"""1.5 s of this machine: what 300 calls at once may take from being granted to being counted."""
+"""1.5 s of real time: the most that 300 concurrent calls may take from reservation to being counted."""
 
 
 def pool(*, guard: float = 0.3, keys: int = KEYS, rpm: int = RPM) -> list[Deployment]:
@@ -44,8 +44,9 @@ def backend(request) -> str:
     return request.param
 
 
+@pytest.mark.slow
 async def test_six_hundred_at_once_and_half_of_them_fit(backend):
-    """20 keys × 15 a minute: exactly 300 are accepted, none is refused upstream, 300 hear when to return."""
+    """20 keys × 15 a minute: 300 are accepted, none is refused upstream, 300 are told when to retry."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500))
     with emulator.run_in_thread():
         provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
@@ -63,8 +64,9 @@ async def test_six_hundred_at_once_and_half_of_them_fit(backend):
     assert all(counts.peak_requests == RPM for counts in emulator.by_bucket.values())
 
 
+@pytest.mark.slow
 async def test_six_hundred_that_wait_all_succeed():
-    """With patience all 600 are answered, over two windows, and still none is refused upstream."""
+    """If they may wait, all 600 are answered over two windows, and none is refused upstream."""
     clock = ScaledClock(SPEED)
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500), clock=clock)
     with emulator.run_in_thread():
@@ -79,8 +81,8 @@ async def test_six_hundred_that_wait_all_succeed():
     assert waits[299] < 60 <= waits[300]
 
 
-async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
-    """A 429 with QuotaFailure and RetryInfo, parsed by the SDK, becomes that very cooldown."""
+async def test_a_429_cools_down_for_as_long_as_its_body_says(clock):
+    """A 429 with QuotaFailure and RetryInfo cools its deployment down for the stated delay."""
     emulator = GeminiEmulator(quotas={MODEL: QuotaSpec(rpm=2)}, clock=clock)
     async with emulator:
         deployments = pool(keys=1, rpm=15)
@@ -92,8 +94,21 @@ async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
             assert response.retry_after == pytest.approx(40.0, abs=0.5)
             clock.shift(41)
             assert [(await router.send("x")).success for _ in range(3)] == [True, True, False]
-            # The limit that the body stated was learnt: the third was not even sent.
+            # The router learned the stated limit, so it did not even send the third.
             assert emulator.refused == 1
+
+
+async def test_the_429_of_a_fault_ends_with_its_delay(clock):
+    """It states no limit, so the deployment cools down for its delay and then works again."""
+    async with GeminiEmulator(clock=clock) as emulator:
+        emulator.inject(Fault.status(429), times=1)
+        async with Router(pool(keys=1), clock=clock, base_url=emulator.url) as router:
+            response = await router.send("x")
+            assert (response.success, response.attempts) == (False, 1)
+            assert response.retry_after == pytest.approx(36.4)
+            assert (await router.health_check())["quarantined"] == 0
+            clock.shift(36.5)
+            assert (await router.send("x")).success
 
 
 @pytest.mark.parametrize(
@@ -105,6 +120,8 @@ async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
         (Fault.cut_json(429), True, 2),
         (Fault.cut_json(), True, 2),
         (Fault.empty(), True, 2),
+        (Fault.status(429), True, 2),
+        (Fault.status(429, body="slow down", headers={"Retry-After": "5"}), True, 2),
         (Fault.bare_429(), True, 2),
         (Fault.list_429(), True, 2),
         (Fault.status(404), True, 2),
@@ -114,7 +131,7 @@ async def test_the_key_with_a_429_rests_as_long_as_the_real_body_says(clock):
     ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
 )
 async def test_requests_upstream_are_attempts_reported(fault, succeeds, upstream):
-    """Whatever fails once: what the response reports is what the server saw; no layer retries by itself."""
+    """For every kind of failure the response reports the requests the server saw; only the router retries."""
     async with GeminiEmulator() as emulator:
         emulator.inject(fault, times=1)
         async with Router(pool(keys=3), base_url=emulator.url, base_backoff=0.001) as router:
@@ -124,7 +141,7 @@ async def test_requests_upstream_are_attempts_reported(fault, succeeds, upstream
 
 
 async def test_a_conversation_moves_between_models():
-    """A history written on one model is understood by another, through the SDK."""
+    """A history from one model can be sent to another, through the SDK."""
     async with GeminiEmulator() as emulator:
         deployments = [
             Deployment(
@@ -142,7 +159,7 @@ async def test_a_conversation_moves_between_models():
 
 
 async def test_streams_keep_to_the_quota_and_settle_it(backend):
-    """Read to the end or left early: each takes one request, and its tokens once."""
+    """Each stream uses one request and its tokens once, read to the end or left early."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, tpm=100_000))
     quotas = (Quota(Metric.RPM, RPM), Quota(Metric.TPM, 100_000))
     deployments = [
@@ -190,7 +207,7 @@ async def test_streams_keep_to_the_quota_and_settle_it(backend):
     ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
 )
 async def test_a_stream_is_tried_elsewhere_until_its_first_piece(fault, pieces, succeeds, upstream):
-    """Whatever fails once, and when: what came is the caller's, and nothing is asked for twice behind it."""
+    """A failure before the first piece is retried; a later one ends the stream after the pieces so far."""
     async with GeminiEmulator() as emulator:
         emulator.inject(fault, times=1)
         async with Router(pool(keys=3), base_url=emulator.url, base_backoff=0.001) as router:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import llm_router
 from llm_router.cli.app import app
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec
+from llm_router.emulator import GeminiEmulator, QuotaSpec
 
 KEYS = {"key-light": "light", "key-medium": "medium", "key-heavy": "heavy"}
 MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from llm_router.cli.batch_results import Results
-from llm_router.testing.emulator import Fault
+from llm_router.emulator import Fault
 
 PROMPTS = [{"prompt": f"number {place}", "workload": "light", "id": f"id-{place}"} for place in range(1, 6)]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from llm_router.testing.emulator import Fault
+from llm_router.emulator import Fault
 
 MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}
 

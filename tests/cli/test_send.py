@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llm_router.testing.emulator import Fault, QuotaSpec
+from llm_router.emulator import Fault, QuotaSpec
 
 
 def test_prints_the_answer_alone(run):

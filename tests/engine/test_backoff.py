@@ -83,7 +83,7 @@ async def test_quota_that_comes_back_early_makes_no_request_late(pools, clock):
         waiting = asyncio.create_task(router.send("word " * 900, max_wait=100))
         await clock.advance(59)
         for _ in range(20):
-            provider._answers.append(ProviderError("not sent", kind="request", charged=False))
+            provider.script(ProviderError("not sent", kind="request", charged=False))
             assert (await router.send("word " * 50)).attempts == 1
             await clock.advance(0.05)
         await clock.advance(5)

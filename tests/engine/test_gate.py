@@ -126,7 +126,7 @@ async def test_a_busy_event_loop_does_not_stop_for_ever(late):
 
 async def test_a_refusal_and_a_failure_free_their_permits(make_router, provider, pools, clock):
     """Permits come back whatever becomes of a request."""
-    provider._answers.extend([RuntimeError("a bug")] * 3)
+    provider.script(RuntimeError("a bug"), times=3)
     async with make_router([pools.one(rpm=10)]) as router:
         results = await asyncio.gather(*(router.send("x") for _ in range(200)), return_exceptions=True)
         assert sum(isinstance(result, RuntimeError) for result in results) == 3

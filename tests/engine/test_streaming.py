@@ -203,7 +203,7 @@ async def test_a_blocked_answer_is_no_success(make_router, provider, pools):
 
 async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider):
     """An answer may take longer than it, as long as something comes; then it is cut short, and told."""
-    provider._delay = 4.0
+    provider.delay = 4.0
     async with make_router([pools.one()]) as router:
 
         async def run(prompt):
@@ -214,7 +214,7 @@ async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider
         await clock.advance(30)
         assert patient.result().success
         assert patient.result().latency == pytest.approx(20)
-        provider._delay = 6.0
+        provider.delay = 6.0
         late = asyncio.create_task(run("a b"))
         await clock.advance(30)
         assert isinstance(late.result().error, DeadlineExceededError)
@@ -341,7 +341,7 @@ async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
 
 async def test_launched_requests_do_not_hold_up_others(make_router, provider, pools, clock):
     """Streams that are being read take no place between reservation and network."""
-    provider._delay = 1.0
+    provider.delay = 1.0
     async with make_router(pools.many(4)) as router:
 
         async def run():

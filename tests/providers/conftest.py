@@ -15,8 +15,8 @@ import pytest
 
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.secret import Secret
+from llm_router.emulator import GeminiEmulator
 from llm_router.providers.gemini import GeminiProvider
-from llm_router.testing.emulator import GeminiEmulator
 
 SECRET = "AQ.Ab8-the_key_that-must/never+show"
 

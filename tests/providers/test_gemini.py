@@ -15,10 +15,10 @@ from google.genai import types
 
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
+from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.errors import ConfigError, ProviderError
 from llm_router.providers.base import FailureKind
 from llm_router.providers.gemini import GeminiProvider
-from llm_router.testing.emulator import Fault, GeminiEmulator
 
 HELLO = Request(contents="Hello?")
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_router.errors import QuotaViolation
-from llm_router.providers._gemini_error_body import ErrorBody, read_duration, read_error_body
+from llm_router.gemini_http.durations import read_duration
+from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
 
 
 def body(message="", *details, **fields):

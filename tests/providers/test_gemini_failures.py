@@ -9,9 +9,9 @@ from urllib.parse import quote
 import pytest
 
 from llm_router.domain.request import Request
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.errors import ProviderError, QuotaViolation
 from llm_router.providers.base import FailureKind
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
 
 HELLO = Request(contents="Hello?")
 

@@ -9,9 +9,9 @@ import pytest
 from google.genai import types
 
 from llm_router.domain.request import Request
+from llm_router.emulator import Fault
 from llm_router.errors import ProviderError
 from llm_router.providers.base import FailureKind, StreamingProvider
-from llm_router.testing.emulator import Fault
 
 HELLO = Request(contents="Hello?")
 

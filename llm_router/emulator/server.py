@@ -1,4 +1,4 @@
-"""Running the emulator: uvicorn inside an event loop, quiet, on a port of one's own."""
+"""Running the emulator: uvicorn in the current event loop, without logs and signal handlers."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp
 
-    from llm_router.testing.emulator.exchange import Wire
+    from llm_router.emulator.connections import Connections
 
 __all__ = ["EmulatorServer"]
 
 _KEEP_ALIVE = 3600
-"""Seconds that an idle connection stays open: longer than any client keeps one in its pool."""
+"""Seconds that an idle connection stays open, longer than any client keeps one in its pool."""
 
 _GRACE = 2
-"""Seconds that running requests have to end when the server stops."""
+"""Seconds that running requests have to finish when the server stops."""
 
 
 class EmulatorServer:
-    """A uvicorn server in the running event loop. Started with :meth:`start`, ended with :meth:`stop`."""
+    """A uvicorn server in the running event loop, from :meth:`start` to :meth:`stop`."""
 
-    def __init__(self, url: str, server: _Server, task: asyncio.Task[None], wire: Wire) -> None:
+    def __init__(self, url: str, server: _Server, task: asyncio.Task[None], connections: Connections) -> None:
         self.url = url
         self._server = server
         self._task = task
-        self._wire = wire
+        self._connections = connections
 
     @classmethod
-    async def start(cls, app: ASGIApp, wire: Wire, host: str, port: int) -> Self:
-        """Listen on ``host``, on ``port`` or on a free one when that is 0.
+    async def start(cls, app: ASGIApp, connections: Connections, host: str, port: int) -> Self:
+        """Listen on ``host`` and ``port``; 0 is a free port.
 
         Raises:
-            OSError: The address is not this machine's, or the port is taken.
+            OSError: The address does not belong to this machine, or the port is taken.
         """
         listener = _listen(host, port)
-        wire.start()
-        server = _Server(_config(app, wire), wire)
+        connections.start()
+        server = _Server(_config(app, connections), connections)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         ready = asyncio.create_task(server.ready.wait())
         try:
@@ -53,21 +53,21 @@ class EmulatorServer:
             ready.cancel()
         if task.done():
             task.result()
-        return cls(f"http://{_display(host)}:{listener.getsockname()[1]}", server, task, wire)
+        return cls(f"http://{_display(host)}:{listener.getsockname()[1]}", server, task, connections)
 
     async def stop(self) -> None:
-        """Hang up on the requests that are held back, let the others end, and close every connection."""
-        self._wire.stop()
+        """Drop paused requests, let the others finish, and close every connection."""
+        self._connections.stop()
         self._server.finished.set()
         await self._task
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn without its signal handlers, which belong to the program, and without its pauses."""
+    """Uvicorn without its signal handlers, which are the program's business, and without its pauses."""
 
-    def __init__(self, config: uvicorn.Config, wire: Wire) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
-        self._wire = wire
+        self._connections = connections
         self.ready = asyncio.Event()
         self.finished = asyncio.Event()
 
@@ -88,13 +88,13 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             connection.shutdown()
         await _end(self.server_state.tasks)
-        await self._wire.abort_all()
+        await self._connections.abort_all()
         for server in self.servers:
             await server.wait_closed()
 
 
 async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Let the running requests end, and cancel those that take too long."""
+    """Let the running requests finish, and cancel those that take too long."""
     running = set(tasks)
     if running:
         _, late = await asyncio.wait(running, timeout=_GRACE)
@@ -103,10 +103,10 @@ async def _end(tasks: Iterable[asyncio.Task[None]]) -> None:
         await asyncio.gather(*late, return_exceptions=True)
 
 
-def _config(app: ASGIApp, wire: Wire) -> uvicorn.Config:
+def _config(app: ASGIApp, connections: Connections) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=_protocol(wire),
+        http=_protocol(connections),
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -120,24 +120,24 @@ def _config(app: ASGIApp, wire: Wire) -> uvicorn.Config:
     )
 
 
-def _protocol(wire: Wire) -> type[asyncio.Protocol]:
-    """Return uvicorn's HTTP protocol, made to tell ``wire`` of its connections."""
+def _protocol(connections: Connections) -> type[asyncio.Protocol]:
+    """Return uvicorn's HTTP protocol, extended to report its connections to ``connections``."""
 
-    class _WiredProtocol(H11Protocol):
+    class _TrackedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            wire.connected(transport)
+            connections.connected(transport)
 
         def connection_lost(self, exc: Exception | None) -> None:
-            wire.disconnected(self.transport)
+            connections.disconnected(self.transport)
             super().connection_lost(exc)
 
-    return _WiredProtocol
+    return _TrackedProtocol
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is stated; with it, an answer takes 40 ms.
+    # asyncio turns Nagle's algorithm off only if the protocol is given; with it, an answer takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,14 +5,14 @@ import json
 import pytest
 from google.genai import types
 
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
+from llm_router.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
 
 MODEL = "gemini-test"
 
 
 @pytest.mark.parametrize("api_version", ["v1", "v1beta"])
 async def test_generate(sdk, api_version):
-    """The SDK reads text, usage, model and finish reason of an answer, on both API versions."""
+    """The SDK reads the text, usage, model and finish reason of an answer, on both API versions."""
     async with GeminiEmulator(thought_tokens=5) as emulator, sdk(emulator, api_version=api_version) as models:
         response = await models.generate_content(
             model=MODEL,
@@ -31,7 +31,7 @@ async def test_generate(sdk, api_version):
 
 
 async def test_generate_is_cut_at_max_output_tokens(sdk):
-    """An answer longer than maxOutputTokens ends there, and says so."""
+    """An answer is cut at maxOutputTokens, and its finish reason says so."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         response = await models.generate_content(
             model=MODEL, contents="x" * 400, config=types.GenerateContentConfig(max_output_tokens=7)
@@ -42,7 +42,7 @@ async def test_generate_is_cut_at_max_output_tokens(sdk):
 
 
 async def test_echo_answers_the_last_turn(sdk):
-    """Of a conversation the last turn is echoed, and every turn is counted."""
+    """The last turn of a conversation is echoed; the tokens of all turns are counted."""
     turns = [
         types.Content(role="user", parts=[types.Part(text="first" * 8)]),
         types.Content(role="model", parts=[types.Part(text="second" * 8)]),
@@ -55,7 +55,7 @@ async def test_echo_answers_the_last_turn(sdk):
 
 
 async def test_responder_makes_up_the_answer(sdk):
-    """A responder sees the model and the body of the request, and its text is the answer."""
+    """A responder gets the model and the body of the request, and returns the text of the answer."""
 
     def responder(model, body):
         return f"{model} got {body['generationConfig']['temperature']}"
@@ -68,7 +68,7 @@ async def test_responder_makes_up_the_answer(sdk):
 
 
 async def test_stream(sdk):
-    """A stream comes in several chunks with running totals, and only the last one has a finish reason."""
+    """A stream has several chunks with running totals, and only the last one has a finish reason."""
     async with GeminiEmulator(stream_chunks=3) as emulator, sdk(emulator) as models:
         stream = await models.generate_content_stream(model=MODEL, contents="Tell me of llamas")
         chunks = [chunk async for chunk in stream]
@@ -103,10 +103,10 @@ async def test_count_tokens(sdk):
 
 
 async def test_embed(sdk):
-    """Embeddings are deterministic, as long as asked for, and use the quota of their model."""
+    """Embeddings are deterministic, have the requested length, and use the quota of their model."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         config = types.EmbedContentConfig(output_dimensionality=16)
-        # The SDK makes one text of several where the model's name is not that of an older one.
+        # With a newer model's name the SDK joins several texts into one.
         model = "gemini-embedding-001"
         first = await models.embed_content(model=model, contents=["llama", "alpaca"], config=config)
         second = await models.embed_content(model=model, contents="alpaca", config=config)
@@ -118,7 +118,7 @@ async def test_embed(sdk):
 
 
 async def test_embed_one(http):
-    """EmbedContent, which the SDK does not use with a key, answers with one embedding."""
+    """EmbedContent, which the SDK does not call with a key, answers with one embedding."""
     async with GeminiEmulator() as emulator:
         url = f"{emulator.url}/v1beta/models/{MODEL}:embedContent?key=k"
         async with http.post(url, json={"content": {"parts": [{"text": "llama"}]}}) as response:
@@ -127,7 +127,7 @@ async def test_embed_one(http):
 
 
 async def test_models(sdk):
-    """The declared models can be listed and looked up."""
+    """The declared models can be listed and retrieved."""
     async with GeminiEmulator(models=["a", "b"], input_token_limit=99) as emulator, sdk(emulator) as models:
         names = [model.name async for model in await models.list()]
         model = await models.get(model="b")
@@ -136,7 +136,7 @@ async def test_models(sdk):
 
 
 async def test_stats_route(http):
-    """Another process reads the counters as JSON, and no key is among them."""
+    """Another process can read the counters as JSON, which contains no key."""
     key = "AIza-secret-of-stats"
     async with GeminiEmulator() as emulator:
         url = f"{emulator.url}/v1beta/models/{MODEL}:generateContent"
@@ -160,14 +160,14 @@ async def test_stats_route(http):
     "path", ["/", "/v1/files", "/v7/models/m:generateContent", "/v1/models/m:predict", "/v1/models"]
 )
 async def test_other_paths_are_not_found(http, path):
-    """What the emulator does not serve is answered as the real API answers: 404 NOT_FOUND."""
+    """Other paths are answered with 404 NOT_FOUND, as by the real API."""
     async with GeminiEmulator() as emulator, http.post(f"{emulator.url}{path}?key=k", json={}) as response:
         assert response.status == 404
         assert (await response.json())["error"]["status"] == "NOT_FOUND"
 
 
 def test_token_rule():
-    """Texts count by their bytes together, other parts a fixed number, and nothing still counts 1."""
+    """All texts count together by their bytes, other parts count a fixed number, and the least is 1."""
     assert count_input_tokens({}) == 1
     texts = {"contents": [{"parts": [{"text": "ä" * 3}, {"text": "ab"}]}]}
     assert count_input_tokens(texts) == 2

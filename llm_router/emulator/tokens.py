@@ -1,8 +1,8 @@
-"""How the emulator counts tokens, and how it finds the prompt in a request.
+"""Counting the tokens of a request, and finding its prompt.
 
-The rule is simple on purpose, so that a test can tell the number in advance: a quarter of the UTF-8 bytes of
-all texts in ``contents`` and ``systemInstruction`` together, rounded down, and at least 1; a part that holds
-no text (an image, a function call) adds :data:`OTHER_PART_TOKENS`.
+The rule is simple, so that a test can predict the number: a quarter of the UTF-8 bytes of all texts in
+``contents`` and ``systemInstruction`` together, rounded down, and at least 1. A part without text, such as an
+image or a function call, adds :data:`OTHER_PART_TOKENS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 4
 """UTF-8 bytes that make one token."""
 
 OTHER_PART_TOKENS = 258
-"""Tokens of a part that holds no text."""
+"""Tokens of a part without text."""
 
 
 def count_text_tokens(text: str) -> int:

@@ -1,4 +1,4 @@
-"""The quotas of every project of the emulated provider, and the record that a test asserts on."""
+"""The quotas of every project, and the log of the requests that arrived."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import MINUTE
-from llm_router.testing.emulator.bucket import Bucket, Counts, QuotaSpec, Span, Violation, Window
+from llm_router.emulator.bucket import Bucket, Counts, QuotaSpec, Span, Violation, Window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Arrival", "QuotaKey", "QuotaLedger"]
+__all__ = ["Arrival", "EmulatedQuotas", "QuotaKey"]
 
 QuotaKey = str | tuple[str, str]
-"""Whose quota: a model, or one (project, model)."""
+"""What a quota applies to: a model, or one (project, model)."""
 
 
 @attrs.frozen
@@ -26,10 +26,10 @@ class Arrival:
 
     Attributes:
         at: Seconds since the Unix epoch, on the emulator's clock.
-        project: Whose request.
-        model: For which model.
+        project: The project of its key.
+        model: The model it was sent to.
         tokens: Its input tokens.
-        accepted: False when it was refused with a 429.
+        accepted: False if it was refused with a 429.
     """
 
     at: float
@@ -39,14 +39,14 @@ class Arrival:
     accepted: bool
 
 
-class QuotaLedger:
-    """The quotas of every (project, model), and the record of what arrived. May be read from any thread.
+class EmulatedQuotas:
+    """The quotas of every (project, model), and the log of arrivals. May be used from any thread.
 
     Args:
-        quotas: What is allowed, by model or by (project, model); the latter wins.
-        default: What is allowed for a model that is not in ``quotas``.
-        window: How the minute is counted.
-        log_size: How many arrivals the log holds; older ones are forgotten.
+        quotas: The quotas, by model or by (project, model); the latter wins.
+        default: The quotas of models not in ``quotas``.
+        window: How a minute is counted.
+        log_size: The number of arrivals that the log keeps.
     """
 
     def __init__(
@@ -65,15 +65,15 @@ class QuotaLedger:
         self._lock = threading.Lock()
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._log: deque[Arrival] = deque(maxlen=log_size)
-        self._forgot = False
+        self._dropped = False
 
     def set_quota(self, key: QuotaKey, spec: QuotaSpec) -> None:
-        """Allow ``spec`` from now on; what was counted stays counted."""
+        """Set quotas; what has been counted stays counted."""
         with self._lock:
             self._specs[key] = spec
 
     def admit(self, project: str, model: str, tokens: int, now: float) -> tuple[Violation, ...]:
-        """Count a request, or return the quotas that refuse it; a refused request counts nowhere."""
+        """Count a request, or return the quotas that refuse it; a refused request uses none."""
         with self._lock:
             bucket = self._bucket(project, model)
             now = bucket.move_to(now)
@@ -86,7 +86,7 @@ class QuotaLedger:
         return violations
 
     def refuse(self, project: str, model: str, tokens: int, now: float) -> None:
-        """Record a request that is refused whatever its quota says."""
+        """Log a request that a fault refuses."""
         with self._lock:
             self._bucket(project, model).refused += 1
             self._note(Arrival(now, project, model, tokens, accepted=False))
@@ -107,20 +107,20 @@ class QuotaLedger:
         A span includes its first moment and not its last.
 
         Raises:
-            ValueError: ``window`` is not 60 s, and the log has forgotten arrivals that might matter.
+            ValueError: ``window`` is not 60 s, and the log no longer has all arrivals.
         """
         if window == MINUTE:
             return {key: counts.peak_requests for key, counts in self.counts().items()}
-        if self._forgot:
-            raise ValueError(f"the log is too short to tell the peak of {window!r} s: raise log_size")
+        if self._dropped:
+            raise ValueError(f"the log is too short for the peak of {window!r} s: raise log_size")
         return _peaks(self.arrivals(), window)
 
     def clear(self) -> None:
-        """Forget every count and every arrival; the limits stay."""
+        """Clear all counts and the log; the quotas stay."""
         with self._lock:
             self._buckets.clear()
             self._log.clear()
-            self._forgot = False
+            self._dropped = False
 
     def _spec(self, project: str, model: str) -> QuotaSpec:
         specs = self._specs
@@ -133,7 +133,7 @@ class QuotaLedger:
         return bucket
 
     def _note(self, arrival: Arrival) -> None:
-        self._forgot = self._forgot or len(self._log) == self._log.maxlen
+        self._dropped = self._dropped or len(self._log) == self._log.maxlen
         self._log.append(arrival)
 
 

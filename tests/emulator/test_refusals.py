@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 from google.genai import errors
 
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
-KEY = "AIza-test-key-of-nobody"
+KEY = "AIza-test-key"
 
 
 async def failure(models, contents="hello", model=MODEL):
@@ -22,7 +22,7 @@ def detail(error, name):
 
 
 async def test_unknown_key(sdk):
-    """A key that was not declared is answered as the real API answers one that is not valid."""
+    """An undeclared key is answered as the real API answers an invalid one."""
     async with GeminiEmulator(keys={"another": "p"}) as emulator, sdk(emulator) as models:
         error = await failure(models)
         assert (emulator.requests, emulator.accepted, emulator.refused) == (1, 0, 0)
@@ -38,7 +38,7 @@ async def test_missing_key(http):
 
 
 async def test_unknown_model(sdk):
-    """A model that was not declared is not found, and uses no quota."""
+    """An undeclared model is not found, and uses no quota."""
     async with GeminiEmulator(models=["a"]) as emulator, sdk(emulator) as models:
         error = await failure(models)
         assert emulator.accepted == 0
@@ -47,7 +47,7 @@ async def test_unknown_model(sdk):
 
 
 async def test_too_many_tokens(sdk):
-    """A prompt over the limit is an invalid argument that names both numbers, and it uses quota."""
+    """A prompt over the limit is an invalid argument that states both numbers, and uses quota."""
     async with GeminiEmulator(input_token_limit=10) as emulator, sdk(emulator) as models:
         error = await failure(models, "x" * 44)
         assert emulator.by_model[MODEL].tokens == 11
@@ -57,7 +57,7 @@ async def test_too_many_tokens(sdk):
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"{}", b'{"contents": []}', b'{"contents": null}'])
 async def test_invalid_body(http, data):
-    """A body that is no request is an invalid argument, and uses no quota."""
+    """A body that is not a request is an invalid argument, and uses no quota."""
     async with GeminiEmulator() as emulator:
         url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
         async with http.post(url, data=data) as response:
@@ -76,7 +76,7 @@ async def test_invalid_body(http, data):
     ],
 )
 async def test_quota_failure(sdk, clock, *, spec, quota_id, metric, limit):
-    """A 429 says which quota was exceeded, what it allows, and when to come back."""
+    """A 429 states the exceeded quota, its limit, and when to retry."""
     async with GeminiEmulator(default_quota=spec, clock=clock) as emulator, sdk(emulator) as models:
         await models.generate_content(model=MODEL, contents="hello")
         clock.shift(23.6)
@@ -97,7 +97,7 @@ async def test_quota_failure(sdk, clock, *, spec, quota_id, metric, limit):
 
 
 async def test_quota_failure_names_every_violation(sdk):
-    """A limit of 0 shows as quotaValue "0" in each of the quotas, with a short delay that does not help."""
+    """A limit of 0 is quotaValue "0" in every violation, with a short delay that does not help."""
     spec = QuotaSpec(rpm=0, tpm=0, rpd=0)
     async with GeminiEmulator(default_quota=spec) as emulator, sdk(emulator) as models:
         error = await failure(models)
@@ -122,7 +122,7 @@ async def test_quota_failure_names_every_violation(sdk):
     ],
 )
 async def test_error_statuses(sdk, code, status, kind):
-    """Every status comes with its body; those of 500 and more use quota, the others do not."""
+    """Every status has its usual body; those from 500 use quota, the others do not."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.status(code))
         error = await failure(models)
@@ -133,8 +133,23 @@ async def test_error_statuses(sdk, code, status, kind):
     assert error.message
 
 
+@pytest.mark.parametrize("fault", [Fault.status(429), Fault.list_429()], ids=["status", "list"])
+async def test_the_429_of_a_fault_is_for_a_minute(sdk, fault):
+    """It names requests per minute and a delay, and states no limit in its details or message."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(fault)
+        error = await failure(models)
+    body = error.details[0] if isinstance(error.details, list) else error.details
+    [violation] = next(item for item in body["error"]["details"] if "violations" in item)["violations"]
+    assert violation["quotaId"] == "GenerateRequestsPerMinutePerProjectPerModel-FreeTier"
+    assert "quotaValue" not in violation
+    message = body["error"]["message"]
+    assert "limit:" not in message
+    assert message.endswith("Please retry in 36.4s.")
+
+
 async def test_suspended_consumer(sdk):
-    """A fault for one key leaves the other keys alone."""
+    """A fault for one key does not affect other keys."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models, sdk(emulator, "other") as others:
         emulator.inject(Fault.status(403), key=KEY)
         error = await failure(models)
@@ -144,7 +159,7 @@ async def test_suspended_consumer(sdk):
 
 
 async def test_no_key_in_any_reply(http):
-    """Whatever is asked and whatever goes wrong: the key is in no header and in no body, nor in a repr."""
+    """No header, body or repr contains the key, for any request and fault."""
     keys = {KEY: "project"}
     faults = [Fault.status(code) for code in (400, 401, 403, 404, 429, 500, 503, 504)]
     faults += [Fault.bare_429(), Fault.list_429(), Fault.block(), Fault.safety(), Fault.cut_json()]
@@ -165,7 +180,7 @@ async def test_no_key_in_any_reply(http):
 
 
 def test_a_project_is_not_called_like_a_key():
-    """A project that has the name of a key would show it: refused, without repeating it."""
+    """A project with the name of a key would show it, so it is an error, which does not show it."""
     with pytest.raises(ValueError, match="name of a key") as caught:
         GeminiEmulator(keys={KEY: KEY})
     assert KEY not in str(caught.value)

@@ -10,18 +10,19 @@ import httpx2
 import pytest
 from google.genai import errors, types
 
-from llm_router.testing.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
+BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
 LOST = (aiohttp.ClientError, httpx2.TransportError)
 
 
 async def stream_all(models):
-    """Stream an answer; return what came, and the error that ended it."""
+    """Stream an answer; return its chunks and the error that ended it, if any."""
     chunks = []
     try:
         async for chunk in await models.generate_content_stream(model=MODEL, contents="Tell me of llamas"):
-            chunks.append(chunk)  # noqa: PERF401 - what came before the error is wanted
+            chunks.append(chunk)  # noqa: PERF401 - the chunks before the error are wanted
     except (errors.APIError, errors.UnknownApiResponseError, *LOST) as error:
         return chunks, error
     return chunks, None
@@ -32,7 +33,7 @@ def generate(models, **config):
 
 
 async def test_delay(sdk, clock, until_holding):
-    """A delayed request is counted at once and answered when the clock says so."""
+    """A delayed request is counted at once and answered when the delay has passed."""
     async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
         emulator.inject(Fault.delay(5), times=1)
         task = asyncio.ensure_future(generate(models))
@@ -46,7 +47,7 @@ async def test_delay(sdk, clock, until_holding):
 
 
 async def test_any_fault_may_be_delayed(sdk, clock, until_holding):
-    """A fault with seconds shows only after them."""
+    """A fault with seconds shows after that time."""
     async with GeminiEmulator(clock=clock) as emulator, sdk(emulator) as models:
         emulator.inject(attrs.evolve(Fault.status(503), seconds=2))
         task = asyncio.ensure_future(generate(models))
@@ -58,7 +59,7 @@ async def test_any_fault_may_be_delayed(sdk, clock, until_holding):
 
 @pytest.mark.parametrize("counted", [True, False])
 async def test_drop(sdk, counted):
-    """The connection is closed without an answer, and the request may or may not have used quota."""
+    """The connection is closed without an answer; the fault decides whether quota was used."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.drop(counted=counted), times=1)
         with pytest.raises(LOST):
@@ -68,7 +69,7 @@ async def test_drop(sdk, counted):
 
 
 async def test_hang_until_released(sdk, until_holding):
-    """A hanging request gets its answer when it is released."""
+    """A hanging request is answered when it is released."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.hang(), times=2)
         tasks = [asyncio.ensure_future(generate(models)) for _ in range(2)]
@@ -79,7 +80,7 @@ async def test_hang_until_released(sdk, until_holding):
 
 
 async def test_hang_until_the_client_goes(sdk, until_holding):
-    """A client that gives up frees the request that hangs for it."""
+    """A hanging request ends when its client gives up."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.hang())
         task = asyncio.ensure_future(generate(models))
@@ -91,7 +92,7 @@ async def test_hang_until_the_client_goes(sdk, until_holding):
 
 
 async def test_hang_until_stopped(sdk, until_holding):
-    """Stopping the emulator hangs up on the requests that hang."""
+    """Stopping the emulator drops hanging requests."""
     async with contextlib.AsyncExitStack() as stack:
         async with GeminiEmulator() as emulator:
             emulator.inject(Fault.hang())
@@ -103,7 +104,7 @@ async def test_hang_until_stopped(sdk, until_holding):
 
 
 async def test_cut_json(sdk):
-    """An answer whose JSON ends in the middle is what the SDK cannot parse."""
+    """The SDK cannot parse an answer whose JSON is cut in half."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.cut_json())
         with pytest.raises(json.JSONDecodeError):
@@ -114,7 +115,7 @@ async def test_cut_json(sdk):
 
 
 async def test_cut_429(sdk, backend):
-    """A 429 whose JSON is cut is a JSONDecodeError of the SDK on aiohttp, and a 429 on httpx2."""
+    """For a 429 with cut JSON the SDK raises a JSONDecodeError on aiohttp, and a 429 on httpx2."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.cut_json(429))
         expected = json.JSONDecodeError if backend == "aiohttp" else errors.ClientError
@@ -123,8 +124,83 @@ async def test_cut_429(sdk, backend):
         assert (emulator.accepted, emulator.refused) == (0, 1)
 
 
+async def test_a_status_with_a_body_and_headers(http):
+    """A recorded status, body and headers are sent as they were, except for headers that frame the body."""
+    recorded = {"Retry-After": "7", "Content-Type": "text/html", "Content-Length": "1", "X-Seen": "yes"}
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(429, body="<h1>Größe</h1>", headers=recorded), times=1)
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert reply.status == 429
+            assert await reply.read() == "<h1>Größe</h1>".encode()
+            seen = {name.lower(): value for name, value in reply.headers.items()}
+        assert (emulator.accepted, emulator.refused) == (0, 1)
+    assert seen == {"retry-after": "7", "content-type": "text/html", "content-length": "16", "x-seen": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("body", "sent"),
+    [
+        (b"\x00\xff", b"\x00\xff"),
+        ("", b""),
+        ("größer", "größer".encode()),
+        ({"error": {"code": 503}}, b'{"error":{"code":503}}'),
+        ([1], b"[1]"),
+    ],
+)
+async def test_the_body_of_a_status(http, body, sent):
+    """Bytes and text are sent as they are, other objects as JSON; the content type is JSON."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(503, body=body))
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert (reply.status, await reply.read()) == (503, sent)
+            assert reply.content_type == "application/json"
+
+
+async def test_headers_with_the_usual_error(http):
+    """The usual error can be sent with headers such as Retry-After."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(503, headers={"Retry-After": "5"}))
+        async with http.post(f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k", json=BODY) as reply:
+            assert (reply.status, reply.headers["Retry-After"]) == (503, "5")
+            assert (await reply.json())["error"]["status"] == "UNAVAILABLE"
+
+
+async def test_an_answer_may_be_replayed(sdk):
+    """A 200 with a recorded body is an answer to the SDK, whole or streamed, and uses quota."""
+    piece = {"candidates": [{"content": {"parts": [{"text": "replayed"}]}}]}
+    event = f"data: {json.dumps(piece)}\r\n\r\n"
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.status(200, body=piece), times=1)
+        assert (await generate(models)).text == "replayed"
+        emulator.inject(Fault.status(200, body=event * 2, headers={"Content-Type": "text/event-stream"}))
+        chunks, error = await stream_all(models)
+        assert ([chunk.text for chunk in chunks], error) == (["replayed"] * 2, None)
+        assert emulator.accepted == 2
+
+
+@pytest.mark.parametrize("code", [204, 304])
+async def test_a_status_without_a_body(http, code):
+    """A status that has no body is sent without one, and the connection stays usable."""
+    async with GeminiEmulator() as emulator:
+        emulator.inject(Fault.status(code), times=1)
+        for status in (code, 200):
+            url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
+            async with http.post(url, json=BODY) as reply:
+                assert (reply.status, await reply.read() == b"") == (status, status == code)
+
+
+@pytest.mark.parametrize(
+    ("code", "options"),
+    [(100, {}), (42, {}), (204, {"body": "words"}), (200, {"headers": {"X-Seen": "漢"}})],
+)
+def test_a_status_that_cannot_be_sent(code, options):
+    """Such a fault raises when it is made, not when a request has it."""
+    with pytest.raises(ValueError, match=r"final HTTP status|no body|latin-1"):
+        Fault.status(code, **options)
+
+
 async def test_bare_429(sdk):
-    """A 429 that does not say which quota has no details."""
+    """A bare 429 has no details, so it does not say which quota was exceeded."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.bare_429())
         with pytest.raises(errors.ClientError) as caught:
@@ -136,7 +212,7 @@ async def test_bare_429(sdk):
 
 
 async def test_list_429(sdk, http):
-    """A 429 in a list of one is the same error to the SDK."""
+    """The SDK reads a 429 in a list of one as the same error."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.list_429())
         with pytest.raises(errors.ClientError) as caught:
@@ -176,7 +252,7 @@ async def test_safety(sdk, streamed):
 
 
 async def test_empty(sdk):
-    """An empty 200 is an empty response to the SDK, and no error."""
+    """The SDK reads an empty 200 as an empty response, not an error."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.empty())
         assert (await generate(models)).candidates is None
@@ -184,7 +260,7 @@ async def test_empty(sdk):
 
 
 async def test_stream_cut(sdk):
-    """A stream that is cut ends without an error and without a finish reason."""
+    """A cut stream ends without an error and without a finish reason."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.stream_cut(after=2))
         chunks, error = await stream_all(models)
@@ -193,7 +269,7 @@ async def test_stream_cut(sdk):
 
 
 async def test_stream_error(sdk):
-    """A stream may end in an error that the SDK raises after the first chunks."""
+    """An error in a stream is raised by the SDK after the first chunks."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.stream_error(503, after=2))
         chunks, error = await stream_all(models)
@@ -202,7 +278,7 @@ async def test_stream_error(sdk):
 
 
 async def test_stream_drop(sdk):
-    """A stream may lose its connection on the way."""
+    """A stream can lose its connection partway."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.stream_drop())
         _, error = await stream_all(models)
@@ -210,7 +286,7 @@ async def test_stream_drop(sdk):
 
 
 async def test_stream_hang(sdk, until_holding):
-    """A stream may stop on the way, and go on when it is released."""
+    """A stream can pause partway, and continues when it is released."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.stream_hang(after=1))
         stream = await models.generate_content_stream(model=MODEL, contents="Tell me of llamas")
@@ -222,7 +298,7 @@ async def test_stream_hang(sdk, until_holding):
 
 
 async def test_faults_match(sdk):
-    """A fault is for its model, its method and its number of requests only, and the oldest match wins."""
+    """A fault applies only to its model, methods and number of requests, and the oldest match wins."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         rule = emulator.inject(Fault.status(503), model=MODEL, times=2)
         emulator.inject(Fault.status(500), methods=["streamGenerateContent"])
@@ -242,7 +318,7 @@ async def test_faults_match(sdk):
 
 
 async def test_count_tokens_may_fail_too(sdk):
-    """A fault for every method reaches countTokens, and still no request is counted there."""
+    """A fault for every method applies to countTokens, which still counts no request."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.status(429), methods=None)
         with pytest.raises(errors.ClientError, match="429"):
@@ -251,7 +327,7 @@ async def test_count_tokens_may_fail_too(sdk):
 
 
 async def test_a_quota_goes_before_a_fault(sdk, clock):
-    """A request that its quota refuses leaves the fault to the next one."""
+    """A request refused by its quota leaves the fault to the next request."""
     async with (
         GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator,
         sdk(emulator) as models,

@@ -1,4 +1,4 @@
-"""The emulator as a test uses it: start it, set faults, read the counters."""
+"""The emulator's public face: start it, inject faults, read its counters."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import attrs
 
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.quota import MINUTE
-from llm_router.testing.emulator.app import GeminiApp
-from llm_router.testing.emulator.bucket import Counts
-from llm_router.testing.emulator.exchange import Wire
-from llm_router.testing.emulator.faults import GENERATE_METHODS, Fault, FaultBook, FaultRule
-from llm_router.testing.emulator.keyring import Keyring
-from llm_router.testing.emulator.quota import QuotaLedger
-from llm_router.testing.emulator.server import EmulatorServer
-from llm_router.testing.emulator.service import GeminiService, Responder, Settings, echo
+from llm_router.emulator.app import GeminiApp
+from llm_router.emulator.bucket import Counts
+from llm_router.emulator.connections import Connections
+from llm_router.emulator.faults import GENERATE_METHODS, Fault, FaultRule, FaultRules
+from llm_router.emulator.keyring import Keyring
+from llm_router.emulator.quota import EmulatedQuotas
+from llm_router.emulator.server import EmulatorServer
+from llm_router.emulator.service import GeminiService, Responder, Settings, echo
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
     from types import TracebackType
 
-    from llm_router.testing.emulator.bucket import QuotaSpec, Window
-    from llm_router.testing.emulator.quota import Arrival, QuotaKey
+    from llm_router.emulator.bucket import QuotaSpec, Window
+    from llm_router.emulator.quota import Arrival, QuotaKey
 
 __all__ = ["GeminiEmulator"]
 
@@ -38,27 +38,27 @@ _LOOPBACK = "127.0.0.1"
 class GeminiEmulator:
     """A Gemini server on loopback that the google-genai SDK talks to through ``http_options.base_url``.
 
-    It runs in the event loop of the caller (``async with``), in a thread with a loop of its own
-    (:meth:`run_in_thread`) or until cancelled (:meth:`serve`), one of these at a time; the counters go on
-    counting when it is started again. Counters, faults and quotas may be used from any thread.
+    It runs in the caller's event loop (``async with``), in a thread with its own loop
+    (:meth:`run_in_thread`), or until cancelled (:meth:`serve`); one of these at a time. Starting it again
+    keeps the counters. Counters, faults and quotas may be used from any thread.
 
     Args:
-        keys: The project of each API key. None: any key will do, and each is a project of its own, called
-            ``project-1``, ``project-2``, ... in order of appearance (see :meth:`project_of`).
-        models: The models there are; None is any.
-        quotas: What each project may use, by model or, stronger, by (project, model).
-        default_quota: What each project may use of a model that is not in ``quotas``; None is unlimited.
-        clock: Whose time the quotas and the delays go by.
-        window: Whether the minute is any span of 60 s, or that of the calendar.
-        responder: Makes up the answers.
+        keys: The project of each API key. With None every key is accepted, and each is its own project,
+            named ``project-1``, ``project-2``, ... in order of appearance (see :meth:`project_of`).
+        models: The models that exist; None is any.
+        quotas: The quotas of each project, by model or by (project, model); the latter wins.
+        default_quota: The quotas of each project on models not in ``quotas``; None is unlimited.
+        clock: The clock for quotas and delays.
+        window: Whether a minute is any span of 60 s (``sliding``) or a minute of the ``calendar``.
+        responder: Makes the text of each answer.
         input_token_limit: Tokens of the largest prompt; a larger one uses quota and is refused with a 400.
-        thought_tokens: Tokens that every answer thinks first.
-        stream_chunks: Into how many chunks an answer is streamed, at most.
-        log_size: How many arrivals :attr:`arrivals` holds.
+        thought_tokens: Thought tokens reported with each answer.
+        stream_chunks: The most chunks in which an answer is streamed.
+        log_size: The number of requests that :attr:`arrivals` keeps.
         port: The port of ``async with`` and :meth:`run_in_thread`; 0 is a free one.
 
     Raises:
-        ValueError: ``window`` is neither, or a project has the name of a key.
+        ValueError: ``window`` is unknown, or a project has the name of a key.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class GeminiEmulator:
         )
         clock = clock or SystemClock()
         self._keyring = Keyring(keys)
-        self._ledger = QuotaLedger(quotas, default_quota, window=window, log_size=log_size)
-        self._faults = FaultBook()
-        self._wire = Wire(clock)
-        service = GeminiService(settings, self._ledger, self._faults, clock)
-        self._app = GeminiApp(settings, service, self._keyring, self._wire, self.stats)
+        self._quotas = EmulatedQuotas(quotas, default_quota, window=window, log_size=log_size)
+        self._faults = FaultRules()
+        self._connections = Connections(clock)
+        service = GeminiService(settings, self._quotas, self._faults, clock)
+        self._app = GeminiApp(settings, service, self._keyring, self._connections, self.stats)
         self._port = port
         self._server: EmulatorServer | None = None
 
@@ -98,13 +98,13 @@ class GeminiEmulator:
 
     @property
     def url(self) -> str:
-        """Where it listens, such as ``http://127.0.0.1:40123``.
+        """The URL it listens on, such as ``http://127.0.0.1:40123``.
 
         Raises:
-            RuntimeError: It does not run.
+            RuntimeError: It is not running.
         """
         if self._server is None:
-            raise RuntimeError("the emulator does not run: use it in 'async with' or 'run_in_thread()'")
+            raise RuntimeError("the emulator is not running: use it in 'async with' or 'run_in_thread()'")
         return self._server.url
 
     async def __aenter__(self) -> Self:
@@ -131,7 +131,7 @@ class GeminiEmulator:
 
     @contextlib.contextmanager
     def run_in_thread(self) -> Generator[Self, None, None]:
-        """Run in a thread with an event loop of its own, so that neither side can block the other's.
+        """Run in a thread with its own event loop, so that neither side blocks the other.
 
         Raises:
             OSError: The port is taken.
@@ -174,8 +174,8 @@ class GeminiEmulator:
 
     async def _start(self, host: str, port: int) -> None:
         if self._server is not None:
-            raise RuntimeError("the emulator runs already: make another one")
-        self._server = await EmulatorServer.start(self._app, self._wire, host, port)
+            raise RuntimeError("the emulator is already running: make another one")
+        self._server = await EmulatorServer.start(self._app, self._connections, host, port)
 
     async def _stop(self) -> None:
         server, self._server = self._server, None
@@ -193,99 +193,99 @@ class GeminiEmulator:
         times: int | None = None,
         methods: Collection[str] | None = GENERATE_METHODS,
     ) -> FaultRule:
-        """Let requests go wrong from now on.
+        """Give requests a fault from now on.
 
-        A request that a quota refuses gets its 429 and leaves the fault to a later one. countTokens and the
-        embeddings show only delays, hanging, dropped connections and error statuses.
+        A request that a quota refuses gets its 429 and leaves the fault to a later request. countTokens and
+        the embedding methods show only delays, hanging, dropped connections and statuses.
 
         Args:
             fault: What goes wrong.
             model: Only requests to this model.
             key: Only requests with this API key.
-            times: Only so many requests; None is all.
-            methods: Only these methods; None is every method that is a POST.
+            times: The number of requests; None is all.
+            methods: Only requests with these methods; None is every method that is a POST.
 
         Returns:
-            The rule, whose ``taken`` tells how many requests had the fault.
+            The rule, whose ``taken`` counts the requests that had the fault.
         """
         rule = FaultRule(fault, model=model, key=key, left=times, methods=methods)
         self._faults.add(rule)
         return rule
 
     def clear_faults(self) -> None:
-        """Let nothing more go wrong. Requests that hang already go on hanging; see :meth:`release`."""
+        """Remove all faults. Requests that already hang keep hanging; see :meth:`release`."""
         self._faults.clear()
 
     def release(self) -> None:
-        """Let the requests that are delayed or hang go on to their answers."""
-        self._wire.release()
+        """Let delayed and hanging requests continue to their answers."""
+        self._connections.release()
 
     @property
     def holding(self) -> int:
-        """How many requests are delayed or hang at the moment."""
-        return self._wire.held
+        """The number of requests that are delayed or hang at the moment."""
+        return self._connections.paused
 
     # ------------------------------------------------------- quotas and counters
 
     def set_quota(self, model: str, spec: QuotaSpec, *, project: str | None = None) -> None:
-        """Allow ``spec`` on ``model`` from now on, to every project or to one; what was used stays used."""
-        self._ledger.set_quota(model if project is None else (project, model), spec)
+        """Set the quotas on ``model`` of every project, or of one; what has been used stays used."""
+        self._quotas.set_quota(model if project is None else (project, model), spec)
 
     def project_of(self, key: str) -> str | None:
-        """Return the name of the project that ``key`` belongs to, or None when the key is unknown."""
+        """Return the project of ``key``, or None if the key is unknown."""
         return self._keyring.project_of(key)
 
     @property
     def requests(self) -> int:
-        """How many requests arrived that are subject to quota: to generate, to stream, to embed.
+        """The number of requests subject to quota that have arrived: to generate, stream or embed.
 
-        Those that were neither accepted nor refused failed for another reason before the quota was asked.
+        Those neither accepted nor refused failed for another reason before quota was checked.
         """
         return self._app.requests
 
     @property
     def accepted(self) -> int:
-        """How many requests were counted against the quota, whatever became of them afterwards."""
+        """The number of requests counted against a quota, whether they succeeded or not."""
         return self._total().accepted
 
     @property
     def refused(self) -> int:
-        """How many requests were answered with a 429."""
+        """The number of requests answered with a 429."""
         return self._total().refused
 
     @property
     def by_model(self) -> dict[str, Counts]:
-        """The counts of each model, over all projects; the peaks are those of the worst project."""
+        """The counts of each model over all projects; a peak is the highest of any project."""
         models: dict[str, Counts] = {}
-        for (_, model), counts in self._ledger.counts().items():
+        for (_, model), counts in self._quotas.counts().items():
             models[model] = models.get(model, Counts()) + counts
         return models
 
     @property
     def by_bucket(self) -> dict[tuple[str, str], Counts]:
         """The counts of each (project, model)."""
-        return self._ledger.counts()
+        return self._quotas.counts()
 
     @property
     def arrivals(self) -> tuple[Arrival, ...]:
-        """The last requests that were accepted or refused, oldest first, as many as ``log_size``."""
-        return self._ledger.arrivals()
+        """The last ``log_size`` requests that were accepted or refused, oldest first."""
+        return self._quotas.arrivals()
 
     def peak(self, window: float = MINUTE) -> dict[tuple[str, str], int]:
         """Return the largest number of accepted requests in any span of ``window`` seconds.
 
-        The span includes its first moment and not its last. By (project, model); for 60 s it is exact however
-        many requests there were.
+        The keys are (project, model). A span includes its first moment and not its last. For 60 s the peak is
+        exact for any number of requests.
 
         Raises:
-            ValueError: For a window other than 60 s, when more requests arrived than the log holds.
+            ValueError: ``window`` is not 60 s, and more requests have arrived than the log keeps.
         """
-        return self._ledger.peak(window)
+        return self._quotas.peak(window)
 
     def reset(self) -> None:
-        """Forget all that was counted, used and injected."""
+        """Clear all counters, used quotas and faults."""
         self._faults.clear()
-        self._ledger.clear()
+        self._quotas.clear()
         self._app.requests = 0
 
     def stats(self) -> dict[str, object]:
@@ -304,7 +304,7 @@ class GeminiEmulator:
         }
 
     def _total(self) -> Counts:
-        return reduce(add, self._ledger.counts().values(), Counts())
+        return reduce(add, self._quotas.counts().values(), Counts())
 
     def __repr__(self) -> str:
         where = self._server.url if self._server is not None else "stopped"

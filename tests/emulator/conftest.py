@@ -11,7 +11,7 @@ from google.genai import types
 
 from llm_router.testing.clock import ManualClock
 
-KEY = "AIza-test-key-of-nobody"
+KEY = "AIza-test-key"
 
 
 @pytest.fixture(params=["aiohttp", "httpx2"])
@@ -24,7 +24,7 @@ def backend(request, monkeypatch):
 
 @pytest.fixture
 def sdk(backend):
-    """The SDK, to be opened on an emulator with ``async with``; it gives what has ``generate_content``."""
+    """Return a context manager that opens the SDK on an emulator and yields its ``aio.models``."""
 
     @contextlib.asynccontextmanager
     async def open_client(emulator, key=KEY, api_version="v1beta"):
@@ -35,7 +35,7 @@ def sdk(backend):
         )
         async with contextlib.AsyncExitStack() as stack:
             if backend == "aiohttp":
-                # The session that the SDK would make itself warns of deprecation when it is made.
+                # A session made by the SDK itself raises a deprecation warning.
                 options.aiohttp_client = await stack.enter_async_context(aiohttp.ClientSession())
             client = genai.Client(api_key=key, vertexai=False, http_options=options)
             stack.callback(client.close)
@@ -47,12 +47,12 @@ def sdk(backend):
 
 @pytest.fixture
 def clock():
-    """A clock that stands at noon UTC, at the beginning of a minute and far from midnight in Los Angeles."""
+    """A clock at noon UTC, at the start of a minute and far from midnight in Los Angeles."""
     return ManualClock(1_800_014_400.0)
 
 
 @pytest.fixture
 async def http():
-    """A plain HTTP client, for what the SDK does not show."""
+    """A plain HTTP client, to see what the SDK does not show."""
     async with aiohttp.ClientSession() as session:
         yield session

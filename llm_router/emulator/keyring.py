@@ -1,4 +1,4 @@
-"""Which project an API key belongs to. The only place of the emulator that keeps keys."""
+"""The project of each API key: the only place in the emulator that keeps keys."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Keyring"]
 
 
 class Keyring:
-    """The keys that are known, each with its project.
+    """The known keys, each with its project.
 
     Args:
-        keys: The project of each key. None accepts every key; each is then a project of its own, called
-            ``project-1``, ``project-2``, ... in order of appearance, so that no key shows in a record.
+        keys: The project of each key. None accepts every key; each is then its own project, named
+            ``project-1``, ``project-2``, ... in order of appearance, so that no record shows a key.
 
     Raises:
-        ValueError: A project has the name of a key, which would show that key.
+        ValueError: A project has the name of a key, and would show it.
     """
 
     def __init__(self, keys: Mapping[str, str] | None) -> None:
@@ -28,7 +28,7 @@ class Keyring:
             raise ValueError("a project of the emulator has the name of a key: give it another one")
 
     def project_of(self, key: str) -> str | None:
-        """Return the project of ``key``, or None when the key is unknown."""
+        """Return the project of ``key``, or None if the key is unknown."""
         project = self._projects.get(key)
         if project is None and self._open:
             project = self._projects[key] = f"project-{len(self._projects) + 1}"

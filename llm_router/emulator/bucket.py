@@ -1,4 +1,4 @@
-"""What the emulated provider counts of one project on one model, and when it refuses."""
+"""Counting the requests of one project to one model, and refusing those over a quota."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from llm_router.domain.quota import MINUTE, Metric
 __all__ = ["Bucket", "Counts", "QuotaSpec", "Span", "Violation", "Window", "next_midnight"]
 
 _PRECISION = 1e-6
-"""Seconds: what a retryDelay is rounded to, so that whoever waits for exactly that long finds room."""
+"""Seconds to which a retryDelay is rounded, so that a client that waits exactly that long finds room."""
 
 _PACIFIC = ZoneInfo("America/Los_Angeles")
 
 Window = Literal["sliding", "calendar"]
-"""How the minute is counted: any 60 s span, or from one full minute to the next."""
+"""How a minute is counted: any span of 60 s, or from one full minute to the next."""
 
 
 @attrs.frozen
 class QuotaSpec:
-    """What the emulated provider allows one project on one model; None is unlimited, 0 is nothing at all.
+    """The quotas of one project on one model; None is unlimited, 0 allows nothing.
 
     Attributes:
         rpm: Requests per minute.
@@ -46,7 +46,7 @@ class Violation:
     Attributes:
         metric: Which quota.
         limit: Its limit.
-        retry_in: Seconds until the request would fit, or None when that is a matter of days, or never.
+        retry_in: Seconds until the request would fit; None for a quota per day or a limit of 0.
     """
 
     metric: Metric
@@ -56,7 +56,7 @@ class Violation:
 
 @attrs.frozen
 class Counts:
-    """What arrived since the start.
+    """What has arrived since the start.
 
     Attributes:
         accepted: Requests counted against the quota.
@@ -89,7 +89,7 @@ def next_midnight(now: float) -> float:
 
 
 class Span:
-    """The accepted requests of the last ``length`` seconds: exact, one entry per request."""
+    """The accepted requests of the last ``length`` seconds, exactly, with one entry per request."""
 
     __slots__ = ("_entries", "_length", "tokens")
 
@@ -102,7 +102,7 @@ class Span:
         return len(self._entries)
 
     def move_to(self, now: float) -> None:
-        """Forget what is older than the span at ``now``."""
+        """Drop requests that are older than the span at ``now``."""
         entries = self._entries
         while entries and now - entries[0][0] >= self._length - _PRECISION:
             self.tokens -= entries.popleft()[1]
@@ -113,7 +113,7 @@ class Span:
         self.tokens += tokens
 
     def room_in(self, now: float, *, requests: int, tokens: int) -> float:
-        """Return the seconds until at most that many requests and tokens are left."""
+        """Return the seconds until at most ``requests`` and ``tokens`` remain in the span."""
         left_requests, left_tokens = len(self._entries), self.tokens
         for at, amount in self._entries:
             left_requests, left_tokens = left_requests - 1, left_tokens - amount
@@ -123,7 +123,7 @@ class Span:
 
 
 class Bucket:
-    """The counters of one (project, model)."""
+    """The counters of one project on one model."""
 
     __slots__ = (
         "accepted",
@@ -151,8 +151,8 @@ class Bucket:
         self.accepted = self.refused = self.tokens = self.peak_requests = self.peak_tokens = 0
 
     def move_to(self, moment: float) -> float:
-        """Forget what ``moment`` is too late for; return that moment, or the last one if that was later."""
-        # The system clock may be set back: what was counted then stays counted.
+        """Drop what is too old at ``moment``; return it, or the latest moment so far if that is later."""
+        # The system clock may be set back; what has been counted stays counted.
         now = self.last = max(moment, self.last)
         self.span.move_to(now)
         minute = int((now + _PRECISION) // MINUTE)
@@ -201,5 +201,5 @@ class Bucket:
         self.peak_tokens = max(self.peak_tokens, self.span.tokens)
 
     def counts(self) -> Counts:
-        """Return what was counted since the start."""
+        """Return the counts since the start."""
         return Counts(self.accepted, self.refused, self.tokens, self.peak_requests, self.peak_tokens)

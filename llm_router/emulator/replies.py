@@ -1,19 +1,18 @@
-"""The JSON bodies of the emulator's answers, shaped like those of the real API. None of them holds a key."""
+"""The JSON bodies of the emulator's answers, shaped like those of the real API. None contains a key."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from typing import Any
 
 import attrs
 
+from llm_router.gemini_http.framing import Body
+from llm_router.gemini_http.routes import Method
+
 __all__ = [
     "Answer",
-    "Body",
     "chunks",
-    "dump",
     "embedding",
     "generated",
     "model_resource",
@@ -21,26 +20,19 @@ __all__ = [
     "safety_blocked",
 ]
 
-Body = dict[str, Any]
-
-
-def dump(body: object) -> bytes:
-    """Return ``body`` as JSON."""
-    return json.dumps(body, separators=(",", ":")).encode()
-
 
 @attrs.frozen
 class Answer:
-    """What the model says, and what it took.
+    """An answer of a model, with its usage.
 
     Attributes:
-        model: Who says it.
+        model: The name of the model.
         response_id: The id of the answer.
-        text: What it says.
-        finish_reason: Why it ends there.
-        prompt_tokens: Tokens of the input.
+        text: The whole text.
+        finish_reason: Why the text ends.
+        prompt_tokens: Tokens of the prompt.
         output_tokens: Tokens of ``text``.
-        thought_tokens: Tokens of the thinking before it.
+        thought_tokens: Tokens of the thoughts before it.
     """
 
     model: str
@@ -74,14 +66,14 @@ def chunks(answer: Answer, count: int) -> list[Body]:
 
 
 def safety_blocked(answer: Answer) -> Body:
-    """Return an answer that was withheld."""
+    """Return the body of an answer that was blocked."""
     body = _response(answer, "", "SAFETY", 0)
     del body["candidates"][0]["content"]
     return body
 
 
 def prompt_blocked(answer: Answer, reason: str) -> Body:
-    """Return the verdict on a prompt that was not answered."""
+    """Return the body for a prompt that was blocked for ``reason``."""
     body = _response(answer, "", None, 0)
     del body["candidates"]
     return {"promptFeedback": {"blockReason": reason}, **body}
@@ -111,7 +103,7 @@ def _usage(answer: Answer, output_tokens: int) -> Body:
 
 
 def embedding(text: str, dimensions: int) -> Body:
-    """Return a vector of length 1 that depends on ``text`` alone."""
+    """Return a vector of length 1 that depends only on ``text``."""
     digest = hashlib.shake_128(text.encode()).digest(dimensions)
     values = [byte / 127.5 - 1.0 for byte in digest]
     norm = math.sqrt(sum(value * value for value in values))
@@ -127,12 +119,7 @@ def model_resource(model: str, token_limit: int) -> Body:
         "description": "An emulated model.",
         "inputTokenLimit": token_limit,
         "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": [
-            "generateContent",
-            "streamGenerateContent",
-            "countTokens",
-            "embedContent",
-        ],
+        "supportedGenerationMethods": [Method.GENERATE, Method.STREAM, Method.COUNT_TOKENS, Method.EMBED],
         "temperature": 1,
         "topP": 0.95,
         "topK": 64,

@@ -6,8 +6,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from google.genai import errors
 
+from llm_router.emulator import GeminiEmulator, QuotaSpec
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.emulator import GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 PACIFIC = ZoneInfo("America/Los_Angeles")
@@ -19,7 +19,7 @@ def pacific(*moment):
 
 
 class Caller:
-    """Sends requests over plain HTTP and tells which were accepted."""
+    """Sends requests over plain HTTP and returns whether they were accepted."""
 
     def __init__(self, http, emulator):
         self._http = http
@@ -38,7 +38,7 @@ class Caller:
 
 @pytest.mark.parametrize("limit", [1, 2, 15])
 async def test_exactly_n_then_429(sdk, clock, limit):
-    """The SDK gets exactly N answers a minute, then 429s, and N again when the minute has passed."""
+    """The SDK gets exactly N answers a minute, then 429s, and N more once the minute has passed."""
     async with (
         GeminiEmulator(default_quota=QuotaSpec(rpm=limit), clock=clock) as emulator,
         sdk(emulator) as models,
@@ -55,7 +55,7 @@ async def test_exactly_n_then_429(sdk, clock, limit):
 
 
 async def test_sliding_minute_is_strict(http, clock):
-    """No span of 60 s holds more than the limit, whatever a calendar's minute would say."""
+    """No span of 60 s has more requests than the limit, across calendar minutes too."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=2), clock=clock) as emulator:
         call = Caller(http, emulator)
         assert await call()
@@ -70,7 +70,7 @@ async def test_sliding_minute_is_strict(http, clock):
 
 
 async def test_calendar_minute(http):
-    """A calendar's minute lets twice the limit pass around its boundary, and the peak shows it."""
+    """Calendar minutes let twice the limit pass around their boundary, and the peak shows it."""
     clock = ManualClock(pacific(2027, 1, 15, 12, 0, 59))
     quota = QuotaSpec(rpm=3)
     async with GeminiEmulator(default_quota=quota, clock=clock, window="calendar") as emulator:
@@ -82,13 +82,13 @@ async def test_calendar_minute(http):
 
 
 async def test_unknown_window():
-    """A window that does not exist is refused at once."""
+    """An unknown window is an error at once."""
     with pytest.raises(ValueError, match="'sliding' or 'calendar', not 'fixed'"):
         GeminiEmulator(window="fixed")
 
 
 async def test_token_quota(http, clock):
-    """Input tokens are counted over the same 60 s, and come back with the request that took them."""
+    """Input tokens are counted over the same 60 s, and return 60 s after their request."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpm=100), clock=clock) as emulator:
         call = Caller(http, emulator)
         assert await call("x" * 240)
@@ -106,7 +106,7 @@ async def test_token_quota(http, clock):
 
 
 async def test_retry_delay_is_exact_for_tokens(http, clock):
-    """Whoever waits as long as the 429 says finds room; a moment earlier there is none."""
+    """There is room exactly when the 429 says, and not a moment earlier."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpm=100), clock=clock) as emulator:
         call = Caller(http, emulator)
         for _ in range(4):
@@ -123,7 +123,7 @@ async def test_retry_delay_is_exact_for_tokens(http, clock):
 
 
 async def test_a_refused_request_counts_nowhere(http, clock):
-    """A request that one quota refuses takes nothing from the others."""
+    """A request refused by one quota uses none of the others."""
     quota = QuotaSpec(rpm=2, tpm=100, rpd=2)
     async with GeminiEmulator(default_quota=quota, clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -142,7 +142,7 @@ async def test_a_refused_request_counts_nowhere(http, clock):
     ids=["winter", "the eve of spring forward", "spring forward", "fall back"],
 )
 async def test_the_day_ends_at_pacific_midnight(http, noon, hours):
-    """A day's quota comes back at midnight in Los Angeles, not an instant before, in days of any length."""
+    """A quota per day resets exactly at midnight in Los Angeles, on days of any length."""
     clock = ManualClock(noon)
     async with GeminiEmulator(default_quota=QuotaSpec(rpd=2, tpd=1000), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -154,7 +154,7 @@ async def test_the_day_ends_at_pacific_midnight(http, noon, hours):
 
 
 async def test_tokens_per_day(http, clock):
-    """Tokens of a day add up over its minutes."""
+    """Tokens per day add up across minutes."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpd=3), clock=clock) as emulator:
         call = Caller(http, emulator)
         accepted = []
@@ -165,7 +165,7 @@ async def test_tokens_per_day(http, clock):
 
 
 async def test_keys_of_one_project_share_its_quota(http, clock):
-    """Two keys of a project share one quota per model; another project and another model have their own."""
+    """Two keys of a project share one quota per model; other projects and models have their own."""
     keys = {"k1": "p", "k2": "p", "k3": "q"}
     async with GeminiEmulator(keys=keys, default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -182,7 +182,7 @@ async def test_keys_of_one_project_share_its_quota(http, clock):
 
 
 async def test_quotas_by_model_and_by_project(http, clock):
-    """The quota of a (project, model) is stronger than the model's, and that than the default."""
+    """The quota of a (project, model) wins over the model's, which wins over the default."""
     quotas = {"narrow": QuotaSpec(rpm=2), ("q", "narrow"): QuotaSpec(rpm=0)}
     async with GeminiEmulator(
         keys={"k": "p", "l": "q"}, quotas=quotas, default_quota=QuotaSpec(rpm=3), clock=clock
@@ -198,7 +198,7 @@ async def test_quotas_by_model_and_by_project(http, clock):
 
 
 async def test_without_keys_every_key_is_a_project(http, clock):
-    """Undeclared keys get projects of their own, under names that do not show them."""
+    """Without declared keys each key is its own project, with a name that does not show the key."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
         call = Caller(http, emulator)
         assert [await call(key=key) for key in ("k1", "k2", "k1")] == [True, True, False]
@@ -207,7 +207,7 @@ async def test_without_keys_every_key_is_a_project(http, clock):
 
 
 async def test_arrivals_are_logged(http, clock):
-    """The log tells when each request came, what it weighed, and whether it was accepted."""
+    """The log records the time and tokens of each request, and whether it was accepted."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock, log_size=2) as emulator:
         call = Caller(http, emulator)
         start = clock.time()
@@ -225,7 +225,7 @@ async def test_arrivals_are_logged(http, clock):
 
 
 async def test_peak_of_any_window(http, clock):
-    """The peak of a span counts what was accepted in it, its first moment included and its last not."""
+    """A peak counts accepted requests in a span that includes its first moment and not its last."""
     async with GeminiEmulator(clock=clock) as emulator:
         call = Caller(http, emulator)
         for pause in (0, 5, 5, 5, 30):
@@ -249,7 +249,7 @@ async def test_clock_set_back(http):
 
 
 async def test_reset(http, clock):
-    """After a reset nothing was counted and all of the quota is there."""
+    """A reset clears the counters and restores the whole quota."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
         call = Caller(http, emulator)
         assert await call.burst(2) == 1

@@ -1,0 +1,42 @@
+"""Durations as the API states them, in ``RetryInfo`` and in the sentence of a message: written and read."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+__all__ = ["read_duration", "read_retry_sentence", "retry_sentence", "write_duration"]
+
+_DURATION = re.compile(
+    r"(?:(?P<d>\d{1,4})d)?(?:(?P<h>\d{1,6})h)?(?:(?P<m>\d{1,6})m(?!s))?"
+    r"(?:(?P<s>\d{1,9}(?:\.\d{1,12})?)s)?(?:(?P<ms>\d{1,9}(?:\.\d{1,12})?)ms)?"
+)
+_SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_RETRY_IN = re.compile(r"retry in ([0-9dhms.]+)", re.IGNORECASE)
+
+
+def write_duration(seconds: float) -> str:
+    """Return ``seconds`` to the microsecond, such as ``"36.4s"``; less than 0 is ``"0s"``."""
+    micros = round(max(seconds, 0.0) * 1e6)
+    return f"{micros // 1_000_000}.{micros % 1_000_000:06d}".rstrip("0").rstrip(".") + "s"
+
+
+def read_duration(value: Any) -> float | None:
+    """Read ``"36s"``, ``"45.837906927s"`` or ``"8h57m44.18s"`` as seconds; return None for anything else."""
+    found = _DURATION.fullmatch(value) if isinstance(value, str) and value else None
+    if found is None:
+        return None
+    parts = found.groupdict(default="0")
+    return math.fsum(_SECONDS[unit] * float(number) for unit, number in parts.items())
+
+
+def retry_sentence(seconds: float) -> str:
+    """Return the sentence of a message that says when to retry."""
+    return f"Please retry in {write_duration(seconds)}."
+
+
+def read_retry_sentence(message: str) -> float | None:
+    """Return the seconds after which ``message`` says to retry, or None if it does not say."""
+    found = _RETRY_IN.search(message)
+    return read_duration(found[1].rstrip(".")) if found else None

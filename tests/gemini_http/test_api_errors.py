@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from llm_router.domain.quota import Metric
+from llm_router.gemini_http import api_errors
+from llm_router.gemini_http.api_errors import ApiError, quota_exceeded, usual_error
+from llm_router.gemini_http.durations import read_duration, read_retry_sentence
+from llm_router.gemini_http.quota_names import metric_of, quota_metric, stated_limits
+
+
+def detail(error, name):
+    [found] = [item for item in error.details if item["@type"] == f"type.googleapis.com/google.rpc.{name}"]
+    return found
+
+
+def test_an_error_is_a_json_body():
+    """The body has details only if the error has any."""
+    error = ApiError(418, "UNKNOWN", "I am a teapot.")
+    assert error.body == {"error": {"code": 418, "message": "I am a teapot.", "status": "UNKNOWN"}}
+    assert "details" in api_errors.invalid_key().body["error"]
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 499, 500, 503, 504, 599])
+def test_every_status_has_its_usual_error(code):
+    """The usual error has a status word and a message; an unused status is UNKNOWN."""
+    error = usual_error(code)
+    assert error.code == code
+    assert (error.status == "UNKNOWN") == (code == 599)
+    assert error.message
+
+
+def test_an_exceeded_quota_reads_as_it_was_written():
+    """Details and message both state each exceeded quota with its limit, and the delay."""
+    error = quota_exceeded("gemini-x", {Metric.RPM: 15, Metric.TPD: 0}, 36.4)
+    assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
+    violations = detail(error, "QuotaFailure")["violations"]
+    assert [(metric_of(one["quotaId"]), one["quotaValue"]) for one in violations] == [
+        ("rpm", "15"),
+        ("tpd", "0"),
+    ]
+    assert [one["quotaMetric"] for one in violations] == [quota_metric(Metric.RPM), quota_metric(Metric.TPD)]
+    assert [limit for _, limit in stated_limits(error.message)] == [15, 0]
+    assert read_duration(detail(error, "RetryInfo")["retryDelay"]) == 36.4
+    assert read_retry_sentence(error.message) == 36.4
+
+
+def test_a_refusal_may_state_no_limit():
+    """Without a limit, neither the details nor the message state one."""
+    error = quota_exceeded("gemini-x", {Metric.RPM: None}, 36.4)
+    [violation] = detail(error, "QuotaFailure")["violations"]
+    assert metric_of(violation["quotaId"]) == "rpm"
+    assert "quotaValue" not in violation
+    assert stated_limits(error.message) == []
+    assert f"{quota_metric(Metric.RPM)}, model: gemini-x" in error.message
+
+
+def test_a_key_that_is_not_valid_has_a_reason():
+    """The reason lets a client tell an invalid key from an invalid request."""
+    assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID
