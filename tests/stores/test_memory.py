@@ -7,6 +7,7 @@ import logging
 import os
 
 from hypothesis import HealthCheck, given, settings
+from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
@@ -14,7 +15,6 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores import MemoryStore
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.store_model import Player, plays, worlds
 
 
 def _deployment(*quotas: Quota, key: str = "key") -> Deployment:
