@@ -7,17 +7,16 @@ import math
 import os
 from typing import TYPE_CHECKING
 
+from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import LEARNT_FOR
 from llm_router.domain.quota import Demand, Metric, Quota
 from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
-    NEVER,
     Book,
     Shelf,
     latest_cooldown,
     make_ledger,
-    microseconds,
     terms_in_force,
 )
 

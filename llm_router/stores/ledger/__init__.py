@@ -5,6 +5,7 @@ Unix epoch, so that every store, whatever its language, reckons alike; :data:`NE
 does not come.
 """
 
+from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.books import (
     Book,
@@ -15,14 +16,12 @@ from llm_router.stores.ledger.books import (
     terms_in_force,
 )
 from llm_router.stores.ledger.daily import DailyLedger
-from llm_router.stores.ledger.moments import NEVER, microseconds, midnights, seconds
 from llm_router.stores.ledger.rolling import EXACT_LIMIT, MOST_ENTRIES, SLICES, RollingLedger
 from llm_router.stores.ledger.steady import SteadyLedger
 
 __all__ = [
     "EXACT_LIMIT",
     "MOST_ENTRIES",
-    "NEVER",
     "SLICES",
     "Book",
     "DailyLedger",

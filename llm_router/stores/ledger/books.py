@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from llm_router.domain.calendar import NEVER, microseconds, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.daily import DailyLedger
-from llm_router.stores.ledger.moments import NEVER, microseconds, seconds
 from llm_router.stores.ledger.rolling import RollingLedger
 from llm_router.stores.ledger.steady import SteadyLedger
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.quota import Quota
-from llm_router.stores.ledger.moments import NEVER, microseconds, midnights
 
 __all__ = ["DailyLedger"]
 

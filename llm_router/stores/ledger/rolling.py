@@ -8,8 +8,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import chain
 
+from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.quota import Quota
-from llm_router.stores.ledger.moments import NEVER, microseconds
 
 __all__ = ["EXACT_LIMIT", "MOST_ENTRIES", "SLICES", "RollingLedger"]
 

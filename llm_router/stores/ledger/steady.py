@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.quota import Quota
-from llm_router.stores.ledger.moments import NEVER, microseconds
 
 __all__ = ["SteadyLedger"]
 

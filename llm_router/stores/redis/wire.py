@@ -14,11 +14,12 @@ from typing import Any
 
 import attrs
 
+from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, learnt_quota, microseconds, midnights, seconds
+from llm_router.stores.ledger import learnt_quota
 from llm_router.stores.redis.keys import KeyNames
 
 __all__ = ["CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot", "decode"]

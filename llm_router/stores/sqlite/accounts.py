@@ -10,9 +10,10 @@ import json
 from array import array
 from typing import TYPE_CHECKING, Any
 
+from llm_router.domain.calendar import NEVER
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
-from llm_router.stores.ledger import NEVER, Book, Shelf, make_ledger
+from llm_router.stores.ledger import Book, Shelf, make_ledger
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
 

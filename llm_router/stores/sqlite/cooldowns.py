@@ -6,9 +6,10 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import latest_cooldown, microseconds
+from llm_router.stores.ledger import latest_cooldown
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, microseconds, terms_in_force
+from llm_router.stores.ledger import terms_in_force
 from llm_router.stores.sqlite.accounts import Accounts, FolderShelf
 from llm_router.stores.sqlite.cooldowns import Cooldowns
 from llm_router.stores.sqlite.journal import Entry, Journal

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from llm_router.stores.ledger import microseconds
+from llm_router.domain.calendar import microseconds
 from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect
 from llm_router.stores.sqlite.faults import explain
 from llm_router.stores.sqlite.filelock import TurnLock
