@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.stores.ledger import (
-    MOST_ENTRIES,
+    MAX_ENTRIES,
     SLICES,
     DailyLedger,
     RollingLedger,
@@ -84,7 +84,7 @@ def test_a_rolling_state_of_no_numbers_is_not_loaded(nonsense):
     quota = Quota(Metric.RPM, 9)
     state = [_NOW, 5, _NOW, _NOW + 1, 3, _NOW + 1]
     for place in range(len(state)):
-        with pytest.raises(ValueError, match="no entries"):
+        with pytest.raises(ValueError, match="not entries"):
             make_ledger(quota).load([*state[:place], nonsense, *state[place + 1 :]])
 
 
@@ -170,7 +170,7 @@ def test_entries_given_back_whole_are_swept_out():
     for n in range(1, 3_000):
         mark = ledger.take(1, _NOW + n)
         ledger.correct(mark, -1, _NOW + n)
-        assert len(ledger.dump()) // 3 <= MOST_ENTRIES + 1
+        assert len(ledger.dump()) // 3 <= MAX_ENTRIES + 1
     assert ledger.used(_NOW + 3_000) == 1
     ledger.correct(kept, -1, _NOW + 3_000)
     assert ledger.used(_NOW + 3_000) == 0
