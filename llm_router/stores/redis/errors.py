@@ -1,4 +1,4 @@
-"""Translating what redis-py raises into this library's errors."""
+"""Translates what redis-py raises into this library's errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
     ),
     ("READONLY", (exceptions.ReadOnlyError,), "is a read-only replica: point the URL at the primary"),
     (
-        "OOM|command not allowed when used memory",  # redis-py takes the code away
+        "OOM|command not allowed when used memory",  # redis-py removes the code
         (),
         "is out of memory and refuses to write: raise its maxmemory, or free some",
     ),
@@ -44,7 +44,7 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         (exceptions.MovedError, exceptions.ClusterCrossSlotError),
         "is a node of a cluster: use a redis+cluster:// URL",
     ),
-    ("cluster support disabled", (), "is no node of a cluster: use a redis:// URL"),
+    ("cluster support disabled", (), "is not a node of a cluster: use a redis:// URL"),
     (
         r"non local key|TRYAGAIN|ASK|TTL exhausted\.",
         (exceptions.TryAgainError, exceptions.AskError),
@@ -54,8 +54,8 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         "CERTIFICATE_VERIFY_FAILED",
         (),
         (
-            "does not prove who it is: its certificate is for another host, or of a CA that is not trusted "
-            "here; name the file of its CA in the URL: ?ssl_ca_certs=/path/of/ca.pem"
+            "does not prove its identity: its certificate is for another host, or from a CA that is not "
+            "trusted here; name the file of its CA in the URL: ?ssl_ca_certs=/path/of/ca.pem"
         ),
     ),
     ("WRONG_VERSION_NUMBER|record layer failure", (), "does not speak TLS: use a redis:// URL"),
@@ -68,12 +68,12 @@ def is_timeout(error: BaseException) -> bool:
 
 
 def is_demoted(error: BaseException) -> bool:
-    """Return whether ``error`` says that the server is the primary no more."""
+    """Return whether ``error`` says that the server is no longer the primary."""
     return isinstance(error, exceptions.ReadOnlyError) or "READONLY " in str(error)
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what redis-py wraps in an error that is none of its tree, when it cannot reach a cluster."""
+    """Return the error that redis-py wraps in a RedisClusterException when it cannot reach a cluster."""
     while isinstance(error, exceptions.RedisClusterException):
         inner = error.__cause__ or error.__context__
         if inner is None:
@@ -83,11 +83,11 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def explain(error: BaseException, address: str, timeout: float) -> StoreError | None:
-    """Return the error of this library that tells of ``error``; None if neither server nor network raised it.
+    """Return this library's error for ``error``, or None if neither the server nor the network caused it.
 
     Args:
         error: What redis-py or asyncio raised.
-        address: How to name the server; without credentials.
+        address: What to call the server; without credentials.
         timeout: Seconds that an answer may take.
     """
     server = f"the Redis server at {address}"
@@ -96,9 +96,9 @@ def explain(error: BaseException, address: str, timeout: float) -> StoreError | 
         return StoreUnavailableError(f"{server} did not answer within {timeout:g} s")
     if not isinstance(error, (exceptions.RedisError, exceptions.RedisClusterException, OSError)):
         return None
-    # A server that does not know a command, like AUTH, repeats its arguments.
+    # A server that does not know a command, such as AUTH, repeats its arguments.
     text = str(error).partition(", with args")[0]
-    # Redis 6.2 wraps the error of a command in a script in one of its own: hence the look into the text.
+    # Redis 6.2 wraps the error of a command in a script in one of its own, so the text is searched as well.
     for codes, classes, remedy in _REMEDIES:
         if isinstance(error, classes) or re.search(rf"\b({codes})(?=[ \]]|$)", text):
             return StoreUnavailableError(f"{server} {remedy}")
