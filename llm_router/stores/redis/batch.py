@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import attrs
+from redis.exceptions import RedisError
 
 from llm_router.domain.clock import Clock
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
@@ -119,7 +120,7 @@ class Batcher:
             try:
                 async with asyncio.timeout(self._server.timeout):
                     await self._client.aclose()
-            except (OSError, TimeoutError):
+            except (OSError, TimeoutError, RedisError):
                 pass  # the connection is closed in any case
 
     async def _send_all(self) -> None:

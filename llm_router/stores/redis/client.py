@@ -1,4 +1,4 @@
-"""Makes redis-py clients from URLs, and shares one among the lanes of an event loop."""
+"""Makes redis-py clients from URLs, and guards every call of one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from llm_router.errors import ConfigError
-from llm_router.stores.redis.errors import is_demoted
+from llm_router.stores.redis.errors import client_errors, is_demoted
 from llm_router.stores.redis.scripts import Client
 
-__all__ = ["Address", "SharedClient", "address_of", "connect", "read_url"]
+__all__ = ["Address", "BorrowedClient", "SharedClient", "address_of", "connect", "read_url"]
 
 _CLUSTERS = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = ("redis", "rediss", "unix", *_CLUSTERS)
@@ -129,6 +129,25 @@ def connect(address: Address) -> Client:
     return cast("Client", redis.asyncio.Redis.from_url(address.url, **settings))
 
 
+class BorrowedClient:
+    """A client that was made elsewhere: it is used as it is, and never closed.
+
+    Args:
+        client: The client.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def execute_command(self, *args: Any) -> Any:
+        """Run one command."""
+        with client_errors():
+            return await self._client.execute_command(*args)
+
+    async def aclose(self) -> None:
+        """Leave the client open."""
+
+
 class SharedClient:
     """A client that several lanes of one event loop share; the last lane to close its handle closes it.
 
@@ -155,7 +174,8 @@ class SharedClient:
             return
         async with self._opening:
             if not self._is_open and isinstance(self.client, RedisCluster):
-                await self.client.initialize()
+                with client_errors():
+                    await self.client.initialize()
                 # The client closes nodes that it no longer needs in tasks of their own.
                 await asyncio.sleep(0)
             self._is_open = True
@@ -164,7 +184,7 @@ class SharedClient:
         """Make the next commands connect again, to whatever the address leads to by then."""
         pool = getattr(self.client, "connection_pool", None)
         if pool is not None:  # a cluster itself reports which node has taken over
-            with suppress(OSError, RedisError):
+            with suppress(OSError, RedisError), client_errors():
                 await pool.disconnect(inuse_connections=False)
 
 
@@ -180,7 +200,8 @@ class _Share:
             self._shared.users += 1
         await self._shared.open()
         try:
-            return await self._shared.client.execute_command(*args)
+            with client_errors():
+                return await self._shared.client.execute_command(*args)
         except ResponseError as error:
             if is_demoted(error):
                 await self._shared.disconnect_idle()
@@ -192,4 +213,5 @@ class _Share:
             self._is_used = False
             self._shared.users -= 1
             if not self._shared.users:
-                await self._shared.client.aclose()
+                with client_errors():
+                    await self._shared.client.aclose()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from redis import exceptions
 
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 
-__all__ = ["explain", "is_demoted", "is_timeout"]
+__all__ = ["client_errors", "explain", "is_demoted", "is_timeout"]
+
+_CLIENT_ERRORS = (exceptions.RedisError, exceptions.RedisClusterException, OSError)
 
 _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
     (
@@ -62,6 +66,25 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
 )
 
 
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """Make any error that the client library raises in this block one that :func:`explain` understands.
+
+    A client may raise anything while its connection breaks: a bare TypeError, for example, if asyncio writes
+    to a transport that has just been closed. Only calls of the client library belong in the block, so that an
+    error in our own code stays as it is.
+
+    Raises:
+        RedisError, RedisClusterException, OSError: What the client raised, or a replacement for it.
+    """
+    try:
+        yield
+    except _CLIENT_ERRORS:
+        raise
+    except Exception as error:  # noqa: BLE001 - it may be anything
+        raise exceptions.ConnectionError(f"the client raised {type(error).__name__}: {error}") from None
+
+
 def is_timeout(error: BaseException) -> bool:
     """Return whether ``error`` says that no answer came in time."""
     return isinstance(error, (TimeoutError, exceptions.TimeoutError))
@@ -76,7 +99,7 @@ def _cause(error: BaseException) -> BaseException:
     """Return the error that redis-py wraps in a RedisClusterException when it cannot reach a cluster."""
     while isinstance(error, exceptions.RedisClusterException):
         inner = error.__cause__ or error.__context__
-        if inner is None:
+        if not isinstance(inner, _CLIENT_ERRORS):
             return error
         error = inner
     return error
@@ -94,7 +117,7 @@ def explain(error: BaseException, address: str, timeout: float) -> StoreError | 
     error = _cause(error)
     if is_timeout(error):
         return StoreUnavailableError(f"{server} did not answer within {timeout:g} s")
-    if not isinstance(error, (exceptions.RedisError, exceptions.RedisClusterException, OSError)):
+    if not isinstance(error, _CLIENT_ERRORS):
         return None
     # A server that does not know a command, such as AUTH, repeats its arguments.
     text = str(error).partition(", with args")[0]

@@ -14,6 +14,7 @@ from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.redis.batch import Batcher, Server
 from llm_router.stores.redis.client import (
     Address,
+    BorrowedClient,
     SharedClient,
     address_of,
     connect,
@@ -177,8 +178,9 @@ class RedisStore:
             for server in self._servers:
                 yield tuple(Batcher(shared.share(), server, owned=True) for _ in lanes)
         else:
+            client = BorrowedClient(self._target)
             for server in self._servers:
-                yield tuple(Batcher(self._target, server, owned=False) for _ in lanes)
+                yield tuple(Batcher(client, server, owned=False) for _ in lanes)
 
     def __repr__(self) -> str:
         shards = f", shards={self.shards}" if self.shards > 1 else ""
