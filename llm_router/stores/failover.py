@@ -78,7 +78,7 @@ class FailoverStore:
         self._probe: asyncio.Task[None] | None = None
         self._shares: dict[str, tuple[Deployment, Deployment]] = {}
         self._local_reservations: dict[str, Deployment] = {}  # granted here, not yet settled
-        # What the store behind has to be told when it answers again.
+        # What to report to the store behind when it answers again:
         self._spent: dict[Deployment, Demand] = {}
         self._cooldowns: list[Cooldown] = []
 

@@ -77,7 +77,7 @@ class Batcher:
     caller was cancelled before it was sent. Everything that waits while a call is under way goes into the
     next one.
 
-    A call that got no answer in time takes no effect later: the server is told how late it may begin.
+    A call that got no answer in time takes no effect later: the message says how late the server may begin.
 
     Args:
         client: Used by this loop only, and closed with it.
