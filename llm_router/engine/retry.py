@@ -8,11 +8,11 @@ from enum import Enum, auto
 
 import attrs
 
+from llm_router.domain.calendar import next_midnight
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.kinds import FailureKind
 from llm_router.engine.index import DeploymentState
 from llm_router.errors import ProviderError
-from llm_router.stores.ledger import microseconds, midnights, seconds
 
 __all__ = ["Next", "RetryPolicy", "Verdict"]
 
@@ -125,4 +125,4 @@ class RetryPolicy:
         if doubtful and state.day_strikes == 1:
             return now + self._minute_delay(error, state, explained=True)
         timezone = daily[0].timezone if daily else "America/Los_Angeles"
-        return seconds(midnights(microseconds(now), timezone)[1]) + 1.0
+        return next_midnight(now, timezone) + 1.0
