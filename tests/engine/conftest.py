@@ -1,4 +1,4 @@
-"""What the tests of the engine share: pools of deployments and their fallback orders."""
+"""Fixtures that the tests of the engine share: pools of deployments and their fallback orders."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_pool() -> MakePool:
 
 @pytest.fixture
 def make_order() -> MakeOrder:
-    """Make the fallback order of a wish."""
+    """Make the fallback order for a workload and a model."""
 
     def make(
         pool: Pool, workload: str | None = None, model: str | None = None, fallback: Fallback = "any"
