@@ -33,6 +33,7 @@ class CircuitBreaker:
     is_clear: bool = True
     _failures: dict[str, float] = attrs.field(factory=dict)
     _openings: int = 0
+    _opened_at: float = 0.0
 
     def record_failure(self, key_id: str, now: float) -> None:
         """Note that a request through ``key_id`` did not reach the provider."""
@@ -41,8 +42,14 @@ class CircuitBreaker:
         self._failures[key_id] = now
         if len(self._failures) >= _KEYS and now >= self.open_until:
             self.open_until = now + min(_FIRST_OPEN * 2**self._openings, _LONGEST_OPEN)
+            self._opened_at = now
             self._openings += 1
             self._failures.clear()
+
+    def heed(self, now: float) -> None:
+        """Note what time it is: a clock that was set back must not keep the breaker open for longer."""
+        if now < self._opened_at:
+            self.open_until = min(self.open_until, now)
 
     def record_success(self) -> None:
         """Note that the provider answered, if only with an error of its own."""

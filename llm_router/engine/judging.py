@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import attrs
 
@@ -49,7 +50,7 @@ class Judge:
             self.pool.avoid(state, verdict.avoid_until, str(error))
         cooldown = verdict.cooldown
         if cooldown is not None:
-            if cooldown.is_quarantine:
+            if cooldown.is_quarantine and not (state.is_parked and state.wakes_at == math.inf):
                 _log.warning("%s is quarantined until reload: %s", state.deployment.id, cooldown.reason)
             await self._cool_down(cooldown)
         return verdict

@@ -6,12 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.kinds import Metric
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
 
 __all__ = ["Pool"]
+
+_METRICS = frozenset(metric.value for metric in Metric)
 
 
 class Pool:
@@ -67,19 +70,26 @@ class Pool:
     def park(self, scope: Scope, until: float, reason: str) -> None:
         """Park every deployment of ``scope`` until ``until`` (seconds since the epoch)."""
         for state in self._by_scope.get(scope, ()):
-            state.note(Refusal(state.deployment, reason, until, until))
-            state.group.park(state, until)
+            if state.group.park(state, until):
+                state.note(Refusal(state.deployment, reason, until, until))
 
     def avoid(self, state: DeploymentState, until: float, reason: str) -> None:
         """Avoid a deployment until ``until``, in this process only."""
         state.avoided_until = max(state.avoided_until, until)
         state.group.avoided_until = max(state.group.avoided_until, until)
         until = state.avoided_until
-        state.note(Refusal(state.deployment, reason, until, until))
-        state.group.park(state, until)
+        if state.group.park(state, until):
+            state.note(Refusal(state.deployment, reason, until, until))
 
     def rouse(self, scope: Scope, now: float) -> None:
-        """Make the deployments of ``scope`` ready: some of their quota came back early."""
+        """Make the deployments of ``scope`` ready: their cooldown was lifted."""
         for state in self._by_scope.get(scope, ()):
             if state.avoided_until <= now:
+                state.group.rouse(state)
+
+    def return_quota(self, scope: Scope, now: float) -> None:
+        """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
+        for state in self._by_scope.get(scope, ()):
+            waits_for_quota = state.refusal is None or state.refusal.reason in _METRICS
+            if waits_for_quota and state.avoided_until <= now:
                 state.group.rouse(state)

@@ -99,7 +99,7 @@ class Sender:
             RouterClosedError: The router is closed.
         """
         send = await self._start(prompt, **options)
-        send.ttl = UNBOUNDED_TTL
+        send.ttl = max(send.ttl, UNBOUNDED_TTL)
         while (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 while (piece := await attempt.read()) is not None:

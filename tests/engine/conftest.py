@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the engine share: deployments, pools, fallback orders, selectors and requests."""
+"""Fixtures that the tests of the engine share: deployments, pools, orders, selectors and requests."""
 
 from __future__ import annotations
 
