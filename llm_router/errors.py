@@ -8,6 +8,7 @@
     │   ├── UnknownWorkloadError
     │   └── UnknownModelError
     ├── RouterClosedError               the router was used after ``aclose()``
+    ├── HistoryError                    the history store of a conversation failed
     ├── SendError                       why a send did not succeed; the type of ``Response.error``
     │   ├── QuotaExhaustedError         no deployment has room: which, why, and until when
     │   ├── DeadlineExceededError       ``timeout`` ran out
@@ -33,6 +34,7 @@ __all__ = [
     "BlockedError",
     "ConfigError",
     "DeadlineExceededError",
+    "HistoryError",
     "InvalidRequestError",
     "LLMRouterError",
     "ProviderError",
@@ -86,6 +88,10 @@ class UnknownModelError(InvalidRequestError):
 
 class RouterClosedError(LLMRouterError):
     """The router was used after it had been closed."""
+
+
+class HistoryError(LLMRouterError):
+    """The history store of a conversation failed; its own error is the cause. Nothing was sent."""
 
 
 class SendError(LLMRouterError):

@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from llm_router.domain.response import Usage
+from llm_router.providers._gemini_history import AnswerParts
 from llm_router.providers.base import Reply
 
 __all__ = ["BLOCKING_REASONS", "ReplyReader", "read_reply"]
@@ -76,22 +77,8 @@ def _text(candidate: Any) -> str:
 
 
 def _content(candidate: Any) -> dict[str, Any] | None:
-    """Copy what a later request may send back, as plain dictionaries.
-
-    Thoughts are left out: no model accepts another's. A function call keeps its signature, since a model
-    that signs its calls refuses them without it.
-    """
-    if candidate is None or candidate.content is None:
-        return None
-    parts = [
-        part.model_dump(exclude_none=True)
-        for part in candidate.content.parts or ()
-        if not part.thought and (part.text or part.function_call or part.inline_data)
-    ]
-    for part in parts:
-        if "function_call" not in part:
-            part.pop("thought_signature", None)
-    return {"role": "model", "parts": parts} if parts else None
+    """Copy what a later request may send back, as plain dictionaries; None if there is nothing."""
+    return AnswerParts().read(candidate)
 
 
 def _usage(metadata: Any) -> Usage | None:
@@ -116,7 +103,7 @@ class ReplyReader:
     def __init__(self) -> None:
         self.is_complete = False
         self._whole = Reply("")
-        self._parts: list[dict[str, Any]] = []
+        self._parts = AnswerParts(joins_text=True)
 
     def read(self, response: Any) -> Reply:
         """Return the text of ``response``, with what is known so far of the whole answer.
@@ -129,23 +116,13 @@ class ReplyReader:
             self._whole = attrs.evolve(whole, usage=usage, raw=response)
             return attrs.evolve(self._whole, text="")
         self.is_complete = bool(reply.finish_reason or reply.blocked) or self.is_complete
-        for part in (reply.content or {}).get("parts", ()):
-            self._add(part)
         self._whole = Reply(
             reply.text,
             reply.usage or whole.usage,
             reply.finish_reason or whole.finish_reason,
             reply.model or whole.model,
             reply.blocked or whole.blocked,
-            {"role": "model", "parts": [*self._parts]} if self._parts else None,
+            self._parts.read((response.candidates or [None])[0]),
             response,
         )
         return self._whole
-
-    def _add(self, part: dict[str, Any]) -> None:
-        """Add a part to the content; text is appended to text before it."""
-        last = self._parts[-1] if self._parts else {}
-        if part.keys() == last.keys() == {"text"}:
-            self._parts[-1] = {"text": last["text"] + part["text"]}
-        else:
-            self._parts.append(part)

@@ -25,8 +25,9 @@ class Reply:
         finish_reason: The provider's word for why the answer ended.
         model: The model that really ran, or None if the provider did not say.
         blocked: Why the prompt or the answer was blocked, or None if it was not.
-        content: The answer as contents that a later request can send back, whatever its key and model
-            (a plain dictionary); None if there is nothing to send back but the text.
+        content: The answer as contents that a later request can send back (a plain dictionary); None if
+            there is nothing to send back but the text. A ``thought_signature`` (bytes) of a part is sent back
+            to this model only, by way of :attr:`Request.origins`; the rest to any model.
         raw: The SDK's own response object.
     """
 

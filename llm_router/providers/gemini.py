@@ -16,6 +16,7 @@ from llm_router.providers._gemini_config import (
 )
 from llm_router.providers._gemini_contents import estimate_request
 from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
+from llm_router.providers._gemini_history import contents_for
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_stream import StreamedCall
@@ -163,8 +164,9 @@ class GeminiProvider:
     async def _send(self, deployment: Deployment, request: Request) -> Reply | None:
         config = build_config(request, self._safety)
         models = (await self._session()).client(deployment.key).aio.models
+        contents = contents_for(request, deployment.model)
         return read_reply(
-            await models.generate_content(model=deployment.model, contents=request.contents, config=config)
+            await models.generate_content(model=deployment.model, contents=contents, config=config)
         )
 
     async def _open(
@@ -175,7 +177,7 @@ class GeminiProvider:
         session = await self._session()
         models = session.client(deployment.key).aio.models
         return session, await models.generate_content_stream(
-            model=deployment.model, contents=request.contents, config=config
+            model=deployment.model, contents=contents_for(request, deployment.model), config=config
         )
 
     async def _session(self) -> LoopSession:
