@@ -32,7 +32,14 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
-from llm_router.providers.base import FailureKind, PreparedProvider, Provider, Reply, StreamingProvider
+from llm_router.providers.base import (
+    FailureKind,
+    FaultScope,
+    PreparedProvider,
+    Provider,
+    Reply,
+    StreamingProvider,
+)
 from llm_router.router import Router, RouterOptions
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
@@ -52,6 +59,7 @@ __all__ = [
     "Demand",
     "Deployment",
     "FailureKind",
+    "FaultScope",
     "Health",
     "HistoryStore",
     "InvalidRequestError",

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import attrs
 
-from llm_router.domain.kinds import FailureKind, Metric
+from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 
 __all__ = [
     "BlockedError",
@@ -50,6 +50,16 @@ __all__ = [
 
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
+
+_USUAL_SCOPES = {
+    FailureKind.REQUEST: FaultScope.REQUEST,
+    FailureKind.KEY: FaultScope.KEY,
+    FailureKind.MODEL: FaultScope.DEPLOYMENT,
+    FailureKind.QUOTA: FaultScope.DEPLOYMENT,
+    FailureKind.SERVER: FaultScope.DEPLOYMENT,
+    FailureKind.NETWORK: FaultScope.PATH,
+    FailureKind.TIMEOUT: FaultScope.PATH,
+}
 
 
 def _member(kinds: type[_Kind], word: str, what: str) -> _Kind:
@@ -177,6 +187,11 @@ class ProviderError(SendError):
 
     Attributes:
         kind: What kind of failure it was (a plain string is converted).
+        scope: What it is about (a plain string is converted). None, when making one, is the usual scope of
+            the kind: ``request`` for ``request``; ``key`` for ``key``; ``deployment`` for ``model``,
+            ``quota`` and ``server``; ``path`` for ``network`` and ``timeout``.
+        feature: The feature of the request that it is about, such as ``google_search``, if the scope is
+            ``feature``; otherwise None.
         code: The HTTP status, or None if no answer came.
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
         retry_delay: Seconds that the provider asked to wait, or None if it did not say.
@@ -186,7 +201,8 @@ class ProviderError(SendError):
             Otherwise the reservation is settled.
 
     Raises:
-        ValueError: ``kind`` is a string that does not name a :class:`FailureKind`.
+        ValueError: ``kind`` or ``scope`` is a string that does not name a :class:`FailureKind` or
+            :class:`FaultScope`.
     """
 
     def __init__(
@@ -199,9 +215,13 @@ class ProviderError(SendError):
         retry_delay: float | None = None,
         violations: tuple[QuotaViolation, ...] = (),
         charged: bool = True,
+        scope: FaultScope | str | None = None,
+        feature: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = _member(FailureKind, kind, "failure kind")
+        self.scope = _USUAL_SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
+        self.feature = feature
         self.code = code
         self.status = status
         self.retry_delay = retry_delay

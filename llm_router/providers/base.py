@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.kinds import FailureKind
+from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
-__all__ = ["FailureKind", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
+__all__ = ["FailureKind", "FaultScope", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
 
 
 @attrs.frozen
@@ -28,6 +28,9 @@ class Reply:
         content: The answer as contents that a later request can send back, whatever its key and model
             (a plain dictionary); None if there is nothing to send back but the text.
         raw: The SDK's own response object.
+        failed: Why there is no usable answer although the provider gave one and blocked nothing, such as
+            ``MALFORMED_FUNCTION_CALL``; None if there is a usable answer, which may be without text. No
+            key, project or path is at fault.
     """
 
     text: str
@@ -37,6 +40,7 @@ class Reply:
     blocked: str | None = None
     content: Any = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
+    failed: str | None = None
 
 
 class Provider(Protocol):
