@@ -48,7 +48,8 @@ class Provider(Protocol):
 
     A provider never retries: only the router does. It never lets an error of its SDK out: it raises
     :class:`~llm_router.errors.ProviderError`, which carries neither the key nor (in ``__cause__``,
-    ``__context__`` or its traceback) any object that does.
+    ``__context__`` or its traceback) any object that does. The error's kind says what went wrong, and its
+    scope what the router is to leave alone for it; a provider that cannot know gives no scope.
 
     In a router with several providers, each serves its own deployments only: the router asks the provider
     of the deployment concerned to validate, estimate and send, never another one in its place.

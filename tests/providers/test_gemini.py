@@ -103,6 +103,97 @@ async def test_finish_reasons(scripted, open_provider, deployment, make_http, re
     assert (reply.text, reply.finish_reason, reply.blocked) == ("Hel", reason, blocked)
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "MALFORMED_FUNCTION_CALL",
+        "UNEXPECTED_TOOL_CALL",
+        "TOO_MANY_TOOL_CALLS",
+        "OTHER",
+        "NO_IMAGE",
+        "IMAGE_OTHER",
+        "FINISH_REASON_UNSPECIFIED",
+    ],
+)
+async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, reason):
+    """An answer without content because the model failed is a reply with its reason, after one request."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.failed, reply.finish_reason, reply.blocked) == ("", reason, reason, None)
+    assert reply.content is None
+    assert reply.usage.input_tokens > 0
+    assert emulator.requests == 1
+
+
+@pytest.mark.filterwarnings("ignore:.* is not a valid FinishReason")  # the SDK's own
+@pytest.mark.parametrize("reason", ["MISSING_THOUGHT_SIGNATURE", "MALFORMED_RESPONSE", "SOMETHING_NEW"])
+async def test_a_reason_that_the_sdk_may_not_know(emulator, open_provider, deployment, reason):
+    """A finish reason that is newer than the SDK is a failure, too, if there is no content."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.failed, reply.finish_reason) == (reason, reason)
+
+
+@pytest.mark.parametrize(
+    ("parts", "failed"),
+    [
+        ([], "OTHER"),
+        ([{"text": ""}], "OTHER"),
+        ([{"text": "hm", "thought": True}], "OTHER"),
+        ([{"text": "Hel"}], None),
+        ([{"functionCall": {"name": "f"}}], None),
+        ([{"executableCode": {"code": "1", "language": "PYTHON"}}], None),
+    ],
+)
+async def test_a_failed_answer_has_no_content(scripted, open_provider, deployment, make_http, parts, failed):
+    """Thoughts and empty parts are no content; with content, the caller judges by the finish reason."""
+    candidate = {"content": {"parts": parts}, "finishReason": "OTHER"}
+    scripted.reply = make_http(200, {"candidates": [candidate]})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert (reply.failed, reply.finish_reason) == (failed, "OTHER")
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "STOP"])
+async def test_an_answer_without_text(emulator, open_provider, deployment, reason):
+    """An answer that ends as it may, but without text, is an answer, after one request."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.finish_reason, reply.failed, reply.blocked) == ("", reason, None, None)
+    assert reply.content is None
+    assert emulator.requests == 1
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_output_tokens": 5}, {"config": {"maxOutputTokens": 5}}],
+    ids=["argument", "config"],
+)
+async def test_an_answer_without_candidates(emulator, open_provider, deployment, limit):
+    """A model that thinks until the limit may answer with its usage alone: an answer without text."""
+    emulator.inject(Fault.no_content(""))
+    reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?", **limit))
+    assert (reply.text, reply.finish_reason, reply.failed) == ("", "MAX_TOKENS", None)
+    assert (reply.content, reply.model) == (None, "gemini-test")
+    assert reply.usage.input_tokens > 0
+    assert emulator.requests == 1
+
+
+async def test_an_answer_of_thoughts_alone(open_provider, deployment):
+    """Thoughts without an answer reached the model's own limit."""
+    async with GeminiEmulator(thought_tokens=64) as emulator:
+        emulator.inject(Fault.no_content(""))
+        reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.finish_reason, reply.failed, reply.usage.thinking_tokens) == ("MAX_TOKENS", None, 64)
+
+
+async def test_an_answer_without_candidates_and_without_a_limit(emulator, open_provider, deployment):
+    """A usage alone that nothing explains is an answer that failed, after one request."""
+    emulator.inject(Fault.no_content(""))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.finish_reason, reply.failed) == ("", None, "NO_CANDIDATES")
+    assert emulator.requests == 1
+
+
 async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
     """The request has the version, model, key, arguments and safety settings."""
     request = Request(contents="Hello?", system_instruction="Be brief.", max_output_tokens=7, temperature=0.5)
