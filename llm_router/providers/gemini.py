@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
@@ -32,11 +33,14 @@ if TYPE_CHECKING:
 
     from llm_router.domain.deployment import Deployment
     from llm_router.domain.request import Request
+    from llm_router.domain.secret import Secret
     from llm_router.providers.base import Reply
 
 __all__ = ["GeminiProvider", "HttpBackend"]
 
 _T = TypeVar("_T")
+
+_KEY = re.compile(r"[\x20-\x7e]+")
 
 
 def _ignore() -> None:
@@ -201,11 +205,24 @@ class GeminiProvider:
 
 def _begin(deployment: Deployment, dispatched: Callable[[], None]) -> None:
     """Begin a call, of which nothing has been sent yet."""
-    if not deployment.key.secret:
-        # The SDK would use another key instead, from GOOGLE_API_KEY.
-        raise not_a_key("it is empty")
+    problem = _problem(deployment.key.secret)
+    if problem is not None:
+        raise not_a_key(problem)
     ON_DISPATCH.set(dispatched)
     REQUEST_BEGUN.set(False)
+
+
+def _problem(secret: Secret) -> str | None:
+    """Return why no request can be made with a key, or None.
+
+    It does not raise: the traceback would show the key among the locals.
+    """
+    value = secret.reveal().strip()  # as the SDK does
+    if not value:
+        return "it is empty"  # the SDK would use another key instead, from GOOGLE_API_KEY
+    if not _KEY.fullmatch(value):
+        return "it has a character that a header cannot have, such as a newline"
+    return None
 
 
 async def _outcome(work: Awaitable[_T], deployment: Deployment, request: Request) -> _T | BaseException:

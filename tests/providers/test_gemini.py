@@ -11,7 +11,7 @@ import threading
 import warnings
 
 import pytest
-from google.genai import types
+from google.genai import Client, types
 
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
@@ -302,6 +302,68 @@ async def test_deadline_of_the_caller_cancels(emulator, open_provider, deploymen
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await open_provider(emulator.url).generate(deployment, HELLO)
+
+
+async def _failure(answer):
+    """Return the error of a call, with a traceback that begins here."""
+    with pytest.raises(ProviderError) as caught:
+        await answer
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["AQ.first\nAQ.second", "AQ.first\r\nx-other: 1", "AQ.\x00", "AQ.\x7f", "AQ.\tb", "AQ.é", "AQ.☃", " \n"],
+    ids=repr,
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_key_that_no_header_can_have(
+    scripted, open_provider, make_deployment, assert_no_secret, monkeypatch, secret, streamed
+):
+    """It is a failure of the key, before anything is sent and without a charge, and is not shown."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
+    provider, deployment = open_provider(scripted.url), make_deployment(secret)
+    if streamed:
+        error = await _failure(anext(provider.stream(deployment, HELLO, lambda: None)))
+    else:
+        error = await _failure(provider.generate(deployment, HELLO))
+    assert (error.kind, error.scope, error.charged) == (FailureKind.KEY, "key", False)
+    assert scripted.connections == 0
+    assert_no_secret(error, secret[:5] if secret.strip() else "another-key")
+
+
+async def test_a_key_with_space_around_it(scripted, open_provider, make_deployment):
+    """White space around a key, as an editor may leave it, is not sent."""
+    await open_provider(scripted.url).generate(make_deployment(" AQ.key\n"), HELLO)
+    ((head, _),) = scripted.requests
+    assert "x-goog-api-key: AQ.key\r\n" in head
+
+
+async def test_a_header_that_cannot_be_sent(scripted, open_provider, deployment):
+    """It is a failure of the request, before anything is sent and without a charge."""
+    wish = {"http_options": {"headers": {"x-trace": "1\n2"}}}
+    with pytest.raises(ProviderError) as caught:
+        await open_provider(scripted.url).generate(deployment, Request(contents="x", config=wish))
+    error = caught.value
+    assert (error.kind, error.scope, error.charged) == (FailureKind.REQUEST, "request", False)
+    assert scripted.connections == 0
+
+
+async def test_no_warning_of_keys_that_are_not_used(
+    scripted, open_provider, make_deployment, monkeypatch, caplog
+):
+    """The keys of the environment are not those of the router: the SDK does not speak of them."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "one")
+    monkeypatch.setenv("GEMINI_API_KEY", "another")
+    caplog.set_level(0)
+    provider = open_provider(scripted.url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(3):
+            await provider.generate(make_deployment(f"secret-{number}", f"key-{number}"), HELLO)
+    assert not [record for record in caplog.records if "_API_KEY" in record.getMessage()]
+    Client(vertexai=False)
+    assert [record for record in caplog.records if "_API_KEY" in record.getMessage()]
 
 
 def test_two_event_loops(backend, deployment, caplog):
