@@ -19,6 +19,7 @@ from llm_router.errors import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmptyAnswerError,
     HistoryError,
     InvalidRequestError,
     LLMRouterError,
@@ -33,7 +34,14 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
-from llm_router.providers.base import FailureKind, PreparedProvider, Provider, Reply, StreamingProvider
+from llm_router.providers.base import (
+    FailureKind,
+    FaultScope,
+    PreparedProvider,
+    Provider,
+    Reply,
+    StreamingProvider,
+)
 from llm_router.router import Router, RouterOptions
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
@@ -52,7 +60,9 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "EmptyAnswerError",
     "FailureKind",
+    "FaultScope",
     "Health",
     "HistoryError",
     "HistoryStore",

@@ -11,6 +11,7 @@ from llm_router import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmptyAnswerError,
     InvalidRequestError,
     MemoryStore,
     ProviderError,
@@ -691,3 +692,15 @@ async def test_a_failed_preparation_is_tried_again(pools):
     with pytest.raises(ImportError):
         await router.send("x")
     assert (await router.send("x")).success
+
+
+async def test_an_answer_without_usable_content_is_no_success(make_router, provider, pools):
+    """One request was made and counted; the response says why there is nothing, and no key is blamed."""
+    provider.script(Reply("", usage=Usage(input_tokens=3), failed="MALFORMED_FUNCTION_CALL"))
+    async with make_router([pools.one()]) as router:
+        response = await router.send("x")
+        health = await router.health_check()
+    assert (response.success, response.attempts, response.retry_after) == (False, 1, None)
+    assert isinstance(response.error, EmptyAnswerError)
+    assert response.error.reason == "MALFORMED_FUNCTION_CALL"
+    assert health["healthy"]

@@ -25,6 +25,7 @@ from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import (
     BlockedError,
     DeadlineExceededError,
+    EmptyAnswerError,
     InvalidRequestError,
     ProviderError,
     RouterClosedError,
@@ -321,6 +322,8 @@ class OpenAttempt:
             blocked = outcome.blocked
             if blocked is not None:
                 error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)
+            elif outcome.failed is not None:
+                error = EmptyAnswerError(f"the answer is not usable: {outcome.failed}", reason=outcome.failed)
             send.response = _respond(send, outcome, error, self._sender.clock.time())
         elif isinstance(outcome, ProviderError):
             await self._judge(outcome)

@@ -176,7 +176,7 @@ async def test_function_calls_are_remembered_with_their_answers(
     assert contents[2]["parts"][0]["function_response"]["name"] == "add"
 
 
-def test_truncation_never_parts_a_call_from_its_answer() -> None:
+def test_truncation_never_separates_a_call_from_its_answer() -> None:
     """Turns that belong together are dropped together."""
     turns = (Turn(("a",), 5), Turn(("call",), 5), Turn(("answer",), 5, answers_call=True), Turn(("b",), 5))
     assert truncate(turns, 100) == turns
