@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,6 +52,7 @@ async def test_no_send_within_the_quota_fails(make_router, provider, pools, cloc
     assert len(provider.calls) == 300
 
 
+@pytest.mark.slow
 async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
     """Under random bursts of mixed sizes, waits and cancellations no 60 s ever hold too much."""
     chance = random.Random(5)
@@ -80,6 +82,7 @@ async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
             assert sum(span) <= 120
 
 
+@pytest.mark.slow
 async def test_memory_is_flat(make_router, pools, clock):
     """After warm-up a send leaves nothing behind, whether it is served or refused."""
 

@@ -509,6 +509,7 @@ async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
     assert clock.pending == 0
 
 
+@pytest.mark.slow
 async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provider, pools, clock):
     """Under constant pressure no 60 s of the provider's log hold more than N requests of a key."""
     async with make_router(pools.many(3, rpm=5)) as router:
@@ -619,6 +620,7 @@ def test_a_router_works_over_two_event_loops(pools):
     assert asyncio.run(burst()) == [True] * 5
 
 
+@pytest.mark.slow
 async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, pools):
     """No counter is evicted: of 10,000 × rpm 2, the 20,001st request is refused."""
     async with make_router(pools.many(10_000, rpm=2)) as router:

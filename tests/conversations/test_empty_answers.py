@@ -283,6 +283,7 @@ TURNS = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(turns=TURNS, answers=ANSWERS)
+@pytest.mark.slow
 def test_no_empty_part_is_ever_sent(turns: list[Turn], answers: list[tuple[bool, list[Reply]]]) -> None:
     """Whatever answers come, streamed or whole, and whatever the history was before."""
 

@@ -275,6 +275,7 @@ RAW_PARTS = st.fixed_dictionaries(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chunks=st.lists(st.lists(RAW_PARTS, max_size=3), min_size=1, max_size=3), streamed=st.booleans())
+@pytest.mark.slow
 def test_no_empty_part_goes_over_http(chunks: list[list[Part]], *, streamed: bool) -> None:
     """Whatever parts Gemini answers with."""
 

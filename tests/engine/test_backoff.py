@@ -56,6 +56,7 @@ class _Counting(MemoryStore):
         return await super().reserve(*args)
 
 
+@pytest.mark.slow
 async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_router, pools, clock):
     """Quota comes back ten times a second for one of twenty routers: all is used, and few ask in vain."""
     store, keys = _Counting(clock=clock), pools.many(40, rpm=15)

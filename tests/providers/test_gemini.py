@@ -481,6 +481,7 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
+@pytest.mark.slow
 def test_what_takes_long_is_done_before_the_first_request(backend, step):
     """Preparing or validating loads the SDK, its HTTP library, and the certificates."""
     program = f"""

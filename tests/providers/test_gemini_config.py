@@ -221,6 +221,7 @@ def test_an_image_of_pillow_is_valid():
     GeminiProvider().validate(Request(contents=["What is this?", image]))
 
 
+@pytest.mark.slow
 def test_checking_loads_the_sdk_and_estimating_does_not():
     """Validating imports the SDK, so that the import does not fall between quota and request."""
     program = (

@@ -121,6 +121,7 @@ _json = st.recursive(
 
 
 @given(st.lists(st.fixed_dictionaries({"violations": _json, "metadata": _json})), st.text())
+@pytest.mark.slow
 def test_never_fails(details, message):
     """Details of any form are read without an error."""
     for quota in widest(quotas_of_details(details, message)):
