@@ -79,7 +79,7 @@ async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness: M
     calls = []
 
     def subject(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        async def run() -> dict[Any, Any]:
+        async def run() -> dict[str, Any]:
             calls.append(name)
             return {"count": len(calls)}
 

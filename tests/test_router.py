@@ -15,6 +15,7 @@ from llm_router import (
     DeadlineExceededError,
     Deployment,
     EmptyAnswerError,
+    FailureKind,
     InvalidRequestError,
     MemoryStore,
     ProviderError,
@@ -38,11 +39,11 @@ if TYPE_CHECKING:
     from tests.conftest import Pools
 
 
-def failure(kind: Any, **details: Any) -> ProviderError:
+def failure(kind: FailureKind | str, **details: Any) -> ProviderError:
     return ProviderError(f"scripted {kind}", kind=kind, **details)
 
 
-def minute_429(delay: float = 36.0, limit: Any = None) -> ProviderError:
+def minute_429(delay: float = 36.0, limit: int | None = None) -> ProviderError:
     return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpm", limit),))
 
 
@@ -718,7 +719,7 @@ def test_a_router_works_over_two_event_loops(pools: Pools) -> None:
     """The same router serves one asyncio.run after another."""
     router = Router([pools.one()], provider=FakeProvider(), max_requests_per_second=100)
 
-    async def burst() -> list[Any]:
+    async def burst() -> list[bool]:
         return [r.success for r in await asyncio.gather(*(router.send("x", max_wait=1) for _ in range(5)))]
 
     assert asyncio.run(burst()) == [True] * 5

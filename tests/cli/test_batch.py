@@ -35,7 +35,7 @@ def lines(home: Path) -> Callable[..., None]:
 def results(home: Path) -> Callable[..., Any]:
     """Read the results, by line; there is one for each line at most."""
 
-    def results() -> dict[Any, Any]:
+    def results() -> dict[str, Any]:
         found = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
         by_line = {result["line"]: result for result in found}
         assert len(by_line) == len(found)

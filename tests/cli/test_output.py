@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
 
 import pytest
 import typer
@@ -21,7 +20,9 @@ from llm_router.errors import ConfigError, InvalidRequestError, StoreUnavailable
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_each_error_has_its_exit_code(error: Any, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_error_has_its_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An error of a command becomes one line on stderr and an exit code."""
     with pytest.raises(typer.Exit) as ended, exit_codes():
         raise error

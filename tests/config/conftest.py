@@ -43,7 +43,7 @@ class Project:
         assert str(self.path) in message
         return message.removeprefix(f"{self.path}: ")
 
-    def quotas(self, place: int = 0, **options: Any) -> dict[Any, Any]:
+    def quotas(self, place: int = 0, **options: Any) -> dict[str, Any]:
         """Return the limits of a deployment by metric."""
         return {quota.metric.value: quota.limit for quota in self.load(**options).deployments[place].quotas}
 

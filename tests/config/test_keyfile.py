@@ -228,7 +228,7 @@ def test_repeated_field(project: Project) -> None:
         ),
     ],
 )
-def test_wrong_top(project: Project, top: Any, message: str) -> None:
+def test_wrong_top(project: Project, top: dict[str, Any], message: str) -> None:
     """The message about a problem outside the keys gives the place and the remedy."""
     assert message in project.write(**top).refusal()
 
@@ -309,7 +309,7 @@ NEW_LOOKALIKE = "AQ.Ab8FAKE-fake_FAKE-fake_FAKE-fake_123"
         "S",
     ],
 )
-def test_secret_anywhere(project: Project, entry: Any, secret: str) -> None:
+def test_secret_anywhere(project: Project, entry: dict[str, Any] | str, secret: str) -> None:
     """Anything that looks like an API key is rejected wherever it is, and not shown."""
     text = json.dumps({"keys": [entry]}).replace('"S"', json.dumps(secret))
     project.path.write_text(text)
@@ -322,7 +322,7 @@ def test_secret_anywhere(project: Project, entry: Any, secret: str) -> None:
 
 
 @pytest.mark.parametrize("top", [{"models": {"S": {}}}, {"workloads": ["S"]}, {"S": {}}, {"models": "S"}])
-def test_secret_beside_keys(project: Project, top: Any) -> None:
+def test_secret_beside_keys(project: Project, top: dict[str, Any]) -> None:
     """A secret at the top level of the file is rejected, too."""
     project.write(**json.loads(json.dumps(top).replace("S", LOOKALIKE)))
     message = project.refusal()

@@ -37,7 +37,9 @@ def test_built_in(project: Project, model: str) -> None:
         ({"limits": {"rpm": None, "tpm": None, "rpd": None}}, {}, {}),
     ],
 )
-def test_precedence(project: Project, own: Any, top: Any, limits: Any) -> None:
+def test_precedence(
+    project: Project, own: dict[str, Any], top: dict[str, Any], limits: dict[str, int]
+) -> None:
     """Each limit comes from the entry, the file's models or the table, in this order; null removes it."""
     project.write(project.entry(**own), models={"gemini-1.5-pro": top})
     assert project.quotas() == limits
@@ -101,7 +103,7 @@ def test_unknown_model_is_unlimited(project: Project, caplog: pytest.LogCaptureF
         ({}, {"new": {"rpd": None}}),
     ],
 )
-def test_stated_limits_need_no_warning(project: Project, own: Any, models: Any) -> None:
+def test_stated_limits_need_no_warning(project: Project, own: dict[str, Any], models: dict[str, Any]) -> None:
     """There is no warning if any limit of an unknown model is stated."""
     assert project.write(project.entry(model_name="new", **own), models=models).load().warnings == ()
 

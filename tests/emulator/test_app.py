@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -71,7 +72,7 @@ async def test_echo_answers_the_last_turn(sdk: OpenSDK) -> None:
 async def test_responder_makes_up_the_answer(sdk: OpenSDK) -> None:
     """A responder gets the model and the body of the request, and returns the text of the answer."""
 
-    def responder(model: str, body: Any) -> str:
+    def responder(model: str, body: Mapping[str, Any]) -> str:
         return f"{model} got {body['generationConfig']['temperature']}"
 
     async with GeminiEmulator(responder=responder) as emulator, sdk(emulator) as models:

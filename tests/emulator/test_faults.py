@@ -11,6 +11,7 @@ import attrs
 import httpx2
 import pytest
 from google.genai import errors, types
+from google.genai.models import AsyncModels
 
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.testing import ManualClock
@@ -24,7 +25,7 @@ BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
 LOST = (aiohttp.ClientError, httpx2.TransportError)
 
 
-async def stream_all(models: Any) -> Any:
+async def stream_all(models: AsyncModels) -> tuple[list[Any], Any]:
     """Stream an answer; return its chunks and the error that ended it, if any."""
     chunks = []
     try:
@@ -35,7 +36,7 @@ async def stream_all(models: Any) -> Any:
     return chunks, None
 
 
-def generate(models: Any, **config: Any) -> Any:
+def generate(models: AsyncModels, **config: Any) -> Coroutine[Any, Any, types.GenerateContentResponse]:
     return models.generate_content(model=MODEL, contents="hello", **config)
 
 

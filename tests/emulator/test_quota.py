@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import aiohttp
@@ -147,7 +147,9 @@ async def test_a_refused_request_counts_nowhere(http: aiohttp.ClientSession, clo
     ],
     ids=["winter", "the eve of spring forward", "spring forward", "fall back"],
 )
-async def test_the_day_ends_at_pacific_midnight(http: aiohttp.ClientSession, noon: Any, hours: float) -> None:
+async def test_the_day_ends_at_pacific_midnight(
+    http: aiohttp.ClientSession, noon: float, hours: float
+) -> None:
     """A quota per day resets exactly at midnight in Los Angeles, on days of any length."""
     clock = ManualClock(noon)
     async with GeminiEmulator(default_quota=QuotaSpec(rpd=2, tpd=1000), clock=clock) as emulator:

@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 from google.genai import errors
 from google.genai.errors import APIError
+from google.genai.models import AsyncModels
 
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.testing import ManualClock
@@ -18,14 +19,14 @@ MODEL = "gemini-test"
 KEY = "AIza-test-key"
 
 
-async def failure(models: Any, contents: str = "hello", model: str = MODEL) -> APIError:
+async def failure(models: AsyncModels, contents: str = "hello", model: str = MODEL) -> APIError:
     with pytest.raises(errors.APIError) as caught:
         await models.generate_content(model=model, contents=contents)
     assert KEY not in str(caught.value)
     return caught.value
 
 
-def detail(error: Any, name: str) -> Any:
+def detail(error: APIError, name: str) -> Any:
     (found,) = (item for item in error.details["error"]["details"] if item["@type"].endswith(f".{name}"))
     return found
 

@@ -5,7 +5,6 @@ import gc
 import socket
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 import pytest
@@ -23,7 +22,7 @@ async def generate(http: aiohttp.ClientSession, url: str) -> int:
         return response.status
 
 
-async def send_half_a_request(emulator: GeminiEmulator) -> Any:
+async def send_half_a_request(emulator: GeminiEmulator) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     tasks = len(asyncio.all_tasks())
     reader, writer = await asyncio.open_connection("127.0.0.1", int(emulator.url.rpartition(":")[2]))
     path = f"/v1/models/{MODEL}:generateContent?key=k"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -102,8 +102,11 @@ class Late(ManualClock):
         return super().call_later(delay + 0.03, callback)
 
 
+Crowd = tuple[Late, DispatchGate, list[asyncio.Task[None]]]
+
+
 @pytest.fixture
-async def late() -> AsyncIterator[Any]:
+async def late() -> AsyncIterator[Crowd]:
     """Return a gate on a clock whose timers are late, with its first permit taken and ten in line."""
     clock = Late()
     gate = DispatchGate(clock, GUARD)
@@ -117,7 +120,7 @@ async def late() -> AsyncIterator[Any]:
     assert clock.pending == 0
 
 
-async def test_a_busy_event_loop_is_not_given_more_to_do(late: Any) -> None:
+async def test_a_busy_event_loop_is_not_given_more_to_do(late: Crowd) -> None:
     """As long as requests leave the gate, however slowly, none goes ahead of its turn."""
     clock, gate, tasks = late
     through = []
@@ -129,7 +132,7 @@ async def test_a_busy_event_loop_is_not_given_more_to_do(late: Any) -> None:
     assert through == [2, 4, 6, 7, 8, 9, 10]
 
 
-async def test_a_busy_event_loop_is_not_blocked_for_ever(late: Any) -> None:
+async def test_a_busy_event_loop_is_not_blocked_for_ever(late: Crowd) -> None:
     """If no request leaves the gate, they go ahead one at a time."""
     clock, _, tasks = late
     through = []

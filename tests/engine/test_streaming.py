@@ -29,6 +29,7 @@ from llm_router import (
     Response,
     Router,
     RouterClosedError,
+    Stream,
     UnknownModelError,
     Usage,
 )
@@ -43,7 +44,7 @@ def failure(kind: Any = FailureKind.SERVER, **fields: Any) -> ProviderError:
     return ProviderError("it failed", kind=kind, **fields)
 
 
-async def read(stream: Any) -> list[str]:
+async def read(stream: Stream) -> list[str]:
     return [chunk.text async for chunk in stream]
 
 

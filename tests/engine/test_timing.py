@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Any
 
 import pytest
 
@@ -63,7 +62,7 @@ async def test_both_at_once_is_a_cancellation(clock: ManualClock) -> None:
 async def test_limits_nest(clock: ManualClock) -> None:
     """An inner limit ends the inner block only."""
 
-    async def nested() -> Any:
+    async def nested() -> tuple[bool, bool, int]:
         deadlines = Deadlines(clock)
         with deadlines.limit(100) as outer:
             with deadlines.limit(5) as inner:
@@ -160,7 +159,7 @@ def test_deadlines_outlive_their_event_loop() -> None:
     first.close()
     abandoned._log_destroy_pending = False  # type: ignore[attr-defined] # it is meant to be pending
 
-    async def again() -> Any:
+    async def again() -> bool:
         task = asyncio.create_task(_limited(clock, 5, 10, deadlines))
         await clock.advance(5)
         return task.result()

@@ -11,7 +11,7 @@ from llm_router.gemini_http.durations import read_duration, read_retry_sentence
 from llm_router.gemini_http.quota_names import metric_of, quota_metric, stated_limits
 
 
-def detail(error: Any, name: str) -> Any:
+def detail(error: ApiError, name: str) -> Any:
     [found] = [item for item in error.details if item["@type"] == f"type.googleapis.com/google.rpc.{name}"]
     return found
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from llm_router.gemini_http.routes import Method, Route, parse_path, read_key, wants_sse
@@ -39,7 +37,9 @@ def test_other_paths_are_not_routes(path: str) -> None:
         ([], "", ""),
     ],
 )
-def test_the_key_is_read_from_header_or_query(headers: Any, query: str, key: str) -> None:
+def test_the_key_is_read_from_header_or_query(
+    headers: list[tuple[bytes, bytes]], query: str, key: str
+) -> None:
     """The header wins; a request without a key has an empty one."""
     assert read_key(headers, query) == key
 

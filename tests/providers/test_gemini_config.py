@@ -24,7 +24,7 @@ def build(**fields: Any) -> Any:
     return build_config(Request(contents="x", **fields), DEFAULT_SAFETY)
 
 
-def thresholds(config: Any) -> dict[Any, Any]:
+def thresholds(config: Any) -> dict[str, Any]:
     return {
         setting["category"].removeprefix("HARM_CATEGORY_"): setting["threshold"]
         for setting in config.safety_settings

@@ -14,11 +14,11 @@ from llm_router.gemini_http.durations import read_duration
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
 
 
-def body(message: str = "", *details: Any, **fields: Any) -> dict[Any, Any]:
+def body(message: str = "", *details: Any, **fields: Any) -> dict[str, Any]:
     return {"error": {"message": message, "details": list(details), **fields}}
 
 
-def violations(*entries: Any) -> dict[Any, Any]:
+def violations(*entries: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(entries)}
 
 

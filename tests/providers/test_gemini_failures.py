@@ -31,19 +31,19 @@ async def fail(provider: GeminiProvider, deployment: Deployment, request: Reques
     return caught.value
 
 
-def refusal(code: int, message: str, status: Any = None, *details: Any) -> dict[Any, Any]:
+def refusal(code: int, message: str, status: Any = None, *details: Any) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
-def reason(word: Any) -> dict[Any, Any]:
+def reason(word: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": word, "domain": "googleapis.com"}
 
 
-def quota_failure(*violations: Any) -> dict[Any, Any]:
+def quota_failure(*violations: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(violations)}
 
 
-def retry_info(delay: str) -> dict[Any, Any]:
+def retry_info(delay: str) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
 
 

@@ -15,6 +15,9 @@ from llm_router.errors import ProviderError, QuotaViolation
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import GeminiEmulator
 
+Refused = tuple[int, dict[str, Any]]
+"""The status and the body of a refusal."""
+
 HELLO = Request(contents="Hello?")
 SERVICE = "generativelanguage.googleapis.com"
 EXCEEDED = (
@@ -24,39 +27,39 @@ EXCEEDED = (
 EXHAUSTED = "Resource has been exhausted (e.g. check quota)."
 
 
-def refusal(code: int, status: Any, message: str, *details: Any) -> Any:
+def refusal(code: int, status: str | None, message: str, *details: Any) -> Refused:
     return code, {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
-def info(reason: str, **metadata: Any) -> dict[Any, Any]:
+def info(reason: str, **metadata: Any) -> dict[str, Any]:
     name = "type.googleapis.com/google.rpc.ErrorInfo"
     return {"@type": name, "reason": reason, "domain": "googleapis.com", "metadata": metadata}
 
 
-def quota_failure(*violations: Any) -> dict[Any, Any]:
+def quota_failure(*violations: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(violations)}
 
 
 def violation(
     quota_id: str, metric: str = "", value: Any = None, **dimensions: Any
-) -> dict[str, Collection[str]] | dict[Any, Any]:
+) -> dict[str, Collection[str]] | dict[str, Any]:
     found = {"quotaId": quota_id, "quotaMetric": f"{SERVICE}/{metric}", "quotaDimensions": dimensions}
     return found if value is None else found | {"quotaValue": value}
 
 
-def denied(message: str, *details: Any) -> Any:
+def denied(message: str, *details: Any) -> Refused:
     return refusal(403, "PERMISSION_DENIED", message, *details)
 
 
-def invalid(message: str, *details: Any) -> Any:
+def invalid(message: str, *details: Any) -> Refused:
     return refusal(400, "INVALID_ARGUMENT", message, *details)
 
 
-def precondition(message: str) -> Any:
+def precondition(message: str) -> Refused:
     return refusal(400, "FAILED_PRECONDITION", message)
 
 
-def exhausted(message: str, *details: Any) -> Any:
+def exhausted(message: str, *details: Any) -> Refused:
     return refusal(429, "RESOURCE_EXHAUSTED", message, *details)
 
 
@@ -373,7 +376,9 @@ async def refused(
 ) -> Callable[..., Coroutine[Any, Any, ProviderError]]:
     """Send a request that the emulator refuses with a given answer, and return the error."""
 
-    async def send(code: int, body: Any, request: Request = HELLO, headers: Any = None) -> ProviderError:
+    async def send(
+        code: int, body: Any, request: Request = HELLO, headers: dict[str, str] | None = None
+    ) -> ProviderError:
         rule = emulator.inject(Fault.status(code, body=body, headers=headers), times=1)
         with pytest.raises(ProviderError) as caught:
             await open_provider(emulator.url).generate(deployment, request)
@@ -439,7 +444,7 @@ SEARCHES = {
 @pytest.mark.parametrize("message", [EXCEEDED, EXHAUSTED], ids=["exceeded", "exhausted"])
 @pytest.mark.parametrize("config", SEARCHES.values(), ids=SEARCHES.keys())
 async def test_a_bare_429_of_a_search_is_the_tools(
-    refused: Callable[..., Coroutine[Any, Any, ProviderError]], config: str, message: str
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], config: Any, message: str
 ) -> None:
     """A refusal that names no quota, of a request with a tool that has one of its own, is about the tool."""
     request = Request(contents="Who won?", config=config)
@@ -495,7 +500,7 @@ GROUNDING = {
 @pytest.mark.parametrize("named", GROUNDING.values(), ids=GROUNDING.keys())
 @pytest.mark.parametrize("config", [SEARCHES["dict"], None], ids=["search", "plain"])
 async def test_a_429_that_names_a_quota_of_a_tool(
-    refused: Callable[..., Coroutine[Any, Any, ProviderError]], named: str, config: object | None
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], named: dict[str, Any], config: object | None
 ) -> None:
     """A quota of the grounding is the tool's, on that project, whatever else its name says."""
     error = await refused(*exhausted(EXCEEDED, quota_failure(named)), Request(contents="x", config=config))
@@ -540,7 +545,7 @@ MINUTE = quota_failure(violation("GenerateRequestsPerMinutePerProjectPerModel", 
 DAY = quota_failure(violation("GenerateRequestsPerDayPerProjectPerModel", model="m"))
 
 
-def retry_info(delay: float) -> dict[Any, Any]:
+def retry_info(delay: object) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
 
 
@@ -563,7 +568,7 @@ def retry_info(delay: float) -> dict[Any, Any]:
 )
 async def test_a_delay_is_at_least_a_second_and_at_most_what_the_quota_needs(
     refused: Callable[..., Coroutine[Any, Any, ProviderError]],
-    delay: Any,
+    delay: object,
     by_minute: float | None,
     by_day: float | None,
     emulator: GeminiEmulator,

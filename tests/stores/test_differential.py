@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from llm_router.stores import Decision
+from llm_router.stores import Decision, DeploymentSnapshot
 from llm_router.testing.clock import ManualClock
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def _assert_same_decision(one: Decision, other: Decision) -> None:
         assert _close(mine.wake_at, theirs.wake_at)
 
 
-def _assert_same_snapshot(one: Any, other: Any) -> None:
+def _assert_same_snapshot(one: DeploymentSnapshot, other: DeploymentSnapshot) -> None:
     assert one.deployment is other.deployment
     assert [(quota.metric, quota.limit, quota.used) for quota in one.quotas] == [
         (quota.metric, quota.limit, quota.used) for quota in other.quotas
     ]
     assert all(_close(a.resets_at, b.resets_at) for a, b in zip(one.quotas, other.quotas, strict=True))
     assert (one.cooldown is None) == (other.cooldown is None)
-    if one.cooldown is not None:
+    if one.cooldown is not None and other.cooldown is not None:
         assert (one.cooldown.scope, one.cooldown.reason) == (other.cooldown.scope, other.cooldown.reason)
         assert _close(one.cooldown.until, other.cooldown.until)
 

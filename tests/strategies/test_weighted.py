@@ -18,12 +18,12 @@ DRAWS = 4_000
 
 
 @pytest.fixture
-def weighted_three(make_candidate: Callable[..., Candidate]) -> list[Any]:
+def weighted_three(make_candidate: Callable[..., Candidate]) -> list[Candidate]:
     return [make_candidate(f"w{weight}", weight=weight) for weight in (1.0, 3.0, 6.0)]
 
 
 def test_first_places_are_in_proportion_to_the_weights(
-    weighted_three: list[Any], key_ids: Callable[[Iterable[Candidate]], list[str]]
+    weighted_three: list[Candidate], key_ids: Callable[[Iterable[Candidate]], list[str]]
 ) -> None:
     """Over many draws, each deployment comes first as often as its weight says."""
     strategy = Weighted(seed=1)
@@ -34,7 +34,7 @@ def test_first_places_are_in_proportion_to_the_weights(
 
 
 def test_second_places_are_in_proportion_too(
-    weighted_three: list[Any], key_ids: Callable[[Iterable[Candidate]], list[str]]
+    weighted_three: list[Candidate], key_ids: Callable[[Iterable[Candidate]], list[str]]
 ) -> None:
     """Behind a given first, the others are drawn by their own weights."""
     strategy = Weighted(seed=2)
@@ -43,7 +43,7 @@ def test_second_places_are_in_proportion_too(
     assert behind["w3.0"] / behind.total() == pytest.approx(0.75, abs=0.03)
 
 
-def test_every_order_has_all_candidates(weighted_three: list[Any]) -> None:
+def test_every_order_has_all_candidates(weighted_three: list[Candidate]) -> None:
     """An order leaves none out and repeats none."""
     strategy = Weighted(seed=3)
     for _ in range(100):
@@ -97,11 +97,11 @@ def test_load_does_not_matter(
 
 
 def test_a_seed_makes_draws_repeatable(
-    weighted_three: list[Any], key_ids: Callable[[Iterable[Candidate]], list[str]]
+    weighted_three: list[Candidate], key_ids: Callable[[Iterable[Candidate]], list[str]]
 ) -> None:
     """Two strategies with one seed draw alike; with another seed they do not."""
 
-    def draw(seed: Any) -> list[Any]:
+    def draw(seed: int) -> list[Any]:
         strategy = Weighted(seed)
         return [key_ids(strategy.order(weighted_three)) for _ in range(100)]
 

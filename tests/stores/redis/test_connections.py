@@ -7,7 +7,7 @@ import logging
 import ssl
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -225,7 +225,11 @@ async def failure_of(store: RateLimitStore, a: Deployment) -> StoreUnavailableEr
     return caught.value
 
 
-async def failure_before(answer: Any, scheme: str, a: Deployment) -> str:
+async def failure_before(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    scheme: str,
+    a: Deployment,
+) -> str:
     """Return what the store says about a server that answers as ``answer`` does, and check for secrets."""
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]

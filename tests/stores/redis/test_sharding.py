@@ -202,7 +202,7 @@ async def test_without_candidates_nothing_is_taken(server: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("steps", range(10))
-async def test_a_cancelled_reserve_that_is_released_keeps_nothing(server: RedisServer, steps: Any) -> None:
+async def test_a_cancelled_reserve_that_is_released_keeps_nothing(server: RedisServer, steps: int) -> None:
     """Whichever shard it was asking when it was cancelled."""
     spent, free = in_shard(0), in_shard(1)
     async with opened(server) as store:
@@ -217,7 +217,7 @@ async def test_a_cancelled_reserve_that_is_released_keeps_nothing(server: RedisS
 
 
 @pytest.mark.parametrize("steps", range(10))
-async def test_a_reserve_released_before_its_end_keeps_nothing(server: RedisServer, steps: Any) -> None:
+async def test_a_reserve_released_before_its_end_keeps_nothing(server: RedisServer, steps: int) -> None:
     """Calls on one id take effect in order, although the reserve still has shards to ask."""
     spent, free = in_shard(0), in_shard(1)
     async with opened(server) as store:
@@ -307,7 +307,7 @@ async def test_a_cooldown_reaches_the_shards_it_concerns(server: RedisServer) ->
     async with opened(server) as store, opened(server) as other:
         until = ManualClock().time() + 30
 
-        async def refused(*asked: Any) -> list[Any]:
+        async def refused(*asked: Deployment) -> list[bool]:
             return [not (await reserve(other, f"{id(each)}", each)).deployment for each in asked]
 
         await store.cool_down(Cooldown(deployments[1].model_scope, until, "m", (LearntLimit(Metric.RPM, 7),)))

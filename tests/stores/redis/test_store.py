@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, aclosing
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -273,7 +274,7 @@ def test_a_loop_may_end_in_the_middle_of_a_call(
             assert asyncio.run(go_on())
 
 
-def _reserve_in_child(store: RateLimitStore, a: Deployment, pipe: Any) -> None:
+def _reserve_in_child(store: RateLimitStore, a: Deployment, pipe: Connection) -> None:
     async def reserve() -> bool:
         decision = await store.reserve(f"child {os.getpid()}", [a], ONE, TTL)
         await store.aclose()
@@ -303,7 +304,7 @@ def test_a_forked_process_has_its_own_connections(server: RedisServer) -> None:
     assert asyncio.run(reserve()) == [True, True, True, False]
 
 
-def _fork_target(store: RateLimitStore, a: Deployment, pipe: Any) -> None:
+def _fork_target(store: RateLimitStore, a: Deployment, pipe: Connection) -> None:
     asyncio.events._set_running_loop(None)  # the fork has copied the parent's loop
     _reserve_in_child(store, a, pipe)
 

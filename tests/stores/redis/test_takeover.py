@@ -24,6 +24,8 @@ from llm_router.stores.redis.scripts import load_script
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tests.stores.servers import RedisServer, Relay
+
 pytestmark = pytest.mark.slow
 
 TIMEOUT = 0.5
@@ -37,7 +39,7 @@ def deployment(name: str) -> Deployment:
 class Pair:
     """A primary and its replica, and an address that leads to one of them."""
 
-    def __init__(self, servers: ModuleType, primary: Any, replica: Any, relay: Any) -> None:
+    def __init__(self, servers: ModuleType, primary: RedisServer, replica: RedisServer, relay: Relay) -> None:
         self._servers = servers
         self.primary = primary
         self.replica = replica

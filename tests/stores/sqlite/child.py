@@ -36,7 +36,7 @@ async def take(store: SQLiteStore, pool: list[Deployment], tokens: int) -> int:
 _NUMBERS = itertools.count()
 
 
-async def hammer(path: Path, keys: int, rpm: int, tpm: int, calls: Any) -> None:
+async def hammer(path: Path, keys: int, rpm: int, tpm: int, calls: int) -> None:
     """Reserve ``calls`` requests of mixed size at once; print how many were granted, and their tokens."""
     store = SQLiteStore(path)
     pool = deployments(int(keys), int(rpm), int(tpm))
