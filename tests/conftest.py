@@ -6,13 +6,18 @@ import asyncio
 import importlib.util
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_router import Deployment, Key, Metric, Quota, Refill, Router, Secret
-from llm_router.testing import FakeProvider, ManualClock
+from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
+
+if TYPE_CHECKING:
+    from tests.stores.servers import RedisServer
 
 logging.getLogger("asyncio").setLevel(logging.WARNING)
 
@@ -43,7 +48,7 @@ class Pools:
         rpm: int | None = 15,
         tpm: int | None = None,
         rpd: int | None = None,
-        **fields,
+        **fields: Any,
     ) -> Deployment:
         limits = {Metric.RPM: rpm, Metric.TPM: tpm, Metric.RPD: rpd}
         quotas = tuple(
@@ -57,7 +62,7 @@ class Pools:
         key = Key(name, Secret(f"AIza-secret-of-{name}"), provider, project)
         return Deployment(key, model, workload, quotas=quotas, **fields)
 
-    def many(self, count: int, *args, **kwargs) -> list[Deployment]:
+    def many(self, count: int, *args: Any, **kwargs: Any) -> list[Deployment]:
         return [self.one(*args, **kwargs) for _ in range(count)]
 
 
@@ -70,17 +75,17 @@ def pools() -> Pools:
 def make_router(clock: ManualClock, provider: FakeProvider) -> Callable[..., Router]:
     """Make a router on the manual clock and the fake provider."""
 
-    def make(deployments: Iterable[Deployment], **options) -> Router:
-        return Router(deployments, **({"provider": provider, "clock": clock} | options))
+    def make(deployments: Iterable[Deployment], **options: Any) -> Router:
+        return Router(deployments, **{"provider": provider, "clock": clock, **options})
 
     return make
 
 
 @pytest.fixture
-def until_holding():
+def until_holding() -> Callable[..., Coroutine[Any, Any, None]]:
     """Wait until an emulator holds so many requests that hang."""
 
-    async def wait(emulator, count: int = 1) -> None:
+    async def wait(emulator: GeminiEmulator, count: int = 1) -> None:
         async with asyncio.timeout(5):
             while emulator.holding != count:  # noqa: ASYNC110 - what is waited for happens in a socket
                 await asyncio.sleep(0)
@@ -89,17 +94,19 @@ def until_holding():
 
 
 @pytest.fixture(scope="session")
-def servers_module():
+def servers_module() -> ModuleType:
     """The helpers for real Redis and Valkey servers, which the tests of the stores own."""
     path = Path(__file__).parent / "stores" / "servers.py"
     spec = importlib.util.spec_from_file_location("llm_router_test_servers", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
-def redis_server(servers_module):
+def redis_server(servers_module: ModuleType) -> Iterator[RedisServer]:
     """A real server of its own; a machine without one fails the test."""
     binary = next(iter(servers_module.find_servers().values()))
     with servers_module.running(binary) as server:
@@ -107,5 +114,5 @@ def redis_server(servers_module):
 
 
 @pytest.fixture
-def redis_url(redis_server) -> str:
+def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url

@@ -63,13 +63,13 @@ MODULES = _modules()
 GRAPH = {name: _imports(name, path, MODULES) for name, path in MODULES.items()}
 
 
-def test_every_room_has_a_floor():
+def test_every_room_has_a_floor() -> None:
     """A new package or module must be given its floor here."""
     assert {_room(name) for name in MODULES} - {"", "__main__"} == FLOORS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(set(GRAPH) - {"llm_router", "llm_router.__main__"}))
-def test_imports_go_downward(name):
+def test_imports_go_downward(name: str) -> None:
     """A module imports its own room or lower floors, and never the public face; the ground is one floor."""
     for imported in GRAPH[name]:
         assert imported != "llm_router", f"{name} imports the public face"
@@ -84,7 +84,7 @@ def test_imports_go_downward(name):
             assert below or ground or edges or ports, upward
 
 
-def test_no_cycles():
+def test_no_cycles() -> None:
     """No two modules import each other, directly or through others."""
     done: set[str] = set()
 
@@ -100,7 +100,7 @@ def test_no_cycles():
 
 
 @pytest.mark.parametrize("room", ["stores", "providers", "strategies"])
-def test_adapters_do_not_know_each_other(room):
+def test_adapters_do_not_know_each_other(room: str) -> None:
     """Adapters of one port share its base and pure helpers only."""
     shared = {"base", "ledger"}
     for name, imports in GRAPH.items():
@@ -113,7 +113,7 @@ def test_adapters_do_not_know_each_other(room):
                 assert other == adapter or other in shared, f"{name} imports {imported}"
 
 
-def test_importing_the_library_is_light():
+def test_importing_the_library_is_light() -> None:
     """Neither SDK nor client nor any edge is imported with the library."""
     heavy = ("google.genai", "redis", "aiohttp", "httpx", "httpx2", "typer", "rich", "starlette", "uvicorn")
     code = f"import sys, llm_router; print([m for m in {heavy!r} if m in sys.modules])"
@@ -121,7 +121,7 @@ def test_importing_the_library_is_light():
     assert done.stdout.strip() == "[]"
 
 
-def test_exported_members():
+def test_exported_members() -> None:
     """What is public is listed, sorted and there."""
     assert llm_router.__all__ == sorted(llm_router.__all__)
     for name in llm_router.__all__:
@@ -129,7 +129,7 @@ def test_exported_members():
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
-def test_every_module_tells_its_subject(name):
+def test_every_module_tells_its_subject(name: str) -> None:
     """Every module has a docstring and lists what it offers (the linter keeps the lists sorted)."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     assert ast.get_docstring(tree), f"{name} has no docstring"

@@ -7,7 +7,10 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,7 +19,7 @@ MODULES = sorted(path.stem for path in SUITE.glob("*.py"))
 
 
 @pytest.fixture
-def load(monkeypatch):
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ModuleType]]:
     """Import modules of the suite as its scripts do; forget them afterwards."""
     monkeypatch.syspath_prepend(str(SUITE))
     for name in MODULES:
@@ -27,11 +30,11 @@ def load(monkeypatch):
 
 
 @pytest.fixture
-def harness(load):
+def harness(load: Callable[..., ModuleType]) -> ModuleType:
     return load("_harness")
 
 
-def test_median_and_spread(harness):
+def test_median_and_spread(harness: ModuleType) -> None:
     """The median is the middle run; the spread is the range of the runs as a share of it."""
     measure = harness.Measure((10.0, 14.0, 8.0), "µs")
     assert measure.median == 10.0
@@ -41,10 +44,10 @@ def test_median_and_spread(harness):
     assert harness.Measure((0.0,), "").spread == 0.0
 
 
-def test_a_ratio_is_to_the_baseline_of_the_same_table(harness):
+def test_a_ratio_is_to_the_baseline_of_the_same_table(harness: ModuleType) -> None:
     """The first quantity is divided by that of the baseline row; without such a row there is no ratio."""
 
-    def row(case, subject, value, baseline):
+    def row(case: Any, subject: Any, value: Any, baseline: Any) -> Any:
         return harness.Row(case, subject, {"time": harness.Measure(value, "µs")}, baseline)
 
     table = harness.Table("t")
@@ -55,7 +58,7 @@ def test_a_ratio_is_to_the_baseline_of_the_same_table(harness):
     assert [table.ratio(each) for each in table.rows] == [None, 1.5, None, None]
 
 
-def test_a_peer_that_is_not_installed_is_noted_in_the_table(harness):
+def test_a_peer_that_is_not_installed_is_noted_in_the_table(harness: ModuleType) -> None:
     """A row without measures has no ratio and shows its note."""
     table = harness.Table(
         "t", [harness.Row("a", "peer", note="not installed (peer)", baseline=("a", "floor"))]
@@ -65,18 +68,18 @@ def test_a_peer_that_is_not_installed_is_noted_in_the_table(harness):
     assert json.loads(json.dumps(table.data()))["rows"][0]["measures"] == {}
 
 
-def test_percentiles(harness):
+def test_percentiles(harness: ModuleType) -> None:
     """The p-th percentile is the value that this share of the values do not exceed."""
     ordered = [float(value) for value in range(1, 101)]
     assert [harness.percentile(ordered, share) for share in (0.5, 0.99, 1.0)] == [51.0, 100.0, 100.0]
 
 
-async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness):
+async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness: ModuleType) -> None:
     """Every round runs each subject in turn; the warm-up leaves no samples."""
     calls = []
 
-    def subject(name):
-        async def run():
+    def subject(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        async def run() -> dict[str, Any]:
             calls.append(name)
             return {"count": len(calls)}
 
@@ -87,11 +90,11 @@ async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness):
     assert found == {"a": {"count": (3, 5)}, "b": {"count": (4, 6)}}
 
 
-async def test_calls_per_second_counts_every_call(harness):
+async def test_calls_per_second_counts_every_call(harness: ModuleType) -> None:
     """The rate times the duration is the number of calls, whatever the stride."""
     made = 0
 
-    async def work():
+    async def work() -> None:
         nonlocal made
         made += 1
         await asyncio.sleep(0)
@@ -104,14 +107,14 @@ async def test_calls_per_second_counts_every_call(harness):
         assert 0 < made <= rate * took
 
 
-def test_requiring_a_peer_that_is_not_installed_names_it(load):
+def test_requiring_a_peer_that_is_not_installed_names_it(load: Callable[..., ModuleType]) -> None:
     """The error names the missing module."""
     peers = load("_peers")
     with pytest.raises(peers.NotInstalledError, match=r"not installed \(no_such_module_anywhere\)"):
         peers.require("no_such_module_anywhere")
 
 
-def test_the_simulation_is_repeatable(load):
+def test_the_simulation_is_repeatable(load: Callable[..., ModuleType]) -> None:
     """The same world gives the same counts; with load to spare every request is granted in one round trip."""
     simulation = load("simulation")
     world = simulation.World(3, 30, 0.5, warm_up=2.0, measured=10.0)
@@ -121,7 +124,7 @@ def test_the_simulation_is_repeatable(load):
     assert set(counts.trips) == {1}
 
 
-def test_the_simulation_refuses_what_does_not_fit(load):
+def test_the_simulation_refuses_what_does_not_fit(load: Callable[..., ModuleType]) -> None:
     """At twice the quota, no more than the quota is granted, and no request is refused falsely."""
     simulation = load("simulation")
     counts = simulation.simulate(simulation.World(1, 10, 2.0, warm_up=60.0, measured=60.3))
@@ -130,7 +133,7 @@ def test_the_simulation_refuses_what_does_not_fit(load):
     assert counts.false == 0
 
 
-def test_the_simulation_lets_requests_wait(load):
+def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> None:
     """Requests that wait are all granted, and the quota is used up."""
     simulation = load("simulation")
     world = simulation.World(4, 20, 1.5, waits=True, warm_up=60.0, measured=60.3)
@@ -144,7 +147,7 @@ def test_the_simulation_lets_requests_wait(load):
 @pytest.mark.parametrize(
     "names", [["stores", "selection", "overhead"], ["memory", "sdk", "contention", "simulation"]]
 )
-def test_the_short_mode_runs(tmp_path, names):
+def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
     """The suite runs without the peers, writes its samples and says that they mean nothing."""
     output = tmp_path / "output.json"
     # Peers are hidden even if installed: this tests the suite only, and must be short.

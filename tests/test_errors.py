@@ -23,7 +23,7 @@ from llm_router.errors import (
 )
 
 
-def test_one_tree():
+def test_one_tree() -> None:
     """The root of the tree catches every error that is raised on purpose."""
     kinds = [getattr(errors, name) for name in errors.__all__]
     raised = [kind for kind in kinds if issubclass(kind, BaseException)]
@@ -42,7 +42,7 @@ def test_one_tree():
         EmptyAnswerError("empty", reason="OTHER"),
     ],
 )
-def test_errors_survive_a_pickle(error):
+def test_errors_survive_a_pickle(error: SendError) -> None:
     """An error reaches the parent of a worker process whole."""
     error.retry_after = 7.5
     copy = pickle.loads(pickle.dumps(error))
@@ -52,33 +52,33 @@ def test_errors_survive_a_pickle(error):
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_a_kind_may_be_a_plain_string(kind):
+def test_a_kind_may_be_a_plain_string(kind: FailureKind) -> None:
     """A provider may name the kind of a failure by its value; the error has the member."""
     assert ProviderError("failed", kind=kind.value).kind is kind
     assert ProviderError("failed", kind=kind).kind is kind
 
 
 @pytest.mark.parametrize("metric", [*Metric, None])
-def test_a_metric_may_be_a_plain_string(metric):
+def test_a_metric_may_be_a_plain_string(metric: Metric | None) -> None:
     """A provider may name the metric of a violation by its value, or name none."""
     assert QuotaViolation(metric and metric.value, 15).metric is metric
     assert QuotaViolation(metric, 15) == QuotaViolation(metric and metric.value, 15)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_is_refused() -> None:
     """A kind that does not exist is a ValueError that names those that do."""
     known = "request, key, model, quota, server, network, timeout"
     with pytest.raises(ValueError, match=f"unknown failure kind 'quotas': use one of {known}"):
         ProviderError("failed", kind="quotas")
 
 
-def test_an_unknown_metric_is_refused():
+def test_an_unknown_metric_is_refused() -> None:
     """A metric that does not exist is a ValueError that names those that do."""
     with pytest.raises(ValueError, match="unknown metric 'rps': use one of rpm, tpm, rpd, tpd"):
         QuotaViolation("rps", 15)
 
 
-def test_kinds_have_their_public_names():
+def test_kinds_have_their_public_names() -> None:
     """The enumerations are found where users import them from."""
     assert llm_router.FailureKind is providers.FailureKind is kinds.FailureKind
     assert llm_router.FaultScope is providers.FaultScope is kinds.FaultScope
@@ -97,7 +97,7 @@ SCOPES = {
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-def test_a_scope_that_is_not_given_is_that_of_the_kind(kind):
+def test_a_scope_that_is_not_given_is_that_of_the_kind(kind: FailureKind) -> None:
     """A provider that gives no scope gets the usual one of its kind, and no feature."""
     error = ProviderError("failed", kind=kind)
     assert error.scope is FaultScope(SCOPES[kind.value])
@@ -105,20 +105,20 @@ def test_a_scope_that_is_not_given_is_that_of_the_kind(kind):
 
 
 @pytest.mark.parametrize("scope", FaultScope)
-def test_a_scope_may_be_a_plain_string(scope):
+def test_a_scope_may_be_a_plain_string(scope: FaultScope) -> None:
     """A provider may name the scope of a failure by its value; the error has the member."""
     assert ProviderError("failed", kind="quota", scope=scope.value).scope is scope
     assert ProviderError("failed", kind="quota", scope=scope).scope is scope
 
 
-def test_a_scope_that_does_not_exist_is_refused():
+def test_a_scope_that_does_not_exist_is_refused() -> None:
     """A scope that does not exist is a ValueError that names those that do."""
     known = "request, feature, deployment, project, key, model, path, provider"
     with pytest.raises(ValueError, match=f"unknown fault scope 'everyone': use one of {known}"):
         ProviderError("failed", kind="quota", scope="everyone")
 
 
-def test_scope_and_feature_survive_a_pickle():
+def test_scope_and_feature_survive_a_pickle() -> None:
     """An error that is about a feature still says so in another process."""
     error = ProviderError("spent", kind="quota", scope="feature", feature="google_search")
     copy = pickle.loads(pickle.dumps(error))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ SLOW = {"quickstart", "streaming", "three_agents"}
 """The examples that import the SDK, which takes about a second."""
 
 
-def run(*args, **options):
+def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *args],
         capture_output=True,
@@ -42,7 +43,7 @@ def run(*args, **options):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
 )
-def test_example_runs(name, tmp_path):
+def test_example_runs(name: str, tmp_path: Path) -> None:
     """An example succeeds, prints what it should, and causes no warning."""
     done = run("-W", "error", EXAMPLES / f"{name}.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -52,20 +53,20 @@ def test_example_runs(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SUITES))
-def test_example_passes(name):
+def test_example_passes(name: str) -> None:
     """The tests in an example pass."""
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", EXAMPLES / f"{name}.py")
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
 
 
-def test_every_example_is_tested():
+def test_every_example_is_tested() -> None:
     """A new example must be added above."""
     assert SCRIPTS.keys() | SUITES == {path.stem for path in EXAMPLES.glob("*.py")}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_every_example_is_listed(path):
+def test_every_example_is_listed(path: Path) -> None:
     """The README of the examples names each of them, and how to run it."""
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert f"[{path.name}]({path.name})" in readme

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import traceback
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from llm_router.testing import FakeProvider
 
 
 @pytest.fixture
-def keys(tmp_path, monkeypatch):
+def keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     entry = {"key_id": "k-1", "provider": "gemini", "model_name": "gemini-2.0-flash-exp"}
     path = tmp_path / "keys.json"
@@ -27,7 +28,7 @@ SECRET = "AIza-that-must-never-be-shown"
 ENV = {"API_KEY_k_1": SECRET}
 
 
-async def test_a_router_from_files(keys):
+async def test_a_router_from_files(keys: Path) -> None:
     """A router has the built-in limits of a known model and the settings of the environment."""
     env = ENV | {"LLM_MAX_WAIT_S": "0", "LLM_ROUTER_STORE": "memory://"}
     async with Router.from_config(keys, env=env, provider=FakeProvider()) as router:
@@ -36,7 +37,7 @@ async def test_a_router_from_files(keys):
     assert (status["rpm_usage"], status["rpd_usage"]) == ("1/15", "1/1500")
 
 
-async def test_options_win_over_the_environment(keys):
+async def test_options_win_over_the_environment(keys: Path) -> None:
     """Options passed by the program override the environment."""
     env = ENV | {"LLM_MAX_RETRIES": "7", "LLM_ROUTER_STORE": "nonsense://"}
     async with Router.from_config(
@@ -45,7 +46,7 @@ async def test_options_win_over_the_environment(keys):
         assert router._sender.policy.max_retries == 1
 
 
-def test_errors_name_the_file_and_show_no_secret(keys):
+def test_errors_name_the_file_and_show_no_secret(keys: Path) -> None:
     """The error about a wrong setting names it, and its traceback with locals shows no key."""
     with pytest.raises(ConfigError, match="LLM_MAX_RETRIES") as caught:
         Router.from_config(keys, env=ENV | {"LLM_MAX_RETRIES": "many"})
@@ -55,7 +56,7 @@ def test_errors_name_the_file_and_show_no_secret(keys):
     assert SECRET not in "".join(router_frames)
 
 
-def test_an_unknown_store_is_reported_without_its_password(keys):
+def test_an_unknown_store_is_reported_without_its_password(keys: Path) -> None:
     """Only the scheme of a rejected store URL is shown, since the rest may contain a password."""
     with pytest.raises(ConfigError, match="nonsense") as caught:
         Router.from_config(keys, env=ENV | {"LLM_ROUTER_STORE": "nonsense://user:hunter2@host"})
@@ -63,14 +64,14 @@ def test_an_unknown_store_is_reported_without_its_password(keys):
 
 
 @pytest.fixture
-def shared(keys, monkeypatch):
+def shared(keys: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("API_KEY_k_1", SECRET)
     monkeypatch.setenv("LLM_ROUTER_STORE", "memory://")
     monkeypatch.setattr(llm_router.default_router, "_default", None)
     return keys
 
 
-async def test_the_process_shares_one_router(shared):
+async def test_the_process_shares_one_router(shared: Path) -> None:
     """All callers get the same router and key manager until the router is closed."""
     router = get_request_router()
     assert get_request_router() is router
@@ -83,7 +84,7 @@ async def test_the_process_shares_one_router(shared):
     await get_request_router().aclose()
 
 
-def test_a_child_process_gets_a_router_of_its_own(shared):
+def test_a_child_process_gets_a_router_of_its_own(shared: Path) -> None:
     """A forked child gets its own router."""
     router = get_request_router()
     child = os.fork()
@@ -93,7 +94,9 @@ def test_a_child_process_gets_a_router_of_its_own(shared):
     asyncio.run(router.aclose())
 
 
-def test_another_keys_file_can_be_named(shared, monkeypatch, tmp_path):
+def test_another_keys_file_can_be_named(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """LLM_ROUTER_KEYS chooses the keys file."""
     monkeypatch.setenv("LLM_ROUTER_KEYS", str(tmp_path / "elsewhere.json"))
     with pytest.raises(ConfigError, match=r"elsewhere\.json"):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router import Deployment, Key, Metric, Quota, Reply, Request, Router, Secret
 from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
 
 NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
 
@@ -21,10 +27,10 @@ NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
     ids=st.lists(NAMES, min_size=1, max_size=6, unique=True),
     models=st.lists(NAMES, min_size=1, max_size=3, unique=True),
 )
-def test_any_id_works(ids, models):
+def test_any_id_works(ids: list[str], models: list[str]) -> None:
     """Whatever characters an id or a model has, each deployment has its own quota, kept exactly."""
 
-    async def run():
+    async def run() -> None:
         pool = [
             Deployment(Key(key_id, Secret("s")), model, "light", quotas=(Quota(Metric.RPM, 2),))
             for key_id in ids
@@ -41,7 +47,9 @@ def test_any_id_works(ids, models):
     asyncio.run(run())
 
 
-async def test_no_send_within_the_quota_fails(make_router, provider, pools, clock):
+async def test_no_send_within_the_quota_fails(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """Concurrent sends of mixed size that use up the quota exactly are all served."""
     chance = random.Random(3)
     deployments = [pools.one(rpm=10, tpm=10 * 40) for _ in range(30)]
@@ -53,11 +61,13 @@ async def test_no_send_within_the_quota_fails(make_router, provider, pools, cloc
 
 
 @pytest.mark.slow
-async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
+async def test_a_storm_keeps_every_limit(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """Under random bursts of mixed sizes, waits and cancellations no 60 s ever hold too much."""
     chance = random.Random(5)
     deployments = [pools.one(rpm=6, tpm=120) for _ in range(4)]
-    tasks: list[asyncio.Task] = []
+    tasks: list[asyncio.Task[Any]] = []
     async with make_router(deployments, base_backoff=0.2) as router:
         provider.delay = 0.4
         for _ in range(60):
@@ -83,10 +93,10 @@ async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
 
 
 @pytest.mark.slow
-async def test_memory_is_flat(make_router, pools, clock):
+async def test_memory_is_flat(make_router: Callable[..., Router], pools: Pools, clock: ManualClock) -> None:
     """After warm-up a send leaves nothing behind, whether it is served or refused."""
 
-    async def sends(count):
+    async def sends(count: int) -> None:
         for number in range(count):
             await router.send("x", max_wait=0)
             if number % 50 == 49:
@@ -104,6 +114,8 @@ async def test_memory_is_flat(make_router, pools, clock):
 class _Forgetful(FakeProvider):
     """A provider that keeps no log of its calls."""
 
-    async def generate(self, deployment, request, dispatched):
+    async def generate(
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+    ) -> Reply:
         self.calls.clear()
         return await super().generate(deployment, request, dispatched)

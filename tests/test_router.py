@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +13,9 @@ from llm_router import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    Deployment,
     EmptyAnswerError,
+    FailureKind,
     InvalidRequestError,
     MemoryStore,
     ProviderError,
@@ -27,22 +31,29 @@ from llm_router import (
     Usage,
 )
 from llm_router.errors import QuotaViolation
+from llm_router.stores import Decision
+from llm_router.stores.base import DeploymentSnapshot
 from llm_router.testing import FakeProvider, ManualClock
 
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
-def failure(kind, **details):
+
+def failure(kind: FailureKind | str, **details: Any) -> ProviderError:
     return ProviderError(f"scripted {kind}", kind=kind, **details)
 
 
-def minute_429(delay=36.0, limit=None):
+def minute_429(delay: float = 36.0, limit: int | None = None) -> ProviderError:
     return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpm", limit),))
 
 
-def day_429(delay=36.0):
+def day_429(delay: float = 36.0) -> ProviderError:
     return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpd", None),))
 
 
-async def test_an_answer_comes_back_whole(make_router, provider, pools):
+async def test_an_answer_comes_back_whole(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A response has the text, the deployment that answered, the usage and the finish reason."""
     async with make_router([pools.one("model-a", "heavy", key_id="k1")]) as router:
         response = await router.send("hello", workload="heavy")
@@ -55,7 +66,9 @@ async def test_an_answer_comes_back_whole(make_router, provider, pools):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 15, 60])
-async def test_exactly_the_limit_passes(make_router, provider, pools, clock, limit):
+async def test_exactly_the_limit_passes(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock, limit: int
+) -> None:
     """A limit of N requests per minute lets exactly N pass, and N again a minute later."""
     async with make_router([pools.one(rpm=limit)]) as router:
         for _ in range(2):
@@ -65,7 +78,9 @@ async def test_exactly_the_limit_passes(make_router, provider, pools, clock, lim
     assert len(provider.calls) == 2 * limit
 
 
-async def test_a_refusal_names_every_candidate_with_reason_and_time(make_router, pools, clock):
+async def test_a_refusal_names_every_candidate_with_reason_and_time(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """A refused send names every candidate with its reason, and the time at which the first has room."""
     deployments = [pools.one(rpm=1, key_id="first"), pools.one(rpm=1, key_id="second")]
     async with make_router(deployments) as router:
@@ -78,13 +93,16 @@ async def test_a_refusal_names_every_candidate_with_reason_and_time(make_router,
     assert isinstance(response.error, QuotaExhaustedError)
     assert response.retry_after == pytest.approx(40.3, abs=0.001)
     waits = sorted((c.retry_after, c.reason) for c in response.error.candidates)
-    assert waits == [(pytest.approx(40.3, abs=0.001), "rpm"), (pytest.approx(50.3, abs=0.001), "rpm")]
+    assert [reason for _, reason in waits] == ["rpm", "rpm"]
+    assert [wait for wait, _ in waits] == pytest.approx([40.3, 50.3], abs=0.001)
     assert response.attempts == 0
     with pytest.raises(QuotaExhaustedError, match=r"retry in 40\.3 s"):
         _ = response.text
 
 
-async def test_retry_after_is_when_this_request_fits(make_router, pools, clock):
+async def test_retry_after_is_when_this_request_fits(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """The ``retry_after`` of a large request is when *it* fits, not when a small one would."""
     async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
         assert (await router.send(Request(contents="a " * 600))).success
@@ -96,7 +114,9 @@ async def test_retry_after_is_when_this_request_fits(make_router, pools, clock):
     assert large.retry_after == pytest.approx(40.3, abs=1.0)
 
 
-async def test_a_large_refusal_does_not_hide_a_deployment(make_router, pools):
+async def test_a_large_refusal_does_not_hide_a_deployment(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
     """After the refusal of a large request a small one is still served."""
     async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
         assert (await router.send("a " * 900)).success
@@ -104,7 +124,9 @@ async def test_a_large_refusal_does_not_hide_a_deployment(make_router, pools):
         assert (await router.send("hi")).success
 
 
-async def test_a_request_beyond_every_limit_has_no_retry_after(make_router, pools):
+async def test_a_request_beyond_every_limit_has_no_retry_after(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
     """Waiting does not help a request for more than the limit."""
     async with make_router([pools.one(rpm=None, tpm=100)]) as router:
         response = await router.send("a " * 5_000, max_wait=1_000)
@@ -112,7 +134,9 @@ async def test_a_request_beyond_every_limit_has_no_retry_after(make_router, pool
     assert response.retry_after is None
 
 
-async def test_a_large_request_finds_the_one_roomy_deployment(make_router, provider, pools):
+async def test_a_large_request_finds_the_one_roomy_deployment(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A request that only one of many deployments can take finds that one."""
     deployments = [*pools.many(30, rpm=None, tpm=100), pools.one(rpm=None, tpm=100_000, key_id="roomy")]
     async with make_router(deployments) as router:
@@ -122,7 +146,9 @@ async def test_a_large_request_finds_the_one_roomy_deployment(make_router, provi
             assert response.key_id == "roomy"
 
 
-async def test_priority_then_share_decide(make_router, provider, pools):
+async def test_priority_then_share_decide(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A lower priority number is used up before a higher one is touched; equals share the load."""
     deployments = [
         pools.one(rpm=2, key_id="first-a", priority=0),
@@ -138,7 +164,9 @@ async def test_priority_then_share_decide(make_router, provider, pools):
     assert used[4] == "second"
 
 
-async def test_round_robin_takes_turns(make_router, provider, pools):
+async def test_round_robin_takes_turns(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """Under round robin every deployment gets the same number of requests."""
     async with make_router(pools.many(5), strategy=RoundRobin()) as router:
         for _ in range(20):
@@ -149,7 +177,9 @@ async def test_round_robin_takes_turns(make_router, provider, pools):
     assert set(counts.values()) == {4}
 
 
-async def test_keys_of_one_project_share_their_quota(make_router, pools):
+async def test_keys_of_one_project_share_their_quota(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
     """Two keys of one project have one quota together."""
     deployments = [pools.one(rpm=3, project="shared"), pools.one(rpm=3, project="shared")]
     async with make_router(deployments) as router:
@@ -160,7 +190,9 @@ async def test_keys_of_one_project_share_their_quota(make_router, pools):
 # --- failures -----------------------------------------------------------------------------------------
 
 
-async def test_a_429_cools_that_model_of_that_project_only(make_router, provider, pools, clock):
+async def test_a_429_cools_that_model_of_that_project_only(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """The refused deployment cools down for as long as the provider said; the key's other model works on."""
     one = pools.one("model-a", key_id="k1", priority=0)
     other = pools.one("model-b", key_id="k1", priority=1)
@@ -179,16 +211,21 @@ async def test_a_429_cools_that_model_of_that_project_only(make_router, provider
         assert (await router.send("x", model_preference="model-a")).model == "model-a"
 
 
-async def test_a_429_without_a_delay_cools_down_for_30_to_60_s(make_router, provider, pools):
+async def test_a_429_without_a_delay_cools_down_for_30_to_60_s(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """If the provider names no delay, one is drawn."""
     provider.script(failure("quota", code=429))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
     assert not response.success
+    assert response.retry_after is not None
     assert 30.0 <= response.retry_after <= 60.0
 
 
-async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, provider, pools, clock):
+async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """The first PerDay refusal cools down for its short delay, the second until midnight in Los Angeles."""
     provider.script(day_429(36.0), day_429(36.0))
     async with make_router([pools.one(rpd=1_500)]) as router:
@@ -200,7 +237,9 @@ async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, 
     assert second.retry_after == pytest.approx(20 * 3600 - 36.1, abs=2.0)
 
 
-async def test_minute_refusals_never_grow_to_a_day(make_router, provider, pools, clock):
+async def test_minute_refusals_never_grow_to_a_day(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """However often a minute quota is refused, the cooldown stays what the provider said."""
     async with make_router([pools.one(rpm=None)]) as router:
         for _ in range(12):
@@ -210,7 +249,9 @@ async def test_minute_refusals_never_grow_to_a_day(make_router, provider, pools,
             clock.shift(20.1)
 
 
-async def test_a_limit_of_zero_is_permanent(make_router, provider, pools):
+async def test_a_limit_of_zero_is_permanent(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A project without quota for a model is not asked again, and there is no time to retry."""
     provider.script(minute_429(36.0, limit=0))
     async with make_router([pools.one()]) as router:
@@ -219,7 +260,9 @@ async def test_a_limit_of_zero_is_permanent(make_router, provider, pools):
     assert len(provider.calls) == 1
 
 
-async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
+async def test_a_stated_limit_is_learnt(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """A lower limit that a refusal states applies from then on."""
     provider.script(minute_429(5.0, limit=2))
     async with make_router([pools.one(rpm=15)]) as router:
@@ -229,7 +272,13 @@ async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
     assert sum(response.success for response in responses) == 2
 
 
-async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, pools, clock, caplog):
+async def test_a_dead_key_is_quarantined_and_reported(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A rejected key is not used again until reload; health and one log line report it."""
     provider.script(failure("key", code=400), key_id="dead")
     async with make_router([pools.one(key_id="dead", priority=0), pools.one(key_id="alive")]) as router:
@@ -243,7 +292,9 @@ async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, poo
     assert len([r for r in caplog.records if "until reload" in r.getMessage()]) == 1
 
 
-async def test_a_missing_model_takes_out_that_deployment_only(make_router, provider, pools):
+async def test_a_missing_model_takes_out_that_deployment_only(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """After a 404 the key's other models stay in use."""
     provider.script(failure("model", code=404))
     one, other = pools.one("gone", key_id="k", priority=0), pools.one("there", key_id="k")
@@ -253,7 +304,9 @@ async def test_a_missing_model_takes_out_that_deployment_only(make_router, provi
     assert [call.model for call in provider.calls].count("gone") == 1
 
 
-async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
+async def test_a_wrong_request_is_tried_once(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A request that is itself wrong is not tried on other keys, and no key is blamed."""
     provider.script(failure("request", code=400))
     async with make_router(pools.many(5)) as router:
@@ -264,7 +317,9 @@ async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
     assert (health["in_cooldown"], health["quarantined"]) == (0, 0)
 
 
-async def test_retries_go_to_other_deployments_and_are_counted(make_router, provider, pools, clock):
+async def test_retries_go_to_other_deployments_and_are_counted(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """There are at most ``max_retries`` retries, each elsewhere, and every call is counted."""
     provider.script(failure("server", code=503), times=9)
     async with make_router(pools.many(6), max_retries=3) as router:
@@ -277,7 +332,9 @@ async def test_retries_go_to_other_deployments_and_are_counted(make_router, prov
     assert isinstance(response.error, ProviderError)
 
 
-async def test_the_only_deployment_is_tried_again(make_router, provider, pools, clock):
+async def test_the_only_deployment_is_tried_again(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """With one deployment a retry waits until the backoff of the failure is over."""
     provider.script(failure("server", code=503), times=2)
     async with make_router([pools.one()], base_backoff=0.5) as router:
@@ -288,7 +345,9 @@ async def test_the_only_deployment_is_tried_again(make_router, provider, pools, 
     assert response.attempts == 3
 
 
-async def test_backoff_grows_and_is_jittered(make_router, provider, pools, clock):
+async def test_backoff_grows_and_is_jittered(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """The n-th backoff lies between 0 and base × 2^(n-1) seconds."""
     provider.script(failure("network"), times=3)
     async with make_router(pools.many(8), base_backoff=1.0) as router:
@@ -300,13 +359,16 @@ async def test_backoff_grows_and_is_jittered(make_router, provider, pools, clock
         assert 0.0 <= gap <= ceiling + 0.001
 
 
-async def test_success_resets_the_failure_count(make_router, provider, pools, clock):
+async def test_success_resets_the_failure_count(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """After a success the backoff of the next failure starts small again."""
     deployment = pools.one(rpm=None)
     async with make_router([deployment], max_retries=0, base_backoff=1.0) as router:
         for _ in range(3):
             provider.script(failure("server", code=503))
             response = await router.send("x")
+            assert response.retry_after is not None
             clock.shift(response.retry_after + 0.01)
         assert response.retry_after == pytest.approx(4.0)
         assert (await router.send("x")).success
@@ -314,7 +376,9 @@ async def test_success_resets_the_failure_count(make_router, provider, pools, cl
         assert (await router.send("x")).retry_after == pytest.approx(1.0)
 
 
-async def test_an_outage_quarantines_no_key(make_router, provider, pools, clock):
+async def test_an_outage_quarantines_no_key(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """When several keys fail on the network at once, the path is to blame, and all keys stay usable."""
     provider.script(failure("network", charged=False), times=3)
     async with make_router(pools.many(10), max_retries=2) as router:
@@ -334,7 +398,9 @@ async def test_an_outage_quarantines_no_key(make_router, provider, pools, clock)
     assert not healthy["problems"]
 
 
-async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provider, pools, clock):
+async def test_a_provider_with_an_open_breaker_is_not_asked(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """While its circuit breaker is open, a send fails at once and says when to retry."""
     provider.script(failure("network"), times=3)
     async with make_router(pools.many(10), max_retries=2, base_backoff=0.001) as router:
@@ -344,12 +410,15 @@ async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provide
         response = await router.send("x")
         health = await router.health_check()
     assert len(provider.calls) == 3
+    assert response.retry_after is not None
     assert 0 < response.retry_after <= 1.0
     assert not health["healthy"]
     assert any("cannot be reached" in problem for problem in health["problems"])
 
 
-async def test_a_blocked_prompt_fails_without_blaming_the_key(make_router, provider, pools):
+async def test_a_blocked_prompt_fails_without_blaming_the_key(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """The response to a blocked prompt has the reason; the quota is used, and the key does not cool down."""
     provider.script(Reply("", usage=Usage(input_tokens=3), blocked="SAFETY"))
     async with make_router([pools.one()]) as router:
@@ -360,7 +429,9 @@ async def test_a_blocked_prompt_fails_without_blaming_the_key(make_router, provi
     assert (status["in_cooldown"], status["rpm_usage"]) == (False, "1/15")
 
 
-async def test_timeout_ends_a_send(make_router, pools, clock):
+async def test_timeout_ends_a_send(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """A send to a provider that hangs ends at the timeout."""
     async with make_router([pools.one()], provider=FakeProvider(clock=clock, delay=1e6)) as router:
         task = asyncio.create_task(router.send("x", timeout=5))
@@ -373,7 +444,9 @@ async def test_timeout_ends_a_send(make_router, pools, clock):
     assert response.latency == pytest.approx(5.0)
 
 
-async def test_a_failure_that_sent_nothing_returns_its_quota(make_router, provider, pools):
+async def test_a_failure_that_sent_nothing_returns_its_quota(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """If nothing reached the provider, nothing is counted."""
     provider.script(failure("network", charged=False))
     async with make_router([pools.one(rpm=1)], max_retries=0) as router:
@@ -381,7 +454,9 @@ async def test_a_failure_that_sent_nothing_returns_its_quota(make_router, provid
         assert (await router.get_all_key_statuses())[0]["rpm_usage"] == "0/1"
 
 
-async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
+async def test_real_usage_replaces_the_estimate(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """The token quota ends up with what the provider counted."""
     provider.script(Reply("ok", usage=Usage(input_tokens=777)))
     async with make_router([pools.one(tpm=10_000)]) as router:
@@ -389,7 +464,9 @@ async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
         assert (await router.get_all_key_statuses())[0]["tpm_usage"] == "777/10000"
 
 
-async def test_estimates_learn_per_model(make_router, provider, pools):
+async def test_estimates_learn_per_model(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """For a model that counts more than was estimated, later requests reserve more."""
     async with make_router([pools.one(tpm=10**6)]) as router:
         for _ in range(8):
@@ -402,14 +479,16 @@ async def test_estimates_learn_per_model(make_router, provider, pools):
     assert 15 <= after - before <= 25
 
 
-async def test_a_failing_store_makes_a_failed_response(make_router, pools):
+async def test_a_failing_store_makes_a_failed_response(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
     """A store that does not answer makes an unsuccessful response and an unhealthy router."""
 
     class Broken(MemoryStore):
-        async def reserve(self, *args, **kwargs):
+        async def reserve(self, *args: Any, **kwargs: Any) -> Decision:
             raise StoreUnavailableError("no answer from the store within 2 s")
 
-        async def snapshot(self, *args, **kwargs):
+        async def snapshot(self, *args: Any, **kwargs: Any) -> list[DeploymentSnapshot]:
             raise StoreUnavailableError("no answer from the store within 2 s")
 
     async with make_router([pools.one()], store=Broken()) as router:
@@ -423,7 +502,9 @@ async def test_a_failing_store_makes_a_failed_response(make_router, pools):
 # --- waiting ------------------------------------------------------------------------------------------
 
 
-async def test_waiting_ends_when_the_quota_comes_back(make_router, pools, clock):
+async def test_waiting_ends_when_the_quota_comes_back(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """With ``max_wait`` a send waits exactly as long as it must."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
@@ -436,7 +517,9 @@ async def test_waiting_ends_when_the_quota_comes_back(make_router, pools, clock)
     assert response.waited == pytest.approx(60.3, abs=0.01)
 
 
-async def test_a_send_that_cannot_be_served_in_time_fails_at_once(make_router, pools, clock):
+async def test_a_send_that_cannot_be_served_in_time_fails_at_once(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """If there is no room before ``max_wait`` ends, a send does not wait."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
@@ -446,7 +529,9 @@ async def test_a_send_that_cannot_be_served_in_time_fails_at_once(make_router, p
     assert response.waited == 0.0
 
 
-async def test_waiters_are_released_one_by_one_in_order(make_router, provider, pools, clock):
+async def test_waiters_are_released_one_by_one_in_order(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """Room for one request goes to the first in line."""
     async with make_router([pools.one(rpm=2)]) as router:
         await router.send("0")
@@ -462,7 +547,9 @@ async def test_waiters_are_released_one_by_one_in_order(make_router, provider, p
     assert [call.request.contents for call in provider.calls] == [str(n) for n in range(8)]
 
 
-async def test_a_waiter_gives_up_after_max_wait(make_router, pools, clock):
+async def test_a_waiter_gives_up_after_max_wait(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """Behind a long line a send gives up when its ``max_wait`` has passed."""
     async with make_router([pools.one(rpm=1)]) as router:
         tasks = [asyncio.create_task(router.send(str(n), max_wait=100)) for n in range(4)]
@@ -472,12 +559,16 @@ async def test_a_waiter_gives_up_after_max_wait(make_router, pools, clock):
     assert responses[3].waited <= 100.01
 
 
-async def test_waiters_are_woken_by_quota_that_comes_back_early(make_router, provider, pools, clock):
+async def test_waiters_are_woken_by_quota_that_comes_back_early(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """A failed call that used no quota lets the next request in at once."""
     release = asyncio.Event()
 
     class Slow(FakeProvider):
-        async def generate(self, deployment, request, dispatched):
+        async def generate(
+            self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+        ) -> Reply:
             if request.contents == "slow":
                 await release.wait()
                 raise failure("network", charged=False)
@@ -494,7 +585,9 @@ async def test_waiters_are_woken_by_quota_that_comes_back_early(make_router, pro
         assert waiting.result().success
 
 
-async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
+async def test_a_cancelled_waiter_leaves_the_line(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """The next in line moves up, and nothing is left behind."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
@@ -510,7 +603,9 @@ async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
 
 
 @pytest.mark.slow
-async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provider, pools, clock):
+async def test_every_span_of_a_minute_holds_at_most_the_limit(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """Under constant pressure no 60 s of the provider's log hold more than N requests of a key."""
     async with make_router(pools.many(3, rpm=5)) as router:
         tasks = []
@@ -540,7 +635,13 @@ async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provi
         ({"prompt": ""}, InvalidRequestError),
     ],
 )
-async def test_wrong_arguments_raise_at_once(make_router, provider, pools, arguments, error):
+async def test_wrong_arguments_raise_at_once(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    arguments: dict[str, Any],
+    error: type[Exception],
+) -> None:
     """A call with wrong arguments reserves nothing and sends nothing."""
     async with make_router([pools.one()]) as router:
         with pytest.raises(error):
@@ -549,7 +650,9 @@ async def test_wrong_arguments_raise_at_once(make_router, provider, pools, argum
     assert provider.calls == []
 
 
-async def test_named_arguments_win_over_a_request(make_router, provider, pools):
+async def test_named_arguments_win_over_a_request(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """Arguments of the call take precedence over those of the Request."""
     async with make_router([pools.one()]) as router:
         await router.send(Request(contents="x", temperature=0.1, max_output_tokens=5), temperature=0.9)
@@ -557,14 +660,14 @@ async def test_named_arguments_win_over_a_request(make_router, provider, pools):
     assert (request.temperature, request.max_output_tokens) == (0.9, 5)
 
 
-async def test_send_one_shot_is_a_send(make_router, pools):
+async def test_send_one_shot_is_a_send(make_router: Callable[..., Router], pools: Pools) -> None:
     """``send_one_shot`` takes the same options as ``send``."""
     async with make_router([pools.one()]) as router:
         response = await router.send_one_shot(prompt="x", workload="light", max_output_tokens=10)
     assert response.text == "echo: x"
 
 
-async def test_a_closed_router_says_so(make_router, pools):
+async def test_a_closed_router_says_so(make_router: Callable[..., Router], pools: Pools) -> None:
     """Sending through a closed router is an error; closing it twice is not."""
     router = make_router([pools.one()])
     await router.aclose()
@@ -573,7 +676,7 @@ async def test_a_closed_router_says_so(make_router, pools):
         await router.send("x")
 
 
-def test_wrong_pools_are_refused(make_router, pools):
+def test_wrong_pools_are_refused(make_router: Callable[..., Router], pools: Pools) -> None:
     """A router needs deployments without duplicates or unknown workloads, and a positive rate."""
     with pytest.raises(ConfigError, match="at least one"):
         make_router([])
@@ -585,7 +688,9 @@ def test_wrong_pools_are_refused(make_router, pools):
         make_router([pools.one()], max_requests_per_second=0)
 
 
-async def test_routers_are_independent_unless_they_share_a_store(make_router, pools, clock):
+async def test_routers_are_independent_unless_they_share_a_store(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """Two routers count separately; on one store they share a quota."""
     deployment = pools.one(rpm=1)
     async with make_router([deployment]) as one, make_router([deployment]) as two:
@@ -597,7 +702,9 @@ async def test_routers_are_independent_unless_they_share_a_store(make_router, po
         assert not (await two.send("x")).success
 
 
-async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(make_router, provider, pools, clock):
+async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """When two routers share a store, neither tries what the other has cooled down."""
     store = MemoryStore(clock=clock)
     deployment = pools.one(rpm=None)
@@ -609,11 +716,11 @@ async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(make_router, prov
     assert response.retry_after == pytest.approx(40.0)
 
 
-def test_a_router_works_over_two_event_loops(pools):
+def test_a_router_works_over_two_event_loops(pools: Pools) -> None:
     """The same router serves one asyncio.run after another."""
     router = Router([pools.one()], provider=FakeProvider(), max_requests_per_second=100)
 
-    async def burst():
+    async def burst() -> list[bool]:
         return [r.success for r in await asyncio.gather(*(router.send("x", max_wait=1) for _ in range(5)))]
 
     assert asyncio.run(burst()) == [True] * 5
@@ -621,7 +728,9 @@ def test_a_router_works_over_two_event_loops(pools):
 
 
 @pytest.mark.slow
-async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, pools):
+async def test_ten_thousand_deployments_keep_every_limit(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """No counter is evicted: of 10,000 × rpm 2, the 20,001st request is refused."""
     async with make_router(pools.many(10_000, rpm=2)) as router:
         successes = 0
@@ -630,7 +739,9 @@ async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, 
     assert successes == 20_000
 
 
-async def test_inactive_deployments_are_shown_and_not_used(make_router, provider, pools):
+async def test_inactive_deployments_are_shown_and_not_used(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A switched-off key appears in the statuses, and nothing is sent through it."""
     async with make_router([pools.one(key_id="on")], inactive=[pools.one(key_id="off")]) as router:
         await router.send("x")
@@ -641,7 +752,7 @@ async def test_inactive_deployments_are_shown_and_not_used(make_router, provider
     assert {call.key_id for call in provider.calls} == {"on"}
 
 
-def test_the_repr_of_a_manual_clock_shows_its_time():
+def test_the_repr_of_a_manual_clock_shows_its_time() -> None:
     """The repr of the tests' clock has its time."""
     assert repr(ManualClock(5.0)) == "ManualClock(5.0)"
 
@@ -649,12 +760,12 @@ def test_the_repr_of_a_manual_clock_shows_its_time():
 class _Preparing(FakeProvider):
     """A provider that must be prepared, and records the order of events."""
 
-    def __init__(self, fails=0):
+    def __init__(self, fails: int = 0) -> None:
         super().__init__()
-        self.events = []
+        self.events: list[str] = []
         self.fails = fails
 
-    async def prepare(self):
+    async def prepare(self) -> None:
         self.events.append("prepare")
         await asyncio.sleep(0)
         if self.fails:
@@ -662,11 +773,11 @@ class _Preparing(FakeProvider):
             raise ImportError
         self.events.append("prepared")
 
-    def validate(self, request):
+    def validate(self, request: Request) -> None:
         self.events.append("validate")
 
 
-async def test_a_provider_is_prepared_before_the_first_send(pools):
+async def test_a_provider_is_prepared_before_the_first_send(pools: Pools) -> None:
     """Concurrent first sends prepare it once, and all of them wait for it."""
     provider = _Preparing()
     router = Router(pools.many(3), provider=provider)
@@ -675,7 +786,7 @@ async def test_a_provider_is_prepared_before_the_first_send(pools):
     assert provider.events == ["prepare", "prepared"] + ["validate"] * 5
 
 
-async def test_a_provider_is_prepared_before_the_first_stream(pools):
+async def test_a_provider_is_prepared_before_the_first_stream(pools: Pools) -> None:
     """The first stream prepares it, once; reading statuses does not need it."""
     provider = _Preparing()
     async with Router(pools.many(2), provider={"gemini": provider}) as router:
@@ -687,7 +798,7 @@ async def test_a_provider_is_prepared_before_the_first_stream(pools):
     assert provider.events == ["prepare", "prepared", "validate", "validate"]
 
 
-async def test_a_failed_preparation_is_tried_again(pools):
+async def test_a_failed_preparation_is_tried_again(pools: Pools) -> None:
     """The send whose preparation fails raises the error; the next send prepares again."""
     provider = _Preparing(fails=1)
     router = Router(pools.many(2), provider=provider)
@@ -696,7 +807,9 @@ async def test_a_failed_preparation_is_tried_again(pools):
     assert (await router.send("x")).success
 
 
-async def test_an_answer_without_usable_content_is_no_success(make_router, provider, pools):
+async def test_an_answer_without_usable_content_is_no_success(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """One request was made and counted; the response says why there is nothing, and no key is blamed."""
     provider.script(Reply("", usage=Usage(input_tokens=3), failed="MALFORMED_FUNCTION_CALL"))
     async with make_router([pools.one()]) as router:

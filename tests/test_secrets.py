@@ -8,12 +8,18 @@ import json
 import logging
 import pickle
 import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
 
-from llm_router import MemoryStore, ProviderError, Request, Router, Secret
+from llm_router import Deployment, MemoryStore, ProviderError, Reply, Request, Router, Secret
 from llm_router.testing import FakeProvider
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
 
 SECRET = "AIza-secret-of-hidden-key"
 
@@ -25,13 +31,13 @@ def _dump(error: BaseException) -> str:
 @pytest.mark.parametrize(
     "show", [repr, str, "{}".format, "{:>40}".format, "{!r}".format, "%s".__mod__, ascii]
 )
-def test_a_secret_masks_itself(show):
+def test_a_secret_masks_itself(show: Any) -> None:
     """Every way to print a secret prints a mask."""
     assert SECRET not in show(Secret(SECRET))
     assert "***" in show(Secret(SECRET))
 
 
-def test_a_secret_reveals_itself_only_when_asked():
+def test_a_secret_reveals_itself_only_when_asked() -> None:
     """Only reveal() returns the value; equality, truth and attributes do not reveal it."""
     secret = Secret(SECRET)
     assert secret.reveal() == SECRET
@@ -42,14 +48,14 @@ def test_a_secret_reveals_itself_only_when_asked():
 
 
 @pytest.mark.parametrize("leave", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_secret_cannot_be_pickled_or_copied(leave):
+def test_a_secret_cannot_be_pickled_or_copied(leave: Callable[..., Any]) -> None:
     """Pickling and copying are errors that do not contain the value."""
     with pytest.raises(TypeError, match="environment") as caught:
         leave(Secret(SECRET))
     assert SECRET not in _dump(caught.value)
 
 
-def test_values_mask_their_secret(pools):
+def test_values_mask_their_secret(pools: Pools) -> None:
     """Keys and deployments can be printed and taken apart without showing a secret."""
     deployment = pools.one(key_id="hidden-key")
     assert deployment.key.secret.reveal() == SECRET
@@ -59,7 +65,7 @@ def test_values_mask_their_secret(pools):
         pickle.dumps(deployment)
 
 
-async def test_no_output_of_a_router_contains_a_key(pools, caplog):
+async def test_no_output_of_a_router_contains_a_key(pools: Pools, caplog: pytest.LogCaptureFixture) -> None:
     """After success, every kind of failure, and a bug in the provider, no output contains a key."""
     caplog.set_level(logging.DEBUG)
     kinds = ["quota", "key", "model", "server", "network", "timeout", "request"]
@@ -89,13 +95,15 @@ async def test_no_output_of_a_router_contains_a_key(pools, caplog):
         assert deployment.key.secret.reveal() not in everything
 
 
-async def test_a_cancelled_send_has_a_clean_traceback(pools):
+async def test_a_cancelled_send_has_a_clean_traceback(pools: Pools) -> None:
     """The traceback of a cancellation, with locals, does not contain the key."""
     deployment = pools.one(key_id="hidden-key")
     started = asyncio.Event()
 
     class Hanging(FakeProvider):
-        async def generate(self, deployment, request, dispatched):
+        async def generate(
+            self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+        ) -> Reply:
             started.set()
             await asyncio.sleep(3600)
             return await super().generate(deployment, request, dispatched)

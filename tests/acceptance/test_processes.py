@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +20,11 @@ KEYS = 20
 
 
 @pytest.fixture(params=["redis", "sqlite"])
-def store_url(request, tmp_path) -> str:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A store that processes can share: a real server, then a file."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'state.sqlite3'}"
-    return request.getfixturevalue("redis_url")
+    return str(request.getfixturevalue("redis_url"))
 
 
 def _start(*arguments: str) -> subprocess.Popen[str]:
@@ -38,13 +39,15 @@ def _start(*arguments: str) -> subprocess.Popen[str]:
 
 def _send_from_four_processes(
     store_url: str, emulator: GeminiEmulator, *limits: str, kill: int = 0
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Start four processes, let them send 300 requests each at once, and return what they report."""
     workers = [_start("--store", store_url, "--url", emulator.url, *limits) for _ in range(PROCESSES)]
     try:
         for worker in workers:
+            assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n", worker.communicate(timeout=30)[1]
         for worker in workers:
+            assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
         if kill:
@@ -66,7 +69,7 @@ def _send_from_four_processes(
             worker.communicate()
 
 
-def test_four_processes_accept_exactly_the_quota(store_url):
+def test_four_processes_accept_exactly_the_quota(store_url: str) -> None:
     """4 × 300 requests at once on 20 keys × 15 a minute: exactly 300 are accepted, without a 429."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=15))
     with emulator.run_in_thread():
@@ -77,7 +80,7 @@ def test_four_processes_accept_exactly_the_quota(store_url):
     assert all(report["store_ok"] and not report["errors"] for report in reports)
 
 
-def test_four_processes_keep_a_tight_token_quota(store_url):
+def test_four_processes_keep_a_tight_token_quota(store_url: str) -> None:
     """Prompts of mixed size under TPM alone: no 429 upstream, and most of the quota is used."""
     limit = 4_000
     emulator = GeminiEmulator(default_quota=QuotaSpec(tpm=limit))
@@ -91,7 +94,7 @@ def test_four_processes_keep_a_tight_token_quota(store_url):
     assert all(report["store_ok"] for report in reports)
 
 
-def test_a_killed_process_breaks_no_quota(store_url):
+def test_a_killed_process_breaks_no_quota(store_url: str) -> None:
     """If one of the processes dies, fewer requests may be accepted, but never more."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=15))
     with emulator.run_in_thread():

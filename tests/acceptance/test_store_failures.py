@@ -3,53 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pytest
 
-from llm_router import Router
+from llm_router import Deployment, Router
+from llm_router.stores.base import Sharded
 from llm_router.stores.redis import RedisStore
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.stores.servers import RedisServer
+
+
+T = TypeVar("T")
 
 TIMEOUT = 0.4
 """Seconds that the store waits for the server: real ones, since a frozen server reads no manual clock."""
 
 
 class Kill:
-    def strike(self, server):
+    def strike(self, server: RedisServer) -> None:
         server.kill()
 
-    def heal(self, server):
+    def heal(self, server: RedisServer) -> None:
         server.start()  # and empty
 
 
 class Freeze:
-    def strike(self, server):
+    def strike(self, server: RedisServer) -> None:
         server.freeze()
 
-    def heal(self, server):
+    def heal(self, server: RedisServer) -> None:
         server.thaw()
 
 
 class ReadOnly:
     """Demoted to the replica of a server that is not there, as in the middle of a failover."""
 
-    def strike(self, server):
+    def strike(self, server: RedisServer) -> None:
         with server.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
 
-    def heal(self, server):
+    def heal(self, server: RedisServer) -> None:
         with server.client() as client:
             client.execute_command("REPLICAOF", "NO", "ONE")
             client.script_flush()
 
 
 class OutOfMemory:
-    def strike(self, server):
+    def strike(self, server: RedisServer) -> None:
         with server.client() as client:
             client.config_set("maxmemory-policy", "noeviction")
             client.config_set("maxmemory", "1")
 
-    def heal(self, server):
+    def heal(self, server: RedisServer) -> None:
         with server.client() as client:
             client.config_set("maxmemory", "0")
 
@@ -57,27 +69,35 @@ class OutOfMemory:
 class PasswordChanged:
     """No longer admits clients without the new password."""
 
-    def strike(self, server):
+    def strike(self, server: RedisServer) -> None:
         with server.client() as client:
             client.config_set("requirepass", "new-password")
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
-    def heal(self, server):
+    def heal(self, server: RedisServer) -> None:
         with server.client(password="new-password") as client:
             client.config_set("requirepass", "")
 
 
-FAILURES = [Kill(), Freeze(), ReadOnly(), OutOfMemory(), PasswordChanged()]
+class Failure(Protocol):
+    """What can happen to a server."""
+
+    def strike(self, server: RedisServer) -> None: ...
+
+    def heal(self, server: RedisServer) -> None: ...
 
 
-async def _timed(call):
+FAILURES: list[Failure] = [Kill(), Freeze(), ReadOnly(), OutOfMemory(), PasswordChanged()]
+
+
+async def _timed(call: Awaitable[T]) -> tuple[T, float]:
     """Await a call and return its result and the real seconds it took."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     return await call, loop.time() - began
 
 
-async def _until(condition, clock):
+async def _until(condition: Callable[[], Awaitable[bool]], clock: ManualClock) -> bool:
     """Let probes become due and run until the condition is met, for at most 60 rounds."""
     for _ in range(60):
         if await condition():
@@ -88,9 +108,11 @@ async def _until(condition, clock):
 
 
 @pytest.fixture
-def on_server(clock, provider):
+def on_server(
+    clock: ManualClock, provider: FakeProvider
+) -> Callable[..., AbstractAsyncContextManager[Router]]:
     @asynccontextmanager
-    async def make(url, deployments, **options):
+    async def make(url: str, deployments: Iterable[Deployment], **options: Any) -> AsyncIterator[Router]:
         store = RedisStore(url, timeout=TIMEOUT, clock=clock)
         async with Router(deployments, store=store, provider=provider, clock=clock, **options) as router:
             yield router
@@ -101,7 +123,14 @@ def on_server(clock, provider):
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 @pytest.mark.slow
-async def test_a_router_continues_alone_and_returns(on_server, redis_server, pools, clock, caplog, failure):
+async def test_a_router_continues_alone_and_returns(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]],
+    redis_server: RedisServer,
+    pools: Pools,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+    failure: Failure,
+) -> None:
     """Failing: one bounded delay, then a share of the quota. Recovered: it returns. One log line each."""
     async with on_server(redis_server.url, [pools.one(rpm=40)]) as router:
         assert (await router.send("x")).success
@@ -120,7 +149,7 @@ async def test_a_router_continues_alone_and_returns(on_server, redis_server, poo
 
         failure.heal(redis_server)
 
-        async def back():
+        async def back() -> bool:
             return (await router.health_check())["store_ok"]
 
         assert await _until(back, clock)
@@ -131,7 +160,12 @@ async def test_a_router_continues_alone_and_returns(on_server, redis_server, poo
     assert logged == ["the store fails", "the store answers again"]
 
 
-async def test_closed_refuses_without_delay(on_server, redis_server, pools, provider):
+async def test_closed_refuses_without_delay(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]],
+    redis_server: RedisServer,
+    pools: Pools,
+    provider: FakeProvider,
+) -> None:
     """With on_store_failure="closed" every send is unsuccessful, and only the first one waits."""
     async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
         assert (await router.send("x")).success
@@ -150,7 +184,13 @@ async def test_closed_refuses_without_delay(on_server, redis_server, pools, prov
 
 
 @pytest.mark.slow
-async def test_a_server_that_stays_away_is_probed_silently(on_server, redis_server, pools, clock, caplog):
+async def test_a_server_that_stays_away_is_probed_silently(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]],
+    redis_server: RedisServer,
+    pools: Pools,
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """A probe without an answer changes nothing: one line is logged, and no caller waits again."""
     async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
         assert (await router.send("x")).success
@@ -169,14 +209,18 @@ async def test_a_server_that_stays_away_is_probed_silently(on_server, redis_serv
     assert len([record for record in caplog.records if record.name == "llm_router"]) == 1
 
 
-async def test_open_goes_on_without_limits(on_server, redis_server, pools):
+async def test_open_goes_on_without_limits(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]], redis_server: RedisServer, pools: Pools
+) -> None:
     """With on_store_failure="open" nothing is refused while the server is down."""
     async with on_server(redis_server.url, [pools.one(rpm=2)], on_store_failure="open") as router:
         redis_server.kill()
         assert all([(await router.send("x")).success for _ in range(20)])
 
 
-async def test_an_unreachable_server_from_the_start(on_server, pools):
+async def test_an_unreachable_server_from_the_start(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]], pools: Pools
+) -> None:
     """A router whose server was never available works alone from its first send."""
     async with on_server("redis://127.0.0.1:1/0", [pools.one(rpm=40)]) as router:
         response, seconds = await _timed(router.send("x"))
@@ -184,7 +228,9 @@ async def test_an_unreachable_server_from_the_start(on_server, pools):
         assert seconds < 4 * TIMEOUT
 
 
-async def test_a_flushed_server_starts_from_zero(on_server, redis_server, pools):
+async def test_a_flushed_server_starts_from_zero(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]], redis_server: RedisServer, pools: Pools
+) -> None:
     """FLUSHALL and SCRIPT FLUSH while in use: no error, empty state, and the script is loaded again."""
     deployment = pools.one(rpm=3)
     async with (
@@ -203,8 +249,8 @@ async def test_a_flushed_server_starts_from_zero(on_server, redis_server, pools)
             assert (await each.health_check())["store_ok"]
 
 
-async def _back(router, clock) -> bool:
-    async def is_back():
+async def _back(router: Router, clock: ManualClock) -> bool:
+    async def is_back() -> bool:
         return (await router.health_check())["store_ok"]
 
     return await _until(is_back, clock)
@@ -212,7 +258,15 @@ async def _back(router, clock) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["local", "closed"])
-async def test_a_replica_takes_over(on_server, servers_module, redis_server, pools, clock, provider, policy):
+async def test_a_replica_takes_over(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]],
+    servers_module: ModuleType,
+    redis_server: RedisServer,
+    pools: Pools,
+    clock: ManualClock,
+    provider: FakeProvider,
+    policy: str,
+) -> None:
     """Its primary is killed: one bounded delay, then the policy, then the replica with all counts."""
     binary = next(iter(servers_module.find_servers().values()))
     with servers_module.running(binary) as replica, replica.client() as client:
@@ -242,13 +296,20 @@ async def test_a_replica_takes_over(on_server, servers_module, redis_server, poo
 
 
 @pytest.mark.slow
-async def test_a_node_of_a_cluster_fails_and_returns(on_server, servers_module, pools, clock, provider):
+async def test_a_node_of_a_cluster_fails_and_returns(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]],
+    servers_module: ModuleType,
+    pools: Pools,
+    clock: ManualClock,
+    provider: FakeProvider,
+) -> None:
     """The store has shards on three nodes: while one is down the policy applies to all of them."""
     binary = next(iter(servers_module.find_servers().values()))
     with servers_module.running_cluster(binary) as cluster:
         deployments = pools.many(12, rpm=40)
         async with on_server(f"{cluster.url}?shards=3", deployments) as router:
             assert all([(await router.send("x")).success for _ in range(12)])
+            assert isinstance(router.keys.store, Sharded)
             assert {router.keys.store.shard_of(deployment) for deployment in deployments} == {0, 1, 2}
             cluster.nodes[1].kill()
             responses, seconds = await _timed(asyncio.gather(*(router.send("x") for _ in range(12))))
@@ -261,10 +322,12 @@ async def test_a_node_of_a_cluster_fails_and_returns(on_server, servers_module, 
             assert (await router.health_check())["store_ok"]
 
 
-async def test_a_slow_server_costs_its_timeout_once(on_server, redis_server, pools):
+async def test_a_slow_server_costs_its_timeout_once(
+    on_server: Callable[..., AbstractAsyncContextManager[Router]], redis_server: RedisServer, pools: Pools
+) -> None:
     """A server that takes 2 s per command times out once, and is then only probed in the background."""
 
-    async def pump(reader, writer, delay):
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
         try:
             while data := await reader.read(65_536):
                 await asyncio.sleep(delay)
@@ -275,7 +338,7 @@ async def test_a_slow_server_costs_its_timeout_once(on_server, redis_server, poo
         finally:
             writer.close()
 
-    async def relay(reader, writer):
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         back_reader, back_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
         async with asyncio.TaskGroup() as group:
             group.create_task(pump(reader, back_writer, 2.0))

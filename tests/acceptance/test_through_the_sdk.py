@@ -19,8 +19,9 @@ from llm_router import (
     Secret,
 )
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.providers._gemini_session import HttpBackend
 from llm_router.providers.gemini import GeminiProvider
-from llm_router.testing import ScaledClock
+from llm_router.testing import ManualClock, ScaledClock
 
 MODEL = "gemini-flash-latest"
 KEYS = 20
@@ -40,12 +41,13 @@ def pool(*, guard: float = 0.3, keys: int = KEYS, rpm: int = RPM) -> list[Deploy
 
 
 @pytest.fixture(params=["aiohttp", "httpx"])
-def backend(request) -> str:
-    return request.param
+def backend(request: pytest.FixtureRequest) -> HttpBackend:
+    backend: HttpBackend = request.param
+    return backend
 
 
 @pytest.mark.slow
-async def test_six_hundred_at_once_and_half_of_them_fit(backend):
+async def test_six_hundred_at_once_and_half_of_them_fit(backend: HttpBackend) -> None:
     """20 keys × 15 a minute: 300 are accepted, none is refused upstream, 300 are told when to retry."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500))
     with emulator.run_in_thread():
@@ -60,12 +62,13 @@ async def test_six_hundred_at_once_and_half_of_them_fit(backend):
     assert len(accepted) == emulator.accepted == emulator.requests == KEYS * RPM
     assert emulator.refused == 0
     assert {response.attempts for response in accepted} == {1}
-    assert all(60.3 - took <= response.retry_after <= 60.3 for response in refused)
+    waits = [response.retry_after for response in refused]
+    assert all(wait is not None and 60.3 - took <= wait <= 60.3 for wait in waits)
     assert all(counts.peak_requests == RPM for counts in emulator.by_bucket.values())
 
 
 @pytest.mark.slow
-async def test_six_hundred_that_wait_all_succeed():
+async def test_six_hundred_that_wait_all_succeed() -> None:
     """If they may wait, all 600 are answered over two windows, and none is refused upstream."""
     clock = ScaledClock(SPEED)
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, rpd=1_500), clock=clock)
@@ -81,7 +84,7 @@ async def test_six_hundred_that_wait_all_succeed():
     assert waits[299] < 60 <= waits[300]
 
 
-async def test_a_429_cools_down_for_as_long_as_its_body_says(clock):
+async def test_a_429_cools_down_for_as_long_as_its_body_says(clock: ManualClock) -> None:
     """A 429 with QuotaFailure and RetryInfo cools its deployment down for the stated delay."""
     emulator = GeminiEmulator(quotas={MODEL: QuotaSpec(rpm=2)}, clock=clock)
     async with emulator:
@@ -98,7 +101,7 @@ async def test_a_429_cools_down_for_as_long_as_its_body_says(clock):
             assert emulator.refused == 1
 
 
-async def test_the_429_of_a_fault_ends_with_its_delay(clock):
+async def test_the_429_of_a_fault_ends_with_its_delay(clock: ManualClock) -> None:
     """It states no limit, so the deployment cools down for its delay and then works again."""
     async with GeminiEmulator(clock=clock) as emulator:
         emulator.inject(Fault.status(429), times=1)
@@ -130,7 +133,7 @@ async def test_the_429_of_a_fault_ends_with_its_delay(clock):
     ],
     ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
 )
-async def test_requests_upstream_are_attempts_reported(fault, succeeds, upstream):
+async def test_requests_upstream_are_attempts_reported(fault: Fault, succeeds: bool, upstream: int) -> None:
     """For every kind of failure the response reports the requests the server saw; only the router retries."""
     async with GeminiEmulator() as emulator:
         emulator.inject(fault, times=1)
@@ -140,7 +143,7 @@ async def test_requests_upstream_are_attempts_reported(fault, succeeds, upstream
         assert response.attempts == emulator.requests == upstream
 
 
-async def test_a_conversation_moves_between_models():
+async def test_a_conversation_moves_between_models() -> None:
     """A history from one model can be sent to another, through the SDK."""
     async with GeminiEmulator() as emulator:
         deployments = [
@@ -158,7 +161,7 @@ async def test_a_conversation_moves_between_models():
             assert second.usage.input_tokens > first.usage.input_tokens
 
 
-async def test_streams_keep_to_the_quota_and_settle_it(backend):
+async def test_streams_keep_to_the_quota_and_settle_it(backend: HttpBackend) -> None:
     """Each stream uses one request and its tokens once, read to the end or left early."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=RPM, tpm=100_000))
     quotas = (Quota(Metric.RPM, RPM), Quota(Metric.TPM, 100_000))
@@ -171,7 +174,7 @@ async def test_streams_keep_to_the_quota_and_settle_it(backend):
         provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
         async with Router(deployments, provider=provider, store=store) as router:
 
-            async def run(number):
+            async def run(number: int) -> Chunk | Response | None:
                 async with router.stream(f"prompt {number}") as stream:
                     if number % 3 == 0:
                         return await stream.read()
@@ -206,7 +209,9 @@ async def test_streams_keep_to_the_quota_and_settle_it(backend):
     ],
     ids=lambda value: getattr(getattr(value, "kind", None), "value", None),
 )
-async def test_a_stream_is_tried_elsewhere_until_its_first_piece(fault, pieces, succeeds, upstream):
+async def test_a_stream_is_tried_elsewhere_until_its_first_piece(
+    fault: Fault, pieces: int, succeeds: bool, upstream: int
+) -> None:
     """A failure before the first piece is retried; a later one ends the stream after the pieces so far."""
     async with GeminiEmulator() as emulator:
         emulator.inject(fault, times=1)

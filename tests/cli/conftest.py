@@ -9,10 +9,12 @@ import pty
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import llm_router
 from llm_router.cli.app import app
@@ -41,7 +43,7 @@ def keys_file(rpm: int | None = None) -> str:
 
 
 @pytest.fixture(scope="session")
-def served():
+def served() -> Iterator[GeminiEmulator]:
     """An emulator in a thread, shared by all tests of the command line."""
     with GeminiEmulator(
         keys={secret: name for name, secret in zip(KEYS, SECRETS.values(), strict=True)}
@@ -50,7 +52,7 @@ def served():
 
 
 @pytest.fixture
-def emulator(served):
+def emulator(served: GeminiEmulator) -> Iterator[GeminiEmulator]:
     """The emulator, without counts, faults or quotas."""
     served.reset()
     yield served
@@ -61,7 +63,7 @@ def emulator(served):
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch, emulator) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emulator: GeminiEmulator) -> Path:
     """A working directory with a keys file, and the secrets in the environment."""
     monkeypatch.chdir(tmp_path)
     for name in ("LLM_ROUTER_KEYS", "LLM_ROUTER_STORE", "REDIS_URL", "FORCE_COLOR"):
@@ -82,10 +84,10 @@ def no_secret(*texts: str) -> None:
 
 
 @pytest.fixture
-def run(home):
+def run(home: Path) -> Callable[..., Result]:
     """Run a command in this process; its output may contain neither a secret nor an escape code."""
 
-    def run(*args, input=None):  # noqa: A002 - as subprocess calls it
+    def run(*args: object, input: str | bytes | None = None) -> Result:  # noqa: A002 - as subprocess calls it
         result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         no_secret(result.stdout, result.stderr)
@@ -96,11 +98,11 @@ def run(home):
 
 
 @pytest.fixture
-def start(home):
+def start(home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a command in a child process."""
     with contextlib.ExitStack() as stack:
 
-        def start(*args, **options):
+        def start(*args: object, **options: Any) -> subprocess.Popen[str]:
             child = subprocess.Popen(
                 [sys.executable, "-m", "llm_router", *map(str, args)],
                 stdout=subprocess.PIPE,
@@ -116,10 +118,10 @@ def start(home):
 
 
 @pytest.fixture
-def watch(home, monkeypatch):
+def watch(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, str]]:
     """Run a command in this process on a terminal; return its exit code and its output."""
 
-    def watch(*args):
+    def watch(*args: object) -> tuple[Any, str]:
         master, slave = pty.openpty()
         drawn = bytearray()
 

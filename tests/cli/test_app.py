@@ -3,8 +3,12 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 import llm_router
 from llm_router.domain.version import installed_version
@@ -12,7 +16,7 @@ from llm_router.domain.version import installed_version
 COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator")
 
 
-def test_help_lists_every_command(run):
+def test_help_lists_every_command(run: Callable[..., Result]) -> None:
     """The help lists the commands and the exit codes."""
     result = run("--help")
     assert result.exit_code == 0
@@ -20,7 +24,7 @@ def test_help_lists_every_command(run):
     assert "Exit codes" in result.stdout
 
 
-def test_no_command_is_wrong_usage(run):
+def test_no_command_is_wrong_usage(run: Callable[..., Result]) -> None:
     """Without a command, the help is printed, and the exit code is that of wrong usage or of help."""
     result = run()
     assert result.exit_code in (0, 2)
@@ -28,14 +32,14 @@ def test_no_command_is_wrong_usage(run):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help(run, command):
+def test_each_command_has_help(run: Callable[..., Result], command: str) -> None:
     """Every command has a help text."""
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"{command} " in result.stdout
 
 
-def test_an_unknown_command_is_wrong_usage(run):
+def test_an_unknown_command_is_wrong_usage(run: Callable[..., Result]) -> None:
     """An unknown command is reported on stderr, with exit code 2."""
     result = run("frobnicate")
     assert result.exit_code == 2
@@ -43,7 +47,7 @@ def test_an_unknown_command_is_wrong_usage(run):
     assert result.stdout == ""
 
 
-def test_help_is_light(home):
+def test_help_is_light(home: Path) -> None:
     """Printing the help imports neither the SDK nor a web server."""
     heavy = ("google.genai", "aiohttp", "httpx", "redis", "uvicorn", "starlette")
     code = (
@@ -59,7 +63,7 @@ def test_help_is_light(home):
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])
-def test_a_missing_extra_is_named(home, missing):
+def test_a_missing_extra_is_named(home: Path, missing: str) -> None:
     """Without the extra, the command says what to install."""
     code = f"import sys; sys.modules[{missing!r}] = None; from llm_router.cli import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -68,7 +72,7 @@ def test_a_missing_extra_is_named(home, missing):
     assert done.stderr == f"llm-router: {complaint}\n"
 
 
-def test_a_child_process_prints_plain_text(start):
+def test_a_child_process_prints_plain_text(start: Callable[..., subprocess.Popen[str]]) -> None:
     """The module can be run, and its piped output has no escape codes."""
     child = start("status")
     out, err = child.communicate(timeout=30)
@@ -77,7 +81,7 @@ def test_a_child_process_prints_plain_text(start):
     assert "\x1b" not in out
 
 
-def test_the_version_is_printed(run):
+def test_the_version_is_printed(run: Callable[..., Result]) -> None:
     """--version prints the version that the library has, and no command is needed."""
     result = run("--version")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -92,10 +96,12 @@ def test_the_version_is_printed(run):
         ({}, "0+unknown"),
     ],
 )
-def test_the_version_is_that_of_the_distribution(monkeypatch, installed, version):
+def test_the_version_is_that_of_the_distribution(
+    monkeypatch: pytest.MonkeyPatch, installed: Any, version: str
+) -> None:
     """The version is read from the distribution, from its former name, or not known in a bare checkout."""
 
-    def find(name):
+    def find(name: str) -> Any:
         if name not in installed:
             raise importlib.metadata.PackageNotFoundError(name)
         return installed[name]
@@ -104,7 +110,7 @@ def test_the_version_is_that_of_the_distribution(monkeypatch, installed, version
     assert installed_version() == version
 
 
-def test_the_version_is_looked_up_when_asked_for():
+def test_the_version_is_looked_up_when_asked_for() -> None:
     """Importing the library reads no metadata; a name that the library does not have is still an error."""
     code = (
         "import sys, llm_router\n"

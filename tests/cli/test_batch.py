@@ -3,21 +3,28 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 from llm_router.cli.batch_results import Results
 from llm_router.emulator import Fault
+from llm_router.testing import GeminiEmulator
 
 PROMPTS = [{"prompt": f"number {place}", "workload": "light", "id": f"id-{place}"} for place in range(1, 6)]
 
 
 @pytest.fixture
-def lines(home):
+def lines(home: Path) -> Callable[..., None]:
     """Write the input of a batch: objects, or lines as they are."""
 
-    def lines(*given):
+    def lines(*given: Any) -> None:
         texts = (line if isinstance(line, str) else json.dumps(line) for line in given)
         (home / "in.jsonl").write_text("".join(f"{text}\n" for text in texts))
 
@@ -25,10 +32,10 @@ def lines(home):
 
 
 @pytest.fixture
-def results(home):
+def results(home: Path) -> Callable[..., Any]:
     """Read the results, by line; there is one for each line at most."""
 
-    def results():
+    def results() -> dict[str, Any]:
         found = [json.loads(line) for line in (home / "out.jsonl").read_text().splitlines()]
         by_line = {result["line"]: result for result in found}
         assert len(by_line) == len(found)
@@ -40,7 +47,9 @@ def results(home):
 BATCH = ("batch", "in.jsonl", "-o", "out.jsonl")
 
 
-def test_every_line_has_a_result(run, lines, results):
+def test_every_line_has_a_result(
+    run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
+) -> None:
     """Each prompt is answered by the workload that it names, and its result repeats its id."""
     lines(*PROMPTS, {"prompt": "deep", "workload": "heavy"}, "", {"prompt": "by model", "model": "model-m"})
     result = run(*BATCH)
@@ -55,7 +64,9 @@ def test_every_line_has_a_result(run, lines, results):
     assert found[8]["model"] == "model-m"
 
 
-def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
+def test_the_option_gives_the_workload_of_other_lines(
+    run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
+) -> None:
     """--workload applies to lines that name no workload."""
     lines({"prompt": "a"}, {"prompt": "b", "workload": "light"})
     assert run(*BATCH, "--workload", "heavy", "--concurrency", 1).exit_code == 0
@@ -82,7 +93,9 @@ def test_the_option_gives_the_workload_of_other_lines(run, lines, results):
         ('{"prompt": "x", "max_output_tokens": -1}', "max_output_tokens"),
     ],
 )
-def test_a_bad_line_is_a_result_and_stops_nothing(run, lines, results, line, words):
+def test_a_bad_line_is_a_result_and_stops_nothing(
+    run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any], line: str, words: str
+) -> None:
     """A wrong line becomes a failed result that says why; the other lines are answered."""
     lines(PROMPTS[0], line, PROMPTS[1])
     result = run(*BATCH)
@@ -93,14 +106,21 @@ def test_a_bad_line_is_a_result_and_stops_nothing(run, lines, results, line, wor
     assert words in found[2]["error"]["message"]
 
 
-def test_bytes_that_are_not_text_are_a_result(run, home, results):
+def test_bytes_that_are_not_text_are_a_result(
+    run: Callable[..., Result], home: Path, results: Callable[..., Any]
+) -> None:
     """A line in another encoding becomes a failed result."""
     (home / "in.jsonl").write_bytes(b'{"prompt": "\xff"}\n')
     assert run(*BATCH).exit_code == 1
     assert "line 1: not UTF-8" in results()[1]["error"]["message"]
 
 
-def test_run_again_it_sends_only_what_is_left(run, lines, results, emulator):
+def test_run_again_it_sends_only_what_is_left(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    results: Callable[..., Any],
+    emulator: GeminiEmulator,
+) -> None:
     """Answers are kept, failures are retried, and each line ends with one result."""
     lines(*PROMPTS, "not json")
     emulator.inject(Fault.status(400), times=2)
@@ -118,7 +138,14 @@ def test_run_again_it_sends_only_what_is_left(run, lines, results, emulator):
 
 
 @pytest.mark.parametrize("left", [1, 9, 40, -1])
-def test_half_a_line_of_a_killed_run_is_repaired(run, lines, results, home, emulator, left):
+def test_half_a_line_of_a_killed_run_is_repaired(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    results: Callable[..., Any],
+    home: Path,
+    emulator: GeminiEmulator,
+    left: int,
+) -> None:
     """Half a line at the end of the results is dropped, and its prompt is sent again."""
     lines(*PROMPTS)
     run(*BATCH, "--concurrency", 1)
@@ -131,7 +158,9 @@ def test_half_a_line_of_a_killed_run_is_repaired(run, lines, results, home, emul
 
 
 @pytest.mark.parametrize("content", ["notes", "notes\n", '{"line": 1}\n', '{"prompt": "x"}\n'])
-def test_an_unrelated_file_is_not_touched(run, lines, home, content):
+def test_an_unrelated_file_is_not_touched(
+    run: Callable[..., Result], lines: Callable[..., None], home: Path, content: str
+) -> None:
     """A file that does not contain results is neither overwritten nor appended to."""
     lines(*PROMPTS)
     (home / "out.jsonl").write_text(content)
@@ -141,7 +170,9 @@ def test_an_unrelated_file_is_not_touched(run, lines, home, content):
     assert (home / "out.jsonl").read_text() == content
 
 
-def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
+def test_results_of_another_input_are_not_mixed(
+    run: Callable[..., Result], lines: Callable[..., None], home: Path, emulator: GeminiEmulator
+) -> None:
     """If an answered line has changed, nothing is sent and no result is lost."""
     lines(*PROMPTS)
     run(*BATCH)
@@ -166,7 +197,14 @@ def test_results_of_another_input_are_not_mixed(run, lines, home, emulator):
         ((*BATCH, "--keys", "nowhere.json"), "nowhere.json"),
     ],
 )
-def test_wrong_usage_is_2(run, lines, home, emulator, args, words):
+def test_wrong_usage_is_2(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    home: Path,
+    emulator: GeminiEmulator,
+    args: tuple[Any, ...],
+    words: str,
+) -> None:
     """Wrong usage is reported before anything is sent, and no file is written."""
     lines(*PROMPTS)
     result = run(*args)
@@ -176,10 +214,12 @@ def test_wrong_usage_is_2(run, lines, home, emulator, args, words):
     assert not (home / "out.jsonl").exists()
 
 
-def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
+def test_results_that_cannot_be_written_end_the_batch(
+    run: Callable[..., Result], lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full disk is reported in one line, with exit code 1."""
 
-    def write(*args, **kwargs):
+    def write(*args: Any, **kwargs: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Results, "write", write)
@@ -191,7 +231,15 @@ def test_results_that_cannot_be_written_end_the_batch(run, lines, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_it_keeps_what_was_answered(start, run, lines, results, home, emulator, how):
+def test_stopped_it_keeps_what_was_answered(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    results: Callable[..., Any],
+    home: Path,
+    emulator: GeminiEmulator,
+    how: Signals,
+) -> None:
     """A batch that is stopped while requests hang has written every answer, and can be continued."""
     lines(*PROMPTS)
     emulator.inject(Fault.hang(), times=2)
@@ -220,7 +268,13 @@ FRESH = ("--store", "memory://")
 
 
 @pytest.mark.slow
-def test_waits_for_quota(start, run, lines, home, emulator):
+def test_waits_for_quota(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    home: Path,
+    emulator: GeminiEmulator,
+) -> None:
     """Without quota, a line waits instead of failing, unless --max-wait is 0."""
     keys = json.loads((home / "keys.json").read_text())
     for key in keys["keys"]:
@@ -241,7 +295,7 @@ def test_waits_for_quota(start, run, lines, home, emulator):
     assert "3 answered, 0 failed, 2 left" in err
 
 
-def _wait(child, seconds):
+def _wait(child: subprocess.Popen[str], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while child.poll() is None:
         if time.monotonic() > deadline:
@@ -249,7 +303,9 @@ def _wait(child, seconds):
         time.sleep(0.02)
 
 
-def test_a_terminal_sees_a_progress_bar(watch, lines):
+def test_a_terminal_sees_a_progress_bar(
+    watch: Callable[..., tuple[Any, str]], lines: Callable[..., None]
+) -> None:
     """On a terminal, a progress bar is drawn."""
     lines(*PROMPTS)
     code, text = watch(*BATCH)

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
+
+from llm_router.testing import GeminiEmulator
 
 
 @pytest.mark.slow
-def test_every_prompt_is_answered_within_the_quotas(start):
+def test_every_prompt_is_answered_within_the_quotas(start: Callable[..., subprocess.Popen[str]]) -> None:
     """More prompts than the quota of a minute are all answered without a 429."""
     child = start("demo", "--json", "--prompts", 60)
     out, err = child.communicate(timeout=60)
@@ -28,7 +35,7 @@ def test_every_prompt_is_answered_within_the_quotas(start):
     assert summary["elapsed_s"] > 0
 
 
-def test_piped_output_is_a_summary(run):
+def test_piped_output_is_a_summary(run: Callable[..., Result]) -> None:
     """Without a terminal, the summary is printed as plain text."""
     result = run("demo", "--prompts", 6)
     assert result.exit_code == 0
@@ -36,7 +43,7 @@ def test_piped_output_is_a_summary(run):
     assert "refused 0 for quota (429)" in result.stdout
 
 
-def test_a_terminal_sees_keys_and_progress(watch):
+def test_a_terminal_sees_keys_and_progress(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, keys, quotas and progress are drawn, and the summary is printed at the end."""
     code, text = watch("demo", "--prompts", 6)
     assert code == 0
@@ -45,7 +52,9 @@ def test_a_terminal_sees_keys_and_progress(watch):
     assert "6 of 6 prompts answered in " in text
 
 
-def test_real_secrets_and_servers_stay_out(run, emulator, monkeypatch):
+def test_real_secrets_and_servers_stay_out(
+    run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The secrets, proxies and servers of the environment are not used, even with one's own keys file."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("LLM_MULTI_KEY_ROUTER_ENABLED", "false")
@@ -55,7 +64,7 @@ def test_real_secrets_and_servers_stay_out(run, emulator, monkeypatch):
     assert emulator.requests == 0
 
 
-def test_no_quota_at_all_is_2(run, home):
+def test_no_quota_at_all_is_2(run: Callable[..., Result], home: Path) -> None:
     """Keys without any quota are reported before anything is sent."""
     keys = json.loads((home / "keys.json").read_text())
     for key in keys["keys"]:

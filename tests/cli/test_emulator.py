@@ -2,22 +2,30 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 
 @pytest.fixture
-def serve(start):
+def serve(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Any]:
     """Start the emulator command; return the child and the lines up to the last export."""
 
-    def serve(*args, exports=1):
+    def serve(*args: Any, exports: int = 1) -> Any:
         child = start("emulator", *args)
+        assert child.stdout is not None
         return child, [child.stdout.readline().strip() for _ in range(1 + exports)]
 
     return serve
 
 
-def test_runs_until_ctrl_c(serve, run, monkeypatch):
+def test_runs_until_ctrl_c(
+    serve: Callable[..., Any], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The emulator prints its URL and how to use it, answers, and ends with 0."""
     child, (words, export) = serve("--port", 0)
     url = export.removeprefix("export GOOGLE_GEMINI_BASE_URL=")
@@ -29,7 +37,9 @@ def test_runs_until_ctrl_c(serve, run, monkeypatch):
     assert (child.returncode, out, err) == (0, "", "")
 
 
-def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
+def test_a_keys_file_gives_keys_and_limits(
+    serve: Callable[..., Any], run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a keys file, the emulator makes up missing secrets and accepts no other keys."""
     monkeypatch.delenv("API_KEY_key_light")
     child, (_, base, secret) = serve("--keys", "keys.json", "--speed", "60", exports=2)
@@ -45,7 +55,7 @@ def test_a_keys_file_gives_keys_and_limits(serve, run, home, monkeypatch):
     assert "AIza" not in out
 
 
-def test_a_port_that_is_taken_is_2(run):
+def test_a_port_that_is_taken_is_2(run: Callable[..., Result]) -> None:
     """A port in use is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

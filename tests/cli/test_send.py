@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import Result
 
 from llm_router.emulator import Fault, QuotaSpec
+from llm_router.testing import GeminiEmulator
 
 
-def test_prints_the_answer_alone(run):
+def test_prints_the_answer_alone(run: Callable[..., Result]) -> None:
     """Without a terminal, a send prints the answer and nothing else."""
     result = run("send", "hello there", "--workload", "heavy")
     assert result.exit_code == 0
@@ -15,7 +20,7 @@ def test_prints_the_answer_alone(run):
     assert result.stderr == ""
 
 
-def test_json_is_the_whole_response(run):
+def test_json_is_the_whole_response(run: Callable[..., Result]) -> None:
     """The JSON of a response has its text, its model and key, and its usage."""
     result = run("send", "hello", "--model", "model-m", "--json", "--max-output-tokens", 100)
     answer = json.loads(result.stdout)
@@ -27,14 +32,14 @@ def test_json_is_the_whole_response(run):
     assert answer["latency"] > 0
 
 
-def test_a_dash_reads_standard_input(run):
+def test_a_dash_reads_standard_input(run: Callable[..., Result]) -> None:
     """The prompt - is read from standard input."""
     result = run("send", "-", "--workload", "light", input="from a pipe")
     assert result.stdout == "[model-l] echo: from a pipe\n"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_failure_is_1(run, emulator, as_json):
+def test_a_failure_is_1(run: Callable[..., Result], emulator: GeminiEmulator, as_json: bool) -> None:
     """A send that fails is reported on stderr or in the JSON."""
     emulator.inject(Fault.status(400))
     result = run("send", "hello", *(["--json"] if as_json else []))
@@ -49,7 +54,7 @@ def test_a_failure_is_1(run, emulator, as_json):
         assert result.stderr.startswith("llm-router: ")
 
 
-def test_no_quota_is_reported(run, home, emulator):
+def test_no_quota_is_reported(run: Callable[..., Result], home: Path, emulator: GeminiEmulator) -> None:
     """A send for which no deployment has quota fails with the error that says so."""
     for model in ("model-l", "model-m", "model-h"):
         emulator.set_quota(model, QuotaSpec(rpm=0))
@@ -73,7 +78,9 @@ def test_no_quota_is_reported(run, home, emulator):
         (("send", "x", "--frobnicate"), "--frobnicate"),
     ],
 )
-def test_wrong_usage_is_2(run, emulator, args, words):
+def test_wrong_usage_is_2(
+    run: Callable[..., Result], emulator: GeminiEmulator, args: tuple[Any, ...], words: str
+) -> None:
     """Wrong usage or configuration is reported on stderr, and nothing is sent."""
     result = run(*args)
     assert result.exit_code == 2
@@ -82,7 +89,7 @@ def test_wrong_usage_is_2(run, emulator, args, words):
     assert emulator.requests == 0
 
 
-def test_a_missing_secret_is_2(run, monkeypatch):
+def test_a_missing_secret_is_2(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     """The message about a missing secret names its variable."""
     monkeypatch.delenv("API_KEY_key_light")
     result = run("send", "x")
@@ -90,7 +97,9 @@ def test_a_missing_secret_is_2(run, monkeypatch):
     assert "API_KEY_key_light" in result.stderr
 
 
-def test_the_environment_names_the_keys_file(run, home, monkeypatch):
+def test_the_environment_names_the_keys_file(
+    run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LLM_ROUTER_KEYS takes the place of --keys."""
     (home / "keys.json").rename(home / "others.json")
     assert run("send", "x").exit_code == 2
@@ -98,7 +107,7 @@ def test_the_environment_names_the_keys_file(run, home, monkeypatch):
     assert run("send", "x").exit_code == 0
 
 
-def test_a_terminal_also_shows_the_source(watch):
+def test_a_terminal_also_shows_the_source(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, the answer is followed by the model, the key, the time and the tokens."""
     code, text = watch("send", "hello \x1b[31mred", "--workload", "light")
     assert code == 0

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
 
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.memory import MemoryStore
+from llm_router.testing import GeminiEmulator
 
 
-def test_a_line_for_every_key(run):
+def test_a_line_for_every_key(run: Callable[..., Result]) -> None:
     """Without a terminal, statuses are aligned columns under a head, followed by the health."""
     result = run("status")
     assert result.exit_code == 0
@@ -17,7 +24,7 @@ def test_a_line_for_every_key(run):
     assert health.startswith("healthy: 3 of 3 keys active")
 
 
-def test_json_has_health_and_keys(run):
+def test_json_has_health_and_keys(run: Callable[..., Result]) -> None:
     """The JSON has the health and the status of every key."""
     result = run("status", "--json")
     found = json.loads(result.stdout)
@@ -26,7 +33,7 @@ def test_json_has_health_and_keys(run):
     assert found["keys"][0]["rpm_usage"] == "0/∞"
 
 
-def test_an_inactive_key_is_shown(run, home):
+def test_an_inactive_key_is_shown(run: Callable[..., Result], home: Path) -> None:
     """A key that is switched off is listed as inactive."""
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"][2]["active"] = False
@@ -36,13 +43,13 @@ def test_an_inactive_key_is_shown(run, home):
     assert "2 of 3 keys active" in result.stdout
 
 
-def test_statuses_send_nothing(run, emulator):
+def test_statuses_send_nothing(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
     """Printing statuses sends no request."""
     run("status")
     assert emulator.requests == 0
 
 
-def test_a_terminal_shows_a_table(watch):
+def test_a_terminal_shows_a_table(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, the table is drawn."""
     code, text = watch("status")
     assert code == 0
@@ -50,10 +57,12 @@ def test_a_terminal_shows_a_table(watch):
     assert "─" in text
 
 
-def test_a_store_that_does_not_answer_is_1(run, monkeypatch):
+def test_a_store_that_does_not_answer_is_1(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the store does not answer, the health says so, and the exit code is 1."""
 
-    async def snapshot(*args):
+    async def snapshot(*args: Any) -> None:
         raise StoreUnavailableError("the store is away")
 
     monkeypatch.setattr(MemoryStore, "snapshot", snapshot)
@@ -64,7 +73,7 @@ def test_a_store_that_does_not_answer_is_1(run, monkeypatch):
     assert "the store is away" in result.stderr
 
 
-def test_counts_outlive_a_command(run, home):
+def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> None:
     """The statuses of a command include the sends of earlier ones, since they share a file of the user."""
     keys = json.loads((home / "keys.json").read_text())
     keys["keys"][0]["limits"] = {"rpm": None, "tpm": None, "rpd": 50}

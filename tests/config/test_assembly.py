@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,8 +9,11 @@ from hypothesis import strategies as st
 
 from llm_router.config import load_settings
 
+if TYPE_CHECKING:
+    from tests.config.conftest import Project
 
-def test_duplicate_deployment(project):
+
+def test_duplicate_deployment(project: Project) -> None:
     """A model that is deployed twice on one key is rejected, even if one of the entries is inactive."""
     message = project.write(project.entry(), project.entry("k2"), project.entry(active=False)).refusal()
     assert message == (
@@ -18,7 +22,7 @@ def test_duplicate_deployment(project):
     )
 
 
-def test_duplicate_in_models(project):
+def test_duplicate_in_models(project: Project) -> None:
     """A model that appears twice in one list is rejected."""
     message = project.write(project.entry(models=["m", "n", "m"])).refusal()
     assert message == (
@@ -27,14 +31,14 @@ def test_duplicate_in_models(project):
     )
 
 
-def test_one_key_in_several_entries(project):
+def test_one_key_in_several_entries(project: Project) -> None:
     """A key may have one entry per model."""
     first, second = project.write(project.entry(), project.entry(model_name="m", rpm=1)).load().deployments
     assert first.key is second.key
 
 
 @pytest.mark.parametrize("field", ["project", "provider"])
-def test_conflicting_entries_for_one_key(project, field):
+def test_conflicting_entries_for_one_key(project: Project, field: str) -> None:
     """Entries of one key that state different projects or providers are rejected."""
     project.write(project.entry(**{field: "one"}), project.entry(model_name="m", rpm=1, **{field: "two"}))
     assert project.refusal(providers=("one", "two")) == (
@@ -43,7 +47,7 @@ def test_conflicting_entries_for_one_key(project, field):
     )
 
 
-def test_colliding_variables(project):
+def test_colliding_variables(project: Project) -> None:
     """Two keys whose secrets would be in the same variable are rejected."""
     project.env["API_KEY_a_b"] = "s"
     message = project.write(
@@ -55,7 +59,7 @@ def test_colliding_variables(project):
     ) in message
 
 
-def test_two_limits_for_one_quota(project):
+def test_two_limits_for_one_quota(project: Project) -> None:
     """Keys of one project share their quotas, so different limits are rejected."""
     message = project.write(project.entry("a", project="p"), project.entry("b", project="p", rpm=3)).refusal()
     assert message == (
@@ -65,20 +69,20 @@ def test_two_limits_for_one_quota(project):
     )
 
 
-def test_one_quota_for_two_keys(project):
+def test_one_quota_for_two_keys(project: Project) -> None:
     """Keys of one project share a scope if they state the same limits in different ways."""
     project.write(project.entry("a", project="p", rpm=2), project.entry("b", project="p"), project.entry("c"))
     a, b, c = (deployment.model_scope for deployment in project.load().deployments)
     assert a == b != c
 
 
-def test_no_active_key(project):
+def test_no_active_key(project: Project) -> None:
     """A file without an active key is rejected."""
     message = project.write(project.entry(active=False)).refusal()
     assert message == 'keys: no key is active: set "active": true on at least one'
 
 
-def test_inactive_key(project):
+def test_inactive_key(project: Project) -> None:
     """An inactive key is kept for statuses and needs no secret."""
     project.write(project.entry("a"), {"key_id": "b", "model_name": "gemini-1.5-pro", "active": False})
     settings = project.load()
@@ -87,7 +91,7 @@ def test_inactive_key(project):
     assert settings.inactive[0].key.secret.reveal() == ""
 
 
-def test_single_key(project):
+def test_single_key(project: Project) -> None:
     """With the switch off, only the first active key, with all its models, is used and needs a secret."""
     project.write(
         project.entry("a", active=False),
@@ -101,14 +105,14 @@ def test_single_key(project):
     assert [deployment.key.key_id for deployment in settings.inactive] == ["a", "c"]
 
 
-def test_other_provider(project):
+def test_other_provider(project: Project) -> None:
     """A provider that the caller names is accepted."""
     project.write(project.entry(provider="mine"))
     assert "provider: 'mine' is not known" in project.refusal()
     assert project.load(providers=("gemini", "mine")).deployments[0].key.provider == "mine"
 
 
-def test_shared_secret(project):
+def test_shared_secret(project: Project) -> None:
     """Two keys with the same secret cause a warning, unless they share a project."""
     project.write(*(project.entry(name, project=name[0]) for name in ("a1", "a2", "b1")))
     project.env.update(dict.fromkeys(("API_KEY_a1", "API_KEY_a2", "API_KEY_b1"), "one-and-the-same-secret"))
@@ -130,7 +134,7 @@ IDS = st.lists(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=IDS)
-def test_odd_ids(project, ids):
+def test_odd_ids(project: Project, ids: list[str]) -> None:
     """Each key gets its own secret and its own scope, whatever characters are in its id."""
     project.write(*({"key_id": name, "model_name": "gemini-1.5-pro"} for name in ids))
     env = {

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -8,20 +10,24 @@ from llm_router.config import Environ, check_settings
 from llm_router.domain.quota import GUARD
 from llm_router.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tests.config.conftest import Project
+
+
 NAME = "API_KEY_gemini_key_01"
 
 
 @pytest.fixture
-def bare(project):
+def bare(project: Project) -> Project:
     """Return a project whose only key has no secret yet."""
     return project.write({"key_id": "gemini-key-01", "model_name": "gemini-1.5-pro"})
 
 
-def secret(project, **options):
+def secret(project: Project, **options: Any) -> str:
     return project.load(**options).deployments[0].key.secret.reveal()
 
 
-def refuse(project, **variables):
+def refuse(project: Project, **variables: Any) -> str:
     """Return the message about variables that are wrong."""
     project.write().env.update(variables)
     (finding,) = check_settings(project.path, env=project.env)
@@ -31,7 +37,7 @@ def refuse(project, **variables):
     return str(finding)
 
 
-def test_missing_secret(bare):
+def test_missing_secret(bare: Project) -> None:
     """The message about a missing secret names its variable and the remedy."""
     assert bare.refusal() == (
         f"keys[0] (gemini-key-01): {NAME} is not set: give it the secret of this key, in the "
@@ -55,7 +61,7 @@ def test_missing_secret(bare):
         ("hünter2", "contains spaces, control characters or letters that no API key has"),
     ],
 )
-def test_unusable_secret(bare, value, problem):
+def test_unusable_secret(bare: Project, value: str, problem: str) -> None:
     """A value that cannot be a secret is rejected and not shown."""
     bare.env[NAME] = value
     message = bare.refusal()
@@ -66,30 +72,29 @@ def test_unusable_secret(bare, value, problem):
 
 
 @pytest.mark.parametrize("value", ["s", "AIza-short", "AQ.x", "sk-anything~at/all+=", " stripped \n"])
-def test_any_secret(bare, value):
+def test_any_secret(bare: Project, value: str) -> None:
     """A secret may have any prefix, and spaces around it are removed."""
     bare.env[NAME] = value
     assert secret(bare) == value.strip()
 
 
-def test_secrets_not_required(bare):
+def test_secrets_not_required(bare: Project) -> None:
     """If secrets are not required, a missing one is empty."""
     assert secret(bare, secrets_required=False) == ""
     assert check_settings(bare.path, env={}, secrets_required=False) == ()
 
 
-def test_process_environment(bare, monkeypatch):
+def test_process_environment(bare: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of the process is read by default and never changed."""
     monkeypatch.setenv(NAME, "from-process")
     bare.dotenv.write_text("LLM_MAX_RETRIES=7\n")
     before = dict(os.environ)
-    bare.env = None
-    settings = bare.load()
+    settings = bare.load(env=None)
     assert (settings.deployments[0].key.secret.reveal(), settings.max_retries) == ("from-process", 7)
     assert dict(os.environ) == before
 
 
-def test_dotenv(bare):
+def test_dotenv(bare: Project) -> None:
     """Secrets and settings are read from the .env beside the keys file, with quotes, comments and exports."""
     bare.dotenv.write_text(
         f"# keys\nexport {NAME}='from dotenv'\nLLM_MAX_RETRIES=5 # few\nEMPTY\n".replace("m d", "m-d")
@@ -99,7 +104,7 @@ def test_dotenv(bare):
     assert settings.max_retries == 5
 
 
-def test_environment_wins(bare):
+def test_environment_wins(bare: Project) -> None:
     """The environment wins over .env, even with an empty value."""
     bare.dotenv.write_text(f"{NAME}=from-dotenv\nLLM_MAX_RETRIES=5\n")
     bare.env.update({NAME: "from-env", "LLM_MAX_RETRIES": ""})
@@ -109,7 +114,7 @@ def test_environment_wins(bare):
     assert f"{NAME} in the environment is empty" in bare.refusal()
 
 
-def test_dotenv_of_working_directory(bare, tmp_path):
+def test_dotenv_of_working_directory(bare: Project, tmp_path: Path) -> None:
     """If there is no .env beside the keys file, the one in the working directory is read."""
     (tmp_path / "elsewhere" / ".env").write_text(f"{NAME}=from-elsewhere\n")
     assert secret(bare) == "from-elsewhere"
@@ -117,7 +122,7 @@ def test_dotenv_of_working_directory(bare, tmp_path):
     assert secret(bare) == "from-beside"
 
 
-def test_other_dotenv(bare, tmp_path):
+def test_other_dotenv(bare: Project, tmp_path: Path) -> None:
     """Another file or no file can be chosen instead of .env; a chosen file must exist."""
     bare.dotenv.write_text(f"{NAME}=from-beside\n")
     (bare.path.parent / "prod.env").write_text(f"{NAME}=from-prod\n")
@@ -128,13 +133,13 @@ def test_other_dotenv(bare, tmp_path):
     assert f"{missing}: does not exist: create it, or name another env_file" in bare.refusal(env_file=missing)
 
 
-def test_unreadable_dotenv(bare):
+def test_unreadable_dotenv(bare: Project) -> None:
     """A .env that cannot be read is an error; it is not silently ignored."""
     bare.dotenv.write_bytes(b"\xff\xfe")
     assert f"{bare.dotenv}: is not UTF-8 text (byte 0): save it as UTF-8" in bare.refusal()
 
 
-def test_place_of_a_problem(bare):
+def test_place_of_a_problem(bare: Project) -> None:
     """The message about a wrong variable names the file that it comes from."""
     bare.dotenv.write_text(f"{NAME}=changeme\nLLM_MAX_WAIT_S=soon\n")
     message = bare.refusal()
@@ -142,7 +147,7 @@ def test_place_of_a_problem(bare):
     assert f"LLM_MAX_WAIT_S in {bare.dotenv}: must be a number of 0 or more; found 'soon'" in message
 
 
-def test_defaults(project):
+def test_defaults(project: Project) -> None:
     """With an empty environment, the settings have their documented defaults."""
     settings = project.write().load()
     assert (settings.max_retries, settings.base_backoff, settings.max_wait) == (3, 0.5, 0.0)
@@ -150,7 +155,7 @@ def test_defaults(project):
     assert settings.deployments[0].quotas[0].guard == GUARD
 
 
-def test_settings(project):
+def test_settings(project: Project) -> None:
     """Every setting is read and converted from its own unit."""
     project.write().env.update(
         LLM_MAX_RETRIES=" 0 ",
@@ -165,7 +170,7 @@ def test_settings(project):
     assert settings.base_url == "http://127.0.0.1:8080"
 
 
-def test_store_url_wins(project):
+def test_store_url_wins(project: Project) -> None:
     """LLM_ROUTER_STORE wins over REDIS_URL, unless it is empty."""
     project.write().env.update(REDIS_URL="redis://r", LLM_ROUTER_STORE="sqlite:///state.db")
     assert project.load().store_url == "sqlite:///state.db"
@@ -174,14 +179,14 @@ def test_store_url_wins(project):
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE", "1", "yes", "On", ""])
-def test_switch_on(project, value):
+def test_switch_on(project: Project, value: str) -> None:
     """The switch accepts the usual words for on."""
     project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
     assert len(project.load().deployments) == 2
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0", "no", "OFF"])
-def test_switch_off(project, value):
+def test_switch_off(project: Project, value: str) -> None:
     """The switch accepts the usual words for off."""
     project.write(project.entry("a"), project.entry("b")).env["LLM_MULTI_KEY_ROUTER_ENABLED"] = value
     assert len(project.load().deployments) == 1
@@ -224,14 +229,14 @@ def test_switch_off(project, value):
         ),
     ],
 )
-def test_wrong_setting(project, name, value, expected):
+def test_wrong_setting(project: Project, name: str, value: str, expected: str) -> None:
     """The message about a wrong setting gives its name, the value found and the values allowed."""
     assert refuse(project, **{name: value}) == f"{name} in the environment: {expected}"
 
 
 @pytest.mark.parametrize("url", [":hunter2@localhost", "ftp://me:hunter2@host?key=hunter2", "hunter2"])
 @pytest.mark.parametrize("name", ["REDIS_URL", "LLM_ROUTER_STORE"])
-def test_no_password_in_messages(project, name, url):
+def test_no_password_in_messages(project: Project, name: str, url: str) -> None:
     """The message about a rejected URL does not show its password."""
     project.write().env.update({name: url, "GOOGLE_GEMINI_BASE_URL": "ftp://me:hunter2@host/?key=hunter2"})
     findings = check_settings(project.path, env=project.env)
@@ -239,7 +244,7 @@ def test_no_password_in_messages(project, name, url):
     assert "hunter2" not in str(findings)
 
 
-def test_environ_shows_nothing():
+def test_environ_shows_nothing() -> None:
     """The repr of an environment shows no values."""
     environ = Environ({"API_KEY_a": "hunter2"})
     assert (repr(environ), dict(environ)) == ("Environ(1 variables)", {"API_KEY_a": "hunter2"})

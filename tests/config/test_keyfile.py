@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_router.config import check_settings
 
+if TYPE_CHECKING:
+    from tests.config.conftest import Project
+
+
 LIMIT = "must be a whole number of 0 or more (at most 1000000000000000), or null for unlimited; found "
 
 
-def test_plain_form(project):
+def test_plain_form(project: Project) -> None:
     """The shortest entry gives one deployment with the limits of the built-in table."""
     entry = project.entry(
         "gemini-key-01",
@@ -27,24 +32,24 @@ def test_plain_form(project):
     assert settings.warnings == ()
 
 
-def test_missing_file(project):
+def test_missing_file(project: Project) -> None:
     """The message about a missing file names the file to copy."""
     assert project.refusal() == "does not exist: copy keys.json.example to it and enter your own keys"
 
 
-def test_unreadable_file(project):
+def test_unreadable_file(project: Project) -> None:
     """The message about an unreadable file gives the system's reason."""
     project.path.mkdir()
     assert "cannot be read (Is a directory): make it a file that this process may read" in project.refusal()
 
 
-def test_not_utf8(project):
+def test_not_utf8(project: Project) -> None:
     """A file in another encoding is rejected with the remedy."""
     project.path.write_bytes('{"keys": "ü"}'.encode("latin-1"))
     assert project.refusal() == "is not UTF-8 text (byte 10): save it as UTF-8"
 
 
-def test_byte_order_mark(project):
+def test_byte_order_mark(project: Project) -> None:
     """The byte order mark that some editors write is accepted."""
     project.write()
     project.path.write_bytes(b"\xef\xbb\xbf" + project.path.read_bytes())
@@ -72,7 +77,7 @@ def test_byte_order_mark(project):
         ('{"keys": [], "keys": []}', "keys: appears twice: keep one"),
     ],
 )
-def test_wrong_form(project, text, message):
+def test_wrong_form(project: Project, text: str, message: str) -> None:
     """A file that is not a list of keys is rejected with the place and the remedy."""
     project.path.write_text(text)
     assert message in project.refusal()
@@ -128,7 +133,7 @@ def test_wrong_form(project, text, message):
         ({"models": ["m"], "model_name": "m"}, "models: appears together with model_name: keep one of them"),
     ],
 )
-def test_wrong_entry(project, fields, message):
+def test_wrong_entry(project: Project, fields: Any, message: str) -> None:
     """The message about a wrong entry gives the file, the entry, the field, the value and the remedy."""
     refusal = project.write(project.entry("k0"), project.entry("k-1", **fields)).refusal()
     assert refusal.startswith("keys[1] (k-1): ")
@@ -151,7 +156,7 @@ def test_wrong_entry(project, fields, message):
         "xxx",
     ],
 )
-def test_placeholder_model(project, name):
+def test_placeholder_model(project: Project, name: str) -> None:
     """A placeholder is rejected as a model."""
     message = project.write(project.entry(model_name=name)).refusal()
     assert message.startswith(
@@ -159,32 +164,32 @@ def test_placeholder_model(project, name):
     )
 
 
-def test_empty_model(project):
+def test_empty_model(project: Project) -> None:
     """An empty name is rejected as a model."""
     message = project.write(project.entry(model_name="")).refusal()
     assert message == "keys[0] (k1): model_name: is empty: give it a name, or remove the field"
 
 
-def test_no_model(project):
+def test_no_model(project: Project) -> None:
     """An entry without a model is rejected."""
     message = project.write({"key_id": "k1"}).refusal()
     assert message == "keys[0] (k1): model_name: is missing: add it, or a list of models"
 
 
 @pytest.mark.parametrize("key_id", [None, 7, "", "a\tb"])
-def test_wrong_key_id(project, key_id):
+def test_wrong_key_id(project: Project, key_id: int | str | None) -> None:
     """An entry is rejected if its key_id is not a name that can be shown."""
     assert "keys[0]" in (message := project.write(project.entry() | {"key_id": key_id}).refusal())
     assert "key_id: " in message
 
 
-def test_no_key_id(project):
+def test_no_key_id(project: Project) -> None:
     """An entry without a key_id is rejected."""
     message = project.write({"model_name": "m"}).refusal()
     assert message == "keys[0]: key_id: is missing: add it"
 
 
-def test_repeated_field(project):
+def test_repeated_field(project: Project) -> None:
     """A repeated field is rejected, since one of its values would be lost."""
     project.write()
     text = project.path.read_text().replace('"key_id": "k1"', '"key_id": "k1", "rpm": 1, "rpm": 2')
@@ -223,12 +228,12 @@ def test_repeated_field(project):
         ),
     ],
 )
-def test_wrong_top(project, top, message):
+def test_wrong_top(project: Project, top: dict[str, Any], message: str) -> None:
     """The message about a problem outside the keys gives the place and the remedy."""
     assert message in project.write(**top).refusal()
 
 
-def test_every_problem_at_once(project):
+def test_every_problem_at_once(project: Project) -> None:
     """All problems of the environment and the file are reported at once."""
     project.env["LLM_MAX_RETRIES"] = "many"
     message = project.write(
@@ -239,7 +244,7 @@ def test_every_problem_at_once(project):
         assert f"\n  {project.path}: {place}" in message
 
 
-def test_many_problems(project):
+def test_many_problems(project: Project) -> None:
     """Of many problems, the message lists the first ten and says how to see the others."""
     message = project.write(*(project.entry(f"k{number}", rpm=-1) for number in range(30))).refusal()
     assert len(message.splitlines()) == 12
@@ -247,7 +252,7 @@ def test_many_problems(project):
     assert len(check_settings(project.path, env=project.env)) == 30
 
 
-def test_several_models(project):
+def test_several_models(project: Project) -> None:
     """A key may serve several models, whose own tags and limits override those of the entry."""
     items = [
         "gemini-2.0-flash-exp",
@@ -262,7 +267,7 @@ def test_several_models(project):
     assert project.quotas(1) == {"rpm": 3, "rpd": 9}
 
 
-def test_item_goes_before_entry(project):
+def test_item_goes_before_entry(project: Project) -> None:
     """An item of models overrides its entry, since it is more specific."""
     entry = project.entry(models=[{"model_name": "m", "rpm": 3}, "n"], rpm=5, rpd=9)
     settings = project.write(entry).load()
@@ -272,7 +277,7 @@ def test_item_goes_before_entry(project):
 
 
 @pytest.mark.parametrize("field", ["api_key", "apiKey", "key", "secret", "access_token", "GEMINI_API_KEY"])
-def test_secret_field(project, field):
+def test_secret_field(project: Project, field: str) -> None:
     """A field meant for a secret is rejected and its value not shown, whatever it looks like."""
     message = project.write(project.entry("k-1", **{field: "hunter2"})).refusal()
     assert message.startswith(f"keys[0] (k-1): {field}: secrets do not belong in this file")
@@ -304,7 +309,7 @@ NEW_LOOKALIKE = "AQ.Ab8FAKE-fake_FAKE-fake_FAKE-fake_123"
         "S",
     ],
 )
-def test_secret_anywhere(project, entry, secret):
+def test_secret_anywhere(project: Project, entry: dict[str, Any] | str, secret: str) -> None:
     """Anything that looks like an API key is rejected wherever it is, and not shown."""
     text = json.dumps({"keys": [entry]}).replace('"S"', json.dumps(secret))
     project.path.write_text(text)
@@ -317,7 +322,7 @@ def test_secret_anywhere(project, entry, secret):
 
 
 @pytest.mark.parametrize("top", [{"models": {"S": {}}}, {"workloads": ["S"]}, {"S": {}}, {"models": "S"}])
-def test_secret_beside_keys(project, top):
+def test_secret_beside_keys(project: Project, top: dict[str, Any]) -> None:
     """A secret at the top level of the file is rejected, too."""
     project.write(**json.loads(json.dumps(top).replace("S", LOOKALIKE)))
     message = project.refusal()
@@ -325,7 +330,7 @@ def test_secret_beside_keys(project, top):
     assert "FAKE" not in message
 
 
-def test_secret_of_the_environment(project):
+def test_secret_of_the_environment(project: Project) -> None:
     """A secret of the environment is rejected in the file even if it does not look like an API key."""
     entry = project.entry()
     entry["project"] = project.env["API_KEY_k1"]
@@ -333,20 +338,21 @@ def test_secret_of_the_environment(project):
     assert message.startswith("keys[0] (k1): project: secrets do not belong in this file")
 
 
-def test_secret_in_broken_json(project):
+def test_secret_in_broken_json(project: Project) -> None:
     """The message about a syntax error does not quote the text around it."""
     project.path.write_text(f'{{"keys": [{{"api_key": "{LOOKALIKE}}}]}}')
     assert "FAKE" not in project.refusal()
 
 
-def test_odd_names_are_spelt_out(project):
+def test_odd_names_are_spelt_out(project: Project) -> None:
     """A message is one printable line, whatever the names of fields."""
-    message = project.write(project.entry(**{"\x1b[31m\n\ud800": 1})).refusal()
+    odd: dict[str, Any] = {"\x1b[31m\n\ud800": 1}
+    message = project.write(project.entry(**odd)).refusal()
     assert message.isprintable()
     assert r"\x1b[31m\n\ud800: unknown field" in message
 
 
-def test_secret_inside_a_value(project):
+def test_secret_inside_a_value(project: Project) -> None:
     """A secret of the environment is masked in messages even as part of a longer value."""
     entry = project.entry()
     entry["tags"] = {"workload": f"x{project.env['API_KEY_k1']}"}

@@ -1,8 +1,14 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 from llm_router.domain.quota import GUARD, Refill
+
+if TYPE_CHECKING:
+    from tests.config.conftest import Project
+
 
 TABLE = {
     "gemini-2.0-flash-exp": ("light", {"rpm": 15, "tpm": 1_000_000, "rpd": 1_500}),
@@ -12,7 +18,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("model", TABLE)
-def test_built_in(project, model):
+def test_built_in(project: Project, model: str) -> None:
     """A model of the table has the limits and the workload of the table."""
     (deployment,) = project.write(project.entry(model_name=model)).load().deployments
     assert (deployment.workload, project.quotas()) == TABLE[model]
@@ -31,14 +37,16 @@ def test_built_in(project, model):
         ({"limits": {"rpm": None, "tpm": None, "rpd": None}}, {}, {}),
     ],
 )
-def test_precedence(project, own, top, limits):
+def test_precedence(
+    project: Project, own: dict[str, Any], top: dict[str, Any], limits: dict[str, int]
+) -> None:
     """Each limit comes from the entry, the file's models or the table, in this order; null removes it."""
     project.write(project.entry(**own), models={"gemini-1.5-pro": top})
     assert project.quotas() == limits
     assert project.load().warnings == ()
 
 
-def test_refills(project):
+def test_refills(project: Project) -> None:
     """Per-minute quotas refill as the model states, daily ones at midnight; only requests have a burst."""
     limits = {"rpm": 60, "tpm": 1000, "rpd": 50, "tpd": 2000}
     project.write(
@@ -60,14 +68,14 @@ def test_refills(project):
     assert {quota.guard for quota in quotas.values()} == {0.5}
 
 
-def test_rolling_by_default(project):
+def test_rolling_by_default(project: Project) -> None:
     """By default, quotas are rolling and have the default guard."""
     quota = project.write().load().deployments[0].quotas[0]
     assert (quota.refill, quota.burst, quota.guard) == (Refill.ROLLING, None, GUARD)
 
 
 @pytest.mark.parametrize("rpm", [0, 1, 3])
-def test_burst_follows_a_lower_limit(project, rpm):
+def test_burst_follows_a_lower_limit(project: Project, rpm: int) -> None:
     """A limit below the burst of the model makes the bucket smaller, and is not an error."""
     project.write(
         project.entry(model_name="m", rpm=rpm), models={"m": {"rpm": 60, "refill": "steady", "burst": 4}}
@@ -75,7 +83,7 @@ def test_burst_follows_a_lower_limit(project, rpm):
     assert project.load().deployments[0].quotas[0].capacity == rpm
 
 
-def test_unknown_model_is_unlimited(project, caplog):
+def test_unknown_model_is_unlimited(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """A model without limits is unlimited; one warning says so and is logged, however many keys have it."""
     settings = project.write(*(project.entry(f"k{n}", model_name="new") for n in range(3))).load()
     assert [deployment.quotas for deployment in settings.deployments] == [(), (), ()]
@@ -95,12 +103,12 @@ def test_unknown_model_is_unlimited(project, caplog):
         ({}, {"new": {"rpd": None}}),
     ],
 )
-def test_stated_limits_need_no_warning(project, own, models):
+def test_stated_limits_need_no_warning(project: Project, own: dict[str, Any], models: dict[str, Any]) -> None:
     """There is no warning if any limit of an unknown model is stated."""
     assert project.write(project.entry(model_name="new", **own), models=models).load().warnings == ()
 
 
-def test_models_without_a_key(project):
+def test_models_without_a_key(project: Project) -> None:
     """Limits of a model that no key deploys cause a warning, since the name is probably misspelt."""
     (warning,) = project.write(models={"gemini-1.5-por": {"rpm": 1}}).load().warnings
     assert warning == f"{project.path}: models.gemini-1.5-por: no key deploys this model: check its name"
@@ -117,7 +125,9 @@ def test_models_without_a_key(project):
         (["a"], None, None, "a"),
     ],
 )
-def test_default_workload(project, workloads, tag, of_model, expected):
+def test_default_workload(
+    project: Project, workloads: list[str] | None, tag: str | None, of_model: str | None, expected: str
+) -> None:
     """The workload comes from the entry, the model or the table; else it is medium, or the middle one."""
     entry = project.entry(model_name="gemini-2.0-flash-exp", tags={"workload": tag} if tag else {})
     models = {"gemini-2.0-flash-exp": {"workload": of_model} if of_model else {}}

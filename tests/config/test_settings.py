@@ -4,17 +4,22 @@ import logging
 import pickle
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llm_router.config import Finding, Settings, check_settings, load_settings
 from llm_router.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tests.config.conftest import Project
+
+
 EXAMPLE = Path(__file__).parents[2] / "keys.json.example"
 PASSWORD = "hunter2-hunter2"
 
 
-def test_example():
+def test_example() -> None:
     """The example file has no problems and spreads its keys over three models and workloads."""
     env = {f"API_KEY_gemini_key_{number:02}": f"fake-{number}" for number in range(1, 10)}
     assert check_settings(EXAMPLE, env=env, env_file=None) == ()
@@ -28,7 +33,7 @@ def test_example():
     assert all(len(deployment.quotas) == 3 for deployment in settings.deployments)
 
 
-def test_example_without_secrets():
+def test_example_without_secrets() -> None:
     """The only problems of the example file without an environment are the missing secrets, one per key."""
     findings = check_settings(EXAMPLE, env={}, env_file=None)
     assert [finding.level for finding in findings] == ["error"] * 9
@@ -36,7 +41,7 @@ def test_example_without_secrets():
     assert findings[0].message.startswith("API_KEY_gemini_key_01 is not set")
 
 
-def test_check_reports_everything(project):
+def test_check_reports_everything(project: Project) -> None:
     """A check returns errors and warnings together, in order, and logs nothing."""
     project.write(project.entry("a", model_name="new"), project.entry("b", rpm=-1), models={"x": {"rpm": 1}})
     findings = check_settings(str(project.path), env=project.env)
@@ -47,7 +52,7 @@ def test_check_reports_everything(project):
     ]
 
 
-def test_check_of_a_missing_file(project):
+def test_check_of_a_missing_file(project: Project) -> None:
     """A check of a missing file returns its problem."""
     assert check_settings(project.path, env={}) == (
         Finding(
@@ -59,14 +64,14 @@ def test_check_of_a_missing_file(project):
 
 
 @pytest.mark.parametrize("guard", [-1, float("nan"), float("inf")])
-def test_wrong_guard(project, guard):
+def test_wrong_guard(project: Project, guard: float) -> None:
     """A guard that is not a number of seconds is rejected."""
     project.write()
     with pytest.raises(ConfigError, match="guard must be 0 s or more"):
         project.load(guard=guard)
 
 
-def test_settings_hide_secrets(project, caplog):
+def test_settings_hide_secrets(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """Neither settings nor logs show a secret or a password, and settings refuse to be pickled."""
     caplog.set_level(logging.DEBUG)
     project.write(project.entry(model_name="new")).env.update(
@@ -84,7 +89,7 @@ def test_settings_hide_secrets(project, caplog):
         pickle.dumps(settings)
 
 
-def test_tracebacks_hide_secrets(project):
+def test_tracebacks_hide_secrets(project: Project) -> None:
     """A traceback with locals shows no secret of environment, .env or file, and the error has no context."""
     project.write(project.entry("a"), project.entry("b", api_key=PASSWORD, rpm=-1, active="x"))
     project.dotenv.write_text(f"API_KEY_c={PASSWORD}\nREDIS_URL=redis://:{PASSWORD}@localhost\n")
@@ -92,6 +97,7 @@ def test_tracebacks_hide_secrets(project):
     with pytest.raises(ConfigError) as caught:
         project.load()
     assert caught.value.__context__ is None
+    assert caught.value.__traceback__ is not None
     # Without the frame of this test, whose locals contain the secrets.
     shown = "".join(
         traceback.TracebackException(
@@ -104,12 +110,12 @@ def test_tracebacks_hide_secrets(project):
     assert PASSWORD not in shown
 
 
-def test_settings_by_hand():
+def test_settings_by_hand() -> None:
     """Settings can be constructed without a file."""
     assert Settings(()).workloads == ("light", "medium", "heavy")
 
 
-def test_default_path(project, monkeypatch):
+def test_default_path(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default, keys.json in the working directory is loaded."""
     project.write()
     monkeypatch.chdir(project.path.parent)

@@ -31,7 +31,7 @@ def user_says(*parts: Any) -> dict[str, Any]:
     return {"role": "user", "parts": [*parts]}
 
 
-def has_data(part: Any) -> bool:
+def has_data(part: dict[str, Any]) -> bool:
     """Say whether the Gemini API would find one of the fields of its "required oneof field 'data'"."""
     fields = part if isinstance(part, Mapping) else part.model_dump()
     ignored = {"thought", "thought_signature", "thoughtSignature", "video_metadata"}

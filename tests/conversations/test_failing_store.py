@@ -71,8 +71,8 @@ async def test_an_answer_outlives_a_save_that_fails(
     pools: Pools,
     histories: FlakyHistory,
     caplog: pytest.LogCaptureFixture,
-    streamed: bool,  # noqa: FBT001 - a parameter of the test
-    stores_first: bool,  # noqa: FBT001 - likewise
+    streamed: bool,
+    stores_first: bool,
 ) -> None:
     """It is returned, sent along by the next turns, once, and saved with the first save that succeeds."""
     provider.script("1", "2", "3")

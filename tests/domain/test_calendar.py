@@ -12,11 +12,11 @@ from llm_router.domain.calendar import NEVER, microseconds, midnights, next_midn
 PACIFIC = "America/Los_Angeles"
 
 
-def _utc(*moment: int) -> int:
-    return microseconds(datetime(*moment, tzinfo=UTC).timestamp())
+def _utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int:
+    return microseconds(datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp())
 
 
-def test_seconds_and_microseconds_are_inverses():
+def test_seconds_and_microseconds_are_inverses() -> None:
     """Infinity included."""
     now = 1_800_041_000_250_000
     assert microseconds(seconds(now)) == now
@@ -25,7 +25,7 @@ def test_seconds_and_microseconds_are_inverses():
     assert microseconds(-math.inf) == -NEVER
 
 
-def test_midnights_follow_the_wall_clock():
+def test_midnights_follow_the_wall_clock() -> None:
     """Days of 24, 23 and 25 hours, zones off the full hour, and a midnight that does not exist."""
     assert midnights(_utc(2027, 1, 15, 8), PACIFIC) == (
         _utc(2027, 1, 15, 8),
@@ -41,7 +41,7 @@ def test_midnights_follow_the_wall_clock():
 
 
 @pytest.mark.parametrize("zone", [PACIFIC, "Asia/Kathmandu", "America/Santiago"])
-def test_the_next_midnight_is_after_now(zone):
+def test_the_next_midnight_is_after_now(zone: str) -> None:
     """A microsecond before midnight it is that midnight, at midnight the following one."""
     now = _utc(2027, 3, 14, 20)
     first = next_midnight(seconds(now), zone)

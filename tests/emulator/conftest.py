@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 import pytest
 from google import genai
 from google.genai import types
+from google.genai.models import AsyncModels
 
+from llm_router.emulator import GeminiEmulator
 from llm_router.testing.clock import ManualClock
 
 KEY = "AIza-test-key"
 
+OpenSDK = Callable[..., AbstractAsyncContextManager[AsyncModels]]
+
 
 @pytest.fixture(params=["aiohttp", "httpx2"])
-def backend(request, monkeypatch):
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The SDK's asynchronous HTTP backend."""
     monkeypatch.setattr("google.genai._api_client.has_aiohttp", request.param == "aiohttp")
     monkeypatch.setenv("GOOGLE_GENAI_HTTP_CLIENT", "httpx2")
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
-def sdk(backend):
+def sdk(backend: str) -> OpenSDK:
     """Return a context manager that opens the SDK on an emulator and yields its ``aio.models``."""
 
     @contextlib.asynccontextmanager
-    async def open_client(emulator, key=KEY, api_version="v1beta"):
+    async def open_client(
+        emulator: GeminiEmulator, key: str = KEY, api_version: str = "v1beta"
+    ) -> AsyncIterator[AsyncModels]:
         options = types.HttpOptions(
             base_url=emulator.url,
             api_version=api_version,
@@ -46,13 +54,13 @@ def sdk(backend):
 
 
 @pytest.fixture
-def clock():
+def clock() -> ManualClock:
     """A clock at noon UTC, at the start of a minute and far from midnight in Los Angeles."""
     return ManualClock(1_800_014_400.0)
 
 
 @pytest.fixture
-async def http():
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
     """A plain HTTP client, to see what the SDK does not show."""
     async with aiohttp.ClientSession() as session:
         yield session

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
 from google.genai import types
 
 from llm_router.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
 
+if TYPE_CHECKING:
+    from tests.emulator.conftest import OpenSDK
+
+
 MODEL = "gemini-test"
 
 
 @pytest.mark.parametrize("api_version", ["v1", "v1beta"])
-async def test_generate(sdk, api_version):
+async def test_generate(sdk: OpenSDK, api_version: str) -> None:
     """The SDK reads the text, usage, model and finish reason of an answer, on both API versions."""
     async with GeminiEmulator(thought_tokens=5) as emulator, sdk(emulator, api_version=api_version) as models:
         response = await models.generate_content(
@@ -22,26 +29,33 @@ async def test_generate(sdk, api_version):
     assert response.text == "[gemini-test] echo: Tell me of llamas"
     assert response.model_version == MODEL
     assert response.response_id
+    assert response.candidates is not None
     assert response.candidates[0].finish_reason == types.FinishReason.STOP
     usage = response.usage_metadata
+    assert usage is not None
+    assert usage.prompt_token_count is not None
+    assert usage.candidates_token_count is not None
     assert usage.prompt_token_count == len("Tell me of llamasBe short.") // 4
     assert usage.candidates_token_count == len(response.text) // 4
     assert usage.thoughts_token_count == 5
     assert usage.total_token_count == usage.prompt_token_count + usage.candidates_token_count + 5
 
 
-async def test_generate_is_cut_at_max_output_tokens(sdk):
+async def test_generate_is_cut_at_max_output_tokens(sdk: OpenSDK) -> None:
     """An answer is cut at maxOutputTokens, and its finish reason says so."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         response = await models.generate_content(
             model=MODEL, contents="x" * 400, config=types.GenerateContentConfig(max_output_tokens=7)
         )
+    assert response.candidates is not None
     assert response.candidates[0].finish_reason == types.FinishReason.MAX_TOKENS
+    assert response.usage_metadata is not None
     assert response.usage_metadata.candidates_token_count == 7
+    assert response.text is not None
     assert len(response.text) == 28
 
 
-async def test_echo_answers_the_last_turn(sdk):
+async def test_echo_answers_the_last_turn(sdk: OpenSDK) -> None:
     """The last turn of a conversation is echoed; the tokens of all turns are counted."""
     turns = [
         types.Content(role="user", parts=[types.Part(text="first" * 8)]),
@@ -51,13 +65,14 @@ async def test_echo_answers_the_last_turn(sdk):
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         response = await models.generate_content(model=MODEL, contents=turns)
     assert response.text == "[gemini-test] echo: third"
+    assert response.usage_metadata is not None
     assert response.usage_metadata.prompt_token_count == (40 + 48 + 5) // 4
 
 
-async def test_responder_makes_up_the_answer(sdk):
+async def test_responder_makes_up_the_answer(sdk: OpenSDK) -> None:
     """A responder gets the model and the body of the request, and returns the text of the answer."""
 
-    def responder(model, body):
+    def responder(model: str, body: Mapping[str, Any]) -> str:
         return f"{model} got {body['generationConfig']['temperature']}"
 
     async with GeminiEmulator(responder=responder) as emulator, sdk(emulator) as models:
@@ -67,23 +82,26 @@ async def test_responder_makes_up_the_answer(sdk):
     assert response.text == "gemini-test got 0.5"
 
 
-async def test_stream(sdk):
+async def test_stream(sdk: OpenSDK) -> None:
     """A stream has several chunks with running totals, and only the last one has a finish reason."""
     async with GeminiEmulator(stream_chunks=3) as emulator, sdk(emulator) as models:
         stream = await models.generate_content_stream(model=MODEL, contents="Tell me of llamas")
         chunks = [chunk async for chunk in stream]
         counts = emulator.by_model[MODEL]
     assert len(chunks) == 3
-    assert "".join(chunk.text for chunk in chunks) == "[gemini-test] echo: Tell me of llamas"
-    reasons = [chunk.candidates[0].finish_reason for chunk in chunks]
+    assert all(chunk.text is not None for chunk in chunks)
+    assert "".join(chunk.text or "" for chunk in chunks) == "[gemini-test] echo: Tell me of llamas"
+    reasons = [candidate.finish_reason for chunk in chunks for candidate in chunk.candidates or ()]
     assert reasons == [None, None, types.FinishReason.STOP]
-    totals = [chunk.usage_metadata.total_token_count for chunk in chunks]
+    usages = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata is not None]
+    totals = [usage.total_token_count or 0 for usage in usages]
+    assert len(usages) == len(chunks)
     assert totals == sorted(set(totals))
-    assert all(chunk.usage_metadata.prompt_token_count == 4 for chunk in chunks)
+    assert all(usage.prompt_token_count == 4 for usage in usages)
     assert (counts.accepted, counts.tokens) == (1, 4)
 
 
-async def test_stream_without_sse_is_a_json_array(http):
+async def test_stream_without_sse_is_a_json_array(http: aiohttp.ClientSession) -> None:
     """A client that does not ask for server-sent events gets the chunks as one array."""
     async with GeminiEmulator() as emulator:
         body = {"contents": [{"parts": [{"text": "hello"}]}]}
@@ -94,7 +112,7 @@ async def test_stream_without_sse_is_a_json_array(http):
     assert chunks[-1]["candidates"][0]["finishReason"] == "STOP"
 
 
-async def test_count_tokens(sdk):
+async def test_count_tokens(sdk: OpenSDK) -> None:
     """CountTokens counts by the documented rule, and uses no quota."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=0)) as emulator, sdk(emulator) as models:
         response = await models.count_tokens(model=MODEL, contents="x" * 41)
@@ -102,22 +120,26 @@ async def test_count_tokens(sdk):
     assert response.total_tokens == 10
 
 
-async def test_embed(sdk):
+async def test_embed(sdk: OpenSDK) -> None:
     """Embeddings are deterministic, have the requested length, and use the quota of their model."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         config = types.EmbedContentConfig(output_dimensionality=16)
         # With a newer model's name the SDK joins several texts into one.
         model = "gemini-embedding-001"
-        first = await models.embed_content(model=model, contents=["llama", "alpaca"], config=config)
+        texts: Any = ["llama", "alpaca"]
+        first = await models.embed_content(model=model, contents=texts, config=config)
         second = await models.embed_content(model=model, contents="alpaca", config=config)
         assert emulator.by_model[model].accepted == 2
+    assert first.embeddings is not None
+    assert second.embeddings is not None
     llama, alpaca = (embedding.values for embedding in first.embeddings)
+    assert llama is not None
     assert len(llama) == 16
     assert llama != alpaca == second.embeddings[0].values
     assert sum(value * value for value in llama) == pytest.approx(1, abs=1e-4)
 
 
-async def test_embed_one(http):
+async def test_embed_one(http: aiohttp.ClientSession) -> None:
     """EmbedContent, which the SDK does not call with a key, answers with one embedding."""
     async with GeminiEmulator() as emulator:
         url = f"{emulator.url}/v1beta/models/{MODEL}:embedContent?key=k"
@@ -126,7 +148,7 @@ async def test_embed_one(http):
     assert len(body["embedding"]["values"]) == 768
 
 
-async def test_models(sdk):
+async def test_models(sdk: OpenSDK) -> None:
     """The declared models can be listed and retrieved."""
     async with GeminiEmulator(models=["a", "b"], input_token_limit=99) as emulator, sdk(emulator) as models:
         names = [model.name async for model in await models.list()]
@@ -135,7 +157,7 @@ async def test_models(sdk):
     assert (model.name, model.input_token_limit) == ("models/b", 99)
 
 
-async def test_stats_route(http):
+async def test_stats_route(http: aiohttp.ClientSession) -> None:
     """Another process can read the counters as JSON, which contains no key."""
     key = "AIza-secret-of-stats"
     async with GeminiEmulator() as emulator:
@@ -159,14 +181,14 @@ async def test_stats_route(http):
 @pytest.mark.parametrize(
     "path", ["/", "/v1/files", "/v7/models/m:generateContent", "/v1/models/m:predict", "/v1/models"]
 )
-async def test_other_paths_are_not_found(http, path):
+async def test_other_paths_are_not_found(http: aiohttp.ClientSession, path: str) -> None:
     """Other paths are answered with 404 NOT_FOUND, as by the real API."""
     async with GeminiEmulator() as emulator, http.post(f"{emulator.url}{path}?key=k", json={}) as response:
         assert response.status == 404
         assert (await response.json())["error"]["status"] == "NOT_FOUND"
 
 
-def test_token_rule():
+def test_token_rule() -> None:
     """All texts count together by their bytes, other parts count a fixed number, and the least is 1."""
     assert count_input_tokens({}) == 1
     texts = {"contents": [{"parts": [{"text": "ä" * 3}, {"text": "ab"}]}]}

@@ -1,43 +1,49 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
+import aiohttp
 import pytest
 from google.genai import errors
 
 from llm_router.emulator import GeminiEmulator, QuotaSpec
 from llm_router.testing.clock import ManualClock
 
+if TYPE_CHECKING:
+    from tests.emulator.conftest import OpenSDK
+
+
 MODEL = "gemini-test"
 PACIFIC = ZoneInfo("America/Los_Angeles")
 HOUR = 3600.0
 
 
-def pacific(*moment):
-    return datetime(*moment, tzinfo=PACIFIC).timestamp()
+def pacific(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> float:
+    return datetime(year, month, day, hour, minute, second, tzinfo=PACIFIC).timestamp()
 
 
 class Caller:
     """Sends requests over plain HTTP and returns whether they were accepted."""
 
-    def __init__(self, http, emulator):
+    def __init__(self, http: aiohttp.ClientSession, emulator: GeminiEmulator) -> None:
         self._http = http
         self._url = f"{emulator.url}/v1beta/models/{{}}:generateContent"
 
-    async def __call__(self, text="hello", model=MODEL, key="k"):
+    async def __call__(self, text: str = "hello", model: str = MODEL, key: str = "k") -> bool:
         body = {"contents": [{"parts": [{"text": text}]}]}
         headers = {"x-goog-api-key": key}
         async with self._http.post(self._url.format(model), json=body, headers=headers) as response:
             assert response.status in {200, 429}
             return response.status == 200
 
-    async def burst(self, count):
+    async def burst(self, count: int) -> int:
         return sum([await self() for _ in range(count)])
 
 
 @pytest.mark.parametrize("limit", [1, 2, 15])
-async def test_exactly_n_then_429(sdk, clock, limit):
+async def test_exactly_n_then_429(sdk: OpenSDK, clock: ManualClock, limit: int) -> None:
     """The SDK gets exactly N answers a minute, then 429s, and N more once the minute has passed."""
     async with (
         GeminiEmulator(default_quota=QuotaSpec(rpm=limit), clock=clock) as emulator,
@@ -54,7 +60,7 @@ async def test_exactly_n_then_429(sdk, clock, limit):
         assert emulator.peak() == {("project-1", MODEL): limit}
 
 
-async def test_sliding_minute_is_strict(http, clock):
+async def test_sliding_minute_is_strict(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """No span of 60 s has more requests than the limit, across calendar minutes too."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=2), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -69,7 +75,7 @@ async def test_sliding_minute_is_strict(http, clock):
         assert emulator.peak() == {("project-1", MODEL): 2}
 
 
-async def test_calendar_minute(http):
+async def test_calendar_minute(http: aiohttp.ClientSession) -> None:
     """Calendar minutes let twice the limit pass around their boundary, and the peak shows it."""
     clock = ManualClock(pacific(2027, 1, 15, 12, 0, 59))
     quota = QuotaSpec(rpm=3)
@@ -81,13 +87,13 @@ async def test_calendar_minute(http):
         assert emulator.peak() == {("project-1", MODEL): 6}
 
 
-async def test_unknown_window():
+async def test_unknown_window() -> None:
     """An unknown window is an error at once."""
     with pytest.raises(ValueError, match="'sliding' or 'calendar', not 'fixed'"):
-        GeminiEmulator(window="fixed")
+        GeminiEmulator(window="fixed")  # type: ignore[arg-type]
 
 
-async def test_token_quota(http, clock):
+async def test_token_quota(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """Input tokens are counted over the same 60 s, and return 60 s after their request."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpm=100), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -105,7 +111,7 @@ async def test_token_quota(http, clock):
     assert (counts.tokens, counts.peak_tokens) == (160, 100)
 
 
-async def test_retry_delay_is_exact_for_tokens(http, clock):
+async def test_retry_delay_is_exact_for_tokens(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """There is room exactly when the 429 says, and not a moment earlier."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpm=100), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -122,7 +128,7 @@ async def test_retry_delay_is_exact_for_tokens(http, clock):
         assert await call("x" * 200)
 
 
-async def test_a_refused_request_counts_nowhere(http, clock):
+async def test_a_refused_request_counts_nowhere(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """A request refused by one quota uses none of the others."""
     quota = QuotaSpec(rpm=2, tpm=100, rpd=2)
     async with GeminiEmulator(default_quota=quota, clock=clock) as emulator:
@@ -141,7 +147,9 @@ async def test_a_refused_request_counts_nowhere(http, clock):
     ],
     ids=["winter", "the eve of spring forward", "spring forward", "fall back"],
 )
-async def test_the_day_ends_at_pacific_midnight(http, noon, hours):
+async def test_the_day_ends_at_pacific_midnight(
+    http: aiohttp.ClientSession, noon: float, hours: float
+) -> None:
     """A quota per day resets exactly at midnight in Los Angeles, on days of any length."""
     clock = ManualClock(noon)
     async with GeminiEmulator(default_quota=QuotaSpec(rpd=2, tpd=1000), clock=clock) as emulator:
@@ -153,7 +161,7 @@ async def test_the_day_ends_at_pacific_midnight(http, noon, hours):
         assert await call.burst(3) == 2
 
 
-async def test_tokens_per_day(http, clock):
+async def test_tokens_per_day(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """Tokens per day add up across minutes."""
     async with GeminiEmulator(default_quota=QuotaSpec(tpd=3), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -164,7 +172,7 @@ async def test_tokens_per_day(http, clock):
     assert accepted == [True, True, True, False]
 
 
-async def test_keys_of_one_project_share_its_quota(http, clock):
+async def test_keys_of_one_project_share_its_quota(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """Two keys of a project share one quota per model; other projects and models have their own."""
     keys = {"k1": "p", "k2": "p", "k3": "q"}
     async with GeminiEmulator(keys=keys, default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
@@ -181,9 +189,12 @@ async def test_keys_of_one_project_share_its_quota(http, clock):
         assert emulator.by_model[MODEL].accepted == 2
 
 
-async def test_quotas_by_model_and_by_project(http, clock):
+async def test_quotas_by_model_and_by_project(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """The quota of a (project, model) wins over the model's, which wins over the default."""
-    quotas = {"narrow": QuotaSpec(rpm=2), ("q", "narrow"): QuotaSpec(rpm=0)}
+    quotas: dict[str | tuple[str, str], QuotaSpec] = {
+        "narrow": QuotaSpec(rpm=2),
+        ("q", "narrow"): QuotaSpec(rpm=0),
+    }
     async with GeminiEmulator(
         keys={"k": "p", "l": "q"}, quotas=quotas, default_quota=QuotaSpec(rpm=3), clock=clock
     ) as emulator:
@@ -197,7 +208,7 @@ async def test_quotas_by_model_and_by_project(http, clock):
         assert [await call(model="narrow", key="l") for _ in range(2)] == [True, False]
 
 
-async def test_without_keys_every_key_is_a_project(http, clock):
+async def test_without_keys_every_key_is_a_project(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """Without declared keys each key is its own project, with a name that does not show the key."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -206,7 +217,7 @@ async def test_without_keys_every_key_is_a_project(http, clock):
         assert set(emulator.by_bucket) == {("project-1", MODEL), ("project-2", MODEL)}
 
 
-async def test_arrivals_are_logged(http, clock):
+async def test_arrivals_are_logged(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """The log records the time and tokens of each request, and whether it was accepted."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock, log_size=2) as emulator:
         call = Caller(http, emulator)
@@ -224,7 +235,7 @@ async def test_arrivals_are_logged(http, clock):
         assert emulator.peak() == {("project-1", MODEL): 1}
 
 
-async def test_peak_of_any_window(http, clock):
+async def test_peak_of_any_window(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """A peak counts accepted requests in a span that includes its first moment and not its last."""
     async with GeminiEmulator(clock=clock) as emulator:
         call = Caller(http, emulator)
@@ -235,11 +246,11 @@ async def test_peak_of_any_window(http, clock):
         assert [emulator.peak(window)[key] for window in (5, 5.1, 15.1, 60)] == [1, 2, 4, 5]
 
 
-async def test_clock_set_back(http):
+async def test_clock_set_back(http: aiohttp.ClientSession) -> None:
     """A system clock that is set back does not bring quota back."""
 
     class Backwards(ManualClock):
-        def time(self):
+        def time(self) -> float:
             return 1e9 + next(times)
 
     times = iter([100.0, 30.0, 150.0])
@@ -248,7 +259,7 @@ async def test_clock_set_back(http):
         assert [await call(), await call(), await call()] == [True, False, False]
 
 
-async def test_reset(http, clock):
+async def test_reset(http: aiohttp.ClientSession, clock: ManualClock) -> None:
     """A reset clears the counters and restores the whole quota."""
     async with GeminiEmulator(default_quota=QuotaSpec(rpm=1), clock=clock) as emulator:
         call = Caller(http, emulator)

@@ -1,27 +1,37 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
 import pytest
 from google.genai import errors
+from google.genai.errors import APIError
+from google.genai.models import AsyncModels
 
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.testing import ManualClock
+
+if TYPE_CHECKING:
+    from tests.emulator.conftest import OpenSDK
+
 
 MODEL = "gemini-test"
 KEY = "AIza-test-key"
 
 
-async def failure(models, contents="hello", model=MODEL):
+async def failure(models: AsyncModels, contents: str = "hello", model: str = MODEL) -> APIError:
     with pytest.raises(errors.APIError) as caught:
         await models.generate_content(model=model, contents=contents)
     assert KEY not in str(caught.value)
     return caught.value
 
 
-def detail(error, name):
+def detail(error: APIError, name: str) -> Any:
     (found,) = (item for item in error.details["error"]["details"] if item["@type"].endswith(f".{name}"))
     return found
 
 
-async def test_unknown_key(sdk):
+async def test_unknown_key(sdk: OpenSDK) -> None:
     """An undeclared key is answered as the real API answers an invalid one."""
     async with GeminiEmulator(keys={"another": "p"}) as emulator, sdk(emulator) as models:
         error = await failure(models)
@@ -30,23 +40,24 @@ async def test_unknown_key(sdk):
     assert detail(error, "ErrorInfo")["reason"] == "API_KEY_INVALID"
 
 
-async def test_missing_key(http):
+async def test_missing_key(http: aiohttp.ClientSession) -> None:
     """A request without a key is denied."""
     async with GeminiEmulator() as emulator, http.get(f"{emulator.url}/v1/models") as response:
         assert response.status == 403
         assert (await response.json())["error"]["status"] == "PERMISSION_DENIED"
 
 
-async def test_unknown_model(sdk):
+async def test_unknown_model(sdk: OpenSDK) -> None:
     """An undeclared model is not found, and uses no quota."""
     async with GeminiEmulator(models=["a"]) as emulator, sdk(emulator) as models:
         error = await failure(models)
         assert emulator.accepted == 0
     assert (error.code, error.status) == (404, "NOT_FOUND")
+    assert error.message is not None
     assert "models/gemini-test is not found for API version v1beta" in error.message
 
 
-async def test_too_many_tokens(sdk):
+async def test_too_many_tokens(sdk: OpenSDK) -> None:
     """A prompt over the limit is an invalid argument that states both numbers, and uses quota."""
     async with GeminiEmulator(input_token_limit=10) as emulator, sdk(emulator) as models:
         error = await failure(models, "x" * 44)
@@ -56,7 +67,7 @@ async def test_too_many_tokens(sdk):
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b"{}", b'{"contents": []}', b'{"contents": null}'])
-async def test_invalid_body(http, data):
+async def test_invalid_body(http: aiohttp.ClientSession, data: bytes) -> None:
     """A body that is not a request is an invalid argument, and uses no quota."""
     async with GeminiEmulator() as emulator:
         url = f"{emulator.url}/v1/models/{MODEL}:generateContent?key=k"
@@ -75,7 +86,9 @@ async def test_invalid_body(http, data):
         (QuotaSpec(tpd=1), "GenerateContentInputTokensPerModelPerDay-FreeTier", "input_token_count", "1"),
     ],
 )
-async def test_quota_failure(sdk, clock, *, spec, quota_id, metric, limit):
+async def test_quota_failure(
+    sdk: OpenSDK, clock: ManualClock, *, spec: QuotaSpec, quota_id: str, metric: str, limit: str
+) -> None:
     """A 429 states the exceeded quota, its limit, and when to retry."""
     async with GeminiEmulator(default_quota=spec, clock=clock) as emulator, sdk(emulator) as models:
         await models.generate_content(model=MODEL, contents="hello")
@@ -92,17 +105,19 @@ async def test_quota_failure(sdk, clock, *, spec, quota_id, metric, limit):
     ]
     assert detail(error, "RetryInfo")["retryDelay"] == "36.4s"
     assert detail(error, "Help")["links"]
+    assert error.message is not None
     assert error.message.startswith("You exceeded your current quota")
     assert error.message.endswith("Please retry in 36.4s.")
 
 
-async def test_quota_failure_names_every_violation(sdk):
+async def test_quota_failure_names_every_violation(sdk: OpenSDK) -> None:
     """A limit of 0 is quotaValue "0" in every violation, with a short delay that does not help."""
     spec = QuotaSpec(rpm=0, tpm=0, rpd=0)
     async with GeminiEmulator(default_quota=spec) as emulator, sdk(emulator) as models:
         error = await failure(models)
     violations = detail(error, "QuotaFailure")["violations"]
     assert [violation["quotaValue"] for violation in violations] == ["0", "0", "0"]
+    assert error.message is not None
     assert error.message.count("limit: 0, model: gemini-test") == 3
     assert 0 < float(detail(error, "RetryInfo")["retryDelay"].removesuffix("s")) <= 60
 
@@ -121,7 +136,7 @@ async def test_quota_failure_names_every_violation(sdk):
         (504, "DEADLINE_EXCEEDED", errors.ServerError),
     ],
 )
-async def test_error_statuses(sdk, code, status, kind):
+async def test_error_statuses(sdk: OpenSDK, code: int, status: str, kind: type[APIError]) -> None:
     """Every status has its usual body; those from 500 use quota, the others do not."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(Fault.status(code))
@@ -134,7 +149,7 @@ async def test_error_statuses(sdk, code, status, kind):
 
 
 @pytest.mark.parametrize("fault", [Fault.status(429), Fault.list_429()], ids=["status", "list"])
-async def test_the_429_of_a_fault_is_for_a_minute(sdk, fault):
+async def test_the_429_of_a_fault_is_for_a_minute(sdk: OpenSDK, fault: Fault) -> None:
     """It names requests per minute and a delay, and states no limit in its details or message."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         emulator.inject(fault)
@@ -148,7 +163,7 @@ async def test_the_429_of_a_fault_is_for_a_minute(sdk, fault):
     assert message.endswith("Please retry in 36.4s.")
 
 
-async def test_suspended_consumer(sdk):
+async def test_suspended_consumer(sdk: OpenSDK) -> None:
     """A fault for one key does not affect other keys."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models, sdk(emulator, "other") as others:
         emulator.inject(Fault.status(403), key=KEY)
@@ -158,7 +173,7 @@ async def test_suspended_consumer(sdk):
     assert response.text
 
 
-async def test_no_key_in_any_reply(http):
+async def test_no_key_in_any_reply(http: aiohttp.ClientSession) -> None:
     """No header, body or repr contains the key, for any request and fault."""
     keys = {KEY: "project"}
     faults = [Fault.status(code) for code in (400, 401, 403, 404, 429, 500, 503, 504)]
@@ -186,7 +201,7 @@ async def test_no_key_in_any_reply(http):
     assert KEY not in "".join(seen)
 
 
-def test_a_project_is_not_called_like_a_key():
+def test_a_project_is_not_called_like_a_key() -> None:
     """A project with the name of a key would show it, so it is an error, which does not show it."""
     with pytest.raises(ValueError, match="name of a key") as caught:
         GeminiEmulator(keys={KEY: KEY})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +20,9 @@ from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Sharded
 from llm_router.testing import FakeProvider, ManualClock
 
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
 WORKLOADS = ("light", "medium", "heavy")
 
 MakeDeployment = Callable[..., Deployment]
@@ -31,17 +34,15 @@ MakeSend = Callable[..., SendState]
 
 
 @pytest.fixture
-def make_deployment(pools: Any) -> MakeDeployment:
+def make_deployment(pools: Pools) -> MakeDeployment:
     """Make a deployment with a key of its own."""
-    make: MakeDeployment = pools.one
-    return make
+    return pools.one
 
 
 @pytest.fixture
-def make_deployments(pools: Any) -> MakeDeployments:
+def make_deployments(pools: Pools) -> MakeDeployments:
     """Make several deployments, each with a key of its own."""
-    make: MakeDeployments = pools.many
-    return make
+    return pools.many
 
 
 @pytest.fixture

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_router import MemoryStore, ProviderError, Router
 from llm_router.engine.backoff import LONGEST_SLEEP, SHORTEST_SLEEP, ProbeBackoff
-from llm_router.testing import FakeProvider
+from llm_router.stores import Decision
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
 
-def test_the_first_sleep_is_until_there_is_room():
+def test_the_first_sleep_is_until_there_is_room() -> None:
     """The first sleep ends when there is room, or is as short as possible if there is room now."""
     assert ProbeBackoff().until(100.0, 160.3) == 160.3
     assert 100.0 + SHORTEST_SLEEP / 2 <= ProbeBackoff().until(100.0, 100.0) <= 100.0 + 1.5 * SHORTEST_SLEEP
@@ -25,7 +31,7 @@ def _after_failures(count: int) -> ProbeBackoff:
     return backoff
 
 
-def test_it_grows_with_failures_and_shrinks_with_successes():
+def test_it_grows_with_failures_and_shrinks_with_successes() -> None:
     """Within its bounds, a failure doubles the sleep, and a success adds one try per second."""
     backoff = _after_failures(20)
     assert all(LONGEST_SLEEP / 2 <= backoff.until(0.0, 0.0) <= 1.5 * LONGEST_SLEEP for _ in range(20))
@@ -38,7 +44,7 @@ def test_it_grows_with_failures_and_shrinks_with_successes():
 
 
 @pytest.mark.parametrize("wait", [0.05, 0.5, 5.0])
-def test_a_deadline_does_not_pass_unused(wait):
+def test_a_deadline_does_not_pass_unused(wait: float) -> None:
     """However long the sleep has grown, there is a try right before the deadline."""
     backoff, now, tries = _after_failures(20), 0.0, 0
     while (until := backoff.until(now, 0.0, wait)) < wait:
@@ -51,13 +57,15 @@ def test_a_deadline_does_not_pass_unused(wait):
 class _Counting(MemoryStore):
     reserves = 0
 
-    async def reserve(self, *args):
+    async def reserve(self, *args: Any) -> Decision:
         self.reserves += 1
         return await super().reserve(*args)
 
 
 @pytest.mark.slow
-async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_router, pools, clock):
+async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """Quota comes back ten times a second for one of twenty routers: all is used, and few ask in vain."""
     store, keys = _Counting(clock=clock), pools.many(40, rpm=15)
     first = make_router(keys, store=store)
@@ -76,7 +84,7 @@ async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_route
     await asyncio.gather(*sends, return_exceptions=True)
 
 
-async def test_quota_that_comes_back_early_makes_no_request_late(pools, clock):
+async def test_quota_that_comes_back_early_makes_no_request_late(pools: Pools, clock: ManualClock) -> None:
     """A head that early quota woke in vain still has its turn at the time it was given."""
     provider = FakeProvider(clock=clock)
     async with Router([pools.one(rpm=None, tpm=1_000)], provider=provider, clock=clock) as router:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from llm_router import MemoryStore, Router
+from llm_router import Deployment, MemoryStore, Reply, Request, Router
 from llm_router.engine.timing import finish
 from llm_router.testing import FakeProvider
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
 
 class SlowStore(MemoryStore):
     """A store that suspends before and after it acts, like a remote one; no action is cut short."""
 
-    async def _slowly(self, work, *args):
+    async def _slowly(self, work: Callable[..., Any], *args: Any) -> Any:
         await asyncio.sleep(0)
 
-        async def act():
+        async def act() -> Any:
             await asyncio.sleep(0)
             return await work(*args)
 
@@ -27,26 +32,26 @@ class SlowStore(MemoryStore):
         await asyncio.sleep(0)
         return result
 
-    async def reserve(self, *args):
+    async def reserve(self, *args: Any) -> Any:
         return await self._slowly(super().reserve, *args)
 
-    async def settle(self, *args):
+    async def settle(self, *args: Any) -> Any:
         return await self._slowly(super().settle, *args)
 
-    async def cool_down(self, *args):
+    async def cool_down(self, *args: Any) -> Any:
         return await self._slowly(super().cool_down, *args)
 
 
 class SlowProvider(FakeProvider):
     """A provider that suspends a few times."""
 
-    async def generate(self, deployment, request, launched):
+    async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
         for _ in range(3):
             await asyncio.sleep(0)
         return await super().generate(deployment, request, launched)
 
 
-async def _cancel_after(steps: int, work) -> bool:
+async def _cancel_after(steps: int, work: Coroutine[Any, Any, Any]) -> bool:
     """Run ``work`` for ``steps`` steps of the loop, cancel it, and return whether it was cut short."""
     task = asyncio.ensure_future(work)
     for _ in range(steps):
@@ -60,7 +65,7 @@ async def _cancel_after(steps: int, work) -> bool:
 
 
 @pytest.mark.parametrize("store_type", [MemoryStore, SlowStore])
-async def test_cancelling_at_every_await_leaves_nothing(pools, store_type):
+async def test_cancelling_at_every_await_leaves_nothing(pools: Pools, store_type: type[MemoryStore]) -> None:
     """A send cancelled after 0, 1, 2, … steps leaves no reservation, and is really cancelled."""
     cut = 0
     for steps in range(40):
@@ -74,7 +79,9 @@ async def test_cancelling_at_every_await_leaves_nothing(pools, store_type):
 
 
 @pytest.mark.parametrize("store_type", [MemoryStore, SlowStore])
-async def test_a_send_cancelled_before_it_was_sent_uses_nothing(pools, store_type):
+async def test_a_send_cancelled_before_it_was_sent_uses_nothing(
+    pools: Pools, store_type: type[MemoryStore]
+) -> None:
     """If the provider was not called yet, all quota is returned; after that it counts as used."""
     for steps in range(30):
         store, provider = store_type(), SlowProvider()
@@ -88,7 +95,7 @@ async def test_a_send_cancelled_before_it_was_sent_uses_nothing(pools, store_typ
         assert used >= len(provider.calls)
 
 
-async def test_an_anyio_scope_cancels_a_send(pools):
+async def test_an_anyio_scope_cancels_a_send(pools: Pools) -> None:
     """Level cancellation leaves nothing behind either."""
     for steps in range(12):
         store = SlowStore()
@@ -104,11 +111,11 @@ async def test_an_anyio_scope_cancels_a_send(pools):
         assert "0 reservations" in repr(store)
 
 
-async def test_finish_runs_to_the_end_and_then_delivers_the_cancellation():
+async def test_finish_runs_to_the_end_and_then_delivers_the_cancellation() -> None:
     """Shielded work runs to its end; its caller is cancelled afterwards."""
     done = []
 
-    async def work():
+    async def work() -> None:
         for _ in range(5):
             await asyncio.sleep(0)
         done.append(True)
@@ -117,13 +124,13 @@ async def test_finish_runs_to_the_end_and_then_delivers_the_cancellation():
     assert done == [True]
 
 
-async def test_finish_returns_and_raises_what_the_work_does():
+async def test_finish_returns_and_raises_what_the_work_does() -> None:
     """Without a cancellation ``finish`` is a plain await."""
 
-    async def answer():
+    async def answer() -> int:
         return 42
 
-    async def fail():
+    async def fail() -> None:
         await asyncio.sleep(0)
         raise KeyError("x")
 

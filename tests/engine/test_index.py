@@ -4,42 +4,57 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from llm_router import LeastLoaded
+from llm_router import Candidate, LeastLoaded
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.search import soonest
 from llm_router.stores.base import Decision, Refusal
 
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.engine.conftest import MakeOrder, MakePool
 
-def _ids(states):
+
+def _ids(states: Iterable[DeploymentState]) -> list[str]:
     return [state.deployment.key.key_id for state in states]
 
 
-def test_a_small_tier_is_on_the_shortlist_as_a_whole(pools, make_pool, make_order):
+def test_a_small_tier_is_on_the_shortlist_as_a_whole(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """Up to eight deployments are all on the shortlist."""
     pool = make_pool(pools.many(8))
     assert len(set(_ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)))) == 8
 
 
-def test_every_deployment_of_a_large_tier_gets_a_turn(pools, make_pool, make_order):
+def test_every_deployment_of_a_large_tier_gets_a_turn(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """The window moves on, so that each of many deployments is offered first once per round."""
     pool = make_pool(pools.many(100))
     order = make_order(pool)
 
     class AsDrawn:
-        def order(self, candidates):
+        def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
             return candidates
 
     firsts = [_ids(order.draw(AsDrawn(), 0.0, 8))[0] for _ in range(100)]
     assert len(set(firsts)) == 100
 
 
-def test_the_lower_priority_number_comes_first_and_zero_is_a_number(pools, make_pool, make_order):
+def test_the_lower_priority_number_comes_first_and_zero_is_a_number(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """Priority 0 comes before 1, and 1 before 7."""
     pool = make_pool([pools.one(priority=p, key_id=f"p{p}") for p in (7, 1, 0)])
     assert _ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)) == ["p0", "p1", "p7"]
 
 
-def test_parked_deployments_leave_and_come_back_in_time(pools, make_pool, make_order):
+def test_parked_deployments_leave_and_come_back_in_time(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """A parked deployment is not offered before its wake time, and is from then on."""
     deployments = pools.many(3)
     pool = make_pool(deployments)
@@ -49,7 +64,9 @@ def test_parked_deployments_leave_and_come_back_in_time(pools, make_pool, make_o
     assert deployments[0].key.key_id in _ids(order.draw(LeastLoaded(), 50.0, 8))
 
 
-def test_a_refusal_of_a_large_request_parks_nothing(pools, make_pool, make_order):
+def test_a_refusal_of_a_large_request_parks_nothing(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """A deployment that still has room for the smallest request stays ready."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
@@ -57,7 +74,7 @@ def test_a_refusal_of_a_large_request_parks_nothing(pools, make_pool, make_order
     assert len(make_order(pool).draw(LeastLoaded(), 10.0, 8)) == 1
 
 
-def test_the_later_wake_time_wins(pools, make_pool, make_order):
+def test_the_later_wake_time_wins(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """Parking for a shorter time than before changes nothing."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
@@ -68,7 +85,7 @@ def test_the_later_wake_time_wins(pools, make_pool, make_order):
     assert len(order.draw(LeastLoaded(), 100.0, 8)) == 1
 
 
-def test_a_quarantine_never_ends_by_itself(pools, make_pool, make_order):
+def test_a_quarantine_never_ends_by_itself(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """A quarantined deployment is offered again only when it is roused."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
@@ -79,7 +96,7 @@ def test_a_quarantine_never_ends_by_itself(pools, make_pool, make_order):
     assert len(order.draw(LeastLoaded(), 1e12, 8)) == 1
 
 
-def test_soonest_agrees_with_sorting(pools, make_pool, make_order):
+def test_soonest_agrees_with_sorting(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """The k parked states that wake first are found without sorting all of them."""
     chance = random.Random(7)
     deployments = pools.many(200)
@@ -94,7 +111,9 @@ def test_soonest_agrees_with_sorting(pools, make_pool, make_order):
     assert soonest(order, 8) == parked[:8]
 
 
-def test_random_parking_keeps_the_arrays_whole(pools, make_pool, make_order):
+def test_random_parking_keeps_the_arrays_whole(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """However states come and go, each is either parked or ready exactly once."""
     chance = random.Random(11)
     deployments = [pools.one(priority=chance.randrange(3)) for _ in range(40)]
@@ -113,7 +132,9 @@ def test_random_parking_keeps_the_arrays_whole(pools, make_pool, make_order):
         assert all(state.wakes_at > now for state in pool if state.is_parked)
 
 
-def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools, make_pool, make_order):
+def test_least_loaded_prefers_the_larger_share_and_the_healthy(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """Within a priority the larger remaining share comes first; one that failed lately comes last."""
     pool = make_pool([pools.one(key_id=name) for name in ("full", "empty", "sick")])
     full, empty, sick = pool
@@ -123,7 +144,9 @@ def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools, make_pool,
     assert full.headroom == 1.0
 
 
-def test_the_daily_share_does_not_recover_by_the_minute(pools, make_pool, make_order):
+def test_the_daily_share_does_not_recover_by_the_minute(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """A deployment short of its daily quota stays behind, however long it is not used."""
     pool = make_pool([pools.one(key_id=name) for name in ("short-of-day", "fresh")])
     short, _ = pool

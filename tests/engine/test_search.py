@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import LeastLoaded, MemoryStore
+from llm_router import Demand, Deployment, LeastLoaded, MemoryStore, Router
+from llm_router.engine.index import DeploymentState, FallbackOrder, ReadyRing
+from llm_router.engine.pool import Pool
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, ranking, retry_at
+from llm_router.stores import Decision
 from llm_router.stores.base import Refusal
+from llm_router.testing import ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.engine.conftest import MakeOrder, MakePool
+
 
 NOW = 1_000.0
 
@@ -23,17 +34,17 @@ class Asking:
             this request has to wait for 40 s.
     """
 
-    def __init__(self, pool, order, wake_after):
+    def __init__(self, pool: Pool, order: FallbackOrder, wake_after: float) -> None:
         self.now = NOW
         self.order = order
-        self.refused = {}
+        self.refused: dict[DeploymentState, Refusal] = {}
         self._pool = pool
         self._wake_after = wake_after
 
-    def time(self):
+    def time(self) -> float:
         return self.now
 
-    def lists(self):
+    def lists(self) -> Iterator[Sequence[DeploymentState]]:
         """Yield list after list, each refused before the next is requested."""
         shortlist = self.order.draw(LeastLoaded(), self.now, FIRST_CANDIDATES)
         if shortlist:
@@ -41,7 +52,7 @@ class Asking:
         for states in further(self.order, LeastLoaded(), self.time, self.refused):
             yield self._refuse(states)
 
-    def _refuse(self, states):
+    def _refuse(self, states: Sequence[DeploymentState]) -> Sequence[DeploymentState]:
         for state in states:
             assert state not in self.refused
             wake_at = self.now + self._wake_after
@@ -51,7 +62,9 @@ class Asking:
 
 
 @pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
-def test_lists_grow_until_every_deployment_was_asked(pools, make_pool, make_order, wake_after):
+def test_lists_grow_until_every_deployment_was_asked(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder, wake_after: float
+) -> None:
     """The lists grow up to the maximum; no deployment is asked twice, and none is left out."""
     pool = make_pool(pools.many(300))
     asking = Asking(pool, make_order(pool), wake_after)
@@ -66,7 +79,9 @@ def test_lists_grow_until_every_deployment_was_asked(pools, make_pool, make_orde
 
 
 @pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
-def test_the_fallback_order_holds_over_all_lists(pools, make_pool, make_order, wake_after):
+def test_the_fallback_order_holds_over_all_lists(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder, wake_after: float
+) -> None:
     """The nearest workload comes first, then the lower priority number, however long the lists are."""
     deployments = [
         pools.one(workload=workload, priority=priority)
@@ -81,7 +96,9 @@ def test_the_fallback_order_holds_over_all_lists(pools, make_pool, make_order, w
     assert len(order) == 180
 
 
-def test_those_that_wake_first_complete_the_list(pools, make_pool, make_order):
+def test_those_that_wake_first_complete_the_list(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """After the ready deployments come the parked ones that wake before those that refused have room."""
     deployments = pools.many(20)
     pool = make_pool(deployments)
@@ -101,8 +118,8 @@ def test_those_that_wake_first_complete_the_list(pools, make_pool, make_order):
     [("rpm", 0.09, False), ("rpd", 0.0, False), ("rpm", 0.11, True), ("tpm", 0.0, True)],
 )
 def test_one_that_refused_any_request_a_moment_ago_is_not_asked_again(
-    pools, make_pool, make_order, reason, ago, is_asked
-):
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder, reason: str, ago: float, is_asked: bool
+) -> None:
     """Its refusal is reported instead, so that not each of many requests asks every deployment."""
     deployments = pools.many(20)
     pool = make_pool(deployments)
@@ -118,13 +135,17 @@ def test_one_that_refused_any_request_a_moment_ago_is_not_asked_again(
         assert retry_at(asking.order, NOW, asking.refused) == NOW + 1.0
 
 
-async def test_a_crowd_that_is_refused_asks_each_deployment_once(make_router, pools, clock):
+async def test_a_crowd_that_is_refused_asks_each_deployment_once(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """A hundred hopeless requests cost the store hardly more than one, and get the same answer."""
 
     class Counting(MemoryStore):
         looks = 0
 
-        async def reserve(self, reservation_id, candidates, *args):
+        async def reserve(
+            self, reservation_id: str, candidates: Sequence[Deployment], *args: Any
+        ) -> Decision:
             decision = await super().reserve(reservation_id, candidates, *args)
             self.looks += len(decision.refusals)
             return decision
@@ -140,7 +161,7 @@ async def test_a_crowd_that_is_refused_asks_each_deployment_once(make_router, po
         assert all(outcome.retry_after == pytest.approx(59.3) for outcome in outcomes)
 
 
-def test_all_of_many_parked_ones_are_asked(pools, make_pool, make_order):
+def test_all_of_many_parked_ones_are_asked(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """A large request asks every parked deployment that may have room for it, the first to wake first."""
     deployments = pools.many(500)
     pool = make_pool(deployments)
@@ -151,7 +172,7 @@ def test_all_of_many_parked_ones_are_asked(pools, make_pool, make_order):
     assert asked == deployments
 
 
-def test_one_that_wakes_meanwhile_is_asked(pools, make_pool, make_order):
+def test_one_that_wakes_meanwhile_is_asked(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """A deployment that becomes ready while others are being asked is asked, too."""
     deployments = pools.many(9)
     pool = make_pool(deployments)
@@ -164,7 +185,9 @@ def test_one_that_wakes_meanwhile_is_asked(pools, make_pool, make_order):
     assert next(lists, None) is None
 
 
-def test_one_avoided_by_this_process_is_not_asked(pools, make_pool, make_order):
+def test_one_avoided_by_this_process_is_not_asked(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """It is not asked, and its end is the time to retry if that is before those that refused have room."""
     deployments = pools.many(2)
     pool = make_pool(deployments)
@@ -174,7 +197,7 @@ def test_one_avoided_by_this_process_is_not_asked(pools, make_pool, make_order):
     assert retry_at(asking.order, NOW, asking.refused) == NOW + 5.0
 
 
-def test_no_deployment_will_ever_have_room(pools, make_pool, make_order):
+def test_no_deployment_will_ever_have_room(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """If every deployment is quarantined none is asked, and waiting does not help."""
     deployments = pools.many(2)
     pool = make_pool(deployments)
@@ -188,16 +211,20 @@ def test_no_deployment_will_ever_have_room(pools, make_pool, make_order):
 class Counting(MemoryStore):
     """A store that records how many candidates it was given."""
 
-    def __init__(self, clock):
+    def __init__(self, clock: ManualClock) -> None:
         super().__init__(clock=clock)
-        self.sizes = []
+        self.sizes: list[int] = []
 
-    async def reserve(self, reservation_id, candidates, demand, ttl):
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
         self.sizes.append(len(candidates))
         return await super().reserve(reservation_id, candidates, demand, ttl)
 
 
-async def test_the_last_of_many_with_room_is_found(make_router, pools, clock):
+async def test_the_last_of_many_with_room_is_found(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """However many refuse, a request fails only when none has room, and no list exceeds the maximum."""
     deployments = pools.many(700, rpm=1)
     store = Counting(clock)
@@ -214,15 +241,17 @@ async def test_the_last_of_many_with_room_is_found(make_router, pools, clock):
         assert response.retry_after == pytest.approx(60.3)
 
 
-def test_ranking_changes_nothing(pools, make_pool, make_order):
+def test_ranking_changes_nothing(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
     """The ranking has every tier in order, and changes neither cursors nor parked deployments."""
     light, heavy = pools.many(3, workload="light"), pools.many(2, "model-b", "heavy", priority=0)
     pool = make_pool([*light, *heavy])
     pool.park(light[0].model_scope, NOW + 10.0, "spent")
     order = make_order(pool, "light")
 
-    def snapshot():
-        cursors = [ring.cursor for group in order.groups for _, ring in group.ready]
+    def snapshot() -> tuple[list[int], list[tuple[int, float, int]]]:
+        rings = [ring for group in order.groups for _, ring in group.ready]
+        cursors = [ring.cursor for ring in rings if isinstance(ring, ReadyRing)]
+        assert len(cursors) == len(rings)
         return cursors, [(state.ring_index, state.headroom, state.distance) for state in pool]
 
     before = snapshot()
@@ -234,7 +263,9 @@ def test_ranking_changes_nothing(pools, make_pool, make_order):
     assert snapshot() == before
 
 
-def test_a_provider_that_cannot_be_reached_is_not_asked(pools, make_pool, make_order):
+def test_a_provider_that_cannot_be_reached_is_not_asked(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder
+) -> None:
     """An open circuit breaker takes out its own provider only, and has the time of the next try."""
     near = pools.many(2)
     far = [pools.one(provider="other") for _ in range(2)]

@@ -6,7 +6,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -132,7 +132,9 @@ async def used(store: MemoryStore, deployment: Deployment) -> list[int]:
     return [quota.used for quota in snapshot.quotas]
 
 
-async def finished(clock: ManualClock, send: Any, seconds: float = 1_000.0) -> Response:
+async def finished(
+    clock: ManualClock, send: Coroutine[Any, Any, Response], seconds: float = 1_000.0
+) -> Response:
     """Run a send until ``seconds`` have passed, and return its response."""
     task: asyncio.Task[Response] = asyncio.create_task(send)
     await clock.advance(seconds)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -13,33 +15,40 @@ from llm_router import (
     Chunk,
     Cooldown,
     DeadlineExceededError,
+    Deployment,
     InvalidRequestError,
     MemoryStore,
     Metric,
     ProviderError,
     Quota,
     QuotaExhaustedError,
+    RateLimitStore,
     Refill,
     Reply,
+    Request,
     Response,
     Router,
     RouterClosedError,
+    Stream,
     UnknownModelError,
     Usage,
 )
 from llm_router.providers.base import FailureKind, StreamingProvider
-from llm_router.testing import FakeProvider
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
 
-def failure(kind=FailureKind.SERVER, **fields) -> ProviderError:
+def failure(kind: Any = FailureKind.SERVER, **fields: Any) -> ProviderError:
     return ProviderError("it failed", kind=kind, **fields)
 
 
-async def read(stream) -> list[str]:
+async def read(stream: Stream) -> list[str]:
     return [chunk.text async for chunk in stream]
 
 
-async def used(store, deployment) -> list[int]:
+async def used(store: RateLimitStore, deployment: Deployment) -> list[int]:
     [snapshot] = await store.snapshot([deployment])
     return [quota.used for quota in snapshot.quotas]
 
@@ -47,7 +56,9 @@ async def used(store, deployment) -> list[int]:
 # --- an answer ----------------------------------------------------------------------------------------
 
 
-async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(make_router, provider, pools):
+async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """The answer comes in chunks; the response has all of them, the usage and the one attempt."""
     provider.by_key["k"] = deque(["one two three"])
     async with make_router([pools.one(key_id="k")]) as router:
@@ -63,7 +74,7 @@ async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(make_router
     assert (response.attempts, len(response.attempt_log), response.error) == (1, 1, None)
 
 
-async def test_a_stream_may_be_collected(make_router, pools):
+async def test_a_stream_may_be_collected(make_router: Callable[..., Router], pools: Pools) -> None:
     """``collect`` works from the start or in the middle, any number of times."""
     async with make_router([pools.one()]) as router, router.stream("a b c") as stream:
         assert (await anext(stream)).text == "echo: "
@@ -73,7 +84,7 @@ async def test_a_stream_may_be_collected(make_router, pools):
         assert await read(stream) == []
 
 
-async def test_quota_is_settled_with_what_was_counted(pools):
+async def test_quota_is_settled_with_what_was_counted(pools: Pools) -> None:
     """The usage of the last chunk settles the quota as soon as it has come."""
     store, deployment = MemoryStore(), pools.one(tpm=1_000)
     pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
@@ -84,7 +95,7 @@ async def test_quota_is_settled_with_what_was_counted(pools):
         assert await used(store, deployment) == [1, 700]
 
 
-async def test_an_answer_that_is_read_slowly_is_still_settled(pools, clock):
+async def test_an_answer_that_is_read_slowly_is_still_settled(pools: Pools, clock: ManualClock) -> None:
     """The reservation outlives the timeout, which is for each chunk."""
     store = MemoryStore(clock=clock)
     deployment = attrs.evolve(pools.one(), quotas=(Quota(Metric.TPD, 1_000, Refill.DAILY),))
@@ -100,20 +111,22 @@ async def test_an_answer_that_is_read_slowly_is_still_settled(pools, clock):
         assert await used(store, deployment) == [900]
 
 
-async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
+async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools: Pools) -> None:
     """The answer of an adapter that does not stream comes as one chunk."""
 
     class Plain:
-        async def generate(self, deployment, request, launched):
+        async def generate(
+            self, deployment: Deployment, request: Request, launched: Callable[[], None]
+        ) -> Reply:
             return Reply(f"all of {request.contents}", finish_reason="STOP")
 
-        def validate(self, request):
+        def validate(self, request: Request) -> None:
             """Accept it."""
 
-        def estimate_tokens(self, request):
+        def estimate_tokens(self, request: Request) -> int:
             return 1
 
-        async def aclose(self):
+        async def aclose(self) -> None:
             """Do nothing."""
 
     assert not isinstance(Plain(), StreamingProvider)
@@ -125,7 +138,9 @@ async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
 # --- failures -----------------------------------------------------------------------------------------
 
 
-async def test_another_key_is_tried_until_the_first_chunk(make_router, provider, pools):
+async def test_another_key_is_tried_until_the_first_chunk(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A stream that has not begun handles failures as a send does."""
     provider.by_key["bad"] = deque([failure()])
     keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
@@ -135,7 +150,9 @@ async def test_another_key_is_tried_until_the_first_chunk(make_router, provider,
     assert len(provider.calls) == stream.response.attempts == 2
 
 
-async def test_an_interrupted_answer_is_not_restarted(make_router, provider, pools, clock):
+async def test_an_interrupted_answer_is_not_restarted(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """The caller keeps the chunks; the failure is raised and recorded, and its deployment is avoided."""
     provider.by_key["bad"] = deque([["one ", failure()]])
     keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
@@ -153,7 +170,9 @@ async def test_an_interrupted_answer_is_not_restarted(make_router, provider, poo
         assert (await router.send("y")).key_id == "good"
 
 
-async def test_every_attempt_may_fail(make_router, provider, pools):
+async def test_every_attempt_may_fail(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A stream makes as many attempts as a send; reading raises the failure, entering does not."""
     provider.by_key = {f"k{n}": deque([failure()]) for n in range(6)}
     keys = [pools.one(key_id=f"k{n}") for n in range(6)]
@@ -163,7 +182,7 @@ async def test_every_attempt_may_fail(make_router, provider, pools):
     assert stream.response.attempts == len(provider.calls) == 3
 
 
-async def test_without_room_there_is_no_stream(make_router, pools):
+async def test_without_room_there_is_no_stream(make_router: Callable[..., Router], pools: Pools) -> None:
     """A refused stream reports the refusal and the time to retry, as a send does."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
@@ -175,12 +194,14 @@ async def test_without_room_there_is_no_stream(make_router, pools):
             await read(stream)
 
 
-async def test_a_stream_may_wait_for_room(make_router, pools, clock):
+async def test_a_stream_may_wait_for_room(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
     """A stream waits for quota for up to ``max_wait``."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
 
-        async def wait():
+        async def wait() -> Response:
             async with router.stream("y", max_wait=100) as stream:
                 return await stream.collect()
 
@@ -190,7 +211,9 @@ async def test_a_stream_may_wait_for_room(make_router, pools, clock):
         assert task.result().waited == pytest.approx(60.3, abs=0.1)
 
 
-async def test_a_blocked_answer_is_a_failure(make_router, provider, pools):
+async def test_a_blocked_answer_is_a_failure(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """The chunks before the block are delivered, then it is raised."""
     provider.by_key["k"] = deque([["one ", Reply("", Usage(3), "SAFETY", blocked="SAFETY")]])
     async with make_router([pools.one(key_id="k")]) as router, router.stream("x") as stream:
@@ -201,12 +224,14 @@ async def test_a_blocked_answer_is_a_failure(make_router, provider, pools):
         assert stream.response.finish_reason == "SAFETY"
 
 
-async def test_the_timeout_is_for_each_chunk(make_router, pools, clock, provider):
+async def test_the_timeout_is_for_each_chunk(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, provider: FakeProvider
+) -> None:
     """An answer may take longer than the timeout if its chunks keep coming; a late chunk ends it."""
     provider.delay = 4.0
     async with make_router([pools.one()]) as router:
 
-        async def run(prompt):
+        async def run(prompt: str) -> Response:
             async with router.stream(prompt, timeout=5) as stream:
                 return await stream.collect()
 
@@ -222,7 +247,9 @@ async def test_the_timeout_is_for_each_chunk(make_router, pools, clock, provider
         assert provider.streaming == 0
 
 
-async def test_wrong_arguments_are_raised_on_entering(make_router, provider, pools):
+async def test_wrong_arguments_are_raised_on_entering(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """Wrong arguments raise before anything is sent, as those of a send do."""
     router = make_router([pools.one()])
     for wrong, stream in (
@@ -238,7 +265,7 @@ async def test_wrong_arguments_are_raised_on_entering(make_router, provider, poo
     assert provider.calls == []
 
 
-async def test_a_request_that_cannot_be_built_returns_its_quota(pools):
+async def test_a_request_that_cannot_be_built_returns_its_quota(pools: Pools) -> None:
     """If the provider cannot build the request, entering raises its error, and no quota is used."""
     store, deployment = MemoryStore(), pools.one()
     provider = FakeProvider([InvalidRequestError("no such field")])
@@ -252,7 +279,7 @@ async def test_a_request_that_cannot_be_built_returns_its_quota(pools):
 # --- leaving early ------------------------------------------------------------------------------------
 
 
-async def test_leaving_a_stream_ends_and_settles_it(pools):
+async def test_leaving_a_stream_ends_and_settles_it(pools: Pools) -> None:
     """The usage so far is settled; nothing is left running, and nothing reserved."""
     store, deployment = MemoryStore(), pools.one(tpm=1_000)
     pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
@@ -270,7 +297,9 @@ async def test_leaving_a_stream_ends_and_settles_it(pools):
             await anext(stream)
 
 
-async def test_a_stream_without_its_block_is_refused(make_router, provider, pools):
+async def test_a_stream_without_its_block_is_refused(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """Reading a stream outside its block is an error, because nothing would end it."""
     async with make_router([pools.one()]) as router:
         stream = router.stream("x")
@@ -281,7 +310,9 @@ async def test_a_stream_without_its_block_is_refused(make_router, provider, pool
     assert provider.calls == []
 
 
-async def test_a_stream_is_read_once(make_router, provider, pools):
+async def test_a_stream_is_read_once(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A stream that was left cannot be entered again."""
     async with make_router([pools.one()]) as router:
         stream = router.stream("x")
@@ -292,13 +323,13 @@ async def test_a_stream_is_read_once(make_router, provider, pools):
     assert len(provider.calls) == 1
 
 
-async def _read_and_fail(router):
+async def _read_and_fail(router: Router) -> None:
     async with router.stream("a b c") as stream:
         await anext(stream)
         raise KeyError
 
 
-async def test_an_error_of_the_caller_ends_the_stream(pools):
+async def test_an_error_of_the_caller_ends_the_stream(pools: Pools) -> None:
     """An exception in the block passes through, and everything is settled."""
     store, provider = MemoryStore(), FakeProvider()
     async with Router([pools.one()], store=store, provider=provider) as router:
@@ -309,17 +340,19 @@ async def test_an_error_of_the_caller_ends_the_stream(pools):
 
 
 @pytest.mark.parametrize("suspends", [False, True])
-async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
+async def test_cancelling_at_every_await_leaves_nothing(pools: Pools, suspends: bool) -> None:
     """A stream cancelled after 0, 1, 2, … steps leaves no reservation or call, and is really cancelled."""
 
     class Slow(FakeProvider):
-        async def stream(self, *args):
-            async for reply in super().stream(*args):
+        async def stream(
+            self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+        ) -> AsyncGenerator[Reply]:
+            async for reply in super().stream(deployment, request, dispatched):
                 if suspends:
                     await asyncio.sleep(0)
                 yield reply
 
-    async def consume(router):
+    async def consume(router: Router) -> None:
         async with router.stream("a b c d") as stream:
             async for _ in stream:
                 await asyncio.sleep(0)
@@ -339,12 +372,14 @@ async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
     assert 3 < cut < 20
 
 
-async def test_streams_that_are_read_do_not_delay_others(make_router, provider, pools, clock):
+async def test_streams_that_are_read_do_not_delay_others(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
     """Streams that are being read take no permit between reservation and network."""
     provider.delay = 1.0
     async with make_router(pools.many(4)) as router:
 
-        async def run():
+        async def run() -> Response:
             async with router.stream("a b c") as stream:
                 return await stream.collect()
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_router import Router
 from llm_router.engine.throttle import Throttle
+from llm_router.testing import FakeProvider
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
 
 @pytest.mark.parametrize(("per_second", "at_once"), [(3.0, 3), (1.0, 1), (0.5, 1)])
-async def test_no_more_calls_at_once_than_a_second_allows(per_second, at_once):
+async def test_no_more_calls_at_once_than_a_second_allows(per_second: float, at_once: int) -> None:
     """As many calls as a second allows go out at once; the next one waits."""
     throttle = Throttle(per_second)
     calls = [asyncio.create_task(throttle.wait()) for _ in range(at_once + 2)]
@@ -22,7 +29,9 @@ async def test_no_more_calls_at_once_than_a_second_allows(per_second, at_once):
     await asyncio.gather(*calls, return_exceptions=True)
 
 
-async def test_a_router_throttles_its_calls(make_router, provider, pools):
+async def test_a_router_throttles_its_calls(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
     """A throttled router sends no faster, however much quota there is, and loses nothing."""
     async with make_router([pools.one(rpm=None)], max_requests_per_second=4) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(9)]
@@ -35,7 +44,7 @@ async def test_a_router_throttles_its_calls(make_router, provider, pools):
         assert (await router.health_check())["healthy"]
 
 
-def test_a_throttle_serves_one_event_loop_after_another():
+def test_a_throttle_serves_one_event_loop_after_another() -> None:
     """A limiter belongs to one event loop; a throttle does not."""
     throttle = Throttle(2.0)
     for _ in range(2):

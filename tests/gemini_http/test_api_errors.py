@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llm_router.domain.quota import Metric
@@ -9,12 +11,12 @@ from llm_router.gemini_http.durations import read_duration, read_retry_sentence
 from llm_router.gemini_http.quota_names import metric_of, quota_metric, stated_limits
 
 
-def detail(error, name):
+def detail(error: ApiError, name: str) -> Any:
     [found] = [item for item in error.details if item["@type"] == f"type.googleapis.com/google.rpc.{name}"]
     return found
 
 
-def test_an_error_is_a_json_body():
+def test_an_error_is_a_json_body() -> None:
     """The body has details only if the error has any."""
     error = ApiError(418, "UNKNOWN", "I am a teapot.")
     assert error.body == {"error": {"code": 418, "message": "I am a teapot.", "status": "UNKNOWN"}}
@@ -22,7 +24,7 @@ def test_an_error_is_a_json_body():
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 429, 499, 500, 503, 504, 599])
-def test_every_status_has_its_usual_error(code):
+def test_every_status_has_its_usual_error(code: int) -> None:
     """The usual error has a status word and a message; an unused status is UNKNOWN."""
     error = usual_error(code)
     assert error.code == code
@@ -30,7 +32,7 @@ def test_every_status_has_its_usual_error(code):
     assert error.message
 
 
-def test_an_exceeded_quota_reads_as_it_was_written():
+def test_an_exceeded_quota_reads_as_it_was_written() -> None:
     """Details and message both state each exceeded quota with its limit, and the delay."""
     error = quota_exceeded("gemini-x", {Metric.RPM: 15, Metric.TPD: 0}, 36.4)
     assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
@@ -45,7 +47,7 @@ def test_an_exceeded_quota_reads_as_it_was_written():
     assert read_retry_sentence(error.message) == 36.4
 
 
-def test_a_refusal_may_state_no_limit():
+def test_a_refusal_may_state_no_limit() -> None:
     """Without a limit, neither the details nor the message state one."""
     error = quota_exceeded("gemini-x", {Metric.RPM: None}, 36.4)
     [violation] = detail(error, "QuotaFailure")["violations"]
@@ -55,6 +57,6 @@ def test_a_refusal_may_state_no_limit():
     assert f"{quota_metric(Metric.RPM)}, model: gemini-x" in error.message
 
 
-def test_a_key_that_is_not_valid_has_a_reason():
+def test_a_key_that_is_not_valid_has_a_reason() -> None:
     """The reason lets a client tell an invalid key from an invalid request."""
     assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,20 +19,20 @@ from llm_router.gemini_http.durations import (
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0s"), (-1.0, "0s"), (36.4, "36.4s"), (60.0, "60s"), (1e-7, "0s")]
 )
-def test_durations_are_written_to_the_microsecond(seconds, text):
+def test_durations_are_written_to_the_microsecond(seconds: float, text: str) -> None:
     """A duration has no trailing zeros and is never below zero."""
     assert write_duration(seconds) == text
 
 
 @given(st.floats(0, 1e8))
-def test_what_is_written_is_read(seconds):
+def test_what_is_written_is_read(seconds: float) -> None:
     """A written duration reads as the same number, alone and in the sentence of a message."""
     assert read_duration(write_duration(seconds)) == pytest.approx(seconds, abs=1e-6)
     assert read_retry_sentence(f"Exceeded.\n{retry_sentence(seconds)}") == pytest.approx(seconds, abs=1e-6)
 
 
 @pytest.mark.parametrize("message", ["", "Please retry later.", "Please retry in a minute."])
-def test_a_message_may_not_say_when(message):
+def test_a_message_may_not_say_when(message: str) -> None:
     """A sentence without a duration is None."""
     assert read_retry_sentence(message) is None
 
@@ -58,11 +60,11 @@ def test_a_message_may_not_say_when(message):
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_a_delay_may_be_nonsense(value, seconds):
+def test_a_delay_may_be_nonsense(value: Any, seconds: float | None) -> None:
     """A delay below zero is none, one that cannot be meant has a finite value, and no other is guessed."""
     assert read_delay(value) == seconds
 
 
-def test_a_sentence_may_ask_for_too_long():
+def test_a_sentence_may_ask_for_too_long() -> None:
     """The sentence of a message has the same bounds."""
     assert read_retry_sentence("Please retry in 99999999999s.") == ENDLESS

@@ -15,7 +15,7 @@ from llm_router.gemini_http.quota_names import (
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_ids_are_written_and_read(metric):
+def test_ids_are_written_and_read(metric: Metric) -> None:
     """The id of a quota names its metric."""
     assert metric_of(quota_id(metric)) == metric
 
@@ -24,20 +24,20 @@ def test_ids_are_written_and_read(metric):
     "name",
     ["", "GenerateImagesPerMinute", "GenerateRequestsPerHour", "GenerateContentOutputTokensPerModelPerDay"],
 )
-def test_other_ids_name_no_metric(name):
+def test_other_ids_name_no_metric(name: str) -> None:
     """A quota that this library does not count is None."""
     assert metric_of(name) is None
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_stated_limits_are_written_and_read(metric):
+def test_stated_limits_are_written_and_read(metric: Metric) -> None:
     """Each line of a message states one limit, 0 included."""
     lines = [exceeded_line(metric, 15, "gemini-x"), exceeded_line(metric, 0, "gemini-x")]
     assert stated_limits("\n".join(lines)) == [(quota_metric(metric), 15), (quota_metric(metric), 0)]
 
 
 @pytest.mark.parametrize("metric", list(Metric))
-def test_quotas_of_a_model_are_no_others(metric):
+def test_quotas_of_a_model_are_no_others(metric: Metric) -> None:
     """The quotas of a model are neither a tool's nor shared by the models of a project."""
     for name in (quota_id(metric), quota_metric(metric)):
         assert tool_of(name) is None
@@ -61,7 +61,7 @@ def test_quotas_of_a_model_are_no_others(metric):
         ("", None),
     ],
 )
-def test_quotas_of_tools(name, tool):
+def test_quotas_of_tools(name: str, tool: str | None) -> None:
     """The id or the metric of a quota may name a tool, in either spelling."""
     assert tool_of(name) == tool
 
@@ -79,6 +79,6 @@ def test_quotas_of_tools(name, tool):
         ("", False),
     ],
 )
-def test_quotas_of_a_project(name, shared):
+def test_quotas_of_a_project(name: str, shared: bool) -> None:
     """A quota per project, and not per model, is shared by all models."""
     assert is_project_wide(name) == shared

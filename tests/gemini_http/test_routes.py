@@ -16,7 +16,7 @@ from llm_router.gemini_http.routes import Method, Route, parse_path, read_key, w
         ("/v7/models/a:", Route("v7", "a", "")),
     ],
 )
-def test_paths_are_parsed(path, route):
+def test_paths_are_parsed(path: str, route: Route) -> None:
     """A path has a version, a model and a method, each of them any word."""
     assert parse_path(path) == route
 
@@ -24,7 +24,7 @@ def test_paths_are_parsed(path, route):
 @pytest.mark.parametrize(
     "path", ["", "/", "/models", "//models", "/v1/files", "/v1/models/", "/v1/modelsx", "v1/models", "/v1"]
 )
-def test_other_paths_are_not_routes(path):
+def test_other_paths_are_not_routes(path: str) -> None:
     """A path of any other form is None."""
     assert parse_path(path) is None
 
@@ -37,12 +37,14 @@ def test_other_paths_are_not_routes(path):
         ([], "", ""),
     ],
 )
-def test_the_key_is_read_from_header_or_query(headers, query, key):
+def test_the_key_is_read_from_header_or_query(
+    headers: list[tuple[bytes, bytes]], query: str, key: str
+) -> None:
     """The header wins; a request without a key has an empty one."""
     assert read_key(headers, query) == key
 
 
-def test_the_form_of_a_stream_is_read_from_the_query():
+def test_the_form_of_a_stream_is_read_from_the_query() -> None:
     """A stream is sent as server-sent events only on request."""
     assert wants_sse("key=k&alt=sse")
     assert not wants_sse("key=k")

@@ -7,8 +7,10 @@ import json
 import pickle
 import threading
 import traceback
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import attrs
 import pytest
@@ -16,20 +18,20 @@ import pytest
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.secret import Secret
 from llm_router.emulator import GeminiEmulator
+from llm_router.providers._gemini_session import HttpBackend
 from llm_router.providers.gemini import GeminiProvider
 
 SECRET = "AQ.Ab8-the_key_that-must/never+show"
 
 
-def http(code=200, body=b"", headers=(), reason="Reason"):
+def http(code: int = 200, body: Any = b"", headers: Iterable[str] = (), reason: str = "Reason") -> bytes:
     """Return the bytes of an HTTP response."""
-    if not isinstance(body, bytes):
-        body = json.dumps(body).encode()
-    lines = [f"HTTP/1.1 {code} {reason}", f"Content-Length: {len(body)}", "Content-Type: application/json"]
-    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+    content: bytes = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"HTTP/1.1 {code} {reason}", f"Content-Length: {len(content)}", "Content-Type: application/json"]
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + content
 
 
-ANSWER = {
+ANSWER: dict[str, Any] = {
     "candidates": [{"content": {"role": "model", "parts": [{"text": "Hello."}]}, "finishReason": "STOP"}],
     "usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 2, "totalTokenCount": 5},
     "modelVersion": "gemini-test-001",
@@ -44,14 +46,14 @@ class ScriptedServer:
     reply: bytes | None = attrs.field(default=http(200, ANSWER), repr=False)
     reset_after_reply: bool = False
     url: str = ""
-    requests: list = attrs.field(factory=list, repr=False)
+    requests: list[tuple[str, bytes]] = attrs.field(factory=list, repr=False)
     connections: int = 0
 
     @property
-    def bodies(self):
+    def bodies(self) -> list[Any]:
         return [json.loads(body) for _, body in self.requests]
 
-    async def handle(self, reader, writer):
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
@@ -69,7 +71,7 @@ class ScriptedServer:
 
 
 @asynccontextmanager
-async def serve_script():
+async def serve_script() -> AsyncIterator[ScriptedServer]:
     scripted = ScriptedServer()
     server = await asyncio.start_server(scripted.handle, "127.0.0.1", 0)
     scripted.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -80,28 +82,30 @@ async def serve_script():
 
 
 @pytest.fixture(params=["aiohttp", "httpx"])
-def backend(request):
-    return request.param
+def backend(request: pytest.FixtureRequest) -> HttpBackend:
+    backend: HttpBackend = request.param
+    return backend
 
 
 @pytest.fixture
-async def emulator():
+async def emulator() -> AsyncIterator[GeminiEmulator]:
     async with GeminiEmulator() as running:
         yield running
 
 
 @pytest.fixture
-async def scripted():
+async def scripted() -> AsyncIterator[ScriptedServer]:
     async with serve_script() as server:
         yield server
 
 
 @pytest.fixture
-def scripted_url():
+def scripted_url() -> Iterator[str]:
     """Run a scripted server in a thread, for tests with their own event loops."""
-    url, stop = Future(), threading.Event()
+    url: Future[str] = Future()
+    stop = threading.Event()
 
-    async def main():
+    async def main() -> None:
         async with serve_script() as server:
             url.set_result(server.url)
             await asyncio.to_thread(stop.wait)
@@ -114,11 +118,11 @@ def scripted_url():
 
 
 @pytest.fixture
-async def open_provider(backend):
+async def open_provider(backend: HttpBackend) -> AsyncIterator[Callable[..., GeminiProvider]]:
     """Make providers on the backend under test, and close them when the test ends."""
     made = []
 
-    def make(url, **options):
+    def make(url: str, **options: Any) -> GeminiProvider:
         made.append(GeminiProvider(base_url=url, **{"http_backend": backend, **options}))
         return made[-1]
 
@@ -128,36 +132,37 @@ async def open_provider(backend):
 
 
 @pytest.fixture
-def answer():
+def answer() -> dict[str, Any]:
     return ANSWER
 
 
 @pytest.fixture
-def make_http():
+def make_http() -> Callable[..., bytes]:
     return http
 
 
 @pytest.fixture
-def make_deployment():
-    def make(secret=SECRET, key_id="key-1", model="gemini-test"):
+def make_deployment() -> Callable[..., Deployment]:
+    def make(secret: str = SECRET, key_id: str = "key-1", model: str = "gemini-test") -> Deployment:
         return Deployment(Key(key_id, Secret(secret)), model)
 
     return make
 
 
 @pytest.fixture
-def deployment(make_deployment):
+def deployment(make_deployment: Callable[..., Deployment]) -> Deployment:
     return make_deployment()
 
 
 @pytest.fixture
-def assert_no_secret(caplog):
+def assert_no_secret(caplog: pytest.LogCaptureFixture) -> Callable[..., None]:
     """Search the log, and everything of an error that can be printed or stored, for a secret."""
     caplog.set_level(0)
 
-    def check(error, secret=SECRET):
+    def check(error: BaseException, secret: str = SECRET) -> None:
         seen = [pickle.dumps(error).decode("latin-1"), caplog.text]
-        chain, todo = [], [error]
+        chain: list[BaseException] = []
+        todo: list[BaseException | None] = [error]
         while todo:
             link = todo.pop()
             if link is not None and link not in chain:
@@ -173,5 +178,5 @@ def assert_no_secret(caplog):
 
 
 @pytest.fixture
-def secret():
+def secret() -> str:
     return SECRET

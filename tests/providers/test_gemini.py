@@ -9,34 +9,51 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.genai import Client, types
 
+from llm_router import Deployment, Reply
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.errors import ConfigError, ProviderError
+from llm_router.providers._gemini_session import HttpBackend
 from llm_router.providers.base import FailureKind
 from llm_router.providers.gemini import GeminiProvider
+
+if TYPE_CHECKING:
+    from tests.providers.conftest import ScriptedServer
+
 
 HELLO = Request(contents="Hello?")
 
 
-async def test_answer(emulator, open_provider, deployment):
+async def test_answer(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A prompt is answered with text, usage, finish reason and model."""
     reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?"))
     assert reply.text
     assert reply.finish_reason == "STOP"
     assert reply.blocked is None
     assert reply.model == "gemini-test"
+    assert reply.usage is not None
     assert reply.usage.input_tokens > 0
     assert reply.usage.total_tokens == reply.usage.input_tokens + reply.usage.output_tokens
     assert isinstance(reply.raw, types.GenerateContentResponse)
     assert emulator.accepted == 1
 
 
-async def test_usage_counts_tool_results_as_input(scripted, open_provider, deployment, make_http, answer):
+async def test_usage_counts_tool_results_as_input(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    answer: dict[str, Any],
+) -> None:
     """Tool results count as input, and every other count has its own field."""
     counts = {
         "promptTokenCount": 10,
@@ -52,8 +69,13 @@ async def test_usage_counts_tool_results_as_input(scripted, open_provider, deplo
 
 
 async def test_text_joins_text_parts_without_thoughts(
-    scripted, open_provider, deployment, make_http, answer, caplog
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    answer: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Thoughts and function calls are not text, and the SDK does not warn about them."""
     parts = [
         {"text": "thinking", "thought": True},
@@ -69,21 +91,33 @@ async def test_text_joins_text_parts_without_thoughts(
 
 
 @pytest.mark.parametrize("reason", ["SAFETY", "PROHIBITED_CONTENT", "OTHER"])
-async def test_blocked_prompt_is_a_reply(emulator, open_provider, deployment, reason):
+async def test_blocked_prompt_is_a_reply(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    reason: str,
+) -> None:
     """A blocked prompt is a reply with its reason, not an error."""
     emulator.inject(Fault.block(reason))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
     assert (reply.text, reply.blocked, reply.finish_reason) == ("", reason, None)
 
 
-async def test_blocked_answer_is_a_reply(emulator, open_provider, deployment):
+async def test_blocked_answer_is_a_reply(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A blocked answer is a reply with its finish reason, not an error."""
     emulator.inject(Fault.safety())
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
     assert (reply.text, reply.blocked, reply.finish_reason) == ("", "SAFETY", "SAFETY")
 
 
-async def test_feedback_without_a_reason_is_a_block(scripted, open_provider, deployment, make_http):
+async def test_feedback_without_a_reason_is_a_block(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """Prompt feedback means a refused prompt, even if it gives no reason."""
     scripted.reply = make_http(200, {"promptFeedback": {"safetyRatings": []}})
     reply = await open_provider(scripted.url).generate(deployment, HELLO)
@@ -95,7 +129,14 @@ async def test_feedback_without_a_reason_is_a_block(scripted, open_provider, dep
     ("reason", "blocked"),
     [("MAX_TOKENS", None), ("OTHER", None), ("RECITATION", "RECITATION"), ("SPII", "SPII")],
 )
-async def test_finish_reasons(scripted, open_provider, deployment, make_http, reason, blocked):
+async def test_finish_reasons(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    reason: str,
+    blocked: str | None,
+) -> None:
     """Only a finish reason about the content of the answer is a block."""
     candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": reason}
     scripted.reply = make_http(200, {"candidates": [candidate]})
@@ -115,19 +156,30 @@ async def test_finish_reasons(scripted, open_provider, deployment, make_http, re
         "FINISH_REASON_UNSPECIFIED",
     ],
 )
-async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, reason):
+async def test_a_failed_answer_is_a_reply(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    reason: str,
+) -> None:
     """An answer without content because the model failed is a reply with its reason, after one request."""
     emulator.inject(Fault.no_content(reason))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
     assert (reply.text, reply.failed, reply.finish_reason, reply.blocked) == ("", reason, reason, None)
     assert reply.content is None
+    assert reply.usage is not None
     assert reply.usage.input_tokens > 0
     assert emulator.requests == 1
 
 
 @pytest.mark.filterwarnings("ignore:.* is not a valid FinishReason")  # the SDK's own
 @pytest.mark.parametrize("reason", ["MISSING_THOUGHT_SIGNATURE", "MALFORMED_RESPONSE", "SOMETHING_NEW"])
-async def test_a_reason_that_the_sdk_may_not_know(emulator, open_provider, deployment, reason):
+async def test_a_reason_that_the_sdk_may_not_know(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    reason: str,
+) -> None:
     """A finish reason that is newer than the SDK is a failure, too, if there is no content."""
     emulator.inject(Fault.no_content(reason))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
@@ -145,7 +197,14 @@ async def test_a_reason_that_the_sdk_may_not_know(emulator, open_provider, deplo
         ([{"executableCode": {"code": "1", "language": "PYTHON"}}], None),
     ],
 )
-async def test_a_failed_answer_has_no_content(scripted, open_provider, deployment, make_http, parts, failed):
+async def test_a_failed_answer_has_no_content(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    parts: Any,
+    failed: str | None,
+) -> None:
     """Thoughts and empty parts are no content; with content, the caller judges by the finish reason."""
     candidate = {"content": {"parts": parts}, "finishReason": "OTHER"}
     scripted.reply = make_http(200, {"candidates": [candidate]})
@@ -154,7 +213,12 @@ async def test_a_failed_answer_has_no_content(scripted, open_provider, deploymen
 
 
 @pytest.mark.parametrize("reason", ["MAX_TOKENS", "STOP"])
-async def test_an_answer_without_text(emulator, open_provider, deployment, reason):
+async def test_an_answer_without_text(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    reason: str,
+) -> None:
     """An answer that ends as it may, but without text, is an answer, after one request."""
     emulator.inject(Fault.no_content(reason))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
@@ -168,25 +232,36 @@ async def test_an_answer_without_text(emulator, open_provider, deployment, reaso
     [{"max_output_tokens": 5}, {"config": {"maxOutputTokens": 5}}],
     ids=["argument", "config"],
 )
-async def test_an_answer_without_candidates(emulator, open_provider, deployment, limit):
+async def test_an_answer_without_candidates(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    limit: dict[str, int] | dict[str, dict[str, int]],
+) -> None:
     """A model that thinks until the limit may answer with its usage alone: an answer without text."""
     emulator.inject(Fault.no_content(""))
     reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?", **limit))
     assert (reply.text, reply.finish_reason, reply.failed) == ("", "MAX_TOKENS", None)
     assert (reply.content, reply.model) == (None, "gemini-test")
+    assert reply.usage is not None
     assert reply.usage.input_tokens > 0
     assert emulator.requests == 1
 
 
-async def test_an_answer_of_thoughts_alone(open_provider, deployment):
+async def test_an_answer_of_thoughts_alone(
+    open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """Thoughts without an answer reached the model's own limit."""
     async with GeminiEmulator(thought_tokens=64) as emulator:
         emulator.inject(Fault.no_content(""))
         reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert reply.usage is not None
     assert (reply.finish_reason, reply.failed, reply.usage.thinking_tokens) == ("MAX_TOKENS", None, 64)
 
 
-async def test_an_answer_without_candidates_and_without_a_limit(emulator, open_provider, deployment):
+async def test_an_answer_without_candidates_and_without_a_limit(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A usage alone that nothing explains is an answer that failed, after one request."""
     emulator.inject(Fault.no_content(""))
     reply = await open_provider(emulator.url).generate(deployment, HELLO)
@@ -194,7 +269,12 @@ async def test_an_answer_without_candidates_and_without_a_limit(emulator, open_p
     assert emulator.requests == 1
 
 
-async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
+async def test_what_is_sent(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+    secret: str,
+) -> None:
     """The request has the version, model, key, arguments and safety settings."""
     request = Request(contents="Hello?", system_instruction="Be brief.", max_output_tokens=7, temperature=0.5)
     await open_provider(scripted.url).generate(make_deployment(model="models/gemini-x"), request)
@@ -209,7 +289,9 @@ async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
     assert len(body["safetySettings"]) == 4
 
 
-async def test_environment_picks_server_but_not_vertex(scripted, backend, deployment, monkeypatch):
+async def test_environment_picks_server_but_not_vertex(
+    scripted: ScriptedServer, backend: HttpBackend, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """GOOGLE_GEMINI_BASE_URL is used; GOOGLE_GENAI_USE_VERTEXAI and other keys are ignored."""
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", scripted.url)
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
@@ -223,8 +305,11 @@ async def test_environment_picks_server_but_not_vertex(scripted, backend, deploy
 
 
 async def test_one_generate_is_one_request_even_with_functions(
-    scripted, open_provider, deployment, make_http
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """A function call is returned to the caller: the SDK does not call it and send again."""
     called = []
 
@@ -243,8 +328,11 @@ async def test_one_generate_is_one_request_even_with_functions(
 
 
 async def test_one_generate_is_one_request_even_with_continuation(
-    scripted, open_provider, deployment, make_http
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """An answer that could be continued is not continued behind the router's back."""
     candidate = {"content": {"parts": [{"text": "Hel"}]}, "finishReason": "CONTINUATION"}
     scripted.reply = make_http(200, {"candidates": [candidate | {"continuationToken": "YWJj"}]})
@@ -254,7 +342,13 @@ async def test_one_generate_is_one_request_even_with_continuation(
     assert len(scripted.requests) == 1
 
 
-async def test_redirect_is_not_followed(scripted, emulator, open_provider, deployment, make_http):
+async def test_redirect_is_not_followed(
+    scripted: ScriptedServer,
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """A redirect would send the key to another host: it is a failure of the path instead."""
     scripted.reply = make_http(307, b"", [f"Location: {emulator.url}/v1beta/models/x:generateContent"])
     with pytest.raises(ProviderError) as caught:
@@ -264,8 +358,12 @@ async def test_redirect_is_not_followed(scripted, emulator, open_provider, deplo
 
 
 async def test_cookies_do_not_travel_between_keys(
-    scripted, open_provider, make_deployment, make_http, answer
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+    make_http: Callable[..., bytes],
+    answer: dict[str, Any],
+) -> None:
     """A cookie set for one key is not sent with another."""
     scripted.reply = make_http(200, answer, ["Set-Cookie: who=first; Path=/"])
     provider = open_provider(scripted.url.replace("127.0.0.1", "localhost"))
@@ -276,8 +374,12 @@ async def test_cookies_do_not_travel_between_keys(
 
 
 async def test_cancelling_aborts_the_request(
-    emulator, open_provider, deployment, assert_no_secret, until_holding
-):
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+    until_holding: Callable[..., Coroutine[Any, Any, None]],
+) -> None:
     """Cancellation closes the connection and leaves no task; its traceback does not contain the key."""
     provider = open_provider(emulator.url)
     await provider.generate(deployment, HELLO)
@@ -296,7 +398,9 @@ async def test_cancelling_aborts_the_request(
     assert emulator.requests == 2
 
 
-async def test_deadline_of_the_caller_cancels(emulator, open_provider, deployment):
+async def test_deadline_of_the_caller_cancels(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """asyncio.timeout() works around a call as around any other."""
     emulator.inject(Fault.hang())
     with pytest.raises(TimeoutError):
@@ -304,7 +408,7 @@ async def test_deadline_of_the_caller_cancels(emulator, open_provider, deploymen
             await open_provider(emulator.url).generate(deployment, HELLO)
 
 
-async def _failure(answer):
+async def _failure(answer: Awaitable[Reply]) -> ProviderError:
     """Return the error of a call, with a traceback that begins here."""
     with pytest.raises(ProviderError) as caught:
         await answer
@@ -318,8 +422,14 @@ async def _failure(answer):
 )
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_key_that_no_header_can_have(
-    scripted, open_provider, make_deployment, assert_no_secret, monkeypatch, secret, streamed
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+    assert_no_secret: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    secret: str,
+    streamed: bool,
+) -> None:
     """It is a failure of the key, before anything is sent and without a charge, and is not shown."""
     monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
     provider, deployment = open_provider(scripted.url), make_deployment(secret)
@@ -332,14 +442,20 @@ async def test_a_key_that_no_header_can_have(
     assert_no_secret(error, secret[:5] if secret.strip() else "another-key")
 
 
-async def test_a_key_with_space_around_it(scripted, open_provider, make_deployment):
+async def test_a_key_with_space_around_it(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+) -> None:
     """White space around a key, as an editor may leave it, is not sent."""
     await open_provider(scripted.url).generate(make_deployment(" AQ.key\n"), HELLO)
     ((head, _),) = scripted.requests
     assert "x-goog-api-key: AQ.key\r\n" in head
 
 
-async def test_a_header_that_cannot_be_sent(scripted, open_provider, deployment):
+async def test_a_header_that_cannot_be_sent(
+    scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """It is a failure of the request, before anything is sent and without a charge."""
     wish = {"http_options": {"headers": {"x-trace": "1\n2"}}}
     with pytest.raises(ProviderError) as caught:
@@ -350,8 +466,12 @@ async def test_a_header_that_cannot_be_sent(scripted, open_provider, deployment)
 
 
 async def test_no_warning_of_keys_that_are_not_used(
-    scripted, open_provider, make_deployment, monkeypatch, caplog
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """The keys of the environment are not those of the router: the SDK does not speak of them."""
     monkeypatch.setenv("GOOGLE_API_KEY", "one")
     monkeypatch.setenv("GEMINI_API_KEY", "another")
@@ -366,11 +486,13 @@ async def test_no_warning_of_keys_that_are_not_used(
     assert [record for record in caplog.records if "_API_KEY" in record.getMessage()]
 
 
-def test_two_event_loops(backend, deployment, caplog):
+def test_two_event_loops(
+    backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
     """A provider works over two asyncio.run() calls, and leaves nothing open after either."""
     provider = GeminiProvider(http_backend=backend)
 
-    async def main():
+    async def main() -> int:
         async with GeminiEmulator() as emulator:
             provider._base_url = emulator.url
             await asyncio.gather(*(provider.generate(deployment, HELLO) for _ in range(3)))
@@ -384,7 +506,9 @@ def test_two_event_loops(backend, deployment, caplog):
     assert "Unclosed" not in caplog.text
 
 
-def test_loop_closed_by_hand(scripted_url, backend, deployment, caplog):
+def test_loop_closed_by_hand(
+    scripted_url: str, backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
     """A session ends with a loop that is closed without shutting down, and aiohttp does not warn."""
     provider = GeminiProvider(base_url=scripted_url, http_backend=backend)
     with warnings.catch_warnings():
@@ -399,7 +523,9 @@ def test_loop_closed_by_hand(scripted_url, backend, deployment, caplog):
     assert "Unclosed" not in caplog.text
 
 
-async def test_forgotten_provider_closes_itself(emulator, backend, deployment, caplog):
+async def test_forgotten_provider_closes_itself(
+    emulator: GeminiEmulator, backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
     """A provider that is dropped without aclose() leaves no unclosed session."""
     provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
     await provider.generate(deployment, HELLO)
@@ -411,7 +537,12 @@ async def test_forgotten_provider_closes_itself(emulator, backend, deployment, c
     assert "Unclosed" not in caplog.text
 
 
-async def test_nothing_runs_after_aclose(scripted, open_provider, deployment, make_http):
+async def test_nothing_runs_after_aclose(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """Once a provider is closed, collecting its clients starts no task, even after a failure."""
     scripted.reply = make_http(503)
     provider = open_provider(scripted.url)
@@ -427,7 +558,9 @@ async def test_nothing_runs_after_aclose(scripted, open_provider, deployment, ma
         gc.enable()
 
 
-async def test_aclose_twice_and_use_again(emulator, open_provider, deployment):
+async def test_aclose_twice_and_use_again(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """Closing is idempotent, even before the first use, and a later request opens new connections."""
     provider = open_provider(emulator.url)
     await provider.aclose()
@@ -438,13 +571,17 @@ async def test_aclose_twice_and_use_again(emulator, open_provider, deployment):
     assert emulator.accepted == 2
 
 
-def _ssl_contexts():
+def _ssl_contexts() -> int:
     gc.collect()
     return sum(isinstance(thing, ssl.SSLContext) for thing in gc.get_objects())
 
 
 @pytest.mark.slow
-async def test_a_thousand_keys_share_one_session(scripted, open_provider, make_deployment):
+async def test_a_thousand_keys_share_one_session(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+) -> None:
     """There is one connection, one SSL context, and one client per key, made at its first request."""
     provider = open_provider(scripted.url)
     deployments = [make_deployment(f"secret-{n}", f"key-{n}") for n in range(1000)]
@@ -462,7 +599,11 @@ async def test_a_thousand_keys_share_one_session(scripted, open_provider, make_d
     assert sent == {f"secret-{n}" for n in range(0, 1000, 100)}
 
 
-async def test_new_secret_of_a_key_is_used(scripted, open_provider, make_deployment):
+async def test_new_secret_of_a_key_is_used(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+) -> None:
     """A key whose secret has changed gets a new client."""
     provider = open_provider(scripted.url)
     await provider.generate(make_deployment("old-secret"), HELLO)
@@ -470,7 +611,7 @@ async def test_new_secret_of_a_key_is_used(scripted, open_provider, make_deploym
     assert ["x-goog-api-key: new-secret" in head for head, _ in scripted.requests] == [False, True]
 
 
-def test_import_is_light():
+def test_import_is_light() -> None:
     """Importing and making a provider loads neither the SDK nor an HTTP library."""
     program = (
         "import sys, llm_router.providers.gemini as gemini; gemini.GeminiProvider();"
@@ -482,7 +623,7 @@ def test_import_is_light():
 
 @pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
 @pytest.mark.slow
-def test_what_takes_long_is_done_before_the_first_request(backend, step):
+def test_what_takes_long_is_done_before_the_first_request(backend: HttpBackend, step: str) -> None:
     """Preparing or validating loads the SDK, its HTTP library, and the certificates."""
     program = f"""
 import asyncio, ssl, sys
@@ -499,7 +640,7 @@ print("google.genai" in loaded, [name for name in set(sys.modules) - loaded if "
     assert done.stdout.strip() == "True []"
 
 
-async def test_preparing_leaves_the_event_loop_alone(monkeypatch):
+async def test_preparing_leaves_the_event_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """The import, which takes half a second, runs in a thread."""
     threads = []
     monkeypatch.setattr(
@@ -510,7 +651,7 @@ async def test_preparing_leaves_the_event_loop_alone(monkeypatch):
     assert threads != [threading.current_thread()]
 
 
-def test_repr_shows_where_it_sends():
+def test_repr_shows_where_it_sends() -> None:
     """The repr names the server and the version."""
     assert (
         repr(GeminiProvider(base_url="http://x"))
@@ -518,20 +659,22 @@ def test_repr_shows_where_it_sends():
     )
 
 
-def test_unknown_backend():
+def test_unknown_backend() -> None:
     """An unknown HTTP backend is refused; the message names the known ones."""
     with pytest.raises(ConfigError, match="'aiohttp', 'httpx' or 'auto', not 'curl'"):
-        GeminiProvider(http_backend="curl")
+        GeminiProvider(http_backend="curl")  # type: ignore[arg-type]
 
 
-def test_missing_aiohttp(monkeypatch):
+def test_missing_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
     """The aiohttp backend is refused if it is not installed; the message says how to install it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"install llm-quota-router\[aiohttp\]"):
         GeminiProvider(http_backend="aiohttp")
 
 
-async def test_auto_without_aiohttp(scripted, deployment, monkeypatch):
+async def test_auto_without_aiohttp(
+    scripted: ScriptedServer, deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without aiohttp, the automatic choice is httpx."""
     monkeypatch.setattr("llm_router.providers._gemini_session._has_aiohttp", lambda: False)
     provider = GeminiProvider(base_url=scripted.url)
@@ -541,7 +684,7 @@ async def test_auto_without_aiohttp(scripted, deployment, monkeypatch):
     await provider.aclose()
 
 
-async def test_auto_with_aiohttp(scripted, deployment):
+async def test_auto_with_aiohttp(scripted: ScriptedServer, deployment: Deployment) -> None:
     """With aiohttp, the automatic choice is aiohttp."""
     provider = GeminiProvider(base_url=scripted.url)
     await provider.generate(deployment, HELLO)

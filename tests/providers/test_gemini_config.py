@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.genai import types
 
+from llm_router import Deployment
 from llm_router.domain.request import Request
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.providers._gemini_config import DEFAULT_SAFETY, build_config
+from llm_router.providers._gemini_session import HttpBackend
 from llm_router.providers.gemini import GeminiProvider
 
+if TYPE_CHECKING:
+    from tests.providers.conftest import ScriptedServer
 
-def build(**fields):
+
+def build(**fields: Any) -> Any:
     return build_config(Request(contents="x", **fields), DEFAULT_SAFETY)
 
 
-def thresholds(config):
+def thresholds(config: Any) -> dict[str, Any]:
     return {
         setting["category"].removeprefix("HARM_CATEGORY_"): setting["threshold"]
         for setting in config.safety_settings
@@ -26,7 +32,7 @@ def thresholds(config):
 
 
 @pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
-def test_named_arguments_override_the_config(form):
+def test_named_arguments_override_the_config(form: Any) -> None:
     """Named arguments win; the rest of the config stays, and is not changed in place."""
     config = form(temperature=1.0, max_output_tokens=5, top_k=3, stop_sequences=["."])
     built = build(config=config, temperature=0.0, system_instruction="Be brief.")
@@ -37,12 +43,12 @@ def test_named_arguments_override_the_config(form):
     assert isinstance(built, types.GenerateContentConfig)
 
 
-def test_config_dict_in_camel_case():
+def test_config_dict_in_camel_case() -> None:
     """The config's dict may use the camelCase of the API."""
     assert build(config={"maxOutputTokens": 9}).max_output_tokens == 9
 
 
-def test_one_request_per_call():
+def test_one_request_per_call() -> None:
     """Options that make the SDK send more than one request are off, and so is the raw HTTP response."""
     wish = {
         "automatic_function_calling": {"disable": False, "maximum_remote_calls": 5},
@@ -56,7 +62,7 @@ def test_one_request_per_call():
     assert built.should_return_http_response is None
 
 
-def test_safety_of_provider_config_and_call():
+def test_safety_of_provider_config_and_call() -> None:
     """A call's own thresholds override the config's, and those override the provider's."""
     config = {
         "safety_settings": [
@@ -75,7 +81,7 @@ def test_safety_of_provider_config_and_call():
 
 @pytest.mark.parametrize("form", [dict, types.GenerateContentConfig], ids=["dict", "model"])
 @pytest.mark.parametrize("nothing", [None, []])
-def test_no_safety_settings_in_the_config(form, nothing):
+def test_no_safety_settings_in_the_config(form: Any, nothing: Any) -> None:
     """A config without safety settings leaves the provider's in force."""
     built = build(config=form(safety_settings=nothing, top_k=3))
     assert built.top_k == 3
@@ -83,21 +89,23 @@ def test_no_safety_settings_in_the_config(form, nothing):
     assert len(built.safety_settings) == 4
 
 
-def test_fields_set_later_are_checked_too():
+def test_fields_set_later_are_checked_too() -> None:
     """A config is checked as it is now, not as it was when it was made."""
     config = types.GenerateContentConfig()
-    config.temperature = "hot"
+    config.temperature = "hot"  # type: ignore[assignment]
     with pytest.raises(InvalidRequestError, match="config is wrong: temperature"):
         build(config=config)
 
 
-def test_safety_names_of_the_sdk():
+def test_safety_names_of_the_sdk() -> None:
     """Members of the SDK's enums are accepted as names."""
     own = {types.HarmCategory.HARM_CATEGORY_HARASSMENT: types.HarmBlockThreshold.BLOCK_LOW_AND_ABOVE}
     assert thresholds(build(safety_settings=own))["HARASSMENT"] == "BLOCK_LOW_AND_ABOVE"
 
 
-async def test_safety_of_the_provider_is_sent(scripted, backend, deployment):
+async def test_safety_of_the_provider_is_sent(
+    scripted: ScriptedServer, backend: HttpBackend, deployment: Deployment
+) -> None:
     """A provider's own thresholds override single categories of the default."""
     provider = GeminiProvider(
         base_url=scripted.url, http_backend=backend, safety_settings={"HARASSMENT": "BLOCK_ONLY_HIGH"}
@@ -118,7 +126,7 @@ async def test_safety_of_the_provider_is_sent(scripted, backend, deployment):
         (["HARASSMENT"], "must map category to threshold, not be a list"),
     ],
 )
-def test_wrong_safety_settings(settings, problem):
+def test_wrong_safety_settings(settings: Any, problem: str) -> None:
     """A wrong safety setting is named and refused, at construction and per call."""
     with pytest.raises(ConfigError, match=problem):
         GeminiProvider(safety_settings=settings)
@@ -126,7 +134,7 @@ def test_wrong_safety_settings(settings, problem):
         GeminiProvider().validate(Request(contents="x", safety_settings=settings))
 
 
-def test_http_options_of_the_caller():
+def test_http_options_of_the_caller() -> None:
     """A caller may set headers, a timeout and extra fields of the body."""
     wish = {"headers": {"x-trace": "1"}, "timeout": 5000, "extra_body": {"labels": {}}}
     assert build(config={"http_options": wish}).http_options.timeout == 5000
@@ -149,13 +157,15 @@ def test_http_options_of_the_caller():
         ({"headers": {"x-trace": "☃"}}, "the value of 'x-trace' has a character"),
     ],
 )
-def test_http_options_of_the_router(options, problem):
+def test_http_options_of_the_router(
+    options: dict[str, dict[str, int]] | dict[str, str] | dict[str, dict[str, str]], problem: str
+) -> None:
     """Options that would retry, send the key elsewhere, or cannot become HTTP are refused."""
     with pytest.raises(InvalidRequestError, match=problem):
         GeminiProvider().validate(Request(contents="x", config={"http_options": options}))
 
 
-def test_the_value_of_a_header_is_not_shown():
+def test_the_value_of_a_header_is_not_shown() -> None:
     """A header that is refused may be a credential: the message names it only."""
     wish = {"http_options": {"headers": {"x-token": "private\n"}}}
     with pytest.raises(InvalidRequestError) as caught:
@@ -183,14 +193,14 @@ def test_the_value_of_a_header_is_not_shown():
         ({"system_instruction": 5}, "config is wrong: system_instruction"),
     ],
 )
-def test_wrong_requests(fields, problem):
+def test_wrong_requests(fields: Any, problem: str) -> None:
     """A wrong request is refused; the message has the place of its first problem, but no value."""
     with pytest.raises(InvalidRequestError, match=problem) as caught:
         GeminiProvider().validate(Request(**{"contents": "x", **fields}))
     assert caught.value.__context__ is None
 
 
-def test_values_are_not_repeated():
+def test_values_are_not_repeated() -> None:
     """The values of a config, such as a header with a credential, are not in the message."""
     with pytest.raises(InvalidRequestError) as caught:
         GeminiProvider().validate(Request(contents="x", config={"labels": "a credential"}))
@@ -209,12 +219,12 @@ def test_values_are_not_repeated():
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_valid_contents(contents):
+def test_valid_contents(contents: Any) -> None:
     """Every form of contents that the SDK accepts is valid."""
     GeminiProvider().validate(Request(contents=contents, max_output_tokens=1, temperature=0))
 
 
-def test_an_image_of_pillow_is_valid():
+def test_an_image_of_pillow_is_valid() -> None:
     """If Pillow is installed, its images are valid contents, alone and among others."""
     image = pytest.importorskip("PIL.Image").new("RGB", (1, 1))
     GeminiProvider().validate(Request(contents=image))
@@ -222,7 +232,7 @@ def test_an_image_of_pillow_is_valid():
 
 
 @pytest.mark.slow
-def test_checking_loads_the_sdk_and_estimating_does_not():
+def test_checking_loads_the_sdk_and_estimating_does_not() -> None:
     """Validating imports the SDK, so that the import does not fall between quota and request."""
     program = (
         "import sys; from llm_router.domain.request import Request;"

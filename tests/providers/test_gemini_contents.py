@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 from google.genai import types
@@ -18,7 +19,7 @@ TEXT = "Which of the two answers is the better one, and why?"
 WORDS = estimate_tokens(TEXT)
 
 
-def estimate(contents="", **fields):
+def estimate(contents: Any = "", **fields: Any) -> int:
     return GeminiProvider().estimate_tokens(Request(contents=contents, **fields))
 
 
@@ -37,17 +38,17 @@ def estimate(contents="", **fields):
     ],
     ids=str,
 )
-def test_text_in_every_form(contents):
+def test_text_in_every_form(contents: Any) -> None:
     """Text counts the same in every form."""
     assert estimate(contents) == WORDS
 
 
-def test_nothing_is_one_token():
+def test_nothing_is_one_token() -> None:
     """An estimate is never below 1."""
     assert estimate("") == estimate([]) == estimate(None) == estimate(object()) == 1
 
 
-def test_system_instruction_counts_once():
+def test_system_instruction_counts_once() -> None:
     """The named system instruction replaces the config's, as in the request."""
     assert estimate(TEXT, system_instruction=TEXT) == 2 * WORDS
     assert estimate(TEXT, config={"systemInstruction": TEXT}) == 2 * WORDS
@@ -56,7 +57,7 @@ def test_system_instruction_counts_once():
 
 
 @pytest.mark.parametrize("size", [1, 10_000_000])
-def test_images_are_flat(size):
+def test_images_are_flat(size: int) -> None:
     """An image counts as 258 tokens, whatever its size, in bytes, as base64 and in an SDK object."""
     data = b"x" * size
     assert estimate({"inline_data": {"mime_type": "image/png", "data": data}}) == 258
@@ -64,13 +65,13 @@ def test_images_are_flat(size):
     assert estimate(types.Part.from_bytes(data=data, mime_type="image/jpeg")) == 258
 
 
-def test_image_of_pillow():
+def test_image_of_pillow() -> None:
     """An image object is recognised by its attributes, without Pillow."""
 
     class Image:
         size, mode = (640, 480), "RGB"
 
-        def getpixel(self, xy): ...
+        def getpixel(self, xy: Any) -> None: ...
 
     assert estimate([TEXT, Image()]) == WORDS + 258
 
@@ -87,18 +88,18 @@ def test_image_of_pillow():
         ("", 5, 258),
     ],
 )
-def test_media_by_size(mime, size, tokens):
+def test_media_by_size(mime: str, size: int, tokens: int) -> None:
     """Sound and film are estimated by a usual bit rate, documents by page, text by its bytes."""
     assert estimate({"inline_data": {"mime_type": mime, "data": bytes(size)}}) == tokens
 
 
-def test_files_count_flat():
+def test_files_count_flat() -> None:
     """A file that the provider already has counts as one image: its length is unknown here."""
     assert estimate(types.Part.from_uri(file_uri="https://x/files/1", mime_type="video/mp4")) == 258
     assert estimate(types.File(name="files/1", uri="https://x/files/1")) == 258
 
 
-def test_function_calls_and_results_count():
+def test_function_calls_and_results_count() -> None:
     """Function calls and their results count as JSON."""
     part = types.Part.from_function_response(name="weather", response={"forecast": TEXT})
     assert estimate(part) > WORDS
@@ -126,16 +127,16 @@ class Answer(BaseModel):
     ],
     ids=str,
 )
-def test_tools_and_schemas_count(config):
+def test_tools_and_schemas_count(config: Any) -> None:
     """Tools and schemas count as input."""
     assert estimate(TEXT, config=config) > WORDS
 
 
-def test_endless_contents_end():
+def test_endless_contents_end() -> None:
     """A structure that contains itself is cut off."""
-    loop = [TEXT]
+    loop: list[Any] = [TEXT]
     loop.append(loop)
-    call = {}
+    call: dict[str, Any] = {}
     call["function_call"] = {"args": call}
     assert estimate(loop) >= WORDS
     assert estimate(call) >= 1
@@ -152,6 +153,6 @@ def test_endless_contents_end():
         ),
     )
 )
-def test_never_fails(contents):
+def test_never_fails(contents: Any) -> None:
     """Any contents have an estimate."""
     assert estimate(contents, config=contents) >= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from llm_router.domain.kinds import FailureKind
@@ -23,7 +25,7 @@ MINUTE, DAY, UNKNOWN = (QuotaViolation(metric, None) for metric in ("tpm", "tpd"
         ("network", (), LONGEST_MINUTE),
     ],
 )
-def test_bounds(kind, violations, longest):
+def test_bounds(kind: str, violations: tuple[Any, ...], longest: float) -> None:
     """A delay is at least a second, and at most what the longest-lived of the named quotas needs."""
     assert credible_delay(1e9, FailureKind(kind), violations) == longest
     assert credible_delay(0.0, FailureKind(kind), violations) == 1.0
@@ -44,6 +46,6 @@ def test_bounds(kind, violations, longest):
         (None, None),
     ],
 )
-def test_header(value, seconds):
+def test_header(value: str | None, seconds: float | None) -> None:
     """A Retry-After header counts in seconds; a date does not, without the server's clock."""
     assert header_delay(value) == seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,11 @@ from llm_router.gemini_http.durations import read_duration
 from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
 
 
-def body(message="", *details, **fields):
+def body(message: str = "", *details: Any, **fields: Any) -> dict[str, Any]:
     return {"error": {"message": message, "details": list(details), **fields}}
 
 
-def violations(*entries):
+def violations(*entries: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(entries)}
 
 
@@ -35,13 +36,13 @@ def violations(*entries):
         ("", None),
     ],
 )
-def test_metric_by_quota_id(quota_id, metric):
+def test_metric_by_quota_id(quota_id: str, metric: str | None) -> None:
     """The metric of a quota is judged by its id alone."""
     text = json.dumps(body("", violations({"quotaId": quota_id, "quotaValue": "15"})))
     assert read_error_body(text).violations == (QuotaViolation(metric, 15),)
 
 
-def test_metric_without_an_id():
+def test_metric_without_an_id() -> None:
     """Without an id, the metric is judged by its name."""
     entry = {"quotaMetric": "generativelanguage.googleapis.com/generate_requests_per_model_per_day"}
     assert read_error_body(json.dumps(body("", violations(entry)))).violations == (
@@ -49,7 +50,7 @@ def test_metric_without_an_id():
     )
 
 
-def test_limits_in_the_message_go_to_their_violations():
+def test_limits_in_the_message_go_to_their_violations() -> None:
     """A limit that only the message states belongs to the violation of that metric, in order."""
     name = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
     exceeded = f"* Quota exceeded for metric: {name}"
@@ -67,7 +68,7 @@ def test_limits_in_the_message_go_to_their_violations():
 
 
 @pytest.mark.parametrize("value", ["many", "", "-1", "1.5", None, [], {}, True])
-def test_limit_that_is_not_a_number(value):
+def test_limit_that_is_not_a_number(value: Any) -> None:
     """A quotaValue that is not a whole number is not a limit."""
     entry = {"quotaId": "GenerateRequestsPerDay", "quotaValue": value}
     assert read_error_body(json.dumps(body("", violations(entry)))).violations == (
@@ -93,23 +94,23 @@ def test_limit_that_is_not_a_number(value):
         (None, None),
     ],
 )
-def test_duration(text, seconds):
+def test_duration(text: str | int | None, seconds: float | None) -> None:
     """Durations of protobuf and of the message's prose are read as seconds; anything else is None."""
     assert read_duration(text) == (None if seconds is None else pytest.approx(seconds))
 
 
-def test_delay_of_the_message():
+def test_delay_of_the_message() -> None:
     """Without RetryInfo, the delay is read from the message."""
     assert read_error_body(json.dumps(body("Exceeded. Please retry in 36.4s."))).retry_delay == 36.4
 
 
-def test_delay_of_the_details_comes_first():
+def test_delay_of_the_details_comes_first() -> None:
     """RetryInfo takes precedence over the message."""
     text = json.dumps(body("Please retry in 36.4s.", {"retryDelay": "37s"}))
     assert read_error_body(text).retry_delay == 37.0
 
 
-def test_cut_json_is_read():
+def test_cut_json_is_read() -> None:
     """JSON that was cut short is read as far as it goes."""
     whole = json.dumps(
         body(
@@ -131,13 +132,13 @@ def test_cut_json_is_read():
     assert read_error_body('{"error": {"message": "Please retry in 36.').retry_delay is None
 
 
-def test_plain_text_is_the_message():
+def test_plain_text_is_the_message() -> None:
     """Text that is not JSON is the message."""
     found = read_error_body("Too busy. Please retry in 5s.")
     assert (found.message, found.retry_delay) == ("Too busy. Please retry in 5s.", 5.0)
 
 
-def test_web_page_is_recognised():
+def test_web_page_is_recognised() -> None:
     """HTML does not come from the API, and is not repeated."""
     found = read_error_body("  <html><body>blocked</body></html>")
     assert found.is_page
@@ -147,7 +148,7 @@ def test_web_page_is_recognised():
 @pytest.mark.parametrize(
     "text", ["[]", "[[]]", "null", "3", '{"error": "words"}', '{"error": []}', "[" * 100_000]
 )
-def test_other_json_is_not_a_refusal(text):
+def test_other_json_is_not_a_refusal(text: str) -> None:
     """JSON in another form is kept as text."""
     assert read_error_body(text) == ErrorBody(message=text)
 
@@ -167,7 +168,7 @@ _json = st.recursive(
 
 
 @given(_json, st.integers(min_value=0, max_value=3))
-def test_never_fails(value, cut):
+def test_never_fails(value: Any, cut: int) -> None:
     """Any JSON, even cut short, is read without an error, and delays are finite."""
     text = json.dumps({"error": value})
     found = read_error_body(text[: len(text) - cut])
@@ -175,6 +176,6 @@ def test_never_fails(value, cut):
 
 
 @given(st.text())
-def test_never_fails_on_text(text):
+def test_never_fails_on_text(text: str) -> None:
     """Any text is read without an error."""
     assert isinstance(read_error_body(text), ErrorBody)

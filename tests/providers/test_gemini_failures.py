@@ -4,38 +4,46 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 
+from llm_router import Deployment
 from llm_router.domain.request import Request
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.errors import ProviderError, QuotaViolation
 from llm_router.providers.base import FailureKind
+from llm_router.providers.gemini import GeminiProvider
+
+if TYPE_CHECKING:
+    from tests.providers.conftest import ScriptedServer
+
 
 HELLO = Request(contents="Hello?")
 
 
-async def fail(provider, deployment, request=HELLO):
+async def fail(provider: GeminiProvider, deployment: Deployment, request: Request = HELLO) -> ProviderError:
     """Send a request that must fail, and return its error."""
     with pytest.raises(ProviderError) as caught:
         await provider.generate(deployment, request)
     return caught.value
 
 
-def refusal(code, message, status=None, *details):
+def refusal(code: int, message: str, status: Any = None, *details: Any) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
-def reason(word):
+def reason(word: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": word, "domain": "googleapis.com"}
 
 
-def quota_failure(*violations):
+def quota_failure(*violations: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(violations)}
 
 
-def retry_info(delay):
+def retry_info(delay: str) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
 
 
@@ -96,8 +104,15 @@ ROWS = {
 
 @pytest.mark.parametrize(("code", "body", "kind"), ROWS.values(), ids=ROWS.keys())
 async def test_kind_of_each_status(
-    scripted, open_provider, deployment, make_http, assert_no_secret, code, body, kind
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    assert_no_secret: Callable[..., None],
+    code: Any,
+    body: Any,
+    kind: Any,
+) -> None:
     """Each status has its kind, is charged unless a 429, is sent once, and shows no key."""
     scripted.reply = make_http(code, body)
     error = await fail(open_provider(scripted.url), deployment)
@@ -128,7 +143,14 @@ async def test_kind_of_each_status(
     ],
     ids=lambda value: f"{value.kind}-{value.code}" if isinstance(value, Fault) else str(value),
 )
-async def test_kind_of_each_fault(emulator, open_provider, deployment, assert_no_secret, fault, kind):
+async def test_kind_of_each_fault(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+    fault: Fault,
+    kind: FailureKind,
+) -> None:
     """Each fault of the emulator has its kind, is charged unless a 429, is sent once, and shows no key."""
     rule = emulator.inject(fault)
     error = await fail(open_provider(emulator.url), deployment)
@@ -138,7 +160,9 @@ async def test_kind_of_each_fault(emulator, open_provider, deployment, assert_no
     assert_no_secret(error)
 
 
-async def test_unknown_key(open_provider, make_deployment):
+async def test_unknown_key(
+    open_provider: Callable[..., GeminiProvider], make_deployment: Callable[..., Deployment]
+) -> None:
     """A key that the server does not know is a failure of the key."""
     async with GeminiEmulator(keys={"another": "project-1"}) as emulator:
         error = await fail(open_provider(emulator.url), make_deployment())
@@ -154,7 +178,13 @@ async def test_unknown_key(open_provider, make_deployment):
     ],
     ids=str,
 )
-async def test_quota_of_the_emulator(open_provider, deployment, spec, metric, limit):
+async def test_quota_of_the_emulator(
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    spec: QuotaSpec,
+    metric: str,
+    limit: int,
+) -> None:
     """A spent quota is named, with its limit and the time to wait."""
     async with GeminiEmulator(default_quota=spec) as emulator:
         provider = open_provider(emulator.url)
@@ -167,7 +197,12 @@ async def test_quota_of_the_emulator(open_provider, deployment, spec, metric, li
     assert error.retry_delay is not None
 
 
-async def test_429_with_two_violations_in_a_list(scripted, open_provider, deployment, make_http):
+async def test_429_with_two_violations_in_a_list(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """The details are found in a body that is a list of one; an unknown id has no metric."""
     details = (
         quota_failure(
@@ -183,13 +218,25 @@ async def test_429_with_two_violations_in_a_list(scripted, open_provider, deploy
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])
-async def test_retry_after_header(scripted, open_provider, deployment, make_http, value, seconds):
+async def test_retry_after_header(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    value: str,
+    seconds: float | None,
+) -> None:
     """A Retry-After header in seconds counts if the body has no delay."""
     scripted.reply = make_http(503, refusal(503, "Overloaded."), [f"Retry-After: {value}"])
     assert (await fail(open_provider(scripted.url), deployment)).retry_delay == seconds
 
 
-async def test_body_wins_over_retry_after_header(scripted, open_provider, deployment, make_http):
+async def test_body_wins_over_retry_after_header(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """The delay in the body, which is more exact, takes precedence over the header."""
     body = refusal(429, "Please retry in 36.4s.")
     scripted.reply = make_http(429, body, ["Retry-After: 37"])
@@ -200,7 +247,13 @@ async def test_body_wins_over_retry_after_header(scripted, open_provider, deploy
     "body",
     [b"[]", b'"words"', b"{}", b'{"candidates": "x"}', b'{"candidates": [{}]}', b"3", b'{"candidates": []}'],
 )
-async def test_200_that_is_not_an_answer(scripted, open_provider, deployment, make_http, body):
+async def test_200_that_is_not_an_answer(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    body: bytes,
+) -> None:
     """A 200 without candidates and without feedback is not an answer, whatever its type."""
     scripted.reply = make_http(200, body)
     error = await fail(open_provider(scripted.url), deployment)
@@ -208,7 +261,11 @@ async def test_200_that_is_not_an_answer(scripted, open_provider, deployment, ma
     assert str(error).startswith("200: not an answer: ")
 
 
-async def test_connection_refused(open_provider, deployment, assert_no_secret):
+async def test_connection_refused(
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+) -> None:
     """A refused connection is a failure of the path, and not charged."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -217,10 +274,12 @@ async def test_connection_refused(open_provider, deployment, assert_no_secret):
     assert_no_secret(error)
 
 
-async def test_no_such_host(open_provider, deployment, monkeypatch):
+async def test_no_such_host(
+    open_provider: Callable[..., GeminiProvider], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A name that does not resolve is a failure of the path, and not charged."""
 
-    async def getaddrinfo(*args, **kwargs):
+    async def getaddrinfo(*args: Any, **kwargs: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
@@ -228,10 +287,12 @@ async def test_no_such_host(open_provider, deployment, monkeypatch):
     assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
 
 
-async def test_tls_handshake_fails(open_provider, deployment):
+async def test_tls_handshake_fails(
+    open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A server without TLS is a failure of the path, and not charged."""
 
-    async def answer_without_tls(reader, writer):
+    async def answer_without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -244,13 +305,15 @@ async def test_tls_handshake_fails(open_provider, deployment):
     assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
 
 
-async def test_connection_takes_too_long(open_provider, deployment, monkeypatch):
+async def test_connection_takes_too_long(
+    open_provider: Callable[..., GeminiProvider], deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A connection that is not made in time is a TIMEOUT, and not charged."""
     for module in ("_gemini_aiohttp", "_gemini_httpx"):
         monkeypatch.setattr(f"llm_router.providers.{module}.CONNECT_TIMEOUT", 0.05)
     left = asyncio.Event()
 
-    async def say_nothing(reader, writer):
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
         left.set()
@@ -262,7 +325,12 @@ async def test_connection_takes_too_long(open_provider, deployment, monkeypatch)
     assert (error.kind, error.code, error.charged) == (FailureKind.TIMEOUT, None, False)
 
 
-async def test_connection_dropped_is_not_sent_again(scripted, open_provider, deployment, assert_no_secret):
+async def test_connection_dropped_is_not_sent_again(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+) -> None:
     """A connection that is reset before the answer is charged, and not tried again."""
     scripted.reply = None
     error = await fail(open_provider(scripted.url), deployment)
@@ -271,7 +339,13 @@ async def test_connection_dropped_is_not_sent_again(scripted, open_provider, dep
     assert_no_secret(error)
 
 
-async def test_answer_breaks_off(scripted, open_provider, deployment, make_http, answer):
+async def test_answer_breaks_off(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    answer: dict[str, Any],
+) -> None:
     """A connection that is reset during the answer is charged, and not tried again."""
     scripted.reply, scripted.reset_after_reply = make_http(200, answer)[:-20], True
     error = await fail(open_provider(scripted.url), deployment)
@@ -279,7 +353,12 @@ async def test_answer_breaks_off(scripted, open_provider, deployment, make_http,
     assert len(scripted.requests) == 1
 
 
-async def test_refusal_breaks_off(scripted, open_provider, deployment, make_http):
+async def test_refusal_breaks_off(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """A refusal whose body breaks off is still recognised by its status."""
     scripted.reply = make_http(429, refusal(429, "Exceeded."))[:-20]
     scripted.reset_after_reply = True
@@ -287,7 +366,9 @@ async def test_refusal_breaks_off(scripted, open_provider, deployment, make_http
     assert (error.kind, error.code) == (FailureKind.QUOTA, 429)
 
 
-async def test_timeout_of_the_callers_http_options(emulator, open_provider, deployment):
+async def test_timeout_of_the_callers_http_options(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A timeout set in the caller's config is a TIMEOUT, and charged."""
     emulator.inject(Fault.hang())
     request = Request(contents="Hello?", config={"http_options": {"timeout": 50}})
@@ -296,7 +377,9 @@ async def test_timeout_of_the_callers_http_options(emulator, open_provider, depl
     assert emulator.requests == 1
 
 
-async def test_wrong_request_is_not_sent(scripted, open_provider, deployment):
+async def test_wrong_request_is_not_sent(
+    scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A request that cannot be put into HTTP is a failure of the request, and not charged."""
     provider = open_provider(scripted.url)
     wrong_config = await fail(provider, deployment, Request(contents="x", config={"temperature": "hot"}))
@@ -307,8 +390,13 @@ async def test_wrong_request_is_not_sent(scripted, open_provider, deployment):
 
 
 async def test_key_in_the_providers_words_is_masked(
-    scripted, open_provider, deployment, make_http, secret, assert_no_secret
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    secret: str,
+    assert_no_secret: Callable[..., None],
+) -> None:
     """A refusal that quotes the key is reported without it."""
     scripted.reply = make_http(403, refusal(403, f"Consumer 'api_key:{secret}' was suspended.", secret))
     del secret
@@ -319,8 +407,13 @@ async def test_key_in_the_providers_words_is_masked(
 
 
 async def test_key_in_a_cut_body_is_masked(
-    scripted, open_provider, deployment, make_http, assert_no_secret, secret
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    assert_no_secret: Callable[..., None],
+    secret: str,
+) -> None:
     """Masking comes before cutting, so that no part of the key survives at the end."""
     scripted.reply = make_http(403, refusal(403, "x" * 490 + secret))
     start = secret[:12]
@@ -332,8 +425,14 @@ async def test_key_in_a_cut_body_is_masked(
 
 @pytest.mark.parametrize("form", ["escaped", "quoted", "cut"])
 async def test_key_in_other_spellings_is_masked(
-    scripted, open_provider, deployment, make_http, assert_no_secret, secret, form
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    assert_no_secret: Callable[..., None],
+    secret: str,
+    form: str,
+) -> None:
     """The key is masked in JSON escapes, percent-encoded, and where the body breaks off inside it."""
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in secret)
     words = {"escaped": escaped, "quoted": quote(secret, safe=""), "cut": secret[:-3]}[form]
@@ -346,7 +445,12 @@ async def test_key_in_other_spellings_is_masked(
     assert_no_secret(error, start)
 
 
-async def test_key_that_is_empty(scripted, open_provider, make_deployment, monkeypatch):
+async def test_key_that_is_empty(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An empty key is a failure of the key, and is not replaced by one from the environment."""
     monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
     error = await fail(open_provider(scripted.url), make_deployment(""))
@@ -354,7 +458,12 @@ async def test_key_that_is_empty(scripted, open_provider, make_deployment, monke
     assert scripted.requests == []
 
 
-async def test_long_message_is_cut(scripted, open_provider, deployment, make_http):
+async def test_long_message_is_cut(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """A long message from the provider is cut."""
     scripted.reply = make_http(500, refusal(500, "words " * 1000))
     message = str(await fail(open_provider(scripted.url), deployment))
@@ -362,7 +471,12 @@ async def test_long_message_is_cut(scripted, open_provider, deployment, make_htt
     assert message.endswith("…")
 
 
-async def test_body_that_is_not_text(scripted, open_provider, deployment, make_http):
+async def test_body_that_is_not_text(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """Bytes that are not UTF-8 do not hide the status."""
     scripted.reply = make_http(503, b"\xff\xfe\x00")
     error = await fail(open_provider(scripted.url), deployment)

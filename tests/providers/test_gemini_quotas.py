@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ OF_PROJECT = SpentQuota(QuotaViolation("rpd", 100), FaultScope.PROJECT)
 OF_TOOL = SpentQuota(QuotaViolation("rpd", 500), FaultScope.FEATURE, "google_search")
 
 
-def named(quota_id, **fields):
+def named(quota_id: str, **fields: Any) -> list[dict[str, Any]]:
     return [{"violations": [{"quotaId": quota_id, **fields}]}]
 
 
@@ -34,7 +36,7 @@ def named(quota_id, **fields):
         ((), ()),
     ],
 )
-def test_the_widest(quotas, wide):
+def test_the_widest(quotas: tuple[Any, ...], wide: tuple[Any, ...]) -> None:
     """The project's come before the model's, and those before a tool's."""
     assert widest(quotas) == wide
 
@@ -50,7 +52,7 @@ def test_the_widest(quotas, wide):
         ({"location": "global", "model": "gemini-x"}, "deployment"),
     ],
 )
-def test_a_dimension_decides_whose_a_quota_is(dimensions, scope):
+def test_a_dimension_decides_whose_a_quota_is(dimensions: Any, scope: str) -> None:
     """A quota per project is of one model if its dimensions name one."""
     details = named("GenerateRequestsPerDayPerProject", quotaDimensions=dimensions)
     [quota] = quotas_of_details(details, "")
@@ -60,7 +62,7 @@ def test_a_dimension_decides_whose_a_quota_is(dimensions, scope):
 @pytest.mark.parametrize(
     ("location", "limit"), [("global", 0), ("", 0), (None, 0), ("us-west4", None), (7, None)]
 )
-def test_no_quota_in_a_region_is_no_limit(location, limit):
+def test_no_quota_in_a_region_is_no_limit(location: str | int | None, limit: int | None) -> None:
     """A limit of 0 counts only if it holds everywhere; another limit always does."""
     for stated, expected in (("0", limit), ("15", 15)):
         details = named(
@@ -69,14 +71,18 @@ def test_no_quota_in_a_region_is_no_limit(location, limit):
         assert quotas_of_details(details, "")[0].violation.limit == expected
 
 
-def test_the_metadata_of_a_reason():
+def test_the_metadata_of_a_reason() -> None:
     """The older form of a refusal has its quota in the metadata of its reason; violations come first."""
     metadata = {
         "quota_limit": "GenerateRequestsPerMinutePerProject",
         "quota_limit_value": "60",
         "quota_metric": "generativelanguage.googleapis.com/requests",
     }
-    details = [{"metadata": {"service": "x"}}, {"metadata": "none"}, {"metadata": metadata}]
+    details: list[dict[str, Any]] = [
+        {"metadata": {"service": "x"}},
+        {"metadata": "none"},
+        {"metadata": metadata},
+    ]
     [quota] = quotas_of_details(details, "")
     assert quota == SpentQuota(QuotaViolation("rpm", 60), FaultScope.PROJECT)
     assert quotas_of_details([*details, *named("GenerateRequestsPerDayPerModel")], "") == (
@@ -84,20 +90,20 @@ def test_the_metadata_of_a_reason():
     )
 
 
-def test_the_metadata_may_name_a_model():
+def test_the_metadata_may_name_a_model() -> None:
     """A quota per project in the metadata is of the model that the metadata names."""
     metadata = {"quota_limit": "RequestsPerDayPerProject", "model": "gemini-x", "quota_limit_value": None}
     assert quotas_of_details([{"metadata": metadata}], "") == (SpentQuota(QuotaViolation("rpd", None)),)
 
 
-def test_ids_alone():
+def test_ids_alone() -> None:
     """The ids of a body that was cut short say whose the quotas are, unless a model is named."""
     ids = ["GenerateRequestsPerDayPerProject", "GroundingRequestsPerDay"]
     assert [quota.scope for quota in quotas_of_ids(ids, with_models=False)] == ["project", "feature"]
     assert [quota.scope for quota in quotas_of_ids(ids, with_models=True)] == ["deployment", "feature"]
 
 
-def test_words_alone():
+def test_words_alone() -> None:
     """A message without details names limits, and may name a tool."""
     message = (
         "exceeded for metric: x/generate_requests, limit: 15\nexceeded for metric: x/grounding, limit: 0"
@@ -122,7 +128,7 @@ _json = st.recursive(
 
 @given(st.lists(st.fixed_dictionaries({"violations": _json, "metadata": _json})), st.text())
 @pytest.mark.slow
-def test_never_fails(details, message):
+def test_never_fails(details: list[dict[str, Any]], message: str) -> None:
     """Details of any form are read without an error."""
     for quota in widest(quotas_of_details(details, message)):
         assert (quota.tool is None) == (quota.scope is not FaultScope.FEATURE)

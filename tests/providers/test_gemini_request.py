@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.genai import types
 
@@ -28,13 +30,13 @@ BOTH = types.Tool(google_search=types.GoogleSearch(), google_maps=types.GoogleMa
     ],
 )
 @pytest.mark.parametrize("form", ["dict", "model"])
-def test_tools_with_quotas_of_their_own(tools, found, form):
+def test_tools_with_quotas_of_their_own(tools: Any, found: tuple[Any, ...], form: str) -> None:
     """They are found in dicts of either spelling and in the SDK's objects, each once."""
     config = {"tools": tools} if form == "dict" else types.GenerateContentConfig.model_construct(tools=tools)
     assert metered_tools(Request(contents="x", config=config)) == found
 
 
-def test_a_request_may_have_no_config():
+def test_a_request_may_have_no_config() -> None:
     """Without a config there are no tools."""
     assert metered_tools(Request(contents="x")) == ()
 
@@ -51,6 +53,6 @@ def test_a_request_may_have_no_config():
         ({"config": types.GenerateContentConfig()}, False),
     ],
 )
-def test_whether_the_answer_is_limited(fields, limited):
+def test_whether_the_answer_is_limited(fields: Any, limited: bool) -> None:
     """A limit may be the request's own or its config's, in any form."""
     assert limits_output(Request(contents="x", **fields)) == limited

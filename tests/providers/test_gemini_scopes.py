@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
+
 import pytest
 from google.genai import types
 
+from llm_router import Deployment
 from llm_router.domain.request import Request
 from llm_router.emulator import Fault
 from llm_router.errors import ProviderError, QuotaViolation
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing import GeminiEmulator
+
+Refused = tuple[int, dict[str, Any]]
+"""The status and the body of a refusal."""
 
 HELLO = Request(contents="Hello?")
 SERVICE = "generativelanguage.googleapis.com"
@@ -18,37 +27,39 @@ EXCEEDED = (
 EXHAUSTED = "Resource has been exhausted (e.g. check quota)."
 
 
-def refusal(code, status, message, *details):
+def refusal(code: int, status: str | None, message: str, *details: Any) -> Refused:
     return code, {"error": {"code": code, "message": message, "status": status, "details": list(details)}}
 
 
-def info(reason, **metadata):
+def info(reason: str, **metadata: Any) -> dict[str, Any]:
     name = "type.googleapis.com/google.rpc.ErrorInfo"
     return {"@type": name, "reason": reason, "domain": "googleapis.com", "metadata": metadata}
 
 
-def quota_failure(*violations):
+def quota_failure(*violations: Any) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": list(violations)}
 
 
-def violation(quota_id, metric="", value=None, **dimensions):
+def violation(
+    quota_id: str, metric: str = "", value: Any = None, **dimensions: Any
+) -> dict[str, Collection[str]] | dict[str, Any]:
     found = {"quotaId": quota_id, "quotaMetric": f"{SERVICE}/{metric}", "quotaDimensions": dimensions}
     return found if value is None else found | {"quotaValue": value}
 
 
-def denied(message, *details):
+def denied(message: str, *details: Any) -> Refused:
     return refusal(403, "PERMISSION_DENIED", message, *details)
 
 
-def invalid(message, *details):
+def invalid(message: str, *details: Any) -> Refused:
     return refusal(400, "INVALID_ARGUMENT", message, *details)
 
 
-def precondition(message):
+def precondition(message: str) -> Refused:
     return refusal(400, "FAILED_PRECONDITION", message)
 
 
-def exhausted(message, *details):
+def exhausted(message: str, *details: Any) -> Refused:
     return refusal(429, "RESOURCE_EXHAUSTED", message, *details)
 
 
@@ -357,10 +368,17 @@ REFUSALS = {
 
 
 @pytest.fixture
-async def refused(emulator, open_provider, deployment, assert_no_secret):
+async def refused(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+) -> Callable[..., Coroutine[Any, Any, ProviderError]]:
     """Send a request that the emulator refuses with a given answer, and return the error."""
 
-    async def send(code, body, request=HELLO, headers=None):
+    async def send(
+        code: int, body: Any, request: Request = HELLO, headers: dict[str, str] | None = None
+    ) -> ProviderError:
         rule = emulator.inject(Fault.status(code, body=body, headers=headers), times=1)
         with pytest.raises(ProviderError) as caught:
             await open_provider(emulator.url).generate(deployment, request)
@@ -372,27 +390,35 @@ async def refused(emulator, open_provider, deployment, assert_no_secret):
 
 
 @pytest.mark.parametrize(("answer", "kind", "scope"), REFUSALS.values(), ids=REFUSALS.keys())
-async def test_whose_fault_it_is(refused, answer, kind, scope):
+async def test_whose_fault_it_is(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], answer: Any, kind: Any, scope: Any
+) -> None:
     """Status, reasons and words decide kind and scope; only a limiter's refusal is not charged."""
     error = await refused(*answer)
     assert (error.kind, error.scope, error.feature) == (kind, scope, None)
     assert error.charged == (answer[0] not in (402, 429))
 
 
-async def test_a_long_message_takes_no_time(refused):
+async def test_a_long_message_takes_no_time(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
     """Words that come again and again in a long message are not searched for again and again."""
     error = await refused(*denied("project prepaid " * 16_000))
     assert (error.kind, error.scope) == ("model", "deployment")
     assert len(str(error)) == 500
 
 
-async def test_a_quota_of_a_region_states_no_limit(refused):
+async def test_a_quota_of_a_region_states_no_limit(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
     """That there is none in the region where a request ended up does not mean that there is none."""
     error = await refused(*REFUSALS["per project and region"][0])
     assert error.violations == (QuotaViolation("rpm", None),)
 
 
-async def test_the_widest_of_several_quotas_decides(refused):
+async def test_the_widest_of_several_quotas_decides(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
     """A quota of the project holds for every model, and only its own limits are reported."""
     both = quota_failure(
         violation("GenerateRequestsPerDayPerProjectPerModel", value="20", model="m"),
@@ -417,7 +443,9 @@ SEARCHES = {
 
 @pytest.mark.parametrize("message", [EXCEEDED, EXHAUSTED], ids=["exceeded", "exhausted"])
 @pytest.mark.parametrize("config", SEARCHES.values(), ids=SEARCHES.keys())
-async def test_a_bare_429_of_a_search_is_the_tools(refused, config, message):
+async def test_a_bare_429_of_a_search_is_the_tools(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], config: Any, message: str
+) -> None:
     """A refusal that names no quota, of a request with a tool that has one of its own, is about the tool."""
     request = Request(contents="Who won?", config=config)
     error = await refused(*exhausted(message), request)
@@ -443,13 +471,17 @@ def weather(city: str) -> str:
         (None, None),
     ],
 )
-async def test_a_bare_429_of_another_tool(refused, config, feature):
+async def test_a_bare_429_of_another_tool(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], config: Any, feature: str | None
+) -> None:
     """The first of the request's tools with a quota of its own is named; others have none."""
     error = await refused(*exhausted(EXHAUSTED), Request(contents="Where?", config=config))
     assert (error.scope, error.feature) == ("feature" if feature else "deployment", feature)
 
 
-async def test_a_429_that_names_a_quota_of_the_model_is_not_the_tools(refused):
+async def test_a_429_that_names_a_quota_of_the_model_is_not_the_tools(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
     """A search that exceeds the requests of the model is refused for that."""
     quotas = quota_failure(violation("GenerateRequestsPerDayPerProjectPerModel", value="20", model="m"))
     error = await refused(*exhausted(EXCEEDED, quotas), Request(contents="x", config=SEARCHES["dict"]))
@@ -467,7 +499,9 @@ GROUNDING = {
 
 @pytest.mark.parametrize("named", GROUNDING.values(), ids=GROUNDING.keys())
 @pytest.mark.parametrize("config", [SEARCHES["dict"], None], ids=["search", "plain"])
-async def test_a_429_that_names_a_quota_of_a_tool(refused, named, config):
+async def test_a_429_that_names_a_quota_of_a_tool(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], named: dict[str, Any], config: object | None
+) -> None:
     """A quota of the grounding is the tool's, on that project, whatever else its name says."""
     error = await refused(*exhausted(EXCEEDED, quota_failure(named)), Request(contents="x", config=config))
     assert (error.kind, error.scope, error.feature) == ("quota", "feature", "google_search")
@@ -475,7 +509,7 @@ async def test_a_429_that_names_a_quota_of_a_tool(refused, named, config):
     assert found.limit == 500
 
 
-async def test_a_limit_of_a_tool_in_words(refused):
+async def test_a_limit_of_a_tool_in_words(refused: Callable[..., Coroutine[Any, Any, ProviderError]]) -> None:
     """A quota of the grounding is recognised in a message without details, too."""
     message = f"Quota exceeded for metric: {SERVICE}/search_grounding_requests_free_tier, limit: 0, model: m"
     error = await refused(*exhausted(message), Request(contents="x", config=SEARCHES["dict"]))
@@ -483,7 +517,9 @@ async def test_a_limit_of_a_tool_in_words(refused):
     assert error.violations == (QuotaViolation(None, 0),)
 
 
-async def test_a_tool_that_the_request_does_not_use_is_not_blamed(refused):
+async def test_a_tool_that_the_request_does_not_use_is_not_blamed(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
     """If the quota's name fits another tool than the request's, the request's own is named."""
     quotas = quota_failure(violation("GroundingRequestsPerDayPerProject"))
     error = await refused(
@@ -492,7 +528,9 @@ async def test_a_tool_that_the_request_does_not_use_is_not_blamed(refused):
     assert (error.scope, error.feature) == ("feature", "google_maps")
 
 
-async def test_a_feature_in_a_stream(emulator, open_provider, deployment):
+async def test_a_feature_in_a_stream(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A streamed request is judged by its tools, too."""
     emulator.inject(Fault.bare_429())
     request = Request(contents="x", config=SEARCHES["dict"])
@@ -507,7 +545,7 @@ MINUTE = quota_failure(violation("GenerateRequestsPerMinutePerProjectPerModel", 
 DAY = quota_failure(violation("GenerateRequestsPerDayPerProjectPerModel", model="m"))
 
 
-def retry_info(delay):
+def retry_info(delay: object) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
 
 
@@ -529,8 +567,12 @@ def retry_info(delay):
     ids=lambda value: str(value)[:12],
 )
 async def test_a_delay_is_at_least_a_second_and_at_most_what_the_quota_needs(
-    refused, delay, by_minute, by_day, emulator
-):
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+    delay: object,
+    by_minute: float | None,
+    by_day: float | None,
+    emulator: GeminiEmulator,
+) -> None:
     """A quota per minute is believed for 15 minutes, one per day for 26 hours; nonsense is not believed."""
     assert (await refused(*exhausted(EXCEEDED, MINUTE, retry_info(delay)))).retry_delay == by_minute
     emulator.reset()
@@ -551,13 +593,15 @@ async def test_a_delay_is_at_least_a_second_and_at_most_what_the_quota_needs(
         (503, "soon", None),
     ],
 )
-async def test_a_delay_of_the_header(refused, code, value, seconds):
+async def test_a_delay_of_the_header(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]], code: int, value: str, seconds: float | None
+) -> None:
     """A Retry-After header is believed within the same bounds; a server may ask for 15 minutes."""
     error = await refused(code, {"error": {"message": "Wait."}}, headers={"Retry-After": value})
     assert error.retry_delay == seconds
 
 
-async def test_a_delay_in_words(refused):
+async def test_a_delay_in_words(refused: Callable[..., Coroutine[Any, Any, ProviderError]]) -> None:
     """The delay of the message is believed within the same bounds."""
     error = await refused(*exhausted("Please retry in 99999999999s.", MINUTE))
     assert error.retry_delay == 900.0

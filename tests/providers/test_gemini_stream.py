@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.genai import types
 
+from llm_router import Deployment, Reply
 from llm_router.domain.request import Request
 from llm_router.emulator import Fault
 from llm_router.errors import ProviderError
 from llm_router.providers.base import FailureKind, StreamingProvider
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing import GeminiEmulator
+
+if TYPE_CHECKING:
+    from tests.providers.conftest import ScriptedServer
+
 
 HELLO = Request(contents="Hello?")
 
 
-async def read(provider, deployment, request=HELLO):
+async def read(provider: GeminiProvider, deployment: Deployment, request: Request = HELLO) -> list[Reply]:
     async with aclosing(provider.stream(deployment, request, lambda: None)) as replies:
         return [reply async for reply in replies]
 
 
-async def failure_after(count, provider, deployment):
+async def failure_after(count: int, provider: GeminiProvider, deployment: Deployment) -> ProviderError:
     """Read ``count`` pieces, and return the error that follows."""
     async with aclosing(provider.stream(deployment, HELLO, lambda: None)) as replies:
         for _ in range(count):
@@ -31,11 +40,13 @@ async def failure_after(count, provider, deployment):
     return caught.value
 
 
-def events(*bodies, ending=b"\r\n\r\n"):
+def events(*bodies: Any, ending: bytes = b"\r\n\r\n") -> bytes:
     return b"".join(b"data: " + body + ending for body in bodies)
 
 
-async def test_an_answer_in_pieces(emulator, open_provider, deployment):
+async def test_an_answer_in_pieces(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """The texts make up the answer; usage, finish reason and content are those of the whole so far."""
     provider = open_provider(emulator.url)
     assert isinstance(provider, StreamingProvider)
@@ -47,13 +58,16 @@ async def test_an_answer_in_pieces(emulator, open_provider, deployment):
     assert (last.finish_reason, last.usage, last.content) == ("STOP", whole.usage, whole.content)
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * 3
     assert all(piece.model == "gemini-test" for piece in pieces)
-    counts = [piece.usage.output_tokens for piece in pieces]
+    counts = [piece.usage.output_tokens for piece in pieces if piece.usage is not None]
+    assert len(counts) == len(pieces)
     assert counts == sorted(counts)
     assert all(isinstance(piece.raw, types.GenerateContentResponse) for piece in pieces)
     assert emulator.accepted == 2
 
 
-async def test_nothing_is_sent_before_the_first_piece_is_asked_for(emulator, open_provider, deployment):
+async def test_nothing_is_sent_before_the_first_piece_is_asked_for(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """Asking for the first piece sends one request, which reports when it is on the wire."""
     dispatched = []
     provider = open_provider(emulator.url)
@@ -65,7 +79,12 @@ async def test_nothing_is_sent_before_the_first_piece_is_asked_for(emulator, ope
     await replies.aclose()
 
 
-async def test_parts_come_together(scripted, open_provider, deployment, make_http):
+async def test_parts_come_together(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """Texts are joined, calls keep their signature, thoughts are left out, and the last usage applies."""
     scripted.reply = make_http(
         200,
@@ -90,12 +109,16 @@ async def test_parts_come_together(scripted, open_provider, deployment, make_htt
     assert text == {"text": "Hello"}
     assert call["function_call"]["name"] == "f"
     assert call["thought_signature"] == b"sig"
+    assert before.usage is not None
+    assert last.usage is not None
     assert (before.usage.input_tokens, before.usage.output_tokens) == (7, 0)
     assert (last.usage.input_tokens, last.usage.output_tokens) == (7, 3)
 
 
 @pytest.mark.parametrize("after", [0, 2])
-async def test_an_answer_that_is_cut_is_an_error(emulator, open_provider, deployment, after):
+async def test_an_answer_that_is_cut_is_an_error(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment, after: int
+) -> None:
     """A stream that ends cleanly but without a finish reason has broken off."""
     emulator.inject(Fault.stream_cut(after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
@@ -105,8 +128,12 @@ async def test_an_answer_that_is_cut_is_an_error(emulator, open_provider, deploy
 
 @pytest.mark.parametrize("after", [0, 2])
 async def test_a_connection_that_breaks_is_an_error(
-    emulator, open_provider, deployment, assert_no_secret, after
-):
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+    after: int,
+) -> None:
     """A connection that breaks is a failure of the path, and charged."""
     emulator.inject(Fault.stream_drop(after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
@@ -117,8 +144,14 @@ async def test_a_connection_that_breaks_is_an_error(
 @pytest.mark.parametrize(("code", "kind"), [(503, FailureKind.SERVER), (429, FailureKind.QUOTA)])
 @pytest.mark.parametrize("after", [0, 2])
 async def test_an_error_in_place_of_a_piece(
-    emulator, open_provider, deployment, assert_no_secret, after, code, kind
-):
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+    after: int,
+    code: int,
+    kind: FailureKind,
+) -> None:
     """It has the kind of its status, but is charged, since the request was accepted."""
     emulator.inject(Fault.stream_error(code, after))
     error = await failure_after(after, open_provider(emulator.url), deployment)
@@ -126,7 +159,12 @@ async def test_an_error_in_place_of_a_piece(
     assert_no_secret(error)
 
 
-async def test_a_refusal_is_that_of_generate(emulator, open_provider, deployment, assert_no_secret):
+async def test_a_refusal_is_that_of_generate(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    assert_no_secret: Callable[..., None],
+) -> None:
     """A refusal comes before the first piece, and a 429 is not charged."""
     emulator.inject(Fault.bare_429())
     error = await failure_after(0, open_provider(emulator.url), deployment)
@@ -135,8 +173,13 @@ async def test_a_refusal_is_that_of_generate(emulator, open_provider, deployment
 
 
 async def test_a_key_that_is_not_valid(
-    scripted, open_provider, deployment, make_http, assert_no_secret, secret
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    assert_no_secret: Callable[..., None],
+    secret: str,
+) -> None:
     """A refusal that quotes the key is reported without it."""
     body = {"error": {"code": 400, "message": f"API key not valid: {secret}", "status": "INVALID_ARGUMENT"}}
     scripted.reply = make_http(400, body)
@@ -149,8 +192,13 @@ async def test_a_key_that_is_not_valid(
     "body", [b"", b'data: {"candidates": [\r\n\r\n', b"nonsense", events(b"[1]"), events(b"{}")]
 )
 async def test_a_200_without_an_answer(
-    scripted, open_provider, deployment, make_http, assert_no_secret, body
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+    assert_no_secret: Callable[..., None],
+    body: Any,
+) -> None:
     """A 200 without an answer is a failure of the path, whatever its body."""
     scripted.reply = make_http(200, body)
     with pytest.raises(ProviderError) as caught:
@@ -159,7 +207,7 @@ async def test_a_200_without_an_answer(
     assert_no_secret(caught.value)
 
 
-def stream_of(*bodies, tail=b""):
+def stream_of(*bodies: Any, tail: bytes = b"") -> Fault:
     return Fault.status(200, body=events(*bodies) + tail, headers={"Content-Type": "text/event-stream"})
 
 
@@ -180,7 +228,12 @@ TAILS = {
 
 
 @pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
-async def test_what_comes_after_the_end_of_an_answer(emulator, open_provider, deployment, tail):
+async def test_what_comes_after_the_end_of_an_answer(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    tail: bytes,
+) -> None:
     """Once the answer has ended, whatever follows neither fails nor changes it."""
     emulator.inject(stream_of(ANSWER, tail=tail))
     [reply, *more] = await read(open_provider(emulator.url), deployment)
@@ -189,17 +242,23 @@ async def test_what_comes_after_the_end_of_an_answer(emulator, open_provider, de
     assert emulator.requests == 1
 
 
-async def test_the_usage_after_the_end_of_an_answer(emulator, open_provider, deployment):
+async def test_the_usage_after_the_end_of_an_answer(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """What follows and can be read counts, even if something follows that cannot."""
     usage = b'{"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}}'
     emulator.inject(stream_of(ANSWER, usage, tail=TAILS["done"]))
     *_, last = await read(open_provider(emulator.url), deployment)
+    assert last.usage is not None
     assert (last.finish_reason, last.usage.input_tokens) == ("STOP", 7)
 
 
 async def test_a_connection_that_breaks_after_the_end_of_an_answer(
-    scripted, open_provider, deployment, make_http
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    make_http: Callable[..., bytes],
+) -> None:
     """An answer that has ended is complete, even if the connection is not closed properly."""
     whole = make_http(200, events(ANSWER, b"{}" * 50))
     scripted.reply, scripted.reset_after_reply = whole[:-40], True
@@ -207,7 +266,9 @@ async def test_a_connection_that_breaks_after_the_end_of_an_answer(
     assert (reply.text, reply.finish_reason) == ("Hello.", "STOP")
 
 
-async def test_a_comment_alone_is_no_answer(emulator, open_provider, deployment):
+async def test_a_comment_alone_is_no_answer(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A stream of which nothing is an answer is a failure of the path."""
     emulator.inject(stream_of(tail=TAILS["comment"] + TAILS["done"]))
     error = await failure_after(0, open_provider(emulator.url), deployment)
@@ -215,7 +276,12 @@ async def test_a_comment_alone_is_no_answer(emulator, open_provider, deployment)
 
 
 @pytest.mark.parametrize("reason", ["MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "OTHER"])
-async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, reason):
+async def test_a_failed_answer_is_a_reply(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    reason: str,
+) -> None:
     """An answer without content because the model failed is a complete reply with its reason."""
     emulator.inject(Fault.no_content(reason))
     [reply] = await read(open_provider(emulator.url), deployment)
@@ -225,7 +291,13 @@ async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, r
 @pytest.mark.parametrize(
     ("part", "failed"), [(b'{"text": "Hel"}', None), (b'{"text": "hm", "thought": true}', "OTHER")]
 )
-async def test_the_content_of_any_piece_counts(emulator, open_provider, deployment, part, failed):
+async def test_the_content_of_any_piece_counts(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    part: bytes,
+    failed: str | None,
+) -> None:
     """An answer has failed only if none of its pieces has content."""
     emulator.inject(
         stream_of(
@@ -238,17 +310,22 @@ async def test_the_content_of_any_piece_counts(emulator, open_provider, deployme
     assert (last.failed, last.finish_reason) == (failed, "OTHER")
 
 
-async def test_an_answer_without_candidates(emulator, open_provider, deployment):
+async def test_an_answer_without_candidates(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A model that thinks until the limit may stream its usage alone: an answer without text."""
     emulator.inject(Fault.no_content(""))
     request = Request(contents="Hello?", max_output_tokens=5)
     replies = await read(open_provider(emulator.url), deployment, request)
     assert "".join(reply.text for reply in replies) == ""
     assert (replies[-1].finish_reason, replies[-1].failed) == ("MAX_TOKENS", None)
+    assert replies[-1].usage is not None
     assert replies[-1].usage.input_tokens > 0
 
 
-async def test_a_usage_alone_is_an_answer_that_broke_off(emulator, open_provider, deployment):
+async def test_a_usage_alone_is_an_answer_that_broke_off(
+    emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """Without a limit to explain it, a stream of usage has broken off."""
     emulator.inject(Fault.no_content(""))
     error = await failure_after(1, open_provider(emulator.url), deployment)
@@ -256,14 +333,21 @@ async def test_a_usage_alone_is_an_answer_that_broke_off(emulator, open_provider
     assert "broke off" in str(error)
 
 
-async def test_a_refused_connection(open_provider, deployment):
+async def test_a_refused_connection(
+    open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """A connection that cannot be made is not charged."""
     error = await failure_after(0, open_provider("http://127.0.0.1:1"), deployment)
     assert (error.kind, error.charged) == (FailureKind.NETWORK, False)
 
 
 @pytest.mark.parametrize("fault", [Fault.block("OTHER"), Fault.safety()], ids=["prompt", "answer"])
-async def test_a_block_is_a_reply(emulator, open_provider, deployment, fault):
+async def test_a_block_is_a_reply(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    fault: Fault,
+) -> None:
     """A blocked prompt or answer is a complete reply with its reason."""
     emulator.inject(fault)
     [reply] = await read(open_provider(emulator.url), deployment)
@@ -272,8 +356,12 @@ async def test_a_block_is_a_reply(emulator, open_provider, deployment, fault):
 
 @pytest.mark.parametrize("pieces", [1, 2])
 async def test_a_stream_that_is_left_closes_its_connection(
-    emulator, open_provider, deployment, until_holding, pieces
-):
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    until_holding: Callable[..., Coroutine[Any, Any, None]],
+    pieces: int,
+) -> None:
     """Its connection closes at once, without the garbage collector; the next request gets another."""
     emulator.inject(Fault.stream_hang(2), times=1)
     provider = open_provider(emulator.url)
@@ -286,8 +374,11 @@ async def test_a_stream_that_is_left_closes_its_connection(
 
 
 async def test_a_stream_that_is_cancelled_closes_its_connection(
-    emulator, open_provider, deployment, until_holding
-):
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    until_holding: Callable[..., Coroutine[Any, Any, None]],
+) -> None:
     """Cancelling while it waits for a piece closes its connection."""
     emulator.inject(Fault.stream_hang(1))
     task = asyncio.create_task(read(open_provider(emulator.url), deployment))
@@ -298,7 +389,11 @@ async def test_a_stream_that_is_cancelled_closes_its_connection(
     await until_holding(emulator, 0)
 
 
-async def test_streams_do_not_disturb_each_other(emulator, open_provider, make_deployment):
+async def test_streams_do_not_disturb_each_other(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    make_deployment: Callable[..., Deployment],
+) -> None:
     """Two streams and a request, interleaved in one task, have a connection each."""
     provider = open_provider(emulator.url)
     one = provider.stream(make_deployment(key_id="a"), Request(contents="one"), lambda: None)

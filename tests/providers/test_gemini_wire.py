@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google import genai
 from google.genai import types
 
+from llm_router import Deployment
 from llm_router.domain.request import Request
 from llm_router.providers._gemini_config import DEFAULT_SAFETY
+from llm_router.providers.gemini import GeminiProvider
+
+if TYPE_CHECKING:
+    from tests.providers.conftest import ScriptedServer
+
 
 PROXIES = ("http_proxy", "https_proxy", "ws_proxy", "wss_proxy", "all_proxy", "no_proxy")
 SETTINGS = [
-    types.SafetySetting(category=category, threshold=threshold)
+    types.SafetySetting(category=types.HarmCategory(category), threshold=types.HarmBlockThreshold(threshold))
     for category, threshold in DEFAULT_SAFETY.items()
 ]
 TURNS = [
@@ -25,7 +34,7 @@ TURNS = [
     {"role": "user", "parts": [{"text": "And now?"}]},
 ]
 WEATHER = {"name": "weather", "parameters": {"type": "OBJECT", "properties": {"city": {"type": "STRING"}}}}
-LONG = {
+LONG: dict[str, Any] = {
     "top_k": 3,
     "stop_sequences": ["."],
     "response_mime_type": "application/json",
@@ -37,7 +46,7 @@ LONG = {
 
 
 @pytest.fixture
-def no_proxies(monkeypatch):
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -62,7 +71,13 @@ def no_proxies(monkeypatch):
     ids=["text", "turns", "named", "instruction", "dict", "model"],
 )
 @pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")  # the SDK's own session
-async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, request_, config):
+async def test_body_is_what_the_sdk_sends(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    request_: Request,
+    config: dict[str, Any],
+) -> None:
     """The body equals the SDK's own, byte for byte, however the adapter prepares the config."""
     await open_provider(scripted.url).generate(deployment, request_)
     options = types.HttpOptions(base_url=scripted.url, api_version="v1beta")
@@ -71,7 +86,9 @@ async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, r
         model=deployment.model,
         contents=request_.contents,
         config=types.GenerateContentConfig(
-            safety_settings=SETTINGS, automatic_function_calling={"disable": True}, **config
+            safety_settings=SETTINGS,
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            **config,
         ),
     )
     await client.aio.aclose()
@@ -79,7 +96,9 @@ async def test_body_is_what_the_sdk_sends(scripted, open_provider, deployment, r
     assert ours == theirs
 
 
-async def test_requests_do_not_change_each_other(scripted, open_provider, deployment):
+async def test_requests_do_not_change_each_other(
+    scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
     """The config that requests share is the same before and after a request with more."""
     provider = open_provider(scripted.url)
     plain = Request(contents="Hello?")
@@ -97,8 +116,12 @@ async def test_requests_do_not_change_each_other(scripted, open_provider, deploy
 
 
 async def test_a_request_makes_no_trip_to_a_thread(
-    scripted, open_provider, deployment, monkeypatch, no_proxies
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    no_proxies: None,
+) -> None:
     """A request looks nothing up in a thread, which would cost more than the HTTP itself."""
     provider = open_provider(scripted.url)
     trips = []
@@ -107,7 +130,13 @@ async def test_a_request_makes_no_trip_to_a_thread(
     assert trips == []
 
 
-async def test_proxy_of_the_environment(scripted, open_provider, deployment, monkeypatch, no_proxies):
+async def test_proxy_of_the_environment(
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    no_proxies: None,
+) -> None:
     """A proxy in the environment is used."""
     monkeypatch.setenv("http_proxy", scripted.url)
     await open_provider("http://gemini.invalid").generate(deployment, Request(contents="Hello?"))
@@ -116,8 +145,13 @@ async def test_proxy_of_the_environment(scripted, open_provider, deployment, mon
 
 
 async def test_login_of_netrc_is_not_sent(
-    scripted, open_provider, deployment, monkeypatch, tmp_path, no_proxies
-):
+    scripted: ScriptedServer,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    no_proxies: None,
+) -> None:
     """A login for the host, meant for other programs, is not sent with the key."""
     netrc = tmp_path / "netrc"
     netrc.write_text("default login user password something\n")

@@ -133,7 +133,8 @@ def _slow_unless_quick(name: str, value: object) -> object:
 @pytest.fixture(params=[_slow_unless_quick(name, path) for name, path in SERVERS.items()])
 def redis_binary(request: pytest.FixtureRequest) -> Path:
     """Provide each installed Redis or Valkey server in turn."""
-    return request.param
+    binary: Path = request.param
+    return binary
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import fakeredis
 import redis
@@ -66,7 +66,7 @@ def _free_port() -> int:
     while True:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+            port: int = probe.getsockname()[1]
         if port < 55_000:  # a cluster node also uses the port 10,000 above it
             return port
 
@@ -122,7 +122,7 @@ class RedisServer:
             return False
         return True
 
-    def client(self, **settings) -> redis.Redis:
+    def client(self, **settings: Any) -> redis.Redis:
         """Open a plain client to inspect and manipulate the server."""
         return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0), **settings)
 
@@ -271,6 +271,7 @@ class Relay:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
+        assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         with suppress(OSError, asyncio.CancelledError):
@@ -290,7 +291,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
 
 
-async def _first_of(*calls) -> None:
+async def _first_of(*calls: Any) -> None:
     """Wait until one of the calls is done, and cancel the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
@@ -326,7 +327,7 @@ class RedisBackend:
 
     examples = 40
 
-    def __init__(self, name: str, url: str, flush: Callable[[], object], **options) -> None:
+    def __init__(self, name: str, url: str, flush: Callable[[], object], **options: Any) -> None:
         self.name = name
         self._url = url
         self._flush = flush
@@ -347,7 +348,7 @@ class RedisBackend:
             await store.aclose()
 
 
-def _server_backend(name: str, binary: str, **options) -> RedisBackend:
+def _server_backend(name: str, binary: str, **options: Any) -> RedisBackend:
     server = shared_server(binary)
 
     def flush() -> None:

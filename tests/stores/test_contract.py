@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
     from llm_router.domain.clock import Clock
     from llm_router.stores import RateLimitStore
+    from tests.stores.conftest import Backend
 
 
 class TestContract(StoreContract):
     """The contract, on each backend of ``conftest.BACKENDS``."""
 
     @pytest.fixture(autouse=True)
-    def _use(self, store_backend) -> None:
+    def _use(self, store_backend: Backend) -> None:
         self.backend = store_backend
 
     def open_store(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from llm_router_tests_store_model import Player, plays, worlds
 
-from llm_router.stores import Decision
+from llm_router.stores import Decision, DeploymentSnapshot
 from llm_router.testing.clock import ManualClock
+
+if TYPE_CHECKING:
+    from tests.stores.conftest import Backend
+    from tests.stores.store_model import Operation, Player, World, plays, worlds
+else:
+    from llm_router_tests_store_model import Player, plays, worlds
+
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +32,14 @@ def _assert_same_decision(one: Decision, other: Decision) -> None:
         assert _close(mine.wake_at, theirs.wake_at)
 
 
-def _assert_same_snapshot(one, other) -> None:
+def _assert_same_snapshot(one: DeploymentSnapshot, other: DeploymentSnapshot) -> None:
     assert one.deployment is other.deployment
     assert [(quota.metric, quota.limit, quota.used) for quota in one.quotas] == [
         (quota.metric, quota.limit, quota.used) for quota in other.quotas
     ]
     assert all(_close(a.resets_at, b.resets_at) for a, b in zip(one.quotas, other.quotas, strict=True))
     assert (one.cooldown is None) == (other.cooldown is None)
-    if one.cooldown is not None:
+    if one.cooldown is not None and other.cooldown is not None:
         assert (one.cooldown.scope, one.cooldown.reason) == (other.cooldown.scope, other.cooldown.reason)
         assert _close(one.cooldown.until, other.cooldown.until)
 
@@ -41,7 +48,7 @@ def _close(one: float, other: float) -> bool:
     return one == other or abs(one - other) <= 2e-6
 
 
-def _assert_same(one, other) -> None:
+def _assert_same(one: Any, other: Any) -> None:
     if isinstance(one, Decision):
         _assert_same_decision(one, other)
     else:
@@ -55,7 +62,9 @@ def _assert_same(one, other) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(world=worlds(), operations=plays())
-async def test_every_store_answers_alike(all_backends, world, operations):
+async def test_every_store_answers_alike(
+    all_backends: list[Backend], world: World, operations: list[Operation]
+) -> None:
     """Deployment, headroom, refusals and snapshots agree after each call, to the microsecond."""
     async with AsyncExitStack() as stack:
         players = []

@@ -32,12 +32,12 @@ _QUOTAS = (
 )
 
 
-def _utc(*moment: int) -> int:
-    return microseconds(datetime(*moment, tzinfo=UTC).timestamp())
+def _utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0) -> int:
+    return microseconds(datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp())
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_each_refill_has_its_ledger(quota):
+def test_each_refill_has_its_ledger(quota: Quota) -> None:
     """In an empty ledger nothing is taken, the limit fits, and there is nothing to reset."""
     ledger = make_ledger(quota)
     assert isinstance(
@@ -53,7 +53,7 @@ def test_each_refill_has_its_ledger(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_a_loaded_ledger_continues_where_the_dumped_one_stopped(quota):
+def test_a_loaded_ledger_continues_where_the_dumped_one_stopped(quota: Quota) -> None:
     """Its state survives JSON, and marks made before are valid in the ledger that loads it."""
     ledger = make_ledger(quota)
     first = ledger.take(5, _NOW)
@@ -70,7 +70,7 @@ def test_a_loaded_ledger_continues_where_the_dumped_one_stopped(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_a_truncated_state_is_not_loaded(quota):
+def test_a_truncated_state_is_not_loaded(quota: Quota) -> None:
     """If a number is missing, no ledger has dumped it."""
     ledger = make_ledger(quota)
     ledger.take(5, _NOW)
@@ -79,7 +79,7 @@ def test_a_truncated_state_is_not_loaded(quota):
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf])
-def test_a_rolling_state_with_a_value_that_is_not_finite_is_not_loaded(nonsense):
+def test_a_rolling_state_with_a_value_that_is_not_finite_is_not_loaded(nonsense: float) -> None:
     """Wherever it is among the entries, it is noticed before anything is computed with it."""
     quota = Quota(Metric.RPM, 9)
     state = [_NOW, 5, _NOW, _NOW + 1, 3, _NOW + 1]
@@ -89,7 +89,7 @@ def test_a_rolling_state_with_a_value_that_is_not_finite_is_not_loaded(nonsense)
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_what_is_taken_never_falls_below_zero(quota):
+def test_what_is_taken_never_falls_below_zero(quota: Quota) -> None:
     """Corrections that remove more than was taken leave zero, even if repeated or late."""
     ledger = make_ledger(quota)
     mark = ledger.take(4, _NOW)
@@ -100,7 +100,7 @@ def test_what_is_taken_never_falls_below_zero(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_taken_equals_used_right_after_a_taking(quota):
+def test_taken_equals_used_right_after_a_taking(quota: Quota) -> None:
     """If the amount fits, now or later."""
     ledger = make_ledger(quota)
     for later in (0, 5, 70, 100_000):
@@ -114,7 +114,7 @@ def test_taken_equals_used_right_after_a_taking(quota):
     quota=st.sampled_from(_QUOTAS),
     steps=st.lists(st.tuples(st.integers(-2, 90), st.integers(0, 9), st.integers(-9, 2)), max_size=40),
 )
-def test_what_taken_leaves_of_the_capacity_fits(quota, steps):
+def test_what_taken_leaves_of_the_capacity_fits(quota: Quota, steps: list[tuple[int, int, int]]) -> None:
     """``taken`` may be too high, so that less seems to fit, but never too low, even after corrections."""
     ledger, now = make_ledger(quota), _NOW
     for seconds_on, amount, change in steps:
@@ -126,7 +126,7 @@ def test_what_taken_leaves_of_the_capacity_fits(quota, steps):
             ledger.correct(ledger.take(amount, now), change, now)
 
 
-def test_an_older_rolling_taking_is_corrected_where_it_was_made():
+def test_an_older_rolling_taking_is_corrected_where_it_was_made() -> None:
     """It changes without its neighbours; the next taking is added after the newest."""
     ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
     marks = [ledger.take(10, _NOW + n) for n in range(3)]
@@ -139,7 +139,7 @@ def test_an_older_rolling_taking_is_corrected_where_it_was_made():
     assert ledger.used(_NOW + _SPAN + 1) == 14
 
 
-def test_large_rolling_takings_merge_into_at_most_a_window_of_slices():
+def test_large_rolling_takings_merge_into_at_most_a_window_of_slices() -> None:
     """However many takings there are, the entries stay few, and no two of them overlap."""
     ledger = RollingLedger(Quota(Metric.RPM, 10**9), 10**9)
     for n in range(20_000):
@@ -154,7 +154,7 @@ def test_large_rolling_takings_merge_into_at_most_a_window_of_slices():
     assert moments == sorted(moments)
 
 
-def test_small_rolling_takings_never_merge():
+def test_small_rolling_takings_never_merge() -> None:
     """Two takings a microsecond apart come back a microsecond apart."""
     ledger = RollingLedger(Quota(Metric.RPM, 2), 2)
     ledger.take(1, _NOW)
@@ -163,7 +163,7 @@ def test_small_rolling_takings_never_merge():
     assert ledger.room_at(2, _NOW + 2) == _NOW + 1 + _SPAN
 
 
-def test_entries_given_back_completely_are_swept_out():
+def test_entries_given_back_completely_are_swept_out() -> None:
     """Takings and releases within one window leave a bounded number of entries; other entries stay."""
     ledger = RollingLedger(Quota(Metric.RPM, 15), 15)
     kept = ledger.take(1, _NOW)
@@ -176,7 +176,7 @@ def test_entries_given_back_completely_are_swept_out():
     assert ledger.used(_NOW + 3_000) == 0
 
 
-def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
+def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out() -> None:
     """It counts from its own time, between those before and after it."""
     ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
     ledger.take(10, _NOW)
@@ -188,7 +188,7 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
     assert ledger.used(_NOW + 13) == 30
 
 
-def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
+def test_a_rolling_clock_set_back_keeps_the_order_of_entries() -> None:
     """Takings made then count from the latest known time, and are corrected by their own marks."""
     ledger = RollingLedger(Quota(Metric.RPM, 9), 9)
     first = ledger.take(2, _NOW)
@@ -199,7 +199,7 @@ def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
     assert ledger.room_at(8, _NOW - 29 * _SECOND) == _NOW + _SPAN
 
 
-def test_a_steady_clock_set_back_drains_nothing_twice():
+def test_a_steady_clock_set_back_drains_nothing_twice() -> None:
     """While time is behind, the debt does not change."""
     ledger = SteadyLedger(Quota(Metric.RPM, 60, Refill.STEADY, burst=3), 60)
     ledger.take(3, _NOW)
@@ -211,7 +211,7 @@ def test_a_steady_clock_set_back_drains_nothing_twice():
 
 @pytest.mark.parametrize("guard", [0.0, 0.3])
 @pytest.mark.parametrize(("limit", "burst"), [(1, 1), (2, 1), (10, 10), (60, 3), (1_000, 1)])
-def test_a_steady_bucket_has_room_when_it_says(limit, burst, guard):
+def test_a_steady_bucket_has_room_when_it_says(limit: int, burst: int, guard: float) -> None:
     """Rounding neither refuses again what was promised, nor admits more than the limit in a window."""
     ledger = SteadyLedger(Quota(Metric.RPM, limit, Refill.STEADY, burst=burst, guard=guard), limit)
     now, taken = _NOW, []
@@ -225,7 +225,7 @@ def test_a_steady_bucket_has_room_when_it_says(limit, burst, guard):
     assert all(sum(first <= moment < first + window for moment in taken) <= limit for first in taken)
 
 
-def test_a_daily_clock_set_back_over_midnight_keeps_the_day():
+def test_a_daily_clock_set_back_over_midnight_keeps_the_day() -> None:
     """What is taken then counts for the day that had begun."""
     midnight = _utc(2027, 5, 4, 7)
     ledger = DailyLedger(Quota(Metric.RPD, 5, Refill.DAILY), 5)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import deque
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
@@ -16,6 +17,12 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores import MemoryStore
 from llm_router.testing.clock import ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.stores.store_model import Operation, Player, World, plays, worlds
+else:
+    from llm_router_tests_store_model import Player, plays, worlds
 
 
 def _deployment(*quotas: Quota, key: str = "key") -> Deployment:
@@ -30,7 +37,7 @@ def _size(value: object, seen: set[int]) -> int:
     parts: list[object] = []
     if isinstance(value, dict):
         parts = [*value.keys(), *value.values()]
-    elif isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
+    elif isinstance(value, (list, tuple, set, deque)):
         parts = list(value)
     else:
         names = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
@@ -41,14 +48,14 @@ def _size(value: object, seen: set[int]) -> int:
 @pytest.mark.slow
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(world=worlds(), operations=plays(90))
-async def test_the_memory_store_decides_as_the_model_does(world, operations):
+async def test_the_memory_store_decides_as_the_model_does(world: World, operations: list[Operation]) -> None:
     """In longer and more plays than are practical for a store that does I/O."""
     clock = ManualClock(world.start)
     await Player(MemoryStore(clock=clock), clock, world).play([*operations, ("look", ())])
 
 
 @pytest.mark.slow
-async def test_state_does_not_grow_with_the_number_of_requests():
+async def test_state_does_not_grow_with_the_number_of_requests() -> None:
     """After 200,000 cycles of reserve and settle or release it is as large as after 20,000."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
@@ -81,7 +88,7 @@ async def test_state_does_not_grow_with_the_number_of_requests():
     assert sizes[0] < 40_000
 
 
-async def test_releases_at_a_small_limit_leave_nothing_behind():
+async def test_releases_at_a_small_limit_leave_nothing_behind() -> None:
     """Where every taking has an entry of its own, those given back completely are swept out."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
@@ -94,7 +101,7 @@ async def test_releases_at_a_small_limit_leave_nothing_behind():
     assert _size(store, set()) < 4_000
 
 
-async def test_unexpected_use_at_a_small_limit_stays_bounded():
+async def test_unexpected_use_at_a_small_limit_stays_bounded() -> None:
     """Reservations estimated at nothing that used something take a bounded amount of memory."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
@@ -109,7 +116,7 @@ async def test_unexpected_use_at_a_small_limit_stays_bounded():
 
 
 @pytest.mark.slow
-async def test_ten_thousand_deployments_keep_every_limit():
+async def test_ten_thousand_deployments_keep_every_limit() -> None:
     """Each of 10,000 grants exactly its limit: no count is evicted to make room for another."""
     store = MemoryStore(clock=ManualClock())
     deployments = [_deployment(Quota(Metric.RPM, 5), key=f"key-{n}") for n in range(10_000)]
@@ -121,7 +128,7 @@ async def test_ten_thousand_deployments_keep_every_limit():
     assert granted == 50_000
 
 
-async def test_a_reloaded_router_leaves_no_deployments_behind(monkeypatch):
+async def test_a_reloaded_router_leaves_no_deployments_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """New deployment objects for the same keys share the old counts, and the old objects are dropped."""
     monkeypatch.setattr("llm_router.stores.memory._MAX_QUOTA_SETS", 100)
     store = MemoryStore(clock=ManualClock())
@@ -135,7 +142,7 @@ async def test_a_reloaded_router_leaves_no_deployments_behind(monkeypatch):
     assert len(store._quota_sets) <= 100
 
 
-async def test_ended_cooldowns_are_forgotten():
+async def test_ended_cooldowns_are_forgotten() -> None:
     """A later cooldown sweeps out those that have ended."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
@@ -145,7 +152,7 @@ async def test_ended_cooldowns_are_forgotten():
     assert len(store._cooldowns) == 1
 
 
-async def test_the_memory_store_never_suspends():
+async def test_the_memory_store_never_suspends() -> None:
     """Each call runs in one step of the event loop, so it is atomic and cannot be cancelled half-way."""
     store = MemoryStore(clock=ManualClock())
     limited = _deployment(Quota(Metric.RPM, 5))
@@ -160,7 +167,7 @@ async def test_the_memory_store_never_suspends():
     assert not others_ran
 
 
-async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
+async def test_the_memory_store_can_be_used_from_one_event_loop_after_another() -> None:
     """It holds nothing of a loop: the state made in one is available in the next."""
     store = MemoryStore(clock=ManualClock())
     limited = _deployment(Quota(Metric.RPM, 1))
@@ -173,11 +180,11 @@ async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
     assert granted == [True, False]
 
 
-def test_a_forked_child_is_warned_once(clock, pools):
+def test_a_forked_child_is_warned_once(clock: ManualClock, pools: Pools) -> None:
     """Two processes cannot use one memory store without a warning."""
     store, deployment = MemoryStore(clock=clock), pools.one(rpm=None)
 
-    async def reserve(name):
+    async def reserve(name: str) -> None:
         clock.shift(2)
         await store.reserve(name, [deployment], Demand(), 60)
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from llm_router import RoundRobin
+from llm_router import Candidate, RoundRobin, Router
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
 
-def test_candidates_stay_as_they_are(make_candidate, key_ids):
+def test_candidates_stay_as_they_are(
+    make_candidate: Callable[..., Candidate], key_ids: Callable[[Iterable[Candidate]], list[str]]
+) -> None:
     """The order is the index's own, whatever the load and the weights."""
     candidates = [
         make_candidate("a", headroom=0.1, failures=3),
@@ -17,7 +24,9 @@ def test_candidates_stay_as_they_are(make_candidate, key_ids):
     assert key_ids(RoundRobin().order(candidates)) == ["a", "b", "c"]
 
 
-async def test_a_router_uses_each_deployment_in_turn(pools, make_router):
+async def test_a_router_uses_each_deployment_in_turn(
+    pools: Pools, make_router: Callable[..., Router]
+) -> None:
     """Through a router, equal deployments get the same number of requests, one after another."""
     async with make_router(pools.many(3), strategy=RoundRobin()) as router:
         used = [(await router.send("Hello?")).key_id for _ in range(12)]
@@ -25,6 +34,6 @@ async def test_a_router_uses_each_deployment_in_turn(pools, make_router):
     assert all(len(set(used[start : start + 3])) == 3 for start in range(0, 12, 3))
 
 
-def test_repr():
+def test_repr() -> None:
     """The repr is the name."""
     assert repr(RoundRobin()) == "RoundRobin()"

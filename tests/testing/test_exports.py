@@ -12,7 +12,7 @@ import llm_router.emulator
 import llm_router.testing
 
 
-def test_every_name_can_be_imported():
+def test_every_name_can_be_imported() -> None:
     """All names in ``__all__`` exist, including lazily imported ones."""
     assert llm_router.testing.__all__ == sorted(llm_router.testing.__all__)
     for name in llm_router.testing.__all__:
@@ -21,7 +21,7 @@ def test_every_name_can_be_imported():
         llm_router.testing.Gemini  # noqa: B018
 
 
-def test_the_emulator_keeps_its_former_names():
+def test_the_emulator_keeps_its_former_names() -> None:
     """Programs may import it from ``llm_router.testing`` and from ``llm_router.testing.emulator``."""
     former = import_module("llm_router.testing.emulator")
     assert former.__all__ == llm_router.emulator.__all__
@@ -30,7 +30,7 @@ def test_the_emulator_keeps_its_former_names():
     assert llm_router.testing.GeminiEmulator is llm_router.emulator.GeminiEmulator
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without starlette the error says what to install."""
     for name in [name for name in sys.modules if name.startswith("llm_router.emulator")]:
         monkeypatch.delitem(sys.modules, name)
@@ -39,7 +39,7 @@ def test_a_missing_extra_is_named(monkeypatch):
         llm_router.testing.GeminiEmulator  # noqa: B018
 
 
-def test_importing_testing_does_not_import_the_server():
+def test_importing_testing_does_not_import_the_server() -> None:
     """``llm_router.testing`` can be imported without starlette and uvicorn."""
     code = (
         "import sys, llm_router.testing, llm_router.testing.clock;"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_router import ProviderError, Reply, Request, Usage
 from llm_router.providers.base import StreamingProvider
 from llm_router.testing import Call, FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
 
 REQUEST = Request(contents="two words")
 
@@ -19,10 +25,10 @@ def ignore() -> None:
 
 
 @pytest.fixture
-def generate(provider, pools):
+def generate(provider: FakeProvider, pools: Pools) -> Callable[..., Coroutine[Any, Any, str]]:
     """Return the text of one answer of the provider."""
 
-    async def call(key_id="key", dispatched=ignore) -> str:
+    async def call(key_id: str = "key", dispatched: Callable[[], None] = ignore) -> str:
         reply = await provider.generate(pools.one(key_id=key_id), REQUEST, dispatched)
         return reply.text
 
@@ -30,17 +36,17 @@ def generate(provider, pools):
 
 
 @pytest.fixture
-def stream(provider, pools):
+def stream(provider: FakeProvider, pools: Pools) -> Callable[..., Coroutine[Any, Any, list[str]]]:
     """Return the pieces of one streamed answer of the provider."""
 
-    async def call(dispatched=ignore) -> list[str]:
+    async def call(dispatched: Callable[[], None] = ignore) -> list[str]:
         async with aclosing(provider.stream(pools.one(), REQUEST, dispatched)) as replies:
             return [reply.text async for reply in replies]
 
     return call
 
 
-async def started(*calls) -> list[asyncio.Task]:
+async def started(*calls: Any) -> list[asyncio.Task[Any]]:
     """Start ``calls`` and let them run until they wait."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(3):
@@ -48,7 +54,7 @@ async def started(*calls) -> list[asyncio.Task]:
     return tasks
 
 
-def test_it_is_a_streaming_provider():
+def test_it_is_a_streaming_provider() -> None:
     """A router can stream from it."""
     assert isinstance(FakeProvider(), StreamingProvider)
 
@@ -56,7 +62,7 @@ def test_it_is_a_streaming_provider():
 # --- the script ---------------------------------------------------------------------------------------
 
 
-async def test_it_echoes_without_a_script(provider, pools):
+async def test_it_echoes_without_a_script(provider: FakeProvider, pools: Pools) -> None:
     """The echo has a usage, the model and a finish reason."""
     reply = await provider.generate(pools.one("model-a"), REQUEST, ignore)
     assert reply.text == "echo: two words"
@@ -64,7 +70,7 @@ async def test_it_echoes_without_a_script(provider, pools):
     assert (reply.model, reply.finish_reason) == ("model-a", "STOP")
 
 
-async def test_answers_come_in_order_and_then_the_echo(pools):
+async def test_answers_come_in_order_and_then_the_echo(pools: Pools) -> None:
     """Answers of the constructor come before those that are scripted later."""
     provider = FakeProvider(["one"])
     provider.script("two", Reply("three"))
@@ -73,13 +79,17 @@ async def test_answers_come_in_order_and_then_the_echo(pools):
     assert [reply.text for reply in replies] == ["one", "two", "three", "four", "echo: two words"]
 
 
-async def test_answers_are_repeated(provider, generate):
+async def test_answers_are_repeated(
+    provider: FakeProvider, generate: Callable[..., Coroutine[Any, Any, str]]
+) -> None:
     """``times`` repeats the whole series of answers."""
     provider.script("one", "two", times=2)
     assert [await generate() for _ in range(5)] == ["one", "two", "one", "two", "echo: two words"]
 
 
-async def test_a_key_may_have_answers_of_its_own(provider, generate):
+async def test_a_key_may_have_answers_of_its_own(
+    provider: FakeProvider, generate: Callable[..., Coroutine[Any, Any, str]]
+) -> None:
     """Answers for one key are used before the others, and for no other key."""
     provider.script("for all")
     provider.script("for one", key_id="one")
@@ -89,7 +99,11 @@ async def test_a_key_may_have_answers_of_its_own(provider, generate):
     assert not provider.by_key["one"]
 
 
-async def test_failures_are_raised(provider, generate, stream):
+async def test_failures_are_raised(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """An exception in the script is raised, instead of an answer or after its first pieces."""
     failure = ProviderError("overloaded", kind="server", code=503)
     provider.script(failure, ["begun ", failure], times=2)
@@ -98,7 +112,9 @@ async def test_failures_are_raised(provider, generate, stream):
             await call()
 
 
-async def test_a_function_makes_the_answer(provider, generate):
+async def test_a_function_makes_the_answer(
+    provider: FakeProvider, generate: Callable[..., Coroutine[Any, Any, str]]
+) -> None:
     """A function in the script gets the deployment and the request."""
     provider.script(lambda deployment, request: f"{deployment.key.key_id}: {request.contents}")
     assert await generate("k") == "k: two words"
@@ -107,23 +123,27 @@ async def test_a_function_makes_the_answer(provider, generate):
 # --- streams ------------------------------------------------------------------------------------------
 
 
-async def test_a_text_is_streamed_word_by_word(provider, pools):
+async def test_a_text_is_streamed_word_by_word(provider: FakeProvider, pools: Pools) -> None:
     """Only the last piece has a finish reason, and usage grows."""
     provider.script("one two  three")
     replies = [reply async for reply in provider.stream(pools.one(), REQUEST, ignore)]
     assert [reply.text for reply in replies] == ["one ", "two  ", "three"]
     assert [reply.finish_reason for reply in replies] == [None, None, "STOP"]
-    assert [reply.usage.output_tokens for reply in replies] == [4, 9, 14]
+    assert [reply.usage and reply.usage.output_tokens for reply in replies] == [4, 9, 14]
 
 
-async def test_a_list_is_streamed_piece_by_piece(provider, generate, stream):
+async def test_a_list_is_streamed_piece_by_piece(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """A caller that does not stream gets the pieces as one text."""
     provider.script(["in two ", Reply("pieces")], times=2)
     assert await stream() == ["in two ", "pieces"]
     assert await generate() == "in two pieces"
 
 
-async def test_open_streams_are_counted(provider, pools):
+async def test_open_streams_are_counted(provider: FakeProvider, pools: Pools) -> None:
     """``streaming`` counts streams until they end or are closed."""
     replies = provider.stream(pools.one(), REQUEST, ignore)
     assert provider.streaming == 0
@@ -136,7 +156,12 @@ async def test_open_streams_are_counted(provider, pools):
 # --- delays and events --------------------------------------------------------------------------------
 
 
-async def test_a_delay_applies_to_each_answer_and_piece(provider, generate, stream, clock):
+async def test_a_delay_applies_to_each_answer_and_piece(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+    clock: ManualClock,
+) -> None:
     """A delay passes on the provider's clock, and may be changed between calls."""
     provider.delay = 4.0
     [whole] = await started(generate())
@@ -152,7 +177,7 @@ async def test_a_delay_applies_to_each_answer_and_piece(provider, generate, stre
     assert pieces.result() == ["echo: ", "two ", "words"]
 
 
-async def test_the_constructor_takes_a_delay(pools):
+async def test_the_constructor_takes_a_delay(pools: Pools) -> None:
     """The argument is the initial value of the attribute."""
     clock = ManualClock()
     provider = FakeProvider(clock=clock, delay=2.0)
@@ -162,7 +187,11 @@ async def test_the_constructor_takes_a_delay(pools):
     assert task.result().text == "echo: two words"
 
 
-async def test_an_answer_waits_for_an_event(provider, generate, stream):
+async def test_an_answer_waits_for_an_event(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """An event before or in an answer is waited for once the request has been dispatched."""
     gate = asyncio.Event()
     provider.script([gate, "late"], ["one ", gate, "two"])
@@ -175,7 +204,11 @@ async def test_an_answer_waits_for_an_event(provider, generate, stream):
     assert await pieces == ["one ", "two"]
 
 
-async def test_an_event_alone_delays_the_echo(provider, generate, stream):
+async def test_an_event_alone_delays_the_echo(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """An event without an answer is followed by the echo."""
     gate = asyncio.Event()
     provider.script(gate, times=2)
@@ -185,7 +218,11 @@ async def test_an_event_alone_delays_the_echo(provider, generate, stream):
     assert await pieces == ["echo: ", "two ", "words"]
 
 
-async def test_an_answer_may_never_come(provider, generate, stream):
+async def test_an_answer_may_never_come(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """An event that is never set hangs until the call is cancelled, and leaves nothing running."""
     provider.script(asyncio.Event(), times=2)
     tasks = await started(generate(), stream())
@@ -200,7 +237,9 @@ async def test_an_answer_may_never_come(provider, generate, stream):
 # --- what it records ----------------------------------------------------------------------------------
 
 
-async def test_calls_are_recorded(provider, generate, clock):
+async def test_calls_are_recorded(
+    provider: FakeProvider, generate: Callable[..., Coroutine[Any, Any, str]], clock: ManualClock
+) -> None:
     """Each call has its time, key, model and request."""
     await generate("k1")
     clock.shift(5)
@@ -209,7 +248,11 @@ async def test_calls_are_recorded(provider, generate, clock):
     assert provider.calls == [Call(now - 5, "k1", "model-a", REQUEST), Call(now, "k2", "model-a", REQUEST)]
 
 
-async def test_a_request_is_dispatched_before_its_answer(provider, generate, stream):
+async def test_a_request_is_dispatched_before_its_answer(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """A request is dispatched even if its answer is a failure."""
     provider.script(ProviderError("no", kind="request"))
     dispatched = []
@@ -219,7 +262,11 @@ async def test_a_request_is_dispatched_before_its_answer(provider, generate, str
     assert dispatched == [1, 2]
 
 
-async def test_dispatch_can_be_delayed(provider, generate, stream):
+async def test_dispatch_can_be_delayed(
+    provider: FakeProvider,
+    generate: Callable[..., Coroutine[Any, Any, str]],
+    stream: Callable[..., Coroutine[Any, Any, list[str]]],
+) -> None:
     """Requests wait for the event, and are neither reported nor recorded until it is set."""
     dispatched = []
     provider.dispatch = asyncio.Event()
@@ -232,13 +279,14 @@ async def test_dispatch_can_be_delayed(provider, generate, stream):
     tasks.pop().cancel()
     await asyncio.sleep(0)
     assert provider.preparing == 2
-    assert dispatched == provider.calls == []
+    assert dispatched == []
+    assert provider.calls == []
     provider.dispatch.set()
     await asyncio.gather(*tasks)
     assert (dispatched, len(provider.calls), provider.preparing) == ([1, 2], 2, 0)
 
 
-async def test_closing_is_counted(provider):
+async def test_closing_is_counted(provider: FakeProvider) -> None:
     """``closed`` counts how often the provider was closed."""
     await provider.aclose()
     await provider.aclose()

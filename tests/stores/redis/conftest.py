@@ -11,12 +11,15 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from types import ModuleType
+
+    from tests.stores.servers import RedisServer
 
 
 @pytest.fixture
-def server(servers):
+def server(servers: ModuleType) -> RedisServer:
     """Provide an empty server, which other tests use as well."""
-    server = servers.shared_server(next(iter(servers.find_servers())))
+    server: RedisServer = servers.shared_server(next(iter(servers.find_servers())))
     with server.client() as client:
         client.flushall()
     return server

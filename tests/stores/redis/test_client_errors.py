@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import aclosing
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
 
 import fakeredis
 import pytest
@@ -17,6 +20,12 @@ from llm_router.domain.quota import Demand, Metric, Quota
 from llm_router.domain.secret import Secret
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.redis import RedisStore, batch
+from llm_router.stores.redis.batch import Server
+from llm_router.stores.redis.scripts import Client
+
+if TYPE_CHECKING:
+    from tests.stores.servers import RedisServer
+
 
 ONE = Demand(1, 0)
 ERRORS = [
@@ -41,7 +50,7 @@ class BrokenClient:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    async def execute_command(self, *args):
+    async def execute_command(self, *args: Any) -> None:
         await asyncio.sleep(0)
         raise self.error
 
@@ -54,14 +63,16 @@ async def _outcomes(store: RedisStore, a: Deployment) -> list[object]:
         store.cool_down(Cooldown(a.key_scope, time.time() + 30, "rests")),
         store.snapshot([a]),
     )
-    return await asyncio.gather(*calls, return_exceptions=True)
+    return list(await asyncio.gather(*calls, return_exceptions=True))
 
 
 @every_error
 @pytest.mark.parametrize("shards", [1, 3])
-async def test_a_broken_connection_makes_the_store_unavailable(a, error, shards):
+async def test_a_broken_connection_makes_the_store_unavailable(
+    a: Deployment, error: Any, shards: int
+) -> None:
     """In every method, with a message that says what the client raised, and without its frames."""
-    store = RedisStore(BrokenClient(error), shards=shards)
+    store = RedisStore(cast("Client", BrokenClient(error)), shards=shards)
     for outcome in await _outcomes(store, a):
         assert isinstance(outcome, StoreUnavailableError)
         assert f"the client raised {type(error).__name__}" in str(outcome)
@@ -70,22 +81,28 @@ async def test_a_broken_connection_makes_the_store_unavailable(a, error, shards)
 
 
 @every_error
-async def test_a_store_that_makes_its_own_client_is_guarded(server, monkeypatch, a, error):
+async def test_a_store_that_makes_its_own_client_is_guarded(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, a: Deployment, error: Any
+) -> None:
     """On a server: the call fails as a StoreError, and the next one works on a new connection."""
     await _break_and_mend(RedisStore(server.url), monkeypatch, a, error)
 
 
 @pytest.mark.slow
 @every_error
-async def test_a_store_on_a_cluster_is_guarded(servers, monkeypatch, a, error):
+async def test_a_store_on_a_cluster_is_guarded(
+    servers: ModuleType, monkeypatch: pytest.MonkeyPatch, a: Deployment, error: Any
+) -> None:
     """The same when the client loses its nodes and has to find them again."""
     cluster = servers.shared_cluster()
     cluster.flush()
     await _break_and_mend(RedisStore(cluster.url, shards=3), monkeypatch, a, error)
 
 
-async def _break_and_mend(store: RedisStore, monkeypatch, a: Deployment, error: Exception) -> None:
-    async def break_down(*args, **kwargs):
+async def _break_and_mend(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch, a: Deployment, error: Exception
+) -> None:
+    async def break_down(*args: Any, **kwargs: Any) -> None:
         raise error
 
     async with aclosing(store):
@@ -97,12 +114,14 @@ async def _break_and_mend(store: RedisStore, monkeypatch, a: Deployment, error: 
         assert [quota.used for quota in (await store.snapshot([a]))[0].quotas] == [2]
 
 
-async def test_an_error_while_closing_is_not_raised(server, monkeypatch, a):
+async def test_an_error_while_closing_is_not_raised(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, a: Deployment
+) -> None:
     """Closing a broken connection is closing it."""
     store = RedisStore(server.url)
     await store.snapshot([a])
 
-    async def break_down(self):
+    async def break_down(self: Any) -> None:
         await close(self)
         raise TypeError("'NoneType' object is not callable")
 
@@ -112,10 +131,12 @@ async def test_an_error_while_closing_is_not_raised(server, monkeypatch, a):
 
 
 @pytest.mark.parametrize(("where", "name"), [(batch.Server, "now"), (batch, "decode")])
-async def test_an_error_in_our_own_code_is_not_translated(monkeypatch, a, where, name):
+async def test_an_error_in_our_own_code_is_not_translated(
+    monkeypatch: pytest.MonkeyPatch, a: Deployment, where: Callable[..., Server] | ModuleType, name: str
+) -> None:
     """A mistake before or after the call of the client stays visible as what it is."""
 
-    def stumble(*args):
+    def stumble(*args: Any) -> None:
         raise TypeError("a bug")
 
     async with fakeredis.FakeAsyncRedis() as client:

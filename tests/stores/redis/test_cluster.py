@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.crc import key_slot
@@ -23,8 +24,11 @@ from llm_router.testing.store_contract.reservations import ReservationContract
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+    from types import ModuleType
 
     from llm_router.domain.clock import Clock
+    from tests.stores.servers import Cluster, RedisServer
 
 pytestmark = pytest.mark.slow
 
@@ -44,31 +48,32 @@ def one_of_each(store: RedisStore, limit: int = 1000) -> list[Deployment]:
 
 
 @pytest.fixture
-def cluster(servers):
+def cluster(servers: ModuleType) -> Cluster:
     """Provide the cluster that all tests share, empty; a test must leave its nodes as they were."""
-    cluster = servers.shared_cluster()
+    cluster: Cluster = servers.shared_cluster()
     cluster.flush()
     return cluster
 
 
 @pytest.fixture
-def binary(servers):
-    return next(iter(servers.find_servers().values()))
+def binary(servers: ModuleType) -> Path:
+    binary: Path = next(iter(servers.find_servers().values()))
+    return binary
 
 
-def opened(cluster, **settings) -> aclosing[RedisStore]:
+def opened(cluster: Cluster, **settings: Any) -> aclosing[RedisStore]:
     return aclosing(RedisStore(cluster.url, **({"timeout": TIMEOUT} | settings)))
 
 
-async def granted(store, reservation_id: str, *candidates: Deployment) -> bool:
+async def granted(store: RedisStore, reservation_id: str, *candidates: Deployment) -> bool:
     return (await store.reserve(reservation_id, candidates, ONE, 60)).deployment is not None
 
 
-async def used(store, *deployments: Deployment) -> list[int]:
+async def used(store: RedisStore, *deployments: Deployment) -> list[int]:
     return [snapshot.quotas[0].used for snapshot in await store.snapshot(deployments)]
 
 
-async def answers_again(store, seconds: float = 10.0) -> None:
+async def answers_again(store: RateLimitStore, seconds: float = 10.0) -> None:
     """Wait until the store answers."""
     give_up = time.monotonic() + seconds
     while True:
@@ -81,7 +86,7 @@ async def answers_again(store, seconds: float = 10.0) -> None:
             return
 
 
-def tags_on(node) -> set[str]:
+def tags_on(node: RedisServer) -> set[str]:
     with node.client() as client:
         return {key.decode().partition("}")[0] + "}" for key in client.scan_iter()}
 
@@ -93,7 +98,7 @@ class TestUndivided(DecisionContract, ReservationContract):
     """A store without shards fulfils these parts of the contract; ``test_contract.py`` uses shards."""
 
     @pytest.fixture(autouse=True)
-    def _use(self, cluster) -> None:
+    def _use(self, cluster: Cluster) -> None:
         self.cluster = cluster
 
     def open_store(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
@@ -106,7 +111,7 @@ class TestUndivided(DecisionContract, ReservationContract):
         return opened(self.cluster, clock=clock, timeout=10)
 
 
-async def test_namespaces_lie_on_different_nodes(cluster):
+async def test_namespaces_lie_on_different_nodes(cluster: Cluster) -> None:
     """Each is on the node that has its slot, separate from the others."""
     a = deployment(limit=1)
     names = [cluster.namespace_on(node) for node in cluster.nodes]
@@ -118,7 +123,7 @@ async def test_namespaces_lie_on_different_nodes(cluster):
     assert [tags_on(node) for node in cluster.nodes] == [{f"{{{name}}}"} for name in names]
 
 
-async def test_shards_lie_on_different_nodes(cluster):
+async def test_shards_lie_on_different_nodes(cluster: Cluster) -> None:
     """Three shards, three nodes: each node has one, with everything that its deployments need."""
     async with opened(cluster, shards=SHARDS) as store:
         deployments = one_of_each(store, limit=1)
@@ -129,7 +134,7 @@ async def test_shards_lie_on_different_nodes(cluster):
     assert [tags_on(node) for node in cluster.nodes] == [{tag} for tag in tags]
 
 
-async def test_a_node_without_the_script_is_given_it(cluster):
+async def test_a_node_without_the_script_is_given_it(cluster: Cluster) -> None:
     """If one node forgets it while requests go to all of them, no caller notices."""
     async with opened(cluster, shards=SHARDS) as store:
         deployments = one_of_each(store, limit=400)
@@ -141,7 +146,7 @@ async def test_a_node_without_the_script_is_given_it(cluster):
         assert await used(store, *deployments) == [400] * SHARDS
 
 
-async def test_a_plain_url_of_a_node_is_recognised(cluster):
+async def test_a_plain_url_of_a_node_is_recognised(cluster: Cluster) -> None:
     """For a redis:// URL of a cluster node, the message names the right scheme."""
     name = cluster.namespace_on(cluster.nodes[1])
     plain = RedisStore(cluster.nodes[0].url, namespace=name)
@@ -150,7 +155,7 @@ async def test_a_plain_url_of_a_node_is_recognised(cluster):
     await plain.aclose()
 
 
-async def test_a_server_that_is_not_a_node_is_recognised(servers):
+async def test_a_server_that_is_not_a_node_is_recognised(servers: ModuleType) -> None:
     """No error of redis-py itself leaves the store."""
     server = servers.shared_server(next(iter(servers.find_servers())))
     store = RedisStore(server.url.replace("redis://", "redis+cluster://"))
@@ -159,7 +164,9 @@ async def test_a_server_that_is_not_a_node_is_recognised(servers):
     await store.aclose()
 
 
-async def test_a_cluster_that_is_not_there(servers, no_longer_than):
+async def test_a_cluster_that_is_not_there(
+    servers: ModuleType, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """It is unavailable like any server, within the timeout."""
     store = RedisStore("redis+cluster://127.0.0.1:1", shards=SHARDS, timeout=TIMEOUT)
     with no_longer_than(3 * TIMEOUT), pytest.raises(StoreUnavailableError, match="cannot be reached"):
@@ -172,7 +179,9 @@ async def test_a_cluster_that_is_not_there(servers, no_longer_than):
 # --- nodes that change --------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_node_holds_up_its_own_shard_only(cluster, no_longer_than):
+async def test_a_frozen_node_holds_up_its_own_shard_only(
+    cluster: Cluster, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """Other shards still work while its callers wait; what concerns all of them fails in time."""
     async with opened(cluster, shards=SHARDS) as store:
         deployments = one_of_each(store)
@@ -193,7 +202,7 @@ async def test_a_frozen_node_holds_up_its_own_shard_only(cluster, no_longer_than
         assert await used(store, *deployments) == [21, 1, 21]
 
 
-async def test_a_slot_that_moves_is_followed(servers, binary):
+async def test_a_slot_that_moves_is_followed(servers: ModuleType, binary: Path) -> None:
     """MOVED to a node that does not know the script: the counts have moved too, and the call is answered."""
     a = deployment(limit=5)
     with servers.running_cluster(binary) as cluster:
@@ -210,7 +219,7 @@ async def test_a_slot_that_moves_is_followed(servers, binary):
         assert tags_on(new) == {f"{{{name}}}"}
 
 
-async def _move(cluster, slot: int, old, new) -> None:
+async def _move(cluster: Cluster, slot: int, old: RedisServer, new: RedisServer) -> None:
     with old.client() as source, new.client() as target:
         ids = [client.execute_command("CLUSTER MYID") for client in (source, target)]
         target.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])
@@ -221,7 +230,7 @@ async def _move(cluster, slot: int, old, new) -> None:
             node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[1])
 
 
-async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
+async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster: Cluster) -> None:
     """While keys move, the store may be unavailable, but it grants nothing twice; afterwards it works."""
     a, b = deployment("a", limit=1), deployment("b", limit=1)
     old, new = cluster.nodes[:2]
@@ -243,7 +252,9 @@ async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
         assert await granted(store, "t", b)
 
 
-async def test_a_killed_node_is_noticed_and_found_again(servers, binary, no_longer_than):
+async def test_a_killed_node_is_noticed_and_found_again(
+    servers: ModuleType, binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """Its own shard is unavailable, the others work; when it is started again, empty, it is used again."""
     with servers.running_cluster(binary) as cluster:
         async with opened(cluster, shards=SHARDS) as store:
@@ -266,7 +277,7 @@ async def test_a_killed_node_is_noticed_and_found_again(servers, binary, no_long
             assert await granted(store, "after", deployments[0])
 
 
-async def _eventually(call) -> None:
+async def _eventually(call: Callable[..., Any]) -> None:
     """Repeat a call that may fail while the client finds out which nodes there are."""
     give_up = time.monotonic() + 10
     while True:
@@ -278,7 +289,9 @@ async def _eventually(call) -> None:
             return
 
 
-async def test_a_replica_takes_over(servers, binary, no_longer_than):
+async def test_a_replica_takes_over(
+    servers: ModuleType, binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """The node that had the slots is killed: its replica has the counts, and is sent the script."""
     a = deployment(limit=5)
     with servers.running_cluster(binary, replicas=1) as cluster:

@@ -7,13 +7,16 @@ import logging
 import ssl
 import tempfile
 import traceback
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 import trustme
+from trustme import CA
 
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota
@@ -25,6 +28,8 @@ from llm_router.stores.urls import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.stores.servers import RedisServer
 
 PASSWORD = "s3cret:w@rd/with%odd#ones"
 LOGIN = f"router:{quote(PASSWORD, safe='')}@"
@@ -42,7 +47,7 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def guarded(servers) -> Iterator:
+def guarded(servers: ModuleType) -> Iterator[RedisServer]:
     """Provide a server that admits only one user, with a password."""
     binary = next(iter(servers.find_servers().values()))
     with servers.running(binary) as server, server.client() as client:
@@ -52,11 +57,11 @@ def guarded(servers) -> Iterator:
         yield server
 
 
-def opened(url: str, **settings) -> aclosing[RateLimitStore]:
+def opened(url: str, **settings: Any) -> aclosing[RateLimitStore]:
     return aclosing(RedisStore(url, **settings) if settings else open_store(url))
 
 
-async def works(store, a: Deployment) -> bool:
+async def works(store: RateLimitStore, a: Deployment) -> bool:
     """Return whether it grants exactly what there is."""
     granted = [(await store.reserve(f"r{n}", [a], Demand(1, 0), 60)).deployment for n in range(3)]
     return granted == [a, a, None]
@@ -79,7 +84,7 @@ def trusted(authority: trustme.CA) -> Iterator[str]:
 # --- connections --------------------------------------------------------------------------------------------
 
 
-async def test_tls(servers, guarded, authority, a):
+async def test_tls(servers: ModuleType, guarded: RedisServer, authority: CA, a: Deployment) -> None:
     """The server proves its identity, the client logs in, and the store works as without TLS."""
     tls = speaking_tls(authority, "127.0.0.1", "localhost")
     async with servers.Relay(guarded.port, tls) as relay:
@@ -91,7 +96,7 @@ async def test_tls(servers, guarded, authority, a):
 
 
 @pytest.mark.slow
-async def test_tls_on_a_cluster(servers, authority, a):
+async def test_tls_on_a_cluster(servers: ModuleType, authority: CA, a: Deployment) -> None:
     """The same on every node of a cluster."""
     binary = next(iter(servers.find_servers().values()))
     tls = speaking_tls(authority, "127.0.0.1")
@@ -104,7 +109,9 @@ async def test_tls_on_a_cluster(servers, authority, a):
 
 
 @pytest.mark.parametrize("way", ["rediss://", "rediss+cluster://"])
-async def test_a_server_that_cannot_prove_its_identity(servers, server, authority, a, way):
+async def test_a_server_that_cannot_prove_its_identity(
+    servers: ModuleType, server: RedisServer, authority: CA, a: Deployment, way: str
+) -> None:
     """Its certificate is from an authority that is not trusted, or for another host: nothing is sent."""
     stranger = trustme.CA()
     for known, names in ((stranger, ["127.0.0.1"]), (authority, ["example.org"])):
@@ -118,10 +125,10 @@ async def test_a_server_that_cannot_prove_its_identity(servers, server, authorit
         _assert_discreet(error, repr(store))
 
 
-async def test_a_server_that_does_not_speak_tls(server, a):
+async def test_a_server_that_does_not_speak_tls(server: RedisServer, a: Deployment) -> None:
     """One that answers in plain text is recognised; one that waits for a line times out."""
 
-    async def answer(reader, writer):
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"-ERR what was that\r\n")
         writer.close()
@@ -131,7 +138,7 @@ async def test_a_server_that_does_not_speak_tls(server, a):
         assert "did not answer" in str(await failure_of(store, a))
 
 
-async def test_a_unix_socket(servers, a):
+async def test_a_unix_socket(servers: ModuleType, a: Deployment) -> None:
     """With and without a database number."""
     binary = next(iter(servers.find_servers().values()))
     with tempfile.TemporaryDirectory() as folder:
@@ -144,7 +151,7 @@ async def test_a_unix_socket(servers, a):
             assert client.dbsize() == 3
 
 
-async def test_a_unix_socket_with_a_login(servers, a):
+async def test_a_unix_socket_with_a_login(servers: ModuleType, a: Deployment) -> None:
     """The password comes before the path."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "socket"
@@ -154,7 +161,7 @@ async def test_a_unix_socket_with_a_login(servers, a):
                 assert await works(store, a)
 
 
-async def test_a_user_and_a_password(guarded, a):
+async def test_a_user_and_a_password(guarded: RedisServer, a: Deployment) -> None:
     """Of an ACL, with characters that have a meaning in a URL."""
     async with opened(guarded.url.replace("://", f"://{LOGIN}")) as store:
         assert await works(store, a)
@@ -163,7 +170,7 @@ async def test_a_user_and_a_password(guarded, a):
 
 
 @pytest.mark.parametrize("place", ["/5", "?db=5", "/5?client_name=me"])
-async def test_a_database_number(server, a, place):
+async def test_a_database_number(server: RedisServer, a: Deployment, place: str) -> None:
     """As a path or an option: everything is stored in that database and nowhere else."""
     async with opened(server.url.removesuffix("/0") + place) as store:
         assert await works(store, a)
@@ -173,7 +180,7 @@ async def test_a_database_number(server, a, place):
         assert other.dbsize() == 0
 
 
-async def test_two_namespaces(server, a):
+async def test_two_namespaces(server: RedisServer, a: Deployment) -> None:
     """Two routers on one database do not affect each other."""
     for name in ("one", "two"):
         async with opened(server.url, namespace=name) as store:
@@ -193,7 +200,7 @@ async def test_two_namespaces(server, a):
         "unix://:s3cret@/socket?nonsense=s3cret",
     ],
 )
-def test_what_redis_py_cannot_use_is_reported_at_once(url):
+def test_what_redis_py_cannot_use_is_reported_at_once(url: str) -> None:
     """When the store is created, not at the first send; and without what may be a password."""
     with pytest.raises(ConfigError) as caught:
         open_store(url)
@@ -202,7 +209,7 @@ def test_what_redis_py_cannot_use_is_reported_at_once(url):
     assert caught.value.__context__ is None
 
 
-def test_an_unknown_option_is_named():
+def test_an_unknown_option_is_named() -> None:
     """The names of the options are shown, not their values."""
     with pytest.raises(ConfigError, match=r"host:6379/0: check its options \(nonsense\)"):
         open_store("redis://:s3cret@host?nonsense=1&shards=2")
@@ -211,14 +218,18 @@ def test_an_unknown_option_is_named():
 # --- nothing secret -----------------------------------------------------------------------------------------
 
 
-async def failure_of(store: RedisStore, a: Deployment) -> StoreUnavailableError:
+async def failure_of(store: RateLimitStore, a: Deployment) -> StoreUnavailableError:
     """Return what the store raises."""
     with pytest.raises(StoreUnavailableError) as caught:
         await store.reserve("r", [a], Demand(1, 0), 60)
     return caught.value
 
 
-async def failure_before(answer, scheme: str, a: Deployment) -> str:
+async def failure_before(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    scheme: str,
+    a: Deployment,
+) -> str:
     """Return what the store says about a server that answers as ``answer`` does, and check for secrets."""
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
@@ -238,27 +249,27 @@ def _assert_discreet(error: BaseException, *more: str) -> None:
     assert error.__context__ is None
 
 
-async def _wrong_password(guarded):
+async def _wrong_password(guarded: RedisServer) -> str:
     return guarded.url.replace("://", f"://{LOGIN.replace('router:', 'another:')}")
 
 
-async def _no_server(guarded):
+async def _no_server(guarded: RedisServer) -> str:
     guarded.kill()
     return guarded.url.replace("://", f"://{LOGIN}")
 
 
-async def _no_answer(guarded):
+async def _no_answer(guarded: RedisServer) -> str:
     guarded.freeze()
     return guarded.url.replace("://", f"://{LOGIN}")
 
 
-async def _no_right(guarded):
+async def _no_right(guarded: RedisServer) -> str:
     with guarded.client(username="router", password=PASSWORD) as client:
         client.execute_command("ACL", "SETUSER", "router", "-evalsha")
     return guarded.url.replace("://", f"://{LOGIN}")
 
 
-async def _no_cluster(guarded):
+async def _no_cluster(guarded: RedisServer) -> str:
     return f"redis+cluster://{LOGIN}127.0.0.1:{guarded.port}"
 
 
@@ -266,7 +277,12 @@ async def _no_cluster(guarded):
     "trouble",
     [_wrong_password, _no_server, pytest.param(_no_answer, marks=pytest.mark.slow), _no_right, _no_cluster],
 )
-async def test_no_failure_shows_the_password(guarded, a, caplog, trouble):
+async def test_no_failure_shows_the_password(
+    guarded: RedisServer,
+    a: Deployment,
+    caplog: pytest.LogCaptureFixture,
+    trouble: Callable[..., Coroutine[Any, Any, Any]],
+) -> None:
     """Not in the error, its traceback with all locals, the store, or any line of the log."""
     caplog.set_level(logging.DEBUG)
     try:
@@ -277,10 +293,10 @@ async def test_no_failure_shows_the_password(guarded, a, caplog, trouble):
     _assert_discreet(error, repr(store), str(vars(store)), caplog.text)
 
 
-async def test_a_server_that_repeats_the_password_is_cut_short(servers, a):
+async def test_a_server_that_repeats_the_password_is_cut_short(servers: ModuleType, a: Deployment) -> None:
     """A server that does not know AUTH repeats its arguments in the error."""
 
-    async def refuse(reader, writer):
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(1000):
             words = data.split(b"\r\n")
             if b"AUTH" in words or b"HELLO" in words:

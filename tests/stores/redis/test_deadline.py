@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,8 +27,9 @@ def a() -> Deployment:
 
 
 @pytest.fixture
-def binary(servers):
-    return next(iter(servers.find_servers().values()))
+def binary(servers: ModuleType) -> Path:
+    binary: Path = next(iter(servers.find_servers().values()))
+    return binary
 
 
 async def _run_for(steps: int) -> None:
@@ -37,7 +40,7 @@ async def _run_for(steps: int) -> None:
 # --- the context manager ------------------------------------------------------------------------------------
 
 
-async def test_a_deadline_that_is_noticed_in_time_has_no_grace():
+async def test_a_deadline_that_is_noticed_in_time_has_no_grace() -> None:
     """On an event loop that is not blocked the timeout is exact."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 0.05
@@ -48,14 +51,14 @@ async def test_a_deadline_that_is_noticed_in_time_has_no_grace():
     assert timeout.when == deadline
 
 
-async def test_leaving_in_time_ends_the_timeout():
+async def test_leaving_in_time_ends_the_timeout() -> None:
     """Nothing is raised, then or later."""
     async with Deadline(asyncio.get_running_loop().time() + 0.01):
         pass
     await asyncio.sleep(0.03)
 
 
-async def test_answers_that_arrived_while_the_loop_was_blocked_are_accepted():
+async def test_answers_that_arrived_while_the_loop_was_blocked_are_accepted() -> None:
     """A deadline that is noticed late lets what is ready run first."""
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -68,7 +71,7 @@ async def test_answers_that_arrived_while_the_loop_was_blocked_are_accepted():
     assert deadline.when > began + 0.1 + GRACE
 
 
-async def test_grace_is_given_once():
+async def test_grace_is_given_once() -> None:
     """If the loop is blocked again and again, no caller waits for ever."""
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -89,7 +92,9 @@ async def test_grace_is_given_once():
 
 @pytest.mark.parametrize("steps", [0, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 5, 8))])
 @pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "unconnected"])
-async def test_a_blocked_event_loop_does_not_blame_the_server(servers, a, steps, is_connected):
+async def test_a_blocked_event_loop_does_not_blame_the_server(
+    servers: ModuleType, a: Deployment, steps: int, is_connected: bool
+) -> None:
     """Whether the call was queued, on its way or answered meanwhile, it is granted."""
     server = servers.shared_server(next(iter(servers.find_servers())))
     store = RedisStore(server.url, namespace=f"blocked-{steps}-{is_connected}", timeout=TIMEOUT)
@@ -106,7 +111,9 @@ async def test_a_blocked_event_loop_does_not_blame_the_server(servers, a, steps,
 
 
 @pytest.mark.slow
-async def test_a_frozen_server_times_out_even_if_the_loop_was_blocked(servers, binary, a):
+async def test_a_frozen_server_times_out_even_if_the_loop_was_blocked(
+    servers: ModuleType, binary: Path, a: Deployment
+) -> None:
     """Only the grace is added, and what timed out takes no effect later."""
     with servers.running(binary) as server:
         store = RedisStore(server.url, timeout=TIMEOUT)

@@ -6,8 +6,13 @@ import asyncio
 import math
 import os
 import time
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.asyncio import Redis
@@ -17,9 +22,14 @@ from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError, StoreCorruptError, StoreUnavailableError
-from llm_router.stores import RateLimitStore
+from llm_router.stores import Decision, RateLimitStore
 from llm_router.stores.redis import RedisStore
 from llm_router.testing.clock import ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.stores.servers import RedisServer
+
 
 QUOTAS = (Quota(Metric.RPM, 1000), Quota(Metric.TPM, 1_000_000), Quota(Metric.RPD, 100_000, Refill.DAILY))
 ONE = Demand(1, 100)
@@ -30,14 +40,14 @@ def deployment(name: str = "a", *quotas: Quota) -> Deployment:
     return Deployment(Key(name, Secret("AIza-not-a-key")), "flash", quotas=quotas or QUOTAS)
 
 
-def opened(url: str, **settings) -> aclosing[RedisStore]:
+def opened(url: str, **settings: Any) -> aclosing[RedisStore]:
     return aclosing(RedisStore(url, **settings))
 
 
 # --- what is stored -----------------------------------------------------------------------------------------
 
 
-async def test_every_key_expires(server):
+async def test_every_key_expires(server: RedisServer) -> None:
     """Whatever was done, no key is kept for longer than it is needed."""
     async with opened(server.url) as store:
         a, b = deployment("a"), deployment("b", Quota(Metric.TPM, 5000, Refill.STEADY))
@@ -55,7 +65,7 @@ async def test_every_key_expires(server):
     assert all(0 < end <= 366 * 86_400_000 for end in ends.values())
 
 
-async def test_all_keys_of_a_namespace_share_a_hash_tag(server):
+async def test_all_keys_of_a_namespace_share_a_hash_tag(server: RedisServer) -> None:
     """A cluster keeps them on one node, and two namespaces are separate."""
     a = deployment("a", Quota(Metric.RPM, 1))
     async with opened(server.url, namespace="one {x} é") as one, opened(server.url, namespace="two") as two:
@@ -67,7 +77,7 @@ async def test_all_keys_of_a_namespace_share_a_hash_tag(server):
     assert tags == {b"{one%20%7Bx%7D%20%C3%A9}", b"{two}"}
 
 
-async def test_ten_thousand_requests_leave_nothing_behind(server):
+async def test_ten_thousand_requests_leave_nothing_behind(server: RedisServer) -> None:
     """State does not grow with the number of requests served."""
     a = deployment("a", Quota(Metric.RPM, 20_000), Quota(Metric.TPM, 10**9))
     async with opened(server.url, timeout=20) as store:
@@ -86,7 +96,7 @@ async def test_ten_thousand_requests_leave_nothing_behind(server):
         assert all(client.strlen(key) < 25_000 for key in keys)
 
 
-async def test_expired_reservations_are_swept_out(server):
+async def test_expired_reservations_are_swept_out(server: RedisServer) -> None:
     """What is never settled is forgotten after it has expired, while others continue."""
     clock = ManualClock()
     a = deployment("a")
@@ -100,7 +110,7 @@ async def test_expired_reservations_are_swept_out(server):
 
 
 @pytest.mark.parametrize("odd", ["", "\0x", "a b\n", "é", "\ud800", '"\\', "{x}:*", "0" * 1000])
-async def test_any_string_is_a_reservation_id(server, odd):
+async def test_any_string_is_a_reservation_id(server: RedisServer, odd: str) -> None:
     """Ids with odd characters are not confused, and are found again."""
     a = deployment("a", Quota(Metric.RPM, 2))
     async with opened(server.url) as store:
@@ -111,7 +121,7 @@ async def test_any_string_is_a_reservation_id(server, odd):
         assert (await store.reserve("more", [a], ONE, TTL)).deployment is None
 
 
-async def test_no_credential_reaches_the_server(server):
+async def test_no_credential_reaches_the_server(server: RedisServer) -> None:
     """Neither the key nor a digest of it is stored."""
     async with opened(server.url) as store:
         await store.reserve("r", [deployment("a")], ONE, TTL)
@@ -124,7 +134,9 @@ async def test_no_credential_reaches_the_server(server):
 # --- time ---------------------------------------------------------------------------------------------------
 
 
-async def test_the_servers_time_counts_without_a_clock(server, monkeypatch):
+async def test_the_servers_time_counts_without_a_clock(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine whose clock is a day off computes the same as the others."""
     a = deployment("a", Quota(Metric.RPM, 1), Quota(Metric.RPD, 10, Refill.DAILY))
     true_time = time.time
@@ -140,7 +152,9 @@ async def test_the_servers_time_counts_without_a_clock(server, monkeypatch):
     assert abs(refusal.retry_at + 90_000 - true_time() - 60.3) < 10
 
 
-async def test_a_clock_that_is_set_while_running_is_noticed(server, monkeypatch):
+async def test_a_clock_that_is_set_while_running_is_noticed(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After the machine's clock jumps, the next call finds out the server's time again."""
     a = deployment("a")
     true_time = time.time
@@ -153,7 +167,7 @@ async def test_a_clock_that_is_set_while_running_is_noticed(server, monkeypatch)
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-async def test_concurrent_operations_share_a_call(server):
+async def test_concurrent_operations_share_a_call(server: RedisServer) -> None:
     """A hundred concurrent reserves take one call or two, not a hundred."""
     a = deployment("a")
     async with opened(server.url) as store:
@@ -166,7 +180,7 @@ async def test_concurrent_operations_share_a_call(server):
     assert calls <= 2
 
 
-async def test_a_script_that_was_flushed_is_loaded_again(server):
+async def test_a_script_that_was_flushed_is_loaded_again(server: RedisServer) -> None:
     """A server that forgot the script still answers, even under load."""
     a = deployment("a", Quota(Metric.RPM, 1500))
     granted = 0
@@ -179,7 +193,7 @@ async def test_a_script_that_was_flushed_is_loaded_again(server):
     assert granted == 1500
 
 
-async def test_a_mistake_of_one_caller_does_not_affect_others(server):
+async def test_a_mistake_of_one_caller_does_not_affect_others(server: RedisServer) -> None:
     """A quota in a time zone that does not exist fails its caller, not those that share the call."""
     good = deployment("a")
     bad = deployment("b", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Nowhere/Land"))
@@ -190,12 +204,14 @@ async def test_a_mistake_of_one_caller_does_not_affect_others(server):
             store.reserve("t", [good], ONE, TTL),
             return_exceptions=True,
         )
+    assert isinstance(outcomes[0], Decision)
     assert outcomes[0].deployment is good
     assert isinstance(outcomes[1], KeyError)
+    assert isinstance(outcomes[2], Decision)
     assert outcomes[2].deployment is good
 
 
-async def test_a_time_zone_that_another_store_uses_is_requested(server):
+async def test_a_time_zone_that_another_store_uses_is_requested(server: RedisServer) -> None:
     """A reservation in a time zone that this store has never used can be settled through it, days later."""
     clock = ManualClock()
     a = deployment("a", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Asia/Tokyo"))
@@ -216,12 +232,12 @@ async def test_a_time_zone_that_another_store_uses_is_requested(server):
 # --- loops and processes ------------------------------------------------------------------------------------
 
 
-def test_a_store_outlives_its_event_loop(server):
+def test_a_store_outlives_its_event_loop(server: RedisServer) -> None:
     """Two runs of asyncio share a store, even if it was not closed in between."""
     store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 2))
 
-    async def reserve(reservation_id: str):
+    async def reserve(reservation_id: str) -> Deployment | None:
         return (await store.reserve(reservation_id, [a], ONE, TTL)).deployment
 
     assert asyncio.run(reserve("r")) is a
@@ -231,7 +247,9 @@ def test_a_store_outlives_its_event_loop(server):
         assert client.info("clients")["connected_clients"] == 1  # this one
 
 
-def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary, no_longer_than):
+def test_a_loop_may_end_in_the_middle_of_a_call(
+    servers: ModuleType, redis_binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """A call without an answer delays neither the end of the loop nor the next loop."""
     a = deployment("a", Quota(Metric.RPM, 1))
     with servers.running(redis_binary) as server:
@@ -256,8 +274,8 @@ def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary, no_longer
             assert asyncio.run(go_on())
 
 
-def _reserve_in_child(store, a, pipe):
-    async def reserve():
+def _reserve_in_child(store: RateLimitStore, a: Deployment, pipe: Connection) -> None:
+    async def reserve() -> bool:
         decision = await store.reserve(f"child {os.getpid()}", [a], ONE, TTL)
         await store.aclose()
         return decision.deployment is not None
@@ -265,7 +283,7 @@ def _reserve_in_child(store, a, pipe):
     pipe.send(asyncio.run(reserve()))
 
 
-def test_a_forked_process_has_its_own_connections(server):
+def test_a_forked_process_has_its_own_connections(server: RedisServer) -> None:
     """A store that was used before a fork works in both processes."""
     store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 3))
@@ -286,12 +304,12 @@ def test_a_forked_process_has_its_own_connections(server):
     assert asyncio.run(reserve()) == [True, True, True, False]
 
 
-def _fork_target(store, a, pipe):
+def _fork_target(store: RateLimitStore, a: Deployment, pipe: Connection) -> None:
     asyncio.events._set_running_loop(None)  # the fork has copied the parent's loop
     _reserve_in_child(store, a, pipe)
 
 
-async def test_a_client_made_elsewhere_is_used_and_left_open(server):
+async def test_a_client_made_elsewhere_is_used_and_left_open(server: RedisServer) -> None:
     """The caller that made the client closes it."""
     async with Redis.from_url(server.url, decode_responses=True) as client:
         store = RedisStore(client)
@@ -309,7 +327,9 @@ async def test_a_client_made_elsewhere_is_used_and_left_open(server):
 # --- failures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(servers, redis_binary, no_longer_than):
+async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(
+    servers: ModuleType, redis_binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """Every waiting caller gets an error in time; when the server runs again, nothing takes effect."""
     a = deployment("a")
     with servers.running(redis_binary) as server:
@@ -331,7 +351,7 @@ async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(servers, redi
     assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
 
 
-async def test_a_killed_server_is_noticed_and_found_again(servers, redis_binary):
+async def test_a_killed_server_is_noticed_and_found_again(servers: ModuleType, redis_binary: Path) -> None:
     """Unavailable while it is down; empty, and with the script loaded again, when it is back."""
     a = deployment("a", Quota(Metric.RPM, 1))
     with servers.running(redis_binary) as server:
@@ -345,7 +365,7 @@ async def test_a_killed_server_is_noticed_and_found_again(servers, redis_binary)
             assert (await store.reserve("t", [a], ONE, TTL)).deployment is a
 
 
-async def test_a_wrong_password_is_reported_but_not_shown(servers, redis_binary):
+async def test_a_wrong_password_is_reported_but_not_shown(servers: ModuleType, redis_binary: Path) -> None:
     """The message names the remedy; neither it nor a repr shows the password."""
     with servers.running(redis_binary, "--requirepass", "another") as server:
         for credentials in (":pass%3Aw%40rd%2Fwith%25odd@", ""):
@@ -361,7 +381,7 @@ async def test_a_wrong_password_is_reported_but_not_shown(servers, redis_binary)
             )
 
 
-async def test_an_acl_user_needs_few_rights(servers, redis_binary):
+async def test_an_acl_user_needs_few_rights(servers: ModuleType, redis_binary: Path) -> None:
     """The rights that the message names are enough; if some are missing, that is reported."""
     with servers.running(redis_binary) as server, server.client() as client:
         rights = "+evalsha +eval +time +get +mget +set +del +hset +hmget +hdel +hscan +pexpire"
@@ -376,7 +396,7 @@ async def test_an_acl_user_needs_few_rights(servers, redis_binary):
                 await store.reserve("r", [deployment()], ONE, TTL)
 
 
-async def test_a_full_server_changes_nothing(servers, redis_binary):
+async def test_a_full_server_changes_nothing(servers: ModuleType, redis_binary: Path) -> None:
     """A server out of memory refuses to write, which is reported; it works again when there is room."""
     a = deployment("a")
     with servers.running(redis_binary) as server, server.client() as client:
@@ -390,7 +410,7 @@ async def test_a_full_server_changes_nothing(servers, redis_binary):
             assert snapshot.quotas[0].used == 1
 
 
-async def test_a_replica_is_recognised(servers, redis_binary):
+async def test_a_replica_is_recognised(servers: ModuleType, redis_binary: Path) -> None:
     """For a URL that points at a replica, the message says so, until the replica is promoted."""
     with servers.running(redis_binary) as server, server.client() as client:
         async with opened(server.url) as store:
@@ -402,7 +422,7 @@ async def test_a_replica_is_recognised(servers, redis_binary):
 
 
 @pytest.mark.slow
-async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
+async def test_a_cluster_keeps_a_namespace_on_one_node(servers: ModuleType, redis_binary: Path) -> None:
     """On a server in cluster mode the store works through a cluster URL."""
     a = deployment("a", Quota(Metric.RPM, 2))
     with servers.running(redis_binary, "--cluster-enabled", "yes") as server, server.client() as client:
@@ -431,7 +451,9 @@ async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
         lambda client, key: client.hset("{llm_router}:reservations", "r", "nonsense"),
     ],
 )
-async def test_foreign_state_is_reported_and_left_as_it_was(server, spoil):
+async def test_foreign_state_is_reported_and_left_as_it_was(
+    server: RedisServer, spoil: Callable[..., Any]
+) -> None:
     """Something else under a key of the namespace is an error, not something to overwrite."""
     a = deployment("a")
     near = next(id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2)  # in the same call
@@ -453,7 +475,7 @@ async def test_foreign_state_is_reported_and_left_as_it_was(server, spoil):
         ("redis+cluster://user:s3cret@host:7000", "host:7000 (cluster)"),
     ],
 )
-def test_the_repr_shows_the_address_and_nothing_secret(url, shown):
+def test_the_repr_shows_the_address_and_nothing_secret(url: str, shown: str) -> None:
     """Host, port, database and namespace; no credentials."""
     assert repr(RedisStore(url, namespace="n")) == f"RedisStore({shown!r}, namespace='n')"
 
@@ -461,7 +483,7 @@ def test_the_repr_shows_the_address_and_nothing_secret(url, shown):
 @pytest.mark.parametrize(
     "url", ["http://:s3cret@host", "redis://:s3cret/x@host:1", "s3cret", "redis://h:s3cret"]
 )
-def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url):
+def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url: str) -> None:
     """A URL that cannot be parsed may hold a password anywhere."""
     with pytest.raises(ConfigError) as caught:
         RedisStore(url)
@@ -469,14 +491,16 @@ def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url):
     assert caught.value.__cause__ is None
 
 
-def test_an_empty_namespace_is_refused():
+def test_an_empty_namespace_is_refused() -> None:
     """It would not make a hash tag."""
     with pytest.raises(ConfigError, match="namespace"):
         RedisStore("redis://localhost", namespace="")
 
 
 @pytest.mark.parametrize("off", [-300.0, 300.0])
-async def test_times_are_on_the_callers_clock(redis_server, pools, monkeypatch, off):
+async def test_times_are_on_the_callers_clock(
+    redis_server: RedisServer, pools: Pools, monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
     """A machine whose clock is minutes off gets ``retry_at`` and sets cooldowns by its own clock."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + off)
@@ -489,11 +513,16 @@ async def test_times_are_on_the_callers_clock(redis_server, pools, monkeypatch, 
     await store.cool_down(Cooldown(other.model_scope, time.time() + 40, "rest"))
     snapshots = await store.snapshot([deployment, other])
     assert 55 < snapshots[0].quotas[0].resets_at - time.time() <= 60.5
+    assert snapshots[1].cooldown is not None
     assert 35 < snapshots[1].cooldown.until - time.time() <= 40.5
     refusal = (await store.reserve("c", [other], Demand(1, 0), 60)).refusals[0]
     assert 35 < refusal.retry_at - time.time() <= 40.5
     await store.cool_down(Cooldown(other.key_scope, math.inf, "dead"))
-    assert (await store.snapshot([other]))[0].cooldown.until == math.inf
+    [snapshot] = await store.snapshot([other])
+    assert snapshot.cooldown is not None
+    assert snapshot.cooldown.until == math.inf
     await store.cool_down(Cooldown.lift(other.key_scope))
-    assert (await store.snapshot([other]))[0].cooldown.reason == "rest"
+    [snapshot] = await store.snapshot([other])
+    assert snapshot.cooldown is not None
+    assert snapshot.cooldown.reason == "rest"
     await store.aclose()

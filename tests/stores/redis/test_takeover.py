@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager, aclosing
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llm_router import RateLimitStore
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota
@@ -19,6 +23,8 @@ from llm_router.stores.redis.scripts import load_script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from tests.stores.servers import RedisServer, Relay
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +39,7 @@ def deployment(name: str) -> Deployment:
 class Pair:
     """A primary and its replica, and an address that leads to one of them."""
 
-    def __init__(self, servers, primary, replica, relay) -> None:
+    def __init__(self, servers: ModuleType, primary: RedisServer, replica: RedisServer, relay: Relay) -> None:
         self._servers = servers
         self.primary = primary
         self.replica = replica
@@ -63,7 +69,7 @@ class Pair:
 
 
 @pytest.fixture
-async def pair(servers, redis_binary) -> AsyncIterator[Pair]:
+async def pair(servers: ModuleType, redis_binary: Path) -> AsyncIterator[Pair]:
     with servers.running(redis_binary) as primary, servers.running(redis_binary) as replica:
         with replica.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
@@ -72,20 +78,22 @@ async def pair(servers, redis_binary) -> AsyncIterator[Pair]:
             yield Pair(servers, primary, replica, relay)
 
 
-def opened(url: str, **settings) -> aclosing[RedisStore]:
+def opened(url: str, **settings: Any) -> aclosing[RedisStore]:
     return aclosing(RedisStore(url, timeout=TIMEOUT, **settings))
 
 
-async def granted(store, reservation_id: str, a: Deployment) -> bool:
+async def granted(store: RateLimitStore, reservation_id: str, a: Deployment) -> bool:
     return (await store.reserve(reservation_id, [a], Demand(1, 50), 60)).deployment is a
 
 
-async def used(store, a: Deployment) -> list[int]:
+async def used(store: RateLimitStore, a: Deployment) -> list[int]:
     [snapshot] = await store.snapshot([a])
     return [quota.used for quota in snapshot.quotas]
 
 
-async def test_what_was_replicated_is_kept(pair, no_longer_than):
+async def test_what_was_replicated_is_kept(
+    pair: Pair, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """Counts, reservations and cooldowns are there, and the replica is sent the script that it lacks."""
     a, b = deployment("a"), deployment("b")
     async with opened(pair.url, shards=3) as store:
@@ -113,7 +121,9 @@ async def test_what_was_replicated_is_kept(pair, no_longer_than):
         assert not list(client.scan_iter("*:reservations"))  # all have been settled or released
 
 
-async def test_a_demoted_primary_is_left(pair, no_longer_than):
+async def test_a_demoted_primary_is_left(
+    pair: Pair, no_longer_than: Callable[[float], AbstractContextManager[None]]
+) -> None:
     """It answers READONLY on open connections: they are dropped, and the next ones use the address again."""
     a = deployment("a")
     async with opened(pair.url, shards=3) as store:

@@ -8,7 +8,9 @@ import os
 import random
 import sys
 import warnings
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from llm_router import Deployment, Key, Metric, Quota, Secret
 from llm_router.domain.quota import Demand
@@ -34,7 +36,7 @@ async def take(store: SQLiteStore, pool: list[Deployment], tokens: int) -> int:
 _NUMBERS = itertools.count()
 
 
-async def hammer(path, keys, rpm, tpm, calls) -> None:
+async def hammer(path: Path, keys: int, rpm: int, tpm: int, calls: int) -> None:
     """Reserve ``calls`` requests of mixed size at once; print how many were granted, and their tokens."""
     store = SQLiteStore(path)
     pool = deployments(int(keys), int(rpm), int(tpm))
@@ -46,7 +48,7 @@ async def hammer(path, keys, rpm, tpm, calls) -> None:
     print(sum(map(bool, granted)), sum(granted), flush=True)
 
 
-async def endless(path, rpm) -> None:
+async def endless(path: Path, rpm: int) -> None:
     """Reserve until killed; print a line for each grant."""
     store = SQLiteStore(path)
     [only] = deployments(1, int(rpm), 10**9)
@@ -59,7 +61,7 @@ async def _take_some(store: SQLiteStore, count: int) -> int:
     return sum(await asyncio.gather(*(take(store, deployments(1, 10**6, 10**6), 1) for _ in range(count))))
 
 
-def fork(path) -> None:
+def fork(path: Path) -> None:
     """Use one store before a fork and in both processes; print how much is used in the end."""
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # "multi-threaded"
     store = SQLiteStore(path)
@@ -100,7 +102,7 @@ def _wait_for(child: int) -> None:
     assert status == 0, f"the child ended with {status}"
 
 
-async def readonly(path) -> None:
+async def readonly(path: Path) -> None:
     """Try to use a file that this process may only read; print the error."""
     if os.getuid() == 0:
         os.setuid(65534)
@@ -112,13 +114,13 @@ async def readonly(path) -> None:
     await store.aclose()
 
 
-async def leave_open(path) -> None:
+async def leave_open(path: Path) -> None:
     """End without closing the store."""
     await _take_some(SQLiteStore(Path(path)), 3)
     print("done", flush=True)
 
 
-SCENARIOS = {
+SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, None] | None]] = {
     "endless": endless,
     "fork": fork,
     "hammer": hammer,

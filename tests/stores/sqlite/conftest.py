@@ -7,9 +7,10 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -33,7 +34,7 @@ async def open_store(path: Path, clock: ManualClock) -> AsyncIterator[Callable[.
     """Opens stores on one file, and closes them at the end."""
     stores = []
 
-    def open_one(where: Path = path, **options) -> SQLiteStore:
+    def open_one(where: Path = path, **options: Any) -> SQLiteStore:
         stores.append(SQLiteStore(where, **({"clock": clock} | options)))
         return stores[-1]
 
@@ -49,10 +50,10 @@ def store(open_store: Callable[..., SQLiteStore]) -> SQLiteStore:
 
 
 @pytest.fixture
-def query(path: Path) -> Callable[..., list]:
+def query(path: Path) -> Callable[..., list[Any]]:
     """Runs SQL on the file, as any other program might."""
 
-    def run(sql: str, *parameters) -> list:
+    def run(sql: str, *parameters: Any) -> list[Any]:
         with closing(sqlite3.connect(path)) as connection, connection:
             return connection.execute(sql, parameters).fetchall()
 
@@ -60,7 +61,7 @@ def query(path: Path) -> Callable[..., list]:
 
 
 @pytest.fixture
-def open_reservations(query: Callable[..., list]) -> Callable[[], set[str]]:
+def open_reservations(query: Callable[..., list[Any]]) -> Callable[[], set[str]]:
     """Returns the ids of open reservations in the file."""
 
     def read() -> set[str]:
@@ -81,11 +82,11 @@ def short_journal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def spawn() -> Callable[..., subprocess.Popen]:
+def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts ``child.py``, which is beside this file, in a separate Python process."""
     children = []
 
-    def start(*arguments) -> subprocess.Popen:
+    def start(*arguments: Any) -> subprocess.Popen[str]:
         script = Path(__file__).with_name("child.py")
         environment = os.environ | {"PYTHONPATH": str(Path(llm_router.__file__).parents[1])}
         command = [sys.executable, "-W", "error", str(script), *map(str, arguments)]

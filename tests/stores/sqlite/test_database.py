@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llm_router import Deployment, RateLimitStore
 from llm_router.domain.quota import Demand
 from llm_router.errors import StoreCorruptError, StoreUnavailableError
+from llm_router.stores.sqlite import SQLiteStore
 from llm_router.stores.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
 
+if TYPE_CHECKING:
+    from tests.conftest import Pools
 
-def foreign_database(path, *, application_id=0, user_version=0) -> None:
+
+def foreign_database(path: Path, *, application_id: int = 0, user_version: int = 0) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             f"PRAGMA application_id = {application_id}; PRAGMA user_version = {user_version};"
@@ -25,7 +33,7 @@ def foreign_database(path, *, application_id=0, user_version=0) -> None:
         )
 
 
-FOREIGN = {
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
     "text": (lambda path: path.write_text("dear diary " * 1000), "is not an SQLite database"),
     "short": (lambda path: path.write_bytes(b"SQLite format 3\0"), "is not an SQLite database"),
     "nameless": (foreign_database, "another application"),
@@ -38,7 +46,9 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-async def test_a_file_that_is_not_ours_is_left_as_it_was(kind, path, store, pools):
+async def test_a_file_that_is_not_ours_is_left_as_it_was(
+    kind: str, path: Path, store: SQLiteStore, pools: Pools
+) -> None:
     """The error says which file and what it is; nothing in the file or beside it changes."""
     make, words = FOREIGN[kind]
     make(path)
@@ -52,7 +62,9 @@ async def test_a_file_that_is_not_ours_is_left_as_it_was(kind, path, store, pool
     assert list(path.parent.iterdir()) == [path]
 
 
-async def test_when_the_foreign_file_is_gone_the_store_works(path, store, pools):
+async def test_when_the_foreign_file_is_gone_the_store_works(
+    path: Path, store: SQLiteStore, pools: Pools
+) -> None:
     """Only the file was in the way: no restart is needed."""
     path.write_text("dear diary")
     with pytest.raises(StoreCorruptError):
@@ -61,7 +73,9 @@ async def test_when_the_foreign_file_is_gone_the_store_works(path, store, pools)
     assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
 
 
-async def test_a_damaged_file_is_reported_and_left_alone(path, store, open_store, pools):
+async def test_a_damaged_file_is_reported_and_left_alone(
+    path: Path, store: SQLiteStore, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """If one of our files contains pages of rubbish, nothing is written to it."""
     await store.reserve("id", [pools.one()], Demand(), 60.0)
     await store.aclose()
@@ -96,7 +110,13 @@ NONSENSE = [
         "DROP TABLE ledgers",
     ],
 )
-async def test_rows_that_make_no_sense_are_reported(sql, store, query, open_store, pools):
+async def test_rows_that_make_no_sense_are_reported(
+    sql: object,
+    store: SQLiteStore,
+    query: Callable[..., list[Any]],
+    open_store: Callable[..., SQLiteStore],
+    pools: Pools,
+) -> None:
     """A file that was edited is reported as damaged, instead of causing an obscure error."""
     await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
     await store.aclose()
@@ -113,7 +133,13 @@ async def test_rows_that_make_no_sense_are_reported(sql, store, query, open_stor
         'terms = \'[["rph", "rolling", 1, 60, 0, null, "UTC", 1]]\'',
     ],
 )
-async def test_ledgers_that_make_no_sense_are_reported(change, store, query, open_store, pools):
+async def test_ledgers_that_make_no_sense_are_reported(
+    change: object,
+    store: SQLiteStore,
+    query: Callable[..., list[Any]],
+    open_store: Callable[..., SQLiteStore],
+    pools: Pools,
+) -> None:
     """The same for rows that the journal no longer contains."""
     await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
     await store.aclose()
@@ -122,12 +148,14 @@ async def test_ledgers_that_make_no_sense_are_reported(change, store, query, ope
     await _assert_damaged(open_store(), pools.one(key_id="key"))
 
 
-async def _assert_damaged(store, deployment) -> None:
+async def _assert_damaged(store: RateLimitStore, deployment: Deployment) -> None:
     with pytest.raises(StoreCorruptError, match="damaged"):
         await asyncio.gather(store.release("id"), store.snapshot([deployment]))
 
 
-async def test_a_new_file_is_private_and_recognisable_from_the_start(path, open_store, pools):
+async def test_a_new_file_is_private_and_recognisable_from_the_start(
+    path: Path, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """Only the owner may read it, and its header identifies it before any checkpoint."""
     inner = path.parent / "new" / "state.db"
     await open_store(inner).reserve("id", [pools.one()], Demand(), 60.0)
@@ -138,13 +166,15 @@ async def test_a_new_file_is_private_and_recognisable_from_the_start(path, open_
     assert {file.stat().st_mode & 0o777 for file in inner.parent.iterdir()} == {0o600}
 
 
-async def test_an_empty_file_is_treated_as_a_new_one(path, store, pools):
+async def test_an_empty_file_is_treated_as_a_new_one(path: Path, store: SQLiteStore, pools: Pools) -> None:
     """An empty file holds nothing that could be lost."""
     path.touch()
     assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
 
 
-async def test_a_path_that_cannot_be_used_is_reported(path, open_store, pools):
+async def test_a_path_that_cannot_be_used_is_reported(
+    path: Path, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """The error names the path and the reason."""
     path.write_text("a file, not a directory")
     with pytest.raises(StoreUnavailableError, match=r"inner\.db'.*[Nn]ot a directory"):
@@ -153,7 +183,7 @@ async def test_a_path_that_cannot_be_used_is_reported(path, open_store, pools):
         await open_store(path.parent).snapshot([pools.one()])
 
 
-def test_a_read_only_file_is_reported(spawn):
+def test_a_read_only_file_is_reported(spawn: Callable[..., subprocess.Popen[str]]) -> None:
     """Neither a read-only file nor a read-only directory causes a crash or a hang."""
     directory = Path(tempfile.mkdtemp())  # not below tmp_path, which other users may not enter
     path = directory / "state.db"
@@ -168,7 +198,9 @@ def test_a_read_only_file_is_reported(spawn):
     assert "Permission denied" in answer
 
 
-async def test_the_store_works_in_wal_mode(store, query, pools):
+async def test_the_store_works_in_wal_mode(
+    store: SQLiteStore, query: Callable[..., list[Any]], pools: Pools
+) -> None:
     """Readers such as a shell never block a writer."""
     await store.snapshot([pools.one()])
     assert query("PRAGMA journal_mode") == [("wal",)]
@@ -184,7 +216,9 @@ with open(sys.argv[1], "rb+") as file:  # the bytes that readers lock
 """
 
 
-async def test_checking_the_file_keeps_its_locks(path, store, open_store, pools):
+async def test_checking_the_file_keeps_its_locks(
+    path: Path, store: SQLiteStore, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """Neither a second store of this process nor a checkpoint releases the lock that protects the WAL."""
     for n in range(210):  # enough for a checkpoint
         await store.reserve(f"id-{n}", [pools.one()], Demand(), 60.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ def soon() -> float:
 
 
 @pytest.fixture
-def locks(path):
+def locks(path: Path) -> Iterator[tuple[TurnLock, TurnLock]]:
     """Two locks on one file, as two processes would have them."""
     both = TurnLock(path), TurnLock(path)
     yield both
@@ -24,7 +26,7 @@ def locks(path):
         lock.close()
 
 
-def test_only_one_process_has_the_turn(locks):
+def test_only_one_process_has_the_turn(locks: tuple[TurnLock, TurnLock]) -> None:
     """While one has the turn, another waits in vain; afterwards it gets the turn at once."""
     ours, theirs = locks
     with ours.turn(soon()), pytest.raises(TimeoutError, match="kept the turn"), theirs.turn(time.monotonic()):
@@ -33,7 +35,7 @@ def test_only_one_process_has_the_turn(locks):
         pass
 
 
-def test_a_process_that_gave_up_is_not_in_the_way(locks):
+def test_a_process_that_gave_up_is_not_in_the_way(locks: tuple[TurnLock, TurnLock]) -> None:
     """After waiting in vain for a turn, the queue is free."""
     ours, theirs = locks
     with ours.turn(soon()), pytest.raises(TimeoutError), theirs.turn(time.monotonic() + 0.01):
@@ -42,7 +44,7 @@ def test_a_process_that_gave_up_is_not_in_the_way(locks):
         pass
 
 
-def test_no_process_has_two_turns_while_another_waits(path, locks):
+def test_no_process_has_two_turns_while_another_waits(path: Path, locks: tuple[TurnLock, TurnLock]) -> None:
     """A lock that is released and wanted again at once goes to the process that has waited."""
     ours, theirs = locks
     order = []
@@ -61,7 +63,7 @@ def test_no_process_has_two_turns_while_another_waits(path, locks):
     assert order == ["theirs", "ours"]
 
 
-def test_turns_are_first_come_first_served(path):
+def test_turns_are_first_come_first_served(path: Path) -> None:
     """Three processes that wait get their turns in the order in which they came."""
     waiting = {"-next": TurnLock(path), "-second": TurnLock(path), "-third": TurnLock(path)}
     order, threads, holder = [], [], TurnLock(path)
@@ -82,7 +84,7 @@ def test_turns_are_first_come_first_served(path):
     assert order == ["-next", "-second", "-third"]
 
 
-def test_lock_files_are_private_and_stay(path, locks):
+def test_lock_files_are_private_and_stay(path: Path, locks: tuple[TurnLock, TurnLock]) -> None:
     """The lock files are beside the database, readable only for the owner, and stay after closing."""
     with locks[0].turn(soon()):
         pass
@@ -94,7 +96,7 @@ def test_lock_files_are_private_and_stay(path, locks):
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
-def _until_taken(path, place) -> None:
+def _until_taken(path: Path, place: str) -> None:
     with path.with_name(f"state.db{place}").open("r+") as file:
         while filelock._lock(file.fileno()):
             filelock._unlock(file.fileno())

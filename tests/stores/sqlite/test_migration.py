@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_router import Deployment, Key, Secret
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.stores.sqlite import SQLiteStore
 from llm_router.stores.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
 from llm_router.testing import ManualClock
 
@@ -32,7 +35,7 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture(autouse=True)
-def _version_1(path) -> None:
+def _version_1(path: Path) -> None:
     schema = files("llm_router.stores.sqlite").joinpath("schema.sql").read_text("utf-8")
     rows = Path(__file__).with_name("version_1.sql").read_text("utf-8")
     with closing(sqlite3.connect(path)) as connection:
@@ -42,7 +45,9 @@ def _version_1(path) -> None:
         )
 
 
-async def test_counts_cooldowns_and_learnt_limits_are_kept(store, query):
+async def test_counts_cooldowns_and_learnt_limits_are_kept(
+    store: SQLiteStore, query: Callable[..., list[Any]]
+) -> None:
     """Rolling, steady and daily quotas are as they were, to the microsecond."""
     first, second = await store.snapshot([FIRST, SECOND])
     assert [(quota.limit, quota.used, quota.resets_at) for quota in first.quotas] == [
@@ -56,7 +61,7 @@ async def test_counts_cooldowns_and_learnt_limits_are_kept(store, query):
     assert query("PRAGMA user_version") == [(SCHEMA_VERSION,)]
 
 
-async def test_what_was_reserved_is_never_given_back(store):
+async def test_what_was_reserved_is_never_given_back(store: SQLiteStore) -> None:
     """The process that made a reservation ran the earlier version and is gone: it keeps what it took."""
     await store.release("a1")
     await store.settle("b0", Demand(5, 5))
@@ -64,7 +69,9 @@ async def test_what_was_reserved_is_never_given_back(store):
     assert [quota.used for quota in (*first.quotas, *second.quotas)] == [3, 316, 3, 1]
 
 
-async def test_a_migrated_file_is_used_like_any_other(store, open_store):
+async def test_a_migrated_file_is_used_like_any_other(
+    store: SQLiteStore, open_store: Callable[..., SQLiteStore]
+) -> None:
     """What is reserved and released after the migration is added to what was there."""
     await store.reserve("new", [FIRST], Demand(1, 50), 60.0)
     await store.reserve("other", [FIRST], Demand(1, 50), 60.0)

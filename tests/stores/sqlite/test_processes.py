@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 from llm_router.domain.quota import Demand
 from llm_router.stores.sqlite import SQLiteStore
 
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
+
 pytestmark = pytest.mark.slow
 
 
-def run_together(children) -> list[list[int]]:
+def run_together(children: Sequence[subprocess.Popen[str]]) -> list[list[int]]:
     """Let all of them start at the same time; return the numbers that each reports."""
     for child in children:
+        assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
     for child in children:
+        assert child.stdin is not None
         child.stdin.write("go\n")
         child.stdin.flush()
     reports = [child.communicate()[0].split() for child in children]
@@ -22,22 +33,27 @@ def run_together(children) -> list[list[int]]:
     return [list(map(int, report)) for report in reports]
 
 
-def test_four_processes_are_granted_exactly_the_limit(path, spawn):
+def test_four_processes_are_granted_exactly_the_limit(
+    path: Path, spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
     """20 keys × 15 requests a minute grant 300 of 1,200 requests, whichever process makes them."""
     children = [spawn("hammer", path, 20, 15, 10**6, 300) for _ in range(4)]
     assert sum(granted for granted, _ in run_together(children)) == 300
 
 
-def test_four_processes_keep_a_token_limit(path, spawn):
+def test_four_processes_keep_a_token_limit(path: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
     """With prompts of mixed size, grants fill the tight token quotas and never exceed them."""
     children = [spawn("hammer", path, 4, 10**6, 500, 100) for _ in range(4)]
     tokens = sum(tokens for _, tokens in run_together(children))
     assert 4 * (500 - 60) < tokens <= 4 * 500
 
 
-async def test_a_killed_process_leaves_an_intact_file(path, spawn, query, pools):
+async def test_a_killed_process_leaves_an_intact_file(
+    path: Path, spawn: Callable[..., subprocess.Popen[str]], query: Callable[..., list[Any]], pools: Pools
+) -> None:
     """After SIGKILL under load, every grant is counted, and there are never more than the limit."""
     child = spawn("endless", path, 400)
+    assert child.stdout is not None
     reported = sum(int(child.stdout.readline()) for _ in range(100))
     child.kill()
     reported += sum(map(int, child.communicate()[0].split()))
@@ -54,13 +70,15 @@ async def test_a_killed_process_leaves_an_intact_file(path, spawn, query, pools)
     assert query("PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_fork_under_load_loses_nothing(path, spawn):
+def test_a_fork_under_load_loses_nothing(path: Path, spawn: Callable[..., subprocess.Popen[str]]) -> None:
     """Parent and child both continue to use the same store object, and every request of both is counted."""
     answer, _ = spawn("fork", path).communicate()
     assert answer == f"{3 * (50 + 10 + 7)}\n"
 
 
-def test_a_store_that_is_not_closed_does_not_delay_the_exit(path, spawn, open_reservations):
+def test_a_store_that_is_not_closed_does_not_delay_the_exit(
+    path: Path, spawn: Callable[..., subprocess.Popen[str]], open_reservations: Callable[[], set[str]]
+) -> None:
     """A program that forgets ``aclose`` ends anyway, without a warning, and nothing is lost."""
     child = spawn("leave-open", path)
     assert child.communicate()[0] == "done\n"

@@ -8,17 +8,26 @@ import json
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llm_router import Deployment, RateLimitStore
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.errors import StoreUnavailableError
+from llm_router.stores import Decision
 from llm_router.stores.sqlite import SQLiteStore, database, journal, worker
 from llm_router.stores.sqlite.filelock import TurnLock
 from llm_router.stores.sqlite.reservations import Reservation
 from llm_router.testing import ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
 
 DAY = 24 * 3600.0
 
@@ -31,22 +40,24 @@ def threads() -> int:
     return sum(thread.name.startswith("llm_router-sqlite") for thread in threading.enumerate())
 
 
-async def used(store, deployment) -> list[int]:
+async def used(store: RateLimitStore, deployment: Deployment) -> list[int]:
     [snapshot] = await store.snapshot([deployment])
     return [quota.used for quota in snapshot.quotas]
 
 
-async def reserve_many(store, deployment, count, ttl=60.0, prefix="many"):
+async def reserve_many(
+    store: RateLimitStore, deployment: Deployment, count: int, ttl: float = 60.0, prefix: str = "many"
+) -> int:
     calls = (store.reserve(f"{prefix}-{n}", [deployment], Demand(1, 1), ttl) for n in range(count))
     return sum(decision.deployment is not None for decision in await asyncio.gather(*calls))
 
 
 @pytest.fixture
-def statements(monkeypatch):
+def statements(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements of all connections opened from now on."""
-    seen = []
+    seen: list[str] = []
 
-    def connect(*args):
+    def connect(*args: Any) -> sqlite3.Connection:
         connection = database.connect(*args)
         connection.set_trace_callback(seen.append)
         return connection
@@ -58,7 +69,9 @@ def statements(monkeypatch):
 # --- durability ---------------------------------------------------------------------------------------
 
 
-async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(open_store, pools, clock):
+async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(
+    open_store: Callable[..., SQLiteStore], pools: Pools, clock: ManualClock
+) -> None:
     """A store that opens the same file later knows everything that the first one knew."""
     deployment = pools.one(rpm=15, rpd=100, tpm=None)
     first = open_store()
@@ -73,7 +86,9 @@ async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(open_store, 
     assert [(quota.limit, quota.used) for quota in before[0].quotas] == [(9, 4), (100, 4)]
 
 
-async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment(open_store, pools):
+async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment(
+    open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """After a restart an id is enough."""
     deployment = pools.one(rpm=15, tpm=1000, rpd=100)
     first = open_store()
@@ -86,7 +101,9 @@ async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment
     assert await used(second, deployment) == [1, 140, 1]
 
 
-async def test_a_steady_debt_survives_a_restart(open_store, pools, clock):
+async def test_a_steady_debt_survives_a_restart(
+    open_store: Callable[..., SQLiteStore], pools: Pools, clock: ManualClock
+) -> None:
     """Fractions of a request continue to drain from where they were."""
     quota = Quota(Metric.RPM, 60, Refill.STEADY, burst=7)
     deployment = pools.one(rpm=None)
@@ -102,7 +119,9 @@ async def test_a_steady_debt_survives_a_restart(open_store, pools, clock):
     assert after == before
 
 
-async def test_another_kind_of_refill_starts_from_zero(open_store, pools):
+async def test_another_kind_of_refill_starts_from_zero(
+    open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """The numbers of a rolling ledger mean nothing to a steady one; an old reservation does no harm."""
     rolling = pools.one(key_id="key", rpm=15)
     steady = type(rolling)(
@@ -117,7 +136,9 @@ async def test_another_kind_of_refill_starts_from_zero(open_store, pools):
     assert await used(second, steady) == [1]
 
 
-async def test_a_clock_that_is_behind_returns_nothing_early(open_store, pools, clock):
+async def test_a_clock_that_is_behind_returns_nothing_early(
+    open_store: Callable[..., SQLiteStore], pools: Pools, clock: ManualClock
+) -> None:
     """A process whose clock lags takes from what the others left, and counts as coming after them."""
     deployment = pools.one(rpm=5)
     ahead, behind = open_store(), open_store(clock=ManualClock(clock.time() - 45.0))
@@ -129,7 +150,7 @@ async def test_a_clock_that_is_behind_returns_nothing_early(open_store, pools, c
     assert await reserve_many(ahead, deployment, 9, prefix="last") == 5
 
 
-async def test_a_deleted_file_is_created_again(path, store, pools):
+async def test_a_deleted_file_is_created_again(path: Path, store: SQLiteStore, pools: Pools) -> None:
     """The store does not continue with a file that no other process can open any more."""
     deployment = pools.one(rpm=5)
     await reserve_many(store, deployment, 3)
@@ -139,7 +160,7 @@ async def test_a_deleted_file_is_created_again(path, store, pools):
     assert path.exists()
 
 
-async def test_no_secret_reaches_the_file(path, store, pools):
+async def test_no_secret_reaches_the_file(path: Path, store: SQLiteStore, pools: Pools) -> None:
     """No file of the store contains the secret of a key."""
     deployment = pools.one(key_id="key")
     await store.reserve("id", [deployment], Demand(), 60.0)
@@ -153,7 +174,9 @@ async def test_no_secret_reaches_the_file(path, store, pools):
 # --- group commit -------------------------------------------------------------------------------------
 
 
-async def test_what_waits_together_is_committed_together(statements, store, pools):
+async def test_what_waits_together_is_committed_together(
+    statements: list[str], store: SQLiteStore, pools: Pools
+) -> None:
     """A hundred reserves at the same time take a few transactions, not a hundred."""
     await store.snapshot([])
     statements.clear()
@@ -161,7 +184,7 @@ async def test_what_waits_together_is_committed_together(statements, store, pool
     assert 1 <= statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") <= 4
 
 
-async def test_more_than_fits_into_one_transaction_is_answered(store, pools):
+async def test_more_than_fits_into_one_transaction_is_answered(store: SQLiteStore, pools: Pools) -> None:
     """Several thousand calls at the same time are spread over transactions, in order."""
     deployment = pools.one(rpm=2500)
     decisions = await asyncio.gather(
@@ -170,7 +193,9 @@ async def test_more_than_fits_into_one_transaction_is_answered(store, pools):
     assert [decision.deployment is not None for decision in decisions] == [True] * 2500 + [False] * 500
 
 
-async def test_what_was_committed_reaches_the_database_itself(path, store, pools):
+async def test_what_was_committed_reaches_the_database_itself(
+    path: Path, store: SQLiteStore, pools: Pools
+) -> None:
     """The WAL is emptied regularly, not only when the store is closed."""
     deployment = pools.one(rpm=1000)
     for n in range(200):  # the number of transactions between two checkpoints
@@ -189,12 +214,17 @@ def _await_checkpoint() -> None:
             thread.join()
 
 
-async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
+async def test_a_call_that_fails_undoes_its_whole_transaction(store: SQLiteStore, pools: Pools) -> None:
     """Calls in the same transaction as a broken one fail and have taken nothing; the store still works."""
     deployment = pools.one(rpm=5)
     await store.reserve("before", [deployment], Demand(), 60.0)
     good = store.reserve("good", [deployment], Demand(), 60.0)
-    broken = store.reserve("broken", [None], Demand(), 60.0)
+    broken = store.reserve(
+        "broken",
+        [None],  # type: ignore[list-item]
+        Demand(),
+        60.0,
+    )
     outcomes = await asyncio.gather(good, broken, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
     assert outcomes[0] is not outcomes[1]
@@ -203,7 +233,7 @@ async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
     assert await used(store, deployment) == [0]
 
 
-async def test_cancelled_callers_leave_nothing_behind(store, pools):
+async def test_cancelled_callers_leave_nothing_behind(store: SQLiteStore, pools: Pools) -> None:
     """Reserves whose callers were cancelled take effect, and so do the releases after them."""
     deployment = pools.one(rpm=100)
     for n in range(30):
@@ -221,7 +251,9 @@ async def test_cancelled_callers_leave_nothing_behind(store, pools):
 # --- waiting ------------------------------------------------------------------------------------------
 
 
-async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(path, open_store, pools):
+async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(
+    path: Path, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """A call fails if its turn does not come in time; when it comes, the store works."""
     store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
     other = TurnLock(path)
@@ -236,7 +268,9 @@ async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(p
     assert await used(store, deployment) == [0]
 
 
-async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(path, open_store, pools):
+async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(
+    path: Path, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """The same for programs that do not take turns, such as a shell."""
     store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
     await store.snapshot([deployment])
@@ -249,11 +283,13 @@ async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(
     assert await used(store, deployment) == [0]
 
 
-async def test_a_full_disk_is_reported_and_recovered_from(monkeypatch, open_store, pools):
+async def test_a_full_disk_is_reported_and_recovered_from(
+    monkeypatch: pytest.MonkeyPatch, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """A commit without space takes nothing; when there is space again, the store works."""
     limits = iter([20])
 
-    def connect(*args):
+    def connect(*args: Any) -> sqlite3.Connection:
         connection = database.connect(*args)
         for pages in limits:
             connection.execute(f"PRAGMA max_page_count = {pages}")
@@ -271,13 +307,13 @@ async def test_a_full_disk_is_reported_and_recovered_from(monkeypatch, open_stor
 # --- start and shutdown -------------------------------------------------------------------------------
 
 
-def test_two_event_loops_one_after_the_other(path, pools):
+def test_two_event_loops_one_after_the_other(path: Path, pools: Pools) -> None:
     """A store outlives the event loop in which it was first used."""
     store = SQLiteStore(path)
     deployment = pools.one(rpm=5)
     assert asyncio.run(reserve_many(store, deployment, 3)) == 3
 
-    async def rest():
+    async def rest() -> int:
         granted = await reserve_many(store, deployment, 3, prefix="rest")
         await store.aclose()
         return granted
@@ -285,13 +321,13 @@ def test_two_event_loops_one_after_the_other(path, pools):
     assert asyncio.run(rest()) == 2
 
 
-def test_an_event_loop_that_ends_early_stops_nothing(path, pools):
+def test_an_event_loop_that_ends_early_stops_nothing(path: Path, pools: Pools) -> None:
     """A call takes effect even if its loop is closed before the answer, and nothing breaks."""
     store = SQLiteStore(path)
     deployment = pools.one(rpm=5)
     turns = TurnLock(path)
 
-    async def leave() -> asyncio.Task:
+    async def leave() -> asyncio.Task[Decision]:
         task = asyncio.create_task(store.reserve("id", [deployment], Demand(), 60.0))
         await asyncio.sleep(0)
         return task
@@ -308,14 +344,14 @@ def test_an_event_loop_that_ends_early_stops_nothing(path, pools):
     assert asyncio.run(rest()) == [1]
 
 
-async def test_nothing_happens_before_the_first_call(path, store):
+async def test_nothing_happens_before_the_first_call(path: Path, store: SQLiteStore) -> None:
     """Creating a store neither touches the disk nor starts a thread."""
     assert threads() == 0
     await store.aclose()
     assert list(path.parent.iterdir()) == []
 
 
-async def test_closing_finishes_earlier_calls(path, store, pools):
+async def test_closing_finishes_earlier_calls(path: Path, store: SQLiteStore, pools: Pools) -> None:
     """Calls made before ``aclose`` are answered, the thread is gone, and a second ``aclose`` is harmless."""
     pending = asyncio.create_task(reserve_many(store, pools.one(rpm=50), 100))
     await asyncio.sleep(0)
@@ -327,7 +363,7 @@ async def test_closing_finishes_earlier_calls(path, store, pools):
     assert not path.with_name("state.db-wal").exists()
 
 
-async def test_a_closed_store_opens_again(store, pools):
+async def test_a_closed_store_opens_again(store: SQLiteStore, pools: Pools) -> None:
     """The next call after ``aclose`` opens the file again, after all earlier calls."""
     deployment = pools.one(rpm=5)
     reserving = asyncio.create_task(reserve_many(store, deployment, 3))
@@ -340,7 +376,7 @@ async def test_a_closed_store_opens_again(store, pools):
     await closing
 
 
-async def test_a_dropped_store_ends_its_thread(path, pools):
+async def test_a_dropped_store_ends_its_thread(path: Path, pools: Pools) -> None:
     """A store without references releases its file without being closed."""
     store = SQLiteStore(path)
     await store.snapshot([pools.one()])
@@ -351,7 +387,7 @@ async def test_a_dropped_store_ends_its_thread(path, pools):
     assert not path.with_name("state.db-wal").exists()
 
 
-async def test_the_repr_names_the_file(path, store):
+async def test_the_repr_names_the_file(path: Path, store: SQLiteStore) -> None:
     """The path distinguishes one store from another."""
     assert repr(store) == f"SQLiteStore({str(path)!r})"
 
@@ -360,7 +396,9 @@ async def test_the_repr_names_the_file(path, store):
 
 
 @pytest.mark.usefixtures("short_journal")
-async def test_reservations_that_expired_leave_the_file(store, open_reservations, pools, clock):
+async def test_reservations_that_expired_leave_the_file(
+    store: SQLiteStore, open_reservations: Callable[[], set[str]], pools: Pools, clock: ManualClock
+) -> None:
     """Reservations of processes that died are forgotten; those that may still be settled are kept."""
     deployment = pools.one(rpm=5000)
     await reserve_many(store, deployment, 1200, ttl=10.0)
@@ -374,7 +412,9 @@ async def test_reservations_that_expired_leave_the_file(store, open_reservations
 
 
 @pytest.mark.usefixtures("short_journal")
-async def test_reservations_that_expired_leave_the_memory(store, pools, clock):
+async def test_reservations_that_expired_leave_the_memory(
+    store: SQLiteStore, pools: Pools, clock: ManualClock
+) -> None:
     """Many reservations that are never settled are dropped before the next sweep of everything."""
     deployment, demand = pools.one(rpm=5000), Demand(1, 1)
     for n in range(100):
@@ -386,7 +426,9 @@ async def test_reservations_that_expired_leave_the_memory(store, pools, clock):
     assert len(kept) == 50
 
 
-async def test_a_scope_that_was_unused_for_a_day_leaves_the_file(store, query, pools, clock):
+async def test_a_scope_that_was_unused_for_a_day_leaves_the_file(
+    store: SQLiteStore, query: Callable[..., list[Any]], pools: Pools, clock: ManualClock
+) -> None:
     """Keys that were removed from the configuration do not stay for ever; those in use do."""
     old, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5)
     await reserve_many(store, old, 1)
@@ -400,7 +442,9 @@ async def test_a_scope_that_was_unused_for_a_day_leaves_the_file(store, query, p
     assert await used(store, present) == [1, 1]
 
 
-async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(store, query, pools, clock):
+async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(
+    store: SQLiteStore, query: Callable[..., list[Any]], pools: Pools, clock: ManualClock
+) -> None:
     """What has ended is deleted; a quarantine stays."""
     first, second = pools.one(), pools.one()
     await store.cool_down(
@@ -416,7 +460,12 @@ async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(store, quer
 
 
 @pytest.mark.usefixtures("short_journal")
-async def test_a_request_leaves_no_row_behind(store, query, open_reservations, pools):
+async def test_a_request_leaves_no_row_behind(
+    store: SQLiteStore,
+    query: Callable[..., list[Any]],
+    open_reservations: Callable[[], set[str]],
+    pools: Pools,
+) -> None:
     """After thousands of settled requests the file holds one row of ledgers and the last transactions."""
     deployment = pools.one(rpm=10_000)
     for batch in range(3):
@@ -430,7 +479,9 @@ async def test_a_request_leaves_no_row_behind(store, query, open_reservations, p
 # --- the journal --------------------------------------------------------------------------------------
 
 
-async def test_the_journal_stays_short(store, query, pools, monkeypatch):
+async def test_the_journal_stays_short(
+    store: SQLiteStore, query: Callable[..., list[Any]], pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its oldest rows are removed as new ones are added, a few at a time."""
     monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1)
@@ -445,7 +496,9 @@ async def test_the_journal_stays_short(store, query, pools, monkeypatch):
 
 
 @pytest.mark.usefixtures("short_journal")
-async def test_what_has_left_the_journal_is_in_the_tables(store, open_store, pools):
+async def test_what_has_left_the_journal_is_in_the_tables(
+    store: SQLiteStore, open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """Counts and open reservations survive a restart, wherever they are stored."""
     first, second = pools.one(rpm=15), pools.one(rpm=15)
     await store.reserve("first", [first], Demand(1, 10), 60.0)
@@ -461,8 +514,13 @@ async def test_what_has_left_the_journal_is_in_the_tables(store, open_store, poo
 
 
 async def test_open_reservations_are_not_written_over_and_over(
-    store, query, open_reservations, pools, clock, monkeypatch
-):
+    store: SQLiteStore,
+    query: Callable[..., list[Any]],
+    open_reservations: Callable[[], set[str]],
+    pools: Pools,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """While most reservations are still open the journal may grow; it becomes short when they expire."""
     monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 4_000)
@@ -479,7 +537,9 @@ async def test_open_reservations_are_not_written_over_and_over(
     assert query("SELECT sum(length(taken)) FROM journal")[0][0] < 20_000
 
 
-async def test_a_process_that_missed_journal_rows_starts_over(open_store, pools, monkeypatch):
+async def test_a_process_that_missed_journal_rows_starts_over(
+    open_store: Callable[..., SQLiteStore], pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It still knows what the rows said that are gone."""
     first, second = pools.one(rpm=15), pools.one(rpm=15)
     sleeper, busy = open_store(), open_store()
@@ -496,7 +556,9 @@ async def test_a_process_that_missed_journal_rows_starts_over(open_store, pools,
     assert (await used(busy, first), await used(busy, second)) == ([5], [1])
 
 
-async def test_a_quota_that_was_read_before_its_first_use(open_store, pools):
+async def test_a_quota_that_was_read_before_its_first_use(
+    open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """A process that saw that nothing was taken notices what another process takes first."""
     deployment = pools.one(rpm=5)
     ours, theirs = open_store(), open_store()
@@ -506,7 +568,9 @@ async def test_a_quota_that_was_read_before_its_first_use(open_store, pools):
     assert await reserve_many(theirs, deployment, 3, prefix="theirs") == 0
 
 
-async def test_what_one_process_settled_another_does_not_settle_again(open_store, pools):
+async def test_what_one_process_settled_another_does_not_settle_again(
+    open_store: Callable[..., SQLiteStore], pools: Pools
+) -> None:
     """Not even the process that made the reservation and has it in memory."""
     deployment = pools.one(rpm=15)
     ours, theirs = open_store(), open_store()
@@ -519,7 +583,9 @@ async def test_what_one_process_settled_another_does_not_settle_again(open_store
     assert await used(theirs, deployment) == [3]
 
 
-async def test_a_deleted_scope_is_not_confused_with_a_later_one(open_store, pools, clock):
+async def test_a_deleted_scope_is_not_confused_with_a_later_one(
+    open_store: Callable[..., SQLiteStore], pools: Pools, clock: ManualClock
+) -> None:
     """A process that had it in memory notices, and new counts are kept separately."""
     old, new, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5), pools.one(rpm=5)
     sleeper, sweeper = open_store(), open_store()

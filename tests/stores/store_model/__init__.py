@@ -5,7 +5,13 @@
 
 from __future__ import annotations
 
-from llm_router_tests_store_model.model import StoreModel
-from llm_router_tests_store_model.play import Player, World, plays, worlds
+from typing import TYPE_CHECKING
 
-__all__ = ["Player", "StoreModel", "World", "plays", "worlds"]
+if TYPE_CHECKING:  # where its files are, for a type checker
+    from tests.stores.store_model.model import StoreModel
+    from tests.stores.store_model.play import Operation, Player, World, plays, worlds
+else:
+    from llm_router_tests_store_model.model import StoreModel
+    from llm_router_tests_store_model.play import Operation, Player, World, plays, worlds
+
+__all__ = ["Operation", "Player", "StoreModel", "World", "plays", "worlds"]

@@ -11,7 +11,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import attrs
-from llm_router_tests_store_model.history import History, make_history, micros
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
 
     from llm_router.domain.deployment import Deployment, Scope
     from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+    from tests.stores.store_model.history import History, make_history, micros
+else:
+    from llm_router_tests_store_model.history import History, make_history, micros
 
 __all__ = ["StoreModel"]
 

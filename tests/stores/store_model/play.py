@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 from hypothesis import strategies as st
-from llm_router_tests_store_model.history import micros
-from llm_router_tests_store_model.model import StoreModel
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
@@ -22,8 +20,13 @@ if TYPE_CHECKING:
 
     from llm_router.stores.base import Decision, DeploymentSnapshot, RateLimitStore
     from llm_router.testing.clock import ManualClock
+    from tests.stores.store_model.history import micros
+    from tests.stores.store_model.model import StoreModel
+else:
+    from llm_router_tests_store_model.history import micros
+    from llm_router_tests_store_model.model import StoreModel
 
-__all__ = ["Player", "World", "plays", "worlds"]
+__all__ = ["Operation", "Player", "World", "plays", "worlds"]
 
 Operation = tuple[str, tuple[Any, ...]]
 """The name of a method of :class:`Player`, and its arguments."""
