@@ -8,6 +8,8 @@
     │   ├── UnknownWorkloadError
     │   └── UnknownModelError
     ├── RouterClosedError               the router was used after ``aclose()``
+    ├── RouterLoopError                 the router is in use on another event loop (also a RuntimeError)
+    ├── ExtensionError                  a provider or strategy of your own failed (also a RuntimeError)
     ├── SendError                       why a send did not succeed; the type of ``Response.error``
     │   ├── QuotaExhaustedError         no deployment has room: which, why, and until when
     │   ├── DeadlineExceededError       ``timeout`` ran out
@@ -33,6 +35,7 @@ __all__ = [
     "BlockedError",
     "ConfigError",
     "DeadlineExceededError",
+    "ExtensionError",
     "InvalidRequestError",
     "LLMRouterError",
     "ProviderError",
@@ -40,6 +43,7 @@ __all__ = [
     "QuotaViolation",
     "RefusedCandidate",
     "RouterClosedError",
+    "RouterLoopError",
     "SendError",
     "StoreCorruptError",
     "StoreError",
@@ -86,6 +90,18 @@ class UnknownModelError(InvalidRequestError):
 
 class RouterClosedError(LLMRouterError):
     """The router was used after it had been closed."""
+
+
+class RouterLoopError(LLMRouterError, RuntimeError):
+    """The router was used on an event loop while another one that it works on is still open."""
+
+
+class ExtensionError(LLMRouterError, RuntimeError):
+    """A provider or a strategy of the user raised an error of its own, or returned what it must not.
+
+    The message names the class, the method and the line. Of a provider's error it names only the type: its
+    text may quote a key.
+    """
 
 
 class SendError(LLMRouterError):

@@ -1,0 +1,31 @@
+"""What counts as a number where an argument must be one."""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+__all__ = ["real", "whole"]
+
+
+def real(value: object) -> float:
+    """Return ``value`` as a float: NaN, which no range contains, if it is not a number; a bool is not.
+
+    A number beyond every float is infinite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int or a fraction of hundreds of digits
+        return -math.inf if value < 0 else math.inf
+
+
+def whole(value: object) -> int | None:
+    """Return ``value`` as an int, or None if it is not a whole number; ``15.0`` is one, a bool is not."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    number = real(value)
+    return int(number) if number.is_integer() else None
