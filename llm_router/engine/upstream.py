@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+import math
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from typing import Any
 
 import anyio
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.numbers import real
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Request
 from llm_router.engine.breaker import CircuitBreaker
 from llm_router.engine.estimates import TokenCorrection
+from llm_router.engine.extensions import broken_promise, own_error
+from llm_router.errors import ExtensionError, LLMRouterError
 from llm_router.providers.base import PreparedProvider, Provider, Reply, StreamingProvider
 
 __all__ = ["Preparation", "Upstream"]
@@ -35,18 +41,91 @@ class Upstream:
         """Return the correction of token estimates for ``model``, always the same one."""
         return self._corrections.setdefault(model, TokenCorrection())
 
+    def estimate(self, request: Request, *, validate: bool = True) -> int:
+        """Have the provider check a request, and return its estimate of the input tokens, at least 1.
+
+        Raises:
+            InvalidRequestError: The request is wrong.
+            ExtensionError: The provider raised an error of its own, or estimated no number.
+        """
+        failure: ExtensionError
+        method = "validate"
+        try:
+            if validate:
+                self.provider.validate(request)
+            method = "estimate_tokens"
+            tokens = self.provider.estimate_tokens(request)
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            failure = own_error(self.provider, method, error)
+        else:
+            if tokens.__class__ is int and 0 < tokens <= MAX_LIMIT:
+                return tokens
+            if 0 <= real(tokens) <= MAX_LIMIT:
+                return math.ceil(tokens) or 1
+            failure = broken_promise(self.provider, method, "return a number of tokens, at least 1", tokens)
+        raise failure  # from here, so that it does not refer to the other one
+
     def stream(
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
     ) -> AsyncGenerator[Reply]:
-        """Stream from the provider; the answer of one that cannot stream comes as one piece."""
-        if isinstance(self.provider, StreamingProvider):
-            return self.provider.stream(deployment, request, dispatched)
-        return self._one_piece(deployment, request, dispatched)
+        """Stream from the provider; the answer of one that cannot stream comes as one piece.
+
+        Raises:
+            ExtensionError: The provider's ``stream`` is not an async generator.
+        """
+        if not isinstance(self.provider, StreamingProvider):
+            return self._one_piece(deployment, request, dispatched)
+        failure: ExtensionError
+        pieces: Any
+        try:
+            pieces = self.provider.stream(deployment, request, dispatched)
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = own_error(self.provider, "stream", error)
+        else:
+            if isinstance(pieces, AsyncGenerator):
+                return pieces
+            if isinstance(pieces, Coroutine):
+                pieces.close()  # which will not be awaited
+            failure = broken_promise(self.provider, "stream", "be an async generator", pieces)
+        raise failure
 
     async def _one_piece(
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
     ) -> AsyncGenerator[Reply]:
         yield await self.provider.generate(deployment, request, dispatched)
+
+    async def close(self, pieces: AsyncGenerator[Reply]) -> None:
+        """Close a stream.
+
+        Raises:
+            ExtensionError: The provider raised an error of its own.
+        """
+        failure: ExtensionError
+        try:
+            await pieces.aclose()
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            failure = own_error(self.provider, "stream", error)
+        else:
+            return
+        raise failure
+
+    def own_error(self, error: Exception, *, streamed: bool) -> ExtensionError:
+        """Return what to raise in place of an error of the provider's own, from a call of either kind."""
+        return own_error(self.provider, self._method(streamed=streamed), error)
+
+    def no_reply(self, found: object, *, streamed: bool) -> ExtensionError:
+        """Return what to raise if a call gave something else than a reply."""
+        verb = "yield" if (method := self._method(streamed=streamed)) == "stream" else "return"
+        return broken_promise(self.provider, method, f"{verb} a Reply", found)
+
+    def _method(self, *, streamed: bool) -> str:
+        return "stream" if streamed and isinstance(self.provider, StreamingProvider) else "generate"
 
 
 class Preparation:
@@ -66,9 +145,27 @@ class Preparation:
         self.is_due = bool(self._unprepared)
 
     async def run(self) -> None:
-        """Run each provider's one-off ``prepare()``; concurrent callers wait for it."""
+        """Run each provider's one-off ``prepare()``; concurrent callers wait for it.
+
+        Raises:
+            ImportError: What a provider needs is not installed. The next caller tries again.
+            ExtensionError: A provider raised another error of its own. Likewise.
+        """
         async with self._lock:
             while self._unprepared:
-                await self._unprepared[-1].prepare()
+                await _prepare(self._unprepared[-1])
                 self._unprepared.pop()
             self.is_due = False
+
+
+async def _prepare(provider: PreparedProvider) -> None:
+    failure: ExtensionError
+    try:
+        await provider.prepare()
+    except (LLMRouterError, ImportError):  # what is not installed says so best itself
+        raise
+    except Exception as error:  # noqa: BLE001 - as above
+        failure = own_error(provider, "prepare", error)
+    else:
+        return
+    raise failure

@@ -1,0 +1,86 @@
+"""Failures of code that the user supplied: what an error says of a provider's or a strategy's method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+
+from llm_router.errors import ExtensionError, LLMRouterError
+from llm_router.strategies.base import Candidate, SelectionStrategy
+
+__all__ = ["CheckedStrategy", "broken_promise", "own_error"]
+
+_PROMISE = "return candidates that it was given, each once at most"
+
+
+def own_error(extension: object, method: str, error: Exception) -> ExtensionError:
+    """Return the error for an exception that a method raised but must not; ``error`` itself is not kept.
+
+    Its text may quote a key, and so may the variables of its traceback: only its type and the line of the
+    method are named.
+    """
+    return ExtensionError(
+        f"{_name(extension)}.{method}() raised {type(error).__name__}{_place(error.__traceback__)}: it must "
+        "not raise errors of its own"
+    )
+
+
+def broken_promise(extension: object, method: str, promise: str, found: object) -> ExtensionError:
+    """Return the error for a method that returned something else than its ``promise``."""
+    return ExtensionError(f"{_name(extension)}.{method}() must {promise}, not {_kind(found)}")
+
+
+def _name(extension: object) -> str:
+    return type(extension).__qualname__
+
+
+def _kind(value: object) -> str:
+    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """Return the line of the method itself: the first frame that is not the engine's."""
+    while traceback is not None:
+        frame, line = traceback.tb_frame, traceback.tb_lineno
+        if not str(frame.f_globals.get("__name__")).startswith("llm_router.engine."):
+            return f" (line {line} of {frame.f_code.co_filename})"
+        traceback = traceback.tb_next
+    return ""
+
+
+class CheckedStrategy:
+    """A strategy of the user, whose errors are translated and whose orders are checked.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    __slots__ = ("_strategy",)
+
+    def __init__(self, strategy: SelectionStrategy) -> None:
+        self._strategy = strategy
+
+    def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Return the strategy's order of ``candidates``.
+
+        Raises:
+            ExtensionError: The strategy raised an error of its own, or returned something else than some of
+                the candidates, each once.
+        """
+        given = set(map(id, candidates))
+        found: object = None
+        try:
+            found = self._strategy.order(candidates)
+            chosen = list(found) if isinstance(found, Iterable) else None
+        except LLMRouterError:
+            raise
+        except Exception as error:
+            # The error itself is kept: unlike a provider, a strategy is not given any secret.
+            raise own_error(self._strategy, "order", error) from error
+        if chosen is None:
+            raise broken_promise(self._strategy, "order", _PROMISE, found)
+        places = set(map(id, chosen))
+        if len(places) < len(chosen) or not places <= given:
+            strange = next((each for each in chosen if id(each) not in given), chosen[-1])
+            raise broken_promise(self._strategy, "order", _PROMISE, strange)
+        return chosen
