@@ -96,6 +96,16 @@ async def test_numbers_of_a_request_object(make_router, provider, pools, field):
         assert field in await refused(router, provider, prompt=Request(contents="x", **{field: NAN}))
 
 
+async def test_a_number_too_long_to_print(make_router, provider, pools):
+    """A wrong number of thousands of digits, which Python does not print, is refused as any other."""
+    long = 10**5000
+    async with make_router([pools.one()]) as router:
+        for wrong in ({"max_output_tokens": long}, {"temperature": long}, {"timeout": -long}):
+            assert (await refused(router, provider, **wrong)).endswith("a value of type int")
+    with pytest.raises(ConfigError, match="a value of type int"):
+        Quota(Metric.RPM, long)
+
+
 @pytest.mark.parametrize(
     ("timeout", "ttl"),
     [
@@ -198,7 +208,7 @@ async def test_a_wish_that_is_not_a_string(make_router, provider, pools, name, v
 async def test_a_wish_that_does_not_exist(make_router, pools, name, value, error):
     """Anything else that is not configured is refused as unknown."""
     async with make_router([pools.one()]) as router:
-        with pytest.raises(error, match="unknown|serves"):
+        with pytest.raises(error, match=r"unknown|serves"):
             await router.send("x", **{name: value})
 
 

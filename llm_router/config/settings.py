@@ -15,7 +15,7 @@ from llm_router.config.findings import Finding, Report
 from llm_router.config.keyfile import read_keyfile
 from llm_router.config.redaction import Redactor, mask_url
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.numbers import real
+from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import GUARD, MAX_GUARD
 from llm_router.errors import ConfigError
 from llm_router.stores.urls import file_problem
@@ -153,7 +153,7 @@ def _load(
     store_needed: bool,
 ) -> tuple[Settings | None, Report]:
     if not 0 <= real(guard) <= MAX_GUARD:
-        raise ConfigError(f"guard must be 0 s or more (at most {MAX_GUARD:.0f} s), not {guard!r}")
+        raise ConfigError(f"guard must be 0 s or more (at most {MAX_GUARD:.0f} s), not {shown(guard)}")
     report = Report()
     environment = read_environment(env, env_file, path.parent, report)
     report.redactor = Redactor(environment.secrets())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import numbers
 
-__all__ = ["real", "whole"]
+__all__ = ["real", "shown", "whole"]
+
+_LONGEST_SHOWN = 60
 
 
 def real(value: object) -> float:
@@ -29,3 +31,12 @@ def whole(value: object) -> int | None:
         return int(value)
     number = real(value)
     return int(number) if number.is_integer() else None
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: its repr, or its type if that is long or cannot be made."""
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - an int of thousands of digits, or an odd class
+        text = ""
+    return text if 0 < len(text) <= _LONGEST_SHOWN else f"a value of type {type(value).__name__}"

@@ -7,7 +7,7 @@ from enum import StrEnum
 import attrs
 
 from llm_router.domain.kinds import Metric
-from llm_router.domain.numbers import real, whole
+from llm_router.domain.numbers import real, shown, whole
 from llm_router.errors import ConfigError
 
 __all__ = [
@@ -81,16 +81,16 @@ class Quota:
         limit, burst = whole(self.limit), whole(self.burst)
         if limit is None or not 0 <= limit <= MAX_LIMIT:
             raise ConfigError(
-                f"{name} must be a whole number, 0 or more (at most {MAX_LIMIT}), not {self.limit!r}"
+                f"{name} must be a whole number, 0 or more (at most {MAX_LIMIT}), not {shown(self.limit)}"
             )
         if not 0 < real(self.window) <= MAX_WINDOW or not 0 <= real(self.guard) <= MAX_GUARD:
             raise ConfigError(
                 f"{name}: window must be above 0 s (at most {MAX_WINDOW:.0f}) and guard 0 s or more "
-                f"(at most {MAX_GUARD:.0f}), not {self.window!r} and {self.guard!r}"
+                f"(at most {MAX_GUARD:.0f}), not {shown(self.window)} and {shown(self.guard)}"
             )
         if self.burst is not None and (burst is None or not 1 <= burst <= max(limit, 1)):
             raise ConfigError(
-                f"{name}: burst must be a whole number between 1 and the limit, not {self.burst!r}"
+                f"{name}: burst must be a whole number between 1 and the limit, not {shown(self.burst)}"
             )
         object.__setattr__(self, "limit", limit)  # as ints, though they may have been given as floats
         object.__setattr__(self, "burst", burst)

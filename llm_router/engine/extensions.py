@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
 
+from llm_router.domain.numbers import shown
 from llm_router.errors import ExtensionError, LLMRouterError
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
@@ -27,23 +28,25 @@ def own_error(extension: object, method: str, error: Exception) -> ExtensionErro
 
 def broken_promise(extension: object, method: str, promise: str, found: object) -> ExtensionError:
     """Return the error for a method that returned something else than its ``promise``."""
+    if isinstance(found, Coroutine):
+        found.close()  # since it will not be awaited
     return ExtensionError(f"{_name(extension)}.{method}() must {promise}, not {_kind(found)}")
 
 
 def _name(extension: object) -> str:
-    return type(extension).__qualname__
+    return type(extension).__name__
 
 
 def _kind(value: object) -> str:
-    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+    return shown(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _place(traceback: TracebackType | None) -> str:
     """Return the line of the method itself: the first frame that is not the engine's."""
     while traceback is not None:
-        frame, line = traceback.tb_frame, traceback.tb_lineno
-        if not str(frame.f_globals.get("__name__")).startswith("llm_router.engine."):
-            return f" (line {line} of {frame.f_code.co_filename})"
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        if not module.startswith("llm_router.engine."):
+            return f" (line {traceback.tb_lineno} of {module})"
         traceback = traceback.tb_next
     return ""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from llm_router.domain.deployment import Deployment, Scope
-from llm_router.domain.numbers import real, whole
+from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
@@ -50,9 +50,9 @@ def _check_alone(deployment: Deployment, workloads: Sequence[str]) -> None:
             f"use one of {', '.join(map(repr, workloads))}, or add it to workloads"
         )
     if not -math.inf < real(deployment.priority) < math.inf:
-        raise ConfigError(f"{name}: priority must be a number, not {deployment.priority!r}")
+        raise ConfigError(f"{name}: priority must be a number, not {shown(deployment.priority)}")
     if not 0 <= real(deployment.weight) < math.inf:
-        raise ConfigError(f"{name}: weight must be a number of 0 or more, not {deployment.weight!r}")
+        raise ConfigError(f"{name}: weight must be a number of 0 or more, not {shown(deployment.weight)}")
     if len(_by_metric(deployment)) < len(deployment.quotas):
         stated = ", ".join(f"{quota.metric.value} {quota.limit}" for quota in deployment.quotas)
         raise ConfigError(f"{name} has two quotas of one metric ({stated}): keep one")
@@ -96,4 +96,4 @@ def _is_count(value: object) -> bool:
 
 def _require(name: str, value: object, expected: str, *, ok: bool) -> None:
     if not ok:
-        raise ConfigError(f"{name} must be {expected}, not {value!r}")
+        raise ConfigError(f"{name} must be {expected}, not {shown(value)}")

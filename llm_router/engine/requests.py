@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import attrs
 
-from llm_router.domain.numbers import real, whole
+from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError
 
@@ -43,10 +43,11 @@ def check_request(request: Request) -> None:
     # An int, and not a float that is whole: the SDK passes on what it gets.
     if limit is not None and not (isinstance(limit, int) and 0 < (whole(limit) or 0) <= _MAX_OUTPUT_TOKENS):
         raise InvalidRequestError(
-            f"max_output_tokens must be a whole number above 0 (at most {_MAX_OUTPUT_TOKENS}), not {limit!r}"
+            f"max_output_tokens must be a whole number above 0 (at most {_MAX_OUTPUT_TOKENS}), "
+            f"not {shown(limit)}"
         )
     if temperature is not None and not 0 <= real(temperature) < math.inf:
-        raise InvalidRequestError(f"temperature must be a number of 0 or more, not {temperature!r}")
+        raise InvalidRequestError(f"temperature must be a number of 0 or more, not {shown(temperature)}")
     if isinstance(request.config, _NOT_CONFIGS):
         name = type(request.config).__name__
         raise InvalidRequestError(f"config must be a GenerateContentConfig or its dict, not a {name}")
@@ -64,7 +65,7 @@ def check_timeout(timeout: object) -> float:
     """
     seconds = real(timeout)
     if not seconds > 0:  # so that NaN is refused, too
-        raise InvalidRequestError(f"timeout must be above 0 s, or None for no bound, not {timeout!r}")
+        raise InvalidRequestError(f"timeout must be above 0 s, or None for no bound, not {shown(timeout)}")
     return seconds if seconds <= MAX_SECONDS else math.inf
 
 
@@ -76,7 +77,7 @@ def check_wait(max_wait: object) -> float:
     """
     seconds = real(max_wait)
     if not seconds >= 0:
-        raise InvalidRequestError(f"max_wait must be 0 s or more, not {max_wait!r}")
+        raise InvalidRequestError(f"max_wait must be 0 s or more, not {shown(max_wait)}")
     return min(seconds, MAX_SECONDS)
 
 
@@ -90,4 +91,4 @@ def reject_wish(workload: object, model_preference: object, fallback: object) ->
     for name, value in wish.items():
         if value is not None and not isinstance(value, str):
             raise InvalidRequestError(f"{name} must be a string, not a {type(value).__name__}") from None
-    raise InvalidRequestError(f"workload, model_preference and fallback must be hashable: {wish!r}") from None
+    raise InvalidRequestError("workload, model_preference and fallback must be hashable") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any
 
 import anyio
@@ -88,8 +88,6 @@ class Upstream:
         else:
             if isinstance(pieces, AsyncGenerator):
                 return pieces
-            if isinstance(pieces, Coroutine):
-                pieces.close()  # which will not be awaited
             failure = broken_promise(self.provider, "stream", "be an async generator", pieces)
         raise failure
 
