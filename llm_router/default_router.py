@@ -1,4 +1,4 @@
-"""The default routers of a process, one for each event loop, made from the environment on first use."""
+"""The default routers of a process: one for each event loop, made from the environment on first use."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Defaults:
         self._idle: list[_Store] = []
 
     def router(self, loop: _Loop) -> Router:
-        """Return the router of a loop; of None, one for the loop that uses it first."""
+        """Return the router of a loop; for None, one that belongs to the first loop that uses it."""
         router = self._routers.get(loop)
         if router is None or router.closed or (loop is None and router.loop is not None):
             with self._lock:
@@ -92,7 +92,7 @@ class _Defaults:
         return router
 
     def _tidy(self) -> None:
-        """Give the waiting router to the loop that has used it, and drop those that are of no more use."""
+        """Give the waiting router to the loop that has used it; drop closed ones and those of closed loops."""
         waiting = self._routers.get(None)
         if waiting is not None and waiting.loop is not None:
             del self._routers[None]
@@ -122,7 +122,7 @@ class _Defaults:
                 "memory:// cannot be shared by event loops, and another one that is still open uses it: set "
                 "LLM_ROUTER_STORE to a file (sqlite:////path/state.sqlite3) or a server (redis://host:6379)"
             )
-        # One that was dropped knows what has been spent while the store failed, and has connections.
+        # The store of a dropped router has its connections, and knows what was spent while it failed.
         store = self._idle.pop() if self._idle else self._open(url, in_memory=in_memory)
         router = _DefaultRouter.from_settings(self._settings, store=store, histories=self._histories)
         router.opened = store
@@ -131,7 +131,7 @@ class _Defaults:
     def _open(self, url: str, *, in_memory: bool) -> _Store:
         if in_memory:
             return MemoryStore()
-        # While the store fails, those that are open at the same time get less than two shares together.
+        # While the store fails, all loops that are open at the same time take less than two shares together.
         share = LOCAL_SHARE / 2 ** min(len(self._routers), 10)
         return FailoverStore(open_store(url), MemoryStore(), local_share=share)
 
@@ -172,7 +172,7 @@ _inherited: list[_Defaults | None] = []
 
 
 def _after_fork() -> None:
-    """Begin anew in the child; what is the parent's is kept, since to close it would disturb the parent."""
+    """Start again in the child; keep what is the parent's, since closing it would disturb the parent."""
     global _default, _lock
     _inherited.append(_default)
     _default, _lock = None, threading.Lock()

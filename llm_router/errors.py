@@ -93,14 +93,14 @@ class RouterClosedError(LLMRouterError):
 
 
 class RouterLoopError(LLMRouterError, RuntimeError):
-    """The router was used on an event loop while another one that it works on is still open."""
+    """The router was used on an event loop while the one it works on is still open."""
 
 
 class ExtensionError(LLMRouterError, RuntimeError):
-    """A provider or a strategy of the user raised an error of its own, or returned what it must not.
+    """A user's provider or strategy raised an error of its own, or returned something it must not.
 
-    The message names the class, the method and the line. Of a provider's error it names only the type: its
-    text may quote a key.
+    The message names the class, the method and the line, but only the type of the error: its text may contain
+    a key.
     """
 
 

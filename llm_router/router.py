@@ -180,7 +180,7 @@ class Router:
         on_store_failure: StoreFailurePolicy,
         local_share: float,
     ) -> RateLimitStore:
-        """Open the store unless it was given, behind a failover unless it cannot fail or has one."""
+        """Open the store unless it was given; put a failover in front unless it cannot fail or has one."""
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
             # A store's own clock is the better one for sharing: Redis goes by its server's.
@@ -308,7 +308,7 @@ class Router:
             InvalidRequestError: Another argument is wrong.
             RouterClosedError: The router is closed.
             RouterLoopError: The router works on another event loop, which is still open.
-            ExtensionError: A provider or a strategy of your own failed; quota that it may have used is spent.
+            ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
         return await self._sender.send(prompt, **options)
 
@@ -410,7 +410,7 @@ class Router:
 
 
 def _checked(strategy: SelectionStrategy | None) -> SelectionStrategy:
-    """Return the strategy to use: one of the user's has its orders checked, those of the library need not."""
+    """Return the strategy to use; the orders of a user's own are checked, those of the library are not."""
     if strategy is None or type(strategy) in (LeastLoaded, RoundRobin, Weighted):
         return strategy or LeastLoaded()
     return CheckedStrategy(strategy)

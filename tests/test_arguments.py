@@ -124,7 +124,7 @@ async def test_a_number_too_long_to_print(make_router, provider, pools):
     ],
 )
 async def test_no_store_sees_a_ttl_it_cannot_keep(make_router, pools, clock, timeout, ttl):
-    """A reservation lives for a week at most, however long the timeout; more than a year is no timeout."""
+    """A reservation lives for at most a week, however long the timeout; more than a year means no bound."""
     store = _Ttls(clock)
     async with make_router([pools.one()], store=store) as router:
         assert (await router.send("x", timeout=timeout)).success
@@ -159,7 +159,7 @@ async def test_waiting_for_ever_ends_where_everything_is_quarantined(
 
 
 async def test_waiting_for_ever_waits_where_there_will_be_room(make_router, pools, clock):
-    """Where quota will come back, a send with an endless wait waits for it, and its timer is no longer."""
+    """Where quota will come back, a send with an endless wait waits exactly as long as it must."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
         task = asyncio.create_task(router.send("y", max_wait=INF))
@@ -214,7 +214,7 @@ async def test_a_wish_that_does_not_exist(make_router, pools, name, value, error
 
 @pytest.mark.parametrize("value", ["x", b"x", 5, 1.5, True, [], ["a"], (), {1}])
 async def test_a_config_of_a_wrong_type(make_router, provider, pools, value):
-    """A config that is no config is refused whatever the provider."""
+    """A config of a type that cannot be one is refused whatever the provider."""
     async with make_router([pools.one()]) as router:
         message = await refused(router, provider, config=value)
     assert message.startswith("config must be")

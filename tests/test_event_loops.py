@@ -127,7 +127,7 @@ def test_a_closed_router_says_that_first(pools, other, third):
 
 
 def test_of_many_threads_one_gets_the_router(pools):
-    """Of threads that use one router at the same time, those of one loop are served, the others told so."""
+    """If several threads use one router at the same time, one is served and the others get an error."""
     router = Router([pools.one(rpm=None)], provider=FakeProvider(), store="memory://")
     together = threading.Barrier(12)
 
@@ -191,7 +191,7 @@ def defaults(tmp_path, monkeypatch):
     limits = {"rpm": 40, "tpm": None, "rpd": None}
     entry = {"key_id": "k", "model_name": "m", "tags": {"workload": "light"}, "limits": limits}
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [entry]}))
-    monkeypatch.setenv("API_KEY_k", "a-secret-of-nobody")
+    monkeypatch.setenv("API_KEY_k", "a-made-up-secret")
     monkeypatch.setenv("LLM_ROUTER_STORE", f"sqlite:///{tmp_path}/state.sqlite3")
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.delenv("LLM_ROUTER_KEYS", raising=False)

@@ -183,7 +183,7 @@ async def test_an_estimate_that_is_not_a_number_of_tokens(make_router, pools, ou
 
 @pytest.mark.parametrize(("outcome", "tokens"), [(0, 1), (0.2, 1), (6.2, 7), (7, 7)])
 async def test_an_estimate_is_rounded_up(make_router, pools, outcome, tokens):
-    """A fraction of a token is one, and so is none."""
+    """An estimate below one token counts as one."""
     async with make_router([pools.one(tpm=100)], provider=Broken("estimate_tokens", outcome)) as router:
         assert (await router.send("x")).success
         assert (await router.get_all_key_statuses())[0]["tpm_usage"] == f"{tokens}/100"
@@ -264,7 +264,7 @@ async def test_an_unhashable_provider(make_router, pools):
 
 
 async def test_errors_of_the_tree_pass_as_they_are(make_router, pools):
-    """A provider may raise what its protocol says; that is no failure of the extension."""
+    """A provider may raise the errors that its protocol names; they are passed on."""
     for method in ("validate", "generate"):
         async with make_router(
             [pools.one()], provider=Broken(method, InvalidRequestError("too odd"))

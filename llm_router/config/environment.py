@@ -33,7 +33,7 @@ _FAULTS = tuple(
         (r"^[\w.-]+=[^=]", "has a name and = in front of the key: give it the key alone"),
     )
 )
-"""What no key looks like, whatever its provider; the first that matches is reported."""
+"""What no key looks like, whatever its provider; the first match is reported."""
 
 _FLAGS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
@@ -182,7 +182,7 @@ class Environment:
         return url
 
     def _check_store(self, name: str, url: str) -> None:
-        """Report a store that cannot be opened, or a file that not all programs would share."""
+        """Report a store that cannot be opened, and a file that programs elsewhere would not share."""
         try:
             open_store(url)
             problem, path = file_problem(url), sqlite_path(url)

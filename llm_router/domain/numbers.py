@@ -1,4 +1,4 @@
-"""What counts as a number where an argument must be one."""
+"""Read arguments that must be numbers, and show those that are not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ _LONGEST_SHOWN = 60
 
 
 def real(value: object) -> float:
-    """Return ``value`` as a float: NaN, which no range contains, if it is not a number; a bool is not.
+    """Return ``value`` as a float, or NaN, which is in no range, if it is not a number; a bool is not.
 
-    A number beyond every float is infinite.
+    A number too large for a float becomes infinity.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is float:  # nearly always, and in every send
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float | numbers.Real):
         return math.nan
     try:
         return float(value)

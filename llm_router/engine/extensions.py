@@ -1,4 +1,4 @@
-"""Failures of code that the user supplied: what an error says of a provider's or a strategy's method."""
+"""Errors for user-supplied code that fails: they name the class and the method."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PROMISE = "return candidates that it was given, each once at most"
 
 
 def own_error(extension: object, method: str, error: Exception) -> ExtensionError:
-    """Return the error for an exception that a method raised but must not; ``error`` itself is not kept.
+    """Return the error for an exception that a method must not raise; ``error`` itself is not kept.
 
-    Its text may quote a key, and so may the variables of its traceback: only its type and the line of the
-    method are named.
+    Its text may contain a key, and so may the local variables in its traceback. The new error names only its
+    type and the line of the method.
     """
     return ExtensionError(
         f"{_name(extension)}.{method}() raised {type(error).__name__}{_place(error.__traceback__)}: it must "
@@ -27,7 +27,7 @@ def own_error(extension: object, method: str, error: Exception) -> ExtensionErro
 
 
 def broken_promise(extension: object, method: str, promise: str, found: object) -> ExtensionError:
-    """Return the error for a method that returned something else than its ``promise``."""
+    """Return the error for a method that returned something other than its ``promise``."""
     if isinstance(found, Coroutine):
         found.close()  # since it will not be awaited
     return ExtensionError(f"{_name(extension)}.{method}() must {promise}, not {_kind(found)}")
@@ -42,7 +42,7 @@ def _kind(value: object) -> str:
 
 
 def _place(traceback: TracebackType | None) -> str:
-    """Return the line of the method itself: the first frame that is not the engine's."""
+    """Return the line of the method itself, which is the first frame outside the engine."""
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
         if not module.startswith("llm_router.engine."):
@@ -52,7 +52,7 @@ def _place(traceback: TracebackType | None) -> str:
 
 
 class CheckedStrategy:
-    """A strategy of the user, whose errors are translated and whose orders are checked.
+    """A user's strategy, with its errors translated and its orders checked.
 
     Args:
         strategy: The strategy.
@@ -67,8 +67,8 @@ class CheckedStrategy:
         """Return the strategy's order of ``candidates``.
 
         Raises:
-            ExtensionError: The strategy raised an error of its own, or returned something else than some of
-                the candidates, each once.
+            ExtensionError: The strategy raised an error of its own, or returned something other than
+                candidates that it was given, each at most once.
         """
         given = set(map(id, candidates))
         found: object = None

@@ -17,10 +17,10 @@ _MIN_SHARE = 1e-6
 
 
 def check_deployments(deployments: Sequence[Deployment], workloads: Sequence[str]) -> None:
-    """Check the deployments of a router, each by itself and all together.
+    """Check the deployments of a router, one by one and against each other.
 
     Raises:
-        ConfigError: There is none, or one is wrong, is there twice, or contradicts another.
+        ConfigError: There are no deployments, or one is wrong, appears twice, or contradicts another.
     """
     if not deployments:
         raise ConfigError("a router needs at least one active deployment: add a key to keys.json")
@@ -71,7 +71,7 @@ def check_numbers(
     max_requests_per_second: object,
     history_tokens: Mapping[str, object],
 ) -> None:
-    """Check the numbers that a router is given; a bool or a string is none.
+    """Check the numbers that a router is given; a bool or a string is not a number.
 
     Raises:
         ConfigError: One of them is wrong; the message names it.

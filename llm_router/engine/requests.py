@@ -15,7 +15,8 @@ from llm_router.errors import InvalidRequestError
 __all__ = ["MAX_SECONDS", "check_request", "check_timeout", "check_wait", "merge_requests", "reject_wish"]
 
 MAX_SECONDS = 366 * 86_400.0
-"""A year. A longer timeout is none; a longer wait ends then, and so does not outlast a quarantine."""
+"""A year. A longer timeout counts as no bound. A longer wait is cut to a year: no wait is endless, so a send
+for which nothing will ever have room is answered at once."""
 
 _MAX_OUTPUT_TOKENS = 2**31 - 1
 _NOT_CONFIGS = (str, bytes, int, float, list, tuple, set)
@@ -58,7 +59,7 @@ def check_request(request: Request) -> None:
 
 
 def check_timeout(timeout: object) -> float:
-    """Return a timeout in seconds; infinity, that is no bound, for one of more than a year.
+    """Return a timeout in seconds; one of more than a year becomes infinity, which means no bound.
 
     Raises:
         InvalidRequestError: It is not a number above 0.
@@ -70,7 +71,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def check_wait(max_wait: object) -> float:
-    """Return how long a send may wait for capacity, in seconds; infinity and all above a year become a year.
+    """Return how long a send may wait for capacity, in seconds: at most a year, also if asked for infinity.
 
     Raises:
         InvalidRequestError: It is not a number of 0 or more.
@@ -82,7 +83,7 @@ def check_wait(max_wait: object) -> float:
 
 
 def reject_wish(workload: object, model_preference: object, fallback: object) -> NoReturn:
-    """Name the part of a wish that is not a string, and so cannot be looked up.
+    """Raise an error that names the argument that is not a string, and so cannot be looked up.
 
     Raises:
         InvalidRequestError: Always.

@@ -53,7 +53,7 @@ UNBOUNDED_TTL = 3600.0
 """Seconds after which a reservation expires whose call may take any time."""
 
 _MAX_TTL = 7 * 86_400.0
-"""Seconds after which every reservation has expired, so that no store is given a time it cannot keep."""
+"""Longest life of a reservation in seconds, so that no store is given a time it cannot represent."""
 
 _EVERY_PROVIDER: frozenset[str] = frozenset()
 _END = Reply("")

@@ -57,16 +57,16 @@ class Deadlines:
         return TimeLimit(self, seconds, task)
 
     def enter_loop(self) -> None:
-        """Work on the running loop, as :meth:`adopt` says."""
+        """Work on the running loop; see :meth:`adopt`."""
         loop = asyncio.get_running_loop()
         if loop is not self.loop:
             self.adopt(loop)
 
     def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Work on ``loop`` from now on: whatever waited on another loop is gone with it.
+        """Work on ``loop`` from now on; whatever waited on a closed loop is gone.
 
         Raises:
-            RouterLoopError: The loop so far is still open, and one of this process.
+            RouterLoopError: The previous loop is still open, and not one of a parent process.
         """
         with self._adopting:  # of two threads, one is first
             before, process = self.loop, os.getpid()

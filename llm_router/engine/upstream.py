@@ -114,11 +114,11 @@ class Upstream:
         raise failure
 
     def own_error(self, error: Exception, *, streamed: bool) -> ExtensionError:
-        """Return what to raise in place of an error of the provider's own, from a call of either kind."""
+        """Return the error to raise in place of one that a call of the provider must not raise."""
         return own_error(self.provider, self._method(streamed=streamed), error)
 
     def no_reply(self, found: object, *, streamed: bool) -> ExtensionError:
-        """Return what to raise if a call gave something else than a reply."""
+        """Return the error to raise if a call returned or yielded something other than a reply."""
         verb = "yield" if (method := self._method(streamed=streamed)) == "stream" else "return"
         return broken_promise(self.provider, method, f"{verb} a Reply", found)
 

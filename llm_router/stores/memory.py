@@ -205,7 +205,7 @@ class MemoryStore:
             )
 
     def after_fork(self) -> None:
-        """Sweep, and so warn, at the next call: before this process takes anything of its own."""
+        """Sweep at the next call, which warns before this process takes anything."""
         self._sweep_at = 0
 
     def _sweep(self, now: int) -> None:

@@ -24,7 +24,7 @@ _FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 """Options of a Redis URL that name a file."""
 
 _NUMBERS = ("timeout", "interval", "connections")
-"""How the options end that are numbers."""
+"""Endings of the options of a Redis URL that are numbers."""
 
 
 def _memory(url: str, _parts: SplitResult, clock: Clock | None) -> RateLimitStore:
@@ -77,7 +77,7 @@ def _redis(url: str, parts: SplitResult, clock: Clock | None) -> RateLimitStore:
         if name in _FILES and not os.path.exists(value):  # noqa: PTH110 - likewise
             raise ConfigError(f"{name} in the URL of the Redis store names no file: correct its path")
         if name.endswith(_NUMBERS) and not _is_sensible(value):
-            raise ConfigError(f"{name} in the URL of the Redis store must not be negative or without end")
+            raise ConfigError(f"{name} in the URL of the Redis store must be a finite number of 0 or more")
     return RedisStore(url, clock=clock)
 
 
@@ -128,9 +128,9 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def file_problem(url: str) -> str | None:
-    """Return why the file of an SQLite store could not be written; None if it can, or is not needed.
+    """Return why the file of an SQLite store cannot be written; None if it can, or if the store has no file.
 
-    Nothing is made or changed to find that out.
+    It creates and changes nothing.
 
     Raises:
         ConfigError: As for :func:`open_store`.

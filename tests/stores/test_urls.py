@@ -68,9 +68,9 @@ def test_a_store_is_opened(url, shown):
         ("redis://host?ssl_cert_reqs=none", "check its options (ssl_cert_reqs)"),
         ("rediss://host?ssl_cert_reqs=hunter2", "check its options (ssl_cert_reqs)"),
         ("rediss://host?ssl_ca_certs=/hunter2", "ssl_ca_certs in the URL of the Redis store names no file"),
-        ("redis://host?socket_timeout=nan", "socket_timeout in the URL of the Redis store must not be"),
-        ("redis://host?socket_connect_timeout=-1", "must not be negative or without end"),
-        ("redis://host?health_check_interval=inf", "must not be negative or without end"),
+        ("redis://host?socket_timeout=nan", "socket_timeout in the URL of the Redis store must be"),
+        ("redis://host?socket_connect_timeout=-1", "must be a finite number of 0 or more"),
+        ("redis://host?health_check_interval=inf", "must be a finite number of 0 or more"),
         ("redis://host?shards=0", "shards must be a whole number from 1 to 256"),
         ("redis://host?shards=many", "shards must be a whole number from 1 to 256"),
         ("redis://u:pass?hunter2@host/0", "a port that is a number"),
@@ -136,7 +136,7 @@ def test_a_relative_path_is_in_the_working_directory(tmp_path, monkeypatch):
 
 
 def test_a_file_that_can_be_written(tmp_path):
-    """A file that is there, or that can be made, is no problem; to look for one makes nothing."""
+    """A file that exists or can be made is fine, and looking for it makes nothing."""
     assert file_problem("memory://") is None
     assert file_problem(f"sqlite:///{tmp_path}/a/b/state.sqlite3") is None
     assert list(tmp_path.iterdir()) == []
