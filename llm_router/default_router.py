@@ -92,7 +92,7 @@ class _Defaults:
         return router
 
     def _tidy(self) -> None:
-        """Give the waiting router to the loop that has used it; drop closed ones and those of closed loops."""
+        """Give the waiting router to the loop that used it; drop closed ones and those of closed loops."""
         waiting = self._routers.get(None)
         if waiting is not None and waiting.loop is not None:
             del self._routers[None]
