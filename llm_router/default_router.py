@@ -1,43 +1,182 @@
-"""The default router of a process, made from the environment on first use."""
+"""The default routers of a process: one for each event loop, made from the environment on first use."""
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+from typing import TYPE_CHECKING
 
+from llm_router.conversations.base import Turn
+from llm_router.conversations.memory import MemoryHistory
 from llm_router.engine.keys import KeyManager
+from llm_router.errors import RouterLoopError
 from llm_router.router import Router
-from llm_router.stores.urls import default_store_url
+from llm_router.stores.failover import LOCAL_SHARE, FailoverStore
+from llm_router.stores.memory import MemoryStore
+from llm_router.stores.urls import default_store_url, open_store
+
+if TYPE_CHECKING:
+    from llm_router.config import Settings
 
 __all__ = ["get_key_manager", "get_request_router"]
 
-_default: tuple[int, Router] | None = None
-
 
 def get_request_router() -> Router:
-    """Return this process's default router, made from keys.json, ``.env`` and the environment.
+    """Return the default router of the running event loop, made from keys.json, ``.env`` and the environment.
 
     ``LLM_ROUTER_KEYS`` names another keys file. Without ``LLM_ROUTER_STORE`` and ``REDIS_URL`` the state is
     kept in an SQLite file in the user's state directory, so that daily counts survive a restart and the
-    programs of one machine share their quotas. After a fork the child gets its own router; after the router
-    was closed, the next call makes a new one.
+    programs of one machine share their quotas.
+
+    Each event loop has its own router; all of a process share the quotas and the conversations. So where
+    threads run loops of their own, call this in each. Without a running loop it returns a router for the loop
+    that uses it first. The router of a closed loop is dropped. After a router was closed, the next call reads
+    the configuration again. After a fork the child gets its own routers.
 
     Raises:
         ConfigError: Something is wrong; the message names the file, the entry and the remedy.
+        RouterLoopError: The store is ``memory://``, and another event loop that is still open uses it.
     """
     global _default  # noqa: PLW0603 - one instance per process is what this module is about
-    if _default is None or _default[0] != os.getpid() or _default[1].closed:
-        from llm_router.config import load_settings  # noqa: PLC0415 - as in the router
-
-        settings = load_settings(os.environ.get("LLM_ROUTER_KEYS", "keys.json"))
-        store = settings.store_url or default_store_url()
-        _default = (os.getpid(), Router.from_settings(settings, store=store))
-    return _default[1]
+    defaults = _default
+    if defaults is None:
+        with _lock:
+            defaults = _default = _default or _Defaults()
+    return defaults.router(_running_loop())
 
 
 def get_key_manager() -> KeyManager:
-    """Return the key manager of this process's default router.
+    """Return the key manager of the router that :func:`get_request_router` returns.
 
     Raises:
         ConfigError: As for :func:`get_request_router`.
+        RouterLoopError: As for :func:`get_request_router`.
     """
     return get_request_router().keys
+
+
+_Loop = asyncio.AbstractEventLoop | None
+_Store = MemoryStore | FailoverStore
+
+
+class _DefaultRouter(Router):
+    """A router that closes the store that was opened for it."""
+
+    opened: _Store
+
+    async def aclose(self) -> None:
+        """Close the router and its store. May be called twice."""
+        await super().aclose()
+        await self.opened.aclose()
+
+
+class _Defaults:
+    """The default routers of a process, and what they share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._routers: dict[_Loop, _DefaultRouter] = {}  # under None: the one that no loop has used yet
+        self._settings: Settings | None = None
+        self._histories = _SharedHistory()
+        self._idle: list[_Store] = []
+
+    def router(self, loop: _Loop) -> Router:
+        """Return the router of a loop; for None, one that belongs to the first loop that uses it."""
+        router = self._routers.get(loop)
+        if router is None or router.closed or (loop is None and router.loop is not None):
+            with self._lock:
+                self._tidy()
+                router = self._routers.get(loop) or self._routers.pop(None, None) or self._make(loop)
+                self._routers.setdefault(loop, router)
+        return router
+
+    def _tidy(self) -> None:
+        """Give the waiting router to the loop that used it; drop closed ones and those of closed loops."""
+        waiting = self._routers.get(None)
+        if waiting is not None and waiting.loop is not None:
+            del self._routers[None]
+            self._routers.setdefault(waiting.loop, waiting)
+        for loop, router in list(self._routers.items()):
+            if router.closed:
+                del self._routers[loop]
+                self._settings = None
+                self._idle.clear()
+            elif loop is not None and loop.is_closed():
+                del self._routers[loop]
+                self._idle.append(router.opened)
+        if self._settings is None and not self._routers:
+            self._histories = _SharedHistory()
+
+    def _make(self, loop: _Loop) -> _DefaultRouter:
+        from llm_router.config import load_settings  # noqa: PLC0415 - as in the router
+
+        if self._settings is None:
+            self._settings = load_settings(os.environ.get("LLM_ROUTER_KEYS", "keys.json"))
+        url = self._settings.store_url or default_store_url()
+        in_memory = url.startswith("memory:")
+        if in_memory and self._routers:
+            if loop is None:
+                return next(iter(self._routers.values()))
+            raise RouterLoopError(
+                "memory:// cannot be shared by event loops, and another one that is still open uses it: set "
+                "LLM_ROUTER_STORE to a file (sqlite:////path/state.sqlite3) or a server (redis://host:6379)"
+            )
+        # The store of a dropped router has its connections, and knows what was spent while it failed.
+        store = self._idle.pop() if self._idle else self._open(url, in_memory=in_memory)
+        router = _DefaultRouter.from_settings(self._settings, store=store, histories=self._histories)
+        router.opened = store
+        return router
+
+    def _open(self, url: str, *, in_memory: bool) -> _Store:
+        if in_memory:
+            return MemoryStore()
+        # While the store fails, all loops that are open at the same time take less than two shares together.
+        share = LOCAL_SHARE / 2 ** min(len(self._routers), 10)
+        return FailoverStore(open_store(url), MemoryStore(), local_share=share)
+
+
+class _SharedHistory:
+    """The conversations of all default routers: a :class:`MemoryHistory` for several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._history = MemoryHistory()  # which never suspends
+
+    async def load(self, conversation_id: str) -> tuple[Turn, ...]:
+        """Return the turns of a conversation, oldest first."""
+        with self._lock:
+            return await self._history.load(conversation_id)
+
+    async def save(self, conversation_id: str, turns: tuple[Turn, ...]) -> None:
+        """Replace the turns of a conversation."""
+        with self._lock:
+            await self._history.save(conversation_id, turns)
+
+    async def delete(self, conversation_id: str) -> None:
+        """Forget a conversation."""
+        with self._lock:
+            await self._history.delete(conversation_id)
+
+
+def _running_loop() -> _Loop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+_lock = threading.Lock()
+_default: _Defaults | None = None
+_inherited: list[_Defaults | None] = []
+
+
+def _after_fork() -> None:
+    """Start again in the child; keep what is the parent's, since closing it would disturb the parent."""
+    global _default, _lock
+    _inherited.append(_default)
+    _default, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -9,6 +9,8 @@
     │   └── UnknownModelError
     ├── RouterClosedError               the router was used after ``aclose()``
     ├── HistoryError                    the history store of a conversation failed
+    ├── RouterLoopError                 the router is in use on another event loop (also a RuntimeError)
+    ├── ExtensionError                  a provider or strategy of your own failed (also a RuntimeError)
     ├── SendError                       why a send did not succeed; the type of ``Response.error``
     │   ├── QuotaExhaustedError         no deployment has room: which, why, and until when
     │   ├── DeadlineExceededError       ``timeout`` ran out
@@ -36,6 +38,7 @@ __all__ = [
     "ConfigError",
     "DeadlineExceededError",
     "EmptyAnswerError",
+    "ExtensionError",
     "HistoryError",
     "InvalidRequestError",
     "LLMRouterError",
@@ -44,6 +47,7 @@ __all__ = [
     "QuotaViolation",
     "RefusedCandidate",
     "RouterClosedError",
+    "RouterLoopError",
     "SendError",
     "StoreCorruptError",
     "StoreError",
@@ -104,6 +108,18 @@ class RouterClosedError(LLMRouterError):
 
 class HistoryError(LLMRouterError):
     """The history store of a conversation failed; its own error is the cause. Nothing was sent."""
+
+
+class RouterLoopError(LLMRouterError, RuntimeError):
+    """The router was used on an event loop while the one it works on is still open."""
+
+
+class ExtensionError(LLMRouterError, RuntimeError):
+    """A user's provider or strategy raised an error of its own, or returned something it must not.
+
+    The message names the class, the method and the line, but only the type of the error: its text may contain
+    a key.
+    """
 
 
 class SendError(LLMRouterError):

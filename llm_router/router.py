@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
@@ -12,17 +14,21 @@ from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, 
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import GUARD
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
+from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
+from llm_router.engine.pool_check import check_deployments, check_numbers
+from llm_router.engine.requests import check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.retry import RetryPolicy
-from llm_router.engine.sending import Sender
+from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
@@ -35,6 +41,8 @@ from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import open_store
 from llm_router.strategies.base import SelectionStrategy
 from llm_router.strategies.least_loaded import LeastLoaded
+from llm_router.strategies.round_robin import RoundRobin
+from llm_router.strategies.weighted import Weighted
 
 if TYPE_CHECKING:
     from llm_router.config import Settings
@@ -67,14 +75,15 @@ class RouterOptions(TypedDict, total=False):
 class Router:
     """Sends prompts through a pool of keys and models so that no quota is broken and none is left unused.
 
-    A router belongs to one event loop at a time. Any number of tasks may share it. Routers are independent
-    of each other unless they share a store. Before the first send the providers prepare: for Gemini, a thread
-    imports the SDK, which takes about a second.
+    A router works on one event loop, and after that is closed perhaps on another. Any number of tasks of the
+    loop may share it. Routers are independent of each other unless they share a store. Before the first send
+    the providers prepare: for Gemini, a thread imports the SDK, which takes about a second.
 
     Args:
         deployments: What to send through; at least one.
         store: Keeps the quotas: a store (which the caller closes), a URL for
-            :func:`~llm_router.stores.open_store`, or None for the memory of this process.
+            :func:`~llm_router.stores.open_store`, or None for the memory of this process. A FailoverStore is
+            used as it is, with its own policy and share.
         strategy: Orders the deployments inside a tier; least-loaded by default.
         provider: Sends the requests: one adapter for all keys (which the caller closes), adapters by the name
             that keys give as their ``provider``, or None for Gemini through google-genai.
@@ -83,7 +92,7 @@ class Router:
         inactive: Deployments that are only shown in statuses.
         max_retries: Most attempts after the first.
         base_backoff: Upper bound of the first backoff, in seconds.
-        max_wait: Default of the option of :meth:`send`, in seconds.
+        max_wait: Default of the option of :meth:`send`, in seconds; infinity for as long as it takes.
         on_store_failure: What to do while the store fails: ``"local"`` goes on with this process's share of
             every quota, ``"closed"`` answers with unsuccessful responses, ``"open"`` goes on without limits.
         local_share: That share, above 0 and at most 1.
@@ -95,8 +104,8 @@ class Router:
         history_tokens: Tokens of history sent along, per workload.
 
     Raises:
-        ConfigError: There is no deployment, two have the same key and model, a workload is not listed, or a
-            provider has no adapter.
+        ConfigError: There is no deployment, two have the same key and model or contradict each other, a
+            workload is not listed, a number is wrong, or a provider has no adapter.
     """
 
     def __init__(
@@ -121,7 +130,16 @@ class Router:
         history_tokens: Mapping[str, int] | None = None,
     ) -> None:
         active = tuple(deployments)
-        _check(active, workloads, max_requests_per_second)
+        check_deployments(active, workloads)
+        budgets = {**HISTORY_TOKENS, **(history_tokens or {})}
+        check_numbers(
+            max_retries=max_retries,
+            base_backoff=base_backoff,
+            max_wait=max_wait,
+            local_share=local_share,
+            max_requests_per_second=max_requests_per_second,
+            history_tokens=budgets,
+        )
         clock = clock or SystemClock()
         self._owned: list[RateLimitStore | Provider] = []
         opened = self._open_store(store, clock, on_store_failure, local_share)
@@ -132,9 +150,9 @@ class Router:
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         selector = Selector(
-            opened, pool, strategy or LeastLoaded(), clock, deadlines, DispatchGate(clock, guard), throttle
+            opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle
         )
-        policy = RetryPolicy(max_retries, base_backoff)
+        policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -143,16 +161,16 @@ class Router:
             policy,
             clock,
             deadlines,
-            max_wait,
+            check_wait(max_wait),
         )
         self.keys = KeyManager(pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock)
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,
             self.stream,
-            next(iter(upstreams.values())).provider.estimate_tokens,
+            partial(estimate, next(iter(upstreams.values())), validate=False),
             MemoryHistory(clock=clock) if histories is None else histories,
-            {**HISTORY_TOKENS, **(history_tokens or {})},
+            budgets,
         )
 
     def _open_store(
@@ -162,12 +180,12 @@ class Router:
         on_store_failure: StoreFailurePolicy,
         local_share: float,
     ) -> RateLimitStore:
-        """Open the store unless it was given, behind a failover unless it cannot fail."""
+        """Open the store unless it was given; put a failover in front unless it cannot fail or has one."""
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
             # A store's own clock is the better one for sharing: Redis goes by its server's.
             store = open_store(store or "memory://", clock=None if isinstance(clock, SystemClock) else clock)
-        if isinstance(store, MemoryStore):
+        if isinstance(store, MemoryStore | FailoverStore):
             if owned:
                 self._owned.append(store)
             return store
@@ -234,7 +252,9 @@ class Router:
 
         names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
-        settings = load_settings(path, env=env, env_file=env_file, guard=guard, providers=names)
+        settings = load_settings(
+            path, env=env, env_file=env_file, guard=guard, store_needed=store is None, providers=names
+        )
         return cls.from_settings(settings, store=store, provider=provider, **options)
 
     @classmethod
@@ -275,8 +295,9 @@ class Router:
                 * ``fallback``: how far from the wish it may go: to ``"any"`` deployment (the default), to the
                   preferred ``"model"`` on any workload, or nowhere (``"none"``).
                 * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
-                  default, None for no bound.
-                * ``max_wait``: most seconds to wait for capacity; None for the router's default.
+                  default, None (or more than a year) for no bound.
+                * ``max_wait``: most seconds to wait for capacity, infinity (or more than a year) for a year;
+                  None for the router's default. Where nothing will have room, the answer comes at once.
 
         Returns:
             The response. Whatever fails between router and provider is in it, and is not raised.
@@ -286,6 +307,8 @@ class Router:
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
             RouterClosedError: The router is closed.
+            RouterLoopError: The router works on another event loop, which is still open.
+            ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
         return await self._sender.send(prompt, **options)
 
@@ -311,6 +334,10 @@ class Router:
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
             RouterClosedError: The router is closed.
+            RouterLoopError: The router works on another event loop, which is still open.
+
+        Raises, then or while it is read:
+            ExtensionError: As for :meth:`send`.
         """
         return Stream(self._sender.stream(prompt, **options))
 
@@ -333,7 +360,12 @@ class Router:
         return await self.conversation(conv_id).send(prompt, **options)
 
     async def health_check(self) -> Health:
-        """Report whether a send has a chance, and what is wrong. Never raises for a failing store."""
+        """Report whether a send has a chance, and what is wrong. Never raises for a failing store.
+
+        Raises:
+            RouterLoopError: As for :meth:`send`.
+        """
+        self._sender.deadlines.enter_loop()
         return await self.keys.health()
 
     async def get_all_key_statuses(self) -> list[KeyStatus]:
@@ -341,13 +373,20 @@ class Router:
 
         Raises:
             StoreError: The store failed.
+            RouterLoopError: As for :meth:`send`.
         """
+        self._sender.deadlines.enter_loop()
         return await self.keys.get_all_key_statuses()
 
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
         return self._sender.closed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it works on; None before its first use."""
+        return self._sender.deadlines.loop
 
     async def aclose(self) -> None:
         """Close what this router opened. May be called twice."""
@@ -370,21 +409,8 @@ class Router:
         return f"Router({len(self.keys.pool)} deployments, {type(self.keys.store).__name__})"
 
 
-def _check(
-    deployments: tuple[Deployment, ...], workloads: Sequence[str], max_requests_per_second: float | None
-) -> None:
-    if not deployments:
-        raise ConfigError("a router needs at least one active deployment: add a key to keys.json")
-    seen: set[tuple[str, str]] = set()
-    for deployment in deployments:
-        name = (deployment.key.key_id, deployment.model)
-        if name in seen:
-            raise ConfigError(f"deployment {deployment.id!r} is there twice: remove one")
-        if deployment.workload not in workloads:
-            raise ConfigError(
-                f"deployment {deployment.id!r} has workload {deployment.workload!r}: "
-                f"use one of {', '.join(map(repr, workloads))}, or add it to workloads"
-            )
-        seen.add(name)
-    if max_requests_per_second is not None and max_requests_per_second <= 0:
-        raise ConfigError(f"max_requests_per_second must be above 0, not {max_requests_per_second!r}")
+def _checked(strategy: SelectionStrategy | None) -> SelectionStrategy:
+    """Return the strategy to use; the orders of a user's own are checked, those of the library are not."""
+    if strategy is None or type(strategy) in (LeastLoaded, RoundRobin, Weighted):
+        return strategy or LeastLoaded()
+    return CheckedStrategy(strategy)

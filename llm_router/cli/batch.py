@@ -16,7 +16,7 @@ from llm_router.cli.batch_results import Earlier, Results, read_earlier
 from llm_router.cli.options import KEYS, Keys, Store, Timeout
 from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, say
 from llm_router.cli.records import error_record, record
-from llm_router.cli.routers import open_router
+from llm_router.cli.routers import choose_store, open_router
 from llm_router.config import load_settings
 from llm_router.domain.response import Response
 from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
@@ -69,15 +69,16 @@ def batch(
     """
     if source.resolve() == output.resolve():
         raise ConfigError(f"{output} is the input: choose another file for the results")
-    settings = load_settings(keys)
+    settings = load_settings(keys, store_needed=store is None)
     if workload is not None and workload not in settings.workloads:
         known = ", ".join(map(repr, settings.workloads))
         raise UnknownWorkloadError(f"unknown workload {workload!r}: use one of {known}")
+    url = choose_store(settings, store)
     earlier = read_earlier(output)
     todo = _survey(source, output, earlier)
 
     async def run(results: Results) -> None:
-        async with open_router(settings, store) as router:
+        async with open_router(settings, url, on_store_failure="local") as router:
             task = _Task(router, results, workload, max_wait, timeout)
             with _progress(todo) as advance:
                 await _work(task, _remaining(source, earlier), concurrency, advance)

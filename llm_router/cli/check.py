@@ -10,6 +10,7 @@ import typer
 from llm_router.cli.options import KEYS, AsJson
 from llm_router.cli.output import WRONG, print_json, say
 from llm_router.config import Finding, check_settings
+from llm_router.stores.urls import default_store_url
 
 __all__ = ["check"]
 
@@ -23,7 +24,7 @@ def check(
 
     Every problem is listed with the remedy. Nothing is sent.
     """
-    findings = check_settings(path)
+    findings = check_settings(path, default_store=default_store_url())
     errors = sum(finding.level == "error" for finding in findings)
     if as_json:
         print_json([_record(finding) for finding in findings])

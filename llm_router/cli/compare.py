@@ -40,7 +40,7 @@ def compare(
 
     Workloads without an active key are left out, and no workload answers for another.
     """
-    settings = load_settings(keys)
+    settings = load_settings(keys, store_needed=store is None)
     served = {deployment.workload for deployment in settings.deployments}
     workloads = [workload for workload in settings.workloads if workload in served]
     text = prompt_text(prompt)

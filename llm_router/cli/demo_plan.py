@@ -13,7 +13,7 @@ import attrs
 from llm_router.cli.emulated import with_secrets
 from llm_router.config import Settings, load_settings
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import Quota
+from llm_router.domain.quota import MAX_LIMIT, Quota
 from llm_router.errors import ConfigError
 
 __all__ = ["MAX_WAIT", "SPEED", "demo_settings", "example_keys", "prompts_for"]
@@ -109,10 +109,10 @@ def _capacity(quotas: tuple[Quota, ...], prompts: int) -> float:
 
 
 def _raised(deployment: Deployment, factor: int) -> Deployment:
-    quotas = tuple(
-        attrs.evolve(
-            quota, limit=quota.limit * factor, burst=None if quota.burst is None else quota.burst * factor
-        )
-        for quota in deployment.quotas
-    )
-    return attrs.evolve(deployment, quotas=quotas)
+    return attrs.evolve(deployment, quotas=tuple(_times(quota, factor) for quota in deployment.quotas))
+
+
+def _times(quota: Quota, factor: int) -> Quota:
+    limit = min(quota.limit * factor, MAX_LIMIT)
+    burst = None if quota.burst is None else min(quota.burst * factor, max(limit, 1))
+    return attrs.evolve(quota, limit=limit, burst=burst)

@@ -42,7 +42,7 @@ def emulator(
     environment: dict[str, str] = {}
     deployments: tuple[Deployment, ...] | None = None
     if keys is not None:
-        found = load_settings(keys, secrets_required=False).deployments
+        found = load_settings(keys, secrets_required=False, store_needed=False).deployments
         bare = [deployment.key.key_id for deployment in found if not deployment.key.secret]
         environment = {secret_name(key_id): made_up_secret(key_id) for key_id in bare}
         deployments = with_secrets(found)

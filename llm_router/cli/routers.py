@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 from llm_router.config import Settings
+from llm_router.errors import ConfigError
 from llm_router.router import Router
-from llm_router.stores.urls import default_store_url
+from llm_router.stores.failover import StoreFailurePolicy
+from llm_router.stores.urls import default_store_url, file_problem
 
-__all__ = ["open_router"]
+__all__ = ["choose_store", "open_router"]
 
 
-def open_router(settings: Settings, store: str | None) -> Router:
-    """Return a router with these settings.
+def choose_store(settings: Settings, store: str | None) -> str:
+    """Return the URL of the store to use.
 
-    If neither ``store`` nor the environment names a store, the state is kept in a file of the user, so that
-    all commands share their quotas.
+    If neither ``store`` nor the environment names one, the state is kept in a file of the user, so that all
+    commands share their quotas.
+
+    Raises:
+        ConfigError: The file of the store cannot be written, so each command would count from 0.
     """
-    return Router.from_settings(settings, store=store or settings.store_url or default_store_url())
+    url = store or settings.store_url or default_store_url()
+    problem = file_problem(url)
+    if problem is not None:
+        raise ConfigError(
+            f"the commands cannot share their quotas: {problem}: set LLM_ROUTER_STORE, or --store, to the "
+            "URL of a store that can be written, such as sqlite:////path/of/state.sqlite3"
+        )
+    return url
+
+
+def open_router(
+    settings: Settings, store: str | None, *, on_store_failure: StoreFailurePolicy = "closed"
+) -> Router:
+    """Return a router with these settings, on the store that :func:`choose_store` returns.
+
+    By default nothing is sent while the store fails: with ``"local"`` each command would take a new share.
+    """
+    url = choose_store(settings, store)
+    return Router.from_settings(settings, store=url, on_store_failure=on_store_failure)

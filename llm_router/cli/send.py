@@ -53,7 +53,7 @@ def send(
     """
     text = prompt_text(prompt)
 
-    settings = load_settings(keys)
+    settings = load_settings(keys, store_needed=store is None)
 
     async def ask() -> Response:
         async with open_router(settings, store) as router:

@@ -23,7 +23,7 @@ def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -
 
     The last line says whether a send can succeed now; if none can, the exit code is 1.
     """
-    settings = load_settings(keys)
+    settings = load_settings(keys, store_needed=store is None)
 
     async def ask() -> tuple[Health, list[KeyStatus]]:
         async with open_router(settings, store) as router:

@@ -15,10 +15,26 @@ import attrs
 from llm_router.config.findings import Report
 from llm_router.config.jsonfile import read_text
 from llm_router.config.redaction import is_placeholder, mask_url
+from llm_router.errors import ConfigError
+from llm_router.stores.urls import file_problem, open_store, sqlite_path
 
 __all__ = ["Environ", "Environment", "Switches", "read_environment", "secret_name"]
 
 _SECRET_PREFIX = "API_KEY_"  # noqa: S105 - how their variables begin, not a secret itself
+_FAULTS = tuple(
+    (re.compile(pattern), words)
+    for pattern, words in (
+        (r"[^!-~]", "contains spaces, control characters or letters that no API key has"),
+        (r"""^["'`]|["'`]$""", "has a quotation mark at its end: remove the quotation marks"),
+        (r"[;,]$", "ends with a semicolon or a comma: remove it"),
+        (r"[;,]", "contains a comma or a semicolon: give each key an entry and a variable of its own"),
+        (r"^[A-Za-z][A-Za-z0-9+.-]*://", "is a URL: give it the key alone"),
+        (r"\\[nr]$", "ends with the text of a line break: remove it"),
+        (r"^[\w.-]+=[^=]", "has a name and = in front of the key: give it the key alone"),
+    )
+)
+"""What no key looks like, whatever its provider; the first match is reported."""
+
 _FLAGS = {
     **dict.fromkeys(("true", "1", "yes", "on"), True),
     **dict.fromkeys(("false", "0", "no", "off"), False),
@@ -78,10 +94,19 @@ class Environment:
         dotenv: The variables of the ``.env`` file.
         file: The path of that file.
         report: Where problems are reported.
+        unreadable: The variables in lines of that file that cannot be read, and the numbers of those lines.
     """
 
-    def __init__(self, environ: Environ, dotenv: Environ, file: str, report: Report) -> None:
+    def __init__(
+        self,
+        environ: Environ,
+        dotenv: Environ,
+        file: str,
+        report: Report,
+        unreadable: Mapping[str, int] | None = None,
+    ) -> None:
         self._environ, self._dotenv, self._file, self._report = environ, dotenv, file, report
+        self._unreadable = unreadable or {}
 
     def secrets(self) -> Iterator[str]:
         """Yield the value of every variable whose name is that of a secret."""
@@ -91,6 +116,12 @@ class Environment:
     def secret(self, name: str) -> tuple[str, str | None]:
         """Return the secret in a variable and None, or an empty string and the reason."""
         value = self._environ.get(name, self._dotenv.get(name))
+        if value is None and name in self._unreadable:
+            place = f"line {self._unreadable[name]} of {self._file}"
+            return (
+                "",
+                f"{name} is in {place}, which cannot be read: look at its quotation marks",
+            )
         if value is None:
             return "", f"{name} is not set"
         value, place = value.strip(), f"{name} in {self._source(name)}"
@@ -98,18 +129,17 @@ class Environment:
             return "", f"{place} is empty"
         if is_placeholder(value):
             return "", f"{place} is a placeholder"
-        if re.fullmatch(r"[!-~]+", value) is None:
-            return "", f"{place} contains spaces, control characters or letters that no API key has"
-        return value, None
+        fault = next((words for pattern, words in _FAULTS if pattern.search(value)), None)
+        return ("", f"{place} {fault}") if fault else (value, None)
 
-    def switches(self) -> Switches:
-        """Return the settings."""
+    def switches(self, *, store_needed: bool) -> Switches:
+        """Return the settings; check the store that is named only if it is needed."""
         return Switches(
             enabled=self._flag("LLM_MULTI_KEY_ROUTER_ENABLED", default=True),
             max_retries=int(self._number("LLM_MAX_RETRIES", 3, whole=True)),
             base_backoff=self._number("LLM_BASE_BACKOFF_MS", 500) / 1000,
             max_wait=float(self._number("LLM_MAX_WAIT_S", 0)),
-            store_url=self._store_url("LLM_ROUTER_STORE") or self._store_url("REDIS_URL"),
+            store_url=self._store(needed=store_needed),
             base_url=self._base_url("GOOGLE_GEMINI_BASE_URL"),
         )
 
@@ -143,6 +173,30 @@ class Environment:
             return value
         self._error(name, f"must be a {'whole ' if whole else ''}number of 0 or more; found {text!r}")
         return default
+
+    def _store(self, *, needed: bool) -> str | None:
+        urls = {name: self._store_url(name) for name in ("LLM_ROUTER_STORE", "REDIS_URL")}
+        name, url = next(((name, url) for name, url in urls.items() if url), ("", None))
+        if url is not None and needed:
+            self._check_store(name, url)
+        return url
+
+    def _check_store(self, name: str, url: str) -> None:
+        """Report a store that cannot be opened, and a file that programs elsewhere would not share."""
+        try:
+            open_store(url)
+            problem, path = file_problem(url), sqlite_path(url)
+        except ConfigError as error:
+            self._error(name, str(error))
+            return
+        if problem is not None:
+            self._error(name, f"the file of the store cannot be used: {problem}")
+        elif path is not None and not path.is_absolute():
+            self._report.warning(
+                f"{name} in {self._source(name)}",
+                "the path of the store is relative, so programs that run in other directories have other "
+                "counts: write sqlite:////absolute/path",
+            )
 
     def _store_url(self, name: str) -> str | None:
         url = self._get(name)
@@ -186,8 +240,8 @@ def read_environment(
     path = next((place for place in places if os.path.lexists(place)), places[0])
     if path.name == ".env" and not os.path.lexists(path):
         return Environment(environ, Environ({}), str(path), report)
-    text = read_text(path, report, "create it, or name another env_file")
-    return Environment(environ, _parse(text or ""), str(path), report)
+    text = read_text(path, report, "create it, or name another env_file") or ""
+    return Environment(environ, _parse(text), str(path), report, _unreadable(text))
 
 
 def _parse(text: str) -> Environ:
@@ -195,3 +249,12 @@ def _parse(text: str) -> Environ:
 
     values = dotenv_values(stream=io.StringIO(text))
     return Environ({name: value for name, value in values.items() if value is not None})
+
+
+def _unreadable(text: str) -> dict[str, int]:
+    """Return the names of the variables in lines that python-dotenv cannot read, and the lines' numbers."""
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - as above
+
+    wrong = (binding.original for binding in parse_stream(io.StringIO(text)) if binding.error)
+    names = ((re.match(r"\s*(?:export\s+)?([\w.-]+)", original.string), original.line) for original in wrong)
+    return {match[1]: line for match, line in names if match}

@@ -8,11 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from llm_router.config.findings import Report
 from llm_router.config.redaction import is_placeholder, is_secret_field
+from llm_router.domain.deployment import plain_model
+from llm_router.domain.numbers import real
+from llm_router.domain.quota import MAX_LIMIT
 
 __all__ = ["MOST", "Fields", "JsonObject", "describe", "is_name", "nearest"]
 
-MOST = 10**15
-"""The largest whole number accepted: every store counts exactly up to it."""
+MOST = MAX_LIMIT
+"""The largest whole number accepted."""
 
 _LONGEST_SHOWN = 60
 
@@ -131,8 +134,8 @@ class Fields:
     def model_name(self, name: str) -> str | None:
         """Read the name of a model, and reject a placeholder left over from a template."""
         value = self.text(name)
-        if value is None or not is_placeholder(value):
-            return value
+        if value is None or (plain_model(value) and not is_placeholder(plain_model(value))):
+            return value and plain_model(value)
         self.error(
             name, f"{value!r} is a placeholder: write the name of a model, such as 'gemini-flash-latest'"
         )
@@ -183,8 +186,9 @@ class Fields:
         if name not in self:
             return None
         value = self._raw[name]
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-            return float(value)
+        number = real(value)
+        if 0 < number < math.inf:
+            return number
         self._wrong(name, "a number above 0")
         return None
 

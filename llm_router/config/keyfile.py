@@ -32,7 +32,7 @@ The whole format (``…`` marks what may be omitted)::
         }
       ],
       "models": {                           … defaults for a model on every key
-        "gemini-3.8-flash": {
+        "gemini-3.8-flash": {                 its name; models/ before a name means nothing, here and above
           "limits": {…},                    … as above; or the same fields here
           "workload": "medium",             … the workload of its deployments
           "refill": "rolling",              … or "steady", for a provider that smooths its limits
@@ -60,6 +60,7 @@ from llm_router.config.findings import Report
 from llm_router.config.jsonfile import read_json
 from llm_router.config.models import Limits, Model
 from llm_router.config.redaction import is_placeholder
+from llm_router.domain.deployment import plain_model
 from llm_router.domain.quota import Metric, Refill
 
 __all__ = ["Entry", "KeyFile", "read_keyfile"]
@@ -168,9 +169,14 @@ def _read_workloads(top: Fields) -> tuple[str, ...]:
 
 def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str, Model]]:
     models = top.child("models")
-    for name, fields in models.members() if models else ():
+    seen: set[str] = set()
+    for written, fields in models.members() if models else ():
+        name = plain_model(written)
         if is_placeholder(name) or not name.strip():
-            fields.report.error(top.place("models"), f"{name!r} is a placeholder: write the name of a model")
+            top.error("models", f"{written!r} is a placeholder: write the name of a model")
+        if name in seen:
+            top.error(f"models.{written}", f"is the same model as {name!r}: keep one, without models/")
+        seen.add(name)
         limits = _read_limits(fields)
         workload = fields.choice("workload", workloads)
         refill = fields.choice("refill", (Refill.ROLLING.value, Refill.STEADY.value))

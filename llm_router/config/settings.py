@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,8 +15,10 @@ from llm_router.config.findings import Finding, Report
 from llm_router.config.keyfile import read_keyfile
 from llm_router.config.redaction import Redactor, mask_url
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import GUARD
+from llm_router.domain.numbers import real, shown
+from llm_router.domain.quota import GUARD, MAX_GUARD
 from llm_router.errors import ConfigError
+from llm_router.stores.urls import file_problem
 
 __all__ = ["Settings", "check_settings", "load_settings"]
 
@@ -63,6 +64,7 @@ def load_settings(
     env_file: str | os.PathLike[str] | None = ".env",
     guard: float = GUARD,
     secrets_required: bool = True,
+    store_needed: bool = True,
     providers: Collection[str] = ("gemini",),
 ) -> Settings:
     """Load the settings, and log each warning once with the logger ``llm_router``.
@@ -74,6 +76,7 @@ def load_settings(
             the working directory; None for no file. A file not named ``.env`` must exist.
         guard: Seconds added to the window of each quota.
         secrets_required: Whether a missing secret of a key in use is an error; if not, the secret is empty.
+        store_needed: Whether the store that the environment names is used; if not, it is not checked.
         providers: The names of the known providers.
 
     Raises:
@@ -82,7 +85,15 @@ def load_settings(
     """
     # From here on, no frame refers to an environment that a traceback with locals would print.
     env = Environ(os.environ if env is None else env)
-    settings, report = _load(Path(path), env, env_file, guard, providers, secrets_required=secrets_required)
+    settings, report = _load(
+        Path(path),
+        env,
+        env_file,
+        guard,
+        providers,
+        secrets_required=secrets_required,
+        store_needed=store_needed,
+    )
     report.raise_errors()
     if settings is None:  # pragma: no cover - an unreadable file is always an error
         raise ConfigError(f"{os.fspath(path)}: contains no settings: copy keys.json.example to it")
@@ -97,6 +108,7 @@ def check_settings(
     env: Mapping[str, str] | None = None,
     env_file: str | os.PathLike[str] | None = ".env",
     secrets_required: bool = True,
+    default_store: str | None = None,
     providers: Collection[str] = ("gemini",),
 ) -> tuple[Finding, ...]:
     """Return every problem and warning that :func:`load_settings` would report; log nothing.
@@ -106,13 +118,28 @@ def check_settings(
         env: As for :func:`load_settings`.
         env_file: As for :func:`load_settings`.
         secrets_required: As for :func:`load_settings`.
+        default_store: The URL of the store to use if the environment names none; a file that cannot be
+            written is a warning.
         providers: As for :func:`load_settings`.
 
     Returns:
         The findings, in the order in which they were found.
     """
     env = Environ(os.environ if env is None else env)
-    return _load(Path(path), env, env_file, GUARD, providers, secrets_required=secrets_required)[1].findings
+    settings, report = _load(
+        Path(path),
+        env,
+        env_file,
+        GUARD,
+        providers,
+        secrets_required=secrets_required,
+        store_needed=True,
+    )
+    if settings is not None and settings.store_url is None and default_store is not None:
+        problem = file_problem(default_store)
+        if problem is not None:
+            report.warning("LLM_ROUTER_STORE", f"is not set, and the default cannot be used: {problem}")
+    return report.findings
 
 
 def _load(
@@ -123,13 +150,14 @@ def _load(
     providers: Collection[str],
     *,
     secrets_required: bool,
+    store_needed: bool,
 ) -> tuple[Settings | None, Report]:
-    if not 0 <= guard < math.inf:
-        raise ConfigError(f"guard must be 0 s or more, not {guard!r}")
+    if not 0 <= real(guard) <= MAX_GUARD:
+        raise ConfigError(f"guard must be 0 s or more (at most {MAX_GUARD:.0f} s), not {shown(guard)}")
     report = Report()
     environment = read_environment(env, env_file, path.parent, report)
     report.redactor = Redactor(environment.secrets())
-    switches = environment.switches()
+    switches = environment.switches(store_needed=store_needed)
     file = read_keyfile(path, report, providers)
     if file is None:
         return None, report

@@ -25,7 +25,7 @@ class History:
     __slots__ = ("__weakref__", "_id", "_store", "_unsaved", "lock")
 
     def __init__(self, store: HistoryStore, conversation_id: str) -> None:
-        self.lock = anyio.Lock()
+        self.lock = anyio.Semaphore(1, max_value=1)  # without an owner: another task may leave a stream
         self._store = store
         self._id = conversation_id
         self._unsaved: tuple[Turn, ...] = ()

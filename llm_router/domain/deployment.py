@@ -10,13 +10,18 @@ import attrs
 from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
 
-__all__ = ["Deployment", "Key", "Scope", "key_scope", "model_scope", "provider_scope"]
+__all__ = ["Deployment", "Key", "Scope", "key_scope", "model_scope", "plain_model", "provider_scope"]
 
 Scope = NewType("Scope", str)
 """The name under which a store keeps cooldowns and quotas: of a (project, model), a key or a provider.
 
 Its parts are percent-encoded, so that no character in an id can make two scopes equal.
 """
+
+
+def plain_model(name: str) -> str:
+    """Return the name of a model without ``models/``, so that each model has one name, and one quota."""
+    return name.removeprefix("models/")
 
 
 def _scope(kind: str, *parts: str) -> Scope:
@@ -66,7 +71,7 @@ class Deployment:
 
     Attributes:
         key: The credential.
-        model: The provider's name of the model.
+        model: The provider's name of the model; a leading ``models/`` is dropped.
         workload: The workload it is meant for.
         priority: Lower numbers are tried first; 0 is allowed.
         quotas: The limits of its (project, model); a metric without a quota is unlimited.
@@ -74,7 +79,7 @@ class Deployment:
     """
 
     key: Key
-    model: str
+    model: str = attrs.field(converter=plain_model)
     workload: str = "medium"
     priority: int = 1
     quotas: tuple[Quota, ...] = ()

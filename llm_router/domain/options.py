@@ -31,7 +31,7 @@ class SendOptions(TypedDict, total=False):
     """How far from the wish a request may go: to ``"any"`` deployment (the default), to the preferred
     ``"model"`` on any workload, or nowhere (``"none"``)."""
     timeout: float | None
-    """Seconds for all attempts together, not counting the wait for capacity; 60 by default, None for no
-    bound."""
+    """Seconds for all attempts together, not counting the wait for capacity; 60 by default, None (or more
+    than a year) for no bound."""
     max_wait: float | None
-    """Most seconds to wait for capacity; None for the router's default."""
+    """Most seconds to wait for capacity, infinity for a year; None for the router's default."""

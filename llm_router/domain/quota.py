@@ -7,9 +7,21 @@ from enum import StrEnum
 import attrs
 
 from llm_router.domain.kinds import Metric
+from llm_router.domain.numbers import real, shown, whole
 from llm_router.errors import ConfigError
 
-__all__ = ["GUARD", "MINUTE", "TOKEN_METRICS", "Demand", "Metric", "Quota", "Refill"]
+__all__ = [
+    "GUARD",
+    "MAX_GUARD",
+    "MAX_LIMIT",
+    "MAX_WINDOW",
+    "MINUTE",
+    "TOKEN_METRICS",
+    "Demand",
+    "Metric",
+    "Quota",
+    "Refill",
+]
 
 MINUTE = 60.0
 """The window of a per-minute quota, in seconds."""
@@ -17,6 +29,14 @@ MINUTE = 60.0
 GUARD = 0.3
 """Seconds added to a window: the longest delay expected before the provider counts quota that was taken."""
 
+MAX_LIMIT = 10**15
+"""The largest limit: every store counts exactly up to it."""
+
+MAX_WINDOW = 1e9
+"""The longest window, in seconds: every store keeps times exactly up to it."""
+
+MAX_GUARD = 86_400.0
+"""The longest guard, in seconds."""
 
 TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)
 """The metrics that count tokens, as a refusal names them."""
@@ -57,17 +77,23 @@ class Quota:
     timezone: str = "America/Los_Angeles"
 
     def __attrs_post_init__(self) -> None:
-        if self.limit < 0:
-            raise ConfigError(f"{self.metric.value} must be 0 or more, not {self.limit!r}")
-        if self.window <= 0 or self.guard < 0:
+        name = self.metric.value
+        limit, burst = whole(self.limit), whole(self.burst)
+        if limit is None or not 0 <= limit <= MAX_LIMIT:
             raise ConfigError(
-                f"{self.metric.value}: window must be above 0 s and guard 0 s or more, "
-                f"not {self.window!r} and {self.guard!r}"
+                f"{name} must be a whole number, 0 or more (at most {MAX_LIMIT}), not {shown(self.limit)}"
             )
-        if self.burst is not None and not 1 <= self.burst <= max(self.limit, 1):
+        if not 0 < real(self.window) <= MAX_WINDOW or not 0 <= real(self.guard) <= MAX_GUARD:
             raise ConfigError(
-                f"{self.metric.value}: burst must lie between 1 and the limit, not {self.burst!r}"
+                f"{name}: window must be above 0 s (at most {MAX_WINDOW:.0f}) and guard 0 s or more "
+                f"(at most {MAX_GUARD:.0f}), not {shown(self.window)} and {shown(self.guard)}"
             )
+        if self.burst is not None and (burst is None or not 1 <= burst <= max(limit, 1)):
+            raise ConfigError(
+                f"{name}: burst must be a whole number between 1 and the limit, not {shown(self.burst)}"
+            )
+        object.__setattr__(self, "limit", limit)  # as ints, though they may have been given as floats
+        object.__setattr__(self, "burst", burst)
 
     @property
     def capacity(self) -> int:

@@ -11,9 +11,9 @@ import itertools
 import math
 import random
 from bisect import bisect_left, insort
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 from operator import itemgetter
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import attrs
 
@@ -44,6 +44,7 @@ class DeploymentState(Candidate):
         shard: The shard of the store that keeps it; 0 if the store has only one.
         ring_index: Its index in the ring of ready deployments, or -1 while it is parked.
         wakes_at: Seconds since the epoch until which it is parked (meaningful only while it is).
+        parked_as: The number of the heap entry that says so.
         avoided_until: Seconds since the epoch until which only this process avoids it: the store does not
             know.
         refusal: Why it was parked, or last refused.
@@ -58,6 +59,7 @@ class DeploymentState(Candidate):
     shard: int = attrs.field(default=0, kw_only=True)
     ring_index: int = attrs.field(default=-1, kw_only=True)
     wakes_at: float = attrs.field(default=0.0, kw_only=True)
+    parked_as: int = attrs.field(default=-1, kw_only=True, repr=False)
     avoided_until: float = attrs.field(default=0.0, kw_only=True)
     refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
     refused_at: float = attrs.field(default=-math.inf, kw_only=True)
@@ -223,7 +225,8 @@ class Group:
         if len(self.parked) > 2 * len(self.states) + _STALE_ENTRIES:
             self.parked = [entry for entry in self.parked if not is_stale(entry)]
             heapq.heapify(self.parked)
-        heapq.heappush(self.parked, (until, next(self._sequence), state))
+        state.parked_as = next(self._sequence)
+        heapq.heappush(self.parked, (until, state.parked_as, state))
         return True
 
     def rouse(self, state: DeploymentState) -> None:
@@ -258,21 +261,23 @@ class Group:
 
 def is_stale(entry: tuple[float, int, DeploymentState]) -> bool:
     """Whether a heap entry no longer says until when its deployment is parked."""
-    until, _, state = entry
-    return not state.is_parked or state.wakes_at != until
+    _, number, state = entry
+    return not state.is_parked or state.parked_as != number
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Step:
     """The groups of a tier whose workloads are equally far from the one asked for.
 
     Attributes:
         distance: How far, in workloads.
         groups: The groups.
+        turn: Which of them comes first in a draw, so that each gets its turn.
     """
 
     distance: int
     groups: tuple[Group, ...]
+    turn: int = 0
 
     def draw(self, count: int, now: float, skip: Container[DeploymentState] = ()) -> list[DeploymentState]:
         """Return ready deployments, lower priority numbers first, until there are ``count`` or no more.
@@ -284,7 +289,9 @@ class Step:
             group = self.groups[0]
             rings = group.ready if group.breaker.open_until <= now else ()
         else:
-            closed = (group.ready for group in self.groups if group.breaker.open_until <= now)
+            turn = self.turn = (self.turn + 1) % len(self.groups)
+            in_turn = self.groups[turn:] + self.groups[:turn]
+            closed = (group.ready for group in in_turn if group.breaker.open_until <= now)
             rings = heapq.merge(*closed, key=_priority)
         drawn: list[DeploymentState] = []
         minutes, distance = now / MINUTE, self.distance
@@ -319,6 +326,9 @@ class FallbackOrder:
     groups: tuple[Group, ...]
     upstreams: tuple[Upstream, ...]
 
+    is_sharded: ClassVar[bool] = False
+    """Whether :meth:`arrange` changes anything."""
+
     def draw(
         self, strategy: SelectionStrategy, now: float, count: int, skip: Container[DeploymentState] = ()
     ) -> list[DeploymentState]:
@@ -337,13 +347,14 @@ class FallbackOrder:
                 if len(drawn) >= count:
                     break
             if drawn:
-                chosen += strategy.order(drawn)  # type: ignore[arg-type]  # states in, states out
+                ordered = strategy.order(drawn)
+                chosen += self.arrange(ordered) if self.is_sharded else ordered  # type: ignore[arg-type]  # states
                 if len(chosen) >= count:
                     return chosen[:count]
         return chosen
 
-    def arrange(self, states: list[DeploymentState]) -> list[DeploymentState]:
-        """Return ``states`` in the order in which a store should be asked; here, as they are."""
+    def arrange(self, states: Sequence[DeploymentState]) -> Sequence[DeploymentState]:
+        """Return states of one tier in the order in which a store should be asked; here, as they are."""
         return states
 
     @property

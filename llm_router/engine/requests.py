@@ -1,13 +1,25 @@
-"""Check a request before any quota is taken."""
+"""Check the arguments of a send before any quota is taken."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import NoReturn
+
 import attrs
 
+from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError
 
-__all__ = ["check_request", "merge_requests"]
+__all__ = ["MAX_SECONDS", "check_request", "check_timeout", "check_wait", "merge_requests", "reject_wish"]
+
+MAX_SECONDS = 366 * 86_400.0
+"""A year. A longer timeout counts as no bound. A longer wait is cut to a year: no wait is endless, so a send
+for which nothing will ever have room is answered at once."""
+
+_MAX_OUTPUT_TOKENS = 2**31 - 1
+_NOT_CONFIGS = (str, bytes, int, float, list, tuple, set)
 
 
 def merge_requests(inner: Request, outer: Request) -> Request:
@@ -24,10 +36,60 @@ def check_request(request: Request) -> None:
     """Check what no provider needs to be asked about.
 
     Raises:
-        InvalidRequestError: The prompt is empty, or ``max_output_tokens`` is not a whole number above 0.
+        InvalidRequestError: The prompt is empty, or another field cannot be right; the message names it.
     """
     if not request.contents:
         raise InvalidRequestError("the prompt is empty: pass a string or contents")
-    limit = request.max_output_tokens
-    if limit is not None and (not isinstance(limit, int) or limit <= 0):
-        raise InvalidRequestError(f"max_output_tokens must be a whole number above 0, not {limit!r}")
+    limit, temperature = request.max_output_tokens, request.temperature
+    # An int, and not a float that is whole: the SDK passes on what it gets.
+    if limit is not None and not (isinstance(limit, int) and 0 < (whole(limit) or 0) <= _MAX_OUTPUT_TOKENS):
+        raise InvalidRequestError(
+            f"max_output_tokens must be a whole number above 0 (at most {_MAX_OUTPUT_TOKENS}), "
+            f"not {shown(limit)}"
+        )
+    if temperature is not None and not 0 <= real(temperature) < math.inf:
+        raise InvalidRequestError(f"temperature must be a number of 0 or more, not {shown(temperature)}")
+    if isinstance(request.config, _NOT_CONFIGS):
+        name = type(request.config).__name__
+        raise InvalidRequestError(f"config must be a GenerateContentConfig or its dict, not a {name}")
+    settings: object = request.safety_settings
+    if settings is not None and not isinstance(settings, Mapping):
+        name = type(settings).__name__
+        raise InvalidRequestError(f"safety_settings must map category to threshold, not be a {name}")
+
+
+def check_timeout(timeout: object) -> float:
+    """Return a timeout in seconds; one of more than a year becomes infinity, which means no bound.
+
+    Raises:
+        InvalidRequestError: It is not a number above 0.
+    """
+    seconds = real(timeout)
+    if not seconds > 0:  # so that NaN is refused, too
+        raise InvalidRequestError(f"timeout must be above 0 s, or None for no bound, not {shown(timeout)}")
+    return seconds if seconds <= MAX_SECONDS else math.inf
+
+
+def check_wait(max_wait: object) -> float:
+    """Return how long a send may wait for capacity, in seconds: at most a year, also if asked for infinity.
+
+    Raises:
+        InvalidRequestError: It is not a number of 0 or more.
+    """
+    seconds = real(max_wait)
+    if not seconds >= 0:
+        raise InvalidRequestError(f"max_wait must be 0 s or more, not {shown(max_wait)}")
+    return min(seconds, MAX_SECONDS)
+
+
+def reject_wish(workload: object, model_preference: object, fallback: object) -> NoReturn:
+    """Raise an error that names the argument that is not a string, and so cannot be looked up.
+
+    Raises:
+        InvalidRequestError: Always.
+    """
+    wish = {"workload": workload, "model_preference": model_preference, "fallback": fallback}
+    for name, value in wish.items():
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequestError(f"{name} must be a string, not a {type(value).__name__}") from None
+    raise InvalidRequestError("workload, model_preference and fallback must be hashable") from None

@@ -10,12 +10,17 @@ import attrs
 
 from llm_router.domain.calendar import next_midnight
 from llm_router.domain.cooldown import Cooldown, LearntLimit
-from llm_router.domain.kinds import FailureKind
+from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.index import DeploymentState
 from llm_router.errors import ProviderError
 
 __all__ = ["Next", "RetryPolicy", "Verdict"]
 
+_FORBIDDEN = 403
+_UNCERTAIN = 300.0
+"""Seconds for which a refusal is believed that may end at any time: of a permission, of a bill."""
+
+_SHORTEST_REFUSAL = 1.0
 _LONGEST_TRANSIENT = 60.0
 _LONGEST_UNEXPLAINED = 15 * 60.0
 _UNEXPLAINED = (30.0, 60.0)
@@ -70,16 +75,21 @@ class RetryPolicy:
         """Draw a backoff after ``attempts`` attempts, in seconds; full jitter disperses crowds."""
         return self.random.uniform(0.0, self.ceiling(attempts))
 
-    def judge(self, error: ProviderError, state: DeploymentState, now: float) -> Verdict:
+    def judge(  # noqa: PLR0911 - one for each kind
+        self, error: ProviderError, state: DeploymentState, now: float
+    ) -> Verdict:
         """Return what ``error`` on a deployment means, and count it against the deployment."""
         deployment = state.deployment
+        if error.scope in (FaultScope.PROJECT, FaultScope.FEATURE):
+            return Verdict(Next.ELSEWHERE, self._scoped_cooldown(error, state, now))
         match error.kind:
             case FailureKind.REQUEST:
                 return Verdict(Next.GIVE_UP)
             case FailureKind.KEY:
                 return Verdict(Next.ELSEWHERE, Cooldown(deployment.key_scope, math.inf, f"key: {error}"))
-            case FailureKind.MODEL:
-                return Verdict(Next.ELSEWHERE, Cooldown(deployment.model_scope, math.inf, f"model: {error}"))
+            case FailureKind.MODEL:  # a permission may be granted at any time
+                until = now + _UNCERTAIN if error.code == _FORBIDDEN else math.inf
+                return Verdict(Next.ELSEWHERE, Cooldown(deployment.model_scope, until, f"model: {error}"))
             case FailureKind.QUOTA:
                 return Verdict(Next.ELSEWHERE, self._quota_cooldown(error, state, now))
             case FailureKind.SERVER:
@@ -90,6 +100,17 @@ class RetryPolicy:
                 # The path is this process's own: no other process need avoid the deployment.
                 state.failures += 1
                 return Verdict(Next.BACK_OFF, avoid_until=now + self.ceiling(state.failures))
+
+    def _scoped_cooldown(self, error: ProviderError, state: DeploymentState, now: float) -> Cooldown | None:
+        """Return the cooldown of what is not the deployment's fault alone, or None.
+
+        What a project lacks is looked for again after some minutes, on each of its keys. What only a feature
+        lacks must not stop requests without it: this one goes elsewhere.
+        """
+        if error.scope is FaultScope.FEATURE:
+            return None
+        seconds = _UNCERTAIN if error.retry_delay is None else max(error.retry_delay, _SHORTEST_REFUSAL)
+        return Cooldown(state.deployment.key_scope, now + seconds, f"project: {error}")
 
     def _quota_cooldown(self, error: ProviderError, state: DeploymentState, now: float) -> Cooldown:
         scope = state.deployment.model_scope

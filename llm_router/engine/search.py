@@ -54,10 +54,10 @@ def further(
         if missing > 0:
             parked = [state for state in parked if state.is_parked and state not in refused]
             parked = parked or _overlooked(order, now, wanted, refused)
-            states += parked[:missing]
+            states += order.arrange(parked[:missing])
         if not states:
             return
-        yield order.arrange(states)
+        yield states
 
 
 def _overlooked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from types import TracebackType
@@ -10,12 +11,22 @@ from typing import Any, Self, Unpack
 import attrs
 
 from llm_router.domain.clock import Clock, sleep
+from llm_router.domain.deployment import plain_model
+from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
-from llm_router.engine.requests import check_request, merge_requests
+from llm_router.engine.requests import (
+    MAX_SECONDS,
+    check_request,
+    check_timeout,
+    check_wait,
+    merge_requests,
+    reject_wish,
+)
 from llm_router.engine.reserving import Lease, Selector
 from llm_router.engine.retry import Next, RetryPolicy
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
@@ -26,7 +37,9 @@ from llm_router.errors import (
     BlockedError,
     DeadlineExceededError,
     EmptyAnswerError,
+    ExtensionError,
     InvalidRequestError,
+    LLMRouterError,
     ProviderError,
     RouterClosedError,
     SendError,
@@ -34,13 +47,16 @@ from llm_router.errors import (
 )
 from llm_router.providers.base import Reply
 
-__all__ = ["UNBOUNDED_TTL", "Sender"]
+__all__ = ["UNBOUNDED_TTL", "Sender", "estimate"]
 
 _GRACE = 60.0
 """Seconds by which a reservation outlives the deadline of its send."""
 
 UNBOUNDED_TTL = 3600.0
 """Seconds after which a reservation expires whose call may take any time."""
+
+_MAX_TTL = 7 * 86_400.0
+"""Longest life of a reservation in seconds, so that no store is given a time it cannot represent."""
 
 _EVERY_PROVIDER: frozenset[str] = frozenset()
 _END = Reply("")
@@ -101,6 +117,7 @@ class Sender:
         """
         send = await self._start(prompt, **options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
+        send.task = None  # each piece may be read by another one
         while send.response is None and (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 while (piece := await attempt.read()) is not None:
@@ -128,6 +145,10 @@ class Sender:
         """Check what is asked for, and find out where to look for a deployment."""
         if self.closed:
             raise RouterClosedError("this router is closed: make a new one")
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop() if task is None else task.get_loop()
+        if loop is not self.deadlines.loop:
+            self.deadlines.adopt(loop)
         if self.preparation.is_due:
             await self.preparation.run()
         request = Request(
@@ -140,27 +161,29 @@ class Sender:
         )
         if isinstance(prompt, Request):
             request = merge_requests(prompt, request)
-        if not request.contents or request.max_output_tokens is not None:
             check_request(request)
-        wait = self.max_wait if max_wait is None else max_wait
-        limit = math.inf if timeout is None else timeout
-        if not (limit > 0 and wait >= 0):  # so that NaN is refused, too
-            raise InvalidRequestError(
-                f"timeout must be above 0 s and max_wait 0 s or more, not {timeout!r} and {max_wait!r}"
-            )
+        elif not prompt or not (max_output_tokens is temperature is config is safety_settings is None):
+            check_request(request)
+        if timeout.__class__ is float and 0 < timeout <= MAX_SECONDS:
+            limit = timeout
+        else:
+            limit = math.inf if timeout is None else check_timeout(timeout)
+        wait = self.max_wait if max_wait is None else check_wait(max_wait)
+        if model_preference is not None and isinstance(model_preference, str):
+            model_preference = plain_model(model_preference)
         try:
             order = self.orders[workload, model_preference, fallback, _EVERY_PROVIDER]
         except TypeError:  # what was given is not hashable
-            raise InvalidRequestError(
-                f"workload and model_preference must be strings, not {workload!r} and {model_preference!r}"
-            ) from None
-        if len(order.upstreams) > 1:
-            order = self.orders[workload, model_preference, fallback, _rejecting(order.upstreams, request)]
+            reject_wish(workload, model_preference, fallback)
+        if len(order.upstreams) == 1:
+            upstream = order.upstreams[0]
+            tokens = {upstream: estimate(upstream, request)}
         else:
-            order.upstreams[0].provider.validate(request)
-        tokens = {upstream: upstream.provider.estimate_tokens(request) for upstream in order.upstreams}
-        ttl = limit + _GRACE if limit < math.inf else UNBOUNDED_TTL
-        return SendState(request, order, tokens, limit, wait, ttl, self.clock.time())
+            tokens = _estimates(order.upstreams, request)
+            rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
+            order = self.orders[workload, model_preference, fallback, rejecting]
+        ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
+        return SendState(request, order, tokens, limit, wait, ttl, self.clock.time(), task)
 
     # --- between attempts -----------------------------------------------------------------------------
 
@@ -237,6 +260,8 @@ class OpenAttempt:
         if outcome is _END or isinstance(outcome, SendError):
             self._finish(self._whole_answer() if outcome is _END else outcome)
             return None
+        if not isinstance(outcome, Reply):
+            raise lease.state.group.upstream.no_reply(outcome, streamed=True)
         lease.mark_dispatched()
         self._outcome = outcome
         self._texts.append(outcome.text)
@@ -251,7 +276,7 @@ class OpenAttempt:
     ) -> None:
         try:
             if self._replies is not None:
-                await self._replies.aclose()
+                await self._lease.state.group.upstream.close(self._replies)
         finally:
             await self._lease.close()
         if exc_type is None:
@@ -266,9 +291,11 @@ class OpenAttempt:
 
         Raises:
             InvalidRequestError: The provider finds that the request cannot be built.
+            ExtensionError: The provider raised an error of its own, or gave None.
         """
         outcome: Reply | SendError | None = None
-        with self._sender.deadlines.limit(seconds):
+        failure: ExtensionError | None = None
+        with self._sender.deadlines.limit(seconds, self._send.task) as limit:
             try:
                 outcome = await answer
             except ProviderError as error:
@@ -278,7 +305,16 @@ class OpenAttempt:
             except InvalidRequestError:
                 self._lease.mark_unsent()
                 raise
+            except LLMRouterError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a bug in the provider, after which quota is settled
+                upstream = self._lease.state.group.upstream
+                failure = upstream.own_error(error, streamed=self._replies is not None)
+        if failure is not None:
+            raise failure  # from here, so that it does not refer to the other one
         if outcome is None:
+            if not limit.expired:
+                raise self._lease.state.group.upstream.no_reply(None, streamed=self._replies is not None)
             self._lease.state.failures += 1
             outcome = DeadlineExceededError(
                 f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
@@ -303,6 +339,8 @@ class OpenAttempt:
             counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
             if counted and counted != estimate * group.correction.factor:
                 group.correction.learn(estimate, counted)
+        elif not isinstance(outcome, SendError):
+            raise self._lease.state.group.upstream.no_reply(outcome, streamed=False)
 
     def _count(self, reply: Reply) -> int:
         """Have the lease settled with the input tokens that ``reply`` reports; return them, 0 if none."""
@@ -346,21 +384,49 @@ class OpenAttempt:
             _fail(send, error, now)
 
 
-def _rejecting(upstreams: tuple[Upstream, ...], request: Request) -> frozenset[str]:
-    """Return the providers that cannot serve a request.
+def estimate(upstream: Upstream, request: Request, *, validate: bool = True) -> int:
+    """Have a provider check a request, and return its estimate of the input tokens, at least 1.
+
+    Raises:
+        InvalidRequestError: The request is wrong.
+        ExtensionError: The provider raised an error of its own, or estimated no number.
+    """
+    failure: ExtensionError
+    method, provider = "validate", upstream.provider
+    try:
+        if validate:
+            provider.validate(request)
+        method = "estimate_tokens"
+        tokens = provider.estimate_tokens(request)
+    except LLMRouterError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+        failure = upstream.failed(method, error)
+    else:
+        if tokens.__class__ is int and 0 < tokens <= MAX_LIMIT:
+            return tokens
+        if 0 <= real(tokens) <= MAX_LIMIT:
+            return math.ceil(tokens) or 1
+        failure = upstream.no_estimate(tokens)
+    raise failure  # from here, so that it does not refer to the other one
+
+
+def _estimates(upstreams: tuple[Upstream, ...], request: Request) -> dict[Upstream, int]:
+    """Return the estimated input tokens of a request on each provider that can serve it.
 
     Raises:
         InvalidRequestError: None of them can.
     """
-    rejecting: dict[str, InvalidRequestError] = {}
+    estimates: dict[Upstream, int] = {}
+    rejections: list[InvalidRequestError] = []
     for upstream in upstreams:
         try:
-            upstream.provider.validate(request)
+            estimates[upstream] = estimate(upstream, request)
         except InvalidRequestError as error:
-            rejecting[upstream.name] = error
-    if len(rejecting) == len(upstreams):
-        raise rejecting[upstreams[0].name]
-    return frozenset(rejecting)
+            rejections.append(error)
+    if not estimates:
+        raise rejections[0]
+    return estimates
 
 
 def _time_left(send: SendState, now: float) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from typing import ClassVar
 
 import attrs
 
 from llm_router.engine.index import DeploymentState, FallbackOrder, ReadyRing
-from llm_router.strategies.base import SelectionStrategy
 
 __all__ = ["ShardedFallbackOrder", "ShardedRing"]
 
@@ -56,13 +56,9 @@ class ShardedRing:
 class ShardedFallbackOrder(FallbackOrder):
     """A fallback order that keeps the deployments of one shard together."""
 
-    def draw(
-        self, strategy: SelectionStrategy, now: float, count: int, skip: Container[DeploymentState] = ()
-    ) -> list[DeploymentState]:
-        """Return up to ``count`` ready deployments that are not in ``skip``, best first."""
-        return self.arrange(super().draw(strategy, now, count, skip))
+    is_sharded: ClassVar[bool] = True
 
-    def arrange(self, states: list[DeploymentState]) -> list[DeploymentState]:
+    def arrange(self, states: Sequence[DeploymentState]) -> Sequence[DeploymentState]:
         """Put those of one shard together where only the remaining share ranks them.
 
         A reserve takes a round trip for each run of candidates of one shard.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
+from collections.abc import Iterator
 
 from llm_router.domain.kinds import FailureKind
 from llm_router.engine.breaker import PATH_FAILURES
@@ -11,6 +13,7 @@ from llm_router.engine.index import FallbackOrder
 from llm_router.engine.search import available_at, soonest
 from llm_router.engine.waiting import Shortage
 from llm_router.errors import ProviderError, QuotaExhaustedError, RefusedCandidate, SendError, StoreError
+from llm_router.stores.base import Refusal
 
 __all__ = ["NAMED_CANDIDATES", "explain_shortage", "retry_after", "store_failure"]
 
@@ -59,7 +62,7 @@ def retry_after(order: FallbackOrder, now: float) -> float | None:
 
 def _candidates(order: FallbackOrder, shortage: Shortage, now: float) -> tuple[RefusedCandidate, ...]:
     asked = {refusal.deployment: refusal for refusal in shortage.refusals}
-    known = [*asked.values()]
+    known = [*asked.values(), *_unreachable(order, now)]
     known += [
         state.refusal
         for state in soonest(order, NAMED_CANDIDATES)
@@ -75,6 +78,16 @@ def _candidates(order: FallbackOrder, shortage: Shortage, now: float) -> tuple[R
         )
         for refusal in first
     )
+
+
+def _unreachable(order: FallbackOrder, now: float) -> Iterator[Refusal]:
+    """Yield a refusal of each ready deployment whose provider cannot be reached."""
+    for group in order.groups:
+        until = group.breaker.open_until
+        if until > now:
+            ready = (state for state in group.states if not state.is_parked)
+            for state in itertools.islice(ready, NAMED_CANDIDATES):
+                yield Refusal(state.deployment, "the provider cannot be reached", until, until)
 
 
 def _seconds_until(moment: float, now: float) -> float | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import attrs
 
 from llm_router.domain.request import Request
@@ -25,6 +28,7 @@ class SendState:
         max_wait: Most seconds to wait for capacity, over all attempts.
         ttl: Seconds after which a reservation expires if this process dies.
         started: Seconds since the epoch.
+        task: The task that waits for the response, if it is one and the same to the end.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
         tried: The deployments they were made on.
@@ -41,6 +45,7 @@ class SendState:
     max_wait: float
     ttl: float
     started: float
+    task: asyncio.Task[Any] | None = None
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)
     tried: set[DeploymentState] = attrs.field(factory=set)

@@ -6,6 +6,8 @@ import asyncio
 import heapq
 import itertools
 import math
+import os
+import threading
 from collections.abc import Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,6 +15,7 @@ from typing import Any, Self, TypeVar
 import anyio
 
 from llm_router.domain.clock import Clock, Timer
+from llm_router.errors import RouterLoopError
 
 __all__ = ["Deadlines", "TimeLimit", "finish"]
 
@@ -31,9 +34,12 @@ class Deadlines:
 
     Args:
         clock: Where time comes from.
+
+    Attributes:
+        loop: The event loop that it works on; None before the first.
     """
 
-    __slots__ = ("_clock", "_due", "_exited", "_heap", "_loop", "_numbers", "_timer")
+    __slots__ = ("_adopting", "_clock", "_due", "_exited", "_heap", "_numbers", "_process", "_timer", "loop")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -42,16 +48,40 @@ class Deadlines:
         self._numbers = itertools.count()
         self._due = math.inf
         self._timer: Timer | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        self._adopting = threading.Lock()
+        self.loop: asyncio.AbstractEventLoop | None = None
 
-    def limit(self, seconds: float) -> TimeLimit:
-        """Return a limit of ``seconds`` from the moment its block is entered."""
-        return TimeLimit(self, seconds)
+    def limit(self, seconds: float, task: asyncio.Task[Any] | None = None) -> TimeLimit:
+        """Return a limit of ``seconds`` from the moment its block is entered, by ``task`` if it is known."""
+        return TimeLimit(self, seconds, task)
+
+    def enter_loop(self) -> None:
+        """Work on the running loop; see :meth:`adopt`."""
+        loop = asyncio.get_running_loop()
+        if loop is not self.loop:
+            self.adopt(loop)
+
+    def adopt(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work on ``loop`` from now on; whatever waited on a closed loop is gone.
+
+        Raises:
+            RouterLoopError: The previous loop is still open, and not one of a parent process.
+        """
+        with self._adopting:  # of two threads, one is first
+            before, process = self.loop, os.getpid()
+            if before is not None and not before.is_closed() and self._process == process:
+                raise RouterLoopError(
+                    "this router works on another event loop, which is still open: give each loop a router "
+                    "of its own, as get_request_router() does, and one store for all (sqlite:// or redis://)"
+                )
+            self._process, self._due, self._heap, self._exited = process, math.inf, [], 0
+            self.loop = loop
 
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""
-        if loop is not self._loop:  # whatever waited on another loop is gone with it
-            self._loop, self._due, self._heap, self._exited = loop, math.inf, [], 0
+        if loop is not self.loop:
+            self.adopt(loop)
         ends = self._clock.time() + limit.seconds
         heapq.heappush(self._heap, (ends, next(self._numbers), limit))
         if ends < self._due:
@@ -107,16 +137,18 @@ class TimeLimit:
 
     __slots__ = ("_cancelling", "_deadlines", "_task", "expired", "is_open", "seconds")
 
-    def __init__(self, deadlines: Deadlines, seconds: float) -> None:
+    def __init__(self, deadlines: Deadlines, seconds: float, task: asyncio.Task[Any] | None = None) -> None:
         self._deadlines = deadlines
-        self._task: asyncio.Task[Any] | None = None
+        self._task = task
         self.seconds = seconds
         self.is_open = False
         self.expired = False
 
     def __enter__(self) -> Self:
-        if self.seconds < math.inf:
-            task = asyncio.current_task()
+        if self.seconds == math.inf:
+            self._task = None
+        else:
+            task = self._task or asyncio.current_task()
             if task is None:
                 raise RuntimeError("a time limit needs a task to cancel")
             self._task = task

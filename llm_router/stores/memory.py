@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock, SystemClock
@@ -58,7 +59,7 @@ class MemoryStore:
 
     No method ever suspends, so each is atomic among the tasks of an event loop. Not for several threads.
     Processes do not see each other's state: use SQLite or Redis where several share keys. A forked child that
-    continues to use its parent's store logs one warning.
+    continues to use its parent's store logs one warning, before it takes anything.
 
     Args:
         clock: The source of time; the machine's clock by default.
@@ -73,6 +74,7 @@ class MemoryStore:
         self._sweep_at = 0
         self._process = os.getpid()
         self._version = 0  # increases whenever a limit changes; one for all, since that is rare
+        _stores.add(self)
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -202,6 +204,10 @@ class MemoryStore:
                 "together may take twice every quota; open sqlite:// or redis:// to share it"
             )
 
+    def after_fork(self) -> None:
+        """Sweep at the next call, which warns before this process takes anything."""
+        self._sweep_at = 0
+
     def _sweep(self, now: int) -> None:
         """Drop cooldowns that have ended, and reservations that have expired, which keep what they took."""
         self._sweep_at = now + _SWEEP_EVERY
@@ -212,3 +218,15 @@ class MemoryStore:
         ended = [key for key, present in self._cooldowns.items() if microseconds(present.until) <= now]
         for scope in ended:
             del self._cooldowns[scope]
+
+
+_stores: WeakSet[MemoryStore] = WeakSet()
+
+
+def _after_fork() -> None:
+    for store in tuple(_stores):
+        store.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

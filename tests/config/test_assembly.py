@@ -145,3 +145,45 @@ def test_odd_ids(project: Project, ids: list[str]) -> None:
     secrets = [deployment.key.secret.reveal() for deployment in deployments]
     assert secrets == [f"secret-{number}" for number in range(len(ids))]
     assert len({deployment.model_scope for deployment in deployments}) == len(ids)
+
+
+def test_one_name_for_a_model(project: Project) -> None:
+    """``models/m`` beside ``m`` on one key is the same deployment twice, wherever it is written."""
+    message = project.write(project.entry(model_name="m"), project.entry(model_name="models/m")).refusal()
+    assert message.startswith("keys[1] (k1): model 'm' is already deployed on this key by keys[0] (k1)")
+    assert (
+        "models[1]: model 'm' is already deployed"
+        in project.write(project.entry(models=["m", {"model_name": "models/m"}])).refusal()
+    )
+
+
+def test_one_quota_for_a_model(project: Project) -> None:
+    """The limits of a project agree for ``m`` and ``models/m``, and either finds the defaults of a model."""
+    one = project.entry("a", project="p", model_name="m")
+    other = project.entry("b", project="p", models=["models/m"])
+    project.write(one | {"rpm": 1}, other | {"rpm": 2})
+    assert "limits of model 'm' in project 'p' are rpm 2, but rpm 1 in keys[0] (a)" in project.refusal()
+    project.write(one, other, models={"models/m": {"rpm": 7}})
+    assert project.quotas() == project.quotas(1) == {"rpm": 7}
+    assert {deployment.model for deployment in project.load().deployments} == {"m"}
+    project.write(project.entry(model_name="models/gemini-1.5-pro"))
+    assert project.quotas() == {"rpm": 2, "tpm": 32000, "rpd": 50}
+
+
+def test_the_defaults_of_a_model_under_two_names(project: Project) -> None:
+    """Defaults for ``m`` and for ``models/m`` contradict each other, and one has to go."""
+    project.write(project.entry(model_name="m"), models={"m": {"rpm": 1}, "models/m": {"rpm": 2}})
+    assert project.refusal() == "models.models/m: is the same model as 'm': keep one, without models/"
+
+
+@pytest.mark.parametrize("name", ["models/", "models/your-model-here"])
+def test_a_placeholder_after_models(project: Project, name: str) -> None:
+    """What comes after models/ must be a name."""
+    assert "is a placeholder" in project.write(project.entry(model_name=name)).refusal()
+    assert "is a placeholder" in project.write(project.entry(), models={name: {"rpm": 1}}).refusal()
+
+
+def test_a_weight_of_hundreds_of_digits(project: Project) -> None:
+    """A number beyond every float is refused and does not end the check."""
+    project.write(project.entry(tags={"weight": 10**400}))
+    assert project.refusal().startswith("keys[0] (k1): tags.weight: must be a number above 0")

@@ -248,3 +248,134 @@ def test_environ_shows_nothing() -> None:
     """The repr of an environment shows no values."""
     environ = Environ({"API_KEY_a": "hunter2"})
     assert (repr(environ), dict(environ)) == ("Environ(1 variables)", {"API_KEY_a": "hunter2"})
+
+
+KEY = "Qx7kZp93LmVt20WsRb81"  # no part of it may be shown
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (f'"{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
+        (f"'{KEY}'", "has a quotation mark at its end: remove the quotation marks"),
+        (f'{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
+        (f"`{KEY}", "has a quotation mark at its end: remove the quotation marks"),
+        (f"“{KEY}”", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY};", "ends with a semicolon or a comma: remove it"),
+        (f"{KEY},", "ends with a semicolon or a comma: remove it"),
+        (f'"{KEY}";', "has a quotation mark at its end: remove the quotation marks"),
+        (f"{KEY},{KEY[::-1]}", "contains a comma or a semicolon: give each key an entry and a variable"),
+        (f"{KEY};{KEY[::-1]};{KEY}", "contains a comma or a semicolon: give each key an entry"),
+        (f"{KEY}, {KEY[::-1]}", "contains spaces, control characters or letters that no API key has"),
+        (f"https://example.com/?key={KEY}", "is a URL: give it the key alone"),
+        (f"redis://:{KEY}@host", "is a URL: give it the key alone"),
+        (f"{NAME}={KEY}", "has a name and = in front of the key: give it the key alone"),
+        (f"GEMINI_API_KEY={KEY}", "has a name and = in front of the key: give it the key alone"),
+        (f"key={KEY}", "has a name and = in front of the key: give it the key alone"),
+        (f"export {NAME}={KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"Bearer {KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY}\n{KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY}\t{KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY}\x1b[0m", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY}\u200b", "contains spaces, control characters or letters that no API key has"),
+        (f"\ufeff{KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"{KEY}\\n", "ends with the text of a line break: remove it"),
+    ],
+)
+def test_a_secret_that_cannot_be_one(bare: Project, value: str, problem: str) -> None:
+    """Loading and checking name the variable and the mistake, and show no character of the value."""
+    bare.env[NAME] = value
+    message = bare.refusal()
+    assert message.startswith(f"keys[0] (gemini-key-01): {NAME} in the environment {problem}")
+    (finding,) = check_settings(bare.path, env=bare.env)
+    assert (finding.level, str(finding)) == ("error", f"{bare.path}: {message}")
+    assert not any(KEY[start : start + 3] in message for start in range(len(KEY) - 2))
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["AIzaSyA-1_b", "AQ.Ab8RN6L", "sk-proj-x_y", "ya29.a0Af/_-~", "abc==", "a+b/c=", "x:y", "{not-a-name"],
+)
+def test_a_secret_that_may_be_one(bare: Project, value: str) -> None:
+    """Whatever its prefix, its alphabet and its padding, what may be a key is one."""
+    bare.env[NAME] = value
+    assert secret(bare) == value
+    assert check_settings(bare.path, env=bare.env) == ()
+
+
+def test_secrets_of_keys_that_are_not_used(project: Project) -> None:
+    """A wrong secret of an inactive key is no problem."""
+    project.write(project.entry("a"), project.entry("b", active=False))
+    project.env["API_KEY_b"] = f'"{KEY}"'
+    assert check_settings(project.path, env=project.env) == ()
+
+
+@pytest.mark.parametrize("line", [f'{NAME}="{KEY}";', f"export {NAME}='{KEY}' '", f'{NAME}="{KEY}'])
+def test_a_line_of_dotenv_that_cannot_be_read(bare: Project, line: str) -> None:
+    """A line that python-dotenv skips is named with its variable, so that it does not seem to be missing."""
+    bare.dotenv.write_text(f"LLM_MAX_RETRIES=5\n{line}\n")
+    message = bare.refusal()
+    assert f"{NAME} is in line 2 of {bare.dotenv}, which cannot be read" in message
+    assert KEY not in message
+
+
+# --- the store ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "LLM_ROUTER_STORE"])
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://host", "no store has the URL scheme 'http'"),
+        ("redis://", "names no host"),
+        ("redis://host:port/0", "a port that is a number"),
+        ("redis://host?nonsense=1", "check its options (nonsense)"),
+        ("redis://host?shards=0", "shards must be a whole number"),
+        ("memory://x", "takes nothing after it"),
+        ("sqlite://state.sqlite3", "names no file"),
+        ("sqlite:////tmp/a?b", "write ? as %3F"),
+        ("unix://", "names no socket"),
+    ],
+)
+def test_a_store_that_cannot_be_opened(project: Project, name: str, url: str, words: str) -> None:
+    """A URL of a store that cannot be used is found when settings are loaded or checked."""
+    message = refuse(project, **{name: url})
+    assert message.startswith(f"{name} in the environment: ")
+    assert words in message
+
+
+def test_a_store_that_is_not_used(project: Project) -> None:
+    """A store that another one, or the caller, takes the place of is not looked at."""
+    project.write().env.update(LLM_ROUTER_STORE="memory://", REDIS_URL="redis://host:port")
+    assert project.load().store_url == "memory://"
+    project.env["LLM_ROUTER_STORE"] = "redis://host:port"
+    assert project.load(store_needed=False).store_url == "redis://host:port"
+
+
+def test_a_file_that_cannot_be_written(project: Project) -> None:
+    """The file of a store must be one that can be made."""
+    message = refuse(project, LLM_ROUTER_STORE=f"sqlite:///{project.path}/state.sqlite3")
+    assert message == (
+        "LLM_ROUTER_STORE in the environment: the file of the store cannot be used: "
+        f"{str(project.path)!r} is not a directory"
+    )
+
+
+def test_a_relative_file_is_a_warning(project: Project) -> None:
+    """A relative path means another file in another directory, which is probably a mistake."""
+    project.write().env["LLM_ROUTER_STORE"] = "sqlite:///state.sqlite3"
+    (finding,) = check_settings(project.path, env=project.env)
+    assert finding.level == "warning"
+    assert "write sqlite:////absolute/path" in finding.message
+    project.env["LLM_ROUTER_STORE"] = f"sqlite:///{project.path.parent}/state.sqlite3"
+    assert check_settings(project.path, env=project.env) == ()
+
+
+def test_a_default_store_that_cannot_be_written(project: Project) -> None:
+    """If no store is named, a check of the default one warns and says what to set."""
+    project.write()
+    default = f"sqlite:///{project.path}/state.sqlite3"
+    (finding,) = check_settings(project.path, env=project.env, default_store=default)
+    assert (finding.level, finding.where) == ("warning", "LLM_ROUTER_STORE")
+    project.env["REDIS_URL"] = "redis://host"
+    assert check_settings(project.path, env=project.env, default_store=default) == ()

@@ -10,6 +10,7 @@ import pytest
 from llm_router import (
     Deployment,
     Key,
+    LeastLoaded,
     MemoryStore,
     Metric,
     ProviderError,
@@ -17,12 +18,15 @@ from llm_router import (
     QuotaExhaustedError,
     Reply,
     Request,
+    RoundRobin,
     Router,
     Secret,
+    SelectionStrategy,
     Usage,
 )
 from llm_router.domain.quota import Demand
-from llm_router.stores.base import Decision
+from llm_router.engine.pool import Pool
+from llm_router.stores.base import Decision, Refusal
 from llm_router.testing import FakeProvider, ManualClock
 
 MakeRouter = Callable[..., Router]
@@ -197,3 +201,85 @@ async def test_a_provider_that_estimates_nothing_loses_no_answer(make_router: Ma
     provider = Zero([Reply("ok", Usage(input_tokens=5))])
     async with make_router([deployment("k")], provider=provider) as router:
         assert (await router.send("x")).text == "ok"
+
+
+class TwoShards(MemoryStore):
+    """A store of two shards: those of the even and the odd keys."""
+
+    shards = 2
+
+    def shard_of(self, deployment: Deployment) -> int:
+        return int(deployment.key.key_id[-1]) % 2
+
+
+async def test_shards_do_not_break_the_fallback_order(make_router: MakeRouter, clock: ManualClock) -> None:
+    """The preferred model is asked on every shard before any other model is."""
+    asked: list[list[str]] = []
+
+    class Noting(TwoShards):
+        async def reserve(
+            self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+        ) -> Decision:
+            asked.append([candidate.model for candidate in candidates])
+            return await super().reserve(reservation_id, candidates, demand, ttl)
+
+    pool = [Deployment(Key(f"k{n}", Secret("s")), model, "light") for n, model in enumerate("MMXX")]
+    async with make_router(pool, store=Noting(clock=clock)) as router:
+        for _ in range(10):
+            assert (await router.send("x", model_preference="M")).model == "M"
+    assert asked == [["M", "M", "X", "X"]] * 10
+
+
+@pytest.mark.parametrize("strategy", [LeastLoaded(), RoundRobin()], ids=repr)
+async def test_every_model_of_a_tier_gets_its_turn(
+    make_router: MakeRouter, strategy: SelectionStrategy
+) -> None:
+    """Where a workload has several models of equal priority, none of them is left unused."""
+    pool = [
+        Deployment(Key(f"k{n}-{model}", Secret("s")), model, "light", quotas=(Quota(Metric.RPM, 100),))
+        for model in "ab"
+        for n in range(9)
+    ]
+    async with make_router(pool, strategy=strategy) as router:
+        models = [(await router.send("x", workload="light")).model for _ in range(400)]
+    assert 150 <= models.count("a") <= 250
+
+
+def test_a_deployment_that_is_parked_again_and_again_has_one_entry(
+    make_pool: Callable[..., Pool], clock: ManualClock
+) -> None:
+    """Roused early and refused again until the same moment, it does not fill the heap."""
+    early, late = deployment("early"), deployment("late")
+    pool = make_pool([early, late])
+    pool.note_refusal(Refusal(early, "rpm", 50.0, 50.0), 0.0)
+    for _ in range(5_000):
+        pool.note_refusal(Refusal(late, "rpd", 100.0, 100.0), 0.0)
+        pool.return_quota(late.model_scope, 0.0)
+    [group] = pool.groups.values()
+    assert len(group.parked) < 200
+
+
+async def test_an_open_breaker_is_the_reason_that_is_given(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+) -> None:
+    """While a provider cannot be reached, every candidate says so."""
+    provider.script(failure("network"), times=3)
+    pool = [deployment(f"k{number}") for number in range(6)]
+    async with make_router(pool, max_retries=2, base_backoff=0.001) as router:
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        assert not task.result().success
+        error = (await router.send("x")).error
+    assert isinstance(error, QuotaExhaustedError)
+    assert "the provider cannot be reached" in str(error)
+    assert len(error.candidates) == 6
+
+
+async def test_a_streamed_turn_may_be_left_by_another_task(make_router: MakeRouter) -> None:
+    """A web server may close a stream elsewhere: the conversation goes on."""
+    async with make_router([deployment("k")]) as router:
+        conversation = router.conversation("a")
+        stream = conversation.stream("two words")
+        await stream.__aenter__()
+        await asyncio.create_task(stream.__aexit__(None, None, None))
+        assert (await asyncio.wait_for(conversation.send("three"), 5)).success

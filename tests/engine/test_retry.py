@@ -14,7 +14,7 @@ from llm_router import Deployment, FailureKind, Metric, ProviderError, Quota, Re
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.pool import Pool
-from llm_router.engine.retry import Next, RetryPolicy
+from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.errors import QuotaViolation
 
 MakeDeployment = Callable[..., Deployment]
@@ -299,3 +299,43 @@ def test_a_daily_refusal_is_doubtful_only_above_five_percent(
     assert (
         cooldown_length(policy, refusal(QuotaViolation(Metric.RPD, None)), daily_state) < HOUR
     ) is is_doubtful
+
+
+def test_a_projects_refusal_is_looked_at_again_after_minutes(
+    policy: RetryPolicy, state: DeploymentState
+) -> None:
+    """A bill that is not paid, or a location, takes the key out for five minutes and not for good."""
+    error = ProviderError("billing is not active", kind="key", code=400, scope="project")
+    verdict = policy.judge(error, state, NOW)
+    assert verdict.next is Next.ELSEWHERE
+    assert verdict.cooldown is not None
+    assert (verdict.cooldown.scope, verdict.cooldown.until) == (state.deployment.key_scope, NOW + 300.0)
+
+
+def test_a_spent_budget_takes_out_every_model_of_the_key(policy: RetryPolicy, state: DeploymentState) -> None:
+    """The limits that such a refusal states are not those of the deployment."""
+    error = ProviderError(
+        "spending limit",
+        kind="quota",
+        code=429,
+        scope="project",
+        retry_delay=90.0,
+        violations=(QuotaViolation(Metric.RPM, 7),),
+    )
+    cooldown = policy.judge(error, state, NOW).cooldown
+    assert cooldown is not None
+    assert (cooldown.scope, cooldown.until) == (state.deployment.key_scope, NOW + 90.0)
+    assert cooldown.learnt == ()
+
+
+def test_a_feature_without_quota_stops_no_other_request(policy: RetryPolicy, state: DeploymentState) -> None:
+    """The request goes elsewhere; the deployment stays in use."""
+    error = ProviderError("grounding", kind="quota", code=429, scope="feature", feature="google_search")
+    assert policy.judge(error, state, NOW) == Verdict(Next.ELSEWHERE)
+
+
+def test_a_forbidden_model_is_tried_again_after_minutes(policy: RetryPolicy, state: DeploymentState) -> None:
+    """A permission may be granted at any time; the key's other models stay."""
+    cooldown = policy.judge(ProviderError("forbidden", kind="model", code=403), state, NOW).cooldown
+    assert cooldown is not None
+    assert (cooldown.scope, cooldown.until) == (state.deployment.model_scope, NOW + 300.0)

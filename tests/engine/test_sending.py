@@ -18,6 +18,7 @@ from llm_router import (
     DeadlineExceededError,
     Demand,
     Deployment,
+    ExtensionError,
     FailureKind,
     InvalidRequestError,
     LeastLoaded,
@@ -325,10 +326,10 @@ async def test_a_retry_may_wait_for_the_cooldown_of_its_own_failure(
 async def test_an_unexpected_error_settles_the_attempt_and_judges_nothing(
     make_sender: MakeSender, make_deployment: MakeDeployment, store: Noting
 ) -> None:
-    """An adapter's bug is raised, the quota is settled, and the deployment is not blamed."""
+    """An adapter's bug is named, the quota is settled, and the deployment is not blamed."""
     deployment = make_deployment(tpm=100)
     sender = make_sender([deployment], {"gemini": FakeProvider([RuntimeError("a bug")])})
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(ExtensionError, match=r"FakeProvider\.generate.*RuntimeError"):
         await sender.send("three words long")
     assert await used(store, deployment) == [1, 3]
     state = state_of(sender, deployment)
@@ -730,9 +731,9 @@ async def test_a_failure_of_one_provider_leads_to_another(
     [
         ({"timeout": math.nan}, "timeout must be above 0 s"),
         ({"timeout": -1.0}, "timeout must be above 0 s"),
-        ({"max_wait": math.nan}, "max_wait 0 s or more"),
-        ({"workload": ["light"]}, "must be strings"),
-        ({"model_preference": {}}, "must be strings"),
+        ({"max_wait": math.nan}, "max_wait must be 0 s or more"),
+        ({"workload": ["light"]}, "workload must be a string"),
+        ({"model_preference": {}}, "model_preference must be a string"),
     ],
 )
 async def test_wrong_arguments_are_raised_before_quota_is_taken(

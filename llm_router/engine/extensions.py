@@ -1,0 +1,89 @@
+"""Errors for user-supplied code that fails: they name the class and the method."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterable, Sequence
+from types import TracebackType
+
+from llm_router.domain.numbers import shown
+from llm_router.errors import ExtensionError, LLMRouterError
+from llm_router.strategies.base import Candidate, SelectionStrategy
+
+__all__ = ["CheckedStrategy", "broken_promise", "own_error"]
+
+_PROMISE = "return candidates that it was given, each once at most"
+
+
+def own_error(extension: object, method: str, error: Exception) -> ExtensionError:
+    """Return the error for an exception that a method must not raise; ``error`` itself is not kept.
+
+    Its text may contain a key, and so may the local variables in its traceback. The new error names only its
+    type and the line of the method.
+    """
+    return ExtensionError(
+        f"{_name(extension)}.{method}() raised {type(error).__name__}{_place(error.__traceback__)}: it must "
+        "not raise errors of its own"
+    )
+
+
+def broken_promise(extension: object, method: str, promise: str, found: object) -> ExtensionError:
+    """Return the error for a method that returned something other than its ``promise``."""
+    if isinstance(found, Coroutine):
+        found.close()  # since it will not be awaited
+    return ExtensionError(f"{_name(extension)}.{method}() must {promise}, not {_kind(found)}")
+
+
+def _name(extension: object) -> str:
+    return type(extension).__name__
+
+
+def _kind(value: object) -> str:
+    return shown(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def _place(traceback: TracebackType | None) -> str:
+    """Return the line of the method itself, which is the first frame outside the engine."""
+    while traceback is not None:
+        module = str(traceback.tb_frame.f_globals.get("__name__"))
+        if not module.startswith("llm_router.engine."):
+            return f" (line {traceback.tb_lineno} of {module})"
+        traceback = traceback.tb_next
+    return ""
+
+
+class CheckedStrategy:
+    """A user's strategy, with its errors translated and its orders checked.
+
+    Args:
+        strategy: The strategy.
+    """
+
+    __slots__ = ("_strategy",)
+
+    def __init__(self, strategy: SelectionStrategy) -> None:
+        self._strategy = strategy
+
+    def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+        """Return the strategy's order of ``candidates``.
+
+        Raises:
+            ExtensionError: The strategy raised an error of its own, or returned something other than
+                candidates that it was given, each at most once.
+        """
+        given = set(map(id, candidates))
+        found: object = None
+        try:
+            found = self._strategy.order(candidates)
+            chosen = list(found) if isinstance(found, Iterable) else None
+        except LLMRouterError:
+            raise
+        except Exception as error:
+            # The error itself is kept: unlike a provider, a strategy is not given any secret.
+            raise own_error(self._strategy, "order", error) from error
+        if chosen is None:
+            raise broken_promise(self._strategy, "order", _PROMISE, found)
+        places = set(map(id, chosen))
+        if len(places) < len(chosen) or not places <= given:
+            strange = next((each for each in chosen if id(each) not in given), chosen[-1])
+            raise broken_promise(self._strategy, "order", _PROMISE, strange)
+        return chosen

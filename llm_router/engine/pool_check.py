@@ -1,0 +1,99 @@
+"""Check what a router is made from: its deployments and its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.quota import Quota
+from llm_router.errors import ConfigError
+
+__all__ = ["check_deployments", "check_numbers"]
+
+_MIN_RATE, _MAX_RATE = 1e-6, 1e9
+_MIN_SHARE = 1e-6
+
+
+def check_deployments(deployments: Sequence[Deployment], workloads: Sequence[str]) -> None:
+    """Check the deployments of a router, one by one and against each other.
+
+    Raises:
+        ConfigError: There are no deployments, or one is wrong, appears twice, or contradicts another.
+    """
+    if not deployments:
+        raise ConfigError("a router needs at least one active deployment: add a key to keys.json")
+    seen: set[tuple[str, str]] = set()
+    first: dict[Scope, Deployment] = {}
+    for deployment in deployments:
+        _check_alone(deployment, workloads)
+        name = (deployment.key.key_id, deployment.model)
+        if name in seen:
+            raise ConfigError(f"deployment {deployment.id!r} is there twice: remove one")
+        seen.add(name)
+        other = first.setdefault(deployment.model_scope, deployment)
+        mine, others = _by_metric(deployment), _by_metric(other)
+        for metric in mine.keys() | others.keys():
+            if mine.get(metric) != others.get(metric):
+                raise ConfigError(
+                    f"deployments {other.id!r} and {deployment.id!r} share the quotas of one project, but "
+                    f"their {metric} differs, {others.get(metric)} and {mine.get(metric)}: state the same"
+                )
+
+
+def _check_alone(deployment: Deployment, workloads: Sequence[str]) -> None:
+    name = f"deployment {deployment.id!r}"
+    if deployment.workload not in workloads:
+        raise ConfigError(
+            f"{name} has workload {deployment.workload!r}: "
+            f"use one of {', '.join(map(repr, workloads))}, or add it to workloads"
+        )
+    if not -math.inf < real(deployment.priority) < math.inf:
+        raise ConfigError(f"{name}: priority must be a number, not {shown(deployment.priority)}")
+    if not 0 <= real(deployment.weight) < math.inf:
+        raise ConfigError(f"{name}: weight must be a number of 0 or more, not {shown(deployment.weight)}")
+    if len(_by_metric(deployment)) < len(deployment.quotas):
+        stated = ", ".join(f"{quota.metric.value} {quota.limit}" for quota in deployment.quotas)
+        raise ConfigError(f"{name} has two quotas of one metric ({stated}): keep one")
+
+
+def _by_metric(deployment: Deployment) -> dict[str, Quota]:
+    return {quota.metric.value: quota for quota in deployment.quotas}
+
+
+def check_numbers(
+    *,
+    max_retries: object,
+    base_backoff: object,
+    max_wait: object,
+    local_share: object,
+    max_requests_per_second: object,
+    history_tokens: Mapping[str, object],
+) -> None:
+    """Check the numbers that a router is given; a bool or a string is not a number.
+
+    Raises:
+        ConfigError: One of them is wrong; the message names it.
+    """
+    _require("max_retries", max_retries, "a whole number of 0 or more", ok=_is_count(max_retries))
+    ok = 0 <= real(base_backoff) < math.inf
+    _require("base_backoff", base_backoff, "a number of seconds, 0 or more", ok=ok)
+    _require("max_wait", max_wait, "a number of seconds, 0 or more", ok=real(max_wait) >= 0)
+    ok = _MIN_SHARE <= real(local_share) <= 1
+    _require("local_share", local_share, f"above 0 (at least {_MIN_SHARE}) and at most 1", ok=ok)
+    ok = max_requests_per_second is None or _MIN_RATE <= real(max_requests_per_second) <= _MAX_RATE
+    rates = f"above 0 (from {_MIN_RATE:g} to {_MAX_RATE:g}), or None for no bound"
+    _require("max_requests_per_second", max_requests_per_second, rates, ok=ok)
+    for workload, tokens in history_tokens.items():
+        name = f"history_tokens[{workload!r}]"
+        _require(name, tokens, "a whole number of 0 or more", ok=_is_count(tokens))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and (whole(value) or 0) >= 0 and not isinstance(value, bool)
+
+
+def _require(name: str, value: object, expected: str, *, ok: bool) -> None:
+    if not ok:
+        raise ConfigError(f"{name} must be {expected}, not {shown(value)}")
