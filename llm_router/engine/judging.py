@@ -51,7 +51,7 @@ class Judge:
         cooldown = verdict.cooldown
         if cooldown is not None:
             if cooldown.is_quarantine and not (state.is_parked and state.wakes_at == math.inf):
-                _log.warning("%s is quarantined until reload: %s", state.deployment.id, cooldown.reason)
+                _log.warning("%s is quarantined: %s", state.deployment.id, cooldown.reason)
             await self._cool_down(cooldown)
         return verdict
 
