@@ -179,7 +179,7 @@ class Selector:
 
 
 class Lease:
-    """Quota taken for one request; whoever gets one must :meth:`close` it.
+    """Quota taken for one request; its holder must :meth:`close` it.
 
     Closing settles the reservation with what :meth:`settle_at` said, at the estimate if the request was sent
     and nothing more is known, or releases it if nothing was sent.
