@@ -301,9 +301,9 @@ class OpenAttempt:
             except ProviderError as error:
                 outcome = error.with_traceback(None)
                 if not error.charged:
-                    self._lease.mark_unsent()
+                    self._mark_unsent()
             except InvalidRequestError:
-                self._lease.mark_unsent()
+                self._mark_unsent()
                 raise
             except LLMRouterError:
                 raise
@@ -320,6 +320,10 @@ class OpenAttempt:
                 f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
             )
         return outcome
+
+    def _mark_unsent(self) -> None:
+        if not self._texts:  # a piece that came shows that the request arrived, whatever the failure says
+            self._lease.mark_unsent()
 
     def _whole_answer(self) -> Reply:
         outcome = self._outcome

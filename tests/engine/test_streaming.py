@@ -150,6 +150,18 @@ async def test_another_key_is_tried_until_the_first_chunk(
     assert len(provider.calls) == stream.response.attempts == 2
 
 
+@pytest.mark.parametrize("error", [failure(charged=False), InvalidRequestError("not this")])
+async def test_a_request_that_was_being_answered_has_used_quota(pools: Pools, error: Exception) -> None:
+    """Whatever a provider says of the failure: pieces do not come of a request that never arrived."""
+    key, store = pools.one(), MemoryStore()
+    router = Router([key], store=store, provider=FakeProvider([["one ", error]]), max_retries=0)
+    async with router, router.stream("x") as stream:
+        assert (await anext(stream)).text == "one "
+        with pytest.raises(type(error)):
+            await anext(stream)
+    assert (await used(store, key))[0] == 1
+
+
 async def test_an_interrupted_answer_is_not_restarted(
     make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
 ) -> None:
