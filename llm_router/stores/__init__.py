@@ -1,4 +1,4 @@
-"""Where the state of quotas lives."""
+"""Stores: where the state of quotas is kept."""
 
 from llm_router.stores.base import (
     Decision,

@@ -11,7 +11,15 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric
 
-__all__ = ["Decision", "DeploymentSnapshot", "QuotaSnapshot", "RateLimitStore", "Refusal", "Sharded"]
+__all__ = [
+    "Decision",
+    "DeploymentSnapshot",
+    "FrontingStore",
+    "QuotaSnapshot",
+    "RateLimitStore",
+    "Refusal",
+    "Sharded",
+]
 
 
 @attrs.frozen
@@ -21,9 +29,9 @@ class Refusal:
     Attributes:
         deployment: The candidate.
         reason: A metric (``"rpm"``, …), or the reason of a cooldown.
-        retry_at: Seconds since the Unix epoch from which this demand fits if nobody else takes quota;
+        retry_at: When this demand will fit if no other caller takes quota, in seconds since the Unix epoch;
             ``math.inf`` for never.
-        wake_at: The same for the smallest possible demand. The candidate is useless to everybody until then.
+        wake_at: The same for the smallest possible demand. Until then no caller can use the candidate.
     """
 
     deployment: Deployment
@@ -34,13 +42,13 @@ class Refusal:
 
 @attrs.define
 class Decision:
-    """What came of a reserve. Built once per request, hence not frozen (which costs three times as much).
+    """The outcome of a reserve. Created once per request, hence not frozen (which costs three times as much).
 
     Attributes:
         deployment: The candidate whose quotas were taken, or None if every candidate was refused.
-        headroom: Share (0 to 1) that remains of its tightest rolling or steady quota after the taking.
-        daily_headroom: The same for its daily quotas. Both are 1 where there is no such quota.
-        refusals: Why the candidates before it (or all of them) were refused, in their order.
+        headroom: The share (0 to 1) that remains of its tightest rolling or steady quota afterwards.
+        daily_headroom: The same for its daily quotas. Both are 1 if there is no such quota.
+        refusals: Why the candidates before it (or all candidates) were refused, in their order.
     """
 
     deployment: Deployment | None
@@ -51,13 +59,13 @@ class Decision:
 
 @attrs.frozen
 class QuotaSnapshot:
-    """One quota at one moment.
+    """One quota at one time.
 
     Attributes:
         metric: What is counted.
         limit: The limit in force, learnt or configured.
-        used: Requests or tokens taken and not come back.
-        resets_at: Seconds since the Unix epoch at which all of it is back if nobody takes more.
+        used: Requests or tokens that were taken and have not come back.
+        resets_at: When all of it will be back if nothing more is taken, in seconds since the Unix epoch.
     """
 
     metric: Metric
@@ -68,12 +76,12 @@ class QuotaSnapshot:
 
 @attrs.frozen
 class DeploymentSnapshot:
-    """One deployment at one moment.
+    """One deployment at one time.
 
     Attributes:
         deployment: The deployment.
-        quotas: Its quotas, in the order of the deployment's own, learnt ones at the end.
-        cooldown: The cooldown that ends last among those that put it aside now, or None.
+        quotas: Its quotas, in the deployment's own order, followed by learnt ones.
+        cooldown: The last to end of the cooldowns that apply to it now, or None.
     """
 
     deployment: Deployment
@@ -83,26 +91,26 @@ class DeploymentSnapshot:
 
 @runtime_checkable
 class RateLimitStore(Protocol):
-    """Keeps quotas, reservations and cooldowns; implement it to keep them elsewhere.
+    """Keeps quotas, reservations and cooldowns. Implement it to keep them somewhere else.
 
     Every store promises:
 
-    * **Atomicity.** A reserve takes all quotas of the first candidate with room, or changes nothing. No
-      window of a rolling quota ever holds more than its limit through reserves, whoever else uses the store.
+    * **Atomicity.** A reserve takes all quotas of the first candidate with room, or changes nothing. Through
+      reserves no window of a rolling quota ever holds more than its limit, whatever else uses the store.
     * **Sharing.** A quota belongs to the (provider, project, model) of a deployment: deployments that agree
-      in these three share it, and must agree in its limits. A limit that has changed since the last run holds
-      at once, with what was taken before kept.
-    * **Idempotence.** The second ``settle`` or ``release`` of a reservation, and one of an unknown id,
-      changes nothing.
-    * **Order.** Calls on one reservation id take effect in the order they were made, *also when an earlier
-      one was cancelled*: whoever cancels a reserve and then releases its id holds nothing afterwards.
+      in these three share it, and must agree in its limits. If a limit has changed since the last run, the
+      new one applies at once, and what was taken before is kept.
+    * **Idempotence.** The second ``settle`` or ``release`` of a reservation changes nothing, nor does one of
+      an unknown id.
+    * **Order.** Calls on one reservation id take effect in the order in which they were made, *even if an
+      earlier one was cancelled*: after a reserve that was cancelled and then released, nothing is taken.
     * **Expiry.** A reservation that is neither settled nor released in time keeps what it took and is
       forgotten: quota that may have been used is never given back.
     * **Bounded state.** Nothing grows with the number of requests served.
 
-    Not promised: fairness between callers (the engine lines them up), and that a snapshot is still true when
-    it is read. Every method may raise :class:`~llm_router.errors.StoreError`, and answers or raises within
-    the store's own timeout.
+    Not promised: fairness between callers (the engine queues them), and that a snapshot is still true when it
+    is read. Every method may raise :class:`~llm_router.errors.StoreError`, and answers or raises within the
+    store's own timeout.
     """
 
     async def reserve(
@@ -113,55 +121,72 @@ class RateLimitStore(Protocol):
         A candidate is refused while one of its scopes cools down, or one of its quotas lacks room.
 
         Args:
-            reservation_id: Made by the caller, never used before.
-            candidates: At most 128 deployments, best first (8 are usual, more where the first refused).
-            demand: What to take. An amount of 0 fits always, a limit of 0 nothing.
+            reservation_id: Chosen by the caller, and never used before.
+            candidates: At most 128 deployments, best first (usually 8, more after the first were refused).
+            demand: What to take. An amount of 0 always fits; nothing else fits a limit of 0.
             ttl: Seconds after which the reservation expires.
         """
         ...
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
-        """Replace the estimate of a reservation by what was really used, at the time it was taken.
+        """Replace the estimate of a reservation by what was used, as of the time it was taken.
 
-        What was used beyond the limit is counted, too: the quota then stays closed for longer.
+        Use beyond the limit counts as well: the quota then stays closed for longer.
         """
         ...
 
     async def release(self, reservation_id: str) -> None:
-        """Give back everything a reservation took: nothing was sent."""
+        """Give back everything a reservation took, because nothing was sent."""
         ...
 
     async def cool_down(self, cooldown: Cooldown) -> None:
-        """Put a scope aside. Of two cooldowns the one that ends later wins; :meth:`Cooldown.lift` ends any.
+        """Refuse a scope until the cooldown ends.
 
-        Limits learnt with it hold for 24 hours, the lowest one of them; each further one renews the time.
-        They only ever lower a configured limit, and add a limit where none is configured. What a learnt
-        limit refuses it refuses at most until it is forgotten.
+        Of two cooldowns of a scope the one that ends later applies; :meth:`Cooldown.lift` ends either.
+
+        The limits learnt with it apply for 24 hours, the lowest one for each metric; learning one again
+        renews the time. They only ever lower a configured limit, and add a limit where none is configured.
+        When a learnt limit is forgotten, nothing is refused because of it any more.
         """
         ...
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state of ``deployments``, in their order, changing nothing."""
+        """Return the state of ``deployments``, in their order, without changing anything."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of what the store holds open. May be called twice."""
+        """Release what the store holds open. May be called twice."""
         ...
 
 
 @runtime_checkable
 class Sharded(Protocol):
-    """What a store may offer besides, if it keeps its deployments in several shards.
+    """What a store also offers if it divides its deployments into shards.
 
-    Deployments of one project lie in one shard. A reserve whose candidates all lie in one shard is one atomic
-    step and one round trip; otherwise each run of candidates of one shard is, in their order.
+    The deployments of one project lie in one shard. A reserve whose candidates all lie in one shard is one
+    atomic step and one round trip; otherwise each run of candidates in the same shard is, in their order.
     """
 
     @property
     def shards(self) -> int:
-        """How many there are; 1 if the store is not divided."""
+        """The number of shards; 1 if the store is not divided."""
         ...
 
     def shard_of(self, deployment: Deployment) -> int:
-        """Return the number of the shard, from 0, that a deployment lies in. Always the same."""
+        """Return the number of the shard of a deployment, from 0. It never changes."""
+        ...
+
+
+@runtime_checkable
+class FrontingStore(Protocol):
+    """What a store also offers if it stands in front of another store and takes over when that fails."""
+
+    @property
+    def behind(self) -> RateLimitStore:
+        """The store behind it."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it has taken over, or None while the store behind it answers."""
         ...

@@ -1,4 +1,4 @@
-"""A store with a plan for the time when it fails."""
+"""What to do while a store fails."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ _log = logging.getLogger("llm_router")
 _T = TypeVar("_T")
 
 StoreFailurePolicy = Literal["closed", "local", "open"]
-"""What to do while the store fails: refuse, go on with a share of every quota, or go on without limits."""
+"""What to do while the store fails: refuse, continue with a share of every quota, or without limits."""
 
 LOCAL_SHARE = 0.25
-"""Share of every quota that a process takes while it is on its own."""
+"""The share of every quota that a process uses while it is on its own."""
 
 _FIRST_PROBE, _LAST_PROBE = 1.0, 30.0
 _CARRY_TTL = 60.0
 
 
 class FailoverStore:
-    """Stands before a store and takes over when it fails.
+    """Stands in front of a store and takes over when it fails.
 
-    When the store behind it does not answer, the policy decides: ``closed`` raises, ``open`` grants
-    everything, ``local`` goes on with a store of this process that holds a share of every quota. While it
-    is on its own it asks the store again after 1 s, 2 s, 4 s, … up to every 30 s, in the background, so that
-    no caller waits for it. When the store answers, it returns to it, and tells it what was spent and which
-    cooldowns were found meanwhile. Each change of state is logged once.
+    If the store behind it does not answer, the policy decides: ``closed`` raises, ``open`` grants everything,
+    ``local`` continues with a store of this process that holds a share of every quota. While this process is
+    on its own, it tries the store again after 1 s, 2 s, 4 s, … up to every 30 s, in the background, so that
+    no caller waits for it. When the store answers, it returns to it, and reports what was spent and which
+    cooldowns began meanwhile. Each change of state is logged once.
 
     Args:
         store: The store behind it.
         local: The store of this process, for ``local``.
         policy: What to do while the store fails.
-        local_share: Share of every quota for ``local``, above 0 and at most 1.
-        owns_store: Whether closing this closes the store behind it.
-        clock: Where time comes from; the machine's by default.
+        local_share: The share of every quota for ``local``, above 0 and at most 1.
+        owns_store: Whether closing this store closes the store behind it.
+        clock: The source of time; the machine's clock by default.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class FailoverStore:
         if policy not in ("closed", "local", "open"):
             raise ConfigError(f"on_store_failure must be 'closed', 'local' or 'open', not {policy!r}")
         if not 0 < local_share <= 1:
-            raise ConfigError(f"local_share must lie above 0 and at most at 1, not {local_share!r}")
+            raise ConfigError(f"local_share must be above 0 and at most 1, not {local_share!r}")
         self.behind = store
         """The store behind it."""
         self.trouble: str | None = None
@@ -77,9 +77,10 @@ class FailoverStore:
         self._probe_at = 0.0
         self._probe: asyncio.Task[None] | None = None
         self._shares: dict[str, tuple[Deployment, Deployment]] = {}
-        self._held: dict[str, tuple[Deployment, Demand]] = {}  # granted here, not yet settled
+        self._local_reservations: dict[str, Deployment] = {}  # granted here, not yet settled
+        # What to report to the store behind when it answers again:
         self._spent: dict[Deployment, Demand] = {}
-        self._found: list[Cooldown] = []
+        self._cooldowns: list[Cooldown] = []
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -95,11 +96,10 @@ class FailoverStore:
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle where the reservation was made; see :class:`RateLimitStore`."""
-        held = self._held.pop(reservation_id, None)
-        if held is None:
+        deployment = self._local_reservations.pop(reservation_id, None)
+        if deployment is None:
             await self._pass_on(lambda: self.behind.settle(reservation_id, used))
             return
-        deployment, _ = held
         await self._local.settle(reservation_id, used)
         if self.trouble is None:
             await self._pass_on(lambda: self._carry(deployment, used))
@@ -108,20 +108,22 @@ class FailoverStore:
 
     async def release(self, reservation_id: str) -> None:
         """Release where the reservation was made; see :class:`RateLimitStore`."""
-        if self._held.pop(reservation_id, None) is not None:
+        if self._local_reservations.pop(reservation_id, None) is not None:
             await self._local.release(reservation_id)
         else:
             await self._pass_on(lambda: self.behind.release(reservation_id))
 
     async def cool_down(self, cooldown: Cooldown) -> None:
-        """Put a scope aside, here and in the store; see :class:`RateLimitStore`."""
+        """Cool a scope down, here and in the store; see :class:`RateLimitStore`."""
         await self._local.cool_down(cooldown)
         if self.trouble is not None or not await self._pass_on(lambda: self.behind.cool_down(cooldown)):
-            self._found = [c for c in self._found if c.scope != cooldown.scope or c.until > cooldown.until]
-            self._found.append(cooldown)
+            self._cooldowns = [
+                c for c in self._cooldowns if c.scope != cooldown.scope or c.until > cooldown.until
+            ]
+            self._cooldowns.append(cooldown)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state that decides now; see :class:`RateLimitStore`."""
+        """Return the state that is decisive now; see :class:`RateLimitStore`."""
         if self.trouble is None:
             try:
                 return await self.behind.snapshot(deployments)
@@ -134,7 +136,7 @@ class FailoverStore:
         return [attrs.evolve(s, deployment=d) for s, d in zip(shares, deployments, strict=True)]
 
     async def aclose(self) -> None:
-        """Close what it holds open."""
+        """Release what this store holds open."""
         if self._probe is not None:
             self._probe.cancel()
             await asyncio.gather(self._probe, return_exceptions=True)
@@ -145,11 +147,11 @@ class FailoverStore:
 
     @property
     def shards(self) -> int:
-        """How many shards the store behind it has; see :class:`Sharded`."""
+        """The number of shards of the store behind it; see :class:`Sharded`."""
         return 1 if self._sharded is None else self._sharded.shards
 
     def shard_of(self, deployment: Deployment) -> int:
-        """Return the shard of the store behind it; see :class:`Sharded`."""
+        """Return the shard in the store behind it; see :class:`Sharded`."""
         return 0 if self._sharded is None else self._sharded.shard_of(deployment)
 
     def __repr__(self) -> str:
@@ -164,14 +166,14 @@ class FailoverStore:
         if self._policy == "closed":
             raise self._refusal()
         if self._policy == "open":
-            self._held[reservation_id] = (candidates[0], demand)
+            self._local_reservations[reservation_id] = candidates[0]
             return Decision(candidates[0])
         shares = {self._share_of(deployment): deployment for deployment in candidates}
         decision = await self._local.reserve(reservation_id, list(shares), demand, ttl)
         decision.refusals = tuple(attrs.evolve(r, deployment=shares[r.deployment]) for r in decision.refusals)
         if decision.deployment is not None:
             decision.deployment = shares[decision.deployment]
-            self._held[reservation_id] = (decision.deployment, demand)
+            self._local_reservations[reservation_id] = decision.deployment
         return decision
 
     def _share_of(self, deployment: Deployment) -> Deployment:
@@ -191,7 +193,7 @@ class FailoverStore:
     # --- failing and returning ------------------------------------------------------------------------
 
     async def _pass_on(self, call: Callable[[], Awaitable[_T]]) -> bool:
-        """Make a call that needs no answer; tell whether the store took it."""
+        """Make a call that needs no answer; return whether the store accepted it."""
         if self.trouble is not None:
             return False
         try:
@@ -206,7 +208,7 @@ class FailoverStore:
             self.trouble = str(error)
             self._delay = _FIRST_PROBE
             self._probe_at = self._clock.time() + self._delay
-            _log.warning("the store fails, going on %s: %s", _MEANING[self._policy], error)
+            _log.warning("the store fails, going on %s: %s", _CONSEQUENCES[self._policy], error)
 
     def _probe_if_due(self) -> None:
         idle = self._probe is None or self._probe.done()
@@ -214,7 +216,7 @@ class FailoverStore:
             self._probe = asyncio.get_running_loop().create_task(self._return())
 
     async def _return(self) -> None:
-        """Ask whether the store answers again; if so, tell it what it missed."""
+        """Check whether the store answers again; if so, report to it what it missed."""
         try:
             await self._catch_up()
         except StoreError:
@@ -226,28 +228,28 @@ class FailoverStore:
 
     async def _catch_up(self) -> None:
         await self.behind.snapshot([])
-        while self._found:
-            await self.behind.cool_down(self._found[0])
-            del self._found[0]
+        while self._cooldowns:
+            await self.behind.cool_down(self._cooldowns[0])
+            del self._cooldowns[0]
         while self._spent:
             deployment = next(iter(self._spent))
             await self._carry(deployment, self._spent[deployment])
             del self._spent[deployment]
 
     async def _carry(self, deployment: Deployment, used: Demand) -> None:
-        """Tell the store what was spent, counted from now on, which is late but never early.
+        """Report to the store what was spent, counted from now on, which is late but never early.
 
-        A settle counts beyond the limit, a reserve does not: so reserve the least and settle the whole. If
-        even the least is refused the quota is spent anyway.
+        A settle may exceed the limit, a reserve may not: so reserve the minimum and settle the full amount.
+        If even the minimum is refused, the quota is spent anyway.
         """
         reservation_id = f"carried-{id(self):x}-{deployment.id}-{self._clock.time()}"
-        least = Demand(min(used.requests, 1), min(used.tokens, 1))
-        decision = await self.behind.reserve(reservation_id, [deployment], least, _CARRY_TTL)
+        minimum = Demand(min(used.requests, 1), min(used.tokens, 1))
+        decision = await self.behind.reserve(reservation_id, [deployment], minimum, _CARRY_TTL)
         if decision.deployment is not None:
             await self.behind.settle(reservation_id, used)
 
 
-_MEANING = {
+_CONSEQUENCES = {
     "closed": "by refusing every request",
     "local": "with this process's share of every quota",
     "open": "without limits",
@@ -255,7 +257,7 @@ _MEANING = {
 
 
 def _share(quota: Quota, share: float) -> Quota:
-    """Return ``quota`` cut to a share; less than one request a window becomes one in a longer window."""
+    """Return a share of ``quota``; less than one request per window becomes one in a longer window."""
     limit = quota.limit * share
     if limit >= 1 or quota.limit == 0:
         whole = int(limit)

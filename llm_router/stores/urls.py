@@ -1,4 +1,4 @@
-"""Opening a store by its URL."""
+"""Opens a store by its URL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_router.stores.memory import MemoryStore
 
 __all__ = ["default_store_url", "open_store"]
 
-# The adapters are imported when they are opened: sqlite3 and redis are not for everybody.
+# The adapters are imported when they are opened, since few programs need both sqlite3 and redis.
 
 
 def _memory(_url: str, clock: Clock | None) -> RateLimitStore:
@@ -47,21 +47,21 @@ _SCHEMES: dict[str, Callable[[str, Clock | None], RateLimitStore]] = {
 
 
 def open_store(url: str, *, clock: Clock | None = None) -> RateLimitStore:
-    """Open the store that ``url`` names; nothing is connected to before its first use.
+    """Open the store that ``url`` names. It connects when it is first used.
 
     Args:
         url: ``memory://``, ``sqlite:///relative/path``, ``sqlite:////absolute/path``,
             ``redis://[user:password@]host[:port][/database]``, ``rediss://…`` (TLS), ``redis+cluster://…``,
-            ``rediss+cluster://…`` or ``unix:///path/of/the/socket``; Redis perhaps with ``?shards=n``.
-        clock: Where time comes from; the store's own choice by default (Redis: its server's).
+            ``rediss+cluster://…`` or ``unix:///path/of/the/socket``; for Redis also with ``?shards=n``.
+        clock: The source of time; by default the store's own choice (Redis: the clock of its server).
 
     Raises:
-        ConfigError: The URL is of no known scheme, or not complete.
+        ConfigError: The scheme of the URL is unknown, or the URL is incomplete.
     """
     scheme = urlsplit(url).scheme
     opener = _SCHEMES.get(scheme)
     if opener is None:
-        # The URL itself may hold a password: only its scheme is shown.
+        # Only the scheme is shown, since the URL may hold a password.
         raise ConfigError(
             f"no store has the URL scheme {scheme!r}: use one of "
             f"{', '.join(f'{known}://' for known in sorted(_SCHEMES))}"
@@ -70,7 +70,7 @@ def open_store(url: str, *, clock: Clock | None = None) -> RateLimitStore:
 
 
 def default_store_url() -> str:
-    """Return the URL of the file in which the programs of this user share their quotas."""
+    """Return the URL of the file in which all programs of this user share their quotas."""
     import platformdirs  # noqa: PLC0415
 
     folder = platformdirs.user_state_path("llm_router")

@@ -101,10 +101,10 @@ async def sqlite_backend(tmp_path: Path) -> AsyncIterator[Backend]:
 
 
 def _load(name: str) -> ModuleType:
-    """Import a module that lies beside this one: the tests are no package."""
-    spec = importlib.util.spec_from_file_location(
-        f"llm_router_tests_{name}", Path(__file__).with_name(f"{name}.py")
-    )
+    """Import a module or package that lies beside this file; the tests themselves are not a package."""
+    path = Path(__file__).with_name(name)
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    spec = importlib.util.spec_from_file_location(f"llm_router_tests_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -113,6 +113,7 @@ def _load(name: str) -> ModuleType:
 
 
 redis_servers = _load("servers")
+_load("store_model")  # the test modules import it by its name, llm_router_tests_store_model
 
 BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
     "memory": memory_backend,

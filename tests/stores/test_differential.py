@@ -5,10 +5,10 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from hypothesis import HealthCheck, given, settings
+from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.stores import Decision
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.store_model import Player, plays, worlds
 
 
 def _assert_same_decision(one: Decision, other: Decision) -> None:

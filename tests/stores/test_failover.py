@@ -1,4 +1,4 @@
-"""What happens while a store fails, and when it comes back."""
+"""What happens while a store fails, and when it answers again."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from llm_router import ConfigError, Cooldown, Demand, MemoryStore, StoreUnavailableError
+from llm_router.stores.base import FrontingStore
 from llm_router.stores.failover import FailoverStore
 
 
@@ -58,20 +59,31 @@ async def grants(store, deployment, count, tag="r"):
 
 async def recover(store, clock, seconds=60):
     clock.shift(seconds)
-    await store.snapshot([])  # any call finds that it is time to ask again
+    await store.snapshot([])  # any call notices that a probe is due
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 async def test_a_healthy_store_is_all_there_is(make, behind, pools):
-    """While the store answers nothing else is asked, and its whole quota counts."""
+    """While the store answers, nothing else is used, and its whole quota counts."""
     store, deployment = make(), pools.one(rpm=8)
     assert await grants(store, deployment, 10) == 8
     assert store.trouble is None
 
 
+async def test_it_is_a_fronting_store(make, behind, pools):
+    """It shows the store behind it, and why it has taken over; other stores are not fronting stores."""
+    store = make()
+    assert isinstance(store, FrontingStore)
+    assert not isinstance(behind, FrontingStore)
+    assert (store.behind, store.trouble) == (behind, None)
+    behind.down = True
+    await grants(store, pools.one(), 1)
+    assert store.trouble == "no answer within 2 s"
+
+
 async def test_local_takes_its_share_of_every_quota(make, behind, pools):
-    """On its own, a process grants a quarter of the limit, and names the real deployment."""
+    """On its own, a process grants a quarter of the limit, and names the actual deployment."""
     store, deployment = make(), pools.one(rpm=20)
     behind.down = True
     assert await grants(store, deployment, 10) == 5
@@ -81,7 +93,7 @@ async def test_local_takes_its_share_of_every_quota(make, behind, pools):
 
 @pytest.mark.parametrize(("limit", "minutes"), [(2, 2), (1, 4)])
 async def test_a_share_below_one_is_one_in_a_longer_window(make, behind, pools, clock, limit, minutes):
-    """A quarter of 2 a minute is 1 in two minutes: four processes together keep the limit."""
+    """A quarter of 2 per minute is 1 in two minutes: four processes together keep within the limit."""
     store, deployment = make(), pools.one(rpm=limit)
     behind.down = True
     assert await grants(store, deployment, 3, "a") == 1
@@ -92,7 +104,7 @@ async def test_a_share_below_one_is_one_in_a_longer_window(make, behind, pools, 
 
 
 async def test_closed_refuses_at_once(make, behind, pools, clock):
-    """After the first failure nobody waits for the store: it is asked in the background only."""
+    """After the first failure no caller waits for the store: it is only tried in the background."""
     store, deployment = make("closed"), pools.one()
     behind.down = True
     for _ in range(5):
@@ -110,7 +122,7 @@ async def test_open_grants_everything(make, behind, pools):
 
 @pytest.mark.parametrize("policy", ["local", "open"])
 async def test_it_returns_by_itself_and_carries_over_what_it_spent(make, behind, pools, clock, policy):
-    """When the store answers again it learns what was spent meanwhile."""
+    """When the store answers again, it is told what was spent meanwhile."""
     store, deployment = make(policy), pools.one(rpm=20, tpm=100_000)
     behind.down = True
     assert await grants(store, deployment, 4) == 4
@@ -124,8 +136,8 @@ async def test_it_returns_by_itself_and_carries_over_what_it_spent(make, behind,
     assert await grants(store, deployment, 30, "after") == 16
 
 
-async def test_what_is_in_flight_when_it_returns_is_carried_on_settling(make, behind, pools, clock):
-    """A reservation made here is settled here, and told to the store."""
+async def test_what_is_in_flight_when_it_returns_is_carried_over_on_settling(make, behind, pools, clock):
+    """A reservation made here is settled here, and reported to the store."""
     store, deployment = make(), pools.one(rpm=20)
     behind.down = True
     await grants(store, deployment, 1)
@@ -146,8 +158,8 @@ async def test_releases_carry_nothing(make, behind, pools, clock):
     assert (await behind.snapshot([deployment]))[0].quotas[0].used == 0
 
 
-async def test_cooldowns_found_meanwhile_are_shared_afterwards(make, behind, pools, clock):
-    """A key that died during the outage is known to everybody after it."""
+async def test_cooldowns_that_began_meanwhile_are_shared_afterwards(make, behind, pools, clock):
+    """A key that died during the outage is known to all processes afterwards."""
     store, deployment = make(), pools.one()
     behind.down = True
     await grants(store, deployment, 1)
@@ -159,7 +171,7 @@ async def test_cooldowns_found_meanwhile_are_shared_afterwards(make, behind, poo
 
 
 async def test_one_log_line_per_change_of_state(make, behind, pools, clock, caplog):
-    """However many calls fail, the log has one line for going and one for returning."""
+    """However many calls fail, the log has one line for taking over and one for returning."""
     store, deployment = make(), pools.one(rpm=None)
     behind.down = True
     await grants(store, deployment, 200)
@@ -175,7 +187,7 @@ async def test_one_log_line_per_change_of_state(make, behind, pools, clock, capl
 
 
 async def test_probes_are_rare_and_in_the_background(make, behind, pools, clock):
-    """In 10 minutes a dead store is asked some twenty times, however many calls are made."""
+    """In 10 minutes a dead store is tried about twenty times, however many calls are made."""
     store, deployment = make(), pools.one(rpm=None)
     behind.down = True
     for number in range(600):
@@ -185,8 +197,8 @@ async def test_probes_are_rare_and_in_the_background(make, behind, pools, clock)
     assert behind.calls < 40
 
 
-async def test_nothing_is_held_for_ever(make, behind, pools, clock):
-    """After an outage no reservation and no debt is left behind."""
+async def test_nothing_is_kept_for_ever(make, behind, pools, clock):
+    """After an outage no reservation and nothing to report is left behind."""
     store, deployment = make(), pools.one(rpm=None)
     behind.down = True
     await grants(store, deployment, 50)
@@ -194,12 +206,12 @@ async def test_nothing_is_held_for_ever(make, behind, pools, clock):
         await store.settle(f"r{number}", Demand(1, 1))
     behind.down = False
     await recover(store, clock)
-    assert (store._held, store._spent, store._found) == ({}, {}, [])
+    assert (store._local_reservations, store._spent, store._cooldowns) == ({}, {}, [])
     await store.aclose()
 
 
 def test_wrong_policies_are_refused(make):
-    """A misspelt policy or share is told at once."""
+    """A misspelt policy or a wrong share is reported at once."""
     with pytest.raises(ConfigError, match="on_store_failure"):
         make("shut")
     with pytest.raises(ConfigError, match="local_share"):

@@ -7,6 +7,7 @@ import logging
 import os
 
 from hypothesis import HealthCheck, given, settings
+from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
@@ -14,7 +15,6 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores import MemoryStore
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.store_model import Player, plays, worlds
 
 
 def _deployment(*quotas: Quota, key: str = "key") -> Deployment:
@@ -119,7 +119,7 @@ async def test_ten_thousand_deployments_keep_every_limit():
 
 async def test_a_router_that_is_reloaded_leaves_no_deployments_behind(monkeypatch):
     """New deployment objects for the same keys share the old counts, and the old objects are let go of."""
-    monkeypatch.setattr("llm_router.stores.memory._MOST_SHELVES", 100)
+    monkeypatch.setattr("llm_router.stores.memory._MAX_QUOTA_SETS", 100)
     store = MemoryStore(clock=ManualClock())
     for reload in range(50):
         everyone = [_deployment(Quota(Metric.RPM, 50), key=f"key-{n}") for n in range(10)]
@@ -128,7 +128,7 @@ async def test_a_router_that_is_reloaded_leaves_no_deployments_behind(monkeypatc
             assert decision.deployment is limited
     [snapshot] = await store.snapshot([_deployment(Quota(Metric.RPM, 50), key="key-0")])
     assert snapshot.quotas[0].used == 50
-    assert len(store._shelves) <= 100
+    assert len(store._quota_sets) <= 100
 
 
 async def test_ended_cooldowns_are_forgotten():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hypothesis import HealthCheck, given, settings
+from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.testing.clock import ManualClock
-from llm_router.testing.store_model import Player, plays, worlds
 
 
 @settings(

@@ -1,4 +1,4 @@
-"""What every kind of ledger does."""
+"""The protocol that every kind of ledger implements."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ __all__ = ["Ledger"]
 
 
 class Ledger(Protocol):
-    """One quota's book. ``amount`` is in requests or tokens, ``now`` and every moment in microseconds.
+    """What is taken from one quota. Amounts are in requests or tokens, times in microseconds.
 
-    A taking is named by a *mark*, a plain integer that means the same to a ledger loaded elsewhere. The mark
-    of an amount of 0, which takes nothing, is asked for by ``take(0, now)``: what was used may be more.
+    A taking is identified by its *mark*, a plain integer that is also valid in a ledger that loads the state
+    of this one. An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
     """
 
     limit: int
     """Requests or tokens per window."""
 
     capacity: int
-    """The most that can be taken at once: the limit, but for a steady ledger."""
+    """The most that can be taken at once: the limit, except for a steady ledger."""
 
     @property
     def taken(self) -> int:
-        """What is used, told without work: exact right after a ``take``, later rather too much.
+        """What is used, without computing anything: exact right after a ``take``, too high later.
 
-        So where ``taken + amount <= capacity``, the amount fits, and ``room_at`` need not be asked.
+        So where ``taken + amount <= capacity``, the amount fits, and ``room_at`` need not be called.
         """
         ...
 
     def room_at(self, amount: int, now: int) -> int:
-        """Return ``now`` if ``amount`` fits, else the moment it will if nobody takes more, or NEVER."""
+        """Return ``now`` if ``amount`` fits, else when it will if nothing more is taken, or NEVER."""
         ...
 
     def take(self, amount: int, now: int) -> int:
@@ -40,30 +40,30 @@ class Ledger(Protocol):
         ...
 
     def correct(self, mark: int, change: int, now: int) -> None:
-        """Change what was taken at ``mark`` by ``change``, as if it had been taken so.
+        """Change what was taken at ``mark`` by ``change``, as if it had been taken that way.
 
-        Nothing ever falls below zero, and a mark that is of no consequence any more changes nothing.
+        Nothing ever falls below zero, and a mark that no longer matters changes nothing.
         """
         ...
 
     def used(self, now: int) -> int:
-        """Return what is taken and has not come back; more than the limit after a correction upwards."""
+        """Return what is taken and has not come back; more than the limit after an upward correction."""
         ...
 
     def resets_at(self, now: int) -> int:
-        """Return when all of it is back if nobody takes more; ``now`` when nothing is taken."""
+        """Return when all of it is back if nothing more is taken; ``now`` if nothing is taken."""
         ...
 
     def configure(self, quota: Quota, limit: int) -> None:
-        """Go on under other limits, keeping what is taken."""
+        """Continue under other limits, keeping what is taken."""
         ...
 
     def dump(self) -> Sequence[float]:
-        """Return the state as plain numbers (integers but for a steady debt), for :meth:`load`."""
+        """Return the state as plain numbers (integers except for a steady debt), for :meth:`load`."""
         ...
 
     def load(self, state: Sequence[float]) -> None:
-        """Take over the state that a ledger of the same kind dumped.
+        """Replace the state with one that a ledger of the same kind dumped.
 
         Raises:
             ValueError, OverflowError: The state makes no sense.

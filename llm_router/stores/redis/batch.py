@@ -1,4 +1,8 @@
-"""Batching: the operations of one event loop travel together, one script call at a time."""
+"""Batching: the operations of one event loop travel together, one script call at a time.
+
+It buys throughput: 64 reserves in flight reach 53,700 a second, while separate calls of an empty script reach
+14,800 (benchmarks/README.md, "redis, 10 keys, 64 in flight").
+"""
 
 from __future__ import annotations
 
@@ -9,36 +13,37 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import attrs
+from redis.exceptions import RedisError
 
 from llm_router.domain.clock import Clock
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+from llm_router.stores.redis.deadline import Deadline
 from llm_router.stores.redis.errors import explain, is_timeout
-from llm_router.stores.redis.patience import Patience
 from llm_router.stores.redis.scripts import Client, Script
 from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot, decode
 
 __all__ = ["Batcher", "Server"]
 
-_MOST = 512
-"""Operations in one script call: a few milliseconds of a server that does nothing else meanwhile."""
+_MAX_OPERATIONS = 512
+"""Operations in one script call: a few milliseconds during which the server does nothing else."""
 
-_USUAL = 8
-"""Candidates of a reserve; one with more of them counts for more."""
+_USUAL_CANDIDATES = 8
+"""Candidates of a reserve; one with more of them counts as several operations."""
 
 _TRIES = 3
-"""How often a batch is sent when the server's clock turns out to be another than thought."""
+"""How often a batch is sent if the server's clock turns out to differ from what was assumed."""
 
 
 @attrs.define
 class Server:
-    """A server as one store knows it, whatever loop speaks to it.
+    """A server as one store knows it, shared by all event loops that talk to it.
 
     Attributes:
-        address: How to name it in messages; without credentials.
-        timeout: Seconds that a caller waits for an answer, at most.
+        address: What to call it in messages; without credentials.
+        timeout: The most seconds that a caller waits for an answer.
         script: What to run there.
         encoder: Makes the messages.
-        clock: Where time comes from; None for the server's own.
+        clock: The source of time; None for the server's own clock.
         ahead: Microseconds by which its clock is ahead of this machine's; None before its first reply.
     """
 
@@ -50,33 +55,33 @@ class Server:
     ahead: int | None = None
 
     def now(self) -> tuple[int, int]:
-        """Return what time it is there, as far as is known, and what to tell it (0 to leave it to it)."""
+        """Return the server's time as far as it is known, and the time to send (0: the server decides)."""
         if self.clock is not None:
             now = round(self.clock.time() * 1e6)
             return now, now
         return round(time.time() * 1e6) + (self.ahead or 0), 0
 
     def set_now(self, now: int, sent: int) -> None:
-        """Take note of what time it was there between ``sent`` and now.
+        """Record that the server's clock showed ``now`` at some time between ``sent`` and this call.
 
-        As long as the two clocks may agree they are taken to: the time that a reply takes moves nothing.
+        As long as the clocks may agree, they are taken to agree: the duration of a reply changes nothing.
         """
         earliest, latest = now - round(time.time() * 1e6), now - sent
         self.ahead = min(max(self.ahead or 0, earliest), latest)
 
 
 class Batcher:
-    """Sends what the tasks of one event loop ask for.
+    """Sends the operations of the tasks of one event loop.
 
-    Operations take effect in the order in which they were added, but for reserves whose caller was cancelled
-    before they were sent: these are dropped. Everything that waits while a call is under way goes into the
+    Operations take effect in the order in which they were added, except that a reserve is dropped if its
+    caller was cancelled before it was sent. Everything that waits while a call is under way goes into the
     next one.
 
-    A call that got no answer in time takes no effect later: the server is told until when it may begin.
+    A call that got no answer in time takes no effect later: the message says how late the server may begin.
 
     Args:
         client: Used by this loop only, and closed with it.
-        server: What the client speaks to.
+        server: What the client is connected to.
         owned: Whether to close the client.
     """
 
@@ -91,7 +96,7 @@ class Batcher:
         self._keeper: AsyncGenerator[None, None] | None = None
 
     def add(self, operation: Operation) -> None:
-        """Have ``operation`` sent; its future gets the result, or a :class:`StoreError`."""
+        """Queue ``operation``; its future gets the result, or a :class:`StoreError`."""
         if not self._queue:
             self._since = self._loop.time()
         self._queue.append(operation)
@@ -99,7 +104,7 @@ class Batcher:
             self._task = self._loop.create_task(self._send_all())
 
     async def aclose(self) -> None:
-        """Wait for what is under way, and close the connections."""
+        """Wait for the operations under way, and close the connections."""
         if self._task is not None:
             await asyncio.wait([self._task])
         keeper, self._keeper = self._keeper, None
@@ -107,26 +112,26 @@ class Batcher:
             await keeper.aclose()
 
     async def _keep(self) -> AsyncGenerator[None, None]:
-        # The loop closes its asynchronous generators when it shuts down: a store that was not closed then
-        # lets go of this loop's connections, instead of leaving them to the garbage collector.
+        # An event loop closes its asynchronous generators when it shuts down. So a store that was not closed
+        # releases the connections of this loop then, instead of leaving them to the garbage collector.
         try:
             yield
         finally:
             try:
                 async with asyncio.timeout(self._server.timeout):
                     await self._client.aclose()
-            except (OSError, TimeoutError):
-                pass  # closing is all that was wanted
+            except (OSError, TimeoutError, RedisError):
+                pass  # the connection is closed in any case
 
     async def _send_all(self) -> None:
         try:
             if self._keeper is None and self._owned:
                 self._keeper = self._keep()
                 await anext(self._keeper)
-            self._since = self._loop.time()  # if the loop stood still since then, nobody else is to blame
+            self._since = self._loop.time()  # the server is not to blame if the loop was blocked since
             while self._queue:
                 await self._send()
-                # Those whom the answers woke come first: what they ask next shares the next call.
+                # Let the callers that got their answers run first: their next operations join the next call.
                 await asyncio.sleep(0)
         finally:
             self._task = None
@@ -139,12 +144,12 @@ class Batcher:
         batch: list[Operation] = []
         size = 0
         queue = self._queue
-        while queue and size < _MOST:
+        while queue and size < _MAX_OPERATIONS:
             operation = queue.popleft()
             if isinstance(operation, Reserve):
                 if operation.future.cancelled():
                     continue
-                size += len(operation.candidates) // _USUAL
+                size += len(operation.candidates) // _USUAL_CANDIDATES
             elif isinstance(operation, Snapshot):
                 size += len(operation.deployments) - 1
             size += 1
@@ -156,16 +161,16 @@ class Batcher:
         batch = self._next()
         if not batch:
             return
-        patience = Patience(self._since + self._server.timeout)
+        deadline = Deadline(self._since + self._server.timeout)
         try:
-            async with patience:
-                results = await self._call(batch, patience)
+            async with deadline:
+                results = await self._call(batch, deadline)
         except asyncio.CancelledError:
             for operation in batch:
                 operation.future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - every caller must hear of it
-            if is_timeout(error):  # those behind have waited, too: with one more try they would wait too long
+        except Exception as error:  # noqa: BLE001 - every caller must get it
+            if is_timeout(error):  # the queue has waited as long: with one more try it would wait too long
                 batch.extend(self._queue)
                 self._queue.clear()
             self._fail(batch, error)
@@ -174,34 +179,34 @@ class Batcher:
                 if not operation.future.done():
                     operation.future.set_result(result)
         finally:
-            # Those behind stood still, too, and have the same grace.
-            self._since = max(self._since, patience.deadline - self._server.timeout)
+            # The queue was blocked as long, and gets the same grace.
+            self._since = max(self._since, deadline.when - self._server.timeout)
 
-    async def _call(self, batch: list[Operation], patience: Patience) -> list[Any]:
+    async def _call(self, batch: list[Operation], deadline: Deadline) -> list[Any]:
         """Run the script on ``batch`` and return the results, in order."""
         server = self._server
         if server.clock is None and server.ahead is None:
-            await self._run([], patience)  # moments and deadlines mean something only once its time is known
+            await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, _now, text, descriptions, numbers = await self._run(batch, patience)
+            status, _now, text, descriptions, numbers = await self._run(batch, deadline)
             if status in (b"ok", "ok"):
                 return decode(batch, descriptions, numbers, server.ahead or 0)
-            told = text.decode(errors="replace") if isinstance(text, bytes) else text
+            name = text.decode(errors="replace") if isinstance(text, bytes) else text
             if status in (b"corrupt", "corrupt"):
                 raise StoreCorruptError(
-                    f"the Redis server at {server.address} holds something else at the key {told!r}: "
+                    f"the Redis server at {server.address} holds something else at the key {name!r}: "
                     "use another namespace, or delete the key"
                 )
-            if told:
-                server.encoder.learn_zone(told)
+            if name:
+                server.encoder.add_zone(name)
         raise StoreUnavailableError(
             f"the clock of the Redis server at {server.address} jumps: let it be set by NTP without steps"
         )
 
-    async def _run(self, batch: list[Operation], patience: Patience) -> Any:
-        """Run the script once, take note of what time it was there, and return the reply."""
+    async def _run(self, batch: list[Operation], deadline: Deadline) -> Any:
+        """Run the script once, record the server's time, and return the reply."""
         server = self._server
-        keys, arguments = self._encode(batch, patience.deadline)
+        keys, arguments = self._encode(batch, deadline.when)
         sent = round(time.time() * 1e6)
         reply = await server.script.run(self._client, keys, arguments)
         if server.clock is None:
@@ -209,13 +214,13 @@ class Batcher:
         return reply
 
     def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
-        """Make the message of ``batch``, dropping from it what makes no sense."""
+        """Make the message of ``batch``, and drop the operations that cannot be encoded."""
         message = self._server.encoder.start(self._server.ahead or 0)
         wrong = []
         for operation in batch:
             try:
                 message.add(operation)
-            except Exception as error:  # noqa: BLE001 - the fault of one caller, who alone hears of it
+            except Exception as error:  # noqa: BLE001 - the mistake of one caller, which alone gets it
                 wrong.append(operation)
                 _set_exception(operation, error)
         for operation in wrong:

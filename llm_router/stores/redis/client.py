@@ -1,4 +1,4 @@
-"""Making redis-py clients from URLs, and sharing one among the lanes of an event loop."""
+"""Makes redis-py clients from URLs, and guards every call of one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from llm_router.errors import ConfigError
-from llm_router.stores.redis.errors import is_demoted
+from llm_router.stores.redis.errors import client_errors, is_demoted
 from llm_router.stores.redis.scripts import Client
 
-__all__ = ["Address", "SharedClient", "address_of", "connect", "read_url"]
+__all__ = ["Address", "BorrowedClient", "SharedClient", "address_of", "connect", "read_url"]
 
 _CLUSTERS = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
 _SCHEMES = ("redis", "rediss", "unix", *_CLUSTERS)
@@ -26,13 +26,13 @@ _SCHEMES = ("redis", "rediss", "unix", *_CLUSTERS)
 
 @attrs.frozen
 class Address:
-    """Where a server is, and how to speak to it.
+    """Where a server is, and how to connect to it.
 
     Attributes:
         name: Host, port and database (or the path of the socket), and nothing secret.
-        url: What redis-py is given.
+        url: The URL for redis-py.
         is_cluster: Whether it is a node of a cluster.
-        shards: What the URL says of them, unchecked; None if nothing.
+        shards: The option ``shards`` of the URL, unchecked; None if there is none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Address:
 
 
 def read_url(url: str) -> Address:
-    """Take the URL of a Redis store apart.
+    """Parse the URL of a Redis store.
 
     Raises:
         ConfigError: The URL cannot be used.
@@ -54,7 +54,7 @@ def read_url(url: str) -> Address:
     except ValueError:
         name = None
     if name is None:
-        # Neither the URL nor what the parser says of it: either may hold a password.
+        # Show neither the URL nor the parser's message: either may hold a password.
         raise ConfigError(
             "the URL of the Redis store cannot be understood: it should look like "
             "redis://user:password@host:6379/0, with special characters of the password percent-encoded"
@@ -63,13 +63,13 @@ def read_url(url: str) -> Address:
     is_cluster = parts.scheme in _CLUSTERS
     address = Address(name, _without_shards(url), is_cluster, shards)
     if not _is_usable(address):
-        told = f": check its options ({', '.join(sorted(options))})" if options else ""
-        raise ConfigError(f"redis-py cannot use the URL of the Redis store at {name}{told}")
+        hint = f": check its options ({', '.join(sorted(options))})" if options else ""
+        raise ConfigError(f"redis-py cannot use the URL of the Redis store at {name}{hint}")
     return address
 
 
 def _describe(parts: SplitResult, options: dict[str, list[str]]) -> str | None:
-    """Return what to call the server; None if the database is no number."""
+    """Return what to call the server, or None if the database is not a number."""
     host, port = parts.hostname or "localhost", parts.port or 6379
     database = options.get("db", [""])[0]
     if parts.scheme == "unix":
@@ -81,7 +81,7 @@ def _describe(parts: SplitResult, options: dict[str, list[str]]) -> str | None:
 
 
 def _without_shards(url: str) -> str:
-    """Return ``url`` as redis-py reads it."""
+    """Return ``url`` in the form that redis-py understands."""
     scheme, _, rest = url.partition("://")
     rest, _, query = rest.partition("?")
     kept = "&".join(option for option in query.split("&") if option.partition("=")[0] != "shards")
@@ -89,7 +89,7 @@ def _without_shards(url: str) -> str:
 
 
 def _is_usable(address: Address) -> bool:
-    """Tell whether redis-py takes the URL, with all its options; nothing is connected to."""
+    """Return whether redis-py accepts the URL with all its options, without connecting."""
     try:
         client: Any = connect(address)
         pool = getattr(client, "connection_pool", None)
@@ -101,7 +101,7 @@ def _is_usable(address: Address) -> bool:
 
 
 def address_of(client: Any) -> str:
-    """Return how to name the server of a client that was made elsewhere."""
+    """Return what to call the server of a client that was made elsewhere."""
     pool = getattr(client, "connection_pool", None)
     if pool is None:
         return "a cluster"
@@ -112,13 +112,13 @@ def address_of(client: Any) -> str:
 
 
 def connect(address: Address) -> Client:
-    """Make a client that tries nothing twice, and leaves it to its caller how long to wait.
+    """Make a client that retries nothing and has no timeout of its own.
 
     It does not connect before its first command. A connection that the server closed while it was idle is
-    noticed and replaced before anything is sent on it (not so on a cluster).
+    noticed and replaced before anything is sent on it (except on a cluster).
     """
-    # redis-py's own default is ten retries of five seconds each. It has no timer here, either: one of its own
-    # would blame the server for the time that the event loop itself stood still.
+    # redis-py's own default is ten retries of five seconds each. It has no timer here either: that would
+    # blame the server for the time during which the event loop was blocked.
     settings: dict[str, Any] = {
         "socket_timeout": None,
         "socket_connect_timeout": None,
@@ -129,11 +129,30 @@ def connect(address: Address) -> Client:
     return cast("Client", redis.asyncio.Redis.from_url(address.url, **settings))
 
 
-class SharedClient:
-    """A client that several lanes of one event loop use, closed when the last of them lets go.
+class BorrowedClient:
+    """A client that was made elsewhere: it is used as it is, and never closed.
 
     Args:
-        client: What they share.
+        client: The client.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def execute_command(self, *args: Any) -> Any:
+        """Run one command."""
+        with client_errors():
+            return await self._client.execute_command(*args)
+
+    async def aclose(self) -> None:
+        """Leave the client open."""
+
+
+class SharedClient:
+    """A client that several lanes of one event loop share; the last lane to close its handle closes it.
+
+    Args:
+        client: The client.
     """
 
     def __init__(self, client: Client) -> None:
@@ -149,22 +168,23 @@ class SharedClient:
     async def open(self) -> None:
         """Have a cluster client find its nodes, once, before the lanes use it.
 
-        Left to their first commands, that closes a connection which another lane's command is just using.
+        If that were left to their first commands, one lane would close a connection that another is using.
         """
         if self._is_open:
             return
         async with self._opening:
             if not self._is_open and isinstance(self.client, RedisCluster):
-                await self.client.initialize()
-                # The nodes that it no longer needs are let go of in tasks of their own.
+                with client_errors():
+                    await self.client.initialize()
+                # The client closes nodes that it no longer needs in tasks of their own.
                 await asyncio.sleep(0)
             self._is_open = True
 
     async def disconnect_idle(self) -> None:
-        """Have the next commands connect anew, to whatever the address leads to by then."""
+        """Make the next commands connect again, to whatever the address leads to by then."""
         pool = getattr(self.client, "connection_pool", None)
-        if pool is not None:  # a cluster says itself who has taken over
-            with suppress(OSError, RedisError):
+        if pool is not None:  # a cluster itself reports which node has taken over
+            with suppress(OSError, RedisError), client_errors():
                 await pool.disconnect(inuse_connections=False)
 
 
@@ -180,16 +200,18 @@ class _Share:
             self._shared.users += 1
         await self._shared.open()
         try:
-            return await self._shared.client.execute_command(*args)
+            with client_errors():
+                return await self._shared.client.execute_command(*args)
         except ResponseError as error:
             if is_demoted(error):
                 await self._shared.disconnect_idle()
             raise
 
     async def aclose(self) -> None:
-        """Let go of the client."""
+        """Close the client if this is the last handle in use."""
         if self._is_used:
             self._is_used = False
             self._shared.users -= 1
             if not self._shared.users:
-                await self._shared.client.aclose()
+                with client_errors():
+                    await self._shared.client.aclose()

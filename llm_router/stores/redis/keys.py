@@ -1,4 +1,4 @@
-"""The one place where the names of Redis keys are made."""
+"""The names of Redis keys, which are made only here."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["KeyNames", "key_names"]
 
 
 _SLOTS = 16_384
-"""Slots of a cluster: a key lies in the one that the CRC-16 of its hash tag names."""
+"""Slots of a cluster: the CRC-16 of its hash tag determines the slot of a key."""
 
 
 class KeyNames:
-    """Names the keys of one namespace, or of one of its shards.
+    """The names of the keys of one namespace, or of one of its shards.
 
     All of them carry the same hash tag, so that a Redis Cluster keeps them on one node and a script can use
     them together. The tag is the namespace, followed by the shard if there are several.
 
     Args:
-        namespace: What keeps several routers on one server apart.
+        namespace: Separates several routers on one server.
         shard: The number of the shard.
         shards: How many there are.
 
@@ -36,13 +36,13 @@ class KeyNames:
         name = quote(namespace, safe="")
         tag = f"{{{name if shards == 1 else _tag(name, shard, shards)}}}"
         self.scopes = f"{tag}:scope:"
-        """What the key of a scope is called before its name."""
+        """The prefix of the key of a scope; its name follows."""
         self.reservations = f"{tag}:reservations"
         """The hash of all reservations."""
         self.sweep = f"{tag}:sweep"
         """The state of sweeping expired reservations."""
         self.others = f"{tag}:others"
-        """When the last cooldown of a key or a provider ends, or later."""
+        """When the last cooldown of a key or provider ends, or later."""
 
 
 def key_names(namespace: str, shards: int) -> list[KeyNames]:
@@ -57,8 +57,8 @@ def key_names(namespace: str, shards: int) -> list[KeyNames]:
 def _tag(name: str, shard: int, shards: int) -> str:
     """Return the first of ``name:shard.0``, ``name:shard.1``, … in the middle of its part of the slots.
 
-    The nodes of a cluster have equal ranges of the slots, unless somebody moved some. So n shards lie on n
-    nodes, where mere chance would put two of three on one.
+    The nodes of a cluster have equal ranges of the slots unless some were moved. So n shards lie on n nodes,
+    while chance would put two of three on one node.
     """
     for attempt in count():
         tag = f"{name}:{shard}.{attempt}"

@@ -13,12 +13,12 @@ from redis.exceptions import NoScriptError
 
 __all__ = ["Client", "Script", "load_script"]
 
-_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "holds.lua", "batch.lua")
-"""The files that make up the script, in the order in which they use one another."""
+_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "reservations.lua", "batch.lua")
+"""The files that make up the script; each uses those before it."""
 
 
 class Client(Protocol):
-    """What is used of a redis-py client, be it of one server or of a cluster."""
+    """The methods of a redis-py client that are used, whether it is one of a server or of a cluster."""
 
     async def execute_command(self, *args: Any) -> Any:
         """Run one command."""
@@ -31,7 +31,7 @@ class Client(Protocol):
 
 @attrs.frozen
 class Script:
-    """A Lua script and the name a server knows it by.
+    """A Lua script, and the name by which a server knows it.
 
     Attributes:
         source: Its text.
@@ -42,13 +42,13 @@ class Script:
     sha: str
 
     async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
-        """Run the script on ``client``, also where it is not known (any more), and return its reply.
+        """Run the script on ``client`` and return its reply.
 
-        A server that does not know it is sent the source and runs it in the same step. On a cluster that
-        reaches the one node that has the keys, wherever they went meanwhile, and needs no other node.
+        If the server does not know the script (any more), it is sent the source and runs it in one step. On a
+        cluster, that reaches the one node that has the keys, wherever they have moved, and needs no other.
 
         Raises:
-            RedisError: Whatever the server or the connection has to say.
+            RedisError: The server or the connection failed.
         """
         try:
             return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
@@ -59,8 +59,8 @@ class Script:
 
 @cache
 def load_script() -> Script:
-    """Put the script together from its files."""
+    """Assemble the script from its files."""
     folder = files("llm_router.stores.redis") / "lua"
     source = "\n".join((folder / part).read_text(encoding="utf-8") for part in _PARTS)
-    # The name that Redis gives to a script; nothing is secured by it.
+    # The name that Redis gives to a script; it has nothing to do with security.
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -1,4 +1,4 @@
-"""Spreading the projects of one store over several shards, each with a batch of its own."""
+"""Spreads the projects of one store over several shards, each with batches of its own."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.redis.batch import Batcher
 from llm_router.stores.redis.wire import CoolDown, Reserve, Settle, Snapshot
 
-__all__ = ["MOST_SHARDS", "Lanes", "Sharding", "lane_of", "look", "shard_of", "shards_wanted"]
+__all__ = ["MAX_SHARDS", "Lanes", "Sharding", "lane_of", "requested_shards", "shard_of", "take_snapshot"]
 
 Lanes = tuple[tuple[Batcher, ...], ...]
 """The batchers of one event loop: those of each shard, in order."""
 
-MOST_SHARDS = 256
-"""A cooldown of a key is told to every shard, and a process has a batch under way for each."""
+MAX_SHARDS = 256
+"""A limit because a key's cooldown goes to every shard, and a process has a batch under way for each."""
 
 _NUMBER = re.compile("[0-9]{1,9}")
 
-_MOST_REMEMBERED = 100_000
-"""Reservations made here of which the shard is known; for others all shards are asked."""
+_MAX_REMEMBERED = 100_000
+"""Reservations made here whose shard is remembered; for all others every shard is asked."""
 
-_SNAPSHOT = 128
-"""Deployments of one snapshot operation: longer lists go in parts, between which others have their turn."""
+_SNAPSHOT_SIZE = 128
+"""Deployments in one snapshot operation: longer lists are split, so that other operations run in between."""
 
 
-def shards_wanted(given: int | None, told: str | None) -> int:
+def requested_shards(argument: int | None, in_url: str | None) -> int:
     """Return the number of shards that an argument or a URL asks for; 1 if neither does.
 
     Raises:
-        ConfigError: It is no such number, or the two differ.
+        ConfigError: It is not such a number, or the two differ.
     """
-    asked = [str(number) for number in (given, told) if number is not None]
-    wrong = [text for text in asked if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= MOST_SHARDS)]
+    requested = [str(number) for number in (argument, in_url) if number is not None]
+    wrong = [text for text in requested if not (_NUMBER.fullmatch(text) and 1 <= int(text) <= MAX_SHARDS)]
     if wrong:
-        raise ConfigError(f"shards must be a whole number from 1 to {MOST_SHARDS}, not {wrong[0]!r}")
-    if len({int(text) for text in asked}) > 1:
-        raise ConfigError(f"shards={given} was asked for, but the URL says shards={told}: give one of them")
-    return int(asked[0]) if asked else 1
+        raise ConfigError(f"shards must be a whole number from 1 to {MAX_SHARDS}, not {wrong[0]!r}")
+    if len({int(text) for text in requested}) > 1:
+        raise ConfigError(f"shards={argument} was given, but the URL says shards={in_url}: give one of them")
+    return int(requested[0]) if requested else 1
 
 
 @lru_cache(maxsize=1 << 16)
 def shard_of(scope: Scope, shards: int) -> int | None:
     """Return the shard of a (project, model); None for a scope that concerns all shards.
 
-    The same on every machine and in every version: a hash of provider and project decides.
+    It is the same on every machine and in every version: a hash of provider and project decides.
     """
     kind, *names = scope.split(":")
     if kind != "model":
@@ -64,16 +64,16 @@ def shard_of(scope: Scope, shards: int) -> int | None:
 
 
 def lane_of(lanes: tuple[Batcher, ...], reservation_id: str) -> Batcher:
-    """Return the one of a shard's lanes that a reservation takes, so that its operations keep their order."""
+    """Return the lane of a shard that a reservation always takes, so that its operations keep their order."""
     return lanes[hash(reservation_id) % len(lanes)]
 
 
-async def look(lane: Batcher, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-    """Tell the state of ``deployments``, all of one shard; also of none, to hear whether it answers."""
+async def take_snapshot(lane: Batcher, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+    """Return the state of ``deployments``, all of one shard; an empty list only checks that it answers."""
     loop = asyncio.get_running_loop()
     snapshots: list[DeploymentSnapshot] = []
-    for start in range(0, len(deployments) or 1, _SNAPSHOT):
-        operation = Snapshot(loop.create_future(), deployments[start : start + _SNAPSHOT])
+    for start in range(0, len(deployments) or 1, _SNAPSHOT_SIZE):
+        operation = Snapshot(loop.create_future(), deployments[start : start + _SNAPSHOT_SIZE])
         lane.add(operation)
         snapshots += await operation.future
     return snapshots
@@ -87,14 +87,14 @@ class Sharding:
     Args:
         shards: How many there are.
         timeout: Seconds after which a reserve asks no further shard.
-        address: How to name the server in messages.
+        address: What to call the server in messages.
     """
 
     def __init__(self, shards: int, timeout: float, address: str) -> None:
         self.shards = shards
         self._timeout = timeout
         self._address = address
-        self._made: OrderedDict[str, int] = OrderedDict()  # where a reservation is, or was last asked for
+        self._made: OrderedDict[str, int] = OrderedDict()  # the shard of a reservation, or the last one asked
 
     async def reserve(
         self,
@@ -104,7 +104,7 @@ class Sharding:
         demand: Demand,
         ttl: float,
     ) -> Decision:
-        """Ask the shards of the candidates in turn, each for those that follow one another in it."""
+        """Ask the shards of the candidates in turn, once for each run of candidates in the same shard."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._timeout
         decision = Decision(None, 0.0, 0.0)
@@ -122,11 +122,11 @@ class Sharding:
             if decision.deployment is not None:
                 break
             if self._made.pop(reservation_id, None) is None:
-                break  # settled or released meanwhile: what comes now must not take anything
+                break  # settled or released meanwhile: the next run must not take anything
         return decision
 
     async def settle(self, lanes: Lanes, reservation_id: str, used: Demand) -> None:
-        """Correct a reservation where it was made; one made elsewhere wherever it is."""
+        """Settle a reservation in its shard, or in every shard if it was made by another store."""
         loop = asyncio.get_running_loop()
         shard = self._made.pop(reservation_id, None)
         operations = []
@@ -136,7 +136,7 @@ class Sharding:
         await asyncio.gather(*(operation.future for operation in operations))
 
     async def cool_down(self, lanes: Lanes, cooldown: Cooldown) -> None:
-        """Put a scope aside in its shard; a key or provider in all, since each looks for it in its own."""
+        """Cool a scope down in its shard; a key or provider in every shard, since each reads only its own."""
         loop = asyncio.get_running_loop()
         shard = shard_of(cooldown.scope, self.shards)
         operations = []
@@ -146,14 +146,14 @@ class Sharding:
         await asyncio.gather(*(operation.future for operation in operations))
 
     async def snapshot(self, lanes: Lanes, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Ask all shards concerned at once, or every one if no deployment is named."""
+        """Ask all shards concerned at once, or every shard if there are no deployments."""
         parts: list[list[Deployment]] = [[] for _ in lanes]
         for deployment in deployments:
             parts[self.of(deployment)].append(deployment)
         asked = [shard for shard, part in enumerate(parts) if part or not deployments]
-        answers = await asyncio.gather(*(look(lanes[shard][0], parts[shard]) for shard in asked))
-        told = dict(zip(asked, map(iter, answers), strict=True))
-        return [next(told[self.of(deployment)]) for deployment in deployments]
+        answers = await asyncio.gather(*(take_snapshot(lanes[shard][0], parts[shard]) for shard in asked))
+        snapshots = dict(zip(asked, map(iter, answers), strict=True))
+        return [next(snapshots[self.of(deployment)]) for deployment in deployments]
 
     def of(self, deployment: Deployment) -> int:
         """Return the shard of a deployment."""
@@ -165,5 +165,5 @@ class Sharding:
 
     def _remember(self, reservation_id: str, shard: int) -> None:
         self._made[reservation_id] = shard
-        if len(self._made) > _MOST_REMEMBERED:
+        if len(self._made) > _MAX_REMEMBERED:
             self._made.popitem(last=False)

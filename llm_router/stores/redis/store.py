@@ -1,4 +1,4 @@
-"""The Redis store: what the rest of the library sees of it."""
+"""The Redis store, as the rest of the library sees it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.redis.batch import Batcher, Server
-from llm_router.stores.redis.client import Address, SharedClient, address_of, connect, read_url
+from llm_router.stores.redis.client import (
+    Address,
+    BorrowedClient,
+    SharedClient,
+    address_of,
+    connect,
+    read_url,
+)
 from llm_router.stores.redis.keys import key_names
 from llm_router.stores.redis.scripts import Client, load_script
-from llm_router.stores.redis.sharding import Lanes, Sharding, lane_of, look, shards_wanted
+from llm_router.stores.redis.sharding import Lanes, Sharding, lane_of, requested_shards, take_snapshot
 from llm_router.stores.redis.wire import Encoder, Reserve, Settle
 
 __all__ = ["RedisStore"]
@@ -23,48 +30,48 @@ __all__ = ["RedisStore"]
 _NOTHING = Demand(0, 0)
 
 _LANES = 2
-"""Batchers of one loop, so that the server works on one batch while the next is made.
+"""Batchers of one loop, so that the server runs one batch while the next is made.
 
-With several shards each has one: they are at work at once anyway, and fuller batches are cheaper.
+With several shards each has one: they run at the same time anyway, and fuller batches are cheaper.
 """
 
 
 class RedisStore:
     """Keeps the state on a Redis or Valkey server, for all processes and machines that use the namespace.
 
-    All operations that are asked for while a script call is under way go into the next one: a call costs one
-    round trip when there is nothing else to do, and hundreds share one under load. Reservations take one of
-    two lanes by their id, so that two calls may be under way at once and those of one id keep their order.
-    Time is the server's.
+    All operations requested while a script call is under way go into the next one: when there is nothing else
+    to do an operation costs one round trip, and under load hundreds share one. Each reservation takes one of
+    two lanes, chosen by its id, so that two calls may be under way at once while the operations on one id
+    keep their order. Time is the server's.
 
     Usable from several event loops, one after the other or at once, and after a fork: each has its own
     connections, which are closed by :meth:`aclose` or when the loop shuts down.
 
     Every method may raise :class:`~llm_router.errors.StoreUnavailableError` (no answer within ``timeout``, no
-    connection, a server that refuses) and :class:`~llm_router.errors.StoreCorruptError` (something else lies
-    under the keys). An operation that timed out takes no effect later. Nothing is tried twice.
+    connection, or the server refuses) and :class:`~llm_router.errors.StoreCorruptError` (the keys hold
+    something else). An operation that timed out takes no effect later. Nothing is retried.
 
     With ``shards=n`` the projects are spread over n hash tags, and so over the nodes of a cluster, by a hash
-    that is the same everywhere. Each shard has batches of its own, so that all of them are at work at once.
-    A reserve whose candidates lie in several shards takes them run by run, in their order: those that follow
-    one another in one shard are one atomic step, the first that is granted ends it; no quota is ever broken,
-    but room that appears in an earlier run meanwhile is not seen. A key's cooldown is told to every shard.
-    All processes of a namespace must agree in the number: to change it is to forget what was counted.
+    that is the same everywhere. Each shard has batches of its own, so that all shards run at the same time.
+    A reserve whose candidates lie in several shards goes through them run by run, in order: the candidates
+    that follow one another in one shard are one atomic step, and the first grant ends it. No quota is ever
+    broken, but room that appears in an earlier run meanwhile goes unnoticed. A key's cooldown goes to every
+    shard. All processes of a namespace must use the same number; changing it forgets what was counted.
 
     Args:
         url_or_client: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+cluster://`` or
-            ``rediss+cluster://``, with user, password and database in it as redis-py reads them, and perhaps
-            ``?shards=n``; or a ``redis.asyncio`` client, which is used as it is by one event loop and not
+            ``rediss+cluster://``, with user, password and database as redis-py reads them, and possibly
+            ``?shards=n``; or a ``redis.asyncio`` client, which one event loop uses as it is and which is not
             closed.
-        namespace: What keeps several routers on one server apart; a part of every key.
-        clock: Where time comes from; the server's by default, which all processes share.
-        timeout: Seconds within which every method answers or raises, of an event loop that runs: if it comes
-            late to the deadline, another ``GRACE`` (0.5 s) is granted to see what has arrived meanwhile. A
-            reserve asks no further shard after them, and so takes at most twice as long.
-        shards: How many shards, 1 to 256; by default what the URL says, or 1.
+        namespace: Separates several routers on one server; part of every key.
+        clock: The source of time; by default the server's clock, which all processes share.
+        timeout: Seconds within which every call answers or raises (plus ``GRACE``, 0.5 s, once, if the event
+            loop was blocked). A reserve asks no further shard after that time, and so takes at most twice as
+            long.
+        shards: The number of shards, 1 to 256; by default the number in the URL, or 1.
 
     Raises:
-        ConfigError: The URL cannot be used, the namespace is empty, or ``shards`` is no such number.
+        ConfigError: The URL cannot be used, the namespace is empty, or ``shards`` is not such a number.
     """
 
     def __init__(
@@ -77,12 +84,12 @@ class RedisStore:
         shards: int | None = None,
     ) -> None:
         self._target = read_url(url_or_client) if isinstance(url_or_client, str) else url_or_client
-        address, told = address_of(url_or_client), None
+        address, in_url = address_of(url_or_client), None
         if isinstance(self._target, Address):
-            address, told = self._target.name, self._target.shards
+            address, in_url = self._target.name, self._target.shards
         self._namespace = namespace
         self._address = address
-        self._sharding = Sharding(shards_wanted(shards, told), timeout, address)
+        self._sharding = Sharding(requested_shards(shards, in_url), timeout, address)
         self._servers = [
             Server(address, timeout, load_script(), Encoder(names), clock)
             for names in key_names(namespace, self.shards)
@@ -93,17 +100,17 @@ class RedisStore:
 
     @property
     def shards(self) -> int:
-        """How many shards there are; see :class:`~llm_router.stores.base.Sharded`."""
+        """The number of shards; see :class:`~llm_router.stores.base.Sharded`."""
         return self._sharding.shards
 
     def shard_of(self, deployment: Deployment) -> int:
-        """Return the shard that ``deployment`` lies in; see :class:`~llm_router.stores.base.Sharded`."""
+        """Return the shard of ``deployment``; see :class:`~llm_router.stores.base.Sharded`."""
         return self._sharding.of(deployment)
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
-        """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
+        """Reserve on the server; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
         lanes = self._lanes_of(loop)
         if len(lanes) > 1:
@@ -113,7 +120,7 @@ class RedisStore:
         return await operation.future
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
-        """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
+        """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
         loop = asyncio.get_running_loop()
         lanes = self._lanes_of(loop)
         if len(lanes) > 1:
@@ -123,25 +130,25 @@ class RedisStore:
         return await operation.future
 
     async def release(self, reservation_id: str) -> None:
-        """Give back all that a reservation took; see :class:`RateLimitStore`."""
+        """Give back everything a reservation took; see :class:`RateLimitStore`."""
         await self.settle(reservation_id, _NOTHING)
 
     async def cool_down(self, cooldown: Cooldown) -> None:
-        """Put a scope aside; see :class:`RateLimitStore`.
+        """Cool a scope down; see :class:`RateLimitStore`.
 
-        A quarantine is forgotten when nobody has changed anything of its scope for a year.
+        A quarantine is forgotten when nothing has changed in its scope for a year.
         """
         await self._sharding.cool_down(self._lanes_of(asyncio.get_running_loop()), cooldown)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state of ``deployments``; see :class:`RateLimitStore`. Of none: ask every shard."""
+        """Return the state of ``deployments``; see :class:`RateLimitStore`. Of none: check every shard."""
         lanes = self._lanes_of(asyncio.get_running_loop())
         if len(lanes) > 1:
             return await self._sharding.snapshot(lanes, deployments)
-        return await look(lanes[0][0], deployments)
+        return await take_snapshot(lanes[0][0], deployments)
 
     async def aclose(self) -> None:
-        """Wait for what is under way in this event loop, and close its connections. May be called twice."""
+        """Wait for the calls under way in this event loop and close its connections. May be called twice."""
         if self._process == os.getpid():
             lanes = self._lanes.pop(asyncio.get_running_loop(), ())
             await asyncio.gather(*(lane.aclose() for shard in lanes for lane in shard))
@@ -154,7 +161,7 @@ class RedisStore:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> Lanes:
         if self._process != os.getpid():
-            # The connections are the parent's. They are kept, for to close them would disturb it.
+            # The connections belong to the parent. They are kept, because closing them would disturb it.
             self._inherited.append(self._lanes)
             self._lanes = {}
             self._process = os.getpid()
@@ -171,8 +178,9 @@ class RedisStore:
             for server in self._servers:
                 yield tuple(Batcher(shared.share(), server, owned=True) for _ in lanes)
         else:
+            client = BorrowedClient(self._target)
             for server in self._servers:
-                yield tuple(Batcher(self._target, server, owned=False) for _ in lanes)
+                yield tuple(Batcher(client, server, owned=False) for _ in lanes)
 
     def __repr__(self) -> str:
         shards = f", shards={self.shards}" if self.shards > 1 else ""

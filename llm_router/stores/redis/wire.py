@@ -1,6 +1,8 @@
-"""What travels between the store and its script: a batch of operations, and the reply.
+"""The messages between the store and its script: a batch of operations, and the reply.
 
-``lua/batch.lua`` describes both forms.
+``lua/batch.lua`` describes both formats. Packed numbers, instead of JSON, buy server time: together with the
+layout of the script (``lua/packed.lua``) they brought a reserve in a batch of 64 from 9.4 to 6.3 µs with 10
+keys, and from 39.6 to 20.7 µs with 10,000.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ from typing import Any
 
 import attrs
 
+from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
-from llm_router.stores.ledger import NEVER, learnt_quota, microseconds, midnights, seconds
+from llm_router.stores.ledger import learnt_quota
 from llm_router.stores.redis.keys import KeyNames
 
 __all__ = ["CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot", "decode"]
@@ -34,10 +37,10 @@ _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
 _SHARE = 2.0**-53
-"""The unit in which the shares that remain are told: as fine as a double between 0.5 and 1."""
+"""The unit of headroom in replies: as fine as a double between 0.5 and 1."""
 
-_MOST_KNOWN = 50_000
-"""Deployments whose encoded form is remembered; configurations that are reloaded must not pile up."""
+_MAX_ENCODED = 50_000
+"""Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
 
 _NOTHING = Demand(0, 0)
 
@@ -46,7 +49,7 @@ _dump = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 @attrs.define(eq=False)
 class Reserve:
-    """A reserve that waits for its answer."""
+    """A reserve, and the future of its result."""
 
     future: Future[Decision]
     reservation_id: str
@@ -57,7 +60,7 @@ class Reserve:
 
 @attrs.define(eq=False)
 class Settle:
-    """A settle or release that waits for its answer."""
+    """A settle or release, and the future of its completion."""
 
     future: Future[None]
     reservation_id: str
@@ -66,7 +69,7 @@ class Settle:
 
 @attrs.define(eq=False)
 class CoolDown:
-    """A cooldown that waits for its answer."""
+    """A cooldown, and the future of its completion."""
 
     future: Future[None]
     cooldown: Cooldown
@@ -74,7 +77,7 @@ class CoolDown:
 
 @attrs.define(eq=False)
 class Snapshot:
-    """A snapshot that waits for its answer."""
+    """A snapshot, and the future of its result."""
 
     future: Future[list[DeploymentSnapshot]]
     deployments: Sequence[Deployment]
@@ -87,11 +90,11 @@ Operation = Reserve | Settle | CoolDown | Snapshot
 
 
 @attrs.frozen
-class _Known:
-    """What the script is told of a deployment.
+class _EncodedDeployment:
+    """A deployment in the form that the script reads.
 
     Attributes:
-        model: Its model's scope, and a space.
+        model: The scope of its model, and a space.
         others: A space, and its other scopes.
         profile: Its quotas.
     """
@@ -133,23 +136,23 @@ def _read_description(text: str | bytes) -> Cooldown:
 
 
 def _field(reservation_id: str) -> bytes:
-    """Return the hash field of a reservation: any string has one of its own."""
+    """Return the hash field of a reservation; different ids have different fields."""
     return reservation_id.encode("utf-8", "surrogatepass")
 
 
 class Encoder:
-    """Knows what has to be said of deployments and time zones; makes the messages."""
+    """Makes the messages, and remembers the encoded form of deployments and time zones."""
 
     def __init__(self, names: KeyNames) -> None:
         self.names = names
-        self.deployments: dict[Deployment, _Known] = {}
-        # Per time zone: the span for which the midnights are right, and their packed form.
+        self.deployments: dict[Deployment, _EncodedDeployment] = {}
+        # For each time zone: the span for which its midnights are valid, and their packed form.
         self._zones: dict[str, tuple[int, int, bytes]] = {}
         for quota in _LEARNT_QUOTAS:
-            self.learn_zone(quota.timezone)
+            self.add_zone(quota.timezone)
 
-    def learn_zone(self, zone: str) -> None:
-        """Tell the script of ``zone`` from now on.
+    def add_zone(self, zone: str) -> None:
+        """Include the midnights of ``zone`` in every message from now on.
 
         Raises:
             ZoneInfoNotFoundError: There is no such zone.
@@ -158,18 +161,18 @@ class Encoder:
             midnights(0, zone)
             self._zones[zone] = (0, 0, b"")
 
-    def learn(self, deployment: Deployment) -> _Known:
-        """Remember ``deployment`` and return what the script is told of it."""
+    def encode(self, deployment: Deployment) -> _EncodedDeployment:
+        """Return the encoded form of ``deployment``, and remember it."""
         quotas = {quota.metric: quota for quota in deployment.quotas}.values()
         for quota in quotas:
             if quota.refill is Refill.DAILY:
-                self.learn_zone(quota.timezone)
+                self.add_zone(quota.timezone)
         model, key, provider = deployment.scopes
-        known = _Known(f"{model} ".encode(), f" {key} {provider}".encode(), _profile(quotas))
-        if len(self.deployments) >= _MOST_KNOWN:
+        encoded = _EncodedDeployment(f"{model} ".encode(), f" {key} {provider}".encode(), _profile(quotas))
+        if len(self.deployments) >= _MAX_ENCODED:
             self.deployments.clear()
-        self.deployments[deployment] = known
-        return known
+        self.deployments[deployment] = encoded
+        return encoded
 
     def zones(self, now: int) -> bytes:
         """Return five midnights of each zone around ``now`` (microseconds)."""
@@ -225,7 +228,7 @@ class Message:
         self._operations.append(numbers + field)
 
     def _shortlist(self, shortlist: tuple[Deployment, ...]) -> int:
-        """Put in a shortlist, and return its place."""
+        """Add a shortlist and return its place."""
         numbers = self._numbers
         listed = [numbers.get(deployment) or self._deployment(deployment) for deployment in shortlist]
         packed = _packer(len(listed))(len(listed), *listed)
@@ -235,13 +238,13 @@ class Message:
         return place
 
     def _deployment(self, deployment: Deployment) -> int:
-        """Put in a deployment, and return its number."""
-        known = self._encoder.deployments.get(deployment) or self._encoder.learn(deployment)
-        place = self._places.get(known.profile)
+        """Add a deployment and return its number."""
+        encoded = self._encoder.deployments.get(deployment) or self._encoder.encode(deployment)
+        place = self._places.get(encoded.profile)
         if place is None:
-            place = self._places[known.profile] = b"%d" % self._profiles_end
-            self._profiles_end += len(known.profile)
-        self._records.append(known.model + place + known.others)
+            place = self._places[encoded.profile] = b"%d" % self._profiles_end
+            self._profiles_end += len(encoded.profile)
+        self._records.append(encoded.model + place + encoded.others)
         number = self._numbers[deployment] = len(self._records)
         return number
 
@@ -258,9 +261,9 @@ class Message:
         """Return the keys and the arguments of the script.
 
         Args:
-            now: What time it is for the store, as far as is known, in microseconds.
-            clock: The same where the caller decides what time it is; 0 to leave that to the server.
-            deadline: The moment after which the server may do nothing; 0 for none.
+            now: The store's time as far as it is known, in microseconds.
+            clock: The same if the caller decides the time; 0 if the server does.
+            deadline: When it is too late for the server to do anything; 0 for never.
         """
         names = self._encoder.names
         width = max(map(len, self._records), default=0) + 1
@@ -279,7 +282,7 @@ class Message:
 
 @cache
 def _packer(count: int) -> Callable[..., bytes]:
-    """Return what packs the length of a shortlist and its numbers."""
+    """Return the function that packs the length of a shortlist and its numbers."""
     return struct.Struct(f"<{count + 1}H").pack
 
 
@@ -289,10 +292,10 @@ def _packer(count: int) -> Callable[..., bytes]:
 def decode(
     operations: Sequence[Operation], descriptions: Sequence[str | bytes], numbers: list[int], ahead: int
 ) -> list[Any]:
-    """Return the results of ``operations``, in their order, from the parts of an ``"ok"`` reply.
+    """Return the results of ``operations``, in order, from the parts of an ``"ok"`` reply.
 
-    Its moments are on the server's clock, which is ``ahead`` microseconds ahead of the callers'; those of the
-    results are on the callers'.
+    The times in the reply are on the server's clock, which is ``ahead`` microseconds ahead of the callers'
+    clock; those in the results are on the callers' clock.
     """
     cooldowns = [_read_description(text) for text in descriptions]
     if ahead:
@@ -302,7 +305,7 @@ def decode(
 
 
 class _Reader:
-    """Reads the numbers of a reply one result after the other."""
+    """Reads the numbers of a reply, one result after the other."""
 
     __slots__ = ("_ahead", "_at", "_cooldowns", "_numbers")
 
@@ -313,7 +316,7 @@ class _Reader:
         self._at = 0
 
     def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | None:
-        """Read the result of ``operation``, which comes next."""
+        """Read the next result, which is that of ``operation``."""
         if isinstance(operation, Reserve):
             return self._decision(operation.candidates)
         if isinstance(operation, Snapshot):

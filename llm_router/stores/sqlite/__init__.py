@@ -1,4 +1,4 @@
-"""The state store in an SQLite file."""
+"""The store in an SQLite file."""
 
 from llm_router.stores.sqlite.store import SQLiteStore
 

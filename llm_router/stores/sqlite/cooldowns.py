@@ -6,9 +6,10 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import latest_cooldown, microseconds
+from llm_router.stores.ledger import latest_cooldown
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _Learnt = dict["Scope", dict[Metric, tuple[int, int]]]
 
 
 class Cooldowns:
-    """What is put aside, and the limits that refusals told. There is never more than one of each per scope.
+    """The cooldown of each scope, and the limits learnt from refusals, one for each metric.
 
     Attributes:
         known: Whether they have ever been read.
@@ -47,7 +48,7 @@ class Cooldowns:
 
     @decoding
     def refresh(self) -> bool:
-        """Read all of them again: another connection has changed some. Tell whether a limit is another."""
+        """Read all of them again after another connection changed some; return whether a limit differs."""
         self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
         self.present = {row[0]: _cooldown(*row) for row in rows}
@@ -62,12 +63,12 @@ class Cooldowns:
         return latest_cooldown(self.present, deployment, now) if self.present else None
 
     def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, int]]:
-        """Return the learnt limits in force for a scope, each with the moment until which it is."""
+        """Return the learnt limits in force for a scope, and when each ends."""
         learnt = self._learnt.get(scope)
-        return {metric: told for metric, told in learnt.items() if told[1] > now} if learnt else {}
+        return {metric: entry for metric, entry in learnt.items() if entry[1] > now} if learnt else {}
 
     def put(self, cooldown: Cooldown, now: int) -> None:
-        """Put a scope aside, or lift its cooldown, and note what was learnt with it."""
+        """Add or lift the cooldown of a scope, and record the limits learnt with it."""
         present = self.present.get(cooldown.scope)
         if present is not None and microseconds(present.until) <= now:
             present = None
@@ -79,7 +80,7 @@ class Cooldowns:
             self._learn(cooldown, now)
 
     def write(self, entry: Entry) -> None:
-        """Say in ``entry`` whether any changed."""
+        """Record in ``entry`` whether any changed."""
         entry.cooldowns, self._changed = self._changed, False
 
     def sweep(self, now: int) -> None:
@@ -90,10 +91,10 @@ class Cooldowns:
         if ended:
             self._connection.execute(_SWEEP, (now / 1e6,))
         if self._connection.execute(_SWEEP_LEARNT, (now,)).rowcount:
-            over = [
+            ended = [
                 key for key, limits in self._learnt.items() if all(end <= now for _, end in limits.values())
             ]
-            for scope in over:
+            for scope in ended:
                 del self._learnt[scope]
 
     def _keep(self, cooldown: Cooldown) -> None:
@@ -108,7 +109,7 @@ class Cooldowns:
             self._changed = True
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
-        """Note limits that the provider told; while one is in force, a higher one only renews it."""
+        """Record limits that the provider stated; while one is in force, a higher one only renews it."""
         scope, end = cooldown.scope, now + microseconds(LEARNT_FOR)
         limits = self._learnt[scope] = self.learnt_limits(scope, now)
         for learnt in cooldown.learnt:

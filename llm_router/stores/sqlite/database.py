@@ -1,4 +1,4 @@
-"""Opening a database file: making it, knowing it for ours, and bringing its schema up to date."""
+"""Opens a database file: creates it or recognises it as ours, and brings its schema up to date."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = [
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 
 APPLICATION_ID = 0x4C4C_4D52
-"""``LLMR``: how SQLite files of this library are told from those of others."""
+"""``LLMR``: distinguishes SQLite files of this library from those of others."""
 
 _MIGRATIONS = ("schema.sql", "journal.sql")
-"""The script at index n brings a file from schema version n to n + 1."""
+"""The script at index n migrates a file from schema version n to n + 1."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
@@ -42,22 +42,22 @@ _APPLICATION_ID = slice(68, 72)
 _BUSY_TIMEOUT = 0.05
 
 _CACHE_KIB = 32_768
-"""Memory for pages at most; ten thousand keys fill a third of it."""
+"""The most memory for pages; ten thousand keys fill a third of it."""
 
-_MOST_PAGES = 8000
-"""Pages in the WAL after which a commit moves the last of them, so that it begins anew: :func:`checkpoint`
-cannot keep up with processes that never pause."""
+_MAX_WAL_PAGES = 8000
+"""Pages in the WAL after which a commit also moves the last of them, so that the WAL starts again:
+:func:`checkpoint` cannot keep up with processes that never pause."""
 
 
 def check_header(path: Path) -> None:
     """Make sure that the file at ``path`` is ours, empty or missing, without opening it as a database.
 
-    SQLite changes files by merely opening them (it recovers a journal, say). A foreign file must stay as it
-    is, byte for byte, so its header is read here first.
+    SQLite changes files by merely opening them (for example, it recovers a journal). A foreign file must stay
+    as it is, byte for byte, so its header is read here first.
 
-    Not to be called while this process has the file open as a database: whoever closes a file by any
-    descriptor loses the locks that the process holds on it (https://sqlite.org/howtocorrupt.html, 2.2), and
-    another process could then take away the WAL that is in use.
+    Must not be called while this process has the file open as a database: closing any descriptor of a file
+    releases the locks that the process holds on it (https://sqlite.org/howtocorrupt.html, 2.2), and another
+    process could then remove the WAL that is in use.
 
     Raises:
         StoreCorruptError: It is something else.
@@ -80,19 +80,19 @@ def check_header(path: Path) -> None:
 def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Connection:
     """Open the file at ``path``, new or ours, in WAL mode and with the newest schema.
 
-    To be called with the turn, so that no two processes make the file at once. Programs that do not take
-    turns are waited for until ``deadline`` (:func:`time.monotonic`).
+    Call it only during a turn, so that no two processes create the file at once. It waits for programs that
+    do not take turns until ``deadline`` (:func:`time.monotonic`).
 
     Raises:
         StoreCorruptError: Its schema is newer than this version knows.
         sqlite3.Error: It cannot be opened.
         OSError: It cannot be created.
     """
-    with contextlib.suppress(FileExistsError):  # SQLite itself would let others read a new one
+    with contextlib.suppress(FileExistsError):  # SQLite itself would make a new file readable for others
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        _patiently(lambda: _set_up(connection, path, synchronous), deadline)
+        _retry_while_locked(lambda: _set_up(connection, path, synchronous), deadline)
     except BaseException:
         connection.close()
         raise
@@ -100,25 +100,25 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
 
 
 def begin(connection: sqlite3.Connection, deadline: float) -> None:
-    """Start a transaction that may write, waiting for others until ``deadline`` (:func:`time.monotonic`)."""
-    _patiently(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
+    """Start a transaction that may write; wait for others until ``deadline`` (:func:`time.monotonic`)."""
+    _retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
 
 
 def checkpoint(path: Path, synchronous: Synchronous) -> None:
-    """Move what has been committed from the WAL into the database, without being in anybody's way.
+    """Move what has been committed from the WAL into the database, without blocking other connections.
 
-    That waits for the disk, for tens of milliseconds; it has a connection of its own so that it can be done
-    on another thread than commits.
+    It waits for the disk, for tens of milliseconds; it has a connection of its own so that it can run on
+    another thread than commits.
     """
-    with contextlib.suppress(sqlite3.Error):  # if it matters, a commit will fail, too
+    with contextlib.suppress(sqlite3.Error):  # if the error matters, a commit will fail as well
         uri = f"{path.as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
-def _patiently(action: Callable[[], object], deadline: float) -> None:
-    """Try again until ``deadline`` while others have the database locked: they may not take turns."""
+def _retry_while_locked(action: Callable[[], object], deadline: float) -> None:
+    """Retry until ``deadline`` while the database is locked, by a program that does not take turns."""
     while True:
         try:
             action()
@@ -131,10 +131,10 @@ def _patiently(action: Callable[[], object], deadline: float) -> None:
 
 def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous) -> None:
     connection.execute(f"PRAGMA synchronous = {synchronous}")
-    connection.execute(f"PRAGMA wal_autocheckpoint = {_MOST_PAGES}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_MAX_WAL_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     _migrate(connection, path)
-    # Only now: until the first checkpoint a WAL keeps the header, by which a file is known, to itself.
+    # Last, because until the first checkpoint only the WAL has the header by which a file is recognised.
     connection.execute("PRAGMA journal_mode = WAL")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a database file, in the words of :mod:`llm_router.errors`."""
+"""Translates what can go wrong with a database file into :mod:`llm_router.errors`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Undecodable", "decoding", "explain"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# An unknown table or column (SQLITE_ERROR) is one that somebody else made or dropped.
+# SQLITE_ERROR is an unknown table or column: another program has changed the schema.
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 
 _REMEDIES = {
@@ -35,7 +35,7 @@ class Undecodable(Exception):  # noqa: N818  # never leaves this package
 
 
 def decoding(read: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Make a function that reads rows raise :class:`Undecodable` for any nonsense that it finds in them."""
+    """Make a function that reads rows raise :class:`Undecodable` if they make no sense."""
 
     @wraps(read)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -48,7 +48,7 @@ def decoding(read: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def explain(error: BaseException, path: Path) -> StoreError:
-    """Make the error that a caller sees, new each time, from what went wrong with the file at ``path``."""
+    """Return the error that a caller sees, a new one each time, for an error with the file at ``path``."""
     if isinstance(error, StoreError):
         made = type(error)(*error.args)
         made.__cause__ = error.__cause__
@@ -61,7 +61,7 @@ def explain(error: BaseException, path: Path) -> StoreError:
 def _translate(error: BaseException, path: Path) -> StoreError:
     start = f"SQLite store {str(path)!r}"
     if isinstance(error, TimeoutError):
-        return StoreUnavailableError(f"{start}: {error}; see whether one that uses the file hangs")
+        return StoreUnavailableError(f"{start}: {error}; check whether a process that uses the file hangs")
     if isinstance(error, OSError):
         return StoreUnavailableError(
             f"{start}: {error.strerror or error}; check the path and its permissions"

@@ -1,10 +1,10 @@
-"""Taking turns: lock files that let the processes on one database file in one after the other.
+"""Turns: lock files that admit the processes on one database file one after the other.
 
-SQLite's own way to wait (try again, after ever longer pauses) starves whoever has waited longest, and a lone
-lock is snatched again by the process that has just let go of it. So there is a line: whoever wants a turn
-takes its last place, moves up whenever the place before it is free, and only then lets go of the one behind.
-Nobody has two turns running while another waits. As many as there are places have their turns in the order in
-which they came; where more come, chance decides who has the last place next.
+SQLite's own way to wait (retrying, after ever longer pauses) starves the process that has waited longest, and
+a single lock is taken again by the process that has just released it. So there is a queue: a process that
+wants a turn takes the last place, moves up whenever the place ahead is free, and only then releases the one
+behind. No process has two turns in a row while another waits. As many processes as there are places get their
+turns in the order in which they came; among more, chance decides which one gets the last place next.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = ["TurnLock"]
 
 _PRIVATE = 0o600
 _LINE = ("-third", "-second", "-next", "-turn")
-"""What the names of the lock files end in, from the last place in the line to the turn itself."""
+"""The endings of the names of the lock files, from the last place in the queue to the turn itself."""
 
 _POLL = 0.0002
-"""Seconds between two tries. There is no system call that waits for a lock file and can be told how long."""
+"""Seconds between two tries. There is no system call that waits for a lock file with a timeout."""
 
-_PATIENCE = 0.1
-"""Seconds of waiting after which tries become rare: whoever has the turn is not coming back soon."""
+_LONG_POLL_AFTER = 0.1
+"""Seconds of waiting after which tries become rare: the process that has the turn will not finish soon."""
 
 _LONG_POLL = 0.005
 
 
 class TurnLock:
-    """The right to write a database file, held by one store of all processes at a time.
+    """The right to write to a database file, which one store of all processes has at a time.
 
-    The lock files stand beside the database and are never deleted: a process that still had a deleted one
-    open would lock in vain. They hold nothing, and a process that dies lets go of them.
+    The lock files lie beside the database and are never deleted: locking a deleted one, which another process
+    still has open, would exclude nothing. They are empty, and the locks of a process that dies are released.
 
     Args:
-        path: The database file; the lock files are called like it, with ``-turn`` and the like at the end.
+        path: The database file; the lock files have its name with ``-turn`` and the like appended.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class TurnLock:
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[None]:
-        """Have the turn for the length of a ``with`` block.
+        """Take the turn for the duration of a ``with`` block.
 
         Args:
             deadline: When to stop waiting for it, on the clock of :func:`time.monotonic`.
@@ -93,7 +93,7 @@ def _wait_for(file: int, deadline: float) -> None:
         return
     started = now = time.monotonic()
     while now < deadline:
-        time.sleep(_POLL if now - started < _PATIENCE else _LONG_POLL)
+        time.sleep(_POLL if now - started < _LONG_POLL_AFTER else _LONG_POLL)
         if _lock(file):
             return
         now = time.monotonic()
@@ -124,5 +124,5 @@ else:
         return True
 
     def _unlock(file: int) -> None:
-        # Said aloud, not left to close(): a child forked meanwhile has the same lock open.
+        # Explicitly, instead of leaving it to close(): a child forked meanwhile has the same lock open.
         fcntl.flock(file, fcntl.LOCK_UN)

@@ -1,4 +1,8 @@
-"""The journal of a database file: what each of the last transactions changed, until its tables are told."""
+"""The journal of a database file: what each of the last transactions changed, until it goes into the tables.
+
+It buys CPU time: a transaction writes one row instead of one for each ledger and reservation. With 64 calls
+in flight, that brought a reserve and settle from 12.8 to 9.6 µs with 10 keys, from 21.4 to 14.3 with 10,000.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +29,15 @@ _FIRST = "SELECT min(number) FROM journal"
 _INSERT = "INSERT INTO journal (number, ledgers, opened, taken, closed, cooldowns) VALUES (?, ?, ?, ?, ?, ?)"
 _DELETE = "DELETE FROM journal WHERE number < ?"
 
-_MOST_BYTES = 8 << 20
-"""Bytes that the journal may hold. The longer it is, the more of it is out of date before a table is told;
-but whoever opens the file has to read it."""
+_MAX_BYTES = 8 << 20
+"""Bytes that the journal may hold. The longer it is, the more of it is out of date before it goes into a
+table, which saves writing it; but each process that opens the file has to read it."""
 
-_BYTES_AT_ONCE = _MOST_BYTES // 64
-"""Bytes that one transaction moves into the tables, about, so that nobody's turn takes long."""
+_BYTES_AT_ONCE = _MAX_BYTES // 64
+"""Approximate bytes that one transaction moves into the tables, so that no turn takes long."""
 
 _ROW_BYTES = 512
-"""What a row counts for beside its contents: it takes time to read, however little it holds."""
+"""What a row counts in addition to its contents: reading it takes time, however little it holds."""
 
 
 @attrs.define
@@ -48,23 +52,23 @@ class Entry:
     cooldowns: bool = False
 
     def __bool__(self) -> bool:
-        """Tell whether anything changed."""
+        """Return whether anything changed."""
         return bool(self.ledgers or self.opened or self.closed or self.cooldowns)
 
 
 class Journal:
-    """The journal, as far as one connection knows it.
+    """The journal, as one connection knows it.
 
     Attributes:
-        number: That of the newest row known.
-        first: That of the oldest row: what an older one said is in the tables.
+        number: The number of the newest row known.
+        first: The number of the oldest row; what older rows held is in the tables.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._sizes: deque[tuple[int, int]] = deque()  # the number and the bytes of each row
         self._bytes = 0
-        self._most = _MOST_BYTES
+        self._max_bytes = _MAX_BYTES
         self.number = -1
         self.first = 1
 
@@ -72,8 +76,8 @@ class Journal:
     def read(self) -> list[Entry] | None:
         """Return what is new since the last time, oldest first.
 
-        The first time that is the whole journal. None says that some of what was new is gone again, or that
-        what is known from before does not hold any more: one has to start over.
+        The first time that is the whole journal. None means that some of the new rows are gone already, or
+        that what is known from before is no longer valid: the caller has to start over.
         """
         rows = self._connection.execute(_NEWER, (self.number,)).fetchall()
         if rows:
@@ -88,11 +92,11 @@ class Journal:
 
     @decoding
     def find(self, number: int) -> Entry:
-        """Return the row of a number, which there is."""
+        """Return the row with a number, which must exist."""
         return _entry(*self._connection.execute(_ONE, (number,)).fetchone())
 
     def append(self, entry: Entry) -> None:
-        """Add a row. Its number is one more than the newest, or else all others have to start over."""
+        """Append a row. Its number is one more than the newest; if not, all other connections start over."""
         opened, closed = json.dumps(entry.opened), json.dumps(entry.closed)
         row = entry.number, pack(entry.ledgers), opened, pack(entry.taken), closed
         self._connection.execute(_INSERT, (*row, entry.cooldowns))
@@ -100,15 +104,15 @@ class Journal:
 
     @decoding
     def take_oldest(self) -> list[Entry]:
-        """Take out some of the oldest rows, if the journal has become too long.
+        """Remove and return some of the oldest rows, if the journal has become too long.
 
-        What they say and no newer row does has to be written elsewhere in the same transaction.
+        What they hold, unless a newer row has it, must be written elsewhere in the same transaction.
         """
-        if self._bytes <= self._most:
+        if self._bytes <= self._max_bytes:
             return []
-        self._most = _MOST_BYTES
+        self._max_bytes = _MAX_BYTES
         least = self._bytes - _BYTES_AT_ONCE
-        while self._bytes > least and len(self._sizes) > 1:  # the newest stays: its number is needed
+        while self._bytes > least and len(self._sizes) > 1:  # keep the newest: its number is needed
             self.first = self._sizes[1][0]
             self._forget()
         rows = self._connection.execute(_OLDER, (self.first,)).fetchall()
@@ -116,8 +120,8 @@ class Journal:
         return [_entry(*row) for row in rows]
 
     def let_grow(self) -> None:
-        """Leave the oldest rows alone for a while: most of what they say has to be repeated."""
-        self._most = self._bytes + 8 * _BYTES_AT_ONCE
+        """Keep the oldest rows for a while, because most of what they hold would have to be repeated."""
+        self._max_bytes = self._bytes + 8 * _BYTES_AT_ONCE
 
     def _note(self, number: int, ledgers: bytes, opened: str, taken: bytes, closed: str) -> None:
         size = len(ledgers) + len(opened) + len(taken) + len(closed) + _ROW_BYTES

@@ -1,7 +1,7 @@
 """The reservations of a database file: what each took, until it is settled or has expired.
 
-They are in the journal and nowhere else: most are settled before their row of it is the oldest. Those that
-are not are written once more.
+They are stored in the journal only, since most are settled before their row is the oldest one. Those that are
+still open when it leaves the journal are written again.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import Demand
-from llm_router.stores.sqlite.accounts import FolderShelf
 from llm_router.stores.sqlite.faults import decoding
+from llm_router.stores.sqlite.ledger_table import RowQuotaSet
 from llm_router.stores.sqlite.numbers import kinds_of, offsets, record, split
 
 if TYPE_CHECKING:
-    from llm_router.stores.sqlite.accounts import Accounts
     from llm_router.stores.sqlite.journal import Entry, Journal
+    from llm_router.stores.sqlite.ledger_table import LedgerTable
 
 __all__ = ["Reservation", "Reservations"]
 
 _HEAD = 4
-"""Numbers before what was taken: expiry, row of ledgers, kinds, and how many follow."""
+"""Numbers before what was taken: expiry, id of the row of ledgers, kinds, and how many follow."""
 
 
 @attrs.define
@@ -31,22 +31,22 @@ class Reservation:
 
     Attributes:
         expires: Microseconds since the epoch.
-        demand: What was asked for.
-        shelf: Where it was taken from.
-        marks: Its mark in each of the books of the shelf.
+        demand: What was requested.
+        quotas: What it was taken from.
+        marks: Its mark in each ledger of ``quotas``.
     """
 
     expires: int
     demand: Demand
-    shelf: FolderShelf
+    quotas: RowQuotaSet
     marks: list[int]
 
 
 class Reservations:
-    """The open reservations. Of those made elsewhere no more is in memory than where they are written."""
+    """The open reservations. For those made elsewhere, memory only holds their place in the journal."""
 
-    def __init__(self, accounts: Accounts, journal: Journal) -> None:
-        self._accounts = accounts
+    def __init__(self, ledgers: LedgerTable, journal: Journal) -> None:
+        self._ledgers = ledgers
         self._journal = journal
         self._known: dict[str, Reservation] = {}  # made here
         self._rows: dict[str, int] = {}  # the row of the journal that has it
@@ -56,14 +56,14 @@ class Reservations:
         self._kept_taken: list[float] = []
 
     def add(self, reservation_id: str, reservation: Reservation) -> None:
-        """Note what a request took."""
+        """Record what a request took."""
         self._known[reservation_id] = self._opened[reservation_id] = reservation
 
     def pop(self, reservation_id: str) -> Reservation | None:
-        """Take a reservation out, or return None if there is no such one (any more)."""
+        """Remove a reservation and return it, or None if there is none with that id (any more)."""
         reservation = self._known.pop(reservation_id, None)
         if reservation is not None and self._opened.pop(reservation_id, None) is not None:
-            return reservation  # the file never hears of it
+            return reservation  # it never reaches the file
         number = self._rows.pop(reservation_id, 0)
         if number < self._journal.first:
             return None
@@ -71,8 +71,8 @@ class Reservations:
         return reservation or self._read(reservation_id, number)
 
     @decoding
-    def learn(self, entry: Entry) -> None:
-        """Take note of what another connection has made and settled."""
+    def note(self, entry: Entry) -> None:
+        """Remember which reservations another connection has made and settled."""
         self._rows.update(dict.fromkeys(entry.opened, entry.number))
         for reservation_id in entry.closed:
             self._rows.pop(reservation_id, None)
@@ -80,9 +80,9 @@ class Reservations:
 
     @decoding
     def keep(self, entry: Entry, now: int) -> int:
-        """Save what is still open of an entry that leaves the journal, for the next one; return how many.
+        """Keep the open reservations of an entry that leaves the journal for the next one; return how many.
 
-        What has expired is forgotten, so that there is never more in memory than the journal holds.
+        Those that have expired are forgotten, so that memory never holds more of them than the journal.
         """
         number, rows, before = entry.number, self._rows, len(self._kept)
         if any(rows.get(reservation_id) == number for reservation_id in entry.opened):
@@ -100,11 +100,11 @@ class Reservations:
         return len(self._kept) - before
 
     def write(self, entry: Entry) -> None:
-        """Say in ``entry`` what is new, what was taken out, and what is kept."""
+        """Put into ``entry`` the new, the removed and the kept reservations."""
         taken = self._kept_taken
         for reservation in self._opened.values():
-            shelf, demand, marks = reservation.shelf, reservation.demand, reservation.marks
-            taken += (reservation.expires, shelf.folder.id or 0, shelf.kinds, 2 + len(marks))
+            quotas, demand, marks = reservation.quotas, reservation.demand, reservation.marks
+            taken += (reservation.expires, quotas.row.id or 0, quotas.kinds, 2 + len(marks))
             taken += (demand.requests, demand.tokens, *marks)
         entry.opened, entry.taken, entry.closed = [*self._kept, *self._opened], taken, self._closed
         self._rows.update(dict.fromkeys(entry.opened, entry.number))
@@ -112,7 +112,7 @@ class Reservations:
         self._closed, self._kept, self._kept_taken = [], [], []
 
     def sweep(self, now: int) -> None:
-        """Forget those that have expired."""
+        """Forget expired reservations."""
         first = self._journal.first
         self._known = {key: known for key, known in self._known.items() if known.expires > now}
         self._rows = {key: number for key, number in self._rows.items() if number >= first}
@@ -121,13 +121,13 @@ class Reservations:
     def _read(self, reservation_id: str, number: int) -> Reservation | None:
         entry = self._journal.find(number)
         place = entry.opened.index(reservation_id)
-        (expires, folder_id, kinds, _), taken = split(entry.taken, _HEAD)[place]
-        folder = self._accounts.find(int(folder_id))
-        if folder is None:  # its row was deleted, because all of it had been back for a day
+        (expires, row_id, kinds, _), taken = split(entry.taken, _HEAD)[place]
+        row = self._ledgers.find(int(row_id))
+        if row is None:  # deleted, because everything had been back for a day
             return None
         requests, tokens, *marks = map(int, taken)
-        present = {account.kind: account for account in folder.accounts.values()}
+        present = {each.kind: each for each in row.ledgers.values()}
         pairs = zip(kinds_of(int(kinds)), marks, strict=True)
         live = [(present[kind], mark) for kind, mark in pairs if kind in present]
-        shelf = FolderShelf(folder, tuple(account for account, _ in live))
-        return Reservation(int(expires), Demand(requests, tokens), shelf, [mark for _, mark in live])
+        quotas = RowQuotaSet(row, tuple(ledger for ledger, _ in live))
+        return Reservation(int(expires), Demand(requests, tokens), quotas, [mark for _, mark in live])

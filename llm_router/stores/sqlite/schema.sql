@@ -1,30 +1,30 @@
 -- The state store's schema, version 1.
 --
 -- Times are whole microseconds since the Unix epoch, except in cooldown.until (seconds; infinity for a
--- quarantine). What is JSON says so. No table holds an API key or anything made from one.
+-- quarantine). JSON is marked as such. No table holds an API key or anything made from one.
 
--- What is taken from each quota: a row for each (provider, project, model). Stores keep the rows they use in
+-- What is taken from each quota: one row for each (provider, project, model). Stores keep the rows they use in
 -- memory and write back what changed.
 CREATE TABLE ledgers (
     id INTEGER PRIMARY KEY,
     scope TEXT NOT NULL UNIQUE,
-    rests_at INTEGER NOT NULL, -- from when all of it is as good as new; up to a minute behind
+    rests_at INTEGER NOT NULL, -- when everything is back; up to a minute behind
     terms TEXT NOT NULL,       -- JSON, for each quota: [metric, refill, limit, window, guard, burst, timezone,
                                -- limit in force]
-    state BLOB NOT NULL        -- what the ledger of each quota dumps, in the same order: for each, how many
+    state BLOB NOT NULL        -- the dump of the ledger of each quota, in the same order: for each, how many
                                -- numbers, and these; all of them little-endian doubles
 );
 
--- What was taken before a request and is not yet settled.
+-- What was taken before a request and is not settled yet.
 CREATE TABLE reservation (
     id TEXT PRIMARY KEY,
     expires INTEGER NOT NULL,
-    scope TEXT NOT NULL,       -- the row of ledgers that it was taken from
-    kinds TEXT NOT NULL,       -- metric/refill of each quota, with spaces between
+    scope TEXT NOT NULL,       -- the row of ledgers that it took from
+    kinds TEXT NOT NULL,       -- metric/refill of each quota, separated by spaces
     taken TEXT NOT NULL        -- JSON: requests, tokens, then the mark in each quota's ledger
 ) WITHOUT ROWID;
 
--- What is put aside.
+-- What cools down.
 CREATE TABLE cooldown (
     scope TEXT PRIMARY KEY,
     until REAL NOT NULL,
@@ -41,6 +41,6 @@ CREATE TABLE learnt_limit (
     PRIMARY KEY (scope, metric)
 ) WITHOUT ROWID;
 
--- How often cooldown and learnt_limit were changed: who has read them at this count knows them.
+-- How often cooldown and learnt_limit were changed: a process that has read them at this count is up to date.
 CREATE TABLE revision (cooldowns INTEGER NOT NULL);
 INSERT INTO revision VALUES (0);

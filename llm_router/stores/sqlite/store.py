@@ -1,4 +1,4 @@
-"""The store of several processes on one machine: everything in one SQLite file."""
+"""The store of several processes on one machine: everything is in one SQLite file."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ _NOTHING = Demand(0, 0)
 class SQLiteStore:
     """Keeps the state in one file, for all processes of a machine that open it.
 
-    The file is opened by the first call, on a thread of the store's own; a missing directory is made. All
-    calls that wait at the same time share a transaction and are answered when it is committed. With
-    ``synchronous="NORMAL"`` a process may die at any moment without a loss; a loss of power may cost the
-    last moments before it, and leaves a sound file.
+    The first call opens the file, on a thread of the store's own, and creates a missing directory. All calls
+    that wait at the same time share a transaction and are answered when it is committed. With
+    ``synchronous="NORMAL"`` nothing is lost if a process dies at any time; a power failure may lose the last
+    transactions, and leaves an intact file.
 
     The store may be used from several event loops one after the other, and in a forked child, which opens the
     file for itself. After :meth:`aclose` the next call opens it again. The file must be on a local disk.
 
-    Beside what :class:`RateLimitStore` says, every method raises:
+    In addition to what :class:`RateLimitStore` says, every method raises:
 
-    * :class:`~llm_router.errors.StoreUnavailableError` if the file cannot be had within ``timeout``, be read
-      or be written. None of the calls that failed together has then taken effect.
-    * :class:`~llm_router.errors.StoreCorruptError` if the file is damaged, or not this library's. It is left
-      as it is.
+    * :class:`~llm_router.errors.StoreUnavailableError` if the file is not available within ``timeout``, or
+      cannot be read or written. None of the calls that failed together has taken effect.
+    * :class:`~llm_router.errors.StoreCorruptError` if the file is damaged, or does not belong to this
+      library. It is left as it is.
 
     Args:
-        path: The database file. Lock files and SQLite's own files stand beside it.
-        clock: Where time comes from; the machine's by default.
-        timeout: Seconds that a call waits for other processes at most. A file system that hangs is not
+        path: The database file. Lock files and SQLite's own files lie beside it.
+        clock: The source of time; the machine's clock by default.
+        timeout: The most seconds that a call waits for other processes. A file system that hangs is not
             covered.
-        synchronous: SQLite's setting of that name: what a loss of power may cost.
+        synchronous: SQLite's setting of that name: what a power failure may lose.
     """
 
     def __init__(
@@ -74,27 +74,27 @@ class SQLiteStore:
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
-        """Take ``demand`` from the first candidate with room; see :class:`RateLimitStore`."""
+        """Reserve in the file; see :class:`RateLimitStore`."""
         return await self._submit(State.reserve, reservation_id, tuple(candidates), demand, ttl)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
-        """Correct a reservation to what was really used; see :class:`RateLimitStore`."""
+        """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
         await self._submit(State.settle, reservation_id, used)
 
     async def release(self, reservation_id: str) -> None:
-        """Give back all that a reservation took; see :class:`RateLimitStore`."""
+        """Give back everything a reservation took; see :class:`RateLimitStore`."""
         await self._submit(State.settle, reservation_id, _NOTHING)
 
     async def cool_down(self, cooldown: Cooldown) -> None:
-        """Put a scope aside; see :class:`RateLimitStore`."""
+        """Cool a scope down; see :class:`RateLimitStore`."""
         await self._submit(State.cool_down, cooldown)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Tell the state of ``deployments``; see :class:`RateLimitStore`."""
+        """Return the state of ``deployments``; see :class:`RateLimitStore`."""
         return await self._submit(State.snapshot, tuple(deployments))
 
     async def aclose(self) -> None:
-        """Finish what has been asked for, then close the file and end the thread."""
+        """Finish the calls made before, then close the file and end the thread."""
         if self._worker is not None:
             if self._finalizer is not None:
                 self._finalizer.detach()

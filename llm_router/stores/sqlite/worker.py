@@ -1,4 +1,8 @@
-"""The one thread that writes a database file: it puts all that waits into one transaction."""
+"""The only thread that writes to a database file; it puts all waiting calls into one transaction.
+
+It buys throughput: 64 reserves in flight reach 66,800 a second, one at a time 3,800 (benchmarks/README.md,
+"sqlite, 10 keys").
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from llm_router.stores.ledger import microseconds
+from llm_router.domain.calendar import microseconds
 from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect
 from llm_router.stores.sqlite.faults import explain
 from llm_router.stores.sqlite.filelock import TurnLock
@@ -30,8 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Call", "Worker"]
 
-_MOST_AT_ONCE = 1024
-"""Calls in one transaction at most: other processes wait for its end."""
+_MAX_CALLS = 1024
+"""The most calls in one transaction, since other processes wait for its end."""
 
 _CHECKPOINT_EVERY = 200
 """Transactions between two checkpoints."""
@@ -40,7 +44,7 @@ _THREAD = "llm_router-sqlite"
 
 
 class Call:
-    """One call of a method of :class:`State`, and the future that waits for what comes of it."""
+    """One call of a method of :class:`State`, and the future of its result."""
 
     __slots__ = ("answer", "arguments", "error", "future", "loop", "method", "since")
 
@@ -59,16 +63,16 @@ class Call:
 class Worker:
     """A thread with the only connection of a store.
 
-    Calls take effect in the order of :meth:`submit`, whether or not anybody still waits for them. All that
-    wait when a transaction starts (up to 1,024) go into it, and are answered when it is committed: by then
-    the file has them. If it fails, none of them has taken effect.
+    Calls take effect in the order of :meth:`submit`, even if their callers no longer wait for them. All calls
+    that wait when a transaction starts (up to 1,024) go into it, and are answered after it is committed, when
+    they are in the file. If it fails, none of them has taken effect.
 
     Args:
         path: The database file.
-        clock: Where time comes from.
-        timeout: Seconds after its submission until which a call may wait for its transaction to start.
+        clock: The source of time.
+        timeout: The most seconds that a call waits for its transaction to start, from its submission.
         synchronous: SQLite's setting of that name.
-        predecessor: A worker whose calls come before this one's.
+        predecessor: A worker whose calls precede those of this one.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Worker:
         self._timeout = timeout
         self._synchronous = synchronous
         self._predecessor = predecessor
-        self._calls: deque[Call | None] = deque()  # None: there are no more
+        self._calls: deque[Call | None] = deque()  # None: no more follow
         self._idle = False
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._turns = TurnLock(path)
@@ -104,11 +108,11 @@ class Worker:
     # --- from any thread ------------------------------------------------------------------------------
 
     def submit(self, call: Call) -> None:
-        """Have ``call`` made in the next transaction."""
+        """Add ``call`` to the next transaction."""
         self._put(call)
 
     def stop(self) -> None:
-        """Let the thread end when it has made all calls submitted before."""
+        """Let the thread end after all calls submitted before."""
         self._put(None)
 
     def join(self) -> None:
@@ -118,7 +122,7 @@ class Worker:
 
     def _put(self, call: Call | None) -> None:
         self._calls.append(call)
-        if self._idle:  # otherwise it looks again before it waits
+        if self._idle:  # otherwise the thread checks again before it waits
             self._idle = False
             self._bell.put(None)
 
@@ -141,15 +145,15 @@ class Worker:
     def _serve(self, calls: list[Call]) -> None:
         try:
             self._commit(calls)
-        except BaseException as error:  # noqa: BLE001  # nobody may be left without an answer
-            self._take(calls)  # they waited for the same in vain
+        except BaseException as error:  # noqa: BLE001  # every call must get an answer
+            self._take(calls)  # the calls that have queued since fail as well: they waited for the same thing
             for call in calls:
                 call.answer, call.error = None, explain(error, self._path)
         _answer(calls)
         self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Have what was committed moved into the database, while the next transactions go on."""
+        """Start a checkpoint if it is due; the next transactions run at the same time."""
         if self._checkpoint_due > 0 or (self._checkpointing is not None and self._checkpointing.is_alive()):
             return
         self._checkpoint_due = _CHECKPOINT_EVERY
@@ -165,7 +169,7 @@ class Worker:
             self._checkpointing.join()
 
     def _close(self) -> None:
-        """Close the connection in a turn of its own: the last to be closed locks the file for a moment."""
+        """Close the connection in a turn of its own: closing the last one locks the file for a moment."""
         self._await_checkpoint()
         with contextlib.ExitStack() as stack:
             if self._connection is not None:
@@ -178,7 +182,7 @@ class Worker:
     def _commit(self, calls: list[Call]) -> None:
         deadline = calls[0].since + self._timeout
         if self._connection is None:
-            self._make_way()
+            self._prepare_directory()
         with self._turns.turn(deadline), self._transaction:
             try:
                 connection, state = self._connect(deadline)
@@ -192,13 +196,13 @@ class Worker:
                 connection.execute("COMMIT")
                 self._checkpoint_due -= 1
             except BaseException:
-                self._disconnect()  # which rolls back, and forgets what is in memory
+                self._disconnect()  # this rolls back, and forgets what is in memory
                 raise
 
     def _take(self, calls: list[Call]) -> list[Call]:
-        """Add what waits to ``calls``, as far as there is room in the transaction."""
+        """Add the waiting calls to ``calls``, as far as there is room in the transaction."""
         waiting = self._calls
-        while waiting and len(calls) < _MOST_AT_ONCE and not self._stopping:
+        while waiting and len(calls) < _MAX_CALLS and not self._stopping:
             call = waiting.popleft()
             if call is None:
                 self._stopping = True
@@ -208,26 +212,26 @@ class Worker:
 
     # --- the connection -------------------------------------------------------------------------------
 
-    def _make_way(self) -> None:
-        """Make the directory, unless there is a file that is not ours: nothing is put beside that."""
+    def _prepare_directory(self) -> None:
+        """Create the directory, unless the file is not ours: then nothing is put beside it."""
         self._await_checkpoint()
         with self._transaction, _opening:
             self._check_file()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _check_file(self) -> None:
-        """Make sure that the file is ours; one that another store of this process has open is."""
+        """Make sure that the file is ours; if another store of this process has it open, it is."""
         with contextlib.suppress(FileNotFoundError):
             identity = _identity(self._path)
             if not any(worker.has_open(identity) for worker in tuple(_workers)):
                 check_header(self._path)
 
     def has_open(self, identity: tuple[int, int]) -> bool:
-        """Tell whether this worker is connected to the file of that device and inode."""
+        """Return whether this worker is connected to the file with that device and inode."""
         return self._connection is not None and self._identity == identity
 
     def _connect(self, deadline: float) -> tuple[sqlite3.Connection, State]:
-        """Return the connection, a new one if the file has been replaced or deleted."""
+        """Return the connection and its state, new ones if the file has been replaced or deleted."""
         if self._connection is not None and self._state is not None:
             with contextlib.suppress(FileNotFoundError):
                 if _identity(self._path) == self._identity:
@@ -249,17 +253,17 @@ class Worker:
     # --- around a fork --------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Close the connection between two transactions: SQLite must not be open across a fork."""
+        """Close the connection between two transactions: SQLite must not be open during a fork."""
         self._transaction.acquire()
         self._await_checkpoint()
         self._disconnect()
 
     def after_fork_in_parent(self) -> None:
-        """Go on; the next transaction opens a new connection."""
+        """Continue; the next transaction opens a new connection."""
         self._transaction.release()
 
     def after_fork_in_child(self) -> None:
-        """Be of no use any more: the thread is the parent's."""
+        """Become unusable: the thread exists only in the parent."""
         self.forked = True
         self._turns.close()
         self._transaction.release()
@@ -271,14 +275,14 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _answer(calls: list[Call]) -> None:
-    """Deliver every answer, waking an event loop once for all that belong to it."""
+    """Deliver every answer, waking each event loop once for all of its calls."""
     for loop, its_calls in groupby(calls, attrgetter("loop")):
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: no caller waits any more
             loop.call_soon_threadsafe(_deliver, list(its_calls))
 
 
 def _deliver(calls: list[Call]) -> None:
-    """Tell the futures, on their event loop, those that somebody still waits for."""
+    """Complete the futures, on their event loop, unless they were cancelled."""
     for call in calls:
         future = call.future
         if future.done():
@@ -292,7 +296,7 @@ def _deliver(calls: list[Call]) -> None:
 _workers: WeakSet[Worker] = WeakSet()
 
 _opening = threading.Lock()
-"""Held while a file is looked at and connected to; only inside a transaction, so never across a fork."""
+"""Locked while a file is checked and connected to; only inside a transaction, so never during a fork."""
 
 _forking: list[Worker] = []
 

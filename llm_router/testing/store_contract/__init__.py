@@ -1,11 +1,11 @@
-"""The contract of :class:`~llm_router.stores.RateLimitStore`, as tests to run on a store of one's own.
+"""The contract of :class:`~llm_router.stores.RateLimitStore`, as tests for a store of your own.
 
-Subclass :class:`StoreContract` in a test module, say how the store is opened, and let pytest (with
-pytest-asyncio in auto mode) collect it::
+Subclass :class:`StoreContract` in a test module, override ``open_store``, and let pytest (with pytest-asyncio
+in auto mode) collect it::
 
     import pytest
 
-    # Before the import: it makes failures readable.
+    # Before the import, so that failures show the values compared.
     pytest.register_assert_rewrite("llm_router.testing.store_contract")
 
     from contextlib import asynccontextmanager
@@ -18,8 +18,8 @@ pytest-asyncio in auto mode) collect it::
             yield store
             await store.aclose()
 
-Time moves only through the :class:`~llm_router.testing.clock.ManualClock` that ``open_store`` is given: the
-store must read it and nothing else. No test sleeps.
+Time only moves through the :class:`~llm_router.testing.clock.ManualClock` that is passed to ``open_store``:
+the store must take the time from it and from nowhere else. No test sleeps.
 """
 
 from __future__ import annotations
@@ -44,4 +44,4 @@ class StoreContract(
     CooldownContract,
     SharingContract,
 ):
-    """Everything that a store promises. Override ``open_store``, and ``second_store`` for shared state."""
+    """Everything that a store promises. Override ``open_store``, and ``second_store`` if state is shared."""

@@ -1,4 +1,4 @@
-"""What the parts of the store contract have in common: the hooks, and short names for what they build."""
+"""What the parts of the store contract share: the hooks, and short functions to build what they need."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ __all__ = [
 ]
 
 START = 1_800_041_000.25
-"""Where the clocks of most tests stand first: an ordinary late morning in California."""
+"""What the clocks of most tests show at first: an ordinary late morning in California."""
 
 SPAN = MINUTE + GUARD
-"""Seconds after which a rolling quota gives back a taking."""
+"""Seconds after which a rolling quota returns what was taken."""
 
 MS = 0.001
 
-SECRET = "this-is-the-credential"  # noqa: S105 - it is here to be searched for
+SECRET = "this-is-the-credential"  # noqa: S105 - tests search for it
 """The credential of every deployment of the contract."""
 
 _ids = itertools.count()
 
 
 class ContractBase:
-    """The hooks through which the contract reaches a store."""
+    """The hooks through which the contract gets a store."""
 
     def open_store(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
         """Open a store on empty state, with ``clock`` as its only source of time. Must be overridden."""
-        raise NotImplementedError("say how your store is opened: override open_store(clock)")
+        raise NotImplementedError("override open_store(clock), which opens your store")
 
     def second_store(
         self,
         store: RateLimitStore,
-        clock: Clock,  # noqa: ARG002 - for those who override it
+        clock: Clock,  # noqa: ARG002 - for overrides
     ) -> AbstractAsyncContextManager[RateLimitStore]:
-        """Open another handle on the state of ``store``, as a second process would; by default the same."""
+        """Open another handle on the state of ``store``, as a second process would; by default itself."""
         return nullcontext(store)
 
 
@@ -93,7 +93,7 @@ def deployment(
     priority: int = 1,
     weight: float = 1.0,
 ) -> Deployment:
-    """Make a deployment under ``quotas``."""
+    """Make a deployment with ``quotas``."""
     credential = Key(key, Secret(SECRET), provider, project)
     return Deployment(credential, model, priority=priority, quotas=quotas, weight=weight)
 
@@ -106,13 +106,13 @@ async def reserve(
     ttl: float = 600.0,
     reservation_id: str | None = None,
 ) -> Decision:
-    """Reserve from the first of ``candidates`` with room, under an id of its own."""
+    """Reserve from the first of ``candidates`` with room, with a new id."""
     reservation_id = reservation_id or f"reservation-{next(_ids)}"
     return await store.reserve(reservation_id, candidates, Demand(requests, tokens), ttl)
 
 
 async def grants(store: RateLimitStore, candidate: Deployment, requests: int = 1, tokens: int = 0) -> bool:
-    """Try to take from ``candidate``; tell whether that was granted."""
+    """Try to take from ``candidate``; return whether that was granted."""
     return (await reserve(store, candidate, requests=requests, tokens=tokens)).deployment is candidate
 
 
@@ -123,15 +123,15 @@ async def quotas_of(store: RateLimitStore, candidate: Deployment) -> dict[Metric
 
 
 async def used(store: RateLimitStore, candidate: Deployment) -> list[int]:
-    """Return what is used of each quota of ``candidate``, in their order."""
+    """Return what is used of each quota of ``candidate``, in order."""
     return [quota.used for quota in (await quotas_of(store, candidate)).values()]
 
 
 def move_to(clock: ManualClock, moment: float) -> None:
-    """Set ``clock`` forward to ``moment``."""
+    """Move ``clock`` forward to ``moment``."""
     clock.shift(moment - clock.time())
 
 
 def close(moment: float, expected: float) -> bool:
-    """Tell whether two moments are the same, to the microseconds that a store keeps."""
+    """Return whether two times are the same, to the microseconds that a store keeps."""
     return moment == expected or abs(moment - expected) <= 2e-6

@@ -1,4 +1,4 @@
-"""The contract of cooldowns: what is put aside, until when, and what limits are learnt with it."""
+"""The contract of cooldowns: what cools down, until when, and which limits are learnt with it."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _DAY = 24 * 3600.0
 class CooldownContract(ContractBase):
     """Cooldowns, quarantines and learnt limits."""
 
-    async def test_a_cooldown_puts_aside_until_its_end(self) -> None:
-        """Refused a millisecond before, granted at the end; the refusal tells reason and end."""
+    async def test_a_cooldown_refuses_until_its_end(self) -> None:
+        """Refused a millisecond before the end, granted at the end; the refusal has its reason and end."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(5))
@@ -57,7 +57,7 @@ class CooldownContract(ContractBase):
             assert [refusal.deployment for refusal in decision.refusals] == [cooled]
 
     async def test_of_two_cooldowns_the_later_end_wins(self) -> None:
-        """Whichever came first; the reason is that of the one that holds."""
+        """Whichever came first; the reason is that of the one that applies."""
         async with self.open_store(ManualClock(START)) as store:
             for order in ((30.0, 50.0), (50.0, 30.0)):
                 limited = deployment(key=f"key-{order[0]}")
@@ -68,7 +68,7 @@ class CooldownContract(ContractBase):
                 assert refusal.reason == "50 s"
 
     async def test_a_cooldown_can_follow_one_that_has_ended(self) -> None:
-        """An ended cooldown is of no consequence for the next."""
+        """A cooldown that has ended does not affect the next one."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment()
@@ -81,7 +81,7 @@ class CooldownContract(ContractBase):
             assert close(refusal.retry_at, START + 25.0)
 
     async def test_a_cooldown_that_is_over_is_none(self) -> None:
-        """One that ended before it was told puts nothing aside and ends nothing."""
+        """One that ended before it was set refuses nothing and ends no other cooldown."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment()
             await store.cool_down(Cooldown(limited.model_scope, START - 5.0, "past"))
@@ -91,7 +91,7 @@ class CooldownContract(ContractBase):
             assert not await grants(store, limited)
 
     async def test_a_lift_ends_a_cooldown_at_once(self) -> None:
-        """Of the scope that it names, and of no other; lifting nothing is no error."""
+        """That of the scope that it names, and no other; lifting nothing is not an error."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment()
             await store.cool_down(Cooldown.lift(limited.model_scope))
@@ -123,7 +123,7 @@ class CooldownContract(ContractBase):
             assert await grants(store, limited)
 
     async def test_a_cooldown_becomes_a_quarantine(self) -> None:
-        """No end is later than every end."""
+        """A quarantine counts as ending later than every cooldown."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment()
             await store.cool_down(Cooldown(limited.key_scope, START + 5.0, "busy"))
@@ -133,7 +133,7 @@ class CooldownContract(ContractBase):
 
     async def test_a_cooldown_reaches_what_its_scope_names_and_nothing_else(self) -> None:
         """A (project, model), all models of a key, or all keys of a provider."""
-        everyone = {
+        deployments = {
             "itself": deployment(key="a", model="m", project="p"),
             "sibling": deployment(key="b", model="m", project="p"),
             "other model": deployment(key="a", model="n", project="p"),
@@ -147,12 +147,12 @@ class CooldownContract(ContractBase):
         }
         for kind, names in reached.items():
             async with self.open_store(ManualClock(START)) as store:
-                await store.cool_down(Cooldown(getattr(everyone["itself"], kind), START + 5.0, kind))
-                refused = {name for name, each in everyone.items() if not await grants(store, each)}
+                await store.cool_down(Cooldown(getattr(deployments["itself"], kind), START + 5.0, kind))
+                refused = {name for name, each in deployments.items() if not await grants(store, each)}
                 assert refused == names
 
     async def test_the_scope_that_ends_last_decides(self) -> None:
-        """Of cooldowns on several scopes of one deployment the latest is told."""
+        """Of cooldowns on several scopes of one deployment, the latest is reported."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment()
@@ -172,7 +172,7 @@ class CooldownContract(ContractBase):
             assert snapshot.cooldown is None
 
     async def test_a_cooldown_takes_no_quota(self) -> None:
-        """Neither setting it nor being refused for it spends anything."""
+        """Neither setting one nor being refused for it takes anything."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(2), tpm(100))
             assert await grants(store, limited, tokens=10)
@@ -182,7 +182,7 @@ class CooldownContract(ContractBase):
             assert await used(store, limited) == [1, 10]
 
     async def test_a_reservation_can_be_settled_while_its_scope_cools_down(self) -> None:
-        """A cooldown stops what is new, not what is under way."""
+        """A cooldown stops new reserves, not requests under way."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(2), tpm(100))
             await reserve(store, limited, tokens=50, reservation_id="one")
@@ -193,7 +193,7 @@ class CooldownContract(ContractBase):
     # --- learnt limits --------------------------------------------------------------------------------
 
     async def test_a_learnt_limit_lowers_the_configured_one(self) -> None:
-        """At once, with what was taken kept; a configured limit that is lower stays."""
+        """At once, and what was taken is kept; a lower configured limit stays in force."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(10), tpm(100))
@@ -208,7 +208,7 @@ class CooldownContract(ContractBase):
             assert close(refusal.retry_at, START + 1.0 + SPAN)
 
     async def test_a_learnt_limit_is_added_where_none_is_configured(self) -> None:
-        """At the end of the quotas, per minute or until midnight as the metric says."""
+        """At the end of the quotas, per minute or per day according to the metric."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(10))
             assert await grants(store, limited, tokens=50)
@@ -220,7 +220,7 @@ class CooldownContract(ContractBase):
             assert refusal.reason == "rpd"
 
     async def test_a_learnt_limit_holds_for_a_day(self) -> None:
-        """A millisecond before 24 hours it does, at 24 hours it does not."""
+        """It applies until a millisecond before 24 hours, and no longer at 24 hours."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(4))
@@ -233,7 +233,7 @@ class CooldownContract(ContractBase):
             assert [await grants(store, limited, tokens=999) for _ in range(4)] == [True] * 3 + [False]
 
     async def test_of_learnt_limits_the_lowest_holds(self) -> None:
-        """A higher one does not raise it while it is in force, a lower one replaces it."""
+        """While it is in force a higher one does not raise it; a lower one replaces it."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(10))
@@ -243,7 +243,7 @@ class CooldownContract(ContractBase):
                 clock.shift(60.0)
 
     async def test_a_limit_learnt_again_holds_for_another_day(self) -> None:
-        """Each time the provider says it, the 24 hours begin anew."""
+        """Each time the provider states it, the 24 hours start again."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(10))
@@ -256,7 +256,7 @@ class CooldownContract(ContractBase):
             assert (await quotas_of(store, limited))[Metric.RPM].limit == 10
 
     async def test_a_learnt_limit_of_zero_closes_until_it_is_forgotten(self) -> None:
-        """Nothing fits while it holds; the refusal tells when it ends, so that nobody waits for ever."""
+        """Nothing fits while it is in force; the refusal says when that ends: no caller waits for ever."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(10))
@@ -270,7 +270,7 @@ class CooldownContract(ContractBase):
             assert await grants(store, limited)
 
     async def test_a_learnt_limit_belongs_to_the_model_of_a_project(self) -> None:
-        """The siblings of the project are held to it, another model of the key is not."""
+        """It applies to other keys of the project, and not to another model of the key."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9), key="a", project="p")
             sibling = deployment(rpm(9), key="b", project="p")
@@ -282,7 +282,7 @@ class CooldownContract(ContractBase):
             assert await grants(store, other)
 
     async def test_a_limit_is_learnt_with_a_cooldown_that_is_shorter_than_another(self) -> None:
-        """Losing to a later end, or lifting the cooldown, takes nothing from what was learnt."""
+        """The limit stays if a later cooldown wins, and if the cooldown is lifted."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9))
             await store.cool_down(Cooldown(limited.model_scope, START + 50.0, "long"))
@@ -294,7 +294,7 @@ class CooldownContract(ContractBase):
             assert [await grants(store, limited) for _ in range(2)] == [True, False]
 
     async def test_a_limit_can_be_learnt_before_the_deployment_is_seen(self) -> None:
-        """It holds from the first reserve on."""
+        """It applies from the first reserve."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9))
             await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
@@ -302,6 +302,6 @@ class CooldownContract(ContractBase):
 
 
 def _learnt(scope: str, until: float, **limits: int) -> Cooldown:
-    """Make a cooldown with which ``limits`` are learnt."""
+    """Make a cooldown that teaches ``limits``."""
     learnt = tuple(LearntLimit(Metric(metric), limit) for metric, limit in limits.items())
     return Cooldown(Scope(scope), until, "the provider said so", learnt)

@@ -26,7 +26,7 @@ _PACIFIC = "America/Los_Angeles"
 
 
 def _moment(year: int, month: int, day: int, hour: int = 0, timezone: str = _PACIFIC) -> float:
-    """Return the epoch seconds of a wall-clock hour."""
+    """Return a wall-clock hour in seconds since the epoch."""
     return datetime(year, month, day, hour, tzinfo=ZoneInfo(timezone)).timestamp()
 
 
@@ -34,7 +34,7 @@ class DailyContract(ContractBase):
     """Daily quotas."""
 
     async def test_a_daily_quota_grants_exactly_its_limit_until_midnight(self) -> None:
-        """The limit is granted once a day; all of it is back at midnight, nothing a millisecond before."""
+        """The limit is granted once a day; all of it comes back at midnight, nothing a millisecond before."""
         clock = ManualClock(_moment(2027, 5, 3, 9))
         midnight = _moment(2027, 5, 4)
         async with self.open_store(clock) as store:
@@ -53,7 +53,7 @@ class DailyContract(ContractBase):
             assert [await grants(store, limited) for _ in range(4)] == [True] * 3 + [False]
 
     async def test_a_day_on_which_the_clocks_change_has_its_own_length(self) -> None:
-        """Midnight is told by the wall clock: 23 hours after the last one in March, 25 in November."""
+        """Midnight is that of the wall clock: 23 hours after the previous one in March, 25 in November."""
         for month, day, hours in ((3, 14, 23), (11, 7, 25)):
             start = _moment(2027, month, day)
             clock = ManualClock(start)
@@ -68,7 +68,7 @@ class DailyContract(ContractBase):
                 assert await grants(store, limited)
 
     async def test_midnight_is_that_of_the_quotas_time_zone(self) -> None:
-        """Two quotas in two time zones come back at two midnights."""
+        """Quotas in different time zones come back at different midnights."""
         clock = ManualClock(_moment(2027, 5, 3, 9))
         async with self.open_store(clock) as store:
             for number, (timezone, midnight) in enumerate(
@@ -84,7 +84,7 @@ class DailyContract(ContractBase):
                 assert close(refusal.retry_at, midnight)
 
     async def test_what_is_taken_right_before_midnight_counts_on_both_days(self) -> None:
-        """Within the guard before midnight nobody knows which day the provider counts it for."""
+        """Within the guard before midnight it is uncertain for which day the provider counts it."""
         midnight = _moment(2027, 5, 4)
         clock = ManualClock(midnight - 3600)
         async with self.open_store(clock) as store:
@@ -102,7 +102,7 @@ class DailyContract(ContractBase):
             assert [await grants(store, limited) for _ in range(4)] == [True] * 3 + [False]
 
     async def test_a_day_spent_before_midnight_waits_for_the_midnight_after(self) -> None:
-        """When all of it was taken within the guard, the next day has nothing left either."""
+        """If all of it was taken within the guard, nothing is left of the next day either."""
         midnight = _moment(2027, 5, 4)
         clock = ManualClock(midnight - 0.1)
         async with self.open_store(clock) as store:
@@ -134,7 +134,7 @@ class DailyContract(ContractBase):
             assert await used(store, limited) == [2]
 
     async def test_a_reservation_is_given_back_on_both_sides_before_midnight(self) -> None:
-        """What is released before midnight burdens neither day."""
+        """What is released before midnight counts on neither day."""
         midnight = _moment(2027, 5, 4)
         clock = ManualClock(midnight - 0.2)
         async with self.open_store(clock) as store:
@@ -146,7 +146,7 @@ class DailyContract(ContractBase):
             assert await used(store, limited) == [1]
 
     async def test_days_of_silence_leave_nothing_behind(self) -> None:
-        """After more than one midnight a quota is whole, whatever was taken right before the first."""
+        """After more than one midnight a quota is full again, whatever was taken right before the first."""
         clock = ManualClock(_moment(2027, 5, 4) - 0.1)
         async with self.open_store(clock) as store:
             limited = deployment(rpd(2))

@@ -1,4 +1,4 @@
-"""The contract of decisions: the first that fits, all of it or nothing, and the truth about the others."""
+"""The contract of decisions: the first candidate that fits, all quotas or none, and exact refusals."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["DecisionContract"]
 
 
 class DecisionContract(ContractBase):
-    """What a reserve decides, takes and tells."""
+    """What a reserve decides, takes and returns."""
 
     async def test_the_first_candidate_with_room_is_taken(self) -> None:
-        """Of eight candidates each is used up before the next, in the order given and no other."""
+        """Each of eight candidates is used up before the next, strictly in the given order."""
         async with self.open_store(ManualClock(START)) as store:
             candidates = [
                 deployment(rpm(2), key=f"key-{n}", priority=9 - n, weight=float(n)) for n in range(8)
@@ -48,7 +48,7 @@ class DecisionContract(ContractBase):
             assert [refusal.deployment for refusal in decision.refusals] == candidates
 
     async def test_the_longest_list_of_candidates(self) -> None:
-        """Of 128 candidates the only one with room is found, be it the last; every other one is told of."""
+        """Of 128 candidates the only one with room is found, the last; all others are among the refusals."""
         async with self.open_store(ManualClock(START)) as store:
             candidates = [deployment(rpm(1), tpm(10), rpd(9), key=f"key-{n}") for n in range(128)]
             for candidate in candidates[:-1]:
@@ -61,15 +61,15 @@ class DecisionContract(ContractBase):
             assert [refusal.deployment for refusal in decision.refusals] == candidates
             assert all(close(refusal.wake_at, START + SPAN) for refusal in decision.refusals)
 
-    async def test_no_candidates_are_no_decision(self) -> None:
-        """Nothing to choose from is nothing taken."""
+    async def test_without_candidates_nothing_is_taken(self) -> None:
+        """The decision has no deployment and no refusals."""
         async with self.open_store(ManualClock(START)) as store:
             decision = await reserve(store)
             assert decision.deployment is None
             assert decision.refusals == ()
 
     async def test_a_deployment_without_quotas_always_fits(self) -> None:
-        """A metric without a quota is unlimited, and has all of its headroom."""
+        """A metric without a quota is unlimited and has full headroom."""
         async with self.open_store(ManualClock(START)) as store:
             unlimited = deployment()
             for _ in range(50):
@@ -78,7 +78,7 @@ class DecisionContract(ContractBase):
                 assert (decision.headroom, decision.daily_headroom) == (1.0, 1.0)
 
     async def test_all_quotas_are_taken_or_none(self) -> None:
-        """When one quota lacks room, the others are left as they were."""
+        """If one quota lacks room, the others stay as they were."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9), tpm(100), rpd(9), steady(Metric.TPD, 1_000, burst=500))
             assert await grants(store, limited, tokens=60)
@@ -90,7 +90,7 @@ class DecisionContract(ContractBase):
             assert await grants(store, limited, tokens=40)
 
     async def test_a_refused_candidate_is_left_alone_when_another_is_taken(self) -> None:
-        """Only the candidate that was chosen has been taken from."""
+        """Only the chosen candidate's quotas are taken."""
         async with self.open_store(ManualClock(START)) as store:
             tight, loose = deployment(rpm(9), tpm(10), key="tight"), deployment(rpm(9), tpm(99), key="loose")
             decision = await reserve(store, tight, loose, tokens=50)
@@ -99,7 +99,7 @@ class DecisionContract(ContractBase):
             assert await used(store, loose) == [1, 50]
 
     async def test_headroom_is_the_share_that_remains_of_the_tightest_quota(self) -> None:
-        """Rolling and daily quotas are told apart, after the taking."""
+        """It is reported separately for rolling and daily quotas, after the taking."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(10), tpm(1_000), rpd(4))
             decision = await reserve(store, limited, tokens=500)
@@ -110,7 +110,7 @@ class DecisionContract(ContractBase):
             assert decision.daily_headroom == 0.0
 
     async def test_headroom_counts_quotas_that_the_demand_leaves_alone(self) -> None:
-        """A demand without tokens is told of the tokens that others took; a limit of 0 has no headroom."""
+        """The headroom of a demand without tokens includes used tokens; a limit of 0 has no headroom."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(10), tpm(1_000))
             assert await grants(store, limited, tokens=900)
@@ -118,7 +118,7 @@ class DecisionContract(ContractBase):
             assert (await reserve(store, deployment(tpm(0), key="nothing"))).headroom == 0.0
 
     async def test_the_refusal_names_the_quota_that_takes_longest(self) -> None:
-        """Of several quotas without room the last to have it is the reason, and its moment the answer."""
+        """Of several quotas without room, the last one to have room is the reason and sets ``retry_at``."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(2), tpm(100), rpd(50))
@@ -134,8 +134,8 @@ class DecisionContract(ContractBase):
             assert refusal.reason == "rpm"
             assert close(refusal.retry_at, START + SPAN)
 
-    async def test_at_the_moment_told_the_demand_fits_and_not_before(self) -> None:
-        """For every way of refilling: refused a millisecond before ``retry_at``, granted at it."""
+    async def test_the_demand_fits_at_retry_at_and_not_before(self) -> None:
+        """For every kind of refill: refused a millisecond before ``retry_at``, granted at it."""
         quotas = (
             (rpm(2),),
             (tpm(5_000),),
@@ -162,8 +162,8 @@ class DecisionContract(ContractBase):
                     move_to(clock, retry_at)
                     assert await grants(store, limited, tokens=1_300)
 
-    async def test_a_refusal_tells_when_the_smallest_demand_fits(self) -> None:
-        """A large demand that is refused does not hide a deployment from a small one."""
+    async def test_a_refusal_says_when_the_smallest_demand_fits(self) -> None:
+        """The refusal of a large demand does not hide a deployment from small ones."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(3), tpm(100))
@@ -177,8 +177,8 @@ class DecisionContract(ContractBase):
             assert close(refusal.retry_at, START + 5.0 + SPAN)
             assert close(refusal.wake_at, START + SPAN)
 
-    async def test_nobody_is_woken_later_than_the_refused_demand_fits(self) -> None:
-        """A quota that a demand leaves alone delays neither ``retry_at`` nor ``wake_at``."""
+    async def test_a_refusal_wakes_no_later_than_the_demand_fits(self) -> None:
+        """A quota that the demand does not need delays neither ``retry_at`` nor ``wake_at``."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(1), tpm(100))
@@ -190,7 +190,7 @@ class DecisionContract(ContractBase):
             assert close(refusal.wake_at, START + SPAN)
 
     async def test_a_demand_beyond_the_limit_never_fits(self) -> None:
-        """What the whole quota could not hold is refused for ever; smaller ones go on."""
+        """What exceeds the whole quota is refused for ever; smaller demands still fit."""
         async with self.open_store(ManualClock(START)) as store:
             for number, quota in enumerate((tpm(100), Quota(Metric.TPD, 100, Refill.DAILY))):
                 limited = deployment(quota, key=f"key-{number}")
@@ -201,7 +201,7 @@ class DecisionContract(ContractBase):
                 assert await grants(store, limited, tokens=100)
 
     async def test_a_limit_of_zero_admits_nothing_but_zero(self) -> None:
-        """Where there is no quota at all nothing ever fits, except a demand that needs none of it."""
+        """With a limit of 0 nothing ever fits, except a demand that needs none of it."""
         async with self.open_store(ManualClock(START)) as store:
             for number, refill in enumerate(Refill):
                 closed = deployment(Quota(Metric.TPM, 0, refill), key=f"key-{number}")
@@ -212,7 +212,7 @@ class DecisionContract(ContractBase):
                 assert await grants(store, closed, tokens=0)
 
     async def test_an_amount_of_zero_fits_a_full_quota(self) -> None:
-        """What needs nothing of a spent quota is not refused for it."""
+        """A demand that needs nothing of a spent quota is not refused because of it."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9), tpm(100))
             assert await grants(store, limited, tokens=100)
@@ -221,7 +221,7 @@ class DecisionContract(ContractBase):
             assert await used(store, limited) == [2, 100]
 
     async def test_a_refusal_changes_nothing(self) -> None:
-        """However often it is refused, nothing is spent, and room comes back at the moment told first."""
+        """However many refusals there are, nothing is taken, and room comes back when the first one said."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = [deployment(rpm(1), rpd(20), key=f"key-{n}") for n in range(8)]
@@ -237,7 +237,7 @@ class DecisionContract(ContractBase):
             assert await grants(store, limited[0])
 
     async def test_concurrent_reserves_get_exactly_the_limit(self) -> None:
-        """Of a hundred at once on a limit of 15, fifteen are granted."""
+        """Of a hundred at the same time with a limit of 15, fifteen are granted."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(15), tpm(100_000))
             granted = await asyncio.gather(*(grants(store, limited, tokens=10) for _ in range(100)))
@@ -245,7 +245,7 @@ class DecisionContract(ContractBase):
             assert await used(store, limited) == [15, 150]
 
     async def test_concurrent_reserves_spread_over_candidates_without_loss(self) -> None:
-        """Eight deployments of 15 give 120 of 150 concurrent requests a place, and none of them two."""
+        """Eight deployments with a limit of 15 grant exactly 120 of 150 concurrent requests."""
         async with self.open_store(ManualClock(START)) as store:
             candidates = [deployment(rpm(15), key=f"key-{n}") for n in range(8)]
             decisions = await asyncio.gather(*(reserve(store, *candidates) for _ in range(150)))
@@ -253,7 +253,7 @@ class DecisionContract(ContractBase):
             assert [await used(store, candidate) for candidate in candidates] == [[15]] * 8
 
     async def test_concurrent_demands_of_mixed_size_stay_within_the_tokens(self) -> None:
-        """Large and small together never take more tokens than there are, nor leave a small one's place."""
+        """Large and small demands together never exceed the limit, nor leave room for a refused one."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(tpm(20_000))
             sizes = [4_000, 900, 2_500, 1] * 15
@@ -265,7 +265,7 @@ class DecisionContract(ContractBase):
             assert taken + smallest_refused > 20_000
 
     async def test_a_refusal_by_cooldown_and_quota_names_the_later(self) -> None:
-        """Whichever ends last is the reason; waking waits for both."""
+        """The one that ends last is the reason; ``wake_at`` is after both."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(1))
             assert await grants(store, limited)
@@ -281,7 +281,7 @@ class DecisionContract(ContractBase):
             assert close(refusal.wake_at, START + 100.0)
 
     async def test_every_quota_of_a_metric_keeps_its_own_window(self) -> None:
-        """A window that is not a minute is the window that holds."""
+        """A window other than a minute is respected."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(Quota(Metric.RPM, 1, window=10.0, guard=0.5))

@@ -26,7 +26,7 @@ __all__ = ["ReservationContract"]
 
 
 class ReservationContract(ContractBase):
-    """What becomes of a reservation."""
+    """What happens to a reservation."""
 
     async def test_a_release_gives_everything_back(self) -> None:
         """All quotas are as if nothing had been taken."""
@@ -38,7 +38,7 @@ class ReservationContract(ContractBase):
             assert await grants(store, limited, tokens=100)
 
     async def test_a_settle_below_the_estimate_gives_the_difference_back(self) -> None:
-        """What was not used is free at once; what was used comes back when it was taken."""
+        """The unused part is free at once; the used part comes back a window after it was taken."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(9), tpm(100))
@@ -55,7 +55,7 @@ class ReservationContract(ContractBase):
             assert [await grants(store, limited, tokens=n) for n in (11, 10)] == [False, True]
 
     async def test_a_settle_above_the_estimate_counts_to_the_last_token(self) -> None:
-        """Beyond the limit, too: the quota stays closed until enough of it has come back."""
+        """Beyond the limit as well: the quota stays closed until enough has come back."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(9), tpm(100), rpd(9))
@@ -72,7 +72,7 @@ class ReservationContract(ContractBase):
             assert not await grants(store, limited, tokens=1)
 
     async def test_requests_are_settled_as_tokens_are(self) -> None:
-        """A reservation that made more requests than foreseen is counted with all of them, or fewer."""
+        """A reservation that made more or fewer requests than estimated counts with those that it made."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(9), tpm(100), rpd(9))
             await reserve(store, limited, requests=2, tokens=50, reservation_id="one")
@@ -82,8 +82,8 @@ class ReservationContract(ContractBase):
             await store.settle("two", Demand(1, 50))
             assert await used(store, limited) == [6, 100, 6]
 
-    async def test_use_that_was_not_foreseen_is_counted_when_it_was_reserved(self) -> None:
-        """Tokens of a reservation that was estimated at none count from the moment of the reserve."""
+    async def test_unexpected_use_counts_from_the_time_of_the_reserve(self) -> None:
+        """The tokens of a reservation that was estimated at none count from the time of the reserve."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(9), tpm(100))
@@ -101,8 +101,8 @@ class ReservationContract(ContractBase):
                 move_to(clock, START + moment + SPAN)
                 assert (await used(store, limited))[1] == after
 
-    async def test_a_settle_that_is_late_disturbs_nobody(self) -> None:
-        """When a taking has come back already, correcting it changes nothing of what others took."""
+    async def test_a_late_settle_changes_nothing(self) -> None:
+        """If what it took has come back already, correcting it does not change what others took."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(5), tpm(100))
@@ -129,8 +129,8 @@ class ReservationContract(ContractBase):
             await store.settle("two", Demand(1, 50))
             assert await used(store, limited) == [1, 30, 1]
 
-    async def test_unknown_reservations_are_nothing(self) -> None:
-        """Settling or releasing what was never granted is no error and has no effect."""
+    async def test_unknown_reservations_are_ignored(self) -> None:
+        """Settling or releasing what was never granted is not an error and has no effect."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(1), tpm(100))
             assert await grants(store, limited, tokens=50)
@@ -142,7 +142,7 @@ class ReservationContract(ContractBase):
             assert await used(store, limited) == [1, 50]
 
     async def test_an_expired_reservation_keeps_what_it_took(self) -> None:
-        """After its time neither settle nor release changes anything; a moment before both do."""
+        """After it has expired neither settle nor release changes anything; just before, both do."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(9), rpd(9))
@@ -159,7 +159,7 @@ class ReservationContract(ContractBase):
             assert await used(store, limited) == [0, 2]
 
     async def test_reservations_expire_each_in_its_own_time(self) -> None:
-        """A long one made first does not keep a short one alive, nor the reverse."""
+        """A long one made first does not keep a short one alive, nor does a short one end a long one."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpd(9))
@@ -173,7 +173,7 @@ class ReservationContract(ContractBase):
             assert await used(store, limited) == [2]
 
     async def test_only_the_reservation_named_is_corrected(self) -> None:
-        """Of many taken at one moment each keeps its own amount."""
+        """Of many made at the same time each keeps its own amount."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(50), tpm(100_000))
             for n in range(20):
@@ -182,8 +182,8 @@ class ReservationContract(ContractBase):
                 await store.release(f"number-{n}")
             assert await used(store, limited) == [10, sum(100 + n for n in range(1, 20, 2))]
 
-    async def test_a_cancelled_reserve_that_is_released_holds_nothing(self) -> None:
-        """Cancelled at whatever await: once its id is released, nothing is taken."""
+    async def test_a_cancelled_reserve_that_is_released_keeps_nothing(self) -> None:
+        """At whichever await it is cancelled: once its id is released, nothing is taken."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(10), tpm(1_000), rpd(100))
             for awaits in range(40):
@@ -199,8 +199,8 @@ class ReservationContract(ContractBase):
                 assert await used(store, limited) == [0, 0, 0]
             assert await grants(store, limited, requests=10, tokens=1_000)
 
-    async def test_many_cancelled_reserves_hold_nothing_once_released(self) -> None:
-        """Cancelled together, half-way, while others go on: the others get what they were granted."""
+    async def test_many_cancelled_reserves_keep_nothing_once_released(self) -> None:
+        """Cancelled together, half-way, while others continue: the others keep what they were granted."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(rpm(1_000))
             for awaits in range(6):
@@ -217,7 +217,7 @@ class ReservationContract(ContractBase):
             assert await used(store, limited) == [60]
 
     async def test_a_cancelled_settle_takes_effect_before_what_follows_or_not_at_all(self) -> None:
-        """After a cancelled settle a release gives back either everything or nothing more."""
+        """After a cancelled settle, a release gives back either everything or nothing more."""
         async with self.open_store(ManualClock(START)) as store:
             for awaits in range(12):
                 limited = deployment(tpm(1_000), key=f"key-{awaits}")

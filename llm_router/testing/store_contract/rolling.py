@@ -1,4 +1,4 @@
-"""The contract of rolling quotas: no span of a window ever holds more than the limit."""
+"""The contract of rolling quotas: no window, wherever it starts, holds more than the limit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["RollingContract"]
 
 
 def _most_in_a_span(takings: list[tuple[float, int]], span: float) -> int:
-    """Return the most that any half-open span of ``span`` seconds holds."""
+    """Return the most that any half-open interval of ``span`` seconds holds."""
     return max(
         sum(amount for moment, amount in takings[first:] if moment < start + span)
         for first, (start, _) in enumerate(takings)
@@ -37,7 +37,7 @@ class RollingContract(ContractBase):
     """Rolling quotas."""
 
     async def test_a_rolling_quota_grants_exactly_its_limit(self) -> None:
-        """Of more requests than the limit exactly the limit is granted, of requests and of tokens."""
+        """Of more demands than fit, exactly the limit is granted, of requests and of tokens."""
         async with self.open_store(ManualClock(START)) as store:
             for limit in (1, 2, 3, 15, 60):
                 requests = deployment(rpm(limit), key=f"requests-{limit}")
@@ -48,7 +48,7 @@ class RollingContract(ContractBase):
                 assert granted == [True] * limit + [False] * 5
 
     async def test_a_rolling_quota_comes_back_one_window_and_guard_after_each_taking(self) -> None:
-        """Each taking comes back by itself, in order, when window and guard have passed, and not before."""
+        """Each taking comes back separately, when the window and the guard have passed, and not before."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(3))
@@ -63,7 +63,7 @@ class RollingContract(ContractBase):
                 assert not await grants(store, limited)
 
     async def test_a_rolling_quota_without_guard_comes_back_after_the_window(self) -> None:
-        """A guard of 0 leaves the window alone."""
+        """A guard of 0 leaves just the window."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(1, guard=0.0))
@@ -74,7 +74,7 @@ class RollingContract(ContractBase):
             assert await grants(store, limited)
 
     async def test_no_span_of_a_minute_ever_holds_more_than_the_limit(self) -> None:
-        """Whatever the arrivals, every span of 60 s holds at most the limit, across minutes, too."""
+        """Whatever the arrivals, every interval of 60 s holds at most the limit, also across minutes."""
         clock = ManualClock(START)
         arrivals = random.Random(7)  # noqa: S311 - the same in every run
         async with self.open_store(clock) as store:
@@ -90,7 +90,7 @@ class RollingContract(ContractBase):
             assert _most_in_a_span(takings, MINUTE) <= 900
 
     async def test_a_burst_across_a_calendar_minute_is_one_burst(self) -> None:
-        """What is taken in the last second of a minute is still taken in the first second of the next."""
+        """What is taken in the last second of a minute still counts in the first second of the next."""
         clock = ManualClock(START - START % 60 + 59.0)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(5))
@@ -116,7 +116,7 @@ class RollingContract(ContractBase):
             assert len(takings) >= 160
 
     async def test_a_large_demand_waits_for_enough_takings_to_come_back(self) -> None:
-        """A demand is told the moment at which enough older takings are back, neither more nor less."""
+        """``retry_at`` is when exactly enough older takings are back."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(tpm(200))
@@ -128,7 +128,7 @@ class RollingContract(ContractBase):
                 assert close(refusal.retry_at, START + returning + SPAN)
 
     async def test_a_clock_set_back_returns_nothing_early(self) -> None:
-        """When time jumps back, what is taken counts on, and the limit holds."""
+        """If time jumps back, what is taken still counts, and the limit applies."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(2))
@@ -156,7 +156,7 @@ class RollingContract(ContractBase):
             assert await used(store, lowered) == [8]
 
     async def test_a_limit_raised_from_small_to_large_keeps_what_was_taken(self) -> None:
-        """A quota that was counted one by one goes on when its limit becomes large, and back."""
+        """A quota with an entry for each taking continues when its limit becomes large, and back."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             small, large = deployment(tpm(200)), deployment(tpm(1000))

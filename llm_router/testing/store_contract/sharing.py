@@ -1,4 +1,4 @@
-"""The contract of sharing: who has a quota in common, who has not, and what a second process sees."""
+"""The contract of sharing: which deployments share a quota, and what a second process sees."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _ODD = (
 
 
 class SharingContract(ContractBase):
-    """Who shares what."""
+    """What deployments, keys and processes share."""
 
     async def test_a_store_implements_the_protocol(self) -> None:
         """It has the methods of a RateLimitStore."""
@@ -65,7 +65,7 @@ class SharingContract(ContractBase):
             assert isinstance(store, RateLimitStore)
 
     async def test_keys_of_one_project_share_their_quotas(self) -> None:
-        """What one key takes the other lacks, whichever settles."""
+        """What one key takes is missing for the other, and either may settle it."""
         async with self.open_store(ManualClock(START)) as store:
             one, two = (deployment(rpm(3), tpm(90), key=key, project="p") for key in ("one", "two"))
             await reserve(store, one, tokens=60, reservation_id="first")
@@ -79,55 +79,55 @@ class SharingContract(ContractBase):
     async def test_projects_models_and_providers_do_not_share(self) -> None:
         """A quota belongs to one provider, project and model."""
         async with self.open_store(ManualClock(START)) as store:
-            everyone = [
+            deployments = [
                 deployment(rpm(1), key="a", project="p"),
                 deployment(rpm(1), key="b", project="q"),
                 deployment(rpm(1), key="a", project="p", model="other"),
                 deployment(rpm(1), key="a", project="p", provider="other"),
             ]
-            assert all([await grants(store, each) for each in everyone])
-            assert not any([await grants(store, each) for each in everyone])
+            assert all([await grants(store, each) for each in deployments])
+            assert not any([await grants(store, each) for each in deployments])
 
     async def test_a_key_without_project_is_its_own(self) -> None:
-        """It shares with the project that bears its name, and nobody else."""
+        """It shares with the project of the same name, and with no other key."""
         async with self.open_store(ManualClock(START)) as store:
             assert await grants(store, deployment(rpm(1), key="a"))
             assert not await grants(store, deployment(rpm(1), key="b", project="a"))
             assert await grants(store, deployment(rpm(1), key="b"))
 
     async def test_no_character_of_an_id_makes_two_quotas_one(self) -> None:
-        """Each of many odd projects and models has its own quota, exactly once."""
+        """Each of many odd projects and models has a quota of its own."""
         async with self.open_store(ManualClock(START)) as store:
             pairs = list(itertools.product(_ODD, _ODD[:6]))
-            everyone = [deployment(rpm(1), key=key, model=model) for key, model in pairs]
-            granted = await asyncio.gather(*(grants(store, each) for each in everyone))
-            assert granted == [True] * len(everyone)
-            granted = await asyncio.gather(*(grants(store, each) for each in everyone))
-            assert granted == [False] * len(everyone)
+            deployments = [deployment(rpm(1), key=key, model=model) for key, model in pairs]
+            granted = await asyncio.gather(*(grants(store, each) for each in deployments))
+            assert granted == [True] * len(deployments)
+            granted = await asyncio.gather(*(grants(store, each) for each in deployments))
+            assert granted == [False] * len(deployments)
 
     async def test_no_character_of_an_id_makes_two_cooldowns_one(self) -> None:
-        """A cooldown of one odd key leaves every other alone, and is told in its own words."""
+        """A cooldown of one odd key does not affect any other, and its reason is kept exactly."""
         async with self.open_store(ManualClock(START)) as store:
-            everyone = [deployment(key=key) for key in _ODD]
-            for number, cooled in enumerate(everyone):
+            deployments = [deployment(key=key) for key in _ODD]
+            for number, cooled in enumerate(deployments):
                 await store.cool_down(Cooldown(cooled.key_scope, START + 10.0 + number, _ODD[number]))
-                decisions = await asyncio.gather(*(reserve(store, each) for each in everyone))
-                refused = [each for each, made in zip(everyone, decisions, strict=True) if made.refusals]
-                assert refused == everyone[: number + 1]
+                decisions = await asyncio.gather(*(reserve(store, each) for each in deployments))
+                refused = [each for each, made in zip(deployments, decisions, strict=True) if made.refusals]
+                assert refused == deployments[: number + 1]
                 assert decisions[number].refusals[0].reason == _ODD[number]
 
     async def test_many_deployments_keep_every_limit(self) -> None:
-        """Nothing is evicted: each of 300 deployments refuses what is beyond its limit."""
+        """Nothing is evicted: each of 300 deployments refuses what exceeds its limit."""
         async with self.open_store(ManualClock(START)) as store:
-            everyone = [deployment(rpm(2), key=f"key-{n}") for n in range(300)]
+            deployments = [deployment(rpm(2), key=f"key-{n}") for n in range(300)]
             for expected in (True, True, False):
-                granted = await asyncio.gather(*(grants(store, each) for each in everyone))
-                assert granted == [expected] * len(everyone)
+                granted = await asyncio.gather(*(grants(store, each) for each in deployments))
+                assert granted == [expected] * len(deployments)
 
     # --- snapshots ------------------------------------------------------------------------------------
 
-    async def test_a_snapshot_tells_limits_use_and_reset(self) -> None:
-        """Each quota in its order, each deployment in its place, twice where it is asked for twice."""
+    async def test_a_snapshot_has_limits_use_and_reset(self) -> None:
+        """Quotas and deployments are in the order asked for; a deployment asked for twice is there twice."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             one, other = deployment(rpm(3), tpm(90), rpd(9), key="one"), deployment(tpm(5), key="other")
@@ -137,8 +137,8 @@ class SharingContract(ContractBase):
             snapshots = await store.snapshot([other, one, other])
             assert [snapshot.deployment for snapshot in snapshots] == [other, one, other]
             assert snapshots[0].quotas == snapshots[2].quotas
-            told = [(quota.metric.value, quota.limit, quota.used) for quota in snapshots[1].quotas]
-            assert told == [("rpm", 3, 2), ("tpm", 90, 80), ("rpd", 9, 2)]
+            reported = [(quota.metric.value, quota.limit, quota.used) for quota in snapshots[1].quotas]
+            assert reported == [("rpm", 3, 2), ("tpm", 90, 80), ("rpd", 9, 2)]
             assert [quota.used for quota in snapshots[0].quotas] == [0]
             quotas = await quotas_of(store, one)
             assert close(quotas[Metric.RPM].resets_at, START + 4.0 + SPAN)
@@ -148,7 +148,7 @@ class SharingContract(ContractBase):
             assert all(snapshot.cooldown is None for snapshot in snapshots)
 
     async def test_a_snapshot_changes_nothing(self) -> None:
-        """Nor does one of deployments that were never used."""
+        """Not even a snapshot of a deployment that was never used."""
         async with self.open_store(ManualClock(START)) as store:
             one, unused = deployment(rpm(2), key="one"), deployment(rpm(2), key="unused")
             assert await grants(store, one)
@@ -160,7 +160,7 @@ class SharingContract(ContractBase):
                 assert [await grants(store, each) for _ in range(3)] == [True] * left + [False] * (3 - left)
 
     async def test_no_credential_is_shown(self) -> None:
-        """Not by the store, nor by what it answers."""
+        """Neither by the store nor by its answers."""
         async with self.open_store(ManualClock(START)) as store:
             one = deployment(rpm(1))
             shown = [
@@ -172,7 +172,7 @@ class SharingContract(ContractBase):
             assert not [each for each in shown if SECRET in repr(each)]
 
     async def test_closing_twice_is_closing_once(self) -> None:
-        """A store may be closed by each of those who use it."""
+        """Each user of a store may close it."""
         async with self.open_store(ManualClock(START)) as store:
             assert await grants(store, deployment(rpm(1)))
             await store.aclose()
@@ -181,7 +181,7 @@ class SharingContract(ContractBase):
     # --- a second process -----------------------------------------------------------------------------
 
     async def test_a_second_handle_shares_every_quota(self) -> None:
-        """What one takes the other lacks at its next call, and either may settle it."""
+        """What one takes is missing for the other at its next call, and either may settle it."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store, self.second_store(store, clock) as second:
             one, two = deployment(rpm(2), tpm(100)), deployment(rpm(2), tpm(100))
@@ -195,7 +195,7 @@ class SharingContract(ContractBase):
             assert await used(second, two) == [2, 100]
 
     async def test_a_second_handle_sees_cooldowns_at_its_next_call(self) -> None:
-        """Set, prolonged, lifted and quarantined by one, seen by the other."""
+        """Set, prolonged, quarantined and lifted by one, seen by the other."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store, self.second_store(store, clock) as second:
             one = deployment(rpm(9))
@@ -209,18 +209,18 @@ class SharingContract(ContractBase):
             assert await grants(second, one)
 
     async def test_a_second_handle_sees_learnt_limits_at_its_next_call(self) -> None:
-        """The limit that one learnt holds for the other."""
+        """A limit that one has learnt applies to the other."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store, self.second_store(store, clock) as second:
             one = deployment(rpm(9))
             assert await grants(second, one)
             learnt = (LearntLimit(Metric.RPM, 2), LearntLimit(Metric.RPD, 50))
-            await store.cool_down(Cooldown(one.model_scope, START, "told", learnt))
+            await store.cool_down(Cooldown(one.model_scope, START, "stated", learnt))
             assert [await grants(second, one) for _ in range(2)] == [True, False]
             assert list(await quotas_of(second, one)) == [Metric.RPM, Metric.RPD]
 
     async def test_two_handles_at_once_get_exactly_the_limit(self) -> None:
-        """Fifty requests through each, all together, on a limit of 15."""
+        """Fifty requests through each at the same time, with a limit of 15."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store, self.second_store(store, clock) as second:
             one = deployment(rpm(15))
@@ -230,7 +230,7 @@ class SharingContract(ContractBase):
             assert sum(granted) == 15
 
     async def test_a_changed_limit_of_one_handle_holds_for_its_own_calls(self) -> None:
-        """A process that was started with a new limit reckons by it, on top of what the other took."""
+        """A process that was started with a new limit applies it, on top of what the other took."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store, self.second_store(store, clock) as second:
             before, after = deployment(rpm(2)), deployment(rpm(5))

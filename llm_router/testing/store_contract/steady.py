@@ -26,7 +26,7 @@ class SteadyContract(ContractBase):
     """Steady quotas."""
 
     async def test_a_steady_quota_gives_its_capacity_at_once_and_no_more(self) -> None:
-        """The burst is granted, one more is not; by default it is 5 % of requests and half of tokens."""
+        """The burst is granted, one more is not; the default is 5 % of requests and half of tokens."""
         async with self.open_store(ManualClock(START)) as store:
             for number, (quota, burst) in enumerate(
                 (
@@ -40,8 +40,8 @@ class SteadyContract(ContractBase):
                 granted = [await grants(store, limited, tokens=1) for _ in range(burst + 2)]
                 assert granted == [True] * burst + [False] * 2
 
-    async def test_a_steady_quota_refills_drop_by_drop(self) -> None:
-        """One request comes back every (window + guard) / (limit - burst + 1), and is refused until then."""
+    async def test_a_steady_quota_refills_at_a_constant_rate(self) -> None:
+        """A request comes back every (window + guard) / (limit - burst + 1) seconds, and not earlier."""
         clock = ManualClock(START)
         drop = SPAN / (60 - 2 + 1)
         async with self.open_store(clock) as store:
@@ -54,8 +54,8 @@ class SteadyContract(ContractBase):
                 assert await grants(store, limited)
                 assert not await grants(store, limited)
 
-    async def test_a_steady_quota_tells_when_it_has_room(self) -> None:
-        """At the moment told the demand fits, and a millisecond before it does not."""
+    async def test_a_steady_quota_knows_when_it_has_room(self) -> None:
+        """At ``retry_at`` the demand fits, and a millisecond before it does not."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(steady(Metric.TPM, 9_000, burst=1_000))
@@ -84,7 +84,7 @@ class SteadyContract(ContractBase):
                 assert len(granted) >= 200 / SPAN * (limit - burst)
 
     async def test_an_idle_steady_quota_holds_no_more_than_its_capacity(self) -> None:
-        """However long nobody took anything, the bucket is full and not fuller."""
+        """However long it was idle, the bucket holds its capacity and no more."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(steady(Metric.RPM, 60, burst=3))
@@ -94,7 +94,7 @@ class SteadyContract(ContractBase):
             assert [await grants(store, limited) for _ in range(4)] == [True] * 3 + [False]
 
     async def test_a_demand_beyond_a_steady_capacity_never_fits(self) -> None:
-        """What is larger than the bucket is refused for ever, and others are not."""
+        """A demand larger than the bucket is refused for ever; others are not."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(steady(Metric.TPM, 100, burst=10))
             [refusal] = (await reserve(store, limited, tokens=11)).refusals
@@ -103,7 +103,7 @@ class SteadyContract(ContractBase):
             assert await grants(store, limited, tokens=10)
 
     async def test_a_settled_steady_reservation_is_given_back(self) -> None:
-        """The difference between estimate and use is in the bucket again, a release returns all of it."""
+        """A settle gives back the difference between estimate and use, a release gives back everything."""
         async with self.open_store(ManualClock(START)) as store:
             limited = deployment(steady(Metric.TPM, 1_000, burst=500))
             await reserve(store, limited, tokens=500, reservation_id="one")
@@ -115,7 +115,7 @@ class SteadyContract(ContractBase):
             assert await used(store, limited) == [200]
 
     async def test_more_than_the_estimate_keeps_a_steady_quota_closed_for_longer(self) -> None:
-        """What was used beyond the estimate is owed, and drains before anything fits."""
+        """Use beyond the estimate is owed, and must drain before anything fits."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(steady(Metric.TPM, 1_000, burst=500))
@@ -126,7 +126,7 @@ class SteadyContract(ContractBase):
             assert abs(refusal.retry_at - (START + 201 * SPAN / 501)) < MS
 
     async def test_what_has_drained_is_not_given_back_again(self) -> None:
-        """A late release returns no more than the reservation still weighs: the limit of a minute holds."""
+        """A late release gives back only what has not drained yet: a minute never exceeds the limit."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(steady(Metric.TPM, 100, burst=50))
@@ -138,7 +138,7 @@ class SteadyContract(ContractBase):
             assert not await grants(store, limited, tokens=2)
 
     async def test_a_forgotten_steady_reservation_gives_nothing_back(self) -> None:
-        """A release after the bucket was full again leaves what others took since."""
+        """A release after the bucket was full again does not touch what others have taken since."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(steady(Metric.RPM, 60, burst=2))
@@ -149,7 +149,7 @@ class SteadyContract(ContractBase):
             assert not await grants(store, limited)
 
     async def test_a_changed_steady_limit_keeps_the_debt(self) -> None:
-        """Another burst holds at once, with what was taken before still owed."""
+        """Another burst applies at once, and what was taken before is still owed."""
         async with self.open_store(ManualClock(START)) as store:
             before = deployment(steady(Metric.RPM, 60, burst=3))
             after = deployment(steady(Metric.RPM, 60, burst=5))

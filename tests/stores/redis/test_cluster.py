@@ -152,7 +152,7 @@ async def test_a_server_that_is_no_node_is_told_apart(servers):
     """Nothing of redis-py's own errors gets past the store."""
     server = servers.shared_server(next(iter(servers.find_servers())))
     store = RedisStore(server.url.replace("redis://", "redis+cluster://"))
-    with pytest.raises(StoreUnavailableError, match="is no node of a cluster"):
+    with pytest.raises(StoreUnavailableError, match="is not a node of a cluster"):
         await granted(store, "r", deployment())
     await store.aclose()
 

@@ -112,7 +112,7 @@ async def test_a_server_that_cannot_prove_who_it_is(servers, server, authority, 
                 url = f"{way}{LOGIN}127.0.0.1:{relay.port}?ssl_ca_certs={path}"
                 async with opened(url, timeout=TIMEOUT) as store:
                     error = await failure_of(store, a)
-        assert "does not prove who it is" in str(error)
+        assert "does not prove its identity" in str(error)
         assert "ssl_ca_certs=/path/of/ca.pem" in str(error)
         _assert_discreet(error, repr(store))
 

@@ -271,7 +271,7 @@ async def test_a_reservation_made_here_costs_one_call(server):
 
 async def test_what_is_remembered_is_bounded(server, monkeypatch):
     """The oldest are forgotten, and settled all the same; those that were refused are not remembered."""
-    monkeypatch.setattr(sharding, "_MOST_REMEMBERED", 10)
+    monkeypatch.setattr(sharding, "_MAX_REMEMBERED", 10)
     everyone = [in_shard(shard, limit=20) for shard in range(SHARDS)]
     async with opened(server) as store:
         for number in range(40):

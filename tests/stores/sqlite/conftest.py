@@ -76,7 +76,7 @@ def open_reservations(query: Callable[..., list]) -> Callable[[], set[str]]:
 @pytest.fixture
 def short_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the journal be too long as soon as it has two rows."""
-    monkeypatch.setattr(journal, "_MOST_BYTES", 0)
+    monkeypatch.setattr(journal, "_MAX_BYTES", 0)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1000)
 
 

@@ -432,7 +432,7 @@ async def test_a_request_leaves_no_row_behind(store, query, open_reservations, p
 
 async def test_the_journal_stays_short(store, query, pools, monkeypatch):
     """Its oldest rows leave as new ones come, a few at a time."""
-    monkeypatch.setattr(journal, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1)
     deployments = [pools.one(rpm=1000, rpd=5000) for _ in range(5)]
     counts = []
@@ -464,7 +464,7 @@ async def test_a_journal_of_open_reservations_is_not_written_over_and_over(
     store, query, open_reservations, pools, clock, monkeypatch
 ):
     """While most of it is still open it may grow, and it becomes short when that has expired."""
-    monkeypatch.setattr(journal, "_MOST_BYTES", 40_000)
+    monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 4_000)
     deployment = pools.one(rpm=5000)
     written = 0
@@ -485,7 +485,7 @@ async def test_who_slept_while_the_journal_moved_on_starts_over(open_store, pool
     sleeper, busy = open_store(), open_store()
     await sleeper.reserve("sleeper", [first], Demand(), 60.0)
     await sleeper.reserve("settled", [second], Demand(), 60.0)
-    monkeypatch.setattr(journal, "_MOST_BYTES", 0)
+    monkeypatch.setattr(journal, "_MAX_BYTES", 0)
     await busy.release("settled")
     for n in range(5):
         await busy.reserve(f"busy-{n}", [first], Demand(), 60.0)

@@ -1,35 +1,35 @@
--- Runs the operations of one batch in their order, as one atomic step.
+-- Runs the operations of one batch in order, as one atomic step.
 --
--- Input. KEYS: the hash of reservations, the key of its sweeping (holds.lua), the key that tells whether anything but
--- a model is put aside (scopes.lua). The keys of scopes are touched besides: `prefix` and the name of a scope; they share the hash tag of KEYS. Of the arguments most are packed, in
--- the words of the struct library and little-endian; moments are in microseconds; what refers to a place in another
--- argument counts its bytes from 1.
---   ARGV[1]  I8 the caller's clock, 0 for the server's; I8 the server's moment after which nothing may be done,
---            since the caller has gone, 0 for none; I8 how long a learnt limit holds; I4 bytes of a deployment;
---            I4 how many settles there are
---   ARGV[2]  prefix: what the key of a scope is called before its name
+-- Input. KEYS: the hash of reservations, the key with the state of its sweep (reservations.lua), the key with the end
+-- of the last cooldown of a key or provider (scopes.lua). Keys of scopes, `prefix` and the name of a scope, are used
+-- as well; they share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and
+-- little-endian. Times are in microseconds. A place in another argument is a byte, counted from 1.
+--   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 when it is too late to do anything, because the caller
+--            has given up, by the server's clock, 0 for never; I8 how long a learnt limit lasts; I4 bytes of a
+--            deployment; I4 how many settles there are
+--   ARGV[2]  prefix of the key of a scope
 --   ARGV[3]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
---              1 reserve: its shortlist, what to take, microseconds until it expires
+--              1 reserve: place of its shortlist, what to take, microseconds until it expires
 --              2 settle: what was used
 --              3 cool down: the number of the cooldown, from 1
---              4 snapshot: its shortlist
+--              4 snapshot: place of its shortlist
 --   ARGV[4]  shortlists: I2 how many deployments, I2 the number of each, from 1
 --   ARGV[5]  deployments, each padded with spaces: "<model's scope> <place of its profile> <key's scope> <provider's>"
 --   ARGV[6]  profiles: B how many quotas; of each B metric 1-4, B kind (ledgers.lua), I8 limit, I8 window, I8 window
---            and guard, I8 guard, I8 capacity, s time zone. The first profile is not a deployment's: it tells how a
---            learnt limit counts where no quota is configured, metric by metric.
---   ARGV[7]  time zones: s name, five I8: consecutive midnights, the caller's now lying between the first two
+--            and guard, I8 guard, I8 capacity, s time zone. The first profile belongs to no deployment: it describes,
+--            metric by metric, the quota that a learnt limit creates where none is configured.
+--   ARGV[7]  time zones: s name, five I8: consecutive midnights, with the caller's now between the first two
 --   ARGV[8]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, [metric, limit, …]]
 --
 -- Reply: {status, now, text, descriptions, numbers}.
---   "ok"       numbers, of each reserve and snapshot in turn:
---                reserve: twice the number of the refused, and one more if the next one was taken; of each refusal
+--   "ok"       numbers, for each reserve and snapshot in turn:
+--                reserve: twice the number of refusals, plus one if the next candidate was taken; for each refusal
 --                  the reason (a metric, or 4 + the number of a description), retry_at and wake_at; if one was taken,
 --                  the share that remains of its tightest quota and of its tightest daily one, in units of 2^-53
---                snapshot, of each deployment: how many quotas, the number of the description of its cooldown
---                  or 0; of each quota the metric, the limit, used, resets_at
---   "again"    nothing was done: the caller's idea of the server's time is wrong, or `text` names a time zone
---              that is needed
+--                snapshot, for each deployment: how many quotas, the number of the description of its cooldown
+--                  or 0; for each quota the metric, the limit, used, resets_at
+--   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
+--              needed
 --   "corrupt"  nothing was done: `text` is a key that holds something else
 
 local RESERVE, SETTLE, COOL_DOWN = 1, 2, 3
@@ -39,9 +39,9 @@ local numbers = {}   -- the reply
 local length = 0     -- how many numbers there are
 local descriptions = {}
 local numbered = {}  -- description -> its number
-local opened = {}    -- number of a deployment -> what it consists of, under the limits in force
+local opened = {}    -- number of a deployment -> its scope and terms, under the limits in force
 
--- Return the number by which the reply refers to a description.
+-- Return the number that stands for a description in the reply.
 local function describe(text)
   if not numbered[text] then
     descriptions[#descriptions + 1] = text
@@ -67,7 +67,7 @@ local named_by, open_deployment, open_anew = (function()
   local function named(number)
     local found = names[number]
     if not found then
-      -- The key and the provider are not even looked at as long as none is put aside.
+      -- The scopes of the key and the provider are not even parsed while no key or provider cools down.
       local pattern = others_until > now and "^(%S+) (%d+) (%S+) (%S+)" or "^(%S+) (%d+)"
       found = { match(ARGV[5], pattern, (number - 1) * width + 1) }
       names[number] = found
@@ -75,8 +75,8 @@ local named_by, open_deployment, open_anew = (function()
     return found
   end
 
-  -- A quota under a limit, as its ledger goes by it; `holds_until` tells when a learnt limit ends.
-  local function terms_of(quota, limit, holds_until)
+  -- A quota under a limit, in the form that its ledger needs; `limit_expires` is the end of a learnt limit.
+  local function terms_of(quota, limit, limit_expires)
     local metric, kind = quota[1], quota[2]
     return {
       metric = metric,
@@ -90,11 +90,11 @@ local named_by, open_deployment, open_anew = (function()
       guard = quota[6],
       capacity = min(quota[7], limit),
       zone = quota[8],
-      holds_until = holds_until,
+      limit_expires = limit_expires,
     }
   end
 
-  -- How a reservation stores the name of the scope and a mark in each quota; see holds.lua.
+  -- The format in which a reservation stores the name of the scope and a mark for each quota; see reservations.lua.
   local function form_of(terms)
     local form = " %s"
     for i = 1, #terms do
@@ -103,7 +103,7 @@ local named_by, open_deployment, open_anew = (function()
     return form
   end
 
-  -- The quotas of a profile: as they came, and as terms under their own limits.
+  -- The quotas of a profile: as received, and as terms under their own limits.
   local function profile_at(place)
     local profile = profiles[place]
     if not profile then
@@ -120,7 +120,7 @@ local named_by, open_deployment, open_anew = (function()
     return profile
   end
 
-  -- The terms of a scope under the limits learnt for it, which lower what is configured and add what is not.
+  -- The terms of a scope under its learnt limits, which lower configured limits and add missing ones.
   local function learnt_terms(profile, learnt)
     local terms = {}
     for i, quota in ipairs(profile.quotas) do
@@ -135,7 +135,7 @@ local named_by, open_deployment, open_anew = (function()
     return terms
   end
 
-  -- Find or make the ledger that the terms are for, and bring it up to now.
+  -- Find or create the ledger for the terms, and bring it up to now.
   local function open_ledger(s, terms)
     local b, kind = terms.at, kind_of(terms.kind)
     local is_new = s[b] ~= terms.kind
@@ -145,22 +145,22 @@ local named_by, open_deployment, open_anew = (function()
       end
       s[b], s[b + LEDGER - 1] = terms.kind, ""
     end
-    -- A settle, which is not told of limits, goes by those in force when the ledger was last looked at.
+    -- A settle does not know the limits: it uses those that were in force when the ledger was last opened.
     if kind.configure(s, b, terms) and not is_new then touch(s) end
     kind.open(s, b)
   end
 
-  -- Of the scopes of a deployment the one whose cooldown ends last, or nil.
-  local function latest_aside(model, found)
+  -- The scope of a deployment whose cooldown ends last, or nil.
+  local function latest_cooling(model, found)
     local latest = model[3] > now and model or nil
     for i = 3, #found do
-      local s = find_aside(found[i])
+      local s = find_cooling(found[i])
       if s and (not latest or exact(s[4]) > exact(latest[4])) then latest = s end
     end
     return latest
   end
 
-  -- A deployment is opened once a batch, and again after a cooldown.
+  -- A deployment is opened once in a batch, and again after a cooldown.
   local function open(number)
     local found = named(number)
     local s, profile = get_scope(found[1]), profile_at(tonumber(found[2]))
@@ -169,7 +169,8 @@ local named_by, open_deployment, open_anew = (function()
     for i = 1, #terms do
       open_ledger(s, terms[i])
     end
-    local deployment = { scope = s, terms = terms, aside = latest_aside(s, found), marks = {}, taken_from = " " .. found[1] }
+    local deployment = { scope = s, terms = terms, marks = {}, taken_from = " " .. found[1] }
+    deployment.cooling = latest_cooling(s, found)
     opened[number] = deployment
     return deployment
   end
@@ -181,30 +182,30 @@ local named_by, open_deployment, open_anew = (function()
   return named, open, anew
 end)()
 
--- Whether a demand certainly fits now: what nearly every reserve finds out, and all that it needs to know.
+-- Whether a demand certainly fits now: true for nearly every reserve, which then needs nothing else.
 local function fits(deployment, requests, tokens)
   local s, all = deployment.scope, deployment.terms
   for i = 1, #all do
     local terms = all[i]
     local most, b = terms.limit - (terms.tokens and tokens or requests), terms.at
-    -- The first number of a ledger is what is used. A steady one has a debt there, which drains.
+    -- The first number of a ledger is what is used; that of a steady one is a debt, which drains.
     if terms.kind == STEADY or s[b + USED] > most or terms.daily and s[b + CARRY] > most then return false end
   end
-  return not deployment.aside
+  return not deployment.cooling
 end
 
--- When a demand fits (now, if it does), and what is in the way the longest.
+-- When a demand fits (now, if it does), and what it waits for the longest.
 local function room_at(deployment, requests, tokens)
   local latest, reason = now, 0
-  local aside, s, all = deployment.aside, deployment.scope, deployment.terms
-  if aside then latest, reason = aside[3], METRICS + describe(aside[5]) end
+  local cooling, s, all = deployment.cooling, deployment.scope, deployment.terms
+  if cooling then latest, reason = cooling[3], METRICS + describe(cooling[5]) end
   for i = 1, #all do
     local terms = all[i]
     local amount = terms.tokens and tokens or requests
     if amount > 0 then
       local moment = kinds[terms.kind].room_at(s, terms.at, amount, terms)
       if moment > now then
-        moment = min(moment, terms.holds_until) -- a learnt limit of 0 does not hold for ever
+        moment = min(moment, terms.limit_expires) -- a learnt limit of 0 does not last for ever
         if moment > latest then latest, reason = moment, terms.metric end
       end
     end
@@ -215,7 +216,7 @@ end
 -- Reserve ----------------------------------------------------------------------------------------------------
 
 local reserve = (function()
-  -- Take what fits, say what remains, and return from where it was taken, as it is stored.
+  -- Take what fits, reply what remains, and return what it was taken from, in stored form.
   local function take(deployment, requests, tokens)
     local s, all, marks, remarked = deployment.scope, deployment.terms, deployment.marks, false
     local share, daily_share = 1, 1
@@ -239,7 +240,7 @@ local reserve = (function()
 
   local function grant(id, deployment, requests, tokens, lasts)
     local s, expires = deployment.scope, now + lasts
-    add_hold(id, expires, requests, tokens, take(deployment, requests, tokens))
+    add_reservation(id, expires, requests, tokens, take(deployment, requests, tokens))
     if expires > s[2] then s[2] = expires end
     touch(s)
   end
@@ -267,7 +268,7 @@ end)()
 -- The rest ---------------------------------------------------------------------------------------------------
 
 local function settle(id, used_requests, used_tokens)
-  local expires, requests, tokens, name, marks = remove_hold(id)
+  local expires, requests, tokens, name, marks = remove_reservation(id)
   if not expires or now >= expires then return end
   requests, tokens = used_requests - requests, used_tokens - tokens
   if requests == 0 and tokens == 0 then return end
@@ -289,8 +290,8 @@ local function snapshot(shortlist)
   for i = 1, count do
     local number = unpack_from("<I2", ARGV[4], shortlist + 2 * i)
     local deployment = opened[number] or open_deployment(number)
-    local s, all, aside = deployment.scope, deployment.terms, deployment.aside
-    reply(#all, aside and describe(aside[5]) or 0)
+    local s, all, cooling = deployment.scope, deployment.terms, deployment.cooling
+    reply(#all, cooling and describe(cooling[5]) or 0)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
       reply(terms.metric, terms.limit)
@@ -299,7 +300,7 @@ local function snapshot(shortlist)
   end
 end
 
--- Read at once what is likely to be looked at: the first choice of every shortlist, and what is settled.
+-- Read in one command each what is likely to be needed: the first candidate of every shortlist, and what is settled.
 local function fetch(settled)
   local keys, at, last = { KEYS[2] }, 1, #ARGV[4]
   fetched[KEYS[2]] = false
@@ -308,7 +309,7 @@ local function fetch(settled)
     if count > 0 then
       local found = named_by((unpack_from("<I2", ARGV[4], at + 2)))
       for i = 1, #found do
-        local key = i ~= 2 and prefix .. found[i] -- the second is no scope
+        local key = i ~= 2 and prefix .. found[i] -- the second is not a scope
         if key and fetched[key] == nil then
           fetched[key] = false
           keys[#keys + 1] = key
@@ -321,10 +322,10 @@ local function fetch(settled)
   for i = 1, #keys do
     fetched[keys[i]] = values[i]
   end
-  if settled[1] then fetch_holds(settled) end
+  if settled[1] then fetch_reservations(settled) end
 end
 
--- Whether the caller knows what time it is here, and still waits for an answer.
+-- Whether the caller knows the server's time, and still waits for an answer.
 local function is_timely(deadline)
   local at, last = 1, #ARGV[7]
   while at < last do
@@ -336,7 +337,7 @@ local function is_timely(deadline)
   return deadline == 0 or now <= deadline
 end
 
--- The ids of reservations that are settled.
+-- The ids of the reservations that are settled.
 local function find_settled(operations)
   local at, settled = 1, {}
   while at < #operations do
@@ -359,7 +360,7 @@ local function run(learnt_for, settles)
       settle(id, requests, tokens)
     elseif kind == COOL_DOWN then
       cooldowns = cooldowns or cjson.decode(ARGV[8])
-      put_aside(cooldowns[argument], now + learnt_for)
+      cool_down(cooldowns[argument], now + learnt_for)
       open_anew()
     else
       snapshot(argument)
@@ -380,7 +381,7 @@ if not is_timely(deadline) then return { "again", now, "", {}, {} } end
 run(learnt_for, settles)
 if missing_zone then return { "again", now, missing_zone, {}, {} } end
 if corrupt then return { "corrupt", now, corrupt, {}, {} } end
--- Nothing has been written so far: an error up to here, and in the first write, leaves everything as it was.
+-- Nothing has been written so far: an error up to here, or in the first write, leaves everything as it was.
 write_scopes()
-write_holds()
+write_reservations()
 return { "ok", now, "", descriptions, numbers }

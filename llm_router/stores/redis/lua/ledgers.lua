@@ -1,37 +1,37 @@
--- The arithmetic of one quota, as in llm_router/stores/ledger/; the differential test holds the two together.
+-- The arithmetic of one quota, as in llm_router/stores/ledger/; the differential test checks that the two agree.
 --
--- Amounts are in requests or tokens, moments in whole microseconds since the Unix epoch (doubles hold them
--- exactly). `now` is the same for all that one script call does.
+-- Amounts are in requests or tokens, times in whole microseconds since the Unix epoch (doubles hold them exactly).
+-- `now` is the same throughout one script call.
 --
--- A ledger is a block of nine consecutive fields of its scope (scopes.lua), which starts at index b: its kind, seven
--- numbers and a text. What it goes by comes as `terms`: the quota, under the limit in force (batch.lua).
+-- A ledger is a block of nine consecutive fields of its scope (scopes.lua), starting at index b: its kind, seven
+-- numbers and a text. `terms` are the quota and its limit in force (batch.lua).
 --
 -- Each kind of ledger has the same functions:
---   configure(s, b, terms)          go on under these terms; tells whether that changes what is stored
---   open(s, b)                      bring it up to now; to be called before any of those below
---   room_at(s, b, amount, terms)    now if the amount fits, else the moment it will, or NEVER
+--   configure(s, b, terms)          continue under these terms; returns whether that changes what is stored
+--   open(s, b)                      bring it up to now; must be called before any of those below
+--   room_at(s, b, amount, terms)    returns now if the amount fits, else when it will, or NEVER
 --   take(s, b, amount)              take it; returns the mark by which it can be corrected
 --   correct(s, b, mark, change)     change what was taken at the mark
 --   used(s, b), resets_at(s, b)
---   kept_until(s, b)                when nothing of it matters any more
+--   kept_until(s, b)                returns until when the ledger must be kept
 
 local ROLLING, STEADY, DAILY = 1, 2, 3
-local USED, CARRY = 1, 2 -- of a rolling and a daily ledger: what is used, once it is open; of a daily one, see there
+local USED, CARRY = 1, 2 -- rolling and daily: what is used, once it is open; CARRY: daily only, see there
 
 local zones = {}    -- time zone -> consecutive midnights, now lying before the third; set by batch.lua
 local missing_zone  -- a time zone that a stored ledger needs and the caller did not send
 
 -- Rolling ----------------------------------------------------------------------------------------------------
--- The newest entry is kept as three numbers: the moments of the first and the last taking merged into it, and what
--- they took together; last = 0 stands for none. The log holds the older ones, 48 digits each, oldest first. The first
--- moments rise strictly. Decoding only what is looked at is what makes a long log cheap.
+-- The newest entry is kept as three numbers: the times of the first and the last taking merged into it, and what they
+-- took together; last = 0 means that there is none. The log holds the older ones, 48 digits each, oldest first, with
+-- strictly increasing first times. A long log is cheap because only the entries that are needed are decoded.
 
 local function load_rolling()
-  local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 8 -- DUE: the last moment of the oldest entry
+  local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 8 -- DUE: the last time of the oldest entry
   local WIDTH = 48
-  local MOST_ENTRIES = 2 * 240 -- as in stores/ledger/
+  local MAX_ENTRIES = 2 * 240 -- as in stores/ledger/
 
-  local rooms = {} -- scope -> block -> amount in excess -> when there is room: refused requests come in crowds
+  local rooms = {} -- scope -> block -> excess amount -> when there is room: many refusals have the same answer
 
   local function first_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 1, (entry - 1) * WIDTH + 16)) end
   local function last_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 17, (entry - 1) * WIDTH + 32)) end
@@ -69,11 +69,11 @@ local function load_rolling()
       excess = excess - amount_of(log, entry)
       if excess <= 0 then return last_of(log, entry) + s[b + SPAN] end
     end
-    if excess > s[b + AMOUNT] then error("the entries of a rolling ledger do not add up to what it says is used") end
+    if excess > s[b + AMOUNT] then error("the entries of a rolling ledger do not add up to what is taken") end
     return s[b + LAST] + s[b + SPAN]
   end
 
-  -- The entries as a list of {first, last, amount}, and back: for what happens rarely.
+  -- The entries as a list of {first, last, amount}, and back: for rare operations.
   local function unfold(s, b)
     local entries, log = {}, s[b + LOG]
     for entry = 1, #log / WIDTH do
@@ -101,7 +101,7 @@ local function load_rolling()
     fold(s, b, kept)
   end
 
-  -- Put in a taking of which there is no entry: it was one of 0, or was given back whole and swept out.
+  -- Insert a taking that has no entry: it took nothing, or was given back completely and swept out.
   local function insert_taking(s, b, mark, amount)
     local entries = unfold(s, b)
     local index = #entries
@@ -109,7 +109,7 @@ local function load_rolling()
       index = index - 1
     end
     local before = entries[index]
-    if before and (mark - before[1] <= s[b + RESOLUTION] or #entries > MOST_ENTRIES) then
+    if before and (mark - before[1] <= s[b + RESOLUTION] or #entries > MAX_ENTRIES) then
       before[2], before[3] = mark, before[3] + amount
     else
       insert(entries, index + 1, { mark, mark, amount })
@@ -128,7 +128,7 @@ local function load_rolling()
     return high
   end
 
-  -- Change the logged entry that holds the mark; tell whether there is one.
+  -- Change the logged entry that contains the mark; return whether there is one.
   local function correct_logged(s, b, mark, change)
     local log = s[b + LOG]
     local entry = find_logged(log, mark)
@@ -168,7 +168,7 @@ local function load_rolling()
   function rolling.take(s, b, amount)
     local last, at = s[b + LAST], now
     if last > 0 then
-      if at < last then at = last end -- a clock set back must not bring anything back early
+      if at < last then at = last end -- a clock set back must not return anything early
       if at - s[b + FIRST] <= s[b + RESOLUTION] then
         s[b + LAST], s[b + AMOUNT], s[b + USED] = at, s[b + AMOUNT] + amount, s[b + USED] + amount
         if s[b + LOG] == "" then s[b + DUE] = at end
@@ -183,7 +183,7 @@ local function load_rolling()
         s[b + DUE] = at
       end
       s[b + FIRST], s[b + LAST], s[b + AMOUNT], s[b + USED] = at, at, amount, s[b + USED] + amount
-      if #s[b + LOG] >= MOST_ENTRIES * WIDTH then sweep(s, b) end
+      if #s[b + LOG] >= MAX_ENTRIES * WIDTH then sweep(s, b) end
       changed(s)
     end
     return at
@@ -223,7 +223,7 @@ local function load_rolling()
 end
 
 -- Steady -----------------------------------------------------------------------------------------------------
--- A debt that drains at a constant rate, the moment at which it was that, how much was ever taken, and the rate.
+-- A debt that drains at a constant rate, when it had that value, the total ever taken, and the rate.
 
 local function load_steady()
   local DEBT, AT, TOTAL, RATE = 1, 2, 3, 4
@@ -287,14 +287,14 @@ local function load_steady()
 end
 
 -- Daily ------------------------------------------------------------------------------------------------------
--- What is taken between two midnights, what of it was taken within the guard before the second and so counts on both
--- sides, the midnights, the guard; and, as text, the time zone.
+-- What is taken between two midnights, how much of it was taken within the guard before the second and so counts on
+-- both sides, the midnights, the guard; and, as text, the time zone.
 
 local function load_daily()
   local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 8
   local LONGEST_DAY = 25 * 3600 * 1e6
 
-  -- The first midnight of the zone after a moment that is not before today.
+  -- The first midnight of the zone after a time that is not before today.
   local function midnight_after(zone, moment)
     for _, midnight in ipairs(zones[zone] or {}) do
       if midnight > moment then return midnight end
@@ -354,7 +354,7 @@ local function load_daily()
   return daily
 end
 
-local kinds = {} -- those that were needed so far
+local kinds = {} -- number -> the functions of a kind of ledger, once needed
 
 local function kind_of(number)
   local kind = kinds[number]

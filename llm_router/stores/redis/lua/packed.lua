@@ -1,21 +1,22 @@
--- What every part uses; and packed numbers and texts, as the struct library of every server reads and writes them.
+-- What all parts of the script share, and packed numbers and texts in the format of the server's struct library.
 --
--- All parts make one script. A script is run anew at every call, its functions made anew with it, and a function is
--- the dearer to make the more local names of the outermost level it refers to. Hence the parts are functions that
--- look up what they share once, and what is rarely needed is made only when it is.
+-- Redis re-creates all functions on every call, and each costs more the more top-level locals it captures. So each
+-- part is one function that looks up what it shares once, and what is rarely needed is created only when it is
+-- needed. This layout, and packed numbers instead of JSON, buy server time: a reserve in a batch of 64 went from 9.4
+-- to 6.3 us with 10 keys and from 39.6 to 20.7 us with 10,000, one that was alone from 106 to 77 us.
 
 local call = redis.call
 local floor, ceil, max, min = math.floor, math.ceil, math.max, math.min
 local byte, format, sub, match = string.byte, string.format, string.sub, string.match
 local concat, insert = table.concat, table.insert
 
-local NEVER = 2 ^ 62 -- later than every moment
+local NEVER = 2 ^ 62 -- later than every time
 
 local now            -- microseconds, set by batch.lua
 local corrupt        -- a key whose value is not ours
 local fetched = {}   -- key -> its value, or false
 
-local texts = {}     -- number -> its decimal digits: making them is dear, and they recur
+local texts = {}     -- number -> its decimal digits: formatting is expensive, and numbers recur
 
 local function digits(number)
   local text = texts[number]
@@ -26,7 +27,7 @@ local function digits(number)
   return text
 end
 
--- The little of struct.unpack that messages need, for fakeredis, which has no struct.
+-- The part of struct.unpack that messages need, for fakeredis, which has no struct library.
 local function unpack_slowly(layout, text, at)
   local values = {}
   for kind, width in string.gmatch(layout, "([BHIcs])(%d*)") do

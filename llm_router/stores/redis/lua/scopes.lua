@@ -1,26 +1,26 @@
--- What is stored of one scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
+-- The stored state of a scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
 --
--- One value a scope, so that a call reads and writes each at most once. In a call it is an array:
+-- Each scope is one value, so that a call reads and writes it at most once. In the script it is an array:
 --   1  version of this format
 --   2  when the last reservation on it is forgotten
 --   3  when its cooldown ends; 0 if there is none
 --   4  the same as the caller gave it, as text: seconds, or inf
 --   5  description of the cooldown
 --   6  learnt limits, as text: metric, limit and end of each, a space after every number
---   7  four ledgers (ledgers.lua), of metric 1 to 4, nine fields each; their kind is 0 where there is none
--- and behind these what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
--- Moments are in microseconds.
+--   7  four ledgers (ledgers.lua), for metric 1 to 4, nine fields each; the kind is 0 if there is no ledger
+-- followed by what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
+-- Times are in microseconds.
 
 local METRICS = 4
 local FIRST_LEDGER, LEDGER = 7, 9
 local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
 local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
 
-local prefix         -- what the key of a scope is called before its name; set by batch.lua
+local prefix         -- the key of a scope is this and the name of the scope; set by batch.lua
 local scopes = {}    -- name -> the scope
 local touched = {}   -- the scopes that changed, in order
-local others_until   -- when the last cooldown of a key or a provider ends, or later; KEYS[3], read by batch.lua
-local others_written -- whether that is to be written
+local others_until   -- when the last cooldown of a key or provider ends, or later; KEYS[3], read by batch.lua
+local others_written -- whether that must be written
 
 local function touch(s)
   if not s[CHANGED] then
@@ -34,14 +34,14 @@ local function exact(text)
   return tonumber(text)
 end
 
--- Milliseconds for which to keep what matters until a moment.
+-- Milliseconds for which to keep what matters until a given time.
 local function time_to_live(moment)
   local SLACK = 60 * 1e6              -- how much longer than needed a key is kept: the caller's clock may differ
-  local LONGEST = 366 * 86400 * 1e6   -- a quarantine is forgotten after a year without a word
-  return digits(ceil(min(moment - now + SLACK, LONGEST) / 1000))
+  local MAXIMUM = 366 * 86400 * 1e6   -- a quarantine is forgotten after a year in which nothing changes
+  return digits(ceil(min(moment - now + SLACK, MAXIMUM) / 1000))
 end
 
--- The limits learnt for a scope that are in force: metric -> {limit, end}; nil if there are none.
+-- The learnt limits of a scope that are in force: metric -> {limit, end}; nil if there are none.
 local function learnt_limits(s)
   if s[6] == "" then return nil end
   local learnt
@@ -96,7 +96,7 @@ local read, get_scope, write_scopes = (function()
     return value
   end
 
-  -- Return the scope of a name; an empty one where nothing is stored.
+  -- Return the scope with a name; an empty one if nothing is stored.
   local function get(name)
     local s = scopes[name]
     if s then return s end
@@ -110,7 +110,7 @@ local read, get_scope, write_scopes = (function()
     return s
   end
 
-  -- Drop what has ended, and return when nothing of the scope matters any more.
+  -- Drop what has ended, and return until when the scope must be kept.
   local function tidy(s)
     local kept_until = s[2]
     if s[3] > now then kept_until = max(kept_until, s[3]) else s[3], s[4], s[5] = 0, "", "" end
@@ -133,7 +133,7 @@ local read, get_scope, write_scopes = (function()
   local function write()
     for i = 1, #touched do
       local s = touched[i]
-      -- MGET says nothing of a key of another type; GET refuses it, before anything is written.
+      -- MGET ignores a key of another type; GET refuses it, before anything is written.
       if not s[STORED] then call("GET", s[KEY]) end
     end
     for i = 1, #touched do
@@ -153,21 +153,21 @@ end)()
 
 -- Cooldowns and learnt limits --------------------------------------------------------------------------------
 
--- The scope of a name if it is put aside now, or nil.
-local function find_aside(name)
+-- The scope with a name if it is cooling down now, or nil.
+local function find_cooling(name)
   if not scopes[name] and not read(prefix .. name) then return nil end
   local s = get_scope(name)
   return s[3] > now and s or nil
 end
 
--- `order`: {scope, until, until exact, description, {metric, limit, …}}; see batch.lua.
-local function put_aside(order, learnt_until)
-  local s, ends, text, limits = get_scope(order[1]), order[2], order[3], order[5]
+-- `cooldown`: {scope, until, until exact, description, {metric, limit, …}}; see batch.lua.
+local function cool_down(cooldown, learnt_until)
+  local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[5]
   if text == "-inf" then
     s[3], s[4], s[5] = 0, "", ""
   elseif ends > now and (s[3] <= now or exact(text) > exact(s[4])) then
-    s[3], s[4], s[5] = ends, text, order[4]
-    if sub(order[1], 1, 6) ~= "model:" and ends > others_until then
+    s[3], s[4], s[5] = ends, text, cooldown[4]
+    if sub(cooldown[1], 1, 6) ~= "model:" and ends > others_until then
       others_until, others_written = ends, true
     end
   end

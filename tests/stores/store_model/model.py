@@ -1,7 +1,7 @@
-"""A naive model of what a store must decide: lists of takings, and every answer reckoned from scratch.
+"""A naive model of what a store must decide: lists of takings, with every answer computed from scratch.
 
-It shares no arithmetic with the stores, and is told what a store answered, to say where that is wrong. Where
-a store may round (large rolling quotas, the fractions of steady ones) the model allows a range.
+It shares no arithmetic with the stores. It is given what a store answered and checks it. Where a store may
+round (large rolling quotas, the fractions of steady ones) the model allows a range.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import attrs
+from llm_router_tests_store_model.history import History, make_history, micros
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.testing.store_model.books import Book, make_book, micros
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,24 +31,24 @@ _LEARNT_FOR = 24 * 3_600_000_000
 class _Reservation:
     expires: int
     demand: Demand
-    takings: list[tuple[Book, Metric, int]]
+    takings: list[tuple[History, Metric, int]]
 
 
 @attrs.frozen
 class _Term:
-    """One quota of a deployment under the limit that holds, until ``holds_until`` if that was learnt."""
+    """One quota of a deployment under the limit in force, and when that limit expires if it was learnt."""
 
     quota: Quota
     limit: int
-    holds_until: float
-    book: Book
+    limit_expires: float
+    history: History
 
 
 class StoreModel:
-    """Follows a store call by call. Every method raises AssertionError where the store went wrong."""
+    """Follows a store call by call. Every method raises AssertionError where the store is wrong."""
 
     def __init__(self) -> None:
-        self._books: dict[tuple[Scope, Metric, Refill], Book] = {}
+        self._histories: dict[tuple[Scope, Metric, Refill], History] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._learnt: defaultdict[Scope, list[tuple[int, Metric, int]]] = defaultdict(list)
@@ -79,13 +79,13 @@ class StoreModel:
         reservation = self._reservations.pop(reservation_id, None)
         if reservation is None or now >= reservation.expires:
             return
-        for book, metric, taking in reservation.takings:
+        for history, metric, taking in reservation.takings:
             change = used.amount(metric) - reservation.demand.amount(metric)
             if change:
-                book.correct(taking, change, now)
+                history.correct(taking, change, now)
 
     def cool_down(self, cooldown: Cooldown, now: int) -> None:
-        """Note a cooldown and what is learnt with it."""
+        """Record a cooldown and the limits learnt with it."""
         present = self._cooldown([cooldown.scope], now)
         if cooldown.until == -math.inf:
             self._cooldowns.pop(cooldown.scope, None)
@@ -94,15 +94,15 @@ class StoreModel:
         self._learnt[cooldown.scope] += [(now, told.metric, told.limit) for told in cooldown.learnt]
 
     def check_snapshot(self, snapshot: DeploymentSnapshot, now: int) -> None:
-        """Check what a store tells of a deployment."""
+        """Check what a store reports about a deployment."""
         deployment = snapshot.deployment
         terms = list(self._terms(deployment, now))
         assert [quota.metric for quota in snapshot.quotas] == [term.quota.metric for term in terms]
         for told, term in zip(snapshot.quotas, terms, strict=True):
             assert told.limit == term.limit
-            least, most = term.book.used_range(term.quota, term.limit, now)
+            least, most = term.history.used_range(term.quota, term.limit, now)
             assert 0 <= least <= told.used <= most, (told, least, most)
-            first, last = term.book.reset_range(term.quota, term.limit, now)
+            first, last = term.history.reset_range(term.quota, term.limit, now)
             assert first - 2 <= micros(told.resets_at) <= last + 2, (told, first, last)
         cooldown = self._cooldown(deployment.scopes, now)
         if cooldown is None or snapshot.cooldown is None:
@@ -119,7 +119,7 @@ class StoreModel:
         for term in self._terms(deployment, now):
             amount = demand.amount(term.quota.metric)
             if amount:
-                assert term.book.may_fit(term.quota, term.limit, amount, now), ("granted beyond", term)
+                assert term.history.may_fit(term.quota, term.limit, amount, now), ("granted beyond", term)
 
     def _check_refusal(self, refusal: Refusal, demand: Demand, now: int) -> None:
         first, last, reasons = self._room_range(refusal.deployment, demand, now)
@@ -136,7 +136,7 @@ class StoreModel:
         assert decision.deployment is not None
         shares = {True: (1.0, 1.0), False: (1.0, 1.0)}
         for term in self._terms(decision.deployment, now):
-            least, most = term.book.used_range(term.quota, term.limit, now)
+            least, most = term.history.used_range(term.quota, term.limit, now)
             daily = term.quota.refill is Refill.DAILY
             low, high = (max(0.0, 1.0 - used / term.limit) if term.limit else 0.0 for used in (most, least))
             shares[daily] = min(shares[daily][0], low), min(shares[daily][1], high)
@@ -151,12 +151,12 @@ class StoreModel:
         takings = []
         for term in self._terms(deployment, now):
             metric = term.quota.metric
-            takings.append((term.book, metric, term.book.take(demand.amount(metric), now)))
-            term.book.check_minute(term.quota, term.limit, now)
+            takings.append((term.history, metric, term.history.take(demand.amount(metric), now)))
+            term.history.check_minute(term.quota, term.limit, now)
         self._reservations[reservation_id] = _Reservation(now + micros(ttl), demand, takings)
 
     def _room_range(self, deployment: Deployment, demand: Demand, now: int) -> tuple[float, float, set[str]]:
-        """Return the earliest and latest moment at which a store may say that ``demand`` fits, and why."""
+        """Return the earliest and latest time at which a store may say that ``demand`` fits, and why."""
         cooldown = self._cooldown(deployment.scopes, now)
         ranges = [(float(now), float(now), "")]
         if cooldown is not None:
@@ -164,8 +164,8 @@ class StoreModel:
         for term in self._terms(deployment, now):
             amount = demand.amount(term.quota.metric)
             if amount:
-                first, last = term.book.room_range(term.quota, term.limit, amount, now)
-                first, last = (min(moment, term.holds_until) for moment in (first, last))
+                first, last = term.history.room_range(term.quota, term.limit, amount, now)
+                first, last = (min(moment, term.limit_expires) for moment in (first, last))
                 ranges.append((first, last, term.quota.metric.value))
         latest = max(first for first, _, _ in ranges)
         reasons = {reason for _, last, reason in ranges if last >= latest and reason}
@@ -181,23 +181,23 @@ class StoreModel:
             limit, until = learnt.pop(quota.metric, (quota.limit, math.inf))
             if limit >= quota.limit:
                 limit, until = quota.limit, math.inf
-            yield _Term(quota, limit, until, self._book(deployment, quota))
+            yield _Term(quota, limit, until, self._history_of(deployment, quota))
         for metric in Metric:
             if metric in learnt:
                 limit, until = learnt[metric]
                 refill = Refill.DAILY if metric.is_daily else Refill.ROLLING
                 quota = Quota(metric, limit, refill)
-                yield _Term(quota, limit, until, self._book(deployment, quota))
+                yield _Term(quota, limit, until, self._history_of(deployment, quota))
 
-    def _book(self, deployment: Deployment, quota: Quota) -> Book:
+    def _history_of(self, deployment: Deployment, quota: Quota) -> History:
         name = deployment.model_scope, quota.metric, quota.refill
-        if name not in self._books:
-            self._books[name] = make_book(quota)
-        self._books[name].see(quota)
-        return self._books[name]
+        if name not in self._histories:
+            self._histories[name] = make_history(quota)
+        self._histories[name].see(quota)
+        return self._histories[name]
 
     def _learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, float]]:
-        """Go through everything that was ever told of a scope: the lowest holds while each is renewed."""
+        """Go through every limit ever learnt for a scope: the lowest stays in force while it is renewed."""
         limits: dict[Metric, tuple[int, float]] = {}
         for moment, metric, limit in self._learnt[scope]:
             present, until = limits.get(metric, (limit, math.inf))
@@ -216,5 +216,5 @@ def micros_or_inf(moment: float) -> float:
 
 
 def _within(moment: float, first: float, last: float) -> bool:
-    """Tell whether a moment in seconds lies in a range in microseconds, give or take the rounding."""
+    """Return whether a time in seconds lies in a range in microseconds, give or take the rounding."""
     return first - 2 <= micros_or_inf(moment) <= last + 2

@@ -12,7 +12,7 @@ from llm_router.domain.quota import Demand, Metric, Quota
 from llm_router.domain.secret import Secret
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.redis import RedisStore
-from llm_router.stores.redis.patience import GRACE, Patience
+from llm_router.stores.redis.deadline import GRACE, Deadline
 
 TIMEOUT = 0.1
 STANDSTILL = 2.5 * TIMEOUT
@@ -41,16 +41,16 @@ async def test_patience_ends_at_its_deadline():
     """On a loop that runs there is no grace."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + 0.05
-    patience = Patience(deadline)
+    timeout = Deadline(deadline)
     with pytest.raises(TimeoutError):
-        async with patience:
+        async with timeout:
             await asyncio.sleep(60)
-    assert patience.deadline == deadline
+    assert timeout.when == deadline
 
 
 async def test_patience_is_over_with_its_body():
     """Leaving in time raises nothing, then or later."""
-    async with Patience(asyncio.get_running_loop().time() + 0.01):
+    async with Deadline(asyncio.get_running_loop().time() + 0.01):
         pass
     await asyncio.sleep(0.03)
 
@@ -59,13 +59,13 @@ async def test_what_has_arrived_during_a_standstill_is_seen():
     """A timer that is late gives what is ready its turn first."""
     loop = asyncio.get_running_loop()
     began = loop.time()
-    async with Patience(began + 0.01) as patience:
+    async with Deadline(began + 0.01) as deadline:
         arrived = loop.create_future()
         loop.call_later(0.02, arrived.set_result, "answer")
         await asyncio.sleep(0)
         time.sleep(0.1)  # noqa: ASYNC251 - a loop that stands still is the subject
         assert await arrived == "answer"
-    assert patience.deadline > began + 0.1 + GRACE
+    assert deadline.when > began + 0.1 + GRACE
 
 
 async def test_grace_is_given_once():
@@ -74,7 +74,7 @@ async def test_grace_is_given_once():
     began = loop.time()
 
     async def stumble() -> None:
-        async with Patience(began + 0.01):
+        async with Deadline(began + 0.01):
             for _ in range(1000):
                 time.sleep(0.1)  # noqa: ASYNC251 - a loop that stands still is the subject
                 await asyncio.sleep(0.001)

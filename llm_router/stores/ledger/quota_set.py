@@ -1,24 +1,22 @@
-"""The books of a deployment: its quotas with their ledgers, and what is decided by them."""
+"""The quotas of a deployment with their ledgers, and the decisions that follow from them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from llm_router.domain.calendar import NEVER, microseconds, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger.base import Ledger
-from llm_router.stores.ledger.daily import DailyLedger
-from llm_router.stores.ledger.moments import NEVER, microseconds, seconds
-from llm_router.stores.ledger.rolling import RollingLedger
-from llm_router.stores.ledger.steady import SteadyLedger
+from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 
-__all__ = ["Book", "Shelf", "latest_cooldown", "learnt_quota", "make_ledger", "terms_in_force"]
+__all__ = ["QuotaLedger", "QuotaSet", "latest_cooldown", "learnt_quota", "make_ledger", "terms_in_force"]
 
 
 def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
-    """Open an empty book for ``quota``, under ``limit`` instead of its own where one is given."""
+    """Return an empty ledger for ``quota``, under ``limit`` instead of the quota's own if one is given."""
     limit = quota.limit if limit is None else limit
     match quota.refill:
         case Refill.ROLLING:
@@ -29,49 +27,49 @@ def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
             return DailyLedger(quota, limit)
 
 
-class Book:
-    """One quota with its ledger, as the deployments of one (provider, project, model) share it.
+class QuotaLedger:
+    """One quota with its ledger, shared by the deployments of one (provider, project, model).
 
     Attributes:
-        quota: The quota, as it is configured or learnt.
+        quota: The quota, as configured or learnt.
         ledger: What is taken, under the limit in force.
-        holds_until: When that limit ends, where it is a learnt one; in microseconds since the epoch.
+        limit_expires: When that limit ends if it is a learnt one, else NEVER; in microseconds.
     """
 
-    __slots__ = ("counts_tokens", "holds_until", "is_daily", "ledger", "quota")
+    __slots__ = ("counts_tokens", "is_daily", "ledger", "limit_expires", "quota")
 
     def __init__(self, quota: Quota, ledger: Ledger) -> None:
         self.quota = quota
         self.ledger = ledger
-        self.holds_until = NEVER
+        self.limit_expires = NEVER
         self.counts_tokens = quota.metric.counts_tokens
         self.is_daily = quota.refill is Refill.DAILY
 
     def room_at(self, amount: int, now: int) -> int:
-        """Return when ``amount`` fits, which may be now; a learnt limit of 0 does not hold for ever."""
+        """Return when ``amount`` fits, possibly now: at the latest when a learnt limit ends."""
         room_at = self.ledger.room_at(amount, now) if amount else now
-        return min(room_at, self.holds_until) if room_at > now else now
+        return min(room_at, self.limit_expires) if room_at > now else now
 
 
-class Shelf:
-    """The books of one deployment, or of one reservation, looked up once.
+class QuotaSet:
+    """The quotas of one deployment, or of one reservation, looked up once.
 
     Attributes:
-        books: The books.
-        valid_until: Until when the limits in force are these, in microseconds since the epoch.
-        version: Of the limits, as its store counts it.
+        ledgers: The quotas with their ledgers.
+        valid_until: Until when these limits are in force, in microseconds.
+        version: The store's version of the limits.
     """
 
-    __slots__ = ("_rows", "books", "valid_until", "version")
+    __slots__ = ("_rows", "ledgers", "valid_until", "version")
 
-    def __init__(self, books: tuple[Book, ...], valid_until: int, version: int) -> None:
-        self.books = books
+    def __init__(self, ledgers: tuple[QuotaLedger, ...], valid_until: int, version: int) -> None:
+        self.ledgers = ledgers
         self.valid_until = valid_until
         self.version = version
-        self._rows = tuple((book.counts_tokens, book.is_daily, book.ledger) for book in books)
+        self._rows = tuple((each.counts_tokens, each.is_daily, each.ledger) for each in ledgers)
 
     def fits(self, requests: int, tokens: int, now: int) -> bool:
-        """Tell whether every quota has room for a demand now."""
+        """Return whether every quota has room for a demand now."""
         for counts_tokens, _, ledger in self._rows:
             amount = tokens if counts_tokens else requests
             if ledger.taken + amount > ledger.capacity and amount and ledger.room_at(amount, now) != now:
@@ -79,7 +77,7 @@ class Shelf:
         return True
 
     def take(self, requests: int, tokens: int, now: int) -> tuple[list[int], float, float]:
-        """Take what fits; return the marks, and the shares that remain of the other and the daily quotas."""
+        """Take what fits; return the marks, the headroom and the daily headroom (see :class:`Decision`)."""
         marks = []
         headroom = daily_headroom = 1.0
         for counts_tokens, is_daily, ledger in self._rows:
@@ -94,36 +92,36 @@ class Shelf:
         return marks, headroom, daily_headroom
 
     def correct(self, marks: Sequence[int], requests: int, tokens: int, now: int) -> None:
-        """Change what was taken at ``marks`` by so many requests and tokens."""
+        """Change what was taken at ``marks`` by ``requests`` and ``tokens``."""
         for (counts_tokens, _, ledger), mark in zip(self._rows, marks, strict=True):
             change = tokens if counts_tokens else requests
             if change:
                 ledger.correct(mark, change, now)
 
     def refuse(self, deployment: Deployment, cooldown: Cooldown | None, demand: Demand, now: int) -> Refusal:
-        """Tell when ``demand`` will fit, which it does not now, and what is in the way the longest."""
+        """Return when ``demand``, which does not fit now, will fit, and what it waits for the longest."""
         retry_at, reason = now, ""
         if cooldown is not None:
             retry_at, reason = microseconds(cooldown.until), cooldown.reason
         wake_at = retry_at
-        for book in self.books:
-            amount = demand.tokens if book.counts_tokens else demand.requests
-            if book.ledger.taken + (amount or 1) <= book.ledger.capacity:
-                continue  # neither this demand nor the smallest has to wait for it
-            room_at = book.room_at(amount, now)
+        for each in self.ledgers:
+            amount = demand.tokens if each.counts_tokens else demand.requests
+            if each.ledger.taken + (amount or 1) <= each.ledger.capacity:
+                continue  # neither this demand nor the smallest one has to wait for it
+            room_at = each.room_at(amount, now)
             if room_at > retry_at:
-                retry_at, reason = room_at, book.quota.metric.value
-            # Until the smallest demand fits, the deployment is of no use to anybody.
-            wake_at = max(wake_at, room_at if amount == 1 else book.room_at(1, now))
+                retry_at, reason = room_at, each.quota.metric.value
+            # The deployment is of no use to any caller until the smallest demand fits.
+            wake_at = max(wake_at, room_at if amount == 1 else each.room_at(1, now))
         return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
 
     def describe(self, deployment: Deployment, cooldown: Cooldown | None, now: int) -> DeploymentSnapshot:
-        """Tell the state of every quota."""
+        """Return the state of every quota."""
         quotas = []
-        for book in self.books:
-            ledger = book.ledger
+        for each in self.ledgers:
+            ledger = each.ledger
             resets_at = seconds(ledger.resets_at(now))
-            quotas.append(QuotaSnapshot(book.quota.metric, ledger.limit, ledger.used(now), resets_at))
+            quotas.append(QuotaSnapshot(each.quota.metric, ledger.limit, ledger.used(now), resets_at))
         return DeploymentSnapshot(deployment, tuple(quotas), cooldown)
 
 
@@ -140,18 +138,18 @@ def latest_cooldown(cooldowns: Mapping[Scope, Cooldown], deployment: Deployment,
 
 
 def learnt_quota(metric: Metric, limit: int) -> Quota:
-    """Return the quota that a learnt limit is where none is configured."""
+    """Return the quota that a learnt limit creates where none is configured."""
     return Quota(metric, limit, Refill.DAILY if metric.is_daily else Refill.ROLLING)
 
 
 def terms_in_force(
     deployment: Deployment, learnt: Mapping[Metric, tuple[int, int]]
 ) -> Iterator[tuple[Quota, int, int]]:
-    """Yield each quota of a deployment, its limit in force, and until when that is a learnt one.
+    """Yield each quota of a deployment, its limit in force, and when that ends (NEVER if configured).
 
     Args:
         deployment: The deployment.
-        learnt: The limits learnt for its model's scope, and when each ends.
+        learnt: The limits learnt for the scope of its model, and when each ends.
     """
     configured = {quota.metric: quota for quota in deployment.quotas}
     for metric, quota in configured.items():

@@ -1,4 +1,4 @@
-"""What was ever taken of one quota, and what follows from it: the naive half of the store model."""
+"""Everything ever taken from one quota, and what follows from it: the naive half of the store model."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from zoneinfo import ZoneInfo
 
 from llm_router.domain.quota import Quota, Refill
 
-__all__ = ["Book", "make_book", "micros"]
+__all__ = ["History", "make_history", "micros"]
 
 _LARGE = 240
-"""Limits above which a store may let takings of one slice come back together."""
+"""Limits above which a store may return the takings of one slice together."""
 
 _FUZZ = Fraction(1, 100_000)
 """Tokens by which the fractions of a steady quota may be off."""
@@ -24,33 +24,33 @@ def micros(seconds: float) -> int:
     return round(seconds * 1e6)
 
 
-class Book(Protocol):
-    """Everything that was taken of one quota. Moments are microseconds; a range is what a store may say."""
+class History(Protocol):
+    """Everything taken from one quota. Times are in microseconds; a range is what a store may answer."""
 
     def see(self, quota: Quota) -> None:
-        """Note the quota under which the book is used."""
+        """Note the terms that apply from now on."""
 
     def take(self, amount: int, now: int) -> int:
-        """Note a taking and return its number."""
+        """Record a taking and return its number."""
         ...
 
     def correct(self, taking: int, change: int, now: int) -> None:
-        """Note a change of a taking."""
+        """Record a change to a taking."""
 
     def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
-        """Return how much is used."""
+        """Return how much may be reported as used."""
         ...
 
     def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
-        """Tell whether a store may grant ``amount``."""
+        """Return whether a store may grant ``amount``."""
         ...
 
     def room_range(self, quota: Quota, limit: int, amount: int, now: int) -> tuple[float, float]:
-        """Return when ``amount`` fits."""
+        """Return when a store may say that ``amount`` fits."""
         ...
 
     def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
-        """Return when everything is back."""
+        """Return when a store may say that everything is back."""
         ...
 
     def check_minute(self, quota: Quota, limit: int, now: int) -> None:
@@ -58,7 +58,7 @@ class Book(Protocol):
 
 
 class _Takings:
-    """The takings of a quota: when each was made, and every change made to it, in the order of the calls."""
+    """The takings from a quota: when each was made, and every change to it in the order of the calls."""
 
     def __init__(self) -> None:
         self.moments: list[int] = []
@@ -78,7 +78,7 @@ class _Takings:
         self.overdrawn = self.overdrawn or change > 0
 
     def amounts(self) -> list[tuple[int, int]]:
-        """Return the moment of each taking, and what it amounts to after every change."""
+        """Return the time of each taking and what it amounts to after every change."""
         totals = [0] * len(self.moments)
         for _, taking, change in self.changes:
             totals[taking] += change
@@ -95,7 +95,7 @@ class _Takings:
 
 
 class _Rolling(_Takings):
-    """Each taking counts for window and guard; of a large limit for up to a slice of the window longer."""
+    """Each taking counts for window plus guard, and up to a slice of the window longer for a large limit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class _Rolling(_Takings):
         span = micros(quota.window + quota.guard) + longer
         return sum(amount for moment, amount in self.amounts() if moment + span > now)
 
-    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:  # noqa: ARG002 - a Book
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
         return self._used(quota, now), self._used(quota, now, self.slice)
 
     def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
@@ -130,7 +130,7 @@ class _Rolling(_Takings):
         last = next(at for at in moments if self._used(quota, at, self.slice) + amount <= limit)
         return first, last
 
-    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:  # noqa: ARG002 - a Book
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
         span = micros(quota.window + quota.guard)
         ends = [moment + span for moment, amount in self.amounts() if amount]
         return max([now, *ends]), max([now, *(end + self.slice for end in ends if end + self.slice > now)])
@@ -161,8 +161,8 @@ class _Steady(_Takings):
                 ever_taken += change
                 taken_before.setdefault(taking, ever_taken)
             else:
-                # Without it the debt is at least what was taken since, had that started from nothing and
-                # not drained: what has drained of a taking is not given back.
+                # Without this taking the debt is at least what was taken since, as if that had started from
+                # an empty bucket and not drained: the drained part of a taking is not given back.
                 since = Fraction(ever_taken - taken_before[taking])
                 debt = max(debt + change, min(debt, since))
         return max(Fraction(0), debt - (now - at) * rate)
@@ -188,7 +188,7 @@ class _Steady(_Takings):
 
 
 class _Daily(_Takings):
-    """Each taking counts on the day that it was made, and on the day on which it may have arrived."""
+    """Each taking counts on the day it was made and on the day it may have arrived."""
 
     def check_minute(self, quota: Quota, limit: int, now: int) -> None:
         pass
@@ -197,7 +197,7 @@ class _Daily(_Takings):
         today = _day(quota, now)
         return sum(amount for moment, amount in self.amounts() if today in _days(quota, moment))
 
-    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:  # noqa: ARG002 - a Book
+    def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
         return self._used(quota, now), self._used(quota, now)
 
     def may_fit(self, quota: Quota, limit: int, amount: int, now: int) -> bool:
@@ -216,7 +216,7 @@ class _Daily(_Takings):
             moment = _midnight_after(quota, moment)
         return moment, moment
 
-    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:  # noqa: ARG002 - a Book
+    def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
         moment = now
         while self._used(quota, moment):
             moment = _midnight_after(quota, moment)
@@ -234,7 +234,7 @@ def _days(quota: Quota, moment: int) -> set[int]:
 
 
 def _midnight_after(quota: Quota, moment: int) -> int:
-    """Find the first microsecond of the next day by bisection, knowing nothing of time zones but dates."""
+    """Find the first microsecond of the next day by bisection, using nothing of the time zone but dates."""
     today = _day(quota, moment)
     low, high = moment, moment + 50 * 3_600_000_000
     while high - low > 1:
@@ -243,8 +243,8 @@ def _midnight_after(quota: Quota, moment: int) -> int:
     return high
 
 
-def make_book(quota: Quota) -> Book:
-    """Open the book that fits the way a quota comes back."""
+def make_history(quota: Quota) -> History:
+    """Return an empty history for the way ``quota`` refills."""
     match quota.refill:
         case Refill.ROLLING:
             return _Rolling()

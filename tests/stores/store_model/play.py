@@ -1,4 +1,4 @@
-"""Random play on stores: worlds of deployments, sequences of calls, and who makes them and watches."""
+"""Random play on stores: worlds of deployments, sequences of calls, and the player that makes them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from hypothesis import strategies as st
+from llm_router_tests_store_model.history import micros
+from llm_router_tests_store_model.model import StoreModel
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
-from llm_router.testing.store_model.books import micros
-from llm_router.testing.store_model.model import StoreModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,11 +31,11 @@ Operation = tuple[str, tuple[Any, ...]]
 
 @attrs.frozen
 class World:
-    """The deployments that a play is about.
+    """The deployments of a play.
 
     Attributes:
         deployments: All of them; some share a project.
-        start: Seconds since the Unix epoch at which the clock stands first.
+        start: What the clock shows at first, in seconds since the Unix epoch.
     """
 
     deployments: tuple[Deployment, ...]
@@ -47,7 +48,7 @@ class Player:
 
     Attributes:
         store: The store.
-        clock: The clock that it was given; the player moves it.
+        clock: The clock of the store; the player moves it.
         world: The deployments.
         model: What the answers are compared with.
         answers: What the store answered, in order.
@@ -86,21 +87,21 @@ class Player:
             self._refused = picks, requests, tokens, ttl
 
     async def settle(self, which: int, requests: int, tokens: int) -> None:
-        """Settle one of the reservations ever made, the newest first; also one that is settled already."""
+        """Settle one of the reservations made so far, counted from the newest, settled or not."""
         if self._reservations:
             reservation_id = self._reservations[-1 - which % len(self._reservations)]
             await self.store.settle(reservation_id, Demand(requests, tokens))
             self.model.settle(reservation_id, Demand(requests, tokens), self._now)
 
     async def release(self, which: int) -> None:
-        """Release one of the reservations ever made."""
+        """Release one of the reservations made so far."""
         if self._reservations:
             reservation_id = self._reservations[-1 - which % len(self._reservations)]
             await self.store.release(reservation_id)
             self.model.settle(reservation_id, Demand(0, 0), self._now)
 
     async def cool_down(self, which: int, kind: int, seconds: float, limits: dict[Metric, int]) -> None:
-        """Put a scope aside, lift it (-inf) or quarantine it (inf), perhaps with limits learnt."""
+        """Cool a scope down, lift it (-inf) or quarantine it (inf), perhaps with learnt limits."""
         deployment = self.world.deployments[which % len(self.world.deployments)]
         scope = deployment.scopes[kind]
         steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
@@ -110,7 +111,7 @@ class Player:
         self.model.cool_down(cooldown, self._now)
 
     async def look(self) -> None:
-        """Look at everything twice: looking changes nothing."""
+        """Take two snapshots of everything: taking one changes nothing."""
         for _ in range(2):
             snapshots = await self.store.snapshot(self.world.deployments)
             for snapshot in snapshots:
@@ -122,7 +123,7 @@ class Player:
         self.clock.shift(seconds)
 
     async def retry(self, early: float) -> None:
-        """Ask again for what was refused last, when it was said to fit, or ``early`` seconds before."""
+        """Repeat the last refused reserve at its ``retry_at``, or ``early`` seconds before."""
         wait = self._retry_at - early - self.clock.time()
         if self._refused is not None and wait < 3 * 86_400:
             self.clock.shift(max(0.0, wait))
@@ -131,8 +132,6 @@ class Player:
 
 def worlds() -> SearchStrategy[World]:
     """Return a strategy for worlds: up to three projects with up to four quotas and two keys each."""
-    from hypothesis import strategies as st  # noqa: PLC0415 - only tests have Hypothesis
-
     limits = {
         Metric.RPM: st.sampled_from([0, 1, 2, 3, 5, 15, 60, 240, 300]),
         Metric.TPM: st.sampled_from([1, 50, 200, 240, 241, 1_000, 20_000]),
@@ -170,9 +169,7 @@ def worlds() -> SearchStrategy[World]:
 
 
 def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
-    """Return a strategy for the calls of a play, ``most`` at most."""
-    from hypothesis import strategies as st  # noqa: PLC0415 - only tests have Hypothesis
-
+    """Return a strategy for the calls of a play, at most ``most``."""
     index = st.integers(0, 5)
     requests = st.sampled_from([1, 1, 1, 1, 0, 2, 5, 40])
     tokens = st.sampled_from([0, 1, 1, 7, 7, 20, 50, 99, 200, 450, 3_000, 30_000])
@@ -180,7 +177,7 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
     ttl = st.sampled_from([0.5, 5.0, 60.0, 600.0])
     ends = st.sampled_from([-5.0, 0.0, 1.0, 20.0, 70.0, math.inf] + [-math.inf] * 6)
     told = st.dictionaries(st.sampled_from(list(Metric)), st.sampled_from([0, 1, 4, 100, 5_000]), max_size=2)
-    # How often each is called, and with what.
+    # The weight of each call, and its arguments.
     calls: dict[str, tuple[int, SearchStrategy[Any]]] = {
         "reserve": (12, st.tuples(st.lists(index, min_size=1, max_size=8), requests, tokens, ttl)),
         "settle": (4, st.tuples(index, requests, tokens)),

@@ -1,0 +1,365 @@
+"""The three kinds of ledger, one for each way a quota refills: rolling, steady, daily."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import chain
+
+from llm_router.domain.calendar import NEVER, microseconds, midnights
+from llm_router.domain.quota import Quota
+
+__all__ = ["EXACT_LIMIT", "MAX_ENTRIES", "SLICES", "DailyLedger", "RollingLedger", "SteadyLedger"]
+
+EXACT_LIMIT = 240
+"""Rolling quotas up to this limit keep every taking in an entry of its own."""
+
+SLICES = 240
+"""Above it, takings within window/SLICES of each other share an entry and come back with the last of them."""
+
+MAX_ENTRIES = 2 * SLICES
+"""Entries above which those given back completely are swept out, so that releases do not pile up."""
+
+_NO_ENTRY = -NEVER, 0, -NEVER
+
+_EPSILON = 1e-6
+"""Tokens by which a steady bucket may be overdrawn, so that rounding refuses nothing that fits."""
+
+
+class RollingLedger:
+    """Every taking comes back one window plus the guard after it was made.
+
+    An entry is ``last, amount, first``: the times of the last and the first taking merged into it, and what
+    they took together. Both times increase strictly from entry to entry. There are never many more than
+    :data:`MAX_ENTRIES` entries. A mark is a time: the ``first`` of the entry that the taking went into.
+
+    The newest entry is kept in attributes: at a large limit, most takings touch nothing else. The older ones
+    lie flat in an array, 24 bytes each. They are doubles (exact for whole microseconds until the year 2255)
+    because that is what a file holds: hundreds of entries are then written by copying memory.
+
+    Dump: ``last, amount, first`` of each entry in turn, oldest first.
+    """
+
+    __slots__ = (
+        "_amount",
+        "_first",
+        "_idle_until",
+        "_last",
+        "_older",
+        "_resolution",
+        "_span",
+        "capacity",
+        "limit",
+        "taken",
+    )
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self._older = array("d")
+        self._last, self._amount, self._first = _NO_ENTRY
+        self.taken = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Continue under another limit or window, keeping what is taken."""
+        self.limit = self.capacity = limit
+        self._span = microseconds(quota.window + quota.guard)
+        self._resolution = 0 if limit <= EXACT_LIMIT else microseconds(quota.window) // SLICES
+        self._idle_until = -NEVER  # nothing comes back before then; may be too early
+
+    def _expire(self, now: int) -> None:
+        """Drop what has come back."""
+        older, horizon, end = self._older, now - self._span, 0
+        while end < len(older) and older[end] <= horizon:
+            self.taken -= int(older[end + 1])
+            end += 3
+        if end:
+            del older[:end]
+        if older:
+            self._idle_until = int(older[0]) + self._span
+        elif self._last > horizon:
+            self._idle_until = self._last + self._span
+        else:
+            self.taken -= self._amount
+            self._last, self._amount, self._first = _NO_ENTRY
+            self._idle_until = NEVER
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
+        if now >= self._idle_until:
+            self._expire(now)
+        excess = self.taken + amount - self.limit
+        if excess <= 0:
+            return now
+        if amount > self.limit:
+            return NEVER
+        older = self._older
+        for start in range(0, len(older), 3):
+            excess -= int(older[start + 1])
+            if excess <= 0:
+                return int(older[start]) + self._span
+        if excess <= self._amount:
+            return self._last + self._span
+        raise AssertionError("the entries of a rolling ledger do not add up to what is taken")
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        if now >= self._idle_until:
+            self._expire(now)
+        if now < self._last:  # noqa: PLR1730 - a third of the time of max()
+            now = self._last  # a clock set back must not return anything early
+        first = self._first
+        if now - first <= self._resolution:
+            self._last = now
+            self._amount += amount
+            self.taken += amount
+            return first
+        if amount:
+            self._begin(amount, now)
+        return now
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``, unless it has come back already."""
+        if now >= self._idle_until:
+            self._expire(now)
+        if self._first <= mark <= self._last:
+            change = max(change, -self._amount)
+            self._amount += change
+            self.taken += change
+            return
+        older = self._older
+        end = 3 * bisect_right(older[2::3], mark)  # end of the last entry that starts at or before the mark
+        if end and mark <= older[end - 3]:
+            change = max(change, -int(older[end - 2]))
+            older[end - 2] += change
+            self.taken += change
+        elif change > 0:  # it took nothing, or was given back completely and swept out
+            self._insert(mark, change, now)
+
+    def _insert(self, mark: int, amount: int, now: int) -> None:
+        """Insert a taking that has no entry, merging it into the entry where it would be by now."""
+        entries = self.dump()
+        end = 3 * bisect_right(entries[2::3], mark)
+        if not end and mark <= now - self._span:
+            return
+        crowded = len(entries) > 3 * MAX_ENTRIES
+        if end and (mark - entries[end - 1] <= self._resolution or crowded):
+            entries[end - 3] = mark
+            entries[end - 2] += amount
+        else:
+            entries[end:end] = array("d", (mark, amount, mark))
+        self.taken += amount
+        self._go_on(entries)
+
+    def _go_on(self, entries: array[float]) -> None:
+        """Replace the entries."""
+        self._last, self._amount, self._first = map(int, entries[-3:] or _NO_ENTRY)
+        self._older = entries[:-3]
+        self._idle_until = -NEVER
+
+    def _begin(self, amount: int, now: int) -> None:
+        """Begin an entry, and sweep out those given back completely if there are too many."""
+        older = self._older
+        if self._first == -NEVER:
+            self._idle_until = now + self._span
+        else:
+            older.extend((self._last, self._amount, self._first))
+        self._last, self._amount, self._first = now, amount, now
+        self.taken += amount
+        if len(older) >= 3 * MAX_ENTRIES:
+            used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
+            self._older = array("d", chain.from_iterable(used))
+
+    def used(self, now: int) -> int:
+        """Return what is taken and has not come back."""
+        if now >= self._idle_until:
+            self._expire(now)
+        return self.taken
+
+    def resets_at(self, now: int) -> int:
+        """Return when all of it is back."""
+        if now >= self._idle_until:
+            self._expire(now)
+        entries = self.dump()
+        newest_first = zip(entries[-3::-3], entries[-2::-3], strict=True)
+        return next((int(last) + self._span for last, taken in newest_first if taken), now)
+
+    def dump(self) -> array[float]:
+        """Return the entries, flat, oldest first."""
+        newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
+        return self._older + array("d", newest)
+
+    def load(self, state: Sequence[float]) -> None:
+        """Replace the entries with those that another ledger dumped."""
+        if len(state) % 3 or not math.isfinite(sum(state)):
+            raise ValueError(f"these {len(state)} numbers are not entries of three")
+        self._go_on(array("d", state))
+        self.taken = int(sum(state[1::3]))
+
+
+class SteadyLedger:
+    """A small bucket that refills at a constant rate.
+
+    It holds a debt that drains at that rate. In any window the bucket grants at most its capacity plus what
+    drains meanwhile; the rate is chosen so that the whole parts of the two never exceed the limit.
+
+    A mark is the total ever taken, including the taking itself. What was taken after it is a lower bound for
+    the debt without it: part of the taking may have drained already and must not be given back twice.
+
+    Dump: the debt (a float), when it had that value, and the total ever taken.
+    """
+
+    __slots__ = ("_at", "_debt", "_rate", "_total", "capacity", "limit")
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self._debt = 0.0
+        self._at = 0
+        self._total = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Continue under another limit or capacity, keeping the debt."""
+        self.limit = limit
+        self.capacity = min(quota.capacity, limit)
+        # One more than limit - capacity: a window without the guard still drains less than that.
+        spread = limit - self.capacity + (1 if quota.guard > 0 else 0)
+        self._rate = max(spread, 1) / microseconds(quota.window + quota.guard)
+
+    @property
+    def taken(self) -> int:
+        """What was used after the last taking or correction."""
+        return math.ceil(self._debt - _EPSILON)
+
+    def _drained(self, now: int) -> float:
+        return max(0.0, self._debt - (now - self._at) * self._rate) if now > self._at else self._debt
+
+    def _drain(self, now: int) -> None:
+        self._debt = self._drained(now)
+        self._at = max(now, self._at)
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
+        excess = self._drained(now) + amount - self.capacity
+        if excess <= _EPSILON:
+            return now
+        if amount > self.capacity:
+            return NEVER
+        # Only half of what is allowed for rounding, so that it is not refused again at that time.
+        return max(now, self._at) + math.ceil((excess - _EPSILON / 2) / self._rate)
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        self._drain(now)
+        self._debt += amount
+        self._total += amount
+        return self._total
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``; what has drained since is not given back again."""
+        self._drain(now)
+        if change > 0:
+            self._debt += change
+            self._total += change
+        elif mark <= self._total:
+            self._debt = max(self._debt + change, min(self._debt, self._total - mark))
+
+    def used(self, now: int) -> int:
+        """Return the debt, in whole requests or tokens, rounded up."""
+        return math.ceil(self._drained(now) - _EPSILON)
+
+    def resets_at(self, now: int) -> int:
+        """Return when the bucket is full again."""
+        debt = self._drained(now)
+        return max(now, self._at) + math.ceil(debt / self._rate) if debt > 0.0 else now
+
+    def dump(self) -> list[float]:
+        """Return the debt, when it had that value and the total ever taken."""
+        return [self._debt, self._at, self._total]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Replace the debt with one that another ledger dumped."""
+        debt, at, total = state
+        self._debt, self._at, self._total = float(debt), int(at), int(total)
+
+
+class DailyLedger:
+    """Everything comes back at midnight in the provider's time zone.
+
+    The provider may count what is taken within the guard before midnight on either side of it, so it counts
+    on both sides here. A mark is the time of the taking.
+
+    Dump: what is taken today, how much of it counts tomorrow, and the midnights before and after.
+    """
+
+    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "capacity", "limit", "taken")
+
+    def __init__(self, quota: Quota, limit: int) -> None:
+        self.taken = self._carry = 0
+        self._starts = self._ends = 0
+        self.configure(quota, limit)
+
+    def configure(self, quota: Quota, limit: int) -> None:
+        """Continue under another limit, keeping what is taken."""
+        self.limit = self.capacity = limit
+        self._guard = microseconds(quota.guard)
+        self._zone = quota.timezone
+
+    def _roll(self, now: int) -> None:
+        if now < self._ends:
+            return
+        starts, ends, _ = midnights(now, self._zone)
+        # Only what was taken right before *this* midnight can count on this side of it.
+        self.taken = self._carry if starts == self._ends else 0
+        self._carry = 0
+        self._starts, self._ends = starts, ends
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
+        if now >= self._ends:
+            self._roll(now)
+        if self.taken + amount <= self.limit and self._carry + amount <= self.limit:
+            return now
+        if amount > self.limit:
+            return NEVER
+        if self._carry + amount <= self.limit:
+            return self._ends
+        return midnights(self._ends, self._zone)[1]
+
+    def take(self, amount: int, now: int) -> int:
+        """Take ``amount`` and return its mark."""
+        if now >= self._ends:
+            self._roll(now)
+        self.taken += amount
+        if now >= self._ends - self._guard:
+            self._carry += amount
+        return now if now >= self._starts else self._starts  # noqa: FURB136 - a third of the time of max()
+
+    def correct(self, mark: int, change: int, now: int) -> None:
+        """Change what was taken at ``mark``, on each side of midnight on which it counts."""
+        self._roll(now)
+        if mark >= self._starts - self._guard:
+            self.taken = max(0, self.taken + change)
+        if mark >= self._ends - self._guard:
+            self._carry = max(0, self._carry + change)
+
+    def used(self, now: int) -> int:
+        """Return what is taken today."""
+        if now < self._ends:
+            return self.taken
+        return self._carry if midnights(now, self._zone)[0] == self._ends else 0
+
+    def resets_at(self, now: int) -> int:
+        """Return the midnight at which all of it is back; ``now`` when nothing is taken."""
+        self._roll(now)
+        if not self.taken:
+            return now
+        return midnights(self._ends, self._zone)[1] if self._carry else self._ends
+
+    def dump(self) -> list[float]:
+        """Return what is taken today, how much of it counts tomorrow, and the midnights before and after."""
+        return [self.taken, self._carry, self._starts, self._ends]
+
+    def load(self, state: Sequence[float]) -> None:
+        """Replace the counts with those that another ledger dumped."""
+        self.taken, self._carry, self._starts, self._ends = map(int, state)
