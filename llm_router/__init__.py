@@ -7,6 +7,7 @@ from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.kinds import FaultScope
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
@@ -52,6 +53,7 @@ __all__ = [
     "Demand",
     "Deployment",
     "FailureKind",
+    "FaultScope",
     "Health",
     "HistoryStore",
     "InvalidRequestError",

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import attrs
 
-from llm_router.domain.kinds import FailureKind, Metric
+from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 
 __all__ = [
     "BlockedError",
@@ -177,6 +177,8 @@ class ProviderError(SendError):
 
     Attributes:
         kind: What kind of failure it was (a plain string is converted).
+        scope: What it blames (a plain string is converted); by default what its kind suggests.
+        feature: The feature of the request that it concerns, such as ``google_search``, or None.
         code: The HTTP status, or None if no answer came.
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
         retry_delay: Seconds that the provider asked to wait, or None if it did not say.
@@ -186,7 +188,7 @@ class ProviderError(SendError):
             Otherwise the reservation is settled.
 
     Raises:
-        ValueError: ``kind`` is a string that does not name a :class:`FailureKind`.
+        ValueError: ``kind`` or ``scope`` is a string that does not name a member.
     """
 
     def __init__(
@@ -199,14 +201,29 @@ class ProviderError(SendError):
         retry_delay: float | None = None,
         violations: tuple[QuotaViolation, ...] = (),
         charged: bool = True,
+        scope: FaultScope | str | None = None,
+        feature: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = _member(FailureKind, kind, "failure kind")
+        self.scope = _SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
+        self.feature = feature
         self.code = code
         self.status = status
         self.retry_delay = retry_delay
         self.violations = violations
         self.charged = charged
+
+
+_SCOPES = {
+    FailureKind.REQUEST: FaultScope.REQUEST,
+    FailureKind.KEY: FaultScope.KEY,
+    FailureKind.MODEL: FaultScope.DEPLOYMENT,
+    FailureKind.QUOTA: FaultScope.DEPLOYMENT,
+    FailureKind.SERVER: FaultScope.DEPLOYMENT,
+    FailureKind.NETWORK: FaultScope.PATH,
+    FailureKind.TIMEOUT: FaultScope.PATH,
+}
 
 
 class StoreError(LLMRouterError):

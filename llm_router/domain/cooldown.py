@@ -47,8 +47,9 @@ class Cooldown:
             the cooldown is lifted, or one at a time every :data:`PROBE_TIME` seconds.
         strikes: How often in a row the scope was refused, this time included; 0 if it is not counted.
         since: When it began, in seconds since the Unix epoch; 0 if it is not known.
-        credential: A mark of the credential that it was imposed on, or "": enough to see that the credential
-            is another one by now, useless to find or prove one.
+        credential: "" for a cooldown; for a quarantine a mark of the credential it was imposed on: enough
+            to see that it is another one by now, useless to find or prove one; or ``"*"`` if several
+            credentials share the scope.
     """
 
     scope: Scope
@@ -62,8 +63,8 @@ class Cooldown:
 
     @property
     def is_quarantine(self) -> bool:
-        """Whether it lasts until it is lifted."""
-        return self.until == math.inf
+        """Whether it lasts until a request that tries again succeeds, or until it is lifted."""
+        return self.until == math.inf or self.credential != ""
 
     @classmethod
     def lift(cls, scope: Scope) -> Cooldown:

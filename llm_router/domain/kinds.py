@@ -1,10 +1,10 @@
-"""The kinds of failures and of quotas: two enumerations that everything else may import."""
+"""The kinds of failures, their scopes, and the kinds of quotas: enumerations that everything may import."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["FailureKind", "Metric"]
+__all__ = ["FailureKind", "FaultScope", "Metric"]
 
 
 class FailureKind(StrEnum):
@@ -24,6 +24,27 @@ class FailureKind(StrEnum):
     """The path to the provider is broken, or what came back is not an answer."""
     TIMEOUT = "timeout"
     """No answer came in time."""
+
+
+class FaultScope(StrEnum):
+    """What a :class:`~llm_router.errors.ProviderError` blames, and so what the router leaves alone."""
+
+    REQUEST = "request"
+    """The request itself."""
+    FEATURE = "feature"
+    """A feature of the request, such as a search tool, on that project."""
+    DEPLOYMENT = "deployment"
+    """The model for that project."""
+    PROJECT = "project"
+    """The project, whatever the model."""
+    KEY = "key"
+    """The key."""
+    MODEL = "model"
+    """The model, whatever the key."""
+    PATH = "path"
+    """The path from this machine to the provider."""
+    PROVIDER = "provider"
+    """The provider as a whole."""
 
 
 class Metric(StrEnum):

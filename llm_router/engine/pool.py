@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
@@ -64,10 +65,11 @@ class Pool:
         if refusal.wake_at > now:
             state.group.park(state, refusal.wake_at)
 
-    def park(self, scope: Scope, until: float, reason: str) -> None:
-        """Park every deployment of ``scope`` until ``until`` (seconds since the epoch)."""
-        for state in self._by_scope.get(scope, ()):
-            state.note(Refusal(state.deployment, reason, until, until))
+    def cool_down(self, cooldown: Cooldown) -> None:
+        """Park every deployment of the scope of ``cooldown`` until it ends."""
+        until = cooldown.until
+        for state in self._by_scope.get(cooldown.scope, ()):
+            state.note(Refusal(state.deployment, cooldown.reason, until, until, cooldown))
             state.group.park(state, until)
 
     def avoid(self, state: DeploymentState, until: float, reason: str) -> None:
@@ -78,8 +80,27 @@ class Pool:
         state.note(Refusal(state.deployment, reason, until, until))
         state.group.park(state, until)
 
+    def avoid_feature(self, scope: Scope, feature: str, until: float) -> None:
+        """Have requests with ``feature`` avoid the deployments of ``scope`` until ``until``, here only."""
+        for state in self._by_scope.get(scope, ()):
+            state.features = {**(state.features or {}), feature: until}
+
+    def avoid_model(self, provider: str, model: str, until: float, reason: str) -> None:
+        """Avoid every deployment of a model until ``until``, in this process only."""
+        for group in self.groups.values():
+            if (group.upstream.name, group.model) == (provider, model):
+                for state in group.states:
+                    self.avoid(state, until, reason)
+
     def rouse(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready: some of their quota came back early."""
         for state in self._by_scope.get(scope, ()):
             if state.avoided_until <= now:
+                state.group.rouse(state)
+
+    def rouse_cooled(self, now: float) -> None:
+        """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""
+        for state in self.states.values():
+            is_cooled = state.refusal is not None and state.refusal.cooldown is not None
+            if state.is_parked and is_cooled and state.avoided_until <= now:
                 state.group.rouse(state)

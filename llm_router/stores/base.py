@@ -52,8 +52,8 @@ class Decision:
         daily_headroom: The same for its daily quotas. Both are 1 if there is no such quota.
         refusals: Why the candidates before it (or all candidates) were refused, in their order.
         probes: The half-open cooldowns that this grant tries: the request is the one that goes first.
-        lifts: How many cooldowns were ever lifted or made due in this store (or shard, in no order with
-            others). When it has changed, deployments that were refused because of a cooldown may be usable.
+        lifts: A number that changes whenever a cooldown is lifted or made due, by whatever process. When it
+            has changed, deployments that were refused because of a cooldown may be usable again.
     """
 
     deployment: Deployment | None
