@@ -16,8 +16,7 @@ from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Selector
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import StoreError
-from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
-from llm_router.stores.failover import FailoverStore
+from llm_router.stores.base import DeploymentSnapshot, FrontingStore, RateLimitStore
 
 __all__ = ["KeyManager"]
 
@@ -99,8 +98,9 @@ class KeyManager:
             statuses = await self.get_all_key_statuses()
         except StoreError as error:
             problems.append(f"store: {error}")
-        if isinstance(self.store, FailoverStore) and self.store.trouble and not problems:
-            problems.append(f"store: {self.store.trouble}; this process is on its own")
+        fronting = self.store if isinstance(self.store, FrontingStore) else None
+        if fronting is not None and fronting.trouble and not problems:
+            problems.append(f"store: {fronting.trouble}; this process is on its own")
         store_ok = not problems
         by_key: defaultdict[str, list[KeyStatus]] = defaultdict(list)
         for status in statuses:
@@ -118,7 +118,7 @@ class KeyManager:
             f"{upstream.breaker.open_until - now:.1f} s"
             for upstream in unreachable
         ]
-        store = self.store.behind if isinstance(self.store, FailoverStore) else self.store
+        store = self.store if fronting is None else fronting.behind
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         return Health(

@@ -1,4 +1,4 @@
-"""Several processes on the same keys: one quota between them, whatever store they share."""
+"""Several processes on the same keys share one quota, whatever store they use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from llm_router.emulator import GeminiEmulator, QuotaSpec
 
+pytestmark = pytest.mark.slow
 WORKER = Path(__file__).with_name("worker.py")
 PROCESSES = 4
 KEYS = 20
@@ -66,7 +67,7 @@ def _send_from_four_processes(
 
 
 def test_four_processes_accept_exactly_the_quota(store_url):
-    """4 × 300 requests at once on 20 keys × 15 a minute: exactly 300 accepted, and not one 429 upstream."""
+    """4 × 300 requests at once on 20 keys × 15 a minute: exactly 300 are accepted, without a 429."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=15))
     with emulator.run_in_thread():
         reports = _send_from_four_processes(store_url, emulator, "--rpm", "15")
@@ -77,7 +78,7 @@ def test_four_processes_accept_exactly_the_quota(store_url):
 
 
 def test_four_processes_keep_a_tight_token_quota(store_url):
-    """Prompts of mixed size under TPM alone: no 429 upstream, and the quota is used."""
+    """Prompts of mixed size under TPM alone: no 429 upstream, and most of the quota is used."""
     limit = 4_000
     emulator = GeminiEmulator(default_quota=QuotaSpec(tpm=limit))
     with emulator.run_in_thread():
@@ -91,7 +92,7 @@ def test_four_processes_keep_a_tight_token_quota(store_url):
 
 
 def test_a_killed_process_breaks_no_quota(store_url):
-    """One of the processes dies in the middle: less may be accepted, never more."""
+    """If one of the processes dies, fewer requests may be accepted, but never more."""
     emulator = GeminiEmulator(default_quota=QuotaSpec(rpm=15))
     with emulator.run_in_thread():
         reports = _send_from_four_processes(store_url, emulator, "--rpm", "15", kill=40)

@@ -1,4 +1,4 @@
-"""A router on a real server that fails in every way a server can, and comes back."""
+"""A router on a real server that fails in every way a server can, and recovers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llm_router import Router
 from llm_router.stores.redis import RedisStore
 
 TIMEOUT = 0.4
-"""Seconds of patience with the server: real ones, since a frozen server does not read a manual clock."""
+"""Seconds that the store waits for the server: real ones, since a frozen server reads no manual clock."""
 
 
 class Kill:
@@ -31,7 +31,7 @@ class Freeze:
 
 
 class ReadOnly:
-    """Demoted to a replica of nobody, as in the middle of a failover."""
+    """Demoted to the replica of a server that is not there, as in the middle of a failover."""
 
     def strike(self, server):
         with server.client() as client:
@@ -54,31 +54,31 @@ class OutOfMemory:
             client.config_set("maxmemory", "0")
 
 
-class Busy:
-    """No longer lets anybody in who does not know the password."""
+class PasswordChanged:
+    """No longer admits clients without the new password."""
 
     def strike(self, server):
         with server.client() as client:
-            client.config_set("requirepass", "somebody-changed-it")
+            client.config_set("requirepass", "new-password")
             client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
 
     def heal(self, server):
-        with server.client(password="somebody-changed-it") as client:
+        with server.client(password="new-password") as client:
             client.config_set("requirepass", "")
 
 
-FAILURES = [Kill(), Freeze(), ReadOnly(), OutOfMemory(), Busy()]
+FAILURES = [Kill(), Freeze(), ReadOnly(), OutOfMemory(), PasswordChanged()]
 
 
 async def _timed(call):
-    """Await a call and return what came of it, and the real seconds it took."""
+    """Await a call and return its result and the real seconds it took."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     return await call, loop.time() - began
 
 
 async def _until(condition, clock):
-    """Let probes become due and run, until the condition holds or 60 rounds have passed."""
+    """Let probes become due and run until the condition is met, for at most 60 rounds."""
     for _ in range(60):
         if await condition():
             return True
@@ -100,8 +100,8 @@ def on_server(clock, provider):
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-async def test_a_router_goes_on_alone_and_returns(on_server, redis_server, pools, clock, caplog, failure):
-    """Struck: one bounded delay, then a share of the quota. Healed: back by itself. One log line each."""
+async def test_a_router_continues_alone_and_returns(on_server, redis_server, pools, clock, caplog, failure):
+    """Failing: one bounded delay, then a share of the quota. Recovered: it returns. One log line each."""
     async with on_server(redis_server.url, [pools.one(rpm=40)]) as router:
         assert (await router.send("x")).success
         failure.strike(redis_server)
@@ -130,8 +130,8 @@ async def test_a_router_goes_on_alone_and_returns(on_server, redis_server, pools
     assert logged == ["the store fails", "the store answers again"]
 
 
-async def test_closed_says_so_and_hangs_nobody(on_server, redis_server, pools, provider):
-    """With on_store_failure="closed" every send is an unsuccessful response; only the first one waits."""
+async def test_closed_refuses_without_delay(on_server, redis_server, pools, provider):
+    """With on_store_failure="closed" every send is unsuccessful, and only the first one waits."""
     async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
         assert (await router.send("x")).success
         redis_server.freeze()
@@ -148,8 +148,9 @@ async def test_closed_says_so_and_hangs_nobody(on_server, redis_server, pools, p
     assert len(provider.calls) == 1
 
 
-async def test_a_server_that_stays_away_is_asked_in_silence(on_server, redis_server, pools, clock, caplog):
-    """A probe that gets no answer changes nothing: one line is logged, and nobody waits again."""
+@pytest.mark.slow
+async def test_a_server_that_stays_away_is_probed_silently(on_server, redis_server, pools, clock, caplog):
+    """A probe without an answer changes nothing: one line is logged, and no caller waits again."""
     async with on_server(redis_server.url, [pools.one()], on_store_failure="closed") as router:
         assert (await router.send("x")).success
         redis_server.freeze()
@@ -159,7 +160,7 @@ async def test_a_server_that_stays_away_is_asked_in_silence(on_server, redis_ser
                 clock.shift(31)
                 response, seconds = await _timed(router.send("x"))
                 assert not response.success
-                await asyncio.sleep(1.5 * TIMEOUT)  # for the probe to find out
+                await asyncio.sleep(1.5 * TIMEOUT)  # until the probe has failed
                 assert not (await router.health_check())["store_ok"]
             assert seconds < TIMEOUT
         finally:
@@ -168,32 +169,37 @@ async def test_a_server_that_stays_away_is_asked_in_silence(on_server, redis_ser
 
 
 async def test_open_goes_on_without_limits(on_server, redis_server, pools):
-    """With on_store_failure="open" nothing is refused while the server is gone."""
+    """With on_store_failure="open" nothing is refused while the server is down."""
     async with on_server(redis_server.url, [pools.one(rpm=2)], on_store_failure="open") as router:
         redis_server.kill()
         assert all([(await router.send("x")).success for _ in range(20)])
 
 
 async def test_an_unreachable_server_from_the_start(on_server, pools):
-    """A router whose server was never there works alone from its first send."""
+    """A router whose server was never available works alone from its first send."""
     async with on_server("redis://127.0.0.1:1/0", [pools.one(rpm=40)]) as router:
         response, seconds = await _timed(router.send("x"))
         assert response.success
         assert seconds < 4 * TIMEOUT
 
 
-async def test_a_flushed_server_starts_anew(on_server, redis_server, pools):
-    """FLUSHALL and SCRIPT FLUSH in the middle: no error, the state is empty, the script is there again."""
-    async with on_server(redis_server.url, [pools.one(rpm=3)]) as router:
+async def test_a_flushed_server_starts_from_zero(on_server, redis_server, pools):
+    """FLUSHALL and SCRIPT FLUSH while in use: no error, empty state, and the script is loaded again."""
+    deployment = pools.one(rpm=3)
+    async with (
+        on_server(redis_server.url, [deployment]) as router,
+        on_server(redis_server.url, [deployment]) as other,  # which does not know that the quota is spent
+    ):
+        assert (await other.health_check())["store_ok"]
         assert [(await router.send("x")).success for _ in range(4)] == [True, True, True, False]
         with redis_server.client() as client:
             client.flushall()
             client.script_flush()
-        clock_of_pool = router.keys.pool
-        for slot in clock_of_pool:
-            slot.cell.rouse(slot)
-        assert (await router.send("x")).success
-        assert (await router.health_check())["store_ok"]
+        assert (await other.send("x")).success
+        for each in (router, other):
+            [status] = await each.get_all_key_statuses()
+            assert status["rpm_usage"] == "1/3"
+            assert (await each.health_check())["store_ok"]
 
 
 async def _back(router, clock) -> bool:
@@ -203,9 +209,10 @@ async def _back(router, clock) -> bool:
     return await _until(is_back, clock)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["local", "closed"])
 async def test_a_replica_takes_over(on_server, servers_module, redis_server, pools, clock, provider, policy):
-    """Its primary is killed: one bounded delay, the policy, and back to the replica with all counts."""
+    """Its primary is killed: one bounded delay, then the policy, then the replica with all counts."""
     binary = next(iter(servers_module.find_servers().values()))
     with servers_module.running(binary) as replica, replica.client() as client:
         client.execute_command("REPLICAOF", "127.0.0.1", redis_server.port)
@@ -233,14 +240,15 @@ async def test_a_replica_takes_over(on_server, servers_module, redis_server, poo
         assert not list(client.scan_iter("*:reservations"))
 
 
-async def test_a_node_of_a_cluster_goes_and_returns(on_server, servers_module, pools, clock, provider):
-    """The shards of the store lie on three nodes: without one the policy holds for all, until it is back."""
+@pytest.mark.slow
+async def test_a_node_of_a_cluster_fails_and_returns(on_server, servers_module, pools, clock, provider):
+    """The store has shards on three nodes: while one is down the policy applies to all of them."""
     binary = next(iter(servers_module.find_servers().values()))
     with servers_module.running_cluster(binary) as cluster:
-        everyone = pools.many(12, rpm=40)
-        async with on_server(f"{cluster.url}?shards=3", everyone) as router:
+        deployments = pools.many(12, rpm=40)
+        async with on_server(f"{cluster.url}?shards=3", deployments) as router:
             assert all([(await router.send("x")).success for _ in range(12)])
-            assert {router.keys.store.shard_of(deployment) for deployment in everyone} == {0, 1, 2}
+            assert {router.keys.store.shard_of(deployment) for deployment in deployments} == {0, 1, 2}
             cluster.nodes[1].kill()
             responses, seconds = await _timed(asyncio.gather(*(router.send("x") for _ in range(12))))
             assert all(response.success for response in responses)
@@ -253,7 +261,7 @@ async def test_a_node_of_a_cluster_goes_and_returns(on_server, servers_module, p
 
 
 async def test_a_slow_server_costs_its_timeout_once(on_server, redis_server, pools):
-    """A server that takes 2 s a command is given up after the timeout, and asked in the background only."""
+    """A server that takes 2 s per command times out once, and is then only probed in the background."""
 
     async def pump(reader, writer, delay):
         try:

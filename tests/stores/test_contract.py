@@ -1,4 +1,4 @@
-"""Every store keeps the store contract."""
+"""Every store fulfils the store contract."""
 
 from __future__ import annotations
 

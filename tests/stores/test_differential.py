@@ -1,14 +1,17 @@
-"""The same random play on every store at once: nobody can tell them apart."""
+"""The same random play on every store at once: their answers do not differ."""
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.stores import Decision
 from llm_router.testing.clock import ManualClock
+
+pytestmark = pytest.mark.slow
 
 
 def _assert_same_decision(one: Decision, other: Decision) -> None:

@@ -122,7 +122,7 @@ async def test_open_grants_everything(make, behind, pools):
 
 @pytest.mark.parametrize("policy", ["local", "open"])
 async def test_it_returns_by_itself_and_carries_over_what_it_spent(make, behind, pools, clock, policy):
-    """When the store answers again, it is told what was spent meanwhile."""
+    """When the store answers again, it learns what was spent meanwhile."""
     store, deployment = make(policy), pools.one(rpm=20, tpm=100_000)
     behind.down = True
     assert await grants(store, deployment, 4) == 4

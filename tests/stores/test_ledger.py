@@ -1,4 +1,4 @@
-"""The arithmetic of one quota, where the contract of a whole store would not show a mistake plainly."""
+"""The arithmetic of one quota, where the contract of a whole store would hide a mistake."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _utc(*moment: int) -> int:
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
 def test_each_refill_has_its_ledger(quota):
-    """An empty book has nothing taken, room for its limit, and is as good as new."""
+    """In an empty ledger nothing is taken, the limit fits, and there is nothing to reset."""
     ledger = make_ledger(quota)
     assert isinstance(
         ledger,
@@ -53,15 +53,15 @@ def test_each_refill_has_its_ledger(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_a_dumped_ledger_goes_on_where_it_stood(quota):
-    """Its state survives JSON, and the marks made before mean the same to the ledger that loads it."""
+def test_a_loaded_ledger_continues_where_the_dumped_one_stopped(quota):
+    """Its state survives JSON, and marks made before are valid in the ledger that loads it."""
     ledger = make_ledger(quota)
     first = ledger.take(5, _NOW)
     ledger.take(3, _NOW + _SECOND)
     loaded = make_ledger(quota)
     loaded.load(json.loads(json.dumps([*ledger.dump()])))
-    for book in (ledger, loaded):
-        book.correct(first, -4, _NOW + 2 * _SECOND)
+    for each in (ledger, loaded):
+        each.correct(first, -4, _NOW + 2 * _SECOND)
     later = _NOW + 3 * _SECOND
     assert loaded.dump() == ledger.dump()
     assert loaded.used(later) == ledger.used(later)
@@ -70,8 +70,8 @@ def test_a_dumped_ledger_goes_on_where_it_stood(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_a_state_cut_off_is_not_loaded(quota):
-    """What lacks a number is nothing that a ledger dumped."""
+def test_a_truncated_state_is_not_loaded(quota):
+    """If a number is missing, no ledger has dumped it."""
     ledger = make_ledger(quota)
     ledger.take(5, _NOW)
     with pytest.raises(ValueError, match=r"unpack|three"):
@@ -79,8 +79,8 @@ def test_a_state_cut_off_is_not_loaded(quota):
 
 
 @pytest.mark.parametrize("nonsense", [math.nan, math.inf])
-def test_a_rolling_state_of_no_numbers_is_not_loaded(nonsense):
-    """Wherever it stands among the entries, it is noticed before anything is reckoned with it."""
+def test_a_rolling_state_with_a_value_that_is_not_finite_is_not_loaded(nonsense):
+    """Wherever it is among the entries, it is noticed before anything is computed with it."""
     quota = Quota(Metric.RPM, 9)
     state = [_NOW, 5, _NOW, _NOW + 1, 3, _NOW + 1]
     for place in range(len(state)):
@@ -89,8 +89,8 @@ def test_a_rolling_state_of_no_numbers_is_not_loaded(nonsense):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_what_is_taken_never_falls_below_nothing(quota):
-    """Corrections that take away more than there was leave zero, twice or late as they may be."""
+def test_what_is_taken_never_falls_below_zero(quota):
+    """Corrections that remove more than was taken leave zero, even if repeated or late."""
     ledger = make_ledger(quota)
     mark = ledger.take(4, _NOW)
     for later in (0, 1, _SPAN, 3 * 86_400 * _SECOND):
@@ -100,8 +100,8 @@ def test_what_is_taken_never_falls_below_nothing(quota):
 
 
 @pytest.mark.parametrize("quota", _QUOTAS, ids=str)
-def test_taken_tells_what_used_would(quota):
-    """Right after a taking that fits."""
+def test_taken_equals_used_right_after_a_taking(quota):
+    """If the amount fits, now or later."""
     ledger = make_ledger(quota)
     for later in (0, 5, 70, 100_000):
         now = _NOW + later * _SECOND
@@ -115,19 +115,19 @@ def test_taken_tells_what_used_would(quota):
     steps=st.lists(st.tuples(st.integers(-2, 90), st.integers(0, 9), st.integers(-9, 2)), max_size=40),
 )
 def test_what_taken_leaves_of_the_capacity_fits(quota, steps):
-    """Without work it may be told that less fits than does, never more; also after corrections."""
+    """``taken`` may be too high, so that less seems to fit, but never too low, even after corrections."""
     ledger, now = make_ledger(quota), _NOW
     for seconds_on, amount, change in steps:
         now += seconds_on * _SECOND
-        told = ledger.taken + amount <= ledger.capacity
+        seems_to_fit = ledger.taken + amount <= ledger.capacity
         fits = ledger.room_at(amount, now) == now
-        assert fits or not told
+        assert fits or not seems_to_fit
         if fits:
             ledger.correct(ledger.take(amount, now), change, now)
 
 
 def test_an_older_rolling_taking_is_corrected_where_it_was_made():
-    """Between others it changes alone; what is taken next goes on after the newest."""
+    """It changes without its neighbours; the next taking is added after the newest."""
     ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
     marks = [ledger.take(10, _NOW + n) for n in range(3)]
     ledger.correct(marks[1], -4, _NOW + 5)
@@ -135,12 +135,12 @@ def test_an_older_rolling_taking_is_corrected_where_it_was_made():
     ledger.take(1, _NOW + 6)
     assert [*ledger.dump()[1::3]] == [10, 6, 13, 1]
     assert ledger.used(_NOW + _SPAN) == 20
-    ledger.correct(marks[0], 9, _NOW + _SPAN)  # it has come back: too late
+    ledger.correct(marks[0], 9, _NOW + _SPAN)  # too late: it has come back
     assert ledger.used(_NOW + _SPAN + 1) == 14
 
 
 def test_large_rolling_takings_merge_into_at_most_a_window_of_slices():
-    """However many takings, the entries stay few, and no two of them share a moment."""
+    """However many takings there are, the entries stay few, and no two of them overlap."""
     ledger = RollingLedger(Quota(Metric.RPM, 10**9), 10**9)
     for n in range(20_000):
         now = _NOW + n * 10_000
@@ -163,8 +163,8 @@ def test_small_rolling_takings_never_merge():
     assert ledger.room_at(2, _NOW + 2) == _NOW + 1 + _SPAN
 
 
-def test_entries_given_back_whole_are_swept_out():
-    """Takings and releases within one window leave a bounded number of entries, and the others alone."""
+def test_entries_given_back_completely_are_swept_out():
+    """Takings and releases within one window leave a bounded number of entries; other entries stay."""
     ledger = RollingLedger(Quota(Metric.RPM, 15), 15)
     kept = ledger.take(1, _NOW)
     for n in range(1, 3_000):
@@ -177,7 +177,7 @@ def test_entries_given_back_whole_are_swept_out():
 
 
 def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
-    """It counts from its own moment, between those before and after."""
+    """It counts from its own time, between those before and after it."""
     ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
     ledger.take(10, _NOW)
     mark = ledger.take(0, _NOW + 5)
@@ -189,7 +189,7 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
 
 
 def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
-    """Takings made then count from the latest moment known, and are corrected by their own marks."""
+    """Takings made then count from the latest known time, and are corrected by their own marks."""
     ledger = RollingLedger(Quota(Metric.RPM, 9), 9)
     first = ledger.take(2, _NOW)
     second = ledger.take(3, _NOW - 30 * _SECOND)
@@ -200,7 +200,7 @@ def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
 
 
 def test_a_steady_clock_set_back_drains_nothing_twice():
-    """While time is behind, the debt stands still."""
+    """While time is behind, the debt does not change."""
     ledger = SteadyLedger(Quota(Metric.RPM, 60, Refill.STEADY, burst=3), 60)
     ledger.take(3, _NOW)
     assert ledger.used(_NOW - 30 * _SECOND) == 3
@@ -211,7 +211,7 @@ def test_a_steady_clock_set_back_drains_nothing_twice():
 
 @pytest.mark.parametrize("guard", [0.0, 0.3])
 @pytest.mark.parametrize(("limit", "burst"), [(1, 1), (2, 1), (10, 10), (60, 3), (1_000, 1)])
-def test_a_steady_bucket_has_room_at_the_moment_it_tells(limit, burst, guard):
+def test_a_steady_bucket_has_room_when_it_says(limit, burst, guard):
     """Rounding neither refuses again what was promised, nor admits more than the limit in a window."""
     ledger = SteadyLedger(Quota(Metric.RPM, limit, Refill.STEADY, burst=burst, guard=guard), limit)
     now, taken = _NOW, []
@@ -220,7 +220,7 @@ def test_a_steady_bucket_has_room_at_the_moment_it_tells(limit, burst, guard):
         assert ledger.room_at(1, now) == now
         ledger.take(1, now)
         taken.append(now)
-    # The millionth of a token that is allowed for rounding is worth less than 0.1 ms.
+    # The millionth of a token that is allowed for rounding drains in less than 0.1 ms.
     window = 60 * _SECOND - (100 if guard == 0.0 else 0)
     assert all(sum(first <= moment < first + window for moment in taken) <= limit for first in taken)
 

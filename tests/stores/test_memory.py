@@ -1,4 +1,4 @@
-"""What the memory store promises beyond the contract: bounded state, any number of deployments."""
+"""What the memory store promises beyond the contract: bounded state for any number of deployments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from llm_router_tests_store_model import Player, plays, worlds
 
@@ -37,19 +38,21 @@ def _size(value: object, seen: set[int]) -> int:
     return 1 + len(parts) + sum(_size(part, seen) for part in parts)
 
 
+@pytest.mark.slow
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(world=worlds(), operations=plays(90))
 async def test_the_memory_store_decides_as_the_model_does(world, operations):
-    """Longer plays, and more of them, than a store that does I/O can be asked for."""
+    """In longer and more plays than are practical for a store that does I/O."""
     clock = ManualClock(world.start)
     await Player(MemoryStore(clock=clock), clock, world).play([*operations, ("look", ())])
 
 
-async def test_state_is_flat_over_many_requests():
-    """After 200,000 cycles of reserve and settle or release the store holds what it held after 20,000."""
+@pytest.mark.slow
+async def test_state_does_not_grow_with_the_number_of_requests():
+    """After 200,000 cycles of reserve and settle or release it is as large as after 20,000."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
-    everyone = [
+    deployments = [
         _deployment(
             Quota(Metric.RPM, 100_000),
             Quota(Metric.TPM, 10**9),
@@ -61,7 +64,7 @@ async def test_state_is_flat_over_many_requests():
     sizes = []
     for cycle in range(200_001):
         reservation_id = f"reservation-{cycle}"
-        await store.reserve(reservation_id, (everyone[cycle % 4],), Demand(1, 100), 5.0)
+        await store.reserve(reservation_id, (deployments[cycle % 4],), Demand(1, 100), 5.0)
         match cycle % 4:
             case 0:
                 await store.settle(reservation_id, Demand(1, 100))
@@ -70,7 +73,7 @@ async def test_state_is_flat_over_many_requests():
             case 2:
                 await store.release(reservation_id)
             case 3:
-                pass  # its process has died: it expires
+                pass  # as if its process had died: it expires
         clock.shift(0.005)
         if cycle and cycle % 20_000 == 0:
             sizes.append(_size(store, set()))
@@ -79,7 +82,7 @@ async def test_state_is_flat_over_many_requests():
 
 
 async def test_releases_at_a_small_limit_leave_nothing_behind():
-    """Where every taking is kept apart, those given back whole are swept out."""
+    """Where every taking has an entry of its own, those given back completely are swept out."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     limited = _deployment(Quota(Metric.RPM, 15))
@@ -91,8 +94,8 @@ async def test_releases_at_a_small_limit_leave_nothing_behind():
     assert _size(store, set()) < 4_000
 
 
-async def test_unforeseen_use_at_a_small_limit_stays_bounded():
-    """Reservations estimated at nothing that turn out to have used something are kept in bounded room."""
+async def test_unexpected_use_at_a_small_limit_stays_bounded():
+    """Reservations estimated at nothing that used something take a bounded amount of memory."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     limited = _deployment(Quota(Metric.TPM, 100))
@@ -105,25 +108,26 @@ async def test_unforeseen_use_at_a_small_limit_stays_bounded():
     assert _size(store, set()) < 4_000
 
 
+@pytest.mark.slow
 async def test_ten_thousand_deployments_keep_every_limit():
     """Each of 10,000 grants exactly its limit: no count is evicted to make room for another."""
     store = MemoryStore(clock=ManualClock())
-    everyone = [_deployment(Quota(Metric.RPM, 5), key=f"key-{n}") for n in range(10_000)]
+    deployments = [_deployment(Quota(Metric.RPM, 5), key=f"key-{n}") for n in range(10_000)]
     granted = 0
     for attempt in range(8):
-        for n, limited in enumerate(everyone):
+        for n, limited in enumerate(deployments):
             decision = await store.reserve(f"{n}-{attempt}", (limited,), Demand(), 60.0)
             granted += decision.deployment is not None
     assert granted == 50_000
 
 
-async def test_a_router_that_is_reloaded_leaves_no_deployments_behind(monkeypatch):
-    """New deployment objects for the same keys share the old counts, and the old objects are let go of."""
+async def test_a_reloaded_router_leaves_no_deployments_behind(monkeypatch):
+    """New deployment objects for the same keys share the old counts, and the old objects are dropped."""
     monkeypatch.setattr("llm_router.stores.memory._MAX_QUOTA_SETS", 100)
     store = MemoryStore(clock=ManualClock())
     for reload in range(50):
-        everyone = [_deployment(Quota(Metric.RPM, 50), key=f"key-{n}") for n in range(10)]
-        for n, limited in enumerate(everyone):
+        deployments = [_deployment(Quota(Metric.RPM, 50), key=f"key-{n}") for n in range(10)]
+        for n, limited in enumerate(deployments):
             decision = await store.reserve(f"{reload}-{n}", (limited,), Demand(), 60.0)
             assert decision.deployment is limited
     [snapshot] = await store.snapshot([_deployment(Quota(Metric.RPM, 50), key="key-0")])
@@ -132,7 +136,7 @@ async def test_a_router_that_is_reloaded_leaves_no_deployments_behind(monkeypatc
 
 
 async def test_ended_cooldowns_are_forgotten():
-    """A later cooldown sweeps out those that ended before it."""
+    """A later cooldown sweeps out those that have ended."""
     clock = ManualClock()
     store = MemoryStore(clock=clock)
     for n in range(1_000):
@@ -142,7 +146,7 @@ async def test_ended_cooldowns_are_forgotten():
 
 
 async def test_the_memory_store_never_suspends():
-    """Each call is done in one step of the event loop, hence atomic, and cannot be cancelled half-way."""
+    """Each call runs in one step of the event loop, so it is atomic and cannot be cancelled half-way."""
     store = MemoryStore(clock=ManualClock())
     limited = _deployment(Quota(Metric.RPM, 5))
     others_ran: list[str] = []
@@ -157,7 +161,7 @@ async def test_the_memory_store_never_suspends():
 
 
 async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
-    """It holds nothing of a loop: state made in one is there in the next."""
+    """It holds nothing of a loop: the state made in one is available in the next."""
     store = MemoryStore(clock=ManualClock())
     limited = _deployment(Quota(Metric.RPM, 1))
 
@@ -170,7 +174,7 @@ async def test_the_memory_store_can_be_used_from_one_event_loop_after_another():
 
 
 def test_a_forked_child_is_warned_once(clock, pools):
-    """Two processes cannot go on with one memory store in silence."""
+    """Two processes cannot use one memory store without a warning."""
     store, deployment = MemoryStore(clock=clock), pools.one(rpm=None)
 
     async def reserve(name):
@@ -178,18 +182,18 @@ def test_a_forked_child_is_warned_once(clock, pools):
         await store.reserve(name, [deployment], Demand(), 60)
 
     asyncio.run(reserve("parent"))
-    told, tell = os.pipe()
+    read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(told)
-        handler = logging.StreamHandler(os.fdopen(tell, "w"))
+        os.close(read_end)
+        handler = logging.StreamHandler(os.fdopen(write_end, "w"))
         logging.getLogger("llm_router").addHandler(handler)
         asyncio.run(reserve("child"))
         asyncio.run(reserve("child again"))
         handler.stream.close()
         os._exit(0)
-    os.close(tell)
-    with os.fdopen(told) as pipe:
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe:
         lines = pipe.read().splitlines()
     os.waitpid(child, 0)
     assert len(lines) == 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from llm_router_tests_store_model import Player, plays, worlds
 
 from llm_router.testing.clock import ManualClock
+
+pytestmark = pytest.mark.slow
 
 
 @settings(
@@ -15,7 +18,7 @@ from llm_router.testing.clock import ManualClock
 )
 @given(world=worlds(), operations=plays())
 async def test_a_store_decides_as_the_model_does(store_backend, world, operations):
-    """No window over its limit, nothing below zero, nothing refused that fits, every moment told right."""
+    """No window exceeds its limit, nothing that fits is refused, and every reported time is right."""
     clock = ManualClock(world.start)
     async with store_backend.open(clock) as store:
         await Player(store, clock, world).play([*operations, ("look", ())])

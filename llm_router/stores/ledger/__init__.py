@@ -5,7 +5,6 @@ Unix epoch, so that stores in every language compute the same; :data:`~llm_route
 stands for a time that does not come.
 """
 
-from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.cooldowns import (
     due_cooldowns,
@@ -46,9 +45,6 @@ __all__ = [
     "latest_cooldown",
     "learnt_quota",
     "make_ledger",
-    "microseconds",
-    "midnights",
     "probed",
-    "seconds",
     "terms_in_force",
 ]

@@ -1,4 +1,4 @@
-"""What the tests of the Redis store have in common."""
+"""Fixtures of the tests of the Redis store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def server(servers):
-    """Provide an empty server that other tests use, too."""
+    """Provide an empty server, which other tests use as well."""
     server = servers.shared_server(next(iter(servers.find_servers())))
     with server.client() as client:
         client.flushall()
@@ -24,7 +24,7 @@ def server(servers):
 
 @pytest.fixture
 def no_longer_than() -> Callable[[float], AbstractContextManager[None]]:
-    """Provide what fails if its body takes longer: a bound for hanging, not a measurement."""
+    """Provide a context manager that fails if its body takes longer: it detects hanging, not slowness."""
 
     @contextmanager
     def bound(seconds: float) -> Iterator[None]:

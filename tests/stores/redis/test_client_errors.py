@@ -75,6 +75,7 @@ async def test_a_store_that_makes_its_own_client_is_guarded(server, monkeypatch,
     await _break_and_mend(RedisStore(server.url), monkeypatch, a, error)
 
 
+@pytest.mark.slow
 @every_error
 async def test_a_store_on_a_cluster_is_guarded(servers, monkeypatch, a, error):
     """The same when the client loses its nodes and has to find them again."""

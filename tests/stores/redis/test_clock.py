@@ -1,4 +1,4 @@
-"""The first call of a Redis store, made on a machine whose clock differs from the server's."""
+"""The first call of a Redis store on a machine whose clock differs from the server's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_router.stores.redis import RedisStore
 
 @pytest.mark.parametrize("off", [-90_000.0, -300.0, 300.0, 90_000.0])
 async def test_a_cooldown_may_be_the_first_call(redis_server, pools, monkeypatch, off):
-    """Its end is told by the clock of its caller, and right for everybody else."""
+    """Its end is on the caller's clock, and right for every other process."""
     deployment, other = pools.one(), pools.one()
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + off)
@@ -35,7 +35,7 @@ async def test_a_cooldown_may_be_the_first_call(redis_server, pools, monkeypatch
 
 
 async def test_only_the_first_call_asks_for_the_time(redis_server, pools):
-    """One call more, once in the life of a store; none where a clock was given."""
+    """One more call, once in the lifetime of a store; none if a clock was given."""
     deployment = pools.one()
     with redis_server.client() as client:
 
@@ -54,14 +54,14 @@ async def test_only_the_first_call_asks_for_the_time(redis_server, pools):
 
 
 async def test_a_first_call_that_timed_out_takes_no_effect_later(redis_server, pools):
-    """Not even the first of all: the server is told until when it may begin."""
+    """Not even the very first one: the message says how late the server may begin."""
     deployment = pools.one()
     store = RedisStore(redis_server.url, timeout=0.3)
     redis_server.freeze()
     with pytest.raises(StoreUnavailableError, match="did not answer"):
         await store.reserve("r", [deployment], Demand(1, 0), 60)
     redis_server.thaw()
-    await asyncio.sleep(0.1)  # for the server to read what lies in its socket
+    await asyncio.sleep(0.1)  # until the server has read its socket
     [snapshot] = await store.snapshot([deployment])
     assert snapshot.quotas[0].used == 0
     await store.aclose()

@@ -1,4 +1,4 @@
-"""The Redis store on a cluster of three nodes: where its keys lie, and what happens when nodes change."""
+"""The Redis store on a cluster of three nodes: where its keys are, and what happens when nodes change."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from llm_router.domain.clock import Clock
 
+pytestmark = pytest.mark.slow
+
 ONE = Demand(1, 0)
 SHARDS = 3
 TIMEOUT = 1.0
@@ -43,7 +45,7 @@ def one_of_each(store: RedisStore, limit: int = 1000) -> list[Deployment]:
 
 @pytest.fixture
 def cluster(servers):
-    """Provide the cluster that all tests share, empty; it must be left as it was."""
+    """Provide the cluster that all tests share, empty; a test must leave its nodes as they were."""
     cluster = servers.shared_cluster()
     cluster.flush()
     return cluster
@@ -84,11 +86,11 @@ def tags_on(node) -> set[str]:
         return {key.decode().partition("}")[0] + "}" for key in client.scan_iter()}
 
 
-# --- where keys lie -----------------------------------------------------------------------------------------
+# --- where keys are -----------------------------------------------------------------------------------------
 
 
 class TestUndivided(DecisionContract, ReservationContract):
-    """A store without shards keeps these parts of the contract; ``test_contract.py`` runs all on shards."""
+    """A store without shards fulfils these parts of the contract; ``test_contract.py`` uses shards."""
 
     @pytest.fixture(autouse=True)
     def _use(self, cluster) -> None:
@@ -105,7 +107,7 @@ class TestUndivided(DecisionContract, ReservationContract):
 
 
 async def test_namespaces_lie_on_different_nodes(cluster):
-    """Each on the node that has its slot, and apart from the others."""
+    """Each is on the node that has its slot, separate from the others."""
     a = deployment(limit=1)
     names = [cluster.namespace_on(node) for node in cluster.nodes]
     for name in names:
@@ -117,30 +119,30 @@ async def test_namespaces_lie_on_different_nodes(cluster):
 
 
 async def test_shards_lie_on_different_nodes(cluster):
-    """Three shards, three nodes: each has one, with all that its deployments need."""
+    """Three shards, three nodes: each node has one, with everything that its deployments need."""
     async with opened(cluster, shards=SHARDS) as store:
-        everyone = one_of_each(store, limit=1)
-        assert [await granted(store, f"r{n}", *everyone) for n in range(4)] == [True, True, True, False]
-        await store.cool_down(Cooldown(everyone[0].key_scope, time.time() + 30, "rests"))
-        assert await used(store, *everyone) == [1, 1, 1]
+        deployments = one_of_each(store, limit=1)
+        assert [await granted(store, f"r{n}", *deployments) for n in range(4)] == [True, True, True, False]
+        await store.cool_down(Cooldown(deployments[0].key_scope, time.time() + 30, "rests"))
+        assert await used(store, *deployments) == [1, 1, 1]
     tags = [names.sweep.removesuffix(":sweep") for names in key_names("llm_router", SHARDS)]
     assert [tags_on(node) for node in cluster.nodes] == [{tag} for tag in tags]
 
 
 async def test_a_node_without_the_script_is_given_it(cluster):
-    """Forgotten by one node in the middle of a crowd over all of them: nobody hears of it."""
+    """If one node forgets it while requests go to all of them, no caller notices."""
     async with opened(cluster, shards=SHARDS) as store:
-        everyone = one_of_each(store, limit=400)
+        deployments = one_of_each(store, limit=400)
         for round_ in range(3):
             with cluster.nodes[round_].client() as client:
                 client.script_flush()
-            crowd = (granted(store, f"r{round_}-{n}", everyone[n % SHARDS]) for n in range(450))
+            crowd = (granted(store, f"r{round_}-{n}", deployments[n % SHARDS]) for n in range(450))
             assert sum(await asyncio.gather(*crowd)) == (450 if round_ < 2 else 300)
-        assert await used(store, *everyone) == [400] * SHARDS
+        assert await used(store, *deployments) == [400] * SHARDS
 
 
-async def test_a_plain_url_of_a_node_is_told_apart(cluster):
-    """A redis:// URL that points at a node gets a message with the right scheme, and the reverse."""
+async def test_a_plain_url_of_a_node_is_recognised(cluster):
+    """For a redis:// URL of a cluster node, the message names the right scheme."""
     name = cluster.namespace_on(cluster.nodes[1])
     plain = RedisStore(cluster.nodes[0].url, namespace=name)
     with pytest.raises(StoreUnavailableError, match=r"use a redis\+cluster:// URL"):
@@ -148,8 +150,8 @@ async def test_a_plain_url_of_a_node_is_told_apart(cluster):
     await plain.aclose()
 
 
-async def test_a_server_that_is_no_node_is_told_apart(servers):
-    """Nothing of redis-py's own errors gets past the store."""
+async def test_a_server_that_is_not_a_node_is_recognised(servers):
+    """No error of redis-py itself leaves the store."""
     server = servers.shared_server(next(iter(servers.find_servers())))
     store = RedisStore(server.url.replace("redis://", "redis+cluster://"))
     with pytest.raises(StoreUnavailableError, match="is not a node of a cluster"):
@@ -158,7 +160,7 @@ async def test_a_server_that_is_no_node_is_told_apart(servers):
 
 
 async def test_a_cluster_that_is_not_there(servers, no_longer_than):
-    """It is unavailable like any server, in time."""
+    """It is unavailable like any server, within the timeout."""
     store = RedisStore("redis+cluster://127.0.0.1:1", shards=SHARDS, timeout=TIMEOUT)
     with no_longer_than(3 * TIMEOUT), pytest.raises(StoreUnavailableError, match="cannot be reached"):
         await granted(store, "r", deployment())
@@ -171,28 +173,28 @@ async def test_a_cluster_that_is_not_there(servers, no_longer_than):
 
 
 async def test_a_frozen_node_holds_up_its_own_shard_only(cluster, no_longer_than):
-    """Those on the others go on while its callers wait; what concerns all of them fails in time."""
+    """Other shards still work while its callers wait; what concerns all of them fails in time."""
     async with opened(cluster, shards=SHARDS) as store:
-        everyone = one_of_each(store)
-        assert all([await granted(store, f"before {n}", each) for n, each in enumerate(everyone)])
+        deployments = one_of_each(store)
+        assert all([await granted(store, f"before {n}", each) for n, each in enumerate(deployments)])
         cluster.nodes[1].freeze()
         try:
             with no_longer_than(4 * TIMEOUT):
-                waiting = asyncio.create_task(granted(store, "frozen", everyone[1]))
+                waiting = asyncio.create_task(granted(store, "frozen", deployments[1]))
                 for n in range(20):
-                    assert await granted(store, f"r{n}", everyone[0], everyone[1])
-                    assert await granted(store, f"s{n}", everyone[2])
+                    assert await granted(store, f"r{n}", deployments[0], deployments[1])
+                    assert await granted(store, f"s{n}", deployments[2])
                 assert not waiting.done()
                 with pytest.raises(StoreUnavailableError, match="did not answer within 1 s"):
                     await waiting
         finally:
             cluster.nodes[1].thaw()
         await answers_again(store)
-        assert await used(store, *everyone) == [21, 1, 21]
+        assert await used(store, *deployments) == [21, 1, 21]
 
 
 async def test_a_slot_that_moves_is_followed(servers, binary):
-    """MOVED, on a node that does not know the script: the counts came along, the call is answered."""
+    """MOVED to a node that does not know the script: the counts have moved too, and the call is answered."""
     a = deployment(limit=5)
     with servers.running_cluster(binary) as cluster:
         old, new, _ = cluster.nodes
@@ -220,7 +222,7 @@ async def _move(cluster, slot: int, old, new) -> None:
 
 
 async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
-    """While keys move the store is unavailable at worst; it grants nothing twice and then goes on."""
+    """While keys move, the store may be unavailable, but it grants nothing twice; afterwards it works."""
     a, b = deployment("a", limit=1), deployment("b", limit=1)
     old, new = cluster.nodes[:2]
     name = cluster.namespace_on(old)
@@ -233,7 +235,7 @@ async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
             source.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])
             try:
                 with pytest.raises(StoreUnavailableError, match="is moving the namespace"):
-                    await granted(store, "r", b)  # of whom nothing is there
+                    await granted(store, "r", b)  # whose key does not exist yet
             finally:
                 for client in (source, target):
                     client.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
@@ -242,30 +244,30 @@ async def test_a_slot_on_its_way_is_no_way_around_a_quota(cluster):
 
 
 async def test_a_killed_node_is_noticed_and_found_again(servers, binary, no_longer_than):
-    """Its own shard is unavailable, the others go on; started again, and empty, it is used again."""
+    """Its own shard is unavailable, the others work; when it is started again, empty, it is used again."""
     with servers.running_cluster(binary) as cluster:
         async with opened(cluster, shards=SHARDS) as store:
-            everyone = one_of_each(store)
-            assert all([await granted(store, f"before {n}", each) for n, each in enumerate(everyone)])
+            deployments = one_of_each(store)
+            assert all([await granted(store, f"before {n}", each) for n, each in enumerate(deployments)])
             cluster.nodes[0].kill()
             with no_longer_than(4 * TIMEOUT):
                 for n in range(2):
                     with pytest.raises(StoreUnavailableError):
-                        await granted(store, f"r{n}", everyone[0])
+                        await granted(store, f"r{n}", deployments[0])
                 with pytest.raises(StoreUnavailableError):
                     await store.snapshot([])
-            await _eventually(lambda: granted(store, "others", everyone[1]))
+            await _eventually(lambda: granted(store, "others", deployments[1]))
             with cluster.nodes[1].client() as client:
-                client.script_flush()  # the source goes to the node that asks for it, not to all
-            assert await granted(store, "more", everyone[1], everyone[0])
+                client.script_flush()  # the source is sent to the node that needs it, not to all
+            assert await granted(store, "more", deployments[1], deployments[0])
             cluster.nodes[0].start()
             await answers_again(store)
-            assert await used(store, *everyone) == [0, 3, 1]
-            assert await granted(store, "after", everyone[0])
+            assert await used(store, *deployments) == [0, 3, 1]
+            assert await granted(store, "after", deployments[0])
 
 
 async def _eventually(call) -> None:
-    """Make a call that may fail while the client learns anew which nodes there are."""
+    """Repeat a call that may fail while the client finds out which nodes there are."""
     give_up = time.monotonic() + 10
     while True:
         try:
@@ -277,7 +279,7 @@ async def _eventually(call) -> None:
 
 
 async def test_a_replica_takes_over(servers, binary, no_longer_than):
-    """The node that had the slots is killed: its replica has the counts, and is given the script."""
+    """The node that had the slots is killed: its replica has the counts, and is sent the script."""
     a = deployment(limit=5)
     with servers.running_cluster(binary, replicas=1) as cluster:
         primary, replica = cluster.nodes[0], cluster.nodes[3]

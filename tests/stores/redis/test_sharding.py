@@ -1,4 +1,4 @@
-"""Shards: where projects lie, how a reserve goes through them, and what must reach all of them."""
+"""Shards: where projects are, how a reserve goes through them, and what must reach all of them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def deployment(name: str, limit: int = 1, model: str = "flash") -> Deployment:
 
 
 def in_shard(shard: int, nth: int = 0, **settings) -> Deployment:
-    """Make the nth of the deployments that lie in a shard."""
+    """Make the nth deployment of a shard."""
     names = (
         f"key-{n}" for n in range(1000) if shard_of(model_scope("gemini", f"key-{n}", ""), SHARDS) == shard
     )
@@ -50,11 +50,11 @@ async def used(store, *deployments: Deployment) -> list[int]:
     return [snapshot.quotas[0].used for snapshot in await store.snapshot(deployments)]
 
 
-# --- where things lie ---------------------------------------------------------------------------------------
+# --- where things are ---------------------------------------------------------------------------------------
 
 
-def test_one_shard_is_called_as_ever():
-    """Without shards the names are those of before there were any."""
+def test_one_shard_has_the_same_names_as_ever():
+    """Without shards the names are those from before there were shards."""
     [names] = key_names("llm_router", 1)
     assert names.scopes == "{llm_router}:scope:"
     assert names.reservations == "{llm_router}:reservations"
@@ -63,14 +63,14 @@ def test_one_shard_is_called_as_ever():
 
 @pytest.mark.parametrize("shards", [2, 3, 4, 7, 16, 100])
 @pytest.mark.parametrize("namespace", ["llm_router", "other {x}"])
-def test_shards_lie_evenly_over_the_slots(shards, namespace):
-    """Each in its own part, so that n nodes with equal parts have one each."""
+def test_shards_are_evenly_distributed_over_the_slots(shards, namespace):
+    """Each is in its own part, so that n nodes with equal parts have one each."""
     slots = [key_slot(names.sweep.encode()) for names in key_names(namespace, shards)]
     assert [slot * shards // 16_384 for slot in slots] == list(range(shards))
 
 
-def test_where_a_project_lies_never_changes():
-    """Another version, process or machine must look in the same place: these are for ever."""
+def test_the_shard_of_a_project_never_changes():
+    """Another version, process or machine must look in the same place: these values are permanent."""
     assert [names.sweep for names in key_names("llm_router", 3)] == [
         "{llm_router:0.2}:sweep",
         "{llm_router:1.12}:sweep",
@@ -81,20 +81,21 @@ def test_where_a_project_lies_never_changes():
 
 
 def test_projects_are_spread_evenly():
-    """No shard has many more than its part."""
+    """No shard has many more than its share."""
     placed = [shard_of(model_scope("gemini", f"key-{n}", "flash"), SHARDS) for n in range(1000)]
     assert all(200 < placed.count(shard) < 300 for shard in range(SHARDS))
 
 
-def test_the_models_of_a_project_lie_together():
-    """The provider and the project decide; an odd character in them confuses nothing."""
+def test_the_models_of_a_project_share_a_shard():
+    """The provider and the project decide; odd characters in them do no harm."""
     for name in ("p", "p:q", "p%3Aq", "é"):
         assert len({shard_of(model_scope("gemini", name, model), 64) for model in ("a", "b:c", "ü")}) == 1
     assert len({shard_of(model_scope(provider, "p", "m"), 64) for provider in "abcdefgh"}) > 1
 
 
-async def test_the_contract_is_kept_across_shards(all_backends):
-    """The worlds of the random play, whose projects are these, lie in several shards of those backends."""
+@pytest.mark.slow
+async def test_the_contract_is_tested_across_shards(all_backends):
+    """The projects of the random play are in several shards of the sharded backends."""
     divided = 0
     for backend in all_backends:
         async with backend.open(ManualClock()) as store:
@@ -109,7 +110,7 @@ async def test_the_contract_is_kept_across_shards(all_backends):
 
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "rediss+cluster", "unix"])
 def test_the_url_says_how_many(scheme):
-    """As an option among others, which redis-py does not get to see."""
+    """As an option among others, which is not passed to redis-py."""
     store = open_store(f"{scheme}://:s3cret@/tmp/x?shards=8&client_name=me" if scheme == "unix" else
                        f"{scheme}://:s3cret@host?client_name=me&shards=8")  # fmt: skip
     assert isinstance(store, Sharded)
@@ -119,7 +120,7 @@ def test_the_url_says_how_many(scheme):
 
 @pytest.mark.parametrize("shards", ["0", "-1", "257", "three", "", "1.5", "٣"])
 def test_a_number_of_shards_that_makes_no_sense_is_refused(shards):
-    """In the URL, and as an argument."""
+    """In the URL and as an argument."""
     with pytest.raises(ConfigError, match="shards must be a whole number from 1 to 256"):
         RedisStore(f"redis://host?shards={shards}&client_name=x")
     if shards.lstrip("-").isascii() and shards.lstrip("-").isdigit():
@@ -128,27 +129,27 @@ def test_a_number_of_shards_that_makes_no_sense_is_refused(shards):
 
 
 def test_two_numbers_must_agree():
-    """Neither the argument nor the URL wins by itself."""
+    """Neither the argument nor the URL takes precedence."""
     assert RedisStore("redis://host?shards=3", shards=3).shards == 3
     with pytest.raises(ConfigError, match="the URL says shards=3"):
         RedisStore("redis://host?shards=3", shards=4)
 
 
-def test_every_redis_store_and_what_stands_before_it_is_sharded():
-    """An undivided one has one shard; the failover passes on what the store says."""
+def test_every_redis_store_and_a_failover_in_front_of_it_is_sharded():
+    """An undivided store has one shard; the failover passes on what the store says."""
     a = in_shard(2)
     divided, whole = RedisStore("redis://host", shards=SHARDS), RedisStore("redis://host")
     assert (divided.shard_of(a), whole.shard_of(a), whole.shards) == (2, 0, 1)
-    before = [FailoverStore(store, MemoryStore()) for store in (divided, whole, MemoryStore())]
-    assert all(isinstance(store, Sharded) for store in before)
-    assert [(store.shards, store.shard_of(a)) for store in before] == [(SHARDS, 2), (1, 0), (1, 0)]
+    in_front = [FailoverStore(store, MemoryStore()) for store in (divided, whole, MemoryStore())]
+    assert all(isinstance(store, Sharded) for store in in_front)
+    assert [(store.shards, store.shard_of(a)) for store in in_front] == [(SHARDS, 2), (1, 0), (1, 0)]
 
 
 # --- reserves -----------------------------------------------------------------------------------------------
 
 
-async def test_runs_are_asked_in_their_order(server):
-    """The first candidate with room is taken, whatever shard it lies in; the refusals are in order."""
+async def test_runs_are_asked_in_order(server):
+    """The first candidate with room is taken, whatever its shard; the refusals are in order."""
     shortlist = [in_shard(1), in_shard(1, 1), in_shard(0), in_shard(1, 2), in_shard(3)]
     async with opened(server) as store:
         for number, expected in enumerate(shortlist):
@@ -164,7 +165,7 @@ async def test_runs_are_asked_in_their_order(server):
 
 
 async def test_a_run_is_one_step_and_one_call(server):
-    """Candidates of one shard that follow one another cost one call, not one each."""
+    """Consecutive candidates of one shard cost one call, not one each."""
     async with opened(server, clock=None) as store:
         shortlist = [in_shard(2, nth) for nth in range(5)]
         await store.snapshot([])
@@ -175,7 +176,7 @@ async def test_a_run_is_one_step_and_one_call(server):
             assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 6
 
 
-async def test_a_crowd_gets_exactly_what_there_is(server):
+async def test_concurrent_reserves_get_exactly_what_there_is(server):
     """Many at once, each with the shards in another order, break no quota and leave nothing unused."""
     shortlist = [in_shard(shard, nth, limit=5) for shard in range(SHARDS) for nth in range(2)]
     async with opened(server) as one, opened(server) as two:
@@ -187,15 +188,15 @@ async def test_a_crowd_gets_exactly_what_there_is(server):
         assert await used(one, *shortlist) == [5] * 8
 
 
-async def test_no_candidates_are_no_decision(server):
-    """As on a store that is not divided."""
+async def test_without_candidates_nothing_is_taken(server):
+    """The decision is the same as that of an undivided store."""
     async with opened(server) as divided, opened(server, shards=1) as whole:
         assert await reserve(divided, "r") == await reserve(whole, "r") == Decision(None, 0.0, 0.0)
 
 
 @pytest.mark.parametrize("steps", range(10))
-async def test_a_cancelled_reserve_that_is_released_holds_nothing(server, steps):
-    """Wherever among its shards it was when it was cancelled."""
+async def test_a_cancelled_reserve_that_is_released_keeps_nothing(server, steps):
+    """Whichever shard it was asking when it was cancelled."""
     spent, free = in_shard(0), in_shard(1)
     async with opened(server) as store:
         await reserve(store, "first", spent)
@@ -209,8 +210,8 @@ async def test_a_cancelled_reserve_that_is_released_holds_nothing(server, steps)
 
 
 @pytest.mark.parametrize("steps", range(10))
-async def test_a_reserve_released_before_its_end_holds_nothing(server, steps):
-    """Calls on one id take effect in their order, though the reserve has shards to ask yet."""
+async def test_a_reserve_released_before_its_end_keeps_nothing(server, steps):
+    """Calls on one id take effect in order, although the reserve still has shards to ask."""
     spent, free = in_shard(0), in_shard(1)
     async with opened(server) as store:
         await reserve(store, "first", spent)
@@ -223,7 +224,7 @@ async def test_a_reserve_released_before_its_end_holds_nothing(server, steps):
 
 
 async def test_a_slow_server_is_not_asked_shard_after_shard():
-    """Past its timeout a reserve gives up instead of going on."""
+    """After its timeout a reserve gives up instead of asking the next shard."""
 
     class SlowLane:
         asked = 0
@@ -243,21 +244,21 @@ async def test_a_slow_server_is_not_asked_shard_after_shard():
 
 
 async def test_a_reservation_made_elsewhere_is_found(server):
-    """Whichever process made it, and also one that is not remembered; an unknown id changes nothing."""
-    everyone = [in_shard(shard) for shard in range(SHARDS)]
+    """Whichever process made it, even if it is not remembered; an unknown id changes nothing."""
+    deployments = [in_shard(shard) for shard in range(SHARDS)]
     async with opened(server) as one, opened(server) as two:
-        for each in everyone:
+        for each in deployments:
             await reserve(one, each.id, each)
-        for each in everyone[:2]:
+        for each in deployments[:2]:
             await two.release(each.id)
             await one.release(each.id)
-        await two.settle(everyone[2].id, Demand(5, 0))
-        await two.settle("nobody's", Demand(5, 0))
-        assert await used(two, *everyone) == [0, 0, 5, 1]
+        await two.settle(deployments[2].id, Demand(5, 0))
+        await two.settle("unknown", Demand(5, 0))
+        assert await used(two, *deployments) == [0, 0, 5, 1]
 
 
 async def test_a_reservation_made_here_costs_one_call(server):
-    """Its shard is remembered until it is settled; what is unknown costs one call for each shard."""
+    """Its shard is remembered until it is settled; an unknown one costs one call for each shard."""
     a = in_shard(3)
     async with opened(server) as store:
         await reserve(store, "r", a)
@@ -270,18 +271,18 @@ async def test_a_reservation_made_here_costs_one_call(server):
 
 
 async def test_what_is_remembered_is_bounded(server, monkeypatch):
-    """The oldest are forgotten, and settled all the same; those that were refused are not remembered."""
+    """The oldest are forgotten, but can be settled; those that were refused are not remembered."""
     monkeypatch.setattr(sharding, "_MAX_REMEMBERED", 10)
-    everyone = [in_shard(shard, limit=20) for shard in range(SHARDS)]
+    deployments = [in_shard(shard, limit=20) for shard in range(SHARDS)]
     async with opened(server) as store:
         for number in range(40):
-            await reserve(store, f"r{number}", everyone[number % SHARDS])
+            await reserve(store, f"r{number}", deployments[number % SHARDS])
         assert len(store._sharding._made) == 10
         for number in range(40):
             await store.release(f"r{number}")
         assert not store._sharding._made
-        assert await used(store, *everyone) == [0] * SHARDS
-        await asyncio.gather(*(reserve(store, f"s{n}", everyone[0]) for n in range(30)))
+        assert await used(store, *deployments) == [0] * SHARDS
+        await asyncio.gather(*(reserve(store, f"s{n}", deployments[0]) for n in range(30)))
         assert len(store._sharding._made) <= 10
 
 
@@ -289,45 +290,45 @@ async def test_what_is_remembered_is_bounded(server, monkeypatch):
 
 
 async def test_a_cooldown_reaches_the_shards_it_concerns(server):
-    """That of a model its own; that of a key or a provider all, and so does its lifting."""
-    everyone = [in_shard(shard, limit=50) for shard in range(SHARDS)]
+    """A model's reaches its own shard; a key's or provider's reaches all, and so does lifting it."""
+    deployments = [in_shard(shard, limit=50) for shard in range(SHARDS)]
     elsewhere = [
         Deployment(Key("shared", Secret("x"), project=each.key.project), "flash", quotas=each.quotas)
-        for each in everyone
+        for each in deployments
     ]
     async with opened(server) as store, opened(server) as other:
         until = ManualClock().time() + 30
 
-        async def refused(*deployments):
-            return [not (await reserve(other, f"{id(d)}", d)).deployment for d in deployments]
+        async def refused(*asked):
+            return [not (await reserve(other, f"{id(each)}", each)).deployment for each in asked]
 
-        await store.cool_down(Cooldown(everyone[1].model_scope, until, "m", (LearntLimit(Metric.RPM, 7),)))
-        assert await refused(*everyone) == [False, True, False, False]
-        assert [s.quotas[0].limit for s in await other.snapshot(everyone)] == [50, 7, 50, 50]
-        await store.cool_down(Cooldown.lift(everyone[1].model_scope))
+        await store.cool_down(Cooldown(deployments[1].model_scope, until, "m", (LearntLimit(Metric.RPM, 7),)))
+        assert await refused(*deployments) == [False, True, False, False]
+        assert [s.quotas[0].limit for s in await other.snapshot(deployments)] == [50, 7, 50, 50]
+        await store.cool_down(Cooldown.lift(deployments[1].model_scope))
         await store.cool_down(Cooldown(elsewhere[0].key_scope, math.inf, "dead"))
-        assert await refused(*elsewhere, *everyone) == [True] * 4 + [False] * 4
+        assert await refused(*elsewhere, *deployments) == [True] * 4 + [False] * 4
         await store.cool_down(Cooldown.lift(elsewhere[0].key_scope))
-        await store.cool_down(Cooldown(everyone[0].provider_scope, until, "down"))
-        assert await refused(*elsewhere, *everyone) == [True] * 8
+        await store.cool_down(Cooldown(deployments[0].provider_scope, until, "down"))
+        assert await refused(*elsewhere, *deployments) == [True] * 8
 
 
 async def test_a_snapshot_spans_the_shards(server):
-    """In the order asked for, twice what is asked for twice, however many there are."""
-    everyone = [deployment(f"key-{n}", limit=9) for n in range(300)]
-    asked = [*reversed(everyone), *everyone[:50]]
+    """In the order asked for, however many there are, and twice if asked for twice."""
+    deployments = [deployment(f"key-{n}", limit=9) for n in range(300)]
+    asked = [*reversed(deployments), *deployments[:50]]
     async with opened(server) as store:
-        assert {store.shard_of(each) for each in everyone} == set(range(SHARDS))
-        await asyncio.gather(*(reserve(store, f"r{n}", everyone[n]) for n in range(0, 300, 3)))
+        assert {store.shard_of(each) for each in deployments} == set(range(SHARDS))
+        await asyncio.gather(*(reserve(store, f"r{n}", deployments[n]) for n in range(0, 300, 3)))
         snapshots = await store.snapshot(asked)
     assert [snapshot.deployment for snapshot in snapshots] == asked
-    expected = [int(everyone.index(each) % 3 == 0) for each in asked]
+    expected = [int(deployments.index(each) % 3 == 0) for each in asked]
     assert [snapshot.quotas[0].used for snapshot in snapshots] == expected
 
 
 @pytest.mark.parametrize("shards", [1, SHARDS])
 async def test_a_snapshot_of_nothing_asks_every_shard(server, shards):
-    """It is how the failover finds out whether the store answers again."""
+    """The failover uses this to find out whether the store answers again."""
     async with opened(server, shards=shards) as store:
         await store.snapshot([])
         with server.client() as client:
@@ -337,10 +338,10 @@ async def test_a_snapshot_of_nothing_asks_every_shard(server, shards):
 
 
 async def test_the_keys_of_each_shard_share_a_hash_tag(server):
-    """What a script touches lies in one slot: no key has another tag than those of its shard."""
-    everyone = [in_shard(shard) for shard in range(SHARDS)]
+    """What a script uses is in one slot: no key has a tag other than that of its shard."""
+    deployments = [in_shard(shard) for shard in range(SHARDS)]
     async with opened(server) as store:
-        for each in everyone:
+        for each in deployments:
             await reserve(store, each.id, each)
             await store.cool_down(Cooldown(each.key_scope, math.inf, "dead"))
     with server.client() as client:
@@ -356,7 +357,7 @@ async def test_the_keys_of_each_shard_share_a_hash_tag(server):
 
 
 async def test_closing_one_store_leaves_no_connection(server):
-    """The lanes of a loop share a client, which the last of them closes."""
+    """The lanes of an event loop share a client, which the last of them closes."""
     with server.client() as client:
         before = client.info("clients")["connected_clients"]
         async with opened(server) as store:
@@ -370,7 +371,7 @@ async def test_closing_one_store_leaves_no_connection(server):
 
 
 def test_a_sharded_store_outlives_its_event_loop(server):
-    """Connections of a loop that ends are closed with it, whichever lanes it had used."""
+    """Connections of an event loop are closed when it ends, whichever lanes it had used."""
     store = RedisStore(server.url, shards=SHARDS)
     for shard in range(SHARDS):
         assert asyncio.run(reserve(store, f"r{shard}", in_shard(shard))).deployment is not None

@@ -1,4 +1,4 @@
-"""The Redis store on real servers: what the contract, which knows no servers, does not show."""
+"""The Redis store on real servers: what the contract, which has no server, does not show."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def opened(url: str, **settings) -> aclosing[RedisStore]:
 # --- what is stored -----------------------------------------------------------------------------------------
 
 
-async def test_every_key_has_an_end(server):
-    """No key outlives what it is needed for, whatever was asked of the store."""
+async def test_every_key_expires(server):
+    """Whatever was done, no key is kept for longer than it is needed."""
     async with opened(server.url) as store:
         a, b = deployment("a"), deployment("b", Quota(Metric.TPM, 5000, Refill.STEADY))
         for number in range(5):
@@ -50,14 +50,13 @@ async def test_every_key_has_an_end(server):
         await store.cool_down(Cooldown(b.provider_scope, math.inf, "dead"))
     with server.client() as client:
         ends = {key: client.pttl(key) for key in client.scan_iter()}
-    assert (
-        len(ends) == 7
-    )  # two models, a key, a provider, that there are such, the reservations, their sweeping
+    # Two models, a key, a provider, the end of their cooldowns, the reservations, the state of their sweep.
+    assert len(ends) == 7
     assert all(0 < end <= 366 * 86_400_000 for end in ends.values())
 
 
 async def test_all_keys_of_a_namespace_share_a_hash_tag(server):
-    """A cluster keeps them on one node, and two namespaces keep apart."""
+    """A cluster keeps them on one node, and two namespaces are separate."""
     a = deployment("a", Quota(Metric.RPM, 1))
     async with opened(server.url, namespace="one {x} é") as one, opened(server.url, namespace="two") as two:
         assert (await one.reserve("r", [a], ONE, TTL)).deployment is a
@@ -87,8 +86,8 @@ async def test_ten_thousand_requests_leave_nothing_behind(server):
         assert all(client.strlen(key) < 25_000 for key in keys)
 
 
-async def test_reservations_of_the_dead_are_swept_out(server):
-    """What nobody settles is forgotten once it has expired, while others go on."""
+async def test_expired_reservations_are_swept_out(server):
+    """What is never settled is forgotten after it has expired, while others continue."""
     clock = ManualClock()
     a = deployment("a")
     async with opened(server.url, clock=clock) as store:
@@ -102,7 +101,7 @@ async def test_reservations_of_the_dead_are_swept_out(server):
 
 @pytest.mark.parametrize("odd", ["", "\0x", "a b\n", "é", "\ud800", '"\\', "{x}:*", "0" * 1000])
 async def test_any_string_is_a_reservation_id(server, odd):
-    """Odd characters make no two ids one, and are found again."""
+    """Ids with odd characters are not confused, and are found again."""
     a = deployment("a", Quota(Metric.RPM, 2))
     async with opened(server.url) as store:
         for reservation_id in (odd, odd + "'"):
@@ -126,7 +125,7 @@ async def test_no_credential_reaches_the_server(server):
 
 
 async def test_the_servers_time_counts_without_a_clock(server, monkeypatch):
-    """A machine whose clock is a day off reckons like the others."""
+    """A machine whose clock is a day off computes the same as the others."""
     a = deployment("a", Quota(Metric.RPM, 1), Quota(Metric.RPD, 10, Refill.DAILY))
     true_time = time.time
     async with opened(server.url) as right, opened(server.url) as wrong:
@@ -137,12 +136,12 @@ async def test_the_servers_time_counts_without_a_clock(server, monkeypatch):
         [refusal] = (await wrong.reserve("s", [a], ONE, TTL)).refusals
     for quota, same in zip(seen.quotas, expected.quotas, strict=True):
         assert (quota.metric, quota.limit, quota.used) == (same.metric, same.limit, same.used)
-        assert abs(quota.resets_at + 90_000 - same.resets_at) < 10  # told on the clock of who asks
+        assert abs(quota.resets_at + 90_000 - same.resets_at) < 10  # on the clock of the caller
     assert abs(refusal.retry_at + 90_000 - true_time() - 60.3) < 10
 
 
 async def test_a_clock_that_is_set_while_running_is_noticed(server, monkeypatch):
-    """After a jump of the machine's clock the next call learns the server's time anew."""
+    """After the machine's clock jumps, the next call finds out the server's time again."""
     a = deployment("a")
     true_time = time.time
     async with opened(server.url) as store:
@@ -154,8 +153,8 @@ async def test_a_clock_that_is_set_while_running_is_noticed(server, monkeypatch)
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-async def test_what_is_asked_at_once_shares_a_call(server):
-    """A hundred reserves of one tick take one call or two, not a hundred."""
+async def test_concurrent_operations_share_a_call(server):
+    """A hundred concurrent reserves take one call or two, not a hundred."""
     a = deployment("a")
     async with opened(server.url) as store:
         await store.reserve("first", [a], ONE, TTL)
@@ -168,7 +167,7 @@ async def test_what_is_asked_at_once_shares_a_call(server):
 
 
 async def test_a_script_that_was_flushed_is_loaded_again(server):
-    """A server that forgot the script answers all the same, also in the middle of a crowd."""
+    """A server that forgot the script still answers, even under load."""
     a = deployment("a", Quota(Metric.RPM, 1500))
     granted = 0
     async with opened(server.url) as store:
@@ -180,8 +179,8 @@ async def test_a_script_that_was_flushed_is_loaded_again(server):
     assert granted == 1500
 
 
-async def test_one_callers_mistake_is_its_own(server):
-    """A quota in a time zone that does not exist fails its caller, not those who share the call."""
+async def test_a_mistake_of_one_caller_does_not_affect_others(server):
+    """A quota in a time zone that does not exist fails its caller, not those that share the call."""
     good = deployment("a")
     bad = deployment("b", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Nowhere/Land"))
     async with opened(server.url) as store:
@@ -196,8 +195,8 @@ async def test_one_callers_mistake_is_its_own(server):
     assert outcomes[2].deployment is good
 
 
-async def test_a_zone_that_another_store_uses_is_asked_for(server):
-    """A reservation in a time zone that this store never heard of can be settled through it, days later."""
+async def test_a_time_zone_that_another_store_uses_is_requested(server):
+    """A reservation in a time zone that this store has never used can be settled through it, days later."""
     clock = ManualClock()
     a = deployment("a", Quota(Metric.RPD, 5, Refill.DAILY, timezone="Asia/Tokyo"))
     async with opened(server.url, clock=clock) as one, opened(server.url, clock=clock) as two:
@@ -208,7 +207,9 @@ async def test_a_zone_that_another_store_uses_is_asked_for(server):
         clock.shift(86_400.0)
         assert (await one.reserve("tomorrow", [a], ONE, TTL)).deployment is a
         clock.shift(86_400.0)
-        await two.settle("yesterday", Demand(5, 0))  # which two can do only if it knows Tokyo's midnights
+        await two.settle(
+            "yesterday", Demand(5, 0)
+        )  # possible only if this store knows the midnights of Tokyo
         assert [quota.used for quota in (await one.snapshot([a]))[0].quotas] == [0]
 
 
@@ -216,7 +217,7 @@ async def test_a_zone_that_another_store_uses_is_asked_for(server):
 
 
 def test_a_store_outlives_its_event_loop(server):
-    """Two runs of asyncio share a store, also when nobody closed it in between."""
+    """Two runs of asyncio share a store, even if it was not closed in between."""
     store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 2))
 
@@ -231,7 +232,7 @@ def test_a_store_outlives_its_event_loop(server):
 
 
 def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary, no_longer_than):
-    """Neither the end of the loop nor the next one is held up by a call without answer."""
+    """A call without an answer delays neither the end of the loop nor the next loop."""
     a = deployment("a", Quota(Metric.RPM, 1))
     with servers.running(redis_binary) as server:
         store = RedisStore(server.url, timeout=0.5)
@@ -250,7 +251,7 @@ def test_a_loop_may_end_in_the_middle_of_a_call(servers, redis_binary, no_longer
 
         with no_longer_than(5.0):
             asyncio.run(give_up())
-            time.sleep(0.5)  # past the timeout: what was sent in vain takes no effect any more
+            time.sleep(0.5)  # past the timeout: what was sent in vain no longer takes effect
             server.thaw()
             assert asyncio.run(go_on())
 
@@ -265,7 +266,7 @@ def _reserve_in_child(store, a, pipe):
 
 
 def test_a_forked_process_has_its_own_connections(server):
-    """A store that was used before a fork works on both sides of it."""
+    """A store that was used before a fork works in both processes."""
     store = RedisStore(server.url)
     a = deployment("a", Quota(Metric.RPM, 3))
 
@@ -286,12 +287,12 @@ def test_a_forked_process_has_its_own_connections(server):
 
 
 def _fork_target(store, a, pipe):
-    asyncio.events._set_running_loop(None)  # the parent's loop came along with the fork
+    asyncio.events._set_running_loop(None)  # the fork has copied the parent's loop
     _reserve_in_child(store, a, pipe)
 
 
 async def test_a_client_made_elsewhere_is_used_and_left_open(server):
-    """Whoever made the client closes it."""
+    """The caller that made the client closes it."""
     async with Redis.from_url(server.url, decode_responses=True) as client:
         store = RedisStore(client)
         a = deployment("a", Quota(Metric.RPM, 1))
@@ -308,8 +309,8 @@ async def test_a_client_made_elsewhere_is_used_and_left_open(server):
 # --- failures -----------------------------------------------------------------------------------------------
 
 
-async def test_a_frozen_server_holds_nobody_longer_than_the_timeout(servers, redis_binary, no_longer_than):
-    """Everybody who waits is told in time; once the server runs again, what was asked takes no effect."""
+async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(servers, redis_binary, no_longer_than):
+    """Every waiting caller gets an error in time; when the server runs again, nothing takes effect."""
     a = deployment("a")
     with servers.running(redis_binary) as server:
         async with opened(server.url, timeout=0.3) as store:
@@ -331,7 +332,7 @@ async def test_a_frozen_server_holds_nobody_longer_than_the_timeout(servers, red
 
 
 async def test_a_killed_server_is_noticed_and_found_again(servers, redis_binary):
-    """No answer while it is away; empty state, and the script loaded anew, when it is back."""
+    """Unavailable while it is down; empty, and with the script loaded again, when it is back."""
     a = deployment("a", Quota(Metric.RPM, 1))
     with servers.running(redis_binary) as server:
         async with opened(server.url) as store:
@@ -344,7 +345,7 @@ async def test_a_killed_server_is_noticed_and_found_again(servers, redis_binary)
             assert (await store.reserve("t", [a], ONE, TTL)).deployment is a
 
 
-async def test_a_wrong_password_is_told_but_not_shown(servers, redis_binary):
+async def test_a_wrong_password_is_reported_but_not_shown(servers, redis_binary):
     """The message names the remedy; neither it nor a repr shows the password."""
     with servers.running(redis_binary, "--requirepass", "another") as server:
         for credentials in (":pass%3Aw%40rd%2Fwith%25odd@", ""):
@@ -361,7 +362,7 @@ async def test_a_wrong_password_is_told_but_not_shown(servers, redis_binary):
 
 
 async def test_an_acl_user_needs_few_rights(servers, redis_binary):
-    """The rights that the message names are enough; fewer are told."""
+    """The rights that the message names are enough; if some are missing, that is reported."""
     with servers.running(redis_binary) as server, server.client() as client:
         rights = "+evalsha +eval +time +get +mget +set +del +hset +hmget +hdel +hscan +pexpire"
         client.execute_command(
@@ -376,7 +377,7 @@ async def test_an_acl_user_needs_few_rights(servers, redis_binary):
 
 
 async def test_a_full_server_changes_nothing(servers, redis_binary):
-    """Out of memory, it refuses to write, is told apart, and works again when there is room."""
+    """A server out of memory refuses to write, which is reported; it works again when there is room."""
     a = deployment("a")
     with servers.running(redis_binary) as server, server.client() as client:
         async with opened(server.url) as store:
@@ -389,8 +390,8 @@ async def test_a_full_server_changes_nothing(servers, redis_binary):
             assert snapshot.quotas[0].used == 1
 
 
-async def test_a_replica_is_told_apart(servers, redis_binary):
-    """A URL that points at a replica gets a message that says so, until the replica is promoted."""
+async def test_a_replica_is_recognised(servers, redis_binary):
+    """For a URL that points at a replica, the message says so, until the replica is promoted."""
     with servers.running(redis_binary) as server, server.client() as client:
         async with opened(server.url) as store:
             client.execute_command("REPLICAOF", "127.0.0.1", "1")
@@ -400,6 +401,7 @@ async def test_a_replica_is_told_apart(servers, redis_binary):
             assert (await store.reserve("r", [deployment()], ONE, TTL)).deployment is not None
 
 
+@pytest.mark.slow
 async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
     """On a server in cluster mode the store works through a cluster URL."""
     a = deployment("a", Quota(Metric.RPM, 2))
@@ -429,12 +431,10 @@ async def test_a_cluster_keeps_a_namespace_on_one_node(servers, redis_binary):
         lambda client, key: client.hset("{llm_router}:reservations", "r", "nonsense"),
     ],
 )
-async def test_foreign_state_is_told_and_left_as_it_was(server, spoil):
+async def test_foreign_state_is_reported_and_left_as_it_was(server, spoil):
     """Something else under a key of the namespace is an error, not something to overwrite."""
     a = deployment("a")
-    near = next(
-        id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2
-    )  # goes into the same call
+    near = next(id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2)  # in the same call
     with server.client() as client:
         spoil(client, "{llm_router}:scope:" + a.model_scope)
         before = {key: client.dump(key) for key in client.scan_iter()}
@@ -453,7 +453,7 @@ async def test_foreign_state_is_told_and_left_as_it_was(server, spoil):
         ("redis+cluster://user:s3cret@host:7000", "host:7000 (cluster)"),
     ],
 )
-def test_the_repr_shows_where_and_nothing_secret(url, shown):
+def test_the_repr_shows_the_address_and_nothing_secret(url, shown):
     """Host, port, database and namespace; no credentials."""
     assert repr(RedisStore(url, namespace="n")) == f"RedisStore({shown!r}, namespace='n')"
 
@@ -462,7 +462,7 @@ def test_the_repr_shows_where_and_nothing_secret(url, shown):
     "url", ["http://:s3cret@host", "redis://:s3cret/x@host:1", "s3cret", "redis://h:s3cret"]
 )
 def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url):
-    """What cannot be parsed may hold a password anywhere."""
+    """A URL that cannot be parsed may hold a password anywhere."""
     with pytest.raises(ConfigError) as caught:
         RedisStore(url)
     assert "s3cret" not in str(caught.value)
@@ -470,14 +470,14 @@ def test_a_url_that_makes_no_sense_is_refused_without_showing_it(url):
 
 
 def test_an_empty_namespace_is_refused():
-    """It would be no hash tag."""
+    """It would not make a hash tag."""
     with pytest.raises(ConfigError, match="namespace"):
         RedisStore("redis://localhost", namespace="")
 
 
 @pytest.mark.parametrize("off", [-300.0, 300.0])
-async def test_moments_are_on_the_callers_clock(redis_server, pools, monkeypatch, off):
-    """A machine whose clock is minutes off hears when to return by its own clock, and rests others by it."""
+async def test_times_are_on_the_callers_clock(redis_server, pools, monkeypatch, off):
+    """A machine whose clock is minutes off gets ``retry_at`` and sets cooldowns by its own clock."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + off)
     store, deployment = RedisStore(redis_server.url), pools.one(rpm=1)

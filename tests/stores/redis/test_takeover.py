@@ -1,4 +1,4 @@
-"""A replica that takes over from its primary, at the same address."""
+"""A replica takes over from its primary, at the same address."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from llm_router.stores.redis.scripts import load_script
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 0.5
 QUOTAS = (Quota(Metric.RPM, 10), Quota(Metric.TPM, 1000))
 
@@ -29,7 +31,7 @@ def deployment(name: str) -> Deployment:
 
 
 class Pair:
-    """A primary and its replica, and the address that leads to one of them."""
+    """A primary and its replica, and an address that leads to one of them."""
 
     def __init__(self, servers, primary, replica, relay) -> None:
         self._servers = servers
@@ -39,7 +41,7 @@ class Pair:
         self.url = f"redis://127.0.0.1:{relay.port}/0"
 
     def replicate(self) -> None:
-        """Return when the replica has all that the primary has."""
+        """Return when the replica has everything that the primary has."""
         with self.primary.client() as client:
             assert client.wait(1, 5000) == 1
 
@@ -49,14 +51,14 @@ class Pair:
             client.execute_command("REPLICAOF", "NO", "ONE")
 
     def demote(self) -> None:
-        """Let the two change places, as in a failover that somebody asked for."""
+        """Swap the two, as in a planned failover."""
         self.promote()
         with self.primary.client() as client:
             client.execute_command("REPLICAOF", "127.0.0.1", self.replica.port)
             self._servers.wait_for_replica(client)
 
     def lead_to_the_replica(self) -> None:
-        """As a name server does: connections that are open stay where they are."""
+        """Redirect new connections, as a name server does; open ones stay where they are."""
         self.relay.target = self.replica.port
 
 
@@ -84,7 +86,7 @@ async def used(store, a: Deployment) -> list[int]:
 
 
 async def test_what_was_replicated_is_kept(pair, no_longer_than):
-    """Counts, reservations, cooldowns: all is there, and the script is sent to the one that lacks it."""
+    """Counts, reservations and cooldowns are there, and the replica is sent the script that it lacks."""
     a, b = deployment("a"), deployment("b")
     async with opened(pair.url, shards=3) as store:
         assert all([await granted(store, f"r{n}", a) for n in range(6)])
@@ -108,18 +110,18 @@ async def test_what_was_replicated_is_kept(pair, no_longer_than):
             await store.release(f"s{n}")
         assert await used(store, a) == [1, 10]
     with pair.replica.client() as client:
-        assert not list(client.scan_iter("*:reservations"))  # nobody holds anything
+        assert not list(client.scan_iter("*:reservations"))  # all have been settled or released
 
 
 async def test_a_demoted_primary_is_left(pair, no_longer_than):
-    """It answers READONLY on connections that stay open: they are dropped, and the address asked again."""
+    """It answers READONLY on open connections: they are dropped, and the next ones use the address again."""
     a = deployment("a")
     async with opened(pair.url, shards=3) as store:
         crowd = await asyncio.gather(*(granted(store, f"r{n}", a) for n in range(4)))
         assert all(crowd)
         pair.replicate()
         pair.demote()
-        for n in range(2):  # the address still leads to the old one
+        for n in range(2):  # the address still leads to the old primary
             with no_longer_than(4 * TIMEOUT), pytest.raises(StoreUnavailableError, match="read-only replica"):
                 await granted(store, f"refused {n}", a)
         pair.lead_to_the_replica()

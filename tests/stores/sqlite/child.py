@@ -1,4 +1,4 @@
-"""Processes that use a store: ``child.py SCENARIO PATH ...`` reports in words on its standard output."""
+"""A process that uses a store: ``child.py SCENARIO PATH ...`` reports on its standard output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm_router.stores.sqlite import SQLiteStore
 
 
 def deployments(keys: int, rpm: int, tpm: int) -> list[Deployment]:
-    """Make what every process is configured with."""
+    """Make the same deployments in every process."""
     quotas = Quota(Metric.RPM, rpm), Quota(Metric.TPM, tpm)
     return [Deployment(Key(f"key-{n}", Secret(f"secret-{n}")), "model", quotas=quotas) for n in range(keys)]
 
@@ -35,7 +35,7 @@ _NUMBERS = itertools.count()
 
 
 async def hammer(path, keys, rpm, tpm, calls) -> None:
-    """Ask for ``calls`` requests of mixed size at once; print how many were granted, and their tokens."""
+    """Reserve ``calls`` requests of mixed size at once; print how many were granted, and their tokens."""
     store = SQLiteStore(path)
     pool = deployments(int(keys), int(rpm), int(tpm))
     print("ready", flush=True)
@@ -47,7 +47,7 @@ async def hammer(path, keys, rpm, tpm, calls) -> None:
 
 
 async def endless(path, rpm) -> None:
-    """Reserve one by one until killed; print a line for each that was granted."""
+    """Reserve until killed; print a line for each grant."""
     store = SQLiteStore(path)
     [only] = deployments(1, int(rpm), 10**9)
     while True:
@@ -60,7 +60,7 @@ async def _take_some(store: SQLiteStore, count: int) -> int:
 
 
 def fork(path) -> None:
-    """Use one store before a fork and on both sides of it; print what the file holds in the end."""
+    """Use one store before a fork and in both processes; print how much is used in the end."""
     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)  # "multi-threaded"
     store = SQLiteStore(path)
 

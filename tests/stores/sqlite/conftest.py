@@ -1,4 +1,4 @@
-"""What the tests of the SQLite store share."""
+"""Fixtures of the tests of the SQLite store."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where the database file is to be."""
+    """The path of the database file."""
     return tmp_path / "state.db"
 
 
 @pytest.fixture
 async def open_store(path: Path, clock: ManualClock) -> AsyncIterator[Callable[..., SQLiteStore]]:
-    """Open stores on one file, and close them in the end."""
+    """Opens stores on one file, and closes them at the end."""
     stores = []
 
     def open_one(where: Path = path, **options) -> SQLiteStore:
@@ -50,7 +50,7 @@ def store(open_store: Callable[..., SQLiteStore]) -> SQLiteStore:
 
 @pytest.fixture
 def query(path: Path) -> Callable[..., list]:
-    """Run SQL on the file, as any other program might."""
+    """Runs SQL on the file, as any other program might."""
 
     def run(sql: str, *parameters) -> list:
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -61,7 +61,7 @@ def query(path: Path) -> Callable[..., list]:
 
 @pytest.fixture
 def open_reservations(query: Callable[..., list]) -> Callable[[], set[str]]:
-    """Read from the file which reservations are open."""
+    """Returns the ids of open reservations in the file."""
 
     def read() -> set[str]:
         found: set[str] = set()
@@ -75,14 +75,14 @@ def open_reservations(query: Callable[..., list]) -> Callable[[], set[str]]:
 
 @pytest.fixture
 def short_journal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the journal be too long as soon as it has two rows."""
+    """Make the journal too long as soon as it has two rows."""
     monkeypatch.setattr(journal, "_MAX_BYTES", 0)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1000)
 
 
 @pytest.fixture
 def spawn() -> Callable[..., subprocess.Popen]:
-    """Start ``child.py``, which stands beside this file, in a Python of its own."""
+    """Starts ``child.py``, which is beside this file, in a separate Python process."""
     children = []
 
     def start(*arguments) -> subprocess.Popen:

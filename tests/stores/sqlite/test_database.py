@@ -1,4 +1,4 @@
-"""Only files of this library are opened; all others are left byte for byte as they were."""
+"""Only files of this library are opened; all others stay as they were, byte for byte."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def foreign_database(path, *, application_id=0, user_version=0) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             f"PRAGMA application_id = {application_id}; PRAGMA user_version = {user_version};"
-            "CREATE TABLE somebody (elses TEXT); INSERT INTO somebody VALUES ('data');"
+            "CREATE TABLE foreign_table (data TEXT); INSERT INTO foreign_table VALUES ('data');"
         )
 
 
@@ -39,7 +39,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("kind", FOREIGN)
 async def test_a_file_that_is_not_ours_is_left_as_it_was(kind, path, store, pools):
-    """The error names the file and what it is; nothing in the file or beside it has changed."""
+    """The error says which file and what it is; nothing in the file or beside it changes."""
     make, words = FOREIGN[kind]
     make(path)
     before = path.read_bytes()
@@ -53,7 +53,7 @@ async def test_a_file_that_is_not_ours_is_left_as_it_was(kind, path, store, pool
 
 
 async def test_when_the_foreign_file_is_gone_the_store_works(path, store, pools):
-    """Nothing but the file is in the way: no restart is needed."""
+    """Only the file was in the way: no restart is needed."""
     path.write_text("dear diary")
     with pytest.raises(StoreCorruptError):
         await store.snapshot([pools.one()])
@@ -61,8 +61,8 @@ async def test_when_the_foreign_file_is_gone_the_store_works(path, store, pools)
     assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
 
 
-async def test_a_damaged_file_is_told_and_left(path, store, open_store, pools):
-    """Pages of rubbish inside one of our files are no reason to write into it."""
+async def test_a_damaged_file_is_reported_and_left_alone(path, store, open_store, pools):
+    """If one of our files contains pages of rubbish, nothing is written to it."""
     await store.reserve("id", [pools.one()], Demand(), 60.0)
     await store.aclose()
     sound = path.read_bytes()
@@ -96,8 +96,8 @@ NONSENSE = [
         "DROP TABLE ledgers",
     ],
 )
-async def test_rows_that_make_no_sense_are_told(sql, store, query, open_store, pools):
-    """A file that somebody has edited is damaged, not a reason for a strange error."""
+async def test_rows_that_make_no_sense_are_reported(sql, store, query, open_store, pools):
+    """A file that was edited is reported as damaged, instead of causing an obscure error."""
     await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
     await store.aclose()
     query(sql)
@@ -113,8 +113,8 @@ async def test_rows_that_make_no_sense_are_told(sql, store, query, open_store, p
         'terms = \'[["rph", "rolling", 1, 60, 0, null, "UTC", 1]]\'',
     ],
 )
-async def test_ledgers_that_make_no_sense_are_told(change, store, query, open_store, pools):
-    """The same where the journal does not say any more what they should be."""
+async def test_ledgers_that_make_no_sense_are_reported(change, store, query, open_store, pools):
+    """The same for rows that the journal no longer contains."""
     await store.reserve("id", [pools.one(key_id="key")], Demand(), 60.0)
     await store.aclose()
     query("DELETE FROM journal")
@@ -127,8 +127,8 @@ async def _assert_damaged(store, deployment) -> None:
         await asyncio.gather(store.release("id"), store.snapshot([deployment]))
 
 
-async def test_a_new_file_is_private_and_known_from_its_first_moment(path, open_store, pools):
-    """All is the owner's alone, and the header tells whose file it is before any checkpoint."""
+async def test_a_new_file_is_private_and_recognisable_from_the_start(path, open_store, pools):
+    """Only the owner may read it, and its header identifies it before any checkpoint."""
     inner = path.parent / "new" / "state.db"
     await open_store(inner).reserve("id", [pools.one()], Demand(), 60.0)
     header = inner.read_bytes()[:100]
@@ -138,13 +138,13 @@ async def test_a_new_file_is_private_and_known_from_its_first_moment(path, open_
     assert {file.stat().st_mode & 0o777 for file in inner.parent.iterdir()} == {0o600}
 
 
-async def test_an_empty_file_is_taken_for_a_new_one(path, store, pools):
-    """A file without a byte holds nothing that could be lost."""
+async def test_an_empty_file_is_treated_as_a_new_one(path, store, pools):
+    """An empty file holds nothing that could be lost."""
     path.touch()
     assert (await store.reserve("id", [pools.one()], Demand(), 60.0)).deployment is not None
 
 
-async def test_a_path_that_cannot_be_had_is_told(path, open_store, pools):
+async def test_a_path_that_cannot_be_used_is_reported(path, open_store, pools):
     """The error names the path and the reason."""
     path.write_text("a file, not a directory")
     with pytest.raises(StoreUnavailableError, match=r"inner\.db'.*[Nn]ot a directory"):
@@ -153,9 +153,9 @@ async def test_a_path_that_cannot_be_had_is_told(path, open_store, pools):
         await open_store(path.parent).snapshot([pools.one()])
 
 
-def test_a_file_that_may_only_be_read_is_told(spawn):
-    """Neither a read-only file nor a read-only directory makes for a crash or a hang."""
-    directory = Path(tempfile.mkdtemp())  # not below tmp_path, which not everybody may enter
+def test_a_read_only_file_is_reported(spawn):
+    """Neither a read-only file nor a read-only directory causes a crash or a hang."""
+    directory = Path(tempfile.mkdtemp())  # not below tmp_path, which other users may not enter
     path = directory / "state.db"
     spawn("leave-open", path).communicate()
     for file in directory.iterdir():
@@ -169,14 +169,14 @@ def test_a_file_that_may_only_be_read_is_told(spawn):
 
 
 async def test_the_store_works_in_wal_mode(store, query, pools):
-    """Readers such as a shell are never in the way of a writer."""
+    """Readers such as a shell never block a writer."""
     await store.snapshot([pools.one()])
     assert query("PRAGMA journal_mode") == [("wal",)]
 
 
-_TAKE_IT_ALONE = """
+_TRY_TO_LOCK = """
 import fcntl, sys
-with open(sys.argv[1], "rb+") as file:  # the bytes that readers share
+with open(sys.argv[1], "rb+") as file:  # the bytes that readers lock
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)
     except OSError:
@@ -184,13 +184,13 @@ with open(sys.argv[1], "rb+") as file:  # the bytes that readers share
 """
 
 
-async def test_the_files_locks_outlive_a_look_at_it(path, store, open_store, pools):
-    """Neither a second store of this process nor a checkpoint lets go of the lock that protects the WAL."""
+async def test_checking_the_file_keeps_its_locks(path, store, open_store, pools):
+    """Neither a second store of this process nor a checkpoint releases the lock that protects the WAL."""
     for n in range(210):  # enough for a checkpoint
         await store.reserve(f"id-{n}", [pools.one()], Demand(), 60.0)
     second = open_store()
     await second.reserve("other", [pools.one()], Demand(), 60.0)
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", _TAKE_IT_ALONE, str(path), stdout=asyncio.subprocess.PIPE
+        sys.executable, "-c", _TRY_TO_LOCK, str(path), stdout=asyncio.subprocess.PIPE
     )
     assert (await child.communicate())[0].strip() == b"taken"

@@ -17,15 +17,15 @@ def soon() -> float:
 
 @pytest.fixture
 def locks(path):
-    """Two locks on one file, as two processes have them."""
+    """Two locks on one file, as two processes would have them."""
     both = TurnLock(path), TurnLock(path)
     yield both
     for lock in both:
         lock.close()
 
 
-def test_one_has_the_turn_at_a_time(locks):
-    """While one has the turn, another waits in vain; afterwards it has it at once."""
+def test_only_one_process_has_the_turn(locks):
+    """While one has the turn, another waits in vain; afterwards it gets the turn at once."""
     ours, theirs = locks
     with ours.turn(soon()), pytest.raises(TimeoutError, match="kept the turn"), theirs.turn(time.monotonic()):
         raise AssertionError("two had the turn")
@@ -33,8 +33,8 @@ def test_one_has_the_turn_at_a_time(locks):
         pass
 
 
-def test_who_gave_up_is_not_in_the_way(locks):
-    """A turn that was waited for in vain leaves the line free."""
+def test_a_process_that_gave_up_is_not_in_the_way(locks):
+    """After waiting in vain for a turn, the queue is free."""
     ours, theirs = locks
     with ours.turn(soon()), pytest.raises(TimeoutError), theirs.turn(time.monotonic() + 0.01):
         pass
@@ -42,8 +42,8 @@ def test_who_gave_up_is_not_in_the_way(locks):
         pass
 
 
-def test_nobody_has_two_turns_while_another_waits(path, locks):
-    """A lock that is let go of and wanted again at once goes to the one who has waited."""
+def test_no_process_has_two_turns_while_another_waits(path, locks):
+    """A lock that is released and wanted again at once goes to the process that has waited."""
     ours, theirs = locks
     order = []
 
@@ -54,15 +54,15 @@ def test_nobody_has_two_turns_while_another_waits(path, locks):
     with ours.turn(soon()):
         other = threading.Thread(target=wait_in_line)
         other.start()
-        _until_somebody_is_at(path, "-next")
+        _until_taken(path, "-next")
     with ours.turn(soon()):
         order.append("ours")
     other.join()
     assert order == ["theirs", "ours"]
 
 
-def test_who_comes_first_has_his_turn_first(path):
-    """Three who wait have their turns in the order in which they came."""
+def test_turns_are_first_come_first_served(path):
+    """Three processes that wait get their turns in the order in which they came."""
     waiting = {"-next": TurnLock(path), "-second": TurnLock(path), "-third": TurnLock(path)}
     order, threads, holder = [], [], TurnLock(path)
 
@@ -74,7 +74,7 @@ def test_who_comes_first_has_his_turn_first(path):
         for place in waiting:
             threads.append(threading.Thread(target=wait_in_line, args=(place,)))
             threads[-1].start()
-            _until_somebody_is_at(path, place)
+            _until_taken(path, place)
     for thread in threads:
         thread.join()
     for lock in (holder, *waiting.values()):
@@ -83,7 +83,7 @@ def test_who_comes_first_has_his_turn_first(path):
 
 
 def test_lock_files_are_private_and_stay(path, locks):
-    """The lock files stand beside the database, readable for nobody else, and closing leaves them."""
+    """The lock files are beside the database, readable only for the owner, and stay after closing."""
     with locks[0].turn(soon()):
         pass
     locks[0].close()
@@ -94,7 +94,7 @@ def test_lock_files_are_private_and_stay(path, locks):
     assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
 
 
-def _until_somebody_is_at(path, place) -> None:
+def _until_taken(path, place) -> None:
     with path.with_name(f"state.db{place}").open("r+") as file:
         while filelock._lock(file.fileno()):
             filelock._unlock(file.fileno())

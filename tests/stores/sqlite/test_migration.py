@@ -1,4 +1,4 @@
-"""A file of an earlier version is brought up to date, and nothing that it counted is lost."""
+"""A file of an earlier version is migrated, and nothing that it counted is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECOND = Deployment(Key("key-1", Secret("secret-1")), "model", quotas=QUOTAS[:1]
 
 @pytest.fixture
 def clock() -> ManualClock:
-    """The moment at which the file was closed."""
+    """A clock that shows when the file was closed."""
     return ManualClock(NOW)
 
 
@@ -43,7 +43,7 @@ def _version_1(path) -> None:
 
 
 async def test_counts_cooldowns_and_learnt_limits_are_kept(store, query):
-    """Rolling, steady and daily quotas stand where they stood, to the microsecond."""
+    """Rolling, steady and daily quotas are as they were, to the microsecond."""
     first, second = await store.snapshot([FIRST, SECOND])
     assert [(quota.limit, quota.used, quota.resets_at) for quota in first.quotas] == [
         (15, 3, NOW + 59.3),
@@ -57,14 +57,14 @@ async def test_counts_cooldowns_and_learnt_limits_are_kept(store, query):
 
 
 async def test_what_was_reserved_is_never_given_back(store):
-    """Who made a reservation ran the earlier version and is gone: it keeps what it took."""
+    """The process that made a reservation ran the earlier version and is gone: it keeps what it took."""
     await store.release("a1")
     await store.settle("b0", Demand(5, 5))
     first, second = await store.snapshot([FIRST, SECOND])
     assert [quota.used for quota in (*first.quotas, *second.quotas)] == [3, 316, 3, 1]
 
 
-async def test_it_counts_on_and_is_read_by_the_next(store, open_store):
+async def test_a_migrated_file_is_used_like_any_other(store, open_store):
     """What is reserved and released after the migration is added to what was there."""
     await store.reserve("new", [FIRST], Demand(1, 50), 60.0)
     await store.reserve("other", [FIRST], Demand(1, 50), 60.0)

@@ -1,4 +1,4 @@
-"""What the SQLite store promises beyond the contract: durability, group commit, and clean ends."""
+"""What the SQLite store promises beyond the contract: durability, group commit and a clean shutdown."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def reserve_many(store, deployment, count, ttl=60.0, prefix="many"):
 
 @pytest.fixture
 def statements(monkeypatch):
-    """Every statement that the connections opened from now on run."""
+    """The statements of all connections opened from now on."""
     seen = []
 
     def connect(*args):
@@ -59,11 +59,11 @@ def statements(monkeypatch):
 
 
 async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(open_store, pools, clock):
-    """A store opened later on the same file knows all that the first one knew."""
+    """A store that opens the same file later knows everything that the first one knew."""
     deployment = pools.one(rpm=15, rpd=100, tpm=None)
     first = open_store()
     await reserve_many(first, deployment, 4)
-    cooldown = Cooldown(deployment.model_scope, clock.time() + 30.0, "told so", (LearntLimit(Metric.RPM, 9),))
+    cooldown = Cooldown(deployment.model_scope, clock.time() + 30.0, "stated", (LearntLimit(Metric.RPM, 9),))
     await first.cool_down(cooldown)
     before = await first.snapshot([deployment])
     await first.aclose()
@@ -87,7 +87,7 @@ async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment
 
 
 async def test_a_steady_debt_survives_a_restart(open_store, pools, clock):
-    """Fractions of a request drain on where they were."""
+    """Fractions of a request continue to drain from where they were."""
     quota = Quota(Metric.RPM, 60, Refill.STEADY, burst=7)
     deployment = pools.one(rpm=None)
     deployment = type(deployment)(deployment.key, "model", quotas=(quota,))
@@ -102,7 +102,7 @@ async def test_a_steady_debt_survives_a_restart(open_store, pools, clock):
     assert after == before
 
 
-async def test_another_kind_of_refill_starts_anew(open_store, pools):
+async def test_another_kind_of_refill_starts_from_zero(open_store, pools):
     """The numbers of a rolling ledger mean nothing to a steady one; an old reservation does no harm."""
     rolling = pools.one(key_id="key", rpm=15)
     steady = type(rolling)(
@@ -117,8 +117,8 @@ async def test_another_kind_of_refill_starts_anew(open_store, pools):
     assert await used(second, steady) == [1]
 
 
-async def test_a_clock_that_is_behind_brings_nothing_back(open_store, pools, clock):
-    """A process whose clock lags takes from what the others left, and comes after them."""
+async def test_a_clock_that_is_behind_returns_nothing_early(open_store, pools, clock):
+    """A process whose clock lags takes from what the others left, and counts as coming after them."""
     deployment = pools.one(rpm=5)
     ahead, behind = open_store(), open_store(clock=ManualClock(clock.time() - 45.0))
     assert await reserve_many(ahead, deployment, 3) == 3
@@ -129,8 +129,8 @@ async def test_a_clock_that_is_behind_brings_nothing_back(open_store, pools, clo
     assert await reserve_many(ahead, deployment, 9, prefix="last") == 5
 
 
-async def test_a_file_that_is_deleted_is_made_anew(path, store, pools):
-    """The store does not go on with a file that nobody else can open any more."""
+async def test_a_deleted_file_is_created_again(path, store, pools):
+    """The store does not continue with a file that no other process can open any more."""
     deployment = pools.one(rpm=5)
     await reserve_many(store, deployment, 3)
     for file in path.parent.glob("state.db*"):
@@ -140,7 +140,7 @@ async def test_a_file_that_is_deleted_is_made_anew(path, store, pools):
 
 
 async def test_no_secret_reaches_the_file(path, store, pools):
-    """No byte of any file of the store is of a key."""
+    """No file of the store contains the secret of a key."""
     deployment = pools.one(key_id="key")
     await store.reserve("id", [deployment], Demand(), 60.0)
     await store.cool_down(Cooldown(deployment.key_scope, float("inf"), "dead"))
@@ -154,7 +154,7 @@ async def test_no_secret_reaches_the_file(path, store, pools):
 
 
 async def test_what_waits_together_is_committed_together(statements, store, pools):
-    """A hundred reserves at once take a few transactions, not a hundred."""
+    """A hundred reserves at the same time take a few transactions, not a hundred."""
     await store.snapshot([])
     statements.clear()
     assert await reserve_many(store, pools.one(rpm=60), 100) == 60
@@ -162,7 +162,7 @@ async def test_what_waits_together_is_committed_together(statements, store, pool
 
 
 async def test_more_than_fits_into_one_transaction_is_answered(store, pools):
-    """Several thousand calls at once are spread over transactions, in order."""
+    """Several thousand calls at the same time are spread over transactions, in order."""
     deployment = pools.one(rpm=2500)
     decisions = await asyncio.gather(
         *(store.reserve(f"id-{n}", [deployment], Demand(), 60.0) for n in range(3000))
@@ -171,13 +171,13 @@ async def test_more_than_fits_into_one_transaction_is_answered(store, pools):
 
 
 async def test_what_was_committed_reaches_the_database_itself(path, store, pools):
-    """The WAL is emptied now and then, not only when the store is closed."""
+    """The WAL is emptied regularly, not only when the store is closed."""
     deployment = pools.one(rpm=1000)
-    for n in range(200):  # as many transactions as there are between two checkpoints
+    for n in range(200):  # the number of transactions between two checkpoints
         await store.reserve(f"id-{n}", [deployment], Demand(), 60.0)
-    # Nobody writes meanwhile: a checkpoint leaves out the pages that somebody is changing, and then the
-    # database makes sense only together with the WAL.
-    await store.snapshot([])  # is answered once the checkpoint has begun
+    # Nothing writes meanwhile: a checkpoint skips pages that are being changed, and then the database is only
+    # consistent together with the WAL.
+    await store.snapshot([])  # is answered after the checkpoint has begun
     _await_checkpoint()
     with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as without_wal:
         assert without_wal.execute("SELECT count(*) FROM journal").fetchone()[0] >= 200
@@ -190,7 +190,7 @@ def _await_checkpoint() -> None:
 
 
 async def test_a_call_that_fails_undoes_its_whole_transaction(store, pools):
-    """What went in together with a broken call gets an error and has taken nothing; the store goes on."""
+    """Calls in the same transaction as a broken one fail and have taken nothing; the store still works."""
     deployment = pools.one(rpm=5)
     await store.reserve("before", [deployment], Demand(), 60.0)
     good = store.reserve("good", [deployment], Demand(), 60.0)
@@ -222,7 +222,7 @@ async def test_cancelled_callers_leave_nothing_behind(store, pools):
 
 
 async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(path, open_store, pools):
-    """Whoever waits for a turn that does not come is told so; when it comes, the store works."""
+    """A call fails if its turn does not come in time; when it comes, the store works."""
     store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
     other = TurnLock(path)
     with other.turn(time.monotonic()):
@@ -237,7 +237,7 @@ async def test_a_process_that_hangs_in_its_turn_costs_no_more_than_the_timeout(p
 
 
 async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(path, open_store, pools):
-    """The same for programs that know nothing of turns, such as a shell."""
+    """The same for programs that do not take turns, such as a shell."""
     store, deployment = open_store(timeout=0.05), pools.one(rpm=5)
     await store.snapshot([deployment])
     shell = database.connect(path, "NORMAL", soon())
@@ -249,8 +249,8 @@ async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(
     assert await used(store, deployment) == [0]
 
 
-async def test_a_full_disk_is_told_and_recovered_from(monkeypatch, open_store, pools):
-    """A commit that finds no space takes nothing; with space again the store goes on."""
+async def test_a_full_disk_is_reported_and_recovered_from(monkeypatch, open_store, pools):
+    """A commit without space takes nothing; when there is space again, the store works."""
     limits = iter([20])
 
     def connect(*args):
@@ -268,11 +268,11 @@ async def test_a_full_disk_is_told_and_recovered_from(monkeypatch, open_store, p
     assert await reserve_many(store, deployment, 1000) == 1000
 
 
-# --- beginning and end --------------------------------------------------------------------------------
+# --- start and shutdown -------------------------------------------------------------------------------
 
 
 def test_two_event_loops_one_after_the_other(path, pools):
-    """A store outlives the event loop that it was first used on."""
+    """A store outlives the event loop in which it was first used."""
     store = SQLiteStore(path)
     deployment = pools.one(rpm=5)
     assert asyncio.run(reserve_many(store, deployment, 3)) == 3
@@ -286,7 +286,7 @@ def test_two_event_loops_one_after_the_other(path, pools):
 
 
 def test_an_event_loop_that_ends_early_stops_nothing(path, pools):
-    """A call whose loop is closed before the answer has taken effect; nobody is told, and nothing breaks."""
+    """A call takes effect even if its loop is closed before the answer, and nothing breaks."""
     store = SQLiteStore(path)
     deployment = pools.one(rpm=5)
     turns = TurnLock(path)
@@ -309,13 +309,13 @@ def test_an_event_loop_that_ends_early_stops_nothing(path, pools):
 
 
 async def test_nothing_happens_before_the_first_call(path, store):
-    """Making a store touches no disk and starts no thread."""
+    """Creating a store neither touches the disk nor starts a thread."""
     assert threads() == 0
     await store.aclose()
     assert list(path.parent.iterdir()) == []
 
 
-async def test_closing_finishes_what_was_asked_for(path, store, pools):
+async def test_closing_finishes_earlier_calls(path, store, pools):
     """Calls made before ``aclose`` are answered, the thread is gone, and a second ``aclose`` is harmless."""
     pending = asyncio.create_task(reserve_many(store, pools.one(rpm=50), 100))
     await asyncio.sleep(0)
@@ -328,7 +328,7 @@ async def test_closing_finishes_what_was_asked_for(path, store, pools):
 
 
 async def test_a_closed_store_opens_again(store, pools):
-    """The next call after ``aclose`` opens the file anew, behind what was asked for before."""
+    """The next call after ``aclose`` opens the file again, after all earlier calls."""
     deployment = pools.one(rpm=5)
     reserving = asyncio.create_task(reserve_many(store, deployment, 3))
     await asyncio.sleep(0)
@@ -341,7 +341,7 @@ async def test_a_closed_store_opens_again(store, pools):
 
 
 async def test_a_dropped_store_ends_its_thread(path, pools):
-    """A store that nobody refers to any more lets go of its file without being told."""
+    """A store without references releases its file without being closed."""
     store = SQLiteStore(path)
     await store.snapshot([pools.one()])
     assert threads() == 1
@@ -352,7 +352,7 @@ async def test_a_dropped_store_ends_its_thread(path, pools):
 
 
 async def test_the_repr_names_the_file(path, store):
-    """The path is what tells one store from another."""
+    """The path distinguishes one store from another."""
     assert repr(store) == f"SQLiteStore({str(path)!r})"
 
 
@@ -361,7 +361,7 @@ async def test_the_repr_names_the_file(path, store):
 
 @pytest.mark.usefixtures("short_journal")
 async def test_reservations_that_expired_leave_the_file(store, open_reservations, pools, clock):
-    """However many processes died, their reservations are forgotten; those that may be settled are kept."""
+    """Reservations of processes that died are forgotten; those that may still be settled are kept."""
     deployment = pools.one(rpm=5000)
     await reserve_many(store, deployment, 1200, ttl=10.0)
     await reserve_many(store, deployment, 3, ttl=100.0, prefix="kept")
@@ -375,18 +375,18 @@ async def test_reservations_that_expired_leave_the_file(store, open_reservations
 
 @pytest.mark.usefixtures("short_journal")
 async def test_reservations_that_expired_leave_the_memory(store, pools, clock):
-    """A flood of reservations that nobody settles is not kept until the next sweep of everything."""
+    """Many reservations that are never settled are dropped before the next sweep of everything."""
     deployment, demand = pools.one(rpm=5000), Demand(1, 1)
     for n in range(100):
         await store.reserve(f"id-{n}", [deployment], demand, 10.0 if n % 2 else 100.0)
     clock.shift(11.0)
     for n in range(100):
         await store.reserve(f"late-{n}", [deployment], Demand(1, 2), 10.0)
-    held = [kept for kept in gc.get_objects() if isinstance(kept, Reservation) and kept.demand is demand]
-    assert len(held) == 50
+    kept = [each for each in gc.get_objects() if isinstance(each, Reservation) and each.demand is demand]
+    assert len(kept) == 50
 
 
-async def test_a_scope_that_rested_for_a_day_leaves_the_file(store, query, pools, clock):
+async def test_a_scope_that_was_unused_for_a_day_leaves_the_file(store, query, pools, clock):
     """Keys that were removed from the configuration do not stay for ever; those in use do."""
     old, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5)
     await reserve_many(store, old, 1)
@@ -417,7 +417,7 @@ async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(store, quer
 
 @pytest.mark.usefixtures("short_journal")
 async def test_a_request_leaves_no_row_behind(store, query, open_reservations, pools):
-    """After thousands of settled requests the file holds one row of quotas, and the last transactions."""
+    """After thousands of settled requests the file holds one row of ledgers and the last transactions."""
     deployment = pools.one(rpm=10_000)
     for batch in range(3):
         await reserve_many(store, deployment, 500, prefix=str(batch))
@@ -431,7 +431,7 @@ async def test_a_request_leaves_no_row_behind(store, query, open_reservations, p
 
 
 async def test_the_journal_stays_short(store, query, pools, monkeypatch):
-    """Its oldest rows leave as new ones come, a few at a time."""
+    """Its oldest rows are removed as new ones are added, a few at a time."""
     monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 1)
     deployments = [pools.one(rpm=1000, rpd=5000) for _ in range(5)]
@@ -446,7 +446,7 @@ async def test_the_journal_stays_short(store, query, pools, monkeypatch):
 
 @pytest.mark.usefixtures("short_journal")
 async def test_what_has_left_the_journal_is_in_the_tables(store, open_store, pools):
-    """Counts and open reservations survive a restart, wherever they are written."""
+    """Counts and open reservations survive a restart, wherever they are stored."""
     first, second = pools.one(rpm=15), pools.one(rpm=15)
     await store.reserve("first", [first], Demand(1, 10), 60.0)
     for n in range(5):
@@ -460,10 +460,10 @@ async def test_what_has_left_the_journal_is_in_the_tables(store, open_store, poo
     assert (await used(other, first), await used(other, second)) == ([0], [4])
 
 
-async def test_a_journal_of_open_reservations_is_not_written_over_and_over(
+async def test_open_reservations_are_not_written_over_and_over(
     store, query, open_reservations, pools, clock, monkeypatch
 ):
-    """While most of it is still open it may grow, and it becomes short when that has expired."""
+    """While most reservations are still open the journal may grow; it becomes short when they expire."""
     monkeypatch.setattr(journal, "_MAX_BYTES", 40_000)
     monkeypatch.setattr(journal, "_BYTES_AT_ONCE", 4_000)
     deployment = pools.one(rpm=5000)
@@ -479,8 +479,8 @@ async def test_a_journal_of_open_reservations_is_not_written_over_and_over(
     assert query("SELECT sum(length(taken)) FROM journal")[0][0] < 20_000
 
 
-async def test_who_slept_while_the_journal_moved_on_starts_over(open_store, pools, monkeypatch):
-    """A process that missed rows that are gone knows all the same what they said."""
+async def test_a_process_that_missed_journal_rows_starts_over(open_store, pools, monkeypatch):
+    """It still knows what the rows said that are gone."""
     first, second = pools.one(rpm=15), pools.one(rpm=15)
     sleeper, busy = open_store(), open_store()
     await sleeper.reserve("sleeper", [first], Demand(), 60.0)
@@ -496,8 +496,8 @@ async def test_who_slept_while_the_journal_moved_on_starts_over(open_store, pool
     assert (await used(busy, first), await used(busy, second)) == ([5], [1])
 
 
-async def test_a_quota_that_was_looked_at_before_anybody_took_of_it(open_store, pools):
-    """Who saw that nothing was taken sees what another takes first."""
+async def test_a_quota_that_was_read_before_its_first_use(open_store, pools):
+    """A process that saw that nothing was taken notices what another process takes first."""
     deployment = pools.one(rpm=5)
     ours, theirs = open_store(), open_store()
     assert await used(ours, deployment) == await used(theirs, deployment) == [0]
@@ -507,7 +507,7 @@ async def test_a_quota_that_was_looked_at_before_anybody_took_of_it(open_store, 
 
 
 async def test_what_one_process_settled_another_does_not_settle_again(open_store, pools):
-    """Not even the one that made the reservation and has it in memory."""
+    """Not even the process that made the reservation and has it in memory."""
     deployment = pools.one(rpm=15)
     ours, theirs = open_store(), open_store()
     await reserve_many(ours, deployment, 2)
@@ -519,8 +519,8 @@ async def test_what_one_process_settled_another_does_not_settle_again(open_store
     assert await used(theirs, deployment) == [3]
 
 
-async def test_a_scope_that_was_deleted_is_not_confused_with_a_later_one(open_store, pools, clock):
-    """Who had it in memory finds out, and what is counted anew is counted apart."""
+async def test_a_deleted_scope_is_not_confused_with_a_later_one(open_store, pools, clock):
+    """A process that had it in memory notices, and new counts are kept separately."""
     old, new, present = pools.one(rpm=5, rpd=5), pools.one(rpm=5, rpd=5), pools.one(rpm=5)
     sleeper, sweeper = open_store(), open_store()
     await sleeper.reserve("old", [old], Demand(), 60.0)

@@ -91,19 +91,19 @@ class StoreModel:
             self._cooldowns.pop(cooldown.scope, None)
         elif _end(cooldown) > max(now, -math.inf if present is None else _end(present)):
             self._cooldowns[cooldown.scope] = cooldown
-        self._learnt[cooldown.scope] += [(now, told.metric, told.limit) for told in cooldown.learnt]
+        self._learnt[cooldown.scope] += [(now, entry.metric, entry.limit) for entry in cooldown.learnt]
 
     def check_snapshot(self, snapshot: DeploymentSnapshot, now: int) -> None:
         """Check what a store reports about a deployment."""
         deployment = snapshot.deployment
         terms = list(self._terms(deployment, now))
         assert [quota.metric for quota in snapshot.quotas] == [term.quota.metric for term in terms]
-        for told, term in zip(snapshot.quotas, terms, strict=True):
-            assert told.limit == term.limit
+        for reported, term in zip(snapshot.quotas, terms, strict=True):
+            assert reported.limit == term.limit
             least, most = term.history.used_range(term.quota, term.limit, now)
-            assert 0 <= least <= told.used <= most, (told, least, most)
+            assert 0 <= least <= reported.used <= most, (reported, least, most)
             first, last = term.history.reset_range(term.quota, term.limit, now)
-            assert first - 2 <= micros(told.resets_at) <= last + 2, (told, first, last)
+            assert first - 2 <= micros(reported.resets_at) <= last + 2, (reported, first, last)
         cooldown = self._cooldown(deployment.scopes, now)
         if cooldown is None or snapshot.cooldown is None:
             assert cooldown is snapshot.cooldown is None
@@ -140,8 +140,8 @@ class StoreModel:
             daily = term.quota.refill is Refill.DAILY
             low, high = (max(0.0, 1.0 - used / term.limit) if term.limit else 0.0 for used in (most, least))
             shares[daily] = min(shares[daily][0], low), min(shares[daily][1], high)
-        for daily, told in ((False, decision.headroom), (True, decision.daily_headroom)):
-            assert shares[daily][0] - 1e-6 <= told <= shares[daily][1] + 1e-6, (decision, shares)
+        for daily, reported in ((False, decision.headroom), (True, decision.daily_headroom)):
+            assert shares[daily][0] - 1e-6 <= reported <= shares[daily][1] + 1e-6, (decision, shares)
 
     # --- what holds -----------------------------------------------------------------------------------
 

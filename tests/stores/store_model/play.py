@@ -176,7 +176,9 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
     seconds = st.sampled_from([0.000001, 0.01, 0.2, 0.25, 0.3, 1.0, 4.0, 17.3, 59.999, 60.0, 60.3, 3_600.0])
     ttl = st.sampled_from([0.5, 5.0, 60.0, 600.0])
     ends = st.sampled_from([-5.0, 0.0, 1.0, 20.0, 70.0, math.inf] + [-math.inf] * 6)
-    told = st.dictionaries(st.sampled_from(list(Metric)), st.sampled_from([0, 1, 4, 100, 5_000]), max_size=2)
+    learnt = st.dictionaries(
+        st.sampled_from(list(Metric)), st.sampled_from([0, 1, 4, 100, 5_000]), max_size=2
+    )
     # The weight of each call, and its arguments.
     calls: dict[str, tuple[int, SearchStrategy[Any]]] = {
         "reserve": (12, st.tuples(st.lists(index, min_size=1, max_size=8), requests, tokens, ttl)),
@@ -184,7 +186,7 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
         "release": (1, st.tuples(index)),
         "wait": (3, st.tuples(seconds)),
         "retry": (4, st.tuples(st.sampled_from([0.0, 0.0, 0.001]))),
-        "cool_down": (1, st.tuples(index, st.integers(0, 2), ends, told)),
+        "cool_down": (1, st.tuples(index, st.integers(0, 2), ends, learnt)),
         "look": (1, st.tuples()),
     }
     names = [name for name, (weight, _) in calls.items() for _ in range(weight)]
