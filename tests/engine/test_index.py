@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from llm_router import LeastLoaded
+from llm_router import Cooldown, LeastLoaded
 from llm_router.engine.search import soonest
 from llm_router.stores.base import Decision, Refusal
 
@@ -62,8 +62,8 @@ def test_later_end_wins(pools, make_pool, make_order):
     deployments = pools.many(1)
     pool = make_pool(deployments)
     order = make_order(pool)
-    pool.park(deployments[0].model_scope, 100.0, "first")
-    pool.park(deployments[0].model_scope, 60.0, "second")
+    pool.cool_down(Cooldown(deployments[0].model_scope, 100.0, "first"))
+    pool.cool_down(Cooldown(deployments[0].model_scope, 60.0, "second"))
     assert order.draw(LeastLoaded(), 99.0, 8) == []
     assert len(order.draw(LeastLoaded(), 100.0, 8)) == 1
 
@@ -73,7 +73,7 @@ def test_quarantine_never_wakes(pools, make_pool, make_order):
     deployments = pools.many(1)
     pool = make_pool(deployments)
     order = make_order(pool)
-    pool.park(deployments[0].key_scope, math.inf, "dead")
+    pool.cool_down(Cooldown(deployments[0].key_scope, math.inf, "dead"))
     assert order.draw(LeastLoaded(), 1e12, 8) == []
     pool.rouse(deployments[0].key_scope, 1e12)
     assert len(order.draw(LeastLoaded(), 1e12, 8)) == 1

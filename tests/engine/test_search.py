@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llm_router import LeastLoaded, MemoryStore
+from llm_router import Cooldown, LeastLoaded, MemoryStore
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, ranking, retry_at
 from llm_router.stores.base import Refusal
 
@@ -175,14 +175,22 @@ def test_one_avoided_by_this_process_is_not_asked(pools, make_pool, make_order):
 
 
 def test_no_deployment_will_ever_have_room(pools, make_pool, make_order):
-    """Where everything is quarantined none is asked, and waiting does not help."""
+    """Where all are disabled for ever each is asked once, since it may be enabled by now; then none is."""
     deployments = pools.many(2)
     pool = make_pool(deployments)
     for deployment in deployments:
-        pool.park(deployment.key_scope, math.inf, "dead")
-    asking = Asking(pool, make_order(pool), 40.0)
-    assert list(asking.lists()) == []
-    assert retry_at(asking.order, NOW, asking.refused) == math.inf
+        pool.cool_down(Cooldown(deployment.key_scope, math.inf, "disabled"))
+    order = make_order(pool)
+    refused = {}
+    for states in further(order, LeastLoaded(), lambda: NOW, refused):
+        for state in states:
+            assert state not in refused
+            cooldown = state.refusal.cooldown
+            refused[state] = Refusal(state.deployment, "disabled", math.inf, math.inf, cooldown)
+            pool.note_refusal(refused[state], NOW)
+    assert len(refused) == 2
+    assert retry_at(order, NOW, refused) == math.inf
+    assert list(further(order, LeastLoaded(), lambda: NOW + 0.05, {})) == []
 
 
 class Counting(MemoryStore):
@@ -218,7 +226,7 @@ def test_ranking_moves_nothing(pools, make_pool, make_order):
     """Asking what would be chosen shows every tier in order, and changes neither cursors nor parked ones."""
     light, heavy = pools.many(3, workload="light"), pools.many(2, "model-b", "heavy", priority=0)
     pool = make_pool([*light, *heavy])
-    pool.park(light[0].model_scope, NOW + 10.0, "spent")
+    pool.cool_down(Cooldown(light[0].model_scope, NOW + 10.0, "spent"))
     order = make_order(pool, "light")
 
     def snapshot():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import groupby
 
-from llm_router import LeastLoaded, MemoryStore
+from llm_router import Cooldown, LeastLoaded, MemoryStore
 from llm_router.engine.search import FIRST_CANDIDATES, further
 from llm_router.stores.base import Refusal
 
@@ -56,7 +56,7 @@ def test_a_shard_is_chosen_by_what_is_left_in_it(pools, make_pool, make_order):
         shard = store.shard_of(deployment)
         kept[shard] += 1
         if shard == 0 or (shard == 1 and kept[shard] > 10):
-            pool.park(deployment.model_scope, NOW + 60.0, "spent")
+            pool.cool_down(Cooldown(deployment.model_scope, NOW + 60.0, "spent"))
     first = Counter(states[0].shard for states in _shortlists(make_order(pool), 600))
     assert first[0] == 0
     assert 0 < first[1] < min(first[2], first[3])
@@ -95,7 +95,7 @@ def test_slots_leave_and_come_back_to_their_shard(pools, make_pool, make_order):
     deployments = pools.many(40)
     pool = make_pool(deployments, ShardedStore())
     for number, deployment in enumerate(deployments):
-        pool.park(deployment.model_scope, NOW + number, "spent")
+        pool.cool_down(Cooldown(deployment.model_scope, NOW + number, "spent"))
     order = make_order(pool)
     assert order.draw(LeastLoaded(), NOW - 1.0, FIRST_CANDIDATES) == []
     for group in order.groups:
