@@ -1,7 +1,7 @@
-"""The programs of child processes; started by ``_fleet.py`` as ``_child.py ROLE JSON``.
+"""The programs of child processes; ``_fleet.py`` starts them as ``_child.py ROLE JSON``.
 
-Each says once that it is ready, waits for a word on its standard input, does its work and says what came
-of it.
+Each reports once that it is ready, waits for a line on its standard input, does its work and reports the
+result.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__: list[str] = []
 PROMPT = "word " * 20
 
 
-def say(value: Any) -> None:
-    """Tell the parent."""
+def report(value: Any) -> None:
+    """Send a value to the parent, as one line of JSON."""
     sys.stdout.write(json.dumps({"value": value}) + "\n")
     sys.stdout.flush()
 
 
-async def go() -> Any:
-    """Say that this child is ready, wait until it may begin, and return what it is told then."""
-    say("ready")
+async def wait_for_start() -> Any:
+    """Report that this child is ready; return the parent's message that lets it begin."""
+    report("ready")
     return json.loads(await asyncio.to_thread(sys.stdin.readline))
 
 
@@ -43,7 +43,7 @@ async def go() -> Any:
 
 
 async def sqlite(task: dict[str, Any]) -> None:
-    """Reserve and settle on a file that others use, too."""
+    """Reserve and settle on a file that other processes use too."""
     from llm_router.stores.sqlite import SQLiteStore  # noqa: PLC0415 - only this role needs it
 
     store = SQLiteStore(task["path"])
@@ -61,7 +61,7 @@ async def sqlite(task: dict[str, Any]) -> None:
         await store.settle(name, demand)
 
     await pair()  # opens the file
-    await go()
+    await wait_for_start()
     waits.clear()
     began = time.perf_counter()
 
@@ -74,26 +74,26 @@ async def sqlite(task: dict[str, Any]) -> None:
     await store.aclose()
     waits.sort()
     shares = {"p50": percentile(waits, 0.5), "p99": percentile(waits, 0.99), "longest": waits[-1]}
-    say({"per_second": len(waits) / took, **shares})
+    report({"per_second": len(waits) / took, **shares})
 
 
 # --- contention.py ------------------------------------------------------------------------------------
 
 
 async def contender(task: dict[str, Any]) -> None:
-    """Send many requests at once, at each of the moments told; the emulator counts what comes of them."""
+    """Send many requests at once at each of the given times; the emulator counts the outcomes."""
     async with contextlib.AsyncExitStack() as stack:
         send = await (_ours if task["client"] == "llm_router" else _litellm)(task, stack)
-        moments = await go()
-        began = max(time.time(), moments[0])
-        for moment in moments:
-            await asyncio.sleep(max(moment - time.time(), 0.0))
+        starts = await wait_for_start()
+        began = max(time.time(), starts[0])
+        for start in starts:
+            await asyncio.sleep(max(start - time.time(), 0.0))
             await asyncio.gather(*(send() for _ in range(task["requests"])))
-        say({"began": began, "ended": time.time()})
+        report({"began": began, "ended": time.time()})
 
 
 async def _ours(task: dict[str, Any], stack: contextlib.AsyncExitStack) -> Callable[[], Awaitable[object]]:
-    # Before the start, as LiteLLM is: the first send would take quota and then import for a second.
+    # Imported before the start, as LiteLLM is: the first send would take quota and then import for a second.
     import google.genai  # noqa: F401, PLC0415
 
     pool = deployments(task["keys"], rpm=task["rpm"], guard=task["guard"])
@@ -124,7 +124,7 @@ async def _litellm(
     messages = [{"role": "user", "content": PROMPT}]
 
     async def send() -> None:
-        with contextlib.suppress(Exception):  # whatever it raises when there is no room
+        with contextlib.suppress(Exception):  # whatever it raises when no key has room
             await router.acompletion(model="group", messages=messages)
 
     return send
@@ -134,11 +134,11 @@ async def _litellm(
 
 
 async def emulator(_task: dict[str, Any]) -> None:
-    """Be the Gemini API until the parent hangs up."""
+    """Run the emulator of the Gemini API until the parent closes the pipe."""
     from llm_router.emulator import GeminiEmulator  # noqa: PLC0415 - only this role needs it
 
     async with GeminiEmulator() as server:
-        say(server.url)
+        report(server.url)
         await asyncio.to_thread(sys.stdin.readline)
 
 
@@ -146,26 +146,26 @@ async def emulator(_task: dict[str, Any]) -> None:
 
 
 async def sends(task: dict[str, Any]) -> None:
-    """Send many times through an instant provider; tell the resident memory after each tenth of them."""
+    """Send many times through an instant provider; report the resident memory after each tenth."""
     from llm_router.testing import ScaledClock  # noqa: PLC0415 - only this role needs it
 
-    # A minute in two seconds: what the windows of all quotas hold, which is bounded, is there after the first
-    # tenth. By the machine's clock it would still grow at the end, and look like what it is not.
+    # A minute passes in two seconds, so that the windows of all quotas, which are bounded, are full after the
+    # first tenth. On the machine's clock they would still be filling at the end, which looks like a leak.
     router = Router(deployments(100), provider=Instant(), clock=ScaledClock(30.0))
-    await go()
+    await wait_for_start()
     sizes: list[int] = []
     for _ in range(10):
         for number in range(task["sends"] // 10):
             await router.send("hello")
-            if number % 16 == 0:  # no real send is without one: the loop sweeps out cancelled timers then
+            if number % 16 == 0:  # as every real send does: the loop then discards cancelled timers
                 await asyncio.sleep(0)
         sizes.append(_resident())
     await router.aclose()
-    say(sizes)
+    report(sizes)
 
 
 def _resident() -> int:
-    """Return the bytes of memory that this process holds."""
+    """Return the resident memory of this process in bytes."""
     statm = Path("/proc/self/statm")
     if statm.exists():
         import resource  # noqa: PLC0415 - not on every system

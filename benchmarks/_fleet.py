@@ -1,4 +1,4 @@
-"""Child processes that start together, work at the same time, and are reaped whatever happens."""
+"""Child processes that start together, work at the same time, and are always reaped."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _GRACE = 5.0
 
 
 class FleetError(Exception):
-    """A child ended early, or took longer than it was given."""
+    """A child exited early or exceeded its time limit."""
 
 
 def run_together(
     role: str,
     tasks: Sequence[dict[str, Any]],
     *,
-    word: Callable[[], Any] = lambda: "go",
+    message: Callable[[], Any] = lambda: "go",
     ready: float = 120.0,
     timeout: float = 120.0,
 ) -> list[Any]:
-    """Run a child in ``role`` for each task; let all begin when all are ready; return their results in order.
+    """Run one child per task; start their work when all are ready; return the results in the tasks' order.
 
     Args:
-        role: What to do; see ``_child.py``.
-        tasks: What each child is told at its start.
-        word: Asked once all are ready, for what they are told then.
-        ready: Seconds that they may take to get ready, imports included.
+        role: The program to run; see ``_child.py``.
+        tasks: The task of each child.
+        message: Called when all are ready; its result is sent to every child and starts its work.
+        ready: Seconds that the children may take to get ready, imports included.
         timeout: Seconds that they may work.
 
     Raises:
-        FleetError: One of them failed or took too long. None of them is left running.
+        FleetError: A child failed or took too long. No child is left running.
     """
     processes = [_start(role, task) for task in tasks]
     try:
         give_up = time.monotonic() + ready
         for process in processes:
             _read(process, give_up)
-        line = json.dumps(word()).encode() + b"\n"
+        line = json.dumps(message()).encode() + b"\n"
         for process in processes:
-            _tell(process, line)
+            _write(process, line)
         give_up = time.monotonic() + timeout
         return [_read(process, give_up) for process in processes]
     finally:
@@ -59,7 +59,7 @@ def run_together(
 
 @contextmanager
 def child(role: str, task: dict[str, Any], *, ready: float = 60.0) -> Iterator[Any]:
-    """Run one child in the background; yield what it says when it is ready, and end it afterwards."""
+    """Run one child in the background; yield its first message, and end it afterwards."""
     process = _start(role, task)
     try:
         yield _read(process, time.monotonic() + ready)
@@ -83,14 +83,14 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def _tell(process: subprocess.Popen[bytes], line: bytes) -> None:
+def _write(process: subprocess.Popen[bytes], line: bytes) -> None:
     stdin = _pipe(process.stdin)
     stdin.write(line)
     stdin.flush()
 
 
 def _read(process: subprocess.Popen[bytes], give_up: float) -> Any:
-    """Return the next line of JSON that a child prints; what it prints else is passed over."""
+    """Return the next value that a child reports; skip whatever else it prints."""
     stdout = _pipe(process.stdout)
     with selectors.DefaultSelector() as selector:
         selector.register(stdout, selectors.EVENT_READ)
@@ -100,7 +100,7 @@ def _read(process: subprocess.Popen[bytes], give_up: float) -> Any:
                 raise FleetError(f"a child did not answer in time: {process.args!r}")
             line = stdout.readline()
             if not line:
-                raise FleetError(f"a child ended early, status {process.wait(_GRACE)}: {process.args!r}")
+                raise FleetError(f"a child exited early, status {process.wait(_GRACE)}: {process.args!r}")
             if line.startswith(b"{"):
                 return json.loads(line)["value"]
 

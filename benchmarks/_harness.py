@@ -1,4 +1,4 @@
-"""One way to measure: a warm-up, several runs in turn, their median and spread, the ratio to a baseline."""
+"""How figures are measured: a warm-up, several runs in turn, their median and spread, and a baseline."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ Work = Callable[[], Awaitable[object]]
 
 @attrs.frozen
 class Scale:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        runs: Runs of each figure, after one for warming up.
+        runs: Runs per figure, after one warm-up run.
         seconds: Length of one run.
-        short: Only see whether everything runs: smallest sizes, and the figures mean nothing.
+        short: Only check that everything runs: smallest sizes, and the figures mean nothing.
     """
 
     runs: int = 5
@@ -70,8 +70,8 @@ class Measure:
     """One quantity, measured several times.
 
     Attributes:
-        samples: What each run gave.
-        unit: Of what.
+        samples: The value of each run.
+        unit: The unit of the samples.
     """
 
     samples: tuple[float, ...]
@@ -84,7 +84,7 @@ class Measure:
 
     @property
     def spread(self) -> float:
-        """Highest minus lowest run, as a share of the median: 0.1 is ± 5 %."""
+        """The highest run minus the lowest, as a share of the median: 0.1 is ± 5 %."""
         median = self.median
         return (max(self.samples) - min(self.samples)) / abs(median) if median else 0.0
 
@@ -99,10 +99,10 @@ class Row:
 
     Attributes:
         case: What was done, under which conditions.
-        subject: Who did it.
-        measures: Quantity → what was measured of it.
-        baseline: The case and the subject that the first quantity is compared with; None for none.
-        note: What this subject does not do, or why there is nothing to tell.
+        subject: What did it: llm_router, a peer or a floor.
+        measures: The measured quantities by name.
+        baseline: Case and subject of the row that the first quantity is compared with, or None.
+        note: What this subject does not do, or why it has no figures.
     """
 
     case: str
@@ -117,9 +117,9 @@ class Table:
     """Rows that belong together.
 
     Attributes:
-        title: What they are about.
+        title: The heading.
         rows: The rows.
-        remarks: What a reader must know to understand them.
+        remarks: What a reader must know to understand the rows.
     """
 
     title: str
@@ -128,7 +128,7 @@ class Table:
 
     @classmethod
     def about(cls, title: str, *remarks: str) -> Table:
-        """Make an empty table with what a reader must know."""
+        """Make an empty table with remarks."""
         return cls(title, remarks=list(remarks))
 
     def add(self, *rows: Row) -> None:
@@ -165,7 +165,7 @@ class Table:
         values = [str(row.measures[name]) if name in row.measures else "" for name in quantities]
         ratio = self.ratio(row)
         compared = "" if ratio is None else f"{ratio:.2f}"
-        # Named only as far as it differs from the row itself.
+        # Only the part that differs from the row itself.
         base = (
             "" if ratio is None else ", ".join(_differing(row.baseline or ("", ""), (row.case, row.subject)))
         )
@@ -200,10 +200,10 @@ class Table:
 
 @attrs.define
 class Report:
-    """What one benchmark found.
+    """The results of one benchmark.
 
     Attributes:
-        name: The benchmark.
+        name: The name of the benchmark.
         tables: Its tables.
         seconds: How long it took.
     """
@@ -231,12 +231,12 @@ class Report:
 async def in_turn(
     subjects: Mapping[str, Callable[[], Awaitable[Mapping[str, float]]]], runs: int
 ) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Run every subject ``runs`` times, one after the other and round after round, after a round to warm up.
+    """Run every subject once per round, for ``runs`` rounds after a warm-up round.
 
     Subjects that take turns see the same machine: what slows it down slows down all of them.
 
     Returns:
-        Subject → quantity → the samples.
+        The samples, by subject and quantity.
     """
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in subjects}
     for turn in range(runs + 1):
@@ -252,16 +252,16 @@ async def in_turn(
 
 
 async def calls_per_second(work: Work, concurrency: int, seconds: float, stride: int = 1) -> float:
-    """Await ``work()`` in ``concurrency`` tasks for about ``seconds``; return how many ended in a second.
+    """Await ``work()`` in ``concurrency`` tasks for about ``seconds``; return the calls per second.
 
-    Each task does it once at least.
+    Each task makes at least ``stride`` calls.
 
     Args:
-        work: What to do.
-        concurrency: How many tasks do it over and over.
-        seconds: How long.
-        stride: Calls between two looks at the clock, after which the task gives way to the others. Above 1
-            for work that never suspends: a look costs about 0.1 µs.
+        work: The call to measure.
+        concurrency: The number of tasks that repeat it.
+        seconds: About how long.
+        stride: Calls of a task between two readings of the clock. More than 1 is for work that never
+            suspends: a reading takes about 0.1 µs, and after each the task yields to the others.
     """
     done = 0
     clock = time.perf_counter
@@ -284,9 +284,9 @@ async def calls_per_second(work: Work, concurrency: int, seconds: float, stride:
 
 
 async def latencies(work: Work, concurrency: int, seconds: float) -> list[float]:
-    """Await ``work()`` in ``concurrency`` tasks for about ``seconds``; return how long each took, sorted.
+    """Await ``work()`` in ``concurrency`` tasks for about ``seconds``; return their durations, sorted.
 
-    Each task does it once at least.
+    Each task makes at least one call.
     """
     took: list[float] = []
     clock = time.perf_counter
@@ -306,7 +306,7 @@ async def latencies(work: Work, concurrency: int, seconds: float) -> list[float]
 
 
 async def _all(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
-    """Run ``count`` workers; when one fails, end the others."""
+    """Run ``count`` workers; when one fails, cancel the others."""
     async with asyncio.TaskGroup() as group:
         for _ in range(count):
             group.create_task(worker())
@@ -318,7 +318,7 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Name the machine, the interpreter and the packages that were measured."""
+    """Describe the machine, the interpreter and the packages that are measured."""
     versions = {name: _version(name) for name in _PACKAGES}
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -352,7 +352,7 @@ def _differing(one: tuple[str, str], other: tuple[str, str]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """Show three or four digits, whatever the size."""
+    """Format a number: whole from 100 up, otherwise with three digits."""
     if value == 0 or abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

@@ -1,8 +1,8 @@
-"""Adapters to other libraries, each used the way its documentation recommends; imported only when measured.
+"""Adapters to other libraries, each used as its documentation recommends; imported only when measured.
 
-None of them knows the whole task, «take the first of n keys that has room in rpm, tpm and rpd, all or
-nothing, and correct the tokens afterwards». Each is given the cheapest honest form of it that its API allows,
-and its ``lacks`` says what is left out. So the comparison favours the peers.
+None of them does the whole task: take the first of n keys with room in rpm, tpm and rpd, all or nothing, and
+correct the tokens afterwards. Each is given the cheapest honest form of it that its API allows, and its
+``lacks`` says what is left out. The comparison therefore favours the peers.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ __all__ = [
 _MINUTE, _DAY = 60, 86_400
 
 CONNECTIONS = 1_000
-"""Connections that a client of Redis may open: its own default of 100 is an error at 256 in flight."""
+"""Connections that a Redis client may open; its default of 100 fails with 256 calls in flight."""
 
 
 class NotInstalledError(Exception):
-    """A peer is not installed, so there is nothing to compare with."""
+    """A peer is not installed and cannot be measured."""
 
 
 @attrs.frozen
@@ -51,14 +51,14 @@ class Limits:
 
 
 class Limiter(Protocol):
-    """The limiters of n keys, as one peer makes them."""
+    """The limiters of n keys, built with one peer."""
 
     async def take(self, key: int, tokens: int) -> bool:
         """Take one request of ``tokens`` tokens from ``key`` if it has room."""
         ...
 
     async def aclose(self) -> None:
-        """Let go of what it holds open."""
+        """Close connections and files."""
         ...
 
 
@@ -71,9 +71,9 @@ class Peer:
 
     Attributes:
         name: Its name.
-        module: What to import.
-        stores: The kinds of store it has, and how its limiters are made there.
-        lacks: What it does not do of the task.
+        module: The module to import.
+        stores: How to make its limiters, by kind of store.
+        lacks: The parts of the task that it does not do.
     """
 
     name: str
@@ -86,7 +86,7 @@ def require(module: str) -> Any:
     """Import ``module``.
 
     Raises:
-        NotInstalledError: It is not there.
+        NotInstalledError: It is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -98,7 +98,7 @@ def require(module: str) -> Any:
 async def opened(
     peer: Peer, store: str, limits: Sequence[Limits], redis_url: str | None, directory: Path
 ) -> AsyncIterator[Limiter]:
-    """Make the limiters of a peer, and let go of them afterwards.
+    """Make the limiters of a peer, and close them afterwards.
 
     Raises:
         NotInstalledError: The peer is not installed.
@@ -115,7 +115,7 @@ async def opened(
 
 
 class _Limits:
-    """``limits``: a sliding-window counter for the minute (the cheapest that slides), a fixed day."""
+    """``limits``: a sliding-window counter per minute (its cheapest that slides), a fixed window per day."""
 
     def __init__(self, limits: Sequence[Limits], storage: Any) -> None:
         lib, strategies = require("limits"), require("limits.aio.strategies")
@@ -171,7 +171,7 @@ class _Throttled:
         def throttle(period: timedelta, limit: int) -> Any:
             return aio.Throttled(quota=rates.per_duration(period, limit, burst=limit), store=store)
 
-        # One object per distinct limit, as its documentation has it; the key is told with each call.
+        # One object per distinct limit, as in its documentation; the key is passed with each call.
         kinds = {
             each: (throttle(minute, each.rpm), throttle(minute, each.tpm), throttle(day, each.rpd))
             for each in dict.fromkeys(limits)
@@ -230,14 +230,14 @@ class _Pyrate:
 
 def _pyrate_limiter(bucket: Any) -> Any:
     lib = require("pyrate_limiter")
-    # Constant-state buckets have nothing to leak, and a leaking thread per key would be unfair.
+    # Constant-state buckets have nothing to leak, so a leaking thread per key would be an unfair cost.
     return lib.Limiter(require("pyrate_limiter.limiter").SingleBucketFactory(bucket, schedule_leak=False))
 
 
 def _pyrate_rates(limits: Limits) -> tuple[list[Any], list[Any]]:
     rate = require("pyrate_limiter").Rate
     minute, day = _MINUTE * 1_000, _DAY * 1_000
-    # It refuses a longer rate that allows no more than the shorter one, or more than that ever lets through.
+    # It rejects a longer rate that allows no more than the shorter one, or more than that can ever pass.
     per_day = min(max(limits.rpd, limits.rpm + 1), limits.rpm * _DAY // _MINUTE)
     return [rate(limits.rpm, minute), rate(per_day, day)], [rate(limits.tpm, minute)]
 
@@ -269,7 +269,7 @@ async def _pyrate_sqlite(limits: Sequence[Limits], _url: str | None, directory: 
     bucket = require("pyrate_limiter").SQLiteBucket
     require("filelock")
     path = str(directory / "pyrate.sqlite3")
-    # Its own file lock is what makes it fit for several processes; it also switches on WAL.
+    # The file lock makes it safe for several processes; it also switches WAL on.
     made = [
         bucket.init_from_file(_pyrate_rates(each)[0], table=f"key_{n}", db_path=path, use_file_lock=True)
         for n, each in enumerate(limits)
@@ -281,7 +281,7 @@ async def _pyrate_sqlite(limits: Sequence[Limits], _url: str | None, directory: 
 
 
 class _Aiolimiter:
-    """``aiolimiter``: three leaky buckets a key; ask all three, then take from all three."""
+    """``aiolimiter``: three leaky buckets per key; ask all three, then take from all three."""
 
     def __init__(self, limits: Sequence[Limits]) -> None:
         make = require("aiolimiter").AsyncLimiter
@@ -299,7 +299,7 @@ class _Aiolimiter:
         return True
 
     async def aclose(self) -> None:
-        """Do nothing: it holds nothing open."""
+        """Do nothing: nothing is open."""
 
 
 async def _aiolimiter_memory(limits: Sequence[Limits], _url: str | None, _directory: Path) -> Limiter:
@@ -311,19 +311,19 @@ LIMITERS: tuple[Peer, ...] = (
         "limits",
         "limits",
         {"memory": _limits_memory, "redis": _limits_redis},
-        "no settle; not atomic over the three; window estimated; day by UTC",
+        "no settle; not atomic across the three; window estimated; UTC day",
     ),
     Peer(
         "throttled-py",
         "throttled",
         {"memory": _throttled_memory, "redis": _throttled_redis},
-        "no settle; not atomic over the three; refills continuously: a window may hold 2 × the limit",
+        "no settle; not atomic across the three; refills continuously: a window may hold 2 × the limit",
     ),
     Peer(
         "pyrate-limiter",
         "pyrate_limiter",
         {"memory": _pyrate_memory, "redis": _pyrate_redis, "sqlite": _pyrate_sqlite},
-        "no settle; tokens apart; refills continuously (SQLite: no tpm: it needs a row a token)",
+        "no settle; tokens separate; refills continuously; no tpm on SQLite (a row per token)",
     ),
     Peer(
         "aiolimiter",
@@ -348,7 +348,7 @@ def litellm_router(
     checks: Sequence[str] = (),
     model: str = "gemini-flash-latest",
 ) -> Any:
-    """Make a LiteLLM Router over ``count`` keys, all in one model group called ``group``.
+    """Make a LiteLLM Router over ``count`` keys, all in one model group named ``group``.
 
     Raises:
         NotInstalledError: LiteLLM is not installed.
@@ -373,17 +373,17 @@ def litellm_router(
 
 
 def check(module: str) -> None:
-    """Tell whether ``module`` is installed, without importing it.
+    """Check that ``module`` is installed, without importing it.
 
     Raises:
-        NotInstalledError: It is not.
+        NotInstalledError: It is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise NotInstalledError(f"not installed ({module})")
 
 
 def _litellm() -> Any:
-    # Its price list comes with it; without this it is fetched from the network on import.
+    # Use the price list in the package; otherwise it is fetched from the network on import.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_LOG", "CRITICAL")
     litellm = require("litellm")

@@ -1,4 +1,4 @@
-"""Plots of what the benchmarks found; needs matplotlib, which is imported when one is drawn."""
+"""Plots of the results; they need matplotlib, which is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from _harness import Report, Row, Table
 
 __all__ = ["draw"]
 
-_LEFT_OUT = ("aims",)
+_NOT_DRAWN = ("targets",)
 
 
 def draw(reports: Sequence[Report], directory: Path) -> Iterator[Path]:
-    """Draw one PNG for every table into ``directory``, which is made; yield their paths."""
-    import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only wanted here
+    """Draw one PNG per table into ``directory``, which is made if missing; yield their paths."""
+    import matplotlib as mpl  # noqa: PLC0415 - slow to import, and only needed here
 
     mpl.use("Agg")
     directory.mkdir(parents=True, exist_ok=True)
     for report in reports:
         for number, table in enumerate(report.tables):
             rows = [row for row in table.rows if row.measures]
-            if rows and table.title not in _LEFT_OUT:
+            if rows and table.title not in _NOT_DRAWN:
                 path = directory / f"{report.name}-{number + 1}.png"
                 _bars(table, rows, path)
                 yield path
 
 
 def _bars(table: Table, rows: Sequence[Row], path: Path) -> None:
-    """Draw the first quantity of every row, on a logarithmic scale where they differ a lot."""
+    """Draw the first quantity of every row, on a logarithmic scale if the values differ widely."""
     import matplotlib.pyplot as plt  # noqa: PLC0415 - see draw()
 
     quantity, measure = next(iter(rows[0].measures.items()))
@@ -48,9 +48,9 @@ def _fill(axes: Any, rows: Sequence[Row], quantity: str) -> None:
     highs = [max(row.measures[quantity].samples) - row.measures[quantity].median for row in rows]
     subjects = list(dict.fromkeys(row.subject for row in rows))
     colours = [f"C{subjects.index(row.subject) % 10}" for row in rows]
-    places = range(len(rows))
-    axes.barh(places, medians, xerr=(lows, highs), color=colours, error_kw={"elinewidth": 1})
-    axes.set_yticks(places, [f"{row.case}: {row.subject}" for row in rows], fontsize="x-small")
+    positions = range(len(rows))
+    axes.barh(positions, medians, xerr=(lows, highs), color=colours, error_kw={"elinewidth": 1})
+    axes.set_yticks(positions, [f"{row.case}: {row.subject}" for row in rows], fontsize="x-small")
     axes.invert_yaxis()
     if min(medians) > 0 and max(medians) > 20 * min(medians):
         axes.set_xscale("log")

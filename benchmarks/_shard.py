@@ -1,4 +1,4 @@
-"""One Redis shard: server time per script call and operation, and bytes per key, as the server tells them."""
+"""One Redis shard: time per script call and operation, and bytes per key, as the server reports them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _DEMAND = Demand(1, PROMPT_TOKENS)
 
 
 async def shard(scale: Scale, url: str) -> Table:
-    """Measure what one Redis server spends on operations and keeps for keys."""
+    """Measure the time that one Redis server spends on operations, and the memory it needs for keys."""
     table = Table.about(
-        "one Redis shard: what the server spends",
-        "from INFO: the time of EVALSHA alone, without the network's; an operation is a reserve or a settle",
-        f"bytes per key: {_KEYS:,} keys whose rpm of {_RPM} is spent, settled, with rpm + tpm + rpd",
+        "one Redis shard: server time and memory",
+        "from INFO: the time of EVALSHA alone, without the network; an operation is a reserve or a settle",
+        f"bytes per key: {_KEYS:,} keys with rpm + tpm + rpd, whose rpm of {_RPM} is spent and settled",
     )
     for in_flight in (1, 16, 256)[: 1 if scale.short else None]:
         table.add(await _server_time(scale, url, in_flight))

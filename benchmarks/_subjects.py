@@ -1,4 +1,4 @@
-"""What is measured: deployments, stores, the servers they need, and providers that answer at once."""
+"""What the benchmarks measure: deployments, stores, the servers they need, and an instant provider."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ __all__ = [
     "PROMPT_TOKENS",
     "Instant",
     "deployments",
-    "open_accounts",
     "open_store",
     "redis_server",
     "scratch",
+    "use_each_once",
 ]
 
 FREE = 10**9
-"""A limit that no run ever reaches."""
+"""A limit that no run reaches."""
 
 PROMPT_TOKENS = 100
 """Input tokens of every request."""
@@ -59,7 +59,7 @@ def deployments(
     rpd: int = FREE,
     guard: float | None = None,
 ) -> list[Deployment]:
-    """Make ``count`` keys on one model, each a project of its own, limited in rpm, tpm and rpd."""
+    """Make ``count`` keys for one model, each with its own project and limits in rpm, tpm and rpd."""
     options = {} if guard is None else {"guard": guard}
     quotas = (
         Quota(Metric.RPM, rpm, **options),
@@ -72,14 +72,14 @@ def deployments(
     ]
 
 
-async def open_accounts(store: RateLimitStore, pool: Sequence[Deployment]) -> None:
-    """Use every deployment once: what is measured afterwards is not the first use of any."""
+async def use_each_once(store: RateLimitStore, pool: Sequence[Deployment]) -> None:
+    """Use every deployment once, so that no first use is measured."""
     numbered = iter(enumerate(pool))
     demand = Demand(1, PROMPT_TOKENS)
 
     async def worker() -> None:
         for number, deployment in numbered:
-            name = f"opening-{number:x}"
+            name = f"first-{number:x}"
             await store.reserve(name, [deployment], demand, 60.0)
             await store.settle(name, demand)
 
@@ -87,7 +87,7 @@ async def open_accounts(store: RateLimitStore, pool: Sequence[Deployment]) -> No
 
 
 class Instant:
-    """A provider that answers at once, always the same: what is left is the router's own cost."""
+    """A provider that gives the same answer at once, so that only the router's own cost is left."""
 
     def __init__(self) -> None:
         usage = Usage(input_tokens=PROMPT_TOKENS, output_tokens=1, total_tokens=PROMPT_TOKENS + 1)
@@ -95,19 +95,19 @@ class Instant:
 
     async def generate(
         self,
-        deployment: Deployment,  # noqa: ARG002 - the port's
-        request: Request,  # noqa: ARG002 - the port's
-        launched: Callable[[], None],
+        deployment: Deployment,  # noqa: ARG002 - part of the protocol
+        request: Request,  # noqa: ARG002 - part of the protocol
+        dispatched: Callable[[], None],
     ) -> Reply:
-        """Answer."""
-        launched()
+        """Return the answer."""
+        dispatched()
         return self._reply
 
     def validate(self, request: Request) -> None:
         """Accept everything."""
 
-    def estimate_tokens(self, request: Request) -> int:  # noqa: ARG002 - the port's
-        """Know what will be counted."""
+    def estimate_tokens(self, request: Request) -> int:  # noqa: ARG002 - part of the protocol
+        """Return exactly what the answer will count."""
         return PROMPT_TOKENS
 
     async def aclose(self) -> None:
@@ -116,7 +116,7 @@ class Instant:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Make a directory, and remove it afterwards."""
+    """Make a temporary directory; remove it afterwards."""
     with tempfile.TemporaryDirectory(prefix="llm_router-bench-", ignore_cleanup_errors=True) as path:
         yield Path(path)
 
@@ -125,7 +125,7 @@ def scratch() -> Iterator[Path]:
 async def open_store(
     kind: str, *, redis_url: str | None = None, clock: Clock | None = None
 ) -> AsyncIterator[RateLimitStore]:
-    """Open an empty store of a kind: ``memory``, ``sqlite`` or ``redis``."""
+    """Open an empty store of a kind, ``memory``, ``sqlite`` or ``redis``; close it afterwards."""
     with scratch() as directory:
         store = _make_store(kind, directory, redis_url, clock)
         try:
@@ -154,7 +154,7 @@ def _make_store(kind: str, directory: Path, redis_url: str | None, clock: Clock 
 
 @contextmanager
 def redis_server() -> Iterator[str | None]:
-    """Run a Valkey or Redis server without persistence; yield its URL, or None where there is no server."""
+    """Run a Valkey or Redis server without persistence; yield its URL, or None if none is installed."""
     binary = _server_binary()
     if binary is None:
         yield None
@@ -188,7 +188,7 @@ def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
         except OSError:
             if process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError("the Redis server does not start") from None
+                raise RuntimeError("the Redis server did not start") from None
             time.sleep(0.02)
         else:
             return

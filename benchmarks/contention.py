@@ -1,4 +1,4 @@
-"""Contention: several processes on the same strict quotas, and what the provider saw of them."""
+"""Contention: several processes on the same strict quotas, and what reached the provider."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["run"]
 
 _MINUTE = 60
 _LONGEST_BURST = 20.0
-_BY_MINUTE = "counts by the calendar's minute"
+_BY_MINUTE = "counts calendar minutes"
 _REMARKS = [
-    "utilisation: the most that was accepted in any 60 s, of what the quota allows",
-    "upstream 429: requests that were sent although the quota was spent, and that the provider refused",
+    "utilisation: the most requests accepted in any 60 s, as a share of the quota",
+    "upstream 429: requests sent although the quota was spent, and refused by the provider",
 ]
 
 
 @attrs.frozen
 class _Size:
-    """How much traffic there is."""
+    """The amount of traffic."""
 
     processes: int = 4
     keys: int = 20
@@ -39,13 +39,13 @@ class _Size:
 
     @property
     def quota(self) -> int:
-        """Requests that all keys together allow in a minute."""
+        """Requests per minute that all keys together allow."""
         return self.keys * self.rpm
 
 
 @attrs.frozen
 class _Client:
-    """Who sends: llm_router on some store, or LiteLLM in some configuration."""
+    """A sender: llm_router on some store, or LiteLLM in some configuration."""
 
     name: str
     task: dict[str, Any]
@@ -53,7 +53,7 @@ class _Client:
 
 
 @attrs.frozen
-class _Seen:
+class _Outcome:
     """What the emulator counted of one client, and from when to when."""
 
     client: _Client
@@ -63,13 +63,13 @@ class _Seen:
 
     @property
     def peak(self) -> int:
-        """The most requests accepted in any 60 s, over all keys."""
+        """The most requests accepted in any 60 s, summed over the keys."""
         return sum(counts.peak_requests for counts in self.emulator.by_bucket.values())
 
 
 @attrs.define
-class _Ground:
-    """Where the stores of the clients are: each traffic begins with an empty one."""
+class _StoreUrls:
+    """Where the stores of the clients are; each measurement begins with an empty one."""
 
     directory: Path
     redis_url: str | None
@@ -86,20 +86,20 @@ class _Ground:
 
 
 async def run(scale: Scale) -> Report:
-    """Measure several processes on the same quotas."""
+    """Measure several processes that share quotas."""
     size = _Size(processes=2, keys=2, rpm=3) if scale.short else _Size()
     with scratch() as directory, redis_server() as url:
-        ground = _Ground(directory, url)
+        urls = _StoreUrls(directory, url)
         alone, *ours = _our_clients(url)
         if scale.short:
-            return Report("contention", [await _burst(ground, size, ours[:1], [])])
+            return Report("contention", [await _burst(urls, size, ours[:1], [])])
         peers, missing = _litellm_clients(url)
-        burst = await _burst(ground, size, [*ours, *peers], missing)
+        burst = await _burst(urls, size, [*ours, *peers], missing)
         single = attrs.evolve(size, processes=1)
-        burst.rows[:0] = (await _burst(ground, single, [alone], [])).rows
-        idle = await _idle_then_burst(ground, size, [*ours, *peers])
-        tables = [burst, idle, await _drain(ground, size, ours)]
-    return Report("contention", [*tables, _aims(tables)])
+        burst.rows[:0] = (await _burst(urls, single, [alone], [])).rows
+        idle = await _idle_then_burst(urls, size, [*ours, *peers])
+        tables = [burst, idle, await _drain(urls, size, ours)]
+    return Report("contention", [*tables, _targets(tables)])
 
 
 def _our_clients(url: str | None) -> list[_Client]:
@@ -133,46 +133,46 @@ def _litellm_clients(url: str | None) -> tuple[list[_Client], list[Row]]:
 # --- traffic ------------------------------------------------------------------------------------------
 
 
-async def _burst(ground: _Ground, size: _Size, clients: list[_Client], missing: list[Row]) -> Table:
+async def _burst(urls: _StoreUrls, size: _Size, clients: list[_Client], missing: list[Row]) -> Table:
     demand = 2 * size.quota
     case = f"{demand} at once on {size.quota} of quota, {size.processes} processes"
-    table = Table.about("burst: twice the quota at once, nobody waits", *_REMARKS)
+    table = Table.about("burst: twice the quota at once, no request waits", *_REMARKS)
     for client in clients:
-        seen = await _send(ground, size, client, _now, demand // size.processes)
-        table.add(_row(case, size, seen))
+        outcome = await _send(urls, size, client, _now, demand // size.processes)
+        table.add(_row(case, size, outcome))
     table.add(*(attrs.evolve(row, case=case) for row in missing))
     return table
 
 
-async def _idle_then_burst(ground: _Ground, size: _Size, clients: list[_Client]) -> Table:
-    """Burst shortly before and shortly after the wall clock's minute turns, idle before."""
+async def _idle_then_burst(urls: _StoreUrls, size: _Size, clients: list[_Client]) -> Table:
+    """After an idle time, send one burst shortly before a calendar minute ends and one shortly after."""
     table = Table.about(
-        f"burst, then burst: the whole quota {_LONGEST_BURST:.0f} s before a minute turns, and 5 s after",
-        "idle before; each client on an emulator and keys of its own, all of them at once and with half the "
-        "processes, for only counts matter here",
+        f"two bursts: the whole quota {_LONGEST_BURST:.0f} s before a calendar minute, and again 5 s into it",
+        "idle before; each client has its own emulator and keys; all run at once, with half the processes, "
+        "since only counts matter here",
         "a provider that counts calendar minutes would accept both bursts; this one counts any 60 s",
     )
     half = attrs.evolve(size, processes=size.processes // 2)
-    found = await asyncio.gather(
-        *(_send(ground, half, client, _around_a_turn, half.quota // half.processes) for client in clients)
+    outcomes = await asyncio.gather(
+        *(_send(urls, half, client, _around_a_turn, half.quota // half.processes) for client in clients)
     )
-    table.add(*(_row(f"2 × {half.quota}, {half.processes} processes", half, seen) for seen in found))
+    table.add(*(_row(f"2 × {half.quota}, {half.processes} processes", half, outcome) for outcome in outcomes))
     return table
 
 
-async def _drain(ground: _Ground, size: _Size, clients: list[_Client], guard: float = 0.3) -> Table:
-    """Send twice the quota with patience, and see how long it takes until all are answered."""
+async def _drain(urls: _StoreUrls, size: _Size, clients: list[_Client], guard: float = 0.3) -> Table:
+    """Send twice the quota at once, let requests wait, and measure how long it takes to answer all."""
     demand = 2 * size.quota
     table = Table.about(
-        "drain: twice the quota at once, everybody waits",
-        f"the least possible time is {_MINUTE} s; with the guard, {guard} s by default, {_MINUTE + guard} s",
+        "drain: twice the quota at once, all requests wait",
+        f"the least possible time is {_MINUTE} s; with the guard ({guard} s by default), {_MINUTE + guard} s",
     )
 
     async def one(client: _Client) -> Row:
-        patient = attrs.evolve(client, task={**client.task, "guard": guard, "max_wait": 300.0})
-        seen = await _send(ground, size, patient, _now, demand // size.processes)
-        row = _row(f"{demand} on {size.quota} of quota, {size.processes} processes", size, seen)
-        drained = {"time to drain": Measure((seen.ended - seen.began,), "s")}
+        waiting = attrs.evolve(client, task={**client.task, "guard": guard, "max_wait": 300.0})
+        outcome = await _send(urls, size, waiting, _now, demand // size.processes)
+        row = _row(f"{demand} on {size.quota} of quota, {size.processes} processes", size, outcome)
+        drained = {"time to drain": Measure((outcome.ended - outcome.began,), "s")}
         return attrs.evolve(row, measures={**row.measures, **drained})
 
     for client in clients:
@@ -181,22 +181,23 @@ async def _drain(ground: _Ground, size: _Size, clients: list[_Client], guard: fl
 
 
 async def _send(
-    ground: _Ground, size: _Size, client: _Client, moments: Callable[[], list[float]], requests: int
-) -> _Seen:
-    """Let the processes of one client send so many requests each, at each of the moments."""
+    urls: _StoreUrls, size: _Size, client: _Client, starts: Callable[[], list[float]], requests: int
+) -> _Outcome:
+    """Let each process of one client send ``requests`` requests at each of the start times."""
     async with _emulator(size) as emulator:
         task = {
             **client.task,
-            "store": ground.fresh(client.task["kind"]),
+            "store": urls.fresh(client.task["kind"]),
             "keys": size.keys,
             "rpm": size.rpm,
             "emulator": emulator.url,
             "requests": requests,
         }
         found = await asyncio.to_thread(
-            run_together, "contender", [task] * size.processes, word=moments, timeout=240.0
+            run_together, "contender", [task] * size.processes, message=starts, timeout=240.0
         )
-    return _Seen(client, emulator, min(each["began"] for each in found), max(each["ended"] for each in found))
+    began, ended = min(each["began"] for each in found), max(each["ended"] for each in found)
+    return _Outcome(client, emulator, began, ended)
 
 
 @contextlib.asynccontextmanager
@@ -207,7 +208,7 @@ async def _emulator(size: _Size) -> AsyncIterator[GeminiEmulator]:
 
 
 def _now() -> list[float]:
-    """Return this moment, or the beginning of the next minute, lest a burst lie across the turn."""
+    """Return the present time, or the start of the next minute if a burst might reach into it."""
     now = time.time()
     turn = _next_turn(now)
     return [now if turn - now > _LONGEST_BURST else turn + 0.1]
@@ -222,21 +223,21 @@ def _next_turn(after: float) -> float:
     return (int(after) // _MINUTE + 1) * float(_MINUTE)
 
 
-def _row(case: str, size: _Size, seen: _Seen) -> Row:
-    emulator = seen.emulator
+def _row(case: str, size: _Size, outcome: _Outcome) -> Row:
+    emulator = outcome.emulator
     measures = {
         "accepted": Measure((emulator.accepted,), ""),
         "upstream 429": Measure((emulator.refused,), ""),
-        "utilisation": Measure((100 * seen.peak / size.quota,), "%"),
+        "utilisation": Measure((100 * outcome.peak / size.quota,), "%"),
     }
-    return Row(case, seen.client.name, measures, None, seen.client.note)
+    return Row(case, outcome.client.name, measures, None, outcome.client.note)
 
 
-def _aims(tables: list[Table]) -> Table:
-    aims = Table("aims")
+def _targets(tables: list[Table]) -> Table:
+    targets = Table("targets")
     rows = [row for table in tables for row in table.rows if row.subject.startswith("llm_router")]
     refused = sum(row.measures["upstream 429"].median for row in rows)
     least = min(row.measures["utilisation"].median for row in rows)
-    aims.add(Row("all traffic: no upstream 429", "llm_router", {"reached": Measure((refused,), "")}))
-    aims.add(Row("all traffic: utilisation ≥ 99 %", "llm_router", {"reached": Measure((least,), "%")}))
-    return aims
+    targets.add(Row("all traffic: no upstream 429", "llm_router", {"reached": Measure((refused,), "")}))
+    targets.add(Row("all traffic: utilisation ≥ 99 %", "llm_router", {"reached": Measure((least,), "%")}))
+    return targets

@@ -1,4 +1,4 @@
-"""Memory and start: bytes per deployment, waiting caller and conversation; import time; RSS over time."""
+"""Memory and imports: bytes per deployment, waiting caller and conversation; import time; RSS over time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def run(scale: Scale) -> Report:
 
 async def _bytes(scale: Scale) -> Table:
     n = 200 if scale.short else 10_000
-    table = Table(f"bytes each, of {n:,} (tracemalloc)")
+    table = Table(f"bytes each, averaged over {n:,} (tracemalloc)")
     cases: dict[str, Callable[[int], Awaitable[float]]] = {
         "deployment: its values, rpm + tpm + rpd": _values,
         "deployment: in a router": _in_router,
@@ -49,12 +49,12 @@ async def _bytes(scale: Scale) -> Table:
     }
     for case, measure in cases.items():
         table.add(Row(case, "llm_router", {"bytes": Measure((await measure(n),), "B")}))
-    table.remarks.append("«in a router» comes on top of the values, «used once» includes «in a router»")
+    table.remarks.append('"in a router" comes on top of the values; "used once" includes "in a router"')
     return table
 
 
 class _Meter:
-    """Counts the bytes that were allocated since it was made and are still held."""
+    """Counts the bytes that were allocated since its creation and are still in use."""
 
     def __init__(self) -> None:
         gc.collect()
@@ -122,8 +122,8 @@ async def _conversing(n: int) -> float:
 
 async def _imports(scale: Scale) -> Table:
     table = Table.about(
-        "a new interpreter that imports",
-        "with bytecode compiled before; the baseline is an interpreter that imports nothing",
+        "starting an interpreter and importing",
+        "the bytecode is compiled already; the baseline is an interpreter that imports nothing",
     )
     names = list(_IMPORTS)[: 2 if scale.short else None]
 
@@ -141,7 +141,7 @@ async def _imports(scale: Scale) -> Table:
 
 
 def _import(name: str) -> Mapping[str, float]:
-    """Time the whole life of an interpreter: what its user waits for."""
+    """Time an interpreter from start to exit, as its user waits for it."""
     path = [entry for entry in sys.path if entry]
     code = f"import sys; sys.path[:0] = {path!r}\n{_IMPORTS[name]}"
     began = time.perf_counter()
@@ -160,7 +160,7 @@ async def _resident(scale: Scale) -> Table:
     sizes = (await asyncio.to_thread(run_together, "sends", [{"sends": sends}], timeout=600.0))[0]
     table = Table.about(
         f"resident memory over {sends:,} sends",
-        "a process of its own with 100 deployments; flat means that nothing grows with the requests",
+        "a separate process with 100 deployments; flat means that nothing grows with the number of requests",
     )
     baseline = (_after(sends // 10), "llm_router")
     for tenth in (1, 2, 5, 10):

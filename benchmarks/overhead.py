@@ -1,4 +1,4 @@
-"""Overhead: what one ``await router.send()`` costs above calling the provider directly."""
+"""Overhead: what one ``await router.send()`` adds to a direct call of the provider."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from _subjects import (
     PROMPT_TOKENS,
     Instant,
     deployments,
-    open_accounts,
     open_store,
     redis_server,
+    use_each_once,
 )
 
 from llm_router import Request, Router
@@ -32,14 +32,14 @@ async def run(scale: Scale) -> Report:
     """Measure the overhead of a send."""
     ours = await _ours(scale)
     litellm = await _litellm(scale)
-    return Report("overhead", [ours, litellm, _aims(ours)])
+    return Report("overhead", [ours, litellm, _targets(ours)])
 
 
 async def _ours(scale: Scale) -> Table:
     table = Table.about(
-        "router.send() above provider.generate(), a provider that answers at once, rpm + tpm + rpd",
-        "added: send minus the direct call of the same round; the baseline is the same at 10 deployments",
-        "in the redis row one send waits for its reserve and its settle, each a round trip",
+        "router.send() compared with provider.generate(), instant provider, rpm + tpm + rpd",
+        "added: send minus the direct call of the same round; the baseline is 10 deployments in memory",
+        "in the redis row each send waits for its reserve and its settle, a round trip each",
     )
     for n in (10,) if scale.short else SIZES:
         table.add(await _send(scale, n, "memory", None))
@@ -52,18 +52,17 @@ async def _ours(scale: Scale) -> Table:
 async def _send(scale: Scale, n: int, kind: str, url: str | None) -> Row:
     provider, pool = Instant(), deployments(n)
     request = Request(contents="hello")
-    # A store that is not in memory suspends each send: then the stride would only add to it.
+    # Other stores suspend in every send, so that a stride is not needed and would only add to the time.
     stride = _STRIDE if kind == "memory" else 1
 
     async def direct() -> None:
         await provider.generate(pool[0], request, _ignore)
 
-    # Used once before anything is measured: through the store, and then through the router, too.
     async with (
         open_store(kind, redis_url=url) as store,
         Router(pool, provider=provider, store=store) as router,
     ):
-        await open_accounts(store, pool)
+        await use_each_once(store, pool)
 
         async def send() -> None:
             response = await router.send("hello")
@@ -78,7 +77,7 @@ async def _send(scale: Scale, n: int, kind: str, url: str | None) -> Row:
 
 
 def _ignore() -> None:
-    """Stand for what a router does when a request is on its way."""
+    """Stand in for what a router does when a request is on its way."""
 
 
 def _added(send: tuple[float, ...], direct: tuple[float, ...]) -> dict[str, Measure]:
@@ -99,8 +98,8 @@ def _timed(work: Callable[[], Awaitable[object]], scale: Scale, stride: int = 1)
 
 async def _litellm(scale: Scale) -> Table:
     table = Table.about(
-        "LiteLLM: Router.acompletion() above litellm.acompletion(), both with mock_response",
-        "the baseline is llm_router's added time at as many deployments in the same run",
+        "LiteLLM: Router.acompletion() compared with litellm.acompletion(), both with mock_response",
+        "the baseline is llm_router's added time for the same number of deployments in the same run",
     )
     for n in LITELLM_SIZES[: 1 if scale.short else None]:
         case = _case("memory", n)
@@ -133,8 +132,8 @@ async def _mocked(scale: Scale, n: int, strategy: str) -> Row:
     return Row(case, name, measures, (case, "llm_router"), "no reservation before the call, no rpd")
 
 
-def _aims(ours: Table) -> Table:
-    table = Table("aims")
+def _targets(ours: Table) -> Table:
+    table = Table("targets")
     ten = ours.find(_case("memory", 10), "llm_router")
     most = ours.find(_case("memory", 100_000), "llm_router")
     if ten is not None:

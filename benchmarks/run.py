@@ -1,4 +1,4 @@
-"""Runs the benchmarks: ``python benchmarks/run.py [NAME …] [--short] [--json FILE] [--plots DIR]``."""
+"""Run the benchmarks: ``python benchmarks/run.py [NAME …] [--short] [--json FILE] [--plots DIR]``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(_data(where, scale, reports), indent=1) + "\n", encoding="utf-8")
     if options.plots is not None:
-        from _plots import draw  # noqa: PLC0415 - matplotlib is slow to import, and only wanted here
+        from _plots import draw  # noqa: PLC0415 - matplotlib is slow to import, and only needed here
 
         for path in draw(reports, options.plots):
             print(f"wrote {path}")
@@ -49,13 +49,13 @@ def measure(name: str, scale: Scale) -> Report:
 
 
 def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Measure llm_router beside its peers.")
+    parser = argparse.ArgumentParser(description="Measure llm_router and its peers.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
-    parser.add_argument("--short", action="store_true", help="only see whether everything runs (under 60 s)")
-    parser.add_argument("--runs", type=int, default=Scale().runs, help="runs of each figure (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=Scale().seconds, help="of one run (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there, too")
-    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots there (needs matplotlib)")
+    parser.add_argument("--short", action="store_true", help="only check that everything runs (under 60 s)")
+    parser.add_argument("--runs", type=int, default=Scale().runs, help="runs per figure (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=Scale().seconds, help="of each run (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every sample to FILE")
+    parser.add_argument("--plots", type=Path, metavar="DIR", help="draw plots into DIR (needs matplotlib)")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The real SDK: google-genai calls per second through the router and without it, on the same emulator."""
+"""The real SDK: google-genai calls per second with and without the router, against the same emulator."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Work = Callable[[], Awaitable[object]]
 
 @attrs.frozen
 class Works:
-    """Calls by the name of who makes them: for an answer as a whole, and for one that is streamed."""
+    """Calls by the name of the client: for a whole answer, and for a streamed one."""
 
     whole: Mapping[str, Work]
     streamed: Mapping[str, Work]
@@ -31,28 +31,28 @@ class Works:
 _PROMPT = "Say in one sentence what a token bucket is."
 _KEYS = 10
 _FACTOR = 4
-"""A call takes about a millisecond: longer runs than elsewhere, for as many calls."""
+"""How much longer runs are here than elsewhere, because a call takes about a millisecond."""
 
 _BASELINE = "google-genai"
 _NOTES = {
     "google-genai, no safety settings": "sends less",
-    "google-genai, own session": "an aiohttp session of its user's, deaf to the environment",
-    "GeminiProvider": "the adapter alone: no choice, no quota",
+    "google-genai, own session": "an aiohttp session of the user's, which ignores the environment",
+    "GeminiProvider": "the adapter alone: no choice of a deployment, no quota",
 }
 
 
 async def run(scale: Scale) -> Report:
     """Measure calls through the SDK."""
     table = Table.about(
-        "google-genai calls per second against the emulator (a process of its own, over HTTP on loopback)",
-        "all clients are in one process and take turns; CPU is that of this process, without the emulator's",
-        "the bare SDK reserves nothing, and has one key and the same four safety settings",
-        "above 1 ×: the adapter prepares the config once, and seeks no proxy and no ~/.netrc in every call",
+        "google-genai calls per second against the emulator (a separate process, over HTTP on loopback)",
+        "all clients share one process and take turns; CPU is the time of that process, without the emulator",
+        "the bare SDK uses one key and the same four safety settings, and reserves nothing",
+        "above 1 ×: the adapter prepares the config once, and looks for no proxy or ~/.netrc on each call",
     )
     with child("emulator", {}) as url:
         for in_flight in (1,) if scale.short else (1, 16):
             table.add(*await _compare(scale, url, in_flight))
-    return Report("sdk", [table, _aims(table)])
+    return Report("sdk", [table, _targets(table)])
 
 
 async def _compare(scale: Scale, url: str, in_flight: int) -> list[Row]:
@@ -103,7 +103,7 @@ async def _ours(url: str) -> AsyncIterator[Works]:
 
         async def adapter() -> None:
             if not (await provider.generate(pool[0], request)).text:
-                raise RuntimeError("the emulator gave no answer")
+                raise RuntimeError("the emulator returned no answer")
 
         async def routed() -> None:
             (await router.send(_PROMPT)).raise_for_error()
@@ -119,9 +119,9 @@ async def _ours(url: str) -> AsyncIterator[Works]:
 
 @asynccontextmanager
 async def _bare(url: str) -> AsyncIterator[Works]:
-    """Yield calls of the bare SDK: as its documentation shows, and with what it can be spared."""
+    """Yield calls of the bare SDK: as its documentation shows them, and without its avoidable work."""
     import aiohttp  # noqa: PLC0415 - slow to import, and not always measured
-    from google import genai  # noqa: PLC0415 - likewise
+    from google import genai  # noqa: PLC0415 - as above
 
     def client(**options: Any) -> Any:
         http_options = genai.types.HttpOptions(base_url=url, **options)
@@ -131,14 +131,14 @@ async def _bare(url: str) -> AsyncIterator[Works]:
         async def bare() -> None:
             response = await client.aio.models.generate_content(model=MODEL, contents=_PROMPT, config=config)
             if not response.text:
-                raise RuntimeError("the emulator gave no answer")
+                raise RuntimeError("the emulator returned no answer")
 
         return bare
 
     async def streamed() -> None:
         chunks = await usual.aio.models.generate_content_stream(model=MODEL, contents=_PROMPT, config=config)
         if not [chunk async for chunk in chunks]:
-            raise RuntimeError("the emulator gave no answer")
+            raise RuntimeError("the emulator returned no answer")
 
     settings = [
         genai.types.SafetySetting(category=f"HARM_CATEGORY_{name}", threshold="BLOCK_NONE")
@@ -156,11 +156,11 @@ async def _bare(url: str) -> AsyncIterator[Works]:
     await usual.aio.aclose()
 
 
-def _aims(table: Table) -> Table:
-    aims = Table("aims")
+def _targets(table: Table) -> Table:
+    targets = Table("targets")
     for row in table.rows:
         ratio = table.ratio(row)
         if row.subject == "llm_router" and ratio is not None:
             measures = {"reached": Measure((ratio,), "×")}
-            aims.add(Row(f"{row.case}: ≥ 0.97 × the bare SDK", "llm_router", measures))
-    return aims
+            targets.add(Row(f"{row.case}: ≥ 0.97 × the bare SDK", "llm_router", measures))
+    return targets

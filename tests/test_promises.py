@@ -1,4 +1,4 @@
-"""Promises that need many sends, or many shapes of them, to be seen."""
+"""Promises that only show over many sends, or many shapes of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +22,7 @@ NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
     models=st.lists(NAMES, min_size=1, max_size=3, unique=True),
 )
 def test_any_id_works(ids, models):
-    """Whatever characters an id or a model has, each deployment has a quota of its own, kept exactly."""
+    """Whatever characters an id or a model has, each deployment has its own quota, kept exactly."""
 
     async def run():
         pool = [
@@ -40,8 +41,8 @@ def test_any_id_works(ids, models):
     asyncio.run(run())
 
 
-async def test_inside_the_quota_nobody_fails(make_router, provider, pools, clock):
-    """As many sends as there is quota, at once, of mixed size: all of them are served."""
+async def test_no_send_within_the_quota_fails(make_router, provider, pools, clock):
+    """Concurrent sends of mixed size that use up the quota exactly are all served."""
     chance = random.Random(3)
     deployments = [pools.one(rpm=10, tpm=10 * 40) for _ in range(30)]
     async with make_router(deployments) as router:
@@ -51,8 +52,9 @@ async def test_inside_the_quota_nobody_fails(make_router, provider, pools, clock
     assert len(provider.calls) == 300
 
 
+@pytest.mark.slow
 async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
-    """Random bursts of mixed sizes, waits, failures and cancellations: no span ever holds too much."""
+    """Under random bursts of mixed sizes, waits and cancellations no 60 s ever hold too much."""
     chance = random.Random(5)
     deployments = [pools.one(rpm=6, tpm=120) for _ in range(4)]
     tasks: list[asyncio.Task] = []
@@ -80,8 +82,9 @@ async def test_a_storm_keeps_every_limit(make_router, provider, pools, clock):
             assert sum(span) <= 120
 
 
+@pytest.mark.slow
 async def test_memory_is_flat(make_router, pools, clock):
-    """After warm-up a send leaves nothing behind, be it served, refused or failed."""
+    """After warm-up a send leaves nothing behind, whether it is served or refused."""
 
     async def sends(count):
         for number in range(count):
@@ -101,6 +104,6 @@ async def test_memory_is_flat(make_router, pools, clock):
 class _Forgetful(FakeProvider):
     """A provider that keeps no log of its calls."""
 
-    async def generate(self, deployment, request, launched):
+    async def generate(self, deployment, request, dispatched):
         self.calls.clear()
-        return await super().generate(deployment, request, launched)
+        return await super().generate(deployment, request, dispatched)

@@ -1,4 +1,4 @@
-"""The router through its public API, on a fake provider and a clock that stands still."""
+"""The router through its public API, with a fake provider and a clock that stands still."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from llm_router import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmptyAnswerError,
     InvalidRequestError,
     MemoryStore,
     ProviderError,
@@ -41,14 +42,8 @@ def day_429(delay=36.0):
     return failure("quota", code=429, retry_delay=delay, violations=(QuotaViolation("rpd", None),))
 
 
-async def finish_all(clock, tasks, seconds):
-    """Let the tasks run until ``seconds`` have passed, and return those that are done."""
-    await clock.advance(seconds)
-    return [task.result() for task in tasks if task.done()]
-
-
 async def test_an_answer_comes_back_whole(make_router, provider, pools):
-    """A response tells the text, who answered, what it cost, and why it ended."""
+    """A response has the text, the deployment that answered, the usage and the finish reason."""
     async with make_router([pools.one("model-a", "heavy", key_id="k1")]) as router:
         response = await router.send("hello", workload="heavy")
     assert response.success
@@ -61,7 +56,7 @@ async def test_an_answer_comes_back_whole(make_router, provider, pools):
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 15, 60])
 async def test_exactly_the_limit_passes(make_router, provider, pools, clock, limit):
-    """N requests a minute means N: not one more, not one less, and the same again a minute later."""
+    """A limit of N requests per minute lets exactly N pass, and N again a minute later."""
     async with make_router([pools.one(rpm=limit)]) as router:
         for _ in range(2):
             responses = await asyncio.gather(*(router.send("x") for _ in range(limit + 5)))
@@ -70,8 +65,8 @@ async def test_exactly_the_limit_passes(make_router, provider, pools, clock, lim
     assert len(provider.calls) == 2 * limit
 
 
-async def test_exhausted_says_who_why_and_when(make_router, pools, clock):
-    """A refused send names every candidate with its reason, and the moment that the first has room."""
+async def test_a_refusal_names_every_candidate_with_reason_and_time(make_router, pools, clock):
+    """A refused send names every candidate with its reason, and the time at which the first has room."""
     deployments = [pools.one(rpm=1, key_id="first"), pools.one(rpm=1, key_id="second")]
     async with make_router(deployments) as router:
         assert (await router.send("x")).success
@@ -90,7 +85,7 @@ async def test_exhausted_says_who_why_and_when(make_router, pools, clock):
 
 
 async def test_retry_after_is_when_this_request_fits(make_router, pools, clock):
-    """A large request is told when *it* fits, not when a small one would."""
+    """The ``retry_after`` of a large request is when *it* fits, not when a small one would."""
     async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
         assert (await router.send(Request(contents="a " * 600))).success
         clock.shift(20)
@@ -102,22 +97,22 @@ async def test_retry_after_is_when_this_request_fits(make_router, pools, clock):
 
 
 async def test_a_large_refusal_does_not_hide_a_deployment(make_router, pools):
-    """After a request that does not fit now, a small one still finds its way."""
+    """After the refusal of a large request a small one is still served."""
     async with make_router([pools.one(rpm=None, tpm=1_000)]) as router:
         assert (await router.send("a " * 900)).success
         assert not (await router.send("b " * 900)).success
         assert (await router.send("hi")).success
 
 
-async def test_a_request_beyond_every_limit_is_never_promised(make_router, pools):
-    """Waiting does not help who asks for more than the limit."""
+async def test_a_request_beyond_every_limit_has_no_retry_after(make_router, pools):
+    """Waiting does not help a request for more than the limit."""
     async with make_router([pools.one(rpm=None, tpm=100)]) as router:
         response = await router.send("a " * 5_000, max_wait=1_000)
     assert not response.success
     assert response.retry_after is None
 
 
-async def test_nothing_is_left_unused_by_oversized_refusals(make_router, provider, pools):
+async def test_a_large_request_finds_the_one_roomy_deployment(make_router, provider, pools):
     """A request that only one of many deployments can take finds that one."""
     deployments = [*pools.many(30, rpm=None, tpm=100), pools.one(rpm=None, tpm=100_000, key_id="roomy")]
     async with make_router(deployments) as router:
@@ -128,7 +123,7 @@ async def test_nothing_is_left_unused_by_oversized_refusals(make_router, provide
 
 
 async def test_priority_then_share_decide(make_router, provider, pools):
-    """The lower priority number is used up before the higher is touched; equals share the load."""
+    """A lower priority number is used up before a higher one is touched; equals share the load."""
     deployments = [
         pools.one(rpm=2, key_id="first-a", priority=0),
         pools.one(rpm=2, key_id="first-b", priority=0),
@@ -155,7 +150,7 @@ async def test_round_robin_takes_turns(make_router, provider, pools):
 
 
 async def test_keys_of_one_project_share_their_quota(make_router, pools):
-    """Two keys of one project have one quota between them."""
+    """Two keys of one project have one quota together."""
     deployments = [pools.one(rpm=3, project="shared"), pools.one(rpm=3, project="shared")]
     async with make_router(deployments) as router:
         responses = await asyncio.gather(*(router.send("x") for _ in range(10)))
@@ -166,7 +161,7 @@ async def test_keys_of_one_project_share_their_quota(make_router, pools):
 
 
 async def test_a_429_cools_that_model_of_that_project_only(make_router, provider, pools, clock):
-    """The refused deployment rests for as long as the provider said; the same key's other model works on."""
+    """The refused deployment cools down for as long as the provider said; the key's other model works on."""
     one = pools.one("model-a", key_id="k1", priority=0)
     other = pools.one("model-b", key_id="k1", priority=1)
     provider.script(minute_429(36.0), key_id="k1")
@@ -184,8 +179,8 @@ async def test_a_429_cools_that_model_of_that_project_only(make_router, provider
         assert (await router.send("x", model_preference="model-a")).model == "model-a"
 
 
-async def test_a_429_without_delay_rests_between_30_and_60_s(make_router, provider, pools):
-    """Where the provider names no delay, one is drawn."""
+async def test_a_429_without_a_delay_cools_down_for_30_to_60_s(make_router, provider, pools):
+    """If the provider names no delay, one is drawn."""
     provider.script(failure("quota", code=429))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
@@ -194,7 +189,7 @@ async def test_a_429_without_delay_rests_between_30_and_60_s(make_router, provid
 
 
 async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, provider, pools, clock):
-    """The first PerDay refusal rests for its short delay, the second until midnight in Los Angeles."""
+    """The first PerDay refusal cools down for its short delay, the second until midnight in Los Angeles."""
     provider.script(day_429(36.0), day_429(36.0))
     async with make_router([pools.one(rpd=1_500)]) as router:
         first = await router.send("x")
@@ -205,8 +200,8 @@ async def test_a_day_refusal_that_our_ledger_doubts_is_probed_once(make_router, 
     assert second.retry_after == pytest.approx(20 * 3600 - 36.1, abs=2.0)
 
 
-async def test_a_minute_refusal_never_climbs_to_a_day(make_router, provider, pools, clock):
-    """However often a minute quota is refused, the rest stays what the provider said."""
+async def test_minute_refusals_never_grow_to_a_day(make_router, provider, pools, clock):
+    """However often a minute quota is refused, the cooldown stays what the provider said."""
     async with make_router([pools.one(rpm=None)]) as router:
         for _ in range(12):
             provider.script(minute_429(20.0))
@@ -230,7 +225,7 @@ async def test_limit_zero_is_tried_again_later_and_later(make_router, provider, 
 
 
 async def test_a_stated_limit_is_learnt(make_router, provider, pools, clock):
-    """A lower limit that a refusal states holds from then on."""
+    """A lower limit that a refusal states applies from then on."""
     provider.script(minute_429(5.0, limit=2))
     async with make_router([pools.one(rpm=15)]) as router:
         await router.send("x")
@@ -256,7 +251,7 @@ async def test_a_dead_key_is_quarantined_and_reported(make_router, provider, poo
 
 
 async def test_a_missing_model_takes_out_that_deployment_only(make_router, provider, pools):
-    """404: the key's other models stay."""
+    """After a 404 the key's other models stay in use."""
     provider.script(failure("model", code=404))
     one, other = pools.one("gone", key_id="k", priority=0), pools.one("there", key_id="k")
     async with make_router([one, other]) as router:
@@ -266,7 +261,7 @@ async def test_a_missing_model_takes_out_that_deployment_only(make_router, provi
 
 
 async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
-    """No other key is burnt on a request that is itself wrong, and no key is blamed."""
+    """A request that is itself wrong is not tried on other keys, and no key is blamed."""
     provider.script(failure("request", code=400))
     async with make_router(pools.many(5)) as router:
         response = await router.send("x")
@@ -277,7 +272,7 @@ async def test_a_wrong_request_is_tried_once(make_router, provider, pools):
 
 
 async def test_retries_go_to_other_deployments_and_are_counted(make_router, provider, pools, clock):
-    """At most max_retries further attempts, each elsewhere, and the count is what the provider saw."""
+    """There are at most ``max_retries`` retries, each elsewhere, and every call is counted."""
     provider.script(failure("server", code=503), times=9)
     async with make_router(pools.many(6), max_retries=3) as router:
         task = asyncio.create_task(router.send("x"))
@@ -290,7 +285,7 @@ async def test_retries_go_to_other_deployments_and_are_counted(make_router, prov
 
 
 async def test_the_only_deployment_is_tried_again(make_router, provider, pools, clock):
-    """With one deployment a retry sits out the short rest that its failure caused."""
+    """With one deployment a retry waits until the backoff of the failure is over."""
     provider.script(failure("server", code=503), times=2)
     async with make_router([pools.one()], base_backoff=0.5) as router:
         task = asyncio.create_task(router.send("x"))
@@ -313,7 +308,7 @@ async def test_backoff_grows_and_is_jittered(make_router, provider, pools, clock
 
 
 async def test_success_resets_the_failure_count(make_router, provider, pools, clock):
-    """After a success the next failure's rest starts small again."""
+    """After a success the backoff of the next failure starts small again."""
     deployment = pools.one(rpm=None)
     async with make_router([deployment], max_retries=0, base_backoff=1.0) as router:
         for _ in range(3):
@@ -326,8 +321,8 @@ async def test_success_resets_the_failure_count(make_router, provider, pools, cl
         assert (await router.send("x")).retry_after == pytest.approx(1.0)
 
 
-async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, provider, pools, clock):
-    """Several keys failing on the network at once: the path is to blame, the keys come back whole."""
+async def test_an_outage_quarantines_no_key(make_router, provider, pools, clock):
+    """When several keys fail on the network at once, the path is to blame, and all keys stay usable."""
     provider.script(failure("network", charged=False), times=3)
     async with make_router(pools.many(10), max_retries=2) as router:
         task = asyncio.create_task(router.send("x"))
@@ -347,7 +342,7 @@ async def test_an_outage_benches_the_provider_and_kills_no_key(make_router, prov
 
 
 async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provider, pools, clock):
-    """While its circuit breaker is open, a send is answered at once, and says when to come back."""
+    """While its circuit breaker is open, a send fails at once and says when to retry."""
     provider.script(failure("network"), times=3)
     async with make_router(pools.many(10), max_retries=2, base_backoff=0.001) as router:
         task = asyncio.create_task(router.send("x"))
@@ -361,8 +356,8 @@ async def test_a_provider_with_an_open_breaker_is_not_asked(make_router, provide
     assert any("cannot be reached" in problem for problem in health["problems"])
 
 
-async def test_a_blocked_prompt_is_an_unsuccessful_response_and_nobodys_fault(make_router, provider, pools):
-    """Blocked content: the reason is told, the quota was used, the key stays."""
+async def test_a_blocked_prompt_fails_without_blaming_the_key(make_router, provider, pools):
+    """The response to a blocked prompt has the reason; the quota is used, and the key does not cool down."""
     provider.script(Reply("", usage=Usage(input_tokens=3), blocked="SAFETY"))
     async with make_router([pools.one()]) as router:
         response = await router.send("x")
@@ -373,7 +368,7 @@ async def test_a_blocked_prompt_is_an_unsuccessful_response_and_nobodys_fault(ma
 
 
 async def test_timeout_ends_a_send(make_router, pools, clock):
-    """A provider that hangs costs no more than the timeout."""
+    """A send to a provider that hangs ends at the timeout."""
     async with make_router([pools.one()], provider=FakeProvider(clock=clock, delay=1e6)) as router:
         task = asyncio.create_task(router.send("x", timeout=5))
         await clock.advance(4.9)
@@ -385,8 +380,8 @@ async def test_timeout_ends_a_send(make_router, pools, clock):
     assert response.latency == pytest.approx(5.0)
 
 
-async def test_a_failure_that_sent_nothing_gives_its_quota_back(make_router, provider, pools):
-    """Connection refused: nothing arrived, nothing is counted."""
+async def test_a_failure_that_sent_nothing_returns_its_quota(make_router, provider, pools):
+    """If nothing reached the provider, nothing is counted."""
     provider.script(failure("network", charged=False))
     async with make_router([pools.one(rpm=1)], max_retries=0) as router:
         await router.send("x")
@@ -394,7 +389,7 @@ async def test_a_failure_that_sent_nothing_gives_its_quota_back(make_router, pro
 
 
 async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
-    """The token quota ends up at what the provider counted."""
+    """The token quota ends up with what the provider counted."""
     provider.script(Reply("ok", usage=Usage(input_tokens=777)))
     async with make_router([pools.one(tpm=10_000)]) as router:
         await router.send("hello")
@@ -402,7 +397,7 @@ async def test_real_usage_replaces_the_estimate(make_router, provider, pools):
 
 
 async def test_estimates_learn_per_model(make_router, provider, pools):
-    """A model that counts more than estimated is reserved more for the next time."""
+    """For a model that counts more than was estimated, later requests reserve more."""
     async with make_router([pools.one(tpm=10**6)]) as router:
         for _ in range(8):
             provider.script(Reply("ok", usage=Usage(input_tokens=20)))
@@ -414,8 +409,8 @@ async def test_estimates_learn_per_model(make_router, provider, pools):
     assert 15 <= after - before <= 25
 
 
-async def test_a_failing_store_is_a_response(make_router, pools):
-    """A store that does not answer makes an unsuccessful response, and an unhealthy router."""
+async def test_a_failing_store_makes_a_failed_response(make_router, pools):
+    """A store that does not answer makes an unsuccessful response and an unhealthy router."""
 
     class Broken(MemoryStore):
         async def reserve(self, *args, **kwargs):
@@ -436,7 +431,7 @@ async def test_a_failing_store_is_a_response(make_router, pools):
 
 
 async def test_waiting_ends_when_the_quota_comes_back(make_router, pools, clock):
-    """With patience a send waits for exactly as long as it must."""
+    """With ``max_wait`` a send waits exactly as long as it must."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
         task = asyncio.create_task(router.send("y", max_wait=120))
@@ -448,8 +443,8 @@ async def test_waiting_ends_when_the_quota_comes_back(make_router, pools, clock)
     assert response.waited == pytest.approx(60.3, abs=0.01)
 
 
-async def test_who_cannot_be_served_in_time_hears_at_once(make_router, pools, clock):
-    """If the first room comes too late there is no sense in waiting."""
+async def test_a_send_that_cannot_be_served_in_time_fails_at_once(make_router, pools, clock):
+    """If there is no room before ``max_wait`` ends, a send does not wait."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
         response = await router.send("y", max_wait=10)
@@ -459,7 +454,7 @@ async def test_who_cannot_be_served_in_time_hears_at_once(make_router, pools, cl
 
 
 async def test_waiters_are_released_one_by_one_in_order(make_router, provider, pools, clock):
-    """Room for one lets one through: whoever came first."""
+    """Room for one request goes to the first in line."""
     async with make_router([pools.one(rpm=2)]) as router:
         await router.send("0")
         clock.shift(7)
@@ -474,8 +469,8 @@ async def test_waiters_are_released_one_by_one_in_order(make_router, provider, p
     assert [call.request.contents for call in provider.calls] == [str(n) for n in range(8)]
 
 
-async def test_patience_ends(make_router, pools, clock):
-    """Behind a long line a send gives up when its patience does."""
+async def test_a_waiter_gives_up_after_max_wait(make_router, pools, clock):
+    """Behind a long line a send gives up when its ``max_wait`` has passed."""
     async with make_router([pools.one(rpm=1)]) as router:
         tasks = [asyncio.create_task(router.send(str(n), max_wait=100)) for n in range(4)]
         await clock.advance(100.1)
@@ -484,16 +479,16 @@ async def test_patience_ends(make_router, pools, clock):
     assert responses[3].waited <= 100.01
 
 
-async def test_waiters_are_woken_by_what_comes_back_early(make_router, provider, pools, clock):
-    """A failed call that used no quota lets the next one in at once."""
+async def test_waiters_are_woken_by_quota_that_comes_back_early(make_router, provider, pools, clock):
+    """A failed call that used no quota lets the next request in at once."""
     release = asyncio.Event()
 
     class Slow(FakeProvider):
-        async def generate(self, deployment, request, launched):
+        async def generate(self, deployment, request, dispatched):
             if request.contents == "slow":
                 await release.wait()
                 raise failure("network", charged=False)
-            return await super().generate(deployment, request, launched)
+            return await super().generate(deployment, request, dispatched)
 
     async with make_router([pools.one(rpm=1)], provider=Slow(clock=clock), max_retries=0) as router:
         slow = asyncio.create_task(router.send("slow"))
@@ -507,7 +502,7 @@ async def test_waiters_are_woken_by_what_comes_back_early(make_router, provider,
 
 
 async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
-    """The next in line moves up; nothing is left behind."""
+    """The next in line moves up, and nothing is left behind."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
         first, second = (asyncio.create_task(router.send(n, max_wait=100)) for n in "ab")
@@ -517,12 +512,13 @@ async def test_a_cancelled_waiter_leaves_the_line(make_router, pools, clock):
         assert first.cancelled()
         assert second.result().success
         assert (await router.health_check())["waiting"] == 0
-    await clock.advance(100)  # the longest limit: the timer that all limits share is for nobody now
+    await clock.advance(100)  # the longest limit: the timer that all limits share has no use any more
     assert clock.pending == 0
 
 
+@pytest.mark.slow
 async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provider, pools, clock):
-    """Under constant pressure no 60 s of the provider's log ever holds more than N requests of a key."""
+    """Under constant pressure no 60 s of the provider's log hold more than N requests of a key."""
     async with make_router(pools.many(3, rpm=5)) as router:
         tasks = []
         for _ in range(40):
@@ -532,7 +528,7 @@ async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provi
     for key in {call.key_id for call in provider.calls}:
         times = [call.at for call in provider.calls if call.key_id == key]
         assert all(later - earlier > 60.0 for earlier, later in zip(times, times[5:], strict=False))
-    assert len(provider.calls) >= 4 * 3 * 5  # and the quota is used, too
+    assert len(provider.calls) >= 4 * 3 * 5  # and the quota is used
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -542,7 +538,7 @@ async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provi
     ("arguments", "error"),
     [
         ({"workload": "hefty"}, UnknownWorkloadError),
-        ({"model_preference": "nobody-has-it"}, UnknownModelError),
+        ({"model_preference": "no-such-model"}, UnknownModelError),
         ({"max_output_tokens": -1}, InvalidRequestError),
         ({"max_output_tokens": 1.5}, InvalidRequestError),
         ({"timeout": 0}, InvalidRequestError),
@@ -552,7 +548,7 @@ async def test_every_span_of_a_minute_holds_at_most_the_limit(make_router, provi
     ],
 )
 async def test_wrong_arguments_raise_at_once(make_router, provider, pools, arguments, error):
-    """Nothing is reserved and nothing is sent for a call that is itself wrong."""
+    """A call with wrong arguments reserves nothing and sends nothing."""
     async with make_router([pools.one()]) as router:
         with pytest.raises(error):
             await router.send(**({"prompt": "x"} | arguments))
@@ -561,7 +557,7 @@ async def test_wrong_arguments_raise_at_once(make_router, provider, pools, argum
 
 
 async def test_named_arguments_win_over_a_request(make_router, provider, pools):
-    """A Request carries defaults; arguments of the call go before them."""
+    """Arguments of the call take precedence over those of the Request."""
     async with make_router([pools.one()]) as router:
         await router.send(Request(contents="x", temperature=0.1, max_output_tokens=5), temperature=0.9)
     request = provider.calls[0].request
@@ -569,14 +565,14 @@ async def test_named_arguments_win_over_a_request(make_router, provider, pools):
 
 
 async def test_send_one_shot_is_a_send(make_router, pools):
-    """The one-prompt form takes the same wishes."""
+    """``send_one_shot`` takes the same options as ``send``."""
     async with make_router([pools.one()]) as router:
         response = await router.send_one_shot(prompt="x", workload="light", max_output_tokens=10)
     assert response.text == "echo: x"
 
 
 async def test_a_closed_router_says_so(make_router, pools):
-    """Sending through a closed router is an error, closing twice is none."""
+    """Sending through a closed router is an error; closing it twice is not."""
     router = make_router([pools.one()])
     await router.aclose()
     await router.aclose()
@@ -585,7 +581,7 @@ async def test_a_closed_router_says_so(make_router, pools):
 
 
 def test_wrong_pools_are_refused(make_router, pools):
-    """No deployment, a doubled one, or one of an unknown workload cannot make a router."""
+    """A router needs deployments without duplicates or unknown workloads, and a positive rate."""
     with pytest.raises(ConfigError, match="at least one"):
         make_router([])
     with pytest.raises(ConfigError, match="twice"):
@@ -597,7 +593,7 @@ def test_wrong_pools_are_refused(make_router, pools):
 
 
 async def test_routers_are_independent_unless_they_share_a_store(make_router, pools, clock):
-    """Two routers have two quotas; on one store they have one."""
+    """Two routers count separately; on one store they share a quota."""
     deployment = pools.one(rpm=1)
     async with make_router([deployment]) as one, make_router([deployment]) as two:
         assert (await one.send("x")).success
@@ -609,7 +605,7 @@ async def test_routers_are_independent_unless_they_share_a_store(make_router, po
 
 
 async def test_a_sibling_learns_of_a_cooldown_at_its_next_call(make_router, provider, pools, clock):
-    """What one router puts aside the other does not try either, when they share a store."""
+    """When two routers share a store, neither tries what the other has cooled down."""
     store = MemoryStore(clock=clock)
     deployment = pools.one(rpm=None)
     async with make_router([deployment], store=store) as one, make_router([deployment], store=store) as two:
@@ -631,8 +627,9 @@ def test_a_router_works_over_two_event_loops(pools):
     assert asyncio.run(burst()) == [True] * 5
 
 
+@pytest.mark.slow
 async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, pools):
-    """No counter is evicted: the 20,001st request through 10,000 × rpm 2 is refused."""
+    """No counter is evicted: of 10,000 × rpm 2, the 20,001st request is refused."""
     async with make_router(pools.many(10_000, rpm=2)) as router:
         successes = 0
         for _ in range(20_050):
@@ -641,7 +638,7 @@ async def test_ten_thousand_deployments_keep_every_limit(make_router, provider, 
 
 
 async def test_inactive_deployments_are_shown_and_not_used(make_router, provider, pools):
-    """A switched-off key is in the statuses, and nothing is sent through it."""
+    """A switched-off key appears in the statuses, and nothing is sent through it."""
     async with make_router([pools.one(key_id="on")], inactive=[pools.one(key_id="off")]) as router:
         await router.send("x")
         statuses = await router.get_all_key_statuses()
@@ -651,13 +648,13 @@ async def test_inactive_deployments_are_shown_and_not_used(make_router, provider
     assert {call.key_id for call in provider.calls} == {"on"}
 
 
-def test_manual_clock_repr_shows_where_it_stands():
-    """The clock of the tests tells its time."""
+def test_the_repr_of_a_manual_clock_shows_its_time():
+    """The repr of the tests' clock has its time."""
     assert repr(ManualClock(5.0)) == "ManualClock(5.0)"
 
 
 class _Preparing(FakeProvider):
-    """A provider that has to be prepared, and notes what comes in which order."""
+    """A provider that must be prepared, and records the order of events."""
 
     def __init__(self, fails=0):
         super().__init__()
@@ -677,7 +674,7 @@ class _Preparing(FakeProvider):
 
 
 async def test_a_provider_is_prepared_before_the_first_send(pools):
-    """Once, though many come at once; whoever comes meanwhile waits for it."""
+    """Concurrent first sends prepare it once, and all of them wait for it."""
     provider = _Preparing()
     router = Router(pools.many(3), provider=provider)
     responses = await asyncio.gather(*(router.send("x") for _ in range(5)))
@@ -686,7 +683,7 @@ async def test_a_provider_is_prepared_before_the_first_send(pools):
 
 
 async def test_a_provider_is_prepared_before_the_first_stream(pools):
-    """Once, and not before anybody sends: to look at statuses takes no SDK."""
+    """The first stream prepares it, once; reading statuses does not need it."""
     provider = _Preparing()
     async with Router(pools.many(2), provider={"gemini": provider}) as router:
         await router.get_all_key_statuses()
@@ -697,10 +694,22 @@ async def test_a_provider_is_prepared_before_the_first_stream(pools):
     assert provider.events == ["prepare", "prepared", "validate", "validate"]
 
 
-async def test_what_could_not_be_prepared_is_tried_again(pools):
-    """Whoever found it so hears of it; the next send may have more luck."""
+async def test_a_failed_preparation_is_tried_again(pools):
+    """The send whose preparation fails raises the error; the next send prepares again."""
     provider = _Preparing(fails=1)
     router = Router(pools.many(2), provider=provider)
     with pytest.raises(ImportError):
         await router.send("x")
     assert (await router.send("x")).success
+
+
+async def test_an_answer_without_usable_content_is_no_success(make_router, provider, pools):
+    """One request was made and counted; the response says why there is nothing, and no key is blamed."""
+    provider.script(Reply("", usage=Usage(input_tokens=3), failed="MALFORMED_FUNCTION_CALL"))
+    async with make_router([pools.one()]) as router:
+        response = await router.send("x")
+        health = await router.health_check()
+    assert (response.success, response.attempts, response.retry_after) == (False, 1, None)
+    assert isinstance(response.error, EmptyAnswerError)
+    assert response.error.reason == "MALFORMED_FUNCTION_CALL"
+    assert health["healthy"]

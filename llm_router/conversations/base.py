@@ -15,15 +15,19 @@ class Turn:
 
     Attributes:
         contents: What the user said, then what the model answered: plain dictionaries in the form of the
-            Gemini API (``role`` and ``parts``), which any key and any model can be sent.
+            Gemini API (``role`` and ``parts``). Signatures in the answer (``thoughtSignature``, base64) are
+            understood by its ``model`` only; a conversation sends them to no other.
         tokens: Their estimated size, in tokens.
         answers_call: Whether it begins with the answer to a function call of the turn before, which must
             then stay with it.
+        model: The model that answered, by the name of its deployment. None if it is not known, as in
+            histories of earlier versions: signatures are then sent to every model.
     """
 
     contents: tuple[Any, ...]
     tokens: int
     answers_call: bool = False
+    model: str | None = None
 
 
 class HistoryStore(Protocol):
@@ -31,6 +35,14 @@ class HistoryStore(Protocol):
 
     The router reads a history, sends, and writes it back. Within a process, it does this for one
     conversation once at a time. A store may forget a history at any time: the conversation then starts anew.
+
+    What a store returns need not be what it was given: turns with empty parts, or with a function call
+    without its answer, are not sent. If all parts of the prompts are JSON, so are turns, except for images
+    and other data that a model answered with, which are bytes.
+
+    A method may raise anything. If :meth:`load` or :meth:`delete` does, the caller gets a
+    :class:`~llm_router.errors.HistoryError`; if :meth:`save` does, a warning is logged and the turn is kept
+    for the next :meth:`save`.
     """
 
     async def load(self, conversation_id: str) -> tuple[Turn, ...]:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, Unpack
 from weakref import WeakValueDictionary
 
-import anyio
 import attrs
 
 from llm_router.conversations.base import HistoryStore, Turn
-from llm_router.conversations.truncation import truncate
+from llm_router.conversations.contents import answers_call, history_of, request_of, said_in, turn_of
+from llm_router.conversations.history import History
+from llm_router.conversations.truncation import complete, truncate
 from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
 from llm_router.engine.streaming import Stream
+from llm_router.errors import InvalidRequestError
 
 __all__ = ["HISTORY_TOKENS", "Conversation", "Conversations"]
+
+_log = logging.getLogger("llm_router")
 
 HISTORY_TOKENS: Mapping[str, int] = {"light": 8_000, "medium": 16_000, "heavy": 24_000}
 """Tokens of history sent along, per workload."""
 
 _OTHER_TOKENS = 16_000
-
-
-class _TurnLock:
-    """Makes the sends of one conversation take turns."""
-
-    __slots__ = ("__weakref__", "lock")
-
-    def __init__(self) -> None:
-        self.lock = anyio.Lock()
 
 
 @attrs.frozen(eq=False)
@@ -50,12 +46,14 @@ class Conversations:
     estimate: Callable[[Request], int]
     histories: HistoryStore
     budgets: Mapping[str, int]
-    # Weak: a lock lives as long as a handle on its conversation does.
-    _locks: WeakValueDictionary[str, _TurnLock] = attrs.field(factory=WeakValueDictionary, init=False)
+    _open: WeakValueDictionary[str, History] = attrs.field(factory=WeakValueDictionary, init=False)
 
-    def turn_lock(self, conversation_id: str) -> _TurnLock:
-        """Return the lock that all handles on one conversation share."""
-        return self._locks.get(conversation_id) or self._locks.setdefault(conversation_id, _TurnLock())
+    def history(self, conversation_id: str) -> History:
+        """Return the history that all handles on one conversation share."""
+        history = self._open.get(conversation_id)
+        if history is None:
+            history = self._open[conversation_id] = History(self.histories, conversation_id)
+        return history
 
     def budget(self, workload: str | None) -> int:
         """Return the tokens of history to send along for ``workload``."""
@@ -67,8 +65,20 @@ class Conversation:
 
     The history is independent of keys and models, so each turn may run on another one. It is cut to a token
     budget that depends on the workload: whole turns, oldest first, and never a function call without its
-    answer. The system instruction is always sent. A turn that fails leaves the history unchanged. Sends on
-    one conversation take turns.
+    answer. The system instruction is always sent. Sends on one conversation take turns.
+
+    A turn that fails leaves the history unchanged. So does one whose answer has no content (no text, function
+    call or data), as when a model spends all of ``max_output_tokens`` on thoughts: the response is a success
+    with its ``finish_reason``, but neither prompt nor answer is remembered. Thoughts never are.
+
+    A model's signatures are sent back to that model only: ``Request.origins`` has them, and the provider uses
+    them once it knows the deployment. Another model gets the same contents without them. Gemini 3 refuses a
+    function call without one while its answer is awaited; there the Gemini adapter uses the placeholder that
+    Google documents for a change of model.
+
+    An answer is never lost to a history store that fails, or to a cancellation, while it is saved: the
+    response is returned unless the caller was cancelled, and the turn is remembered by this process as long
+    as there is a handle on the conversation; the next turn saves it again. A handle logs one warning.
 
     Args:
         conversations: The router's conversations.
@@ -80,20 +90,22 @@ class Conversation:
         self.id = conversation_id
         self._conversations = conversations
         self._options = options
-        self._turn = conversations.turn_lock(conversation_id)
+        self._history = conversations.history(conversation_id)
+        self._has_warned = False
 
     async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send ``prompt`` after the history; remember prompt and answer if the send succeeds.
 
         Args:
-            prompt: A string, a part, or contents of one user turn.
+            prompt: A string, a part, or contents of one user turn. Empty parts are left out.
             options: As for ``Router.send``; they win over those of the conversation.
 
         Raises:
             InvalidRequestError: An argument is wrong; the history is unchanged.
+            HistoryError: The history could not be loaded; nothing was sent.
         """
-        async with self._turn.lock:
-            return await self._send(_contents(prompt), {**self._options, **options})
+        async with self._history.lock:
+            return await self._send(said_in(prompt), {**self._options, **options})
 
     def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
         """Send ``prompt`` as :meth:`send` does, and read the answer while it comes.
@@ -105,21 +117,22 @@ class Conversation:
             prompt: As for :meth:`send`.
             options: As for ``Router.stream``; they win over those of the conversation.
 
-        Raises:
-            InvalidRequestError: Raised when the stream is entered: an argument is wrong.
+        Raises, when the stream is entered:
+            InvalidRequestError: An argument is wrong.
+            HistoryError: The history could not be loaded; nothing was sent.
         """
-        return Stream(self._events(_contents(prompt), {**self._options, **options}))
+        return Stream(self._events(said_in(prompt), {**self._options, **options}))
 
     async def _send(self, said: tuple[Any, ...], options: SendOptions) -> Response:
         turns = await self._recall(said, options)
-        response = await self._conversations.send(_request(turns, said), **options)
+        response = await self._conversations.send(request_of(turns, said), **options)
         await self._remember(turns, said, response)
         return response
 
     async def _events(self, said: tuple[Any, ...], options: SendOptions) -> AsyncGenerator[Chunk | Response]:
-        async with self._turn.lock:
+        async with self._history.lock:
             turns = await self._recall(said, options)
-            async with self._conversations.stream(_request(turns, said), **options) as stream:
+            async with self._conversations.stream(request_of(turns, said), **options) as stream:
                 while (chunk := await stream.read()) is not None:
                     yield chunk
             await self._remember(turns, said, stream.response)
@@ -127,59 +140,48 @@ class Conversation:
 
     async def _recall(self, said: tuple[Any, ...], options: SendOptions) -> tuple[Turn, ...]:
         """Return the earlier turns that are to be sent along."""
-        conversations = self._conversations
-        turns = await conversations.histories.load(self.id)
-        budget = conversations.budget(options.get("workload"))
-        return truncate(turns, budget, answering=_answers_call(said))
+        if not said:
+            raise InvalidRequestError("the prompt is empty: pass a string or contents")
+        answering = answers_call(said)
+        turns = complete(await self._history.load(), answering=answering)
+        return truncate(turns, self._conversations.budget(options.get("workload")), answering=answering)
 
     async def _remember(self, turns: tuple[Turn, ...], said: tuple[Any, ...], response: Response) -> None:
-        """Add the turn to the history if it succeeded."""
-        if not response.success:
-            return
-        conversations = self._conversations
-        contents = (*said, _answer(response))
-        tokens = conversations.estimate(Request(contents=list(contents)))
-        turn = Turn(contents, tokens, _answers_call(said))
-        await conversations.histories.save(self.id, (*turns, turn))
+        """Add the turn to the history if it succeeded and has content; never fail for it."""
+        try:
+            turn = turn_of(said, response)
+            if turn is not None:
+                tokens = self._conversations.estimate(request_of([turn], ()))
+                await self._history.save(turns, attrs.evolve(turn, tokens=tokens))
+        except Exception as error:  # noqa: BLE001 - the answer is paid for: it is returned all the same
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            # Only its name: its message may quote what was said.
+            _log.warning(
+                "a turn of conversation %r could not be saved (%s); it is kept in this process's memory",
+                self.id,
+                type(error).__name__,
+            )
 
     async def history(self) -> tuple[Any, ...]:
-        """Return the contents of the conversation so far, oldest first."""
-        turns = await self._conversations.histories.load(self.id)
-        return tuple(content for turn in turns for content in turn.contents)
+        """Return the contents of the conversation so far, oldest first, without signatures.
+
+        Raises:
+            HistoryError: The history could not be loaded.
+        """
+        return history_of(await self._history.load())
 
     async def clear(self) -> None:
-        """Forget the history."""
-        async with self._turn.lock:
-            await self._conversations.histories.delete(self.id)
+        """Forget the history.
+
+        Raises:
+            HistoryError: The history store failed.
+        """
+        async with self._history.lock:
+            await self._history.delete()
 
     def __repr__(self) -> str:
         return f"Conversation({self.id!r})"
-
-
-def _request(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
-    history = [content for turn in turns for content in turn.contents]
-    return Request(contents=[*history, *said])
-
-
-def _contents(prompt: Any) -> tuple[Any, ...]:
-    """Return a prompt as contents with a role."""
-    if isinstance(prompt, str):
-        return ({"role": "user", "parts": [{"text": prompt}]},)
-    if isinstance(prompt, Sequence):
-        return tuple(content for item in prompt for content in _contents(item))
-    if _get(prompt, "parts") is not None:
-        return (prompt,)
-    return ({"role": "user", "parts": [prompt]},)
-
-
-def _answers_call(contents: tuple[Any, ...]) -> bool:
-    parts = _get(contents[0], "parts") if contents else None
-    return any(_get(part, "function_response") or _get(part, "functionResponse") for part in parts or ())
-
-
-def _answer(response: Response) -> Any:
-    return response.content or {"role": "model", "parts": [{"text": response.text}]}
-
-
-def _get(thing: Any, name: str) -> Any:
-    return thing.get(name) if isinstance(thing, Mapping) else getattr(thing, name, None)

@@ -1,4 +1,4 @@
-"""Cutting a history to a token budget."""
+"""Cutting a history to whole exchanges, and to a token budget."""
 
 from __future__ import annotations
 
@@ -6,8 +6,26 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from llm_router.conversations.base import Turn
+from llm_router.conversations.contents import ends_with_call
 
-__all__ = ["truncate"]
+__all__ = ["complete", "truncate"]
+
+
+def complete(turns: Sequence[Turn], *, answering: bool = False) -> tuple[Turn, ...]:
+    """Return ``turns`` without function calls that were never answered, and answers to unknown calls.
+
+    The Gemini API refuses both. Turns that belong to the same calls are dropped together.
+
+    Args:
+        turns: The turns, oldest first.
+        answering: Whether the next request answers a function call of the last turn.
+    """
+    kept: list[Turn] = []
+    for first, last in _groups(turns):
+        is_open = ends_with_call(turns[last - 1]) and not (answering and last == len(turns))
+        if not is_open and not turns[first].answers_call:
+            kept += turns[first:last]
+    return tuple(kept)
 
 
 def truncate(turns: Sequence[Turn], budget: int, *, answering: bool = False) -> tuple[Turn, ...]:

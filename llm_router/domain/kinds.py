@@ -1,4 +1,4 @@
-"""The kinds of failures, their scopes, and the kinds of quotas: enumerations that everything may import."""
+"""The kinds and scopes of failures, and the kinds of quotas: enumerations that everything else may import."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class FailureKind(StrEnum):
     REQUEST = "request"
     """The request is wrong: no other key and no waiting helps."""
     KEY = "key"
-    """The key, or its project, is dead."""
+    """The key is refused, or its project."""
     MODEL = "model"
-    """The model does not exist for this project."""
+    """The model does not exist for this project, or is denied to it."""
     QUOTA = "quota"
-    """A quota of this (project, model) is spent."""
+    """A quota is spent: of this (project, model), unless the scope says otherwise."""
     SERVER = "server"
     """The model is overloaded or broken."""
     NETWORK = "network"
@@ -27,24 +27,25 @@ class FailureKind(StrEnum):
 
 
 class FaultScope(StrEnum):
-    """What a :class:`~llm_router.errors.ProviderError` blames, and so what the router leaves alone."""
+    """What a failure is about, and so what the router leaves alone, and what it tries instead."""
 
     REQUEST = "request"
-    """The request itself."""
+    """This request alone: it fails at once, and nothing is left alone."""
     FEATURE = "feature"
-    """A feature of the request, such as a search tool, on that project."""
+    """A feature of the request, on that project: requests with the feature go to other projects, requests
+    without it are not affected."""
     DEPLOYMENT = "deployment"
-    """The model for that project."""
+    """The model for that project: every key of the project leaves this model alone."""
     PROJECT = "project"
-    """The project, whatever the model."""
+    """The project, whatever the model: every key of it is left alone."""
     KEY = "key"
-    """The key."""
+    """The key, whatever the model: other keys of its project are not affected."""
     MODEL = "model"
-    """The model, whatever the key."""
+    """The model, whatever the key: the request goes to another model if its fallback allows one."""
     PATH = "path"
-    """The path from this machine to the provider."""
+    """The path from this machine to the provider: this process backs off, and blames no key and no model."""
     PROVIDER = "provider"
-    """The provider as a whole."""
+    """The provider as a whole: this process backs off from all of it."""
 
 
 class Metric(StrEnum):

@@ -97,7 +97,8 @@ class Response:
     """The text of a successful response; ``""`` otherwise. :attr:`text` raises instead of being empty."""
 
     content: Any = attrs.field(default=None, repr=False, eq=False)
-    """The answer as contents that a later request can send back, whatever its key and model; or None."""
+    """The answer as contents that a later request can send back, or None. Signatures in it are only for the
+    model that gave it: a conversation sees to that."""
 
     @property
     def text(self) -> str:

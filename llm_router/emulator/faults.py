@@ -36,6 +36,7 @@ class FaultKind(StrEnum):
     STATUS = "status"
     BLOCK = "block"
     SAFETY = "safety"
+    NO_CONTENT = "no_content"
     EMPTY = "empty"
     BARE_429 = "bare_429"
     LIST_429 = "list_429"
@@ -57,7 +58,7 @@ class Fault:
     Attributes:
         kind: What goes wrong.
         code: The HTTP status of the answer, if there is one.
-        reason: The block reason of a blocked prompt.
+        reason: The block reason of a blocked prompt, or the finishReason of an answer without content.
         seconds: Seconds on the emulator's clock before the fault shows. Every fault may have them:
             ``attrs.evolve(Fault.status(503), seconds=2)``.
         after: The number of chunks of a stream that are sent first.
@@ -147,6 +148,11 @@ class Fault:
     def safety(cls) -> Self:
         """Block the answer: send a candidate without content and with the finishReason SAFETY."""
         return cls(FaultKind.SAFETY)
+
+    @classmethod
+    def no_content(cls, reason: str = "MAX_TOKENS") -> Self:
+        """Answer with a candidate that has this finishReason and no content; without one if it is empty."""
+        return cls(FaultKind.NO_CONTENT, reason=reason)
 
     @classmethod
     def empty(cls) -> Self:

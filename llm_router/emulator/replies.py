@@ -17,7 +17,7 @@ __all__ = [
     "generated",
     "model_resource",
     "prompt_blocked",
-    "safety_blocked",
+    "without_content",
 ]
 
 
@@ -65,10 +65,13 @@ def chunks(answer: Answer, count: int) -> list[Body]:
     ]
 
 
-def safety_blocked(answer: Answer) -> Body:
-    """Return the body of an answer that was blocked."""
-    body = _response(answer, "", "SAFETY", 0)
-    del body["candidates"][0]["content"]
+def without_content(answer: Answer, finish_reason: str) -> Body:
+    """Return the body of an answer without content; without a finish reason it has no candidates either."""
+    body = _response(answer, "", finish_reason, 0)
+    if finish_reason:
+        del body["candidates"][0]["content"]
+    else:
+        del body["candidates"]
     return body
 
 

@@ -181,7 +181,9 @@ class GeminiService:
             case FaultKind.BLOCK:
                 await self._whole(call, replies.prompt_blocked(answer, fault.reason))
             case FaultKind.SAFETY:
-                await self._whole(call, replies.safety_blocked(answer))
+                await self._whole(call, replies.without_content(answer, "SAFETY"))
+            case FaultKind.NO_CONTENT:
+                await self._whole(call, replies.without_content(answer, fault.reason))
             case FaultKind.EMPTY:
                 await call.exchange.reply(200, b"", SSE_TYPE if call.sse else JSON_TYPE)
             case FaultKind.CUT_JSON:

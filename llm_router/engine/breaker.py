@@ -36,6 +36,7 @@ class CircuitBreaker:
     _failures: dict[str, float] = attrs.field(factory=dict)
     _forbidden: dict[str, tuple[float, str]] = attrs.field(factory=dict)
     _openings: int = 0
+    _opened_at: float = 0.0
 
     @property
     def forbidden(self) -> frozenset[str]:
@@ -64,6 +65,11 @@ class CircuitBreaker:
             self._open(now)
         return True
 
+    def heed(self, now: float) -> None:
+        """Note what time it is: a clock that was set back must not keep the breaker open for longer."""
+        if now < self._opened_at:
+            self.open_until = min(self.open_until, now)
+
     def record_success(self) -> None:
         """Note that the provider answered, if only with an error of its own."""
         self._failures.clear()
@@ -74,4 +80,5 @@ class CircuitBreaker:
 
     def _open(self, now: float) -> None:
         self.open_until = now + min(_FIRST_OPEN * 2**self._openings, _LONGEST_OPEN)
+        self._opened_at = now
         self._openings += 1

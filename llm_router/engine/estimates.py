@@ -25,7 +25,7 @@ class TokenCorrection:
 
     def learn(self, estimate: int, counted: int) -> None:
         """Note how many tokens the provider counted, and what the uncorrected estimate was."""
-        if counted <= 0:
+        if counted <= 0 or estimate <= 0:
             return
         error = counted / estimate - self.factor
         factor = self.factor + error * (_RISE if error > 0 else _FALL)

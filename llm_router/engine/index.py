@@ -214,17 +214,18 @@ class Group:
         self._make_ready(state)
         return state
 
-    def park(self, state: DeploymentState, until: float) -> None:
-        """Park a deployment until ``until``; one that is parked for longer stays so."""
+    def park(self, state: DeploymentState, until: float) -> bool:
+        """Park a deployment until ``until``, unless it is parked for longer; return whether it was not."""
         if not state.is_parked:
             self._remove_ready(state)
         elif until <= state.wakes_at:
-            return
+            return False
         state.wakes_at = until
         if len(self.parked) > 2 * len(self.states) + _STALE_ENTRIES:
             self.parked = [entry for entry in self.parked if not is_stale(entry)]
             heapq.heapify(self.parked)
         heapq.heappush(self.parked, (until, next(self._sequence), state))
+        return True
 
     def rouse(self, state: DeploymentState) -> None:
         """Make a parked deployment ready before its time."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
+from collections.abc import Iterable
 
 import attrs
 
@@ -14,7 +16,6 @@ from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import PATH_FAILURES
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.pool import Pool
-from llm_router.engine.reserving import Lease
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
 from llm_router.errors import ProviderError, StoreError
 from llm_router.stores.base import RateLimitStore
@@ -56,20 +57,26 @@ class Judge:
         factory=lambda: deque(maxlen=_REMEMBERED), init=False
     )
 
-    async def judge(self, error: ProviderError, lease: Lease, began: float) -> Verdict:
+    async def judge(
+        self,
+        error: ProviderError,
+        state: DeploymentState,
+        probes: Iterable[Cooldown] = (),
+        began: float = math.inf,
+    ) -> Verdict:
         """Cool down, quarantine or avoid what failed; return what the request is to do next.
 
         Args:
             error: The failure.
-            lease: The quota of the attempt.
+            state: The deployment.
+            probes: The half-open cooldowns that the attempt probed.
             began: When the attempt began, in seconds since the epoch.
         """
-        state, now = lease.state, self.clock.time()
-        deployment, breaker = state.deployment, state.group.breaker
+        now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
         scope = store_scope(error, deployment)
-        strikes = max((probe.strikes for probe in lease.probes if probe.scope == scope), default=0)
+        strikes = max((probe.strikes for probe in probes if probe.scope == scope), default=0)
         # What was sent before such a refusal was acted upon belongs to the same event.
-        repeated = not lease.probes and self._refused.get(scope, began) > began
+        repeated = not strikes and self._refused.get(scope, began) > began
         if error.kind in PATH_FAILURES:
             breaker.record_failure(deployment.key.key_id, now)
         elif error.code == _FORBIDDEN and error.kind in _BLAMES:
@@ -89,11 +96,11 @@ class Judge:
                 self._witness(state, verdict.cooldown, now)
         return verdict
 
-    async def acquit(self, lease: Lease) -> None:
-        """Lift the quarantines that a successful attempt has probed."""
-        for probe in lease.probes:
+    async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
+        """Lift the half-open cooldowns that a successful attempt has probed."""
+        for probe in probes:
             if probe.is_quarantine:
-                _log.info("%s is used again: %s", lease.state.deployment.id, probe.reason)
+                _log.info("%s is used again: %s", state.deployment.id, probe.reason)
             await self._share(Cooldown.lift(probe.scope))
             self.pool.rouse(probe.scope, self.clock.time())
 

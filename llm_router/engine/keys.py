@@ -118,11 +118,16 @@ class KeyManager:
             f"{upstream.breaker.open_until - now:.1f} s"
             for upstream in unreachable
         ]
+        names = {upstream.name for upstream in unreachable}
+        usable = any(
+            status["active"] and not status["in_cooldown"] and status["provider"] not in names
+            for status in statuses
+        )
         store = self.store if fronting is None else fronting.behind
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         return Health(
-            healthy=bool(statuses) and len(unreachable) < len(self.upstreams) and len(cooling) < len(active),
+            healthy=usable,
             total_keys=len(total),
             active_keys=len(active),
             in_cooldown=len(cooling - dead),

@@ -69,16 +69,16 @@ class Pool:
         """Park every deployment of the scope of ``cooldown`` until it ends."""
         until = cooldown.until
         for state in self._by_scope.get(cooldown.scope, ()):
-            state.note(Refusal(state.deployment, cooldown.reason, until, until, cooldown))
-            state.group.park(state, until)
+            if state.group.park(state, until):
+                state.note(Refusal(state.deployment, cooldown.reason, until, until, cooldown))
 
     def avoid(self, state: DeploymentState, until: float, reason: str) -> None:
         """Avoid a deployment until ``until``, in this process only."""
         state.avoided_until = max(state.avoided_until, until)
         state.group.avoided_until = max(state.group.avoided_until, until)
         until = state.avoided_until
-        state.note(Refusal(state.deployment, reason, until, until))
-        state.group.park(state, until)
+        if state.group.park(state, until):
+            state.note(Refusal(state.deployment, reason, until, until))
 
     def avoid_feature(self, scope: Scope, feature: str, until: float) -> None:
         """Have requests with ``feature`` avoid the deployments of ``scope`` until ``until``, here only."""
@@ -93,9 +93,16 @@ class Pool:
                     self.avoid(state, until, reason)
 
     def rouse(self, scope: Scope, now: float) -> None:
-        """Make the deployments of ``scope`` ready: some of their quota came back early."""
+        """Make the deployments of ``scope`` ready: their cooldown was lifted."""
         for state in self._by_scope.get(scope, ()):
             if state.avoided_until <= now:
+                state.group.rouse(state)
+
+    def return_quota(self, scope: Scope, now: float) -> None:
+        """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
+        for state in self._by_scope.get(scope, ()):
+            waits_for_quota = state.refusal is None or state.refusal.cooldown is None
+            if waits_for_quota and state.avoided_until <= now:
                 state.group.rouse(state)
 
     def rouse_cooled(self, now: float) -> None:

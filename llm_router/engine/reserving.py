@@ -87,7 +87,8 @@ class Selector:
         """
         deadline = self._clock.time() + max_wait
         line = self._lines.get(send.order)
-        if line is None or line.shortage.retry_at > deadline:  # no waiter to overtake, or no time to queue
+        # With no waiter to overtake, or no time to queue, there is no line to join.
+        if line is None or max_wait <= 0 or line.shortage.retry_at > deadline:
             outcome = await self._try(send)
             if isinstance(outcome, Lease) or max_wait <= 0 or outcome.retry_at > deadline:
                 return outcome
@@ -102,7 +103,7 @@ class Selector:
 
     def quota_returned(self, state: DeploymentState) -> None:
         """Note that quota of a deployment came back early."""
-        self._pool.rouse(state.deployment.model_scope, self._clock.time())
+        self._pool.return_quota(state.deployment.model_scope, self._clock.time())
         for line in self._lines.values():
             line.notify()
 
@@ -122,6 +123,8 @@ class Selector:
             lease = await self._reserve(send, shortlist, refused)
             if lease is not None:
                 return lease
+        for upstream in send.order.upstreams:
+            upstream.breaker.heed(self._clock.time())
         for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
@@ -166,24 +169,46 @@ class Selector:
         try:
             decision = await self._store.reserve(reservation_id, deployments, demand, send.ttl)
         except asyncio.CancelledError:
-            with suppress(StoreError):  # the reservation expires by itself; the cancellation goes first
+            try:
                 await finish(self._store.release(reservation_id))
+            except StoreError:
+                pass  # the reservation expires by itself; the cancellation goes first
+            else:
+                for state in candidates:
+                    self.quota_returned(state)
             raise
         now = self._clock.time()
         if decision.lifts != self._quarantines.lifts:
             self._quarantines.notice_lifts(decision.lifts, now)
-        for refusal in decision.refusals:
-            if refusal.cooldown is not None and await self._quarantines.reopen(refusal, now):
-                continue
-            self._pool.note_refusal(refusal, now)
-            refused[self._pool.states[refusal.deployment]] = refusal
-        if decision.deployment is None:
-            return None
-        state = self._pool.states[decision.deployment]
-        state.observe(decision, now)
-        return Lease(
-            self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
-        )
+        lease = None
+        if decision.deployment is not None:
+            state = self._pool.states[decision.deployment]
+            state.observe(decision, now)
+            lease = Lease(
+                self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
+            )
+        if decision.refusals:
+            await self._note_refusals(decision.refusals, refused, lease, now)
+        return lease
+
+    async def _note_refusals(
+        self,
+        refusals: tuple[Refusal, ...],
+        refused: dict[DeploymentState, Refusal],
+        lease: Lease | None,
+        now: float,
+    ) -> None:
+        """Note the refusals of a reserve, but for quarantines that have no reason any more."""
+        try:
+            for refusal in refusals:
+                if refusal.cooldown is None or not await self._quarantines.reopen(refusal, now):
+                    self._pool.note_refusal(refusal, now)
+                    refused[self._pool.states[refusal.deployment]] = refusal
+        except BaseException:
+            if lease is not None:  # not closed: the caller leaves the gate
+                with suppress(StoreError):
+                    await finish(self._store.release(lease.reservation_id))
+            raise
 
 
 class Lease:
@@ -252,26 +277,30 @@ class Lease:
             await self._close()
         except asyncio.CancelledError:
             # Closing is idempotent: once more, and this time to the end.
-            with suppress(StoreError):
-                await finish(self._close())
+            try:
+                with suppress(StoreError):
+                    await finish(self._close())
+            finally:
+                self._return_quota()
             raise
         except StoreError as error:
             _log.debug("a reservation could not be settled: %s", error)
-        if self._returns_quota():
-            self._on_return(self.state)
+        else:
+            self._return_quota()
 
     def _close(self) -> Coroutine[Any, Any, None]:
         if self._used is _NOTHING:
             return self._store.release(self.reservation_id)
         return self._store.settle(self.reservation_id, self._used)
 
-    def _returns_quota(self) -> bool:
-        """Whether the deployment may have room before the time it is parked until."""
-        if self._used is _NOTHING:
-            return True
+    def _return_quota(self) -> None:
+        """Report it if the deployment may have room before the time it is parked until."""
         refusal = self.state.refusal
-        fewer_tokens = self._used.tokens < self.demand.tokens
-        return fewer_tokens and refusal is not None and refusal.reason in TOKEN_METRICS
+        returned = self._used is _NOTHING or (
+            self._used.tokens < self.demand.tokens and refusal is not None and refusal.reason in TOKEN_METRICS
+        )
+        if returned:
+            self._on_return(self.state)
 
 
 _counter = itertools.count()

@@ -25,6 +25,7 @@ from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import (
     BlockedError,
     DeadlineExceededError,
+    EmptyAnswerError,
     InvalidRequestError,
     ProviderError,
     RouterClosedError,
@@ -99,7 +100,7 @@ class Sender:
             RouterClosedError: The router is closed.
         """
         send = await self._start(prompt, **options)
-        send.ttl = UNBOUNDED_TTL
+        send.ttl = max(send.ttl, UNBOUNDED_TTL)
         while (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 while (piece := await attempt.read()) is not None:
@@ -319,10 +320,12 @@ class OpenAttempt:
         send.attempts.append(Attempt(deployment.key.key_id, deployment.model, self._latency, error))
         if isinstance(outcome, Reply):
             if self._lease.probes:
-                await self._sender.judge.acquit(self._lease)
+                await self._sender.judge.acquit(self._lease.state, self._lease.probes)
             blocked = outcome.blocked
             if blocked is not None:
                 error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)
+            elif outcome.failed is not None:
+                error = EmptyAnswerError(f"the answer is not usable: {outcome.failed}", reason=outcome.failed)
             send.response = _respond(send, outcome, error, self._sender.clock.time())
         elif isinstance(outcome, ProviderError):
             await self._judge(outcome)
@@ -333,7 +336,7 @@ class OpenAttempt:
         """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
         send, sender = self._send, self._sender
         send.error = error
-        verdict = await sender.judge.judge(error, self._lease, self._began)
+        verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
         now = sender.clock.time()
         self._leave_out(verdict, error)
         if verdict.next is Next.GIVE_UP or send.unfit.issuperset(send.order.groups):

@@ -12,7 +12,6 @@ from llm_router.gemini_http.framing import Body
 from llm_router.gemini_http.quota_names import SERVICE, exceeded_line, quota_id, quota_metric
 
 __all__ = [
-    "API_KEY_EXPIRED",
     "API_KEY_INVALID",
     "ApiError",
     "invalid_key",
@@ -25,9 +24,6 @@ __all__ = [
     "too_many_tokens",
     "usual_error",
 ]
-
-API_KEY_EXPIRED = "API_KEY_EXPIRED"
-"""The reason of an ``ErrorInfo``: the key has expired."""
 
 API_KEY_INVALID = "API_KEY_INVALID"
 """The reason of an ``ErrorInfo``: the key does not exist."""

@@ -6,7 +6,16 @@ import re
 
 from llm_router.domain.kinds import Metric
 
-__all__ = ["SERVICE", "exceeded_line", "metric_of", "quota_id", "quota_metric", "stated_limits"]
+__all__ = [
+    "SERVICE",
+    "exceeded_line",
+    "is_project_wide",
+    "metric_of",
+    "quota_id",
+    "quota_metric",
+    "stated_limits",
+    "tool_of",
+]
 
 SERVICE = "generativelanguage.googleapis.com"
 """The name of the API's service, with which its metrics begin."""
@@ -19,6 +28,11 @@ _IDS = {
 }
 _REQUESTS = f"{SERVICE}/generate_content_free_tier_requests"
 _TOKENS = f"{SERVICE}/generate_content_free_tier_input_token_count"
+_TOOLS = {
+    "url_context": re.compile("urlcontext"),
+    "google_maps": re.compile("googlemaps|mapsground|groundingwith.*maps"),
+    "google_search": re.compile("googlesearch|ground(?:ing|ed)"),
+}
 _STATED_LIMIT = re.compile(r"exceeded for metric: ([\w./-]+), limit: (\d{1,18})\b")
 
 
@@ -37,10 +51,33 @@ def metric_of(name: str) -> Metric | None:
 
     ``GenerateContentInputTokensPerModelPerMinute-FreeTier`` is ``tpm``. The size of a limit never decides.
     """
-    words = name.lower().replace("_", "").replace("-", "")
+    words = _words(name)
     period = "d" if "perday" in words else "m" if "perminute" in words else None
     counted = "tp" if "token" in words and "output" not in words else "rp" if "request" in words else None
     return Metric(counted + period) if counted and period else None
+
+
+def tool_of(name: str) -> str | None:
+    """Return the tool whose uses the quota ``name`` counts, such as ``google_search``; None if of no tool.
+
+    There is no published list of these names; those that users have reported name the grounding.
+    """
+    words = _words(name)
+    return next((tool for tool, pattern in _TOOLS.items() if pattern.search(words)), None)
+
+
+def is_project_wide(name: str) -> bool:
+    """Return whether all models of a project share the quota ``name``, as far as its name says.
+
+    ``GenerateRequestsPerDayPerProject`` is shared, ``GenerateRequestsPerDayPerProjectPerModel`` is not.
+    """
+    words = _words(name)
+    return "perproject" in words and "model" not in words
+
+
+def _words(name: str) -> str:
+    """Return ``name`` without the name of the service, in lower case and without separators."""
+    return name.rpartition("/")[2].lower().replace("_", "").replace("-", "")
 
 
 def exceeded_line(metric: Metric, limit: int | None, model: str) -> str:

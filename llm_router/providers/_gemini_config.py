@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ _ROUTER_FIELDS = frozenset(
 )
 _CALLER_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
 _KEY_HEADERS = frozenset({KEY_HEADER, "authorization"})
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\xa0-\xff]*")
 
 
 def safety_thresholds(settings: Mapping[str, str], *, error: type[LLMRouterError]) -> dict[str, str]:
@@ -162,15 +165,22 @@ def _setting(category: str, threshold: str) -> dict[str, str]:
 
 
 def _check_http_options(options: Any) -> None:
-    """Refuse options that would make the SDK retry, or send the key to another server."""
+    """Refuse options that would make the SDK retry, send the key elsewhere, or fail to become HTTP."""
     if options is None:
         return
     for name in sorted(options.model_fields_set - _CALLER_HTTP_OPTIONS):
         if getattr(options, name) is not None:
             raise InvalidRequestError(f"config.http_options.{name} is the router's business: leave it out")
-    for header in options.headers or {}:
+    for header, value in (options.headers or {}).items():
         if header.lower() in _KEY_HEADERS:
             raise InvalidRequestError(f"config.http_options.headers: leave {header!r} to the router")
+        if not _HEADER_NAME.fullmatch(header):
+            raise InvalidRequestError(f"config.http_options.headers: {header!r} is not the name of a header")
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidRequestError(
+                f"config.http_options.headers: the value of {header!r} has a character that a header cannot "
+                "have, such as a newline"
+            )
 
 
 def validate_request(request: Request, safety: Mapping[str, str]) -> None:

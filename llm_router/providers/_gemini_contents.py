@@ -7,10 +7,10 @@ such attributes, and lists of these.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.tokens import estimate_tokens
+from llm_router.providers._gemini_request import field
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
@@ -46,22 +46,11 @@ def estimate_request(request: Request) -> int:
     """
     instruction = request.system_instruction
     if instruction is None:
-        instruction = _field(request.config, "system_instruction")
+        instruction = field(request.config, "system_instruction")
     tokens = _estimate(request.contents) + _estimate(instruction)
     if request.config is not None:
-        tokens += sum(_estimate_json(_field(request.config, name)) for name in _CONFIG_FIELDS)
+        tokens += sum(_estimate_json(field(request.config, name)) for name in _CONFIG_FIELDS)
     return max(1, tokens)
-
-
-def _field(value: Any, name: str) -> Any:
-    """Return the field with a snake_case name, from a dict (in camelCase, too) or an object."""
-    if not isinstance(value, Mapping):
-        return getattr(value, name, None)
-    found = value.get(name)
-    if found is None and "_" in name:
-        head, *tail = name.split("_")
-        found = value.get(head + "".join(word.title() for word in tail))
-    return found
 
 
 def _estimate(value: Any, depth: int = 0) -> int:
@@ -76,11 +65,11 @@ def _estimate(value: Any, depth: int = 0) -> int:
 
 def _estimate_part(value: Any, depth: int) -> int:
     """Estimate a content, a part, a file, or a Pillow image."""
-    texts = (_field(value, name) for name in _TEXT_FIELDS)
+    texts = (field(value, name) for name in _TEXT_FIELDS)
     tokens = sum(estimate_tokens(text) for text in texts if isinstance(text, str) and text)
-    tokens += sum(_estimate(_field(value, name), depth + 1) for name in _NESTED_FIELDS)
-    tokens += sum(_estimate_json(_field(value, name)) for name in _JSON_FIELDS)
-    blob = _field(value, "inline_data")
+    tokens += sum(_estimate(field(value, name), depth + 1) for name in _NESTED_FIELDS)
+    tokens += sum(_estimate_json(field(value, name)) for name in _JSON_FIELDS)
+    blob = field(value, "inline_data")
     if blob is not None:
         tokens += _estimate_blob(blob)
     if _is_reference(value) or _is_image(value):
@@ -89,7 +78,7 @@ def _estimate_part(value: Any, depth: int) -> int:
 
 
 def _is_reference(value: Any) -> bool:
-    return any(_field(value, name) is not None for name in ("file_data", "file_uri", "uri"))
+    return any(field(value, name) is not None for name in ("file_data", "file_uri", "uri"))
 
 
 def _is_image(value: Any) -> bool:
@@ -99,8 +88,8 @@ def _is_image(value: Any) -> bool:
 
 def _estimate_blob(blob: Any) -> int:
     """Estimate media by type and size: a flat rate per image, a usual bit rate for sound and film."""
-    mime = str(_field(blob, "mime_type") or "").partition(";")[0].strip().lower()
-    data = _field(blob, "data") or b""
+    mime = str(field(blob, "mime_type") or "").partition(";")[0].strip().lower()
+    data = field(blob, "data") or b""
     size = len(data) if isinstance(data, bytes | bytearray | memoryview | str) else 0
     if isinstance(data, str):  # base64: three bytes in four characters
         size = size * 3 // 4

@@ -1,24 +1,17 @@
-"""Translating failures into :class:`~llm_router.errors.ProviderError`.
+"""Translating failures into :class:`~llm_router.errors.ProviderError`, which shows no key.
 
-=====================================================  =========
-what happened                                          kind
-=====================================================  =========
-400 with a reason about the API key                    KEY
-401                                                    KEY
-403 about a file, cache or interaction                 REQUEST
-403 otherwise                                          KEY
-404 about a file, cache or interaction                 REQUEST
-404 otherwise                                          MODEL
-408                                                    TIMEOUT
-429                                                    QUOTA, not charged
-other 4xx                                              REQUEST
-401, 403, 404, 407 with a web page, not from the API   NETWORK
-5xx                                                    SERVER
-any other status                                       NETWORK
-connection refused, no such host, no TLS               NETWORK, not charged
-connection broken later                                NETWORK
-connection or answer took too long                     TIMEOUT
-=====================================================  =========
+A response with a status other than 200 is judged by the rules of ``_gemini_rules``. Of the rest:
+
+============================================  ===================================
+what happened                                 kind
+============================================  ===================================
+connection refused, no such host, no TLS      NETWORK, not charged
+connection broken later                       NETWORK
+connection or answer took too long            TIMEOUT
+a 200 without an answer                       NETWORK
+a request that cannot be put into HTTP        REQUEST, not charged
+a key that cannot be put into a header        KEY, not charged
+============================================  ===================================
 """
 
 from __future__ import annotations
@@ -31,14 +24,17 @@ from urllib.parse import quote
 
 from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ProviderError
-from llm_router.gemini_http.api_errors import API_KEY_EXPIRED, API_KEY_INVALID
-from llm_router.providers._gemini_error_body import ErrorBody, read_error_body
+from llm_router.providers._gemini_delays import credible_delay, header_delay
+from llm_router.providers._gemini_error_body import read_error_body
+from llm_router.providers._gemini_request import metered_tools
+from llm_router.providers._gemini_rules import fault_of
 
 if TYPE_CHECKING:
+    from llm_router.domain.request import Request
     from llm_router.domain.secret import Secret
     from llm_router.providers._gemini_transport import HttpFailure, PathFailure
 
-__all__ = ["MESSAGE_LIMIT", "from_http", "from_path", "not_an_answer", "not_sent"]
+__all__ = ["MESSAGE_LIMIT", "from_http", "from_path", "not_a_key", "not_an_answer", "not_sent"]
 
 MESSAGE_LIMIT = 500
 """The most characters of a message; the provider's words are cut to fit."""
@@ -47,44 +43,29 @@ _BODY_LIMIT = 256 * 1024
 _MASK = "***"
 _PREFIX = 4
 """The characters at the start of a key that all keys share, and that reveal nothing."""
-_KEY_REASONS = frozenset({API_KEY_EXPIRED, API_KEY_INVALID})
-_KEY_WORDS = re.compile(r"\bAPI key (not valid|not found|expired)\b|\bvalid API key\b", re.IGNORECASE)
-_STORED_DATA = re.compile(r"\bfiles?\b|\bcached[ _]?contents?\b|\binteractions?\b", re.IGNORECASE)
 _STATUS_WORD = re.compile(r"[A-Z][A-Z_]{0,63}")
-_KINDS: dict[int, FailureKind] = {
-    HTTPStatus.UNAUTHORIZED: FailureKind.KEY,
-    HTTPStatus.FORBIDDEN: FailureKind.KEY,
-    HTTPStatus.NOT_FOUND: FailureKind.MODEL,
-    HTTPStatus.REQUEST_TIMEOUT: FailureKind.TIMEOUT,
-    HTTPStatus.TOO_MANY_REQUESTS: FailureKind.QUOTA,
-}
-_KINDS_OF_CLASS = {4: FailureKind.REQUEST, 5: FailureKind.SERVER}
-_PATH_STATUSES = frozenset(
-    {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.PROXY_AUTHENTICATION_REQUIRED,
-    }
-)
+_UNCOUNTED = frozenset({HTTPStatus.PAYMENT_REQUIRED, HTTPStatus.TOO_MANY_REQUESTS})
+"""Refusals of a limiter, which does not count what it refuses. Any other may have used quota, even a 400."""
 
 
-def from_http(failure: HttpFailure, secret: Secret) -> ProviderError:
-    """Translate a response with a status other than 200."""
+def from_http(failure: HttpFailure, secret: Secret, request: Request) -> ProviderError:
+    """Translate a response to ``request`` with a status other than 200."""
     body = read_error_body(_scrub(failure.body[:_BODY_LIMIT].decode("utf-8", "replace"), secret))
+    fault = fault_of(failure.code, body, metered_tools(request))
     status = body.status if body.status and _STATUS_WORD.fullmatch(body.status) else None
-    delay = _header_seconds(failure.retry_after) if body.retry_delay is None else body.retry_delay
-    kind = _kind(failure.code, body)
+    delay = header_delay(failure.retry_after) if body.retry_delay is None else body.retry_delay
+    violations = body.violations if fault.kind is FailureKind.QUOTA else ()
     return ProviderError(
         # Scrubbed again, since the key may have been escaped in the JSON.
         _message(" ".join(filter(None, (str(failure.code), status))), _scrub(body.message, secret)),
-        kind=kind,
+        kind=fault.kind,
+        scope=fault.scope,
+        feature=fault.feature,
         code=failure.code,
         status=status,
-        retry_delay=delay,
-        violations=body.violations if kind is FailureKind.QUOTA else (),
-        # A limiter does not count what it refuses; any other answer may have used quota, even a 400.
-        charged=kind is not FailureKind.QUOTA,
+        retry_delay=credible_delay(delay, fault.kind, violations),
+        violations=violations,
+        charged=failure.code not in _UNCOUNTED,
     )
 
 
@@ -109,33 +90,9 @@ def not_sent(why: str) -> ProviderError:
     )
 
 
-def _kind(code: int, body: ErrorBody) -> FailureKind:
-    """Return the kind of a failure, by the table at the top of this module."""
-    if body.is_page and code in _PATH_STATUSES:
-        return FailureKind.NETWORK
-    if code == HTTPStatus.BAD_REQUEST and _blames_key(body):
-        return FailureKind.KEY
-    if code in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND) and _is_about_data(body):
-        return FailureKind.REQUEST
-    return _KINDS.get(code) or _KINDS_OF_CLASS.get(code // 100, FailureKind.NETWORK)
-
-
-def _blames_key(body: ErrorBody) -> bool:
-    return not body.reasons.isdisjoint(_KEY_REASONS) or bool(_KEY_WORDS.search(body.message))
-
-
-def _is_about_data(body: ErrorBody) -> bool:
-    """Return whether it denies a file, cache or interaction, which only the project that made it may use.
-
-    A refusal with a reason is about the key or its project; access to data is denied without one.
-    """
-    return not body.reasons and "models/" not in body.message and bool(_STORED_DATA.search(body.message))
-
-
-def _header_seconds(retry_after: str | None) -> float | None:
-    """Read a Retry-After header in seconds; None for a date, which is useless without the server's clock."""
-    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*", retry_after or "")
-    return float(found[1]) if found else None
+def not_a_key(why: str) -> ProviderError:
+    """Return the error for a key with which no request can be made."""
+    return ProviderError(_message("the key cannot be used", why), kind=FailureKind.KEY, charged=False)
 
 
 def _message(what: str, words: str) -> str:

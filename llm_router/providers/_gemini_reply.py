@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from llm_router.domain.response import Usage
+from llm_router.providers._gemini_history import AnswerParts
 from llm_router.providers.base import Reply
 
 __all__ = ["BLOCKING_REASONS", "ReplyReader", "read_reply"]
@@ -26,18 +27,42 @@ BLOCKING_REASONS = frozenset(
         "SPII",
     }
 )
-"""Finish reasons with which the provider withholds an answer because of what it says.
+"""Finish reasons with which the provider withholds an answer because of what it says."""
 
-``MAX_TOKENS``, ``OTHER``, ``NO_IMAGE`` and malformed calls are not among them: the caller judges such an
-answer.
-"""
+_MAX_TOKENS = "MAX_TOKENS"
+_ENDS = frozenset({None, "CONTINUATION", _MAX_TOKENS, "STOP"})
+"""Finish reasons that an answer without content may have; with any other one, or one that is not known yet,
+the model has failed, as with ``MALFORMED_FUNCTION_CALL``, ``OTHER`` and ``NO_IMAGE``."""
+
+_NO_CANDIDATES = "NO_CANDIDATES"
+"""Our own word for an answer that consists of its usage and gives no reason."""
 
 
-def read_reply(response: Any) -> Reply | None:
+def read_reply(response: Any, *, limited: bool = False) -> Reply | None:
     """Return the answer in ``response``, or None if it contains none.
 
-    An answer has a candidate with content or a finish reason, or prompt feedback instead of one.
+    An answer has a candidate with content or a finish reason, or prompt feedback instead of one, or at least
+    its usage.
+
+    Args:
+        response: The response.
+        limited: Whether the request limits the tokens of its answer. A model that reaches the limit while it
+            thinks may answer without a candidate.
     """
+    reply = _read_candidate(response)
+    if reply is not None:
+        return reply
+    usage = _usage(response.usage_metadata)
+    if usage in (None, Usage()):
+        return None
+    reply = Reply("", usage, model=response.model_version, raw=response)
+    if limited or usage.thinking_tokens:
+        return attrs.evolve(reply, finish_reason=_MAX_TOKENS)
+    return attrs.evolve(reply, failed=_NO_CANDIDATES)
+
+
+def _read_candidate(response: Any) -> Reply | None:
+    """Return the answer that ``response`` has as a candidate or as prompt feedback, or None."""
     candidate = response.candidates[0] if response.candidates else None
     finish_reason = _name(candidate.finish_reason) if candidate else None
     if candidate is None or (candidate.content is None and finish_reason is None):
@@ -46,6 +71,7 @@ def read_reply(response: Any) -> Reply | None:
             return None
     else:
         blocked = finish_reason if finish_reason in BLOCKING_REASONS else None
+    has_failed = blocked is None and finish_reason not in _ENDS and not _has_content(candidate)
     return Reply(
         text=_text(candidate),
         usage=_usage(response.usage_metadata),
@@ -54,6 +80,7 @@ def read_reply(response: Any) -> Reply | None:
         blocked=blocked,
         content=_content(candidate),
         raw=response,
+        failed=finish_reason if has_failed else None,
     )
 
 
@@ -75,23 +102,20 @@ def _text(candidate: Any) -> str:
     return "".join(part.text for part in candidate.content.parts or () if part.text and not part.thought)
 
 
-def _content(candidate: Any) -> dict[str, Any] | None:
-    """Copy what a later request may send back, as plain dictionaries.
-
-    Thoughts are left out: no model accepts another's. A function call keeps its signature, since a model
-    that signs its calls refuses them without it.
-    """
+def _has_content(candidate: Any) -> bool:
+    """Return whether ``candidate`` has more to say than thoughts and empty parts."""
     if candidate is None or candidate.content is None:
-        return None
-    parts = [
-        part.model_dump(exclude_none=True)
+        return False
+    return any(
+        any(part.model_dump(exclude_none=True, exclude={"thought_signature"}).values())
         for part in candidate.content.parts or ()
-        if not part.thought and (part.text or part.function_call or part.inline_data)
-    ]
-    for part in parts:
-        if "function_call" not in part:
-            part.pop("thought_signature", None)
-    return {"role": "model", "parts": parts} if parts else None
+        if not part.thought
+    )
+
+
+def _content(candidate: Any) -> dict[str, Any] | None:
+    """Copy what a later request may send back, as plain dictionaries; None if there is nothing."""
+    return AnswerParts().read(candidate)
 
 
 def _usage(metadata: Any) -> Usage | None:
@@ -109,43 +133,51 @@ def _usage(metadata: Any) -> Usage | None:
 class ReplyReader:
     """Reads the responses of one streamed answer.
 
+    Args:
+        limited: Whether the request limits the tokens of its answer.
+
     Attributes:
         is_complete: Whether the answer has ended: one of the responses said why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, limited: bool = False) -> None:
         self.is_complete = False
+        self._limited = limited
         self._whole = Reply("")
-        self._parts: list[dict[str, Any]] = []
+        self._parts = AnswerParts(joins_text=True)
+        self._has_candidate = self._has_content = False
 
     def read(self, response: Any) -> Reply:
         """Return the text of ``response``, with what is known so far of the whole answer.
 
         A response without a candidate, such as one that only counts tokens, adds what it has.
         """
-        reply, whole = read_reply(response), self._whole
+        reply, whole = _read_candidate(response), self._whole
         if reply is None:
             usage = _usage(response.usage_metadata) or whole.usage
-            self._whole = attrs.evolve(whole, usage=usage, raw=response)
-            return attrs.evolve(self._whole, text="")
+            self._whole = attrs.evolve(whole, text="", usage=usage, raw=response)
+            return self._whole
+        self._has_candidate = True
+        self._has_content = self._has_content or _has_content((response.candidates or [None])[0])
         self.is_complete = bool(reply.finish_reason or reply.blocked) or self.is_complete
-        for part in (reply.content or {}).get("parts", ()):
-            self._add(part)
         self._whole = Reply(
             reply.text,
             reply.usage or whole.usage,
             reply.finish_reason or whole.finish_reason,
             reply.model or whole.model,
             reply.blocked or whole.blocked,
-            {"role": "model", "parts": [*self._parts]} if self._parts else None,
+            self._parts.read((response.candidates or [None])[0]),
             response,
+            None if self._has_content else reply.failed or whole.failed,
         )
         return self._whole
 
-    def _add(self, part: dict[str, Any]) -> None:
-        """Add a part to the content; text is appended to text before it."""
-        last = self._parts[-1] if self._parts else {}
-        if part.keys() == last.keys() == {"text"}:
-            self._parts[-1] = {"text": last["text"] + part["text"]}
-        else:
-            self._parts.append(part)
+    def end(self) -> Reply | None:
+        """Return what the end of the stream says of the answer, or None if nothing.
+
+        A model that reaches the limit while it thinks may answer with its usage alone.
+        """
+        if self._has_candidate or self._whole.usage in (None, Usage()) or not self._limited:
+            return None
+        self.is_complete = True
+        return attrs.evolve(self._whole, finish_reason=_MAX_TOKENS)

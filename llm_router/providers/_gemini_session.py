@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import logging
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -11,7 +14,7 @@ import attrs
 from llm_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
 
     from llm_router.domain.deployment import Key
     from llm_router.domain.secret import Secret
@@ -112,7 +115,27 @@ class LoopSession:
             retry_options=types.HttpRetryOptions(attempts=1),
             **self._transport.http_options(),
         )
-        return genai.Client(vertexai=False, api_key=secret.reveal(), http_options=options)
+        with _without_warnings_of_unused_keys():
+            return genai.Client(vertexai=False, api_key=secret.reveal(), http_options=options)
+
+
+@contextlib.contextmanager
+def _without_warnings_of_unused_keys() -> Generator[None]:
+    """Keep the SDK from warning, for each client, of keys in the environment that the client does not use.
+
+    It does so if both of its own variables are set. Clients made by others meanwhile are not affected.
+    """
+    thread = threading.get_ident()
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.thread != thread or "GEMINI_API_KEY" not in str(record.msg)
+
+    logger = logging.getLogger("google_genai._api_client")
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
 
 
 async def _live(transport: Transport, clients: dict[str, _KeyClient]) -> AsyncGenerator[None]:

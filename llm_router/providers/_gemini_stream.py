@@ -24,13 +24,16 @@ class StreamedCall:
 
     Args:
         begin: Returns the session used, and the SDK's generator of responses.
+        limited: Whether the request limits the tokens of its answer.
     """
 
-    def __init__(self, begin: Callable[[], Awaitable[tuple[LoopSession, AsyncGenerator[Any]]]]) -> None:
+    def __init__(
+        self, begin: Callable[[], Awaitable[tuple[LoopSession, AsyncGenerator[Any]]]], *, limited: bool
+    ) -> None:
         self._begin = begin
         self._session: LoopSession | None = None
         self._responses: AsyncGenerator[Any] | None = None
-        self._reader = ReplyReader()
+        self._reader = ReplyReader(limited=limited)
         self._close: Callable[[], Awaitable[None]] | None = None
 
     @property
@@ -46,6 +49,8 @@ class StreamedCall:
     async def read(self) -> Reply | None:
         """Return the next piece of the answer, or None at its end.
 
+        What comes after the reason why the answer ended, and cannot be read, is not part of the answer.
+
         Raises:
             HttpFailure, PathFailure: The call failed.
             Exception: The SDK cannot read what the server sent.
@@ -53,12 +58,17 @@ class StreamedCall:
         failure: Exception | None = None
         try:
             response = await self._next()
-            return None if response is None else self._reader.read(response)
+            return self._end() if response is None else self._reader.read(response)
         except Exception as error:
+            if self.is_complete:
+                return None
             failure = self._failure(error)
             if failure is None:
                 raise
         raise failure
+
+    def _end(self) -> Reply | None:
+        return None if self.is_complete else self._reader.end()
 
     async def aclose(self) -> None:
         """Release the connection, which the SDK keeps if an answer is not read to its end."""

@@ -8,11 +8,11 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.kinds import FailureKind
+from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 
-__all__ = ["FailureKind", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
+__all__ = ["FailureKind", "FaultScope", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
 
 
 @attrs.frozen
@@ -25,9 +25,13 @@ class Reply:
         finish_reason: The provider's word for why the answer ended.
         model: The model that really ran, or None if the provider did not say.
         blocked: Why the prompt or the answer was blocked, or None if it was not.
-        content: The answer as contents that a later request can send back, whatever its key and model
-            (a plain dictionary); None if there is nothing to send back but the text.
+        content: The answer as contents that a later request can send back (a plain dictionary); None if
+            there is nothing to send back but the text. A ``thought_signature`` (bytes) of a part is sent back
+            to this model only, by way of :attr:`Request.origins`; the rest to any model.
         raw: The SDK's own response object.
+        failed: Why there is no usable answer although the provider gave one and blocked nothing, such as
+            ``MALFORMED_FUNCTION_CALL``; None if there is a usable answer, which may be without text. No
+            key, project or path is at fault.
     """
 
     text: str
@@ -37,6 +41,7 @@ class Reply:
     blocked: str | None = None
     content: Any = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
+    failed: str | None = None
 
 
 class Provider(Protocol):
@@ -44,7 +49,8 @@ class Provider(Protocol):
 
     A provider never retries: only the router does. It never lets an error of its SDK out: it raises
     :class:`~llm_router.errors.ProviderError`, which carries neither the key nor (in ``__cause__``,
-    ``__context__`` or its traceback) any object that does.
+    ``__context__`` or its traceback) any object that does. The error's kind says what went wrong, and its
+    scope what the router is to leave alone for it; a provider that cannot know gives no scope.
 
     In a router with several providers, each serves its own deployments only: the router asks the provider
     of the deployment concerned to validate, estimate and send, never another one in its place.

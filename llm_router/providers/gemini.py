@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llm_router.domain.kinds import FailureKind
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.providers._gemini_config import (
     DEFAULT_SAFETY,
@@ -15,8 +15,16 @@ from llm_router.providers._gemini_config import (
     validate_request,
 )
 from llm_router.providers._gemini_contents import estimate_request
-from llm_router.providers._gemini_failures import from_http, from_path, not_an_answer, not_sent
+from llm_router.providers._gemini_failures import (
+    from_http,
+    from_path,
+    not_a_key,
+    not_an_answer,
+    not_sent,
+)
+from llm_router.providers._gemini_history import contents_for
 from llm_router.providers._gemini_reply import read_reply
+from llm_router.providers._gemini_request import limits_output
 from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
 from llm_router.providers._gemini_stream import StreamedCall
 from llm_router.providers._gemini_transport import ON_DISPATCH, REQUEST_BEGUN, HttpFailure, PathFailure
@@ -32,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["GeminiProvider", "HttpBackend"]
 
 _T = TypeVar("_T")
+
+_KEY = re.compile(r"[\x20-\x7e]+")
 
 
 def _ignore() -> None:
@@ -91,7 +101,7 @@ class GeminiProvider:
             ProviderError: The call failed; the error says how. Neither it nor its traceback contains the key.
         """
         _begin(deployment, dispatched)
-        outcome = await _outcome(self._send(deployment, request), deployment.key.secret)
+        outcome = await _outcome(self._send(deployment, request), deployment, request)
         if isinstance(outcome, BaseException):
             # Raised from here, so that the traceback has no frame of the SDK, with the key among its locals.
             raise outcome
@@ -104,17 +114,19 @@ class GeminiProvider:
     ) -> AsyncGenerator[Reply]:
         """Send ``request`` once through ``deployment`` and yield its answer in pieces.
 
-        An answer that ends without a finish reason has broken off, which is an error. Closing the generator
-        closes the connection.
+        An answer that ends without a finish reason has broken off, which is an error; so is no answer at
+        all. Closing the generator closes the connection.
 
         Raises:
             ProviderError: The call failed; the error says how. Neither it nor its traceback contains the key.
         """
         _begin(deployment, dispatched)
-        call = StreamedCall(functools.partial(self._open, deployment, request))
+        call = StreamedCall(
+            functools.partial(self._open, deployment, request), limited=limits_output(request)
+        )
         try:
             while True:
-                outcome = await _outcome(call.read(), deployment.key.secret)
+                outcome = await _outcome(call.read(), deployment, request)
                 if isinstance(outcome, ProviderError) and call.is_open:
                     outcome.charged = True  # it was accepted: a limiter refuses before any answer begins
                 if isinstance(outcome, BaseException):
@@ -163,9 +175,9 @@ class GeminiProvider:
     async def _send(self, deployment: Deployment, request: Request) -> Reply | None:
         config = build_config(request, self._safety)
         models = (await self._session()).client(deployment.key).aio.models
-        return read_reply(
-            await models.generate_content(model=deployment.model, contents=request.contents, config=config)
-        )
+        contents = contents_for(request, deployment.model)
+        response = await models.generate_content(model=deployment.model, contents=contents, config=config)
+        return read_reply(response, limited=limits_output(request))
 
     async def _open(
         self, deployment: Deployment, request: Request
@@ -175,7 +187,7 @@ class GeminiProvider:
         session = await self._session()
         models = session.client(deployment.key).aio.models
         return session, await models.generate_content_stream(
-            model=deployment.model, contents=request.contents, config=config
+            model=deployment.model, contents=contents_for(request, deployment.model), config=config
         )
 
     async def _session(self) -> LoopSession:
@@ -193,21 +205,34 @@ class GeminiProvider:
 
 def _begin(deployment: Deployment, dispatched: Callable[[], None]) -> None:
     """Begin a call, of which nothing has been sent yet."""
-    if not deployment.key.secret:
-        # The SDK would use another key instead, from GOOGLE_API_KEY.
-        raise ProviderError("the key is empty", kind=FailureKind.KEY, charged=False)
+    problem = _problem(deployment.key.secret)
+    if problem is not None:
+        raise not_a_key(problem)
     ON_DISPATCH.set(dispatched)
     REQUEST_BEGUN.set(False)
 
 
-async def _outcome(work: Awaitable[_T], secret: Secret) -> _T | BaseException:
+def _problem(secret: Secret) -> str | None:
+    """Return why no request can be made with a key, or None.
+
+    It does not raise: the traceback would show the key among the locals.
+    """
+    value = secret.reveal().strip()  # as the SDK does
+    if not value:
+        return "it is empty"  # the SDK would use another key instead, from GOOGLE_API_KEY
+    if not _KEY.fullmatch(value):
+        return "it has a character that a header cannot have, such as a newline"
+    return None
+
+
+async def _outcome(work: Awaitable[_T], deployment: Deployment, request: Request) -> _T | BaseException:
     """Await ``work``; return its result, or the translated exception for the caller to raise."""
     try:
         return await work
     except HttpFailure as failure:
-        return from_http(failure, secret)
+        return from_http(failure, deployment.key.secret, request)
     except PathFailure as failure:
-        return from_path(failure, secret)
+        return from_path(failure, deployment.key.secret)
     except InvalidRequestError as error:
         return not_sent(str(error))
     except Exception as error:  # noqa: BLE001 - no error of the SDK may escape

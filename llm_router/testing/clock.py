@@ -67,6 +67,11 @@ class ManualClock:
             timer.fire()
         self._now = max(self._now, until)
 
+    def jump(self, seconds: float) -> None:
+        """Set the clock forward or back, as a correction does; pending timers keep the time they had left."""
+        self._now += seconds
+        self._timers = [(due + seconds, order, timer) for due, order, timer in self._timers]
+
     async def advance(self, seconds: float) -> None:
         """Move the clock; after each timer that fires, run all tasks until every one of them waits."""
         until = self._now + seconds

@@ -100,6 +100,7 @@ def on_server(clock, provider):
 
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.slow
 async def test_a_router_continues_alone_and_returns(on_server, redis_server, pools, clock, caplog, failure):
     """Failing: one bounded delay, then a share of the quota. Recovered: it returns. One log line each."""
     async with on_server(redis_server.url, [pools.one(rpm=40)]) as router:

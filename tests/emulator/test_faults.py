@@ -251,6 +251,23 @@ async def test_safety(sdk, streamed):
     assert response.text is None
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "MALFORMED_FUNCTION_CALL", ""])
+async def test_no_content(sdk, streamed, reason):
+    """An answer without content has its finish reason, or no candidate at all, and its usage."""
+    async with GeminiEmulator() as emulator, sdk(emulator) as models:
+        emulator.inject(Fault.no_content(reason))
+        if streamed:
+            ((response,), _) = await stream_all(models)
+        else:
+            response = await generate(models)
+    assert [candidate.finish_reason.name for candidate in response.candidates or ()] == [reason][
+        : len(reason)
+    ]
+    assert response.text is None
+    assert response.usage_metadata.prompt_token_count
+
+
 async def test_empty(sdk):
     """The SDK reads an empty 200 as an empty response, not an error."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:

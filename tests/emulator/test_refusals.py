@@ -162,7 +162,14 @@ async def test_no_key_in_any_reply(http):
     """No header, body or repr contains the key, for any request and fault."""
     keys = {KEY: "project"}
     faults = [Fault.status(code) for code in (400, 401, 403, 404, 429, 500, 503, 504)]
-    faults += [Fault.bare_429(), Fault.list_429(), Fault.block(), Fault.safety(), Fault.cut_json()]
+    faults += [
+        Fault.bare_429(),
+        Fault.list_429(),
+        Fault.block(),
+        Fault.safety(),
+        Fault.no_content(),
+        Fault.cut_json(),
+    ]
     body = {"contents": [{"parts": [{"text": "hello"}]}]}
     async with GeminiEmulator(keys=keys, default_quota=QuotaSpec(rpm=len(faults))) as emulator:
         seen = []

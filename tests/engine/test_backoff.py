@@ -1,4 +1,4 @@
-"""How long the head of a waiting line sleeps: as short as possible alone, longer among many."""
+"""How long the head of a waiting line sleeps: briefly when alone, longer among many."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_router.testing import FakeProvider
 
 
 def test_the_first_sleep_is_until_there_is_room():
-    """Or as short as can be, where that is now."""
+    """The first sleep ends when there is room, or is as short as possible if there is room now."""
     assert ProbeBackoff().until(100.0, 160.3) == 160.3
     assert 100.0 + SHORTEST_SLEEP / 2 <= ProbeBackoff().until(100.0, 100.0) <= 100.0 + 1.5 * SHORTEST_SLEEP
 
@@ -26,7 +26,7 @@ def _after_failures(count: int) -> ProbeBackoff:
 
 
 def test_it_grows_with_failures_and_shrinks_with_successes():
-    """Between its bounds: twice as long after a failure, one try a second more after a success."""
+    """Within its bounds, a failure doubles the sleep, and a success adds one try per second."""
     backoff = _after_failures(20)
     assert all(LONGEST_SLEEP / 2 <= backoff.until(0.0, 0.0) <= 1.5 * LONGEST_SLEEP for _ in range(20))
     for _ in range(3):
@@ -39,7 +39,7 @@ def test_it_grows_with_failures_and_shrinks_with_successes():
 
 @pytest.mark.parametrize("wait", [0.05, 0.5, 5.0])
 def test_a_deadline_does_not_pass_unused(wait):
-    """However long it has grown, there is a try right before the end."""
+    """However long the sleep has grown, there is a try right before the deadline."""
     backoff, now, tries = _after_failures(20), 0.0, 0
     while (until := backoff.until(now, 0.0, wait)) < wait:
         now, tries = until, tries + 1
@@ -56,8 +56,9 @@ class _Counting(MemoryStore):
         return await super().reserve(*args)
 
 
+@pytest.mark.slow
 async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_router, pools, clock):
-    """Ten times a second some comes back, and one of twenty gets it: all is used, and few ask in vain."""
+    """Quota comes back ten times a second for one of twenty routers: all is used, and few ask in vain."""
     store, keys = _Counting(clock=clock), pools.many(40, rpm=15)
     first = make_router(keys, store=store)
     for _ in range(600):
@@ -76,7 +77,7 @@ async def test_many_routers_in_line_do_not_all_ask_for_the_same_quota(make_route
 
 
 async def test_quota_that_comes_back_early_makes_no_request_late(pools, clock):
-    """A head that was woken by it in vain still has its turn at the moment it was told."""
+    """A head that early quota woke in vain still has its turn at the time it was given."""
     provider = FakeProvider(clock=clock)
     async with Router([pools.one(rpm=None, tpm=1_000)], provider=provider, clock=clock) as router:
         await router.send("word " * 600)

@@ -1,4 +1,4 @@
-"""Whatever is cancelled, and wherever: no reservation stays behind."""
+"""Cancellation at any point leaves no reservation behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm_router.testing import FakeProvider
 
 
 class SlowStore(MemoryStore):
-    """A store that, like a remote one, suspends before and after it acts; its acts are not cut short."""
+    """A store that suspends before and after it acts, like a remote one; no action is cut short."""
 
     async def _slowly(self, work, *args):
         await asyncio.sleep(0)
@@ -47,7 +47,7 @@ class SlowProvider(FakeProvider):
 
 
 async def _cancel_after(steps: int, work) -> bool:
-    """Run ``work`` for so many steps of the loop, cancel it, and tell whether it was cut short."""
+    """Run ``work`` for ``steps`` steps of the loop, cancel it, and return whether it was cut short."""
     task = asyncio.ensure_future(work)
     for _ in range(steps):
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ async def _cancel_after(steps: int, work) -> bool:
 
 @pytest.mark.parametrize("store_type", [MemoryStore, SlowStore])
 async def test_cancelling_at_every_await_leaves_nothing(pools, store_type):
-    """A send cancelled after 0, 1, 2, … steps holds no reservation, and is really cancelled."""
+    """A send cancelled after 0, 1, 2, … steps leaves no reservation, and is really cancelled."""
     cut = 0
     for steps in range(40):
         store = store_type()
@@ -74,8 +74,8 @@ async def test_cancelling_at_every_await_leaves_nothing(pools, store_type):
 
 
 @pytest.mark.parametrize("store_type", [MemoryStore, SlowStore])
-async def test_a_send_cut_before_it_was_sent_uses_nothing(pools, store_type):
-    """Cancelled before the provider was called, all quota is back; after that it counts as used."""
+async def test_a_send_cancelled_before_it_was_sent_uses_nothing(pools, store_type):
+    """If the provider was not called yet, all quota is returned; after that it counts as used."""
     for steps in range(30):
         store, provider = store_type(), SlowProvider()
         deployment = pools.one()
@@ -89,7 +89,7 @@ async def test_a_send_cut_before_it_was_sent_uses_nothing(pools, store_type):
 
 
 async def test_an_anyio_scope_cancels_a_send(pools):
-    """Level cancellation, too, leaves nothing behind."""
+    """Level cancellation leaves nothing behind either."""
     for steps in range(12):
         store = SlowStore()
         router = Router([pools.one()], store=store, provider=SlowProvider())
@@ -105,7 +105,7 @@ async def test_an_anyio_scope_cancels_a_send(pools):
 
 
 async def test_finish_runs_to_the_end_and_then_delivers_the_cancellation():
-    """Shielded work ends whole; its caller is cancelled afterwards."""
+    """Shielded work runs to its end; its caller is cancelled afterwards."""
     done = []
 
     async def work():
@@ -118,7 +118,7 @@ async def test_finish_runs_to_the_end_and_then_delivers_the_cancellation():
 
 
 async def test_finish_returns_and_raises_what_the_work_does():
-    """Without a cancellation it is a plain await."""
+    """Without a cancellation ``finish`` is a plain await."""
 
     async def answer():
         return 42

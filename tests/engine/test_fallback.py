@@ -48,8 +48,8 @@ def test_model_alone(orders):
     assert set(order[3:]) == {"light-flash", "heavy-exp"}
 
 
-def test_no_wish_takes_anything(orders):
-    """Without a wish every deployment is in the one tier."""
+def test_without_preferences_anything_is_taken(orders):
+    """Without a workload and a model every deployment is in one tier."""
     assert len(_order(orders, None, None, "any")) == 5
 
 
@@ -65,7 +65,7 @@ def test_no_wish_takes_anything(orders):
         (None, None, "none", {"light-flash", "light-pro", "medium-pro", "heavy-pro", "heavy-exp"}),
     ],
 )
-def test_fallback_stops_where_told(orders, workload, model, fallback, expected):
+def test_fallback_ends_where_requested(orders, workload, model, fallback, expected):
     """``none`` and ``model`` end the search before other deployments."""
     assert set(_order(orders, workload, model, fallback)) == expected
 
@@ -76,8 +76,8 @@ def test_no_deployment_is_in_two_tiers(orders):
     assert len(order) == len(set(order))
 
 
-def test_unknown_wishes_are_errors_that_name_the_known(orders):
-    """The error of a misspelt wish lists what there is."""
+def test_unknown_names_are_errors_that_list_the_known(orders):
+    """The error for a misspelt name lists the valid ones."""
     with pytest.raises(UnknownWorkloadError, match="'light', 'medium', 'heavy'"):
         orders["hefty", None, "any", frozenset()]
     with pytest.raises(UnknownModelError, match="'exp', 'flash', 'pro'"):
@@ -87,6 +87,6 @@ def test_unknown_wishes_are_errors_that_name_the_known(orders):
 
 
 def test_an_impossible_pair_without_fallback_is_an_error(orders):
-    """A model that never has the workload cannot be asked for with fallback none."""
+    """A model that no deployment has for the workload cannot be requested with fallback ``none``."""
     with pytest.raises(InvalidRequestError, match="fallback='model'"):
         orders["light", "exp", "none", frozenset()]

@@ -1,4 +1,4 @@
-"""The few permits between reservation and network."""
+"""The dispatch gate: a few permits between reservation and network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_router.testing import FakeProvider, ManualClock
 
 
 class Slow(FakeProvider):
-    """A provider that takes its time to get on its way."""
+    """A provider that takes long to dispatch a request."""
 
     def __init__(self, clock):
         super().__init__(clock=clock)
@@ -29,7 +29,7 @@ class Slow(FakeProvider):
 
 
 async def test_only_a_few_are_between_reservation_and_network(make_router, pools, clock):
-    """Of a hundred at once a handful prepare at a time; the others have not taken their quota yet."""
+    """Of a hundred concurrent sends a few prepare at a time; the others have not taken quota yet."""
     provider = Slow(clock)
     async with make_router([pools.one(rpm=200)], provider=provider) as router:
         await _warm_up(router, provider, clock)
@@ -45,7 +45,7 @@ async def test_only_a_few_are_between_reservation_and_network(make_router, pools
 
 
 async def _warm_up(router, provider, clock):
-    """Let as many requests through as issue all permits."""
+    """Send as many requests as it takes to issue all permits."""
     provider.gate.set()
     first = [asyncio.create_task(router.send("x")) for _ in range(PERMITS)]
     await clock.advance(0)
@@ -54,7 +54,7 @@ async def _warm_up(router, provider, clock):
 
 
 async def test_the_first_goes_alone(make_router, pools, clock):
-    """Nobody waits with its quota taken while the first request of a process finds everything cold."""
+    """While the first request of a process finds everything cold, no other has taken its quota."""
     provider = Slow(clock)
     async with make_router([pools.one(rpm=100)], provider=provider) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(20)]
@@ -66,7 +66,7 @@ async def test_the_first_goes_alone(make_router, pools, clock):
 
 
 async def test_a_slow_path_delays_no_request_for_long(make_router, pools, clock):
-    """A request that waits for a permit goes ahead after a moment, whatever those before it are doing."""
+    """A request that waits for a permit goes ahead after a moment, whatever those before it do."""
     provider = Slow(clock)
     async with make_router([pools.one(rpm=100)], provider=provider) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
@@ -81,7 +81,7 @@ async def test_a_slow_path_delays_no_request_for_long(make_router, pools, clock)
 
 
 class Late(ManualClock):
-    """The clock of an event loop that does not keep up: every timer goes off late."""
+    """The clock of an event loop that does not keep up: every timer fires late."""
 
     def call_later(self, delay, callback):
         return super().call_later(delay + 0.03, callback)
@@ -103,7 +103,7 @@ async def late():
 
 
 async def test_a_busy_event_loop_is_not_given_more_to_do(late):
-    """As long as requests leave, however slowly, nobody goes ahead of his turn."""
+    """As long as requests leave the gate, however slowly, none goes ahead of its turn."""
     clock, gate, tasks = late
     through = []
     for _ in range(7):
@@ -114,8 +114,8 @@ async def test_a_busy_event_loop_is_not_given_more_to_do(late):
     assert through == [2, 4, 6, 7, 8, 9, 10]
 
 
-async def test_a_busy_event_loop_does_not_stop_for_ever(late):
-    """If nobody leaves, one after the other goes ahead."""
+async def test_a_busy_event_loop_is_not_blocked_for_ever(late):
+    """If no request leaves the gate, they go ahead one at a time."""
     clock, _, tasks = late
     through = []
     for _ in range(4):
@@ -125,7 +125,7 @@ async def test_a_busy_event_loop_does_not_stop_for_ever(late):
 
 
 async def test_a_refusal_and_a_failure_free_their_permits(make_router, provider, pools, clock):
-    """Permits come back whatever becomes of a request."""
+    """A request returns its permit whatever becomes of it."""
     provider.script(RuntimeError("a bug"), times=3)
     async with make_router([pools.one(rpm=10)]) as router:
         results = await asyncio.gather(*(router.send("x") for _ in range(200)), return_exceptions=True)
@@ -135,7 +135,7 @@ async def test_a_refusal_and_a_failure_free_their_permits(make_router, provider,
 
 @pytest.mark.parametrize("granted", [False, True])
 async def test_a_cancelled_waiter_passes_its_permit_on(clock, granted):
-    """Cancelled in the queue, or just when its turn came: no permit is lost."""
+    """A waiter cancelled in the queue, or just when its turn came, loses no permit."""
     gate = DispatchGate(clock, GUARD)
     await gate.enter()
     first, second = asyncio.create_task(gate.enter()), asyncio.create_task(gate.enter())

@@ -14,14 +14,14 @@ def _ids(states):
     return [state.deployment.key.key_id for state in states]
 
 
-def test_small_tier_is_seen_whole(pools, make_pool, make_order):
-    """With up to eight deployments every one of them is on the shortlist."""
+def test_a_small_tier_is_on_the_shortlist_as_a_whole(pools, make_pool, make_order):
+    """Up to eight deployments are all on the shortlist."""
     pool = make_pool(pools.many(8))
     assert len(set(_ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)))) == 8
 
 
-def test_large_tier_gives_everyone_a_turn(pools, make_pool, make_order):
-    """The window moves on, so that each of many deployments is offered first once in a round."""
+def test_every_deployment_of_a_large_tier_gets_a_turn(pools, make_pool, make_order):
+    """The window moves on, so that each of many deployments is offered first once per round."""
     pool = make_pool(pools.many(100))
     order = make_order(pool)
 
@@ -33,13 +33,13 @@ def test_large_tier_gives_everyone_a_turn(pools, make_pool, make_order):
     assert len(set(firsts)) == 100
 
 
-def test_lower_priority_number_comes_first_and_zero_is_a_number(pools, make_pool, make_order):
-    """Priority 0 goes before 1, and 1 before 7."""
+def test_the_lower_priority_number_comes_first_and_zero_is_a_number(pools, make_pool, make_order):
+    """Priority 0 comes before 1, and 1 before 7."""
     pool = make_pool([pools.one(priority=p, key_id=f"p{p}") for p in (7, 1, 0)])
     assert _ids(make_order(pool).draw(LeastLoaded(), 0.0, 8)) == ["p0", "p1", "p7"]
 
 
-def test_parked_slots_leave_and_come_back_in_time(pools, make_pool, make_order):
+def test_parked_deployments_leave_and_come_back_in_time(pools, make_pool, make_order):
     """A parked deployment is not offered before its wake time, and is from then on."""
     deployments = pools.many(3)
     pool = make_pool(deployments)
@@ -49,15 +49,15 @@ def test_parked_slots_leave_and_come_back_in_time(pools, make_pool, make_order):
     assert deployments[0].key.key_id in _ids(order.draw(LeastLoaded(), 50.0, 8))
 
 
-def test_a_refusal_of_a_large_request_parks_nobody(pools, make_pool, make_order):
-    """What still has room for the smallest request stays ready."""
+def test_a_refusal_of_a_large_request_parks_nothing(pools, make_pool, make_order):
+    """A deployment that still has room for the smallest request stays ready."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
     pool.note_refusal(Refusal(deployments[0], "tpm", 50.0, 10.0), now=10.0)
     assert len(make_order(pool).draw(LeastLoaded(), 10.0, 8)) == 1
 
 
-def test_later_end_wins(pools, make_pool, make_order):
+def test_the_later_wake_time_wins(pools, make_pool, make_order):
     """Parking for a shorter time than before changes nothing."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
@@ -68,8 +68,8 @@ def test_later_end_wins(pools, make_pool, make_order):
     assert len(order.draw(LeastLoaded(), 100.0, 8)) == 1
 
 
-def test_quarantine_never_wakes(pools, make_pool, make_order):
-    """An endless park ends only when it is lifted."""
+def test_a_quarantine_never_ends_by_itself(pools, make_pool, make_order):
+    """A quarantined deployment is offered again only when it is roused."""
     deployments = pools.many(1)
     pool = make_pool(deployments)
     order = make_order(pool)
@@ -95,7 +95,7 @@ def test_soonest_agrees_with_sorting(pools, make_pool, make_order):
 
 
 def test_random_parking_keeps_the_arrays_whole(pools, make_pool, make_order):
-    """However states come and go, each is ready exactly once or parked."""
+    """However states come and go, each is either parked or ready exactly once."""
     chance = random.Random(11)
     deployments = [pools.one(priority=chance.randrange(3)) for _ in range(40)]
     pool = make_pool(deployments)
@@ -114,7 +114,7 @@ def test_random_parking_keeps_the_arrays_whole(pools, make_pool, make_order):
 
 
 def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools, make_pool, make_order):
-    """Inside a priority the remaining share decides; one that failed lately comes last."""
+    """Within a priority the larger remaining share comes first; one that failed lately comes last."""
     pool = make_pool([pools.one(key_id=name) for name in ("full", "empty", "sick")])
     full, empty, sick = pool
     empty.observe(Decision(empty.deployment, 0.2, 1.0), 0.0)
@@ -123,8 +123,8 @@ def test_least_loaded_prefers_the_larger_share_and_the_healthy(pools, make_pool,
     assert full.headroom == 1.0
 
 
-def test_daily_share_does_not_recover_by_the_minute(pools, make_pool, make_order):
-    """A deployment short of its daily quota stays behind however long it rests."""
+def test_the_daily_share_does_not_recover_by_the_minute(pools, make_pool, make_order):
+    """A deployment short of its daily quota stays behind, however long it is not used."""
     pool = make_pool([pools.one(key_id=name) for name in ("short-of-day", "fresh")])
     short, _ = pool
     short.observe(Decision(short.deployment, 0.9, 0.1), 0.0)

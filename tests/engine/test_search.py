@@ -1,4 +1,4 @@
-"""Which deployments a request asks when none on its shortlist took it."""
+"""Which deployments a request asks after its whole shortlist has refused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NOW = 1_000.0
 
 
 class Asking:
-    """A request that every deployment refuses, and which ones it asked.
+    """A request that every deployment refuses, and the deployments that it asked.
 
     Args:
         pool: The deployments.
         order: The fallback order.
         wake_after: Seconds after which a deployment that refused has room for the smallest request again;
-            this one has to wait for 40 s.
+            this request has to wait for 40 s.
     """
 
     def __init__(self, pool, order, wake_after):
@@ -34,7 +34,7 @@ class Asking:
         return self.now
 
     def lists(self):
-        """Yield list after list, each refused before the next one is asked for."""
+        """Yield list after list, each refused before the next is requested."""
         shortlist = self.order.draw(LeastLoaded(), self.now, FIRST_CANDIDATES)
         if shortlist:
             yield self._refuse(shortlist)
@@ -51,8 +51,8 @@ class Asking:
 
 
 @pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
-def test_ever_more_are_asked_until_all_were(pools, make_pool, make_order, wake_after):
-    """The lists grow up to the longest; no deployment is asked twice, and none is left out."""
+def test_lists_grow_until_every_deployment_was_asked(pools, make_pool, make_order, wake_after):
+    """The lists grow up to the maximum; no deployment is asked twice, and none is left out."""
     pool = make_pool(pools.many(300))
     asking = Asking(pool, make_order(pool), wake_after)
     assert [len(states) for states in asking.lists()] == [
@@ -67,7 +67,7 @@ def test_ever_more_are_asked_until_all_were(pools, make_pool, make_order, wake_a
 
 @pytest.mark.parametrize("wake_after", [20.0, 0.0], ids=["parked", "still ready"])
 def test_the_fallback_order_holds_over_all_lists(pools, make_pool, make_order, wake_after):
-    """Nearest workload first, then lower priority numbers, however long the lists are."""
+    """The nearest workload comes first, then the lower priority number, however long the lists are."""
     deployments = [
         pools.one(workload=workload, priority=priority)
         for workload in ("light", "medium", "heavy")
@@ -81,8 +81,8 @@ def test_the_fallback_order_holds_over_all_lists(pools, make_pool, make_order, w
     assert len(order) == 180
 
 
-def test_those_that_wake_first_fill_the_list_up(pools, make_pool, make_order):
-    """After the ready ones come the parked ones that wake before those that refused have room."""
+def test_those_that_wake_first_complete_the_list(pools, make_pool, make_order):
+    """After the ready deployments come the parked ones that wake before those that refused have room."""
     deployments = pools.many(20)
     pool = make_pool(deployments)
     for number, deployment in enumerate(deployments[10:]):
@@ -103,7 +103,7 @@ def test_those_that_wake_first_fill_the_list_up(pools, make_pool, make_order):
 def test_one_that_refused_any_request_a_moment_ago_is_not_asked_again(
     pools, make_pool, make_order, reason, ago, is_asked
 ):
-    """Where many are refused at once, each would ask every deployment; its refusal is reported."""
+    """Its refusal is reported instead, so that not each of many requests asks every deployment."""
     deployments = pools.many(20)
     pool = make_pool(deployments)
     for number, deployment in enumerate(deployments):
@@ -119,7 +119,7 @@ def test_one_that_refused_any_request_a_moment_ago_is_not_asked_again(
 
 
 async def test_a_crowd_that_is_refused_asks_each_deployment_once(make_router, pools, clock):
-    """A hundred requests without a chance cost the store hardly more than one, and get the same answer."""
+    """A hundred hopeless requests cost the store hardly more than one, and get the same answer."""
 
     class Counting(MemoryStore):
         looks = 0
@@ -141,7 +141,7 @@ async def test_a_crowd_that_is_refused_asks_each_deployment_once(make_router, po
 
 
 def test_all_of_many_parked_ones_are_asked(pools, make_pool, make_order):
-    """A large request asks every parked deployment that may have room for it, those that wake first."""
+    """A large request asks every parked deployment that may have room for it, the first to wake first."""
     deployments = pools.many(500)
     pool = make_pool(deployments)
     for number, deployment in enumerate(deployments):
@@ -152,7 +152,7 @@ def test_all_of_many_parked_ones_are_asked(pools, make_pool, make_order):
 
 
 def test_one_that_wakes_meanwhile_is_asked(pools, make_pool, make_order):
-    """What becomes ready while others are being asked is not left out."""
+    """A deployment that becomes ready while others are being asked is asked, too."""
     deployments = pools.many(9)
     pool = make_pool(deployments)
     pool.note_refusal(Refusal(deployments[8], "rpm", NOW + 50.0, NOW + 50.0), NOW)
@@ -165,7 +165,7 @@ def test_one_that_wakes_meanwhile_is_asked(pools, make_pool, make_order):
 
 
 def test_one_avoided_by_this_process_is_not_asked(pools, make_pool, make_order):
-    """The store does not know; its end is when to try again, if that is before those that refused."""
+    """It is not asked, and its end is the time to retry if that is before those that refused have room."""
     deployments = pools.many(2)
     pool = make_pool(deployments)
     pool.avoid(pool.states[deployments[0]], NOW + 5.0, "it failed")
@@ -194,7 +194,7 @@ def test_no_deployment_will_ever_have_room(pools, make_pool, make_order):
 
 
 class Counting(MemoryStore):
-    """A store that notes how many candidates it was given."""
+    """A store that records how many candidates it was given."""
 
     def __init__(self, clock):
         super().__init__(clock=clock)
@@ -206,7 +206,7 @@ class Counting(MemoryStore):
 
 
 async def test_the_last_of_many_with_room_is_found(make_router, pools, clock):
-    """However many refuse, a request fails only when none has room; no list is too long."""
+    """However many refuse, a request fails only when none has room, and no list exceeds the maximum."""
     deployments = pools.many(700, rpm=1)
     store = Counting(clock)
     async with make_router(deployments[:-1], store=store) as other:
@@ -222,8 +222,8 @@ async def test_the_last_of_many_with_room_is_found(make_router, pools, clock):
         assert response.retry_after == pytest.approx(60.3)
 
 
-def test_ranking_moves_nothing(pools, make_pool, make_order):
-    """Asking what would be chosen shows every tier in order, and changes neither cursors nor parked ones."""
+def test_ranking_changes_nothing(pools, make_pool, make_order):
+    """The ranking has every tier in order, and changes neither cursors nor parked deployments."""
     light, heavy = pools.many(3, workload="light"), pools.many(2, "model-b", "heavy", priority=0)
     pool = make_pool([*light, *heavy])
     pool.cool_down(Cooldown(light[0].model_scope, NOW + 10.0, "spent"))
@@ -243,7 +243,7 @@ def test_ranking_moves_nothing(pools, make_pool, make_order):
 
 
 def test_a_provider_that_cannot_be_reached_is_not_asked(pools, make_pool, make_order):
-    """An open circuit breaker takes out its own provider only, and says when it is tried again."""
+    """An open circuit breaker takes out its own provider only, and has the time of the next try."""
     near = pools.many(2)
     far = [pools.one(provider="other") for _ in range(2)]
     pool = make_pool([*near, *far])

@@ -1,4 +1,4 @@
-"""The local index where the store keeps its deployments in several shards."""
+"""The local index for a store that keeps its deployments in several shards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NOW = 1_000.0
 
 
 class ShardedStore(MemoryStore):
-    """A store that shards deployments by the number in their key's name, and notes which it was asked.
+    """A store that shards deployments by the number in their key's name, and records the shards of each call.
 
     Args:
-        clock: Where time comes from.
-        shards: How many shards.
+        clock: The source of time.
+        shards: The number of shards.
     """
 
     def __init__(self, clock=None, shards=4):
@@ -38,7 +38,7 @@ def _shortlists(order, count):
 
 
 def test_a_shortlist_stays_inside_one_shard(pools, make_pool, make_order):
-    """As long as a shard has eight ready ones, all of a shortlist lie in it; every shard takes its turn."""
+    """While a shard has eight ready deployments a shortlist lies in it; every shard gets its turn."""
     drawn = _shortlists(make_order(make_pool(pools.many(100), ShardedStore())), 200)
     assert all(len(states) == FIRST_CANDIDATES for states in drawn)
     shards = [{state.shard for state in states} for states in drawn]
@@ -47,7 +47,7 @@ def test_a_shortlist_stays_inside_one_shard(pools, make_pool, make_order):
 
 
 def test_a_shard_is_chosen_by_what_is_left_in_it(pools, make_pool, make_order):
-    """One whose deployments are all parked is not looked at, one with few of them ready seldom."""
+    """A shard whose deployments are all parked is not drawn from, and one with few ready seldom is."""
     deployments = pools.many(200)
     store = ShardedStore()
     pool = make_pool(deployments, store)
@@ -62,14 +62,14 @@ def test_a_shard_is_chosen_by_what_is_left_in_it(pools, make_pool, make_order):
     assert 0 < first[1] < min(first[2], first[3])
 
 
-def test_small_shards_fill_one_list_together(pools, make_pool, make_order):
-    """With less than eight in a shard the list goes on with the next one, and leaves none out."""
+def test_small_shards_fill_a_list_together(pools, make_pool, make_order):
+    """With fewer than eight in a shard the list goes on with the next, and leaves none out."""
     [states] = _shortlists(make_order(make_pool(pools.many(8), ShardedStore())), 1)
     assert len({state.deployment.id for state in states}) == 8
 
 
 def test_further_lists_have_each_shard_once(pools, make_pool, make_order):
-    """However long a list is, it takes no more round trips than there are shards."""
+    """However long a list is, it needs no more round trips than there are shards."""
     pool = make_pool(pools.many(400), ShardedStore())
     order = make_order(pool)
     refused = {}
@@ -83,15 +83,15 @@ def test_further_lists_have_each_shard_once(pools, make_pool, make_order):
 
 
 def test_priority_goes_before_the_shard(pools, make_pool, make_order):
-    """The lower number is offered first, whatever shard it lies in."""
+    """The lower number is offered first, whatever its shard."""
     low = pools.many(2, priority=0)
     order = make_order(make_pool([*pools.many(60, priority=1), *low], ShardedStore()))
     for states in _shortlists(order, 20):
         assert {state.deployment.id for state in states[:2]} == {deployment.id for deployment in low}
 
 
-def test_slots_leave_and_come_back_to_their_shard(pools, make_pool, make_order):
-    """Parked and woken in any order, each is offered again, once."""
+def test_deployments_leave_and_come_back_to_their_shard(pools, make_pool, make_order):
+    """Parked and woken deployments are each offered again, once."""
     deployments = pools.many(40)
     pool = make_pool(deployments, ShardedStore())
     for number, deployment in enumerate(deployments):
@@ -106,7 +106,7 @@ def test_slots_leave_and_come_back_to_their_shard(pools, make_pool, make_order):
 
 
 async def test_a_router_asks_one_shard_at_a_time(make_router, pools, clock):
-    """Every send is one reserve in one shard, and all quotas are used up in the end."""
+    """A send reserves in one shard while it has room, and all quotas are used up in the end."""
     store = ShardedStore(clock)
     async with make_router(pools.many(64, rpm=2), store=store) as router:
         responses = [await router.send("x") for _ in range(128)]

@@ -1,4 +1,4 @@
-"""An answer read while it comes: when another key is tried, what is settled, and what a caller hears."""
+"""Streamed answers: when another key is tried, what is settled, and what the caller sees."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def used(store, deployment) -> list[int]:
 
 
 async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(make_router, provider, pools):
-    """The pieces are chunks; the response has all of them, the usage, and the one attempt."""
+    """The answer comes in chunks; the response has all of them, the usage and the one attempt."""
     provider.by_key["k"] = deque(["one two three"])
     async with make_router([pools.one(key_id="k")]) as router:
         async with router.stream("say it", workload="light") as stream:
@@ -64,7 +64,7 @@ async def test_an_answer_comes_piece_by_piece_and_then_as_a_response(make_router
 
 
 async def test_a_stream_may_be_collected(make_router, pools):
-    """From the start or in the middle, and as often as one likes."""
+    """``collect`` works from the start or in the middle, any number of times."""
     async with make_router([pools.one()]) as router, router.stream("a b c") as stream:
         assert (await anext(stream)).text == "echo: "
         response = await stream.collect()
@@ -74,7 +74,7 @@ async def test_a_stream_may_be_collected(make_router, pools):
 
 
 async def test_quota_is_settled_with_what_was_counted(pools):
-    """By the last piece's count, as soon as that has come."""
+    """The usage of the last chunk settles the quota as soon as it has come."""
     store, deployment = MemoryStore(), pools.one(tpm=1_000)
     pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
     router = Router([deployment], store=store, provider=FakeProvider([pieces]))
@@ -84,8 +84,8 @@ async def test_quota_is_settled_with_what_was_counted(pools):
         assert await used(store, deployment) == [1, 700]
 
 
-async def test_an_answer_that_is_read_for_long_is_settled_all_the_same(pools, clock):
-    """Its reservation outlives the timeout, which is for each piece."""
+async def test_an_answer_that_is_read_slowly_is_still_settled(pools, clock):
+    """The reservation outlives the timeout, which is for each chunk."""
     store = MemoryStore(clock=clock)
     deployment = attrs.evolve(pools.one(), quotas=(Quota(Metric.TPD, 1_000, Refill.DAILY),))
     pieces = [Reply("a", Usage(900)), Reply("b", Usage(900), "STOP")]
@@ -101,7 +101,7 @@ async def test_an_answer_that_is_read_for_long_is_settled_all_the_same(pools, cl
 
 
 async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
-    """Nobody has to know whether an adapter streams."""
+    """The answer of an adapter that does not stream comes as one chunk."""
 
     class Plain:
         async def generate(self, deployment, request, launched):
@@ -125,8 +125,8 @@ async def test_a_provider_that_cannot_stream_answers_in_one_piece(pools):
 # --- failures -----------------------------------------------------------------------------------------
 
 
-async def test_another_key_is_tried_as_long_as_nothing_has_come(make_router, provider, pools):
-    """The failures of a stream that has not begun are those of a send."""
+async def test_another_key_is_tried_until_the_first_chunk(make_router, provider, pools):
+    """A stream that has not begun handles failures as a send does."""
     provider.by_key["bad"] = deque([failure()])
     keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
     async with make_router(keys, base_backoff=0.0) as router, router.stream("x") as stream:
@@ -135,8 +135,8 @@ async def test_another_key_is_tried_as_long_as_nothing_has_come(make_router, pro
     assert len(provider.calls) == stream.response.attempts == 2
 
 
-async def test_an_answer_that_breaks_off_is_not_begun_anew(make_router, provider, pools, clock):
-    """The pieces that came are the caller's; the failure is raised, told, and cools its deployment down."""
+async def test_an_interrupted_answer_is_not_restarted(make_router, provider, pools, clock):
+    """The caller keeps the chunks; the failure is raised and recorded, and its deployment is avoided."""
     provider.by_key["bad"] = deque([["one ", failure()]])
     keys = [pools.one(key_id="bad", priority=0), pools.one(key_id="good")]
     async with make_router(keys) as router:
@@ -154,7 +154,7 @@ async def test_an_answer_that_breaks_off_is_not_begun_anew(make_router, provider
 
 
 async def test_every_attempt_may_fail(make_router, provider, pools):
-    """As many as a send makes; entering does not raise, reading does."""
+    """A stream makes as many attempts as a send; reading raises the failure, entering does not."""
     provider.by_key = {f"k{n}": deque([failure()]) for n in range(6)}
     keys = [pools.one(key_id=f"k{n}") for n in range(6)]
     async with make_router(keys, max_retries=2, base_backoff=0.0) as router, router.stream("x") as stream:
@@ -164,7 +164,7 @@ async def test_every_attempt_may_fail(make_router, provider, pools):
 
 
 async def test_without_room_there_is_no_stream(make_router, pools):
-    """Told like a send's: who refused, and from when; or waited for."""
+    """A refused stream reports the refusal and the time to retry, as a send does."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
         async with router.stream("y") as stream:
@@ -176,7 +176,7 @@ async def test_without_room_there_is_no_stream(make_router, pools):
 
 
 async def test_a_stream_may_wait_for_room(make_router, pools, clock):
-    """As long as max_wait says."""
+    """A stream waits for quota for up to ``max_wait``."""
     async with make_router([pools.one(rpm=1)]) as router:
         await router.send("x")
 
@@ -190,8 +190,8 @@ async def test_a_stream_may_wait_for_room(make_router, pools, clock):
         assert task.result().waited == pytest.approx(60.3, abs=0.1)
 
 
-async def test_a_blocked_answer_is_no_success(make_router, provider, pools):
-    """What came before it is given, then its reason is raised."""
+async def test_a_blocked_answer_is_a_failure(make_router, provider, pools):
+    """The chunks before the block are delivered, then it is raised."""
     provider.by_key["k"] = deque([["one ", Reply("", Usage(3), "SAFETY", blocked="SAFETY")]])
     async with make_router([pools.one(key_id="k")]) as router, router.stream("x") as stream:
         assert (await anext(stream)).text == "one "
@@ -201,8 +201,8 @@ async def test_a_blocked_answer_is_no_success(make_router, provider, pools):
         assert stream.response.finish_reason == "SAFETY"
 
 
-async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider):
-    """An answer may take longer than it, as long as something comes; then it is cut short, and told."""
+async def test_the_timeout_is_for_each_chunk(make_router, pools, clock, provider):
+    """An answer may take longer than the timeout if its chunks keep coming; a late chunk ends it."""
     provider.delay = 4.0
     async with make_router([pools.one()]) as router:
 
@@ -222,8 +222,8 @@ async def test_the_timeout_is_for_each_piece(make_router, pools, clock, provider
         assert provider.streaming == 0
 
 
-async def test_what_is_wrong_is_raised_on_entering(make_router, provider, pools):
-    """Before anything is sent, as a send raises it."""
+async def test_wrong_arguments_are_raised_on_entering(make_router, provider, pools):
+    """Wrong arguments raise before anything is sent, as those of a send do."""
     router = make_router([pools.one()])
     for wrong, stream in (
         (InvalidRequestError, router.stream("")),
@@ -238,8 +238,8 @@ async def test_what_is_wrong_is_raised_on_entering(make_router, provider, pools)
     assert provider.calls == []
 
 
-async def test_a_request_that_cannot_be_built_gives_its_quota_back(pools):
-    """The provider says so when it is asked to send: raised from the block, and nothing is used."""
+async def test_a_request_that_cannot_be_built_returns_its_quota(pools):
+    """If the provider cannot build the request, entering raises its error, and no quota is used."""
     store, deployment = MemoryStore(), pools.one()
     provider = FakeProvider([InvalidRequestError("no such field")])
     async with Router([deployment], store=store, provider=provider) as router:
@@ -252,8 +252,8 @@ async def test_a_request_that_cannot_be_built_gives_its_quota_back(pools):
 # --- leaving early ------------------------------------------------------------------------------------
 
 
-async def test_a_stream_that_is_left_is_ended_and_settled(pools):
-    """With what was counted by then; nothing is left running, nothing reserved."""
+async def test_leaving_a_stream_ends_and_settles_it(pools):
+    """The usage so far is settled; nothing is left running, and nothing reserved."""
     store, deployment = MemoryStore(), pools.one(tpm=1_000)
     pieces = [Reply("a", Usage(300)), Reply("b", Usage(700), "STOP")]
     provider = FakeProvider([pieces])
@@ -271,7 +271,7 @@ async def test_a_stream_that_is_left_is_ended_and_settled(pools):
 
 
 async def test_a_stream_without_its_block_is_refused(make_router, provider, pools):
-    """It would not be known when to let go of it."""
+    """Reading a stream outside its block is an error, because nothing would end it."""
     async with make_router([pools.one()]) as router:
         stream = router.stream("x")
         with pytest.raises(RuntimeError, match="async with"):
@@ -282,7 +282,7 @@ async def test_a_stream_without_its_block_is_refused(make_router, provider, pool
 
 
 async def test_a_stream_is_read_once(make_router, provider, pools):
-    """What was left cannot be entered again."""
+    """A stream that was left cannot be entered again."""
     async with make_router([pools.one()]) as router:
         stream = router.stream("x")
         async with stream:
@@ -299,7 +299,7 @@ async def _read_and_fail(router):
 
 
 async def test_an_error_of_the_caller_ends_the_stream(pools):
-    """It passes through, and everything is settled."""
+    """An exception in the block passes through, and everything is settled."""
     store, provider = MemoryStore(), FakeProvider()
     async with Router([pools.one()], store=store, provider=provider) as router:
         with pytest.raises(KeyError):
@@ -310,7 +310,7 @@ async def test_an_error_of_the_caller_ends_the_stream(pools):
 
 @pytest.mark.parametrize("suspends", [False, True])
 async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
-    """Cancelled after 0, 1, 2, … steps of the loop: no reservation, no call, and really cancelled."""
+    """A stream cancelled after 0, 1, 2, … steps leaves no reservation or call, and is really cancelled."""
 
     class Slow(FakeProvider):
         async def stream(self, *args):
@@ -339,8 +339,8 @@ async def test_cancelling_at_every_await_leaves_nothing(pools, suspends):
     assert 3 < cut < 20
 
 
-async def test_launched_requests_do_not_hold_up_others(make_router, provider, pools, clock):
-    """Streams that are being read take no place between reservation and network."""
+async def test_streams_that_are_read_do_not_delay_others(make_router, provider, pools, clock):
+    """Streams that are being read take no permit between reservation and network."""
     provider.delay = 1.0
     async with make_router(pools.many(4)) as router:
 

@@ -1,4 +1,4 @@
-"""Bound the calls per second."""
+"""The throttle, which bounds the calls per second."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from llm_router.engine.throttle import Throttle
 
 
 @pytest.mark.parametrize(("per_second", "at_once"), [(3.0, 3), (1.0, 1), (0.5, 1)])
-async def test_no_more_at_once_than_a_second_holds(per_second, at_once):
-    """As many calls as a second holds go out at once; the next one waits."""
+async def test_no_more_calls_at_once_than_a_second_allows(per_second, at_once):
+    """As many calls as a second allows go out at once; the next one waits."""
     throttle = Throttle(per_second)
     calls = [asyncio.create_task(throttle.wait()) for _ in range(at_once + 2)]
     for _ in range(5):
@@ -23,7 +23,7 @@ async def test_no_more_at_once_than_a_second_holds(per_second, at_once):
 
 
 async def test_a_router_throttles_its_calls(make_router, provider, pools):
-    """However much quota there is, a throttled router sends no faster; nothing is lost."""
+    """A throttled router sends no faster, however much quota there is, and loses nothing."""
     async with make_router([pools.one(rpm=None)], max_requests_per_second=4) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(9)]
         for _ in range(20):
@@ -36,7 +36,7 @@ async def test_a_router_throttles_its_calls(make_router, provider, pools):
 
 
 def test_a_throttle_serves_one_event_loop_after_another():
-    """A limiter belongs to a loop; a throttle does not."""
+    """A limiter belongs to one event loop; a throttle does not."""
     throttle = Throttle(2.0)
     for _ in range(2):
         asyncio.run(throttle.wait())

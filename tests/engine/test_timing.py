@@ -1,4 +1,4 @@
-"""Limits of time on an injected clock."""
+"""Time limits on an injected clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def _limited(clock, seconds, work, deadlines=None):
     ("seconds", "work", "expired"), [(5, 4.9, False), (5, 5.1, True), (math.inf, 900, False)]
 )
 async def test_a_limit_cuts_at_its_time(clock, seconds, work, expired):
-    """What takes longer is cut short and told; what does not is left alone; no timer stays for ever."""
+    """Work that takes longer is cut short and reported; other work is left alone; no timer stays."""
     task = asyncio.create_task(_limited(clock, seconds, work))
     await clock.advance(1_000)
     assert task.result() is expired
@@ -30,7 +30,7 @@ async def test_a_limit_cuts_at_its_time(clock, seconds, work, expired):
 
 
 async def test_a_limit_in_the_past_cuts_at_the_first_await(clock):
-    """No time left means that the first suspension is the last."""
+    """If no time is left, the first suspension is the last."""
     task = asyncio.create_task(_limited(clock, -1.0, 10))
     await clock.advance(0)
     assert task.result() is True
@@ -46,7 +46,7 @@ async def test_a_cancellation_from_elsewhere_passes_through(clock):
 
 
 async def test_both_at_once_is_a_cancellation(clock):
-    """If the limit fires and the task is cancelled too, the caller's wish goes first."""
+    """If the limit expires and the task is cancelled too, the cancellation wins."""
     task = asyncio.create_task(_limited(clock, 5, 10))
     await clock.advance(1)
     task.cancel()
@@ -56,7 +56,7 @@ async def test_both_at_once_is_a_cancellation(clock):
 
 
 async def test_limits_nest(clock):
-    """The inner limit ends the inner block only."""
+    """An inner limit ends the inner block only."""
 
     async def nested():
         deadlines = Deadlines(clock)
@@ -72,7 +72,7 @@ async def test_limits_nest(clock):
 
 
 async def test_errors_of_the_block_pass_through(clock):
-    """A limit swallows nothing but its own cancellation, and is not watched any more."""
+    """A limit swallows nothing but its own cancellation, and is no longer watched afterwards."""
     deadlines = Deadlines(clock)
     with pytest.raises(KeyError), deadlines.limit(5):
         raise KeyError
@@ -81,7 +81,7 @@ async def test_errors_of_the_block_pass_through(clock):
 
 
 async def test_a_thousand_limits_share_a_timer(clock):
-    """Each is kept to all the same, in whatever order they end; the timer goes when nobody needs it."""
+    """Each limit is kept, in whatever order they end; the timer goes when none needs it."""
     deadlines = Deadlines(clock)
     seconds = [((7 * n) % 1000 + 1) / 10 for n in range(1000)]
     tasks = [asyncio.create_task(_limited(clock, each, 50.05, deadlines)) for each in seconds]
@@ -96,7 +96,7 @@ async def test_a_thousand_limits_share_a_timer(clock):
 
 
 async def test_limits_that_were_left_are_forgotten(clock):
-    """Long before they would have ended, and with them the tasks they were for."""
+    """Limits that were left are dropped long before their end, and their tasks with them."""
     deadlines = Deadlines(clock)
     still_open = asyncio.create_task(_limited(clock, 3_600, 10_000, deadlines))
     await clock.advance(0)
@@ -109,8 +109,8 @@ async def test_limits_that_were_left_are_forgotten(clock):
     assert still_open.result() is True
 
 
-async def test_short_limits_are_not_made_to_wait_by_long_ones(clock):
-    """One that ends before the timer goes off sets it anew."""
+async def test_short_limits_do_not_wait_for_long_ones(clock):
+    """A limit that ends before the timer fires resets it."""
     deadlines = Deadlines(clock)
     long = asyncio.create_task(_limited(clock, 60, 1_000, deadlines))
     await clock.advance(1)
@@ -122,7 +122,7 @@ async def test_short_limits_are_not_made_to_wait_by_long_ones(clock):
 
 
 class _SetBack(ManualClock):
-    """Its time can be set; its timers go on by themselves, as those of an event loop do."""
+    """A clock that can be set back; its timers run on, as those of an event loop do."""
 
     by = 0.0
 
@@ -131,7 +131,7 @@ class _SetBack(ManualClock):
 
 
 async def test_a_clock_that_is_set_back_delays_a_limit_once():
-    """Nobody waits an hour longer because the machine's clock was set back by an hour."""
+    """A limit does not last an hour longer because the clock was set back by an hour."""
     clock = _SetBack()
     deadlines = Deadlines(clock)
     task = asyncio.create_task(_limited(clock, 5, 10_000, deadlines))
@@ -144,7 +144,7 @@ async def test_a_clock_that_is_set_back_delays_a_limit_once():
 
 
 def test_deadlines_outlive_their_event_loop():
-    """A limit whose loop went away in the middle is forgotten, and those of the next are kept to."""
+    """A limit whose event loop was closed is forgotten, and those of the next loop are kept."""
     clock = ManualClock()
     deadlines = Deadlines(clock)
     first = asyncio.new_event_loop()

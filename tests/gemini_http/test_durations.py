@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_router.gemini_http.durations import (
+    ENDLESS,
+    read_delay,
     read_duration,
     read_retry_sentence,
     retry_sentence,
@@ -31,3 +33,36 @@ def test_what_is_written_is_read(seconds):
 def test_a_message_may_not_say_when(message):
     """A sentence without a duration is None."""
     assert read_retry_sentence(message) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("36.4s", 36.4),
+        ("0s", 0.0),
+        ("-1s", 0.0),
+        ("-0.5s", 0.0),
+        ("-inf", 0.0),
+        ("inf", ENDLESS),
+        ("Infinitys", ENDLESS),
+        ("99999999999s", ENDLESS),
+        ("9" * 1000 + ".5s", ENDLESS),
+        ("nan", None),
+        ("1e9s", None),
+        ("", None),
+        ("s", None),
+        (36, None),
+        (float("inf"), None),
+        (None, None),
+        ([], None),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_delay_may_be_nonsense(value, seconds):
+    """A delay below zero is none, one that cannot be meant has a finite value, and no other is guessed."""
+    assert read_delay(value) == seconds
+
+
+def test_a_sentence_may_ask_for_too_long():
+    """The sentence of a message has the same bounds."""
+    assert read_retry_sentence("Please retry in 99999999999s.") == ENDLESS

@@ -11,7 +11,7 @@ import threading
 import warnings
 
 import pytest
-from google.genai import types
+from google.genai import Client, types
 
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
@@ -101,6 +101,97 @@ async def test_finish_reasons(scripted, open_provider, deployment, make_http, re
     scripted.reply = make_http(200, {"candidates": [candidate]})
     reply = await open_provider(scripted.url).generate(deployment, HELLO)
     assert (reply.text, reply.finish_reason, reply.blocked) == ("Hel", reason, blocked)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "MALFORMED_FUNCTION_CALL",
+        "UNEXPECTED_TOOL_CALL",
+        "TOO_MANY_TOOL_CALLS",
+        "OTHER",
+        "NO_IMAGE",
+        "IMAGE_OTHER",
+        "FINISH_REASON_UNSPECIFIED",
+    ],
+)
+async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, reason):
+    """An answer without content because the model failed is a reply with its reason, after one request."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.failed, reply.finish_reason, reply.blocked) == ("", reason, reason, None)
+    assert reply.content is None
+    assert reply.usage.input_tokens > 0
+    assert emulator.requests == 1
+
+
+@pytest.mark.filterwarnings("ignore:.* is not a valid FinishReason")  # the SDK's own
+@pytest.mark.parametrize("reason", ["MISSING_THOUGHT_SIGNATURE", "MALFORMED_RESPONSE", "SOMETHING_NEW"])
+async def test_a_reason_that_the_sdk_may_not_know(emulator, open_provider, deployment, reason):
+    """A finish reason that is newer than the SDK is a failure, too, if there is no content."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.failed, reply.finish_reason) == (reason, reason)
+
+
+@pytest.mark.parametrize(
+    ("parts", "failed"),
+    [
+        ([], "OTHER"),
+        ([{"text": ""}], "OTHER"),
+        ([{"text": "hm", "thought": True}], "OTHER"),
+        ([{"text": "Hel"}], None),
+        ([{"functionCall": {"name": "f"}}], None),
+        ([{"executableCode": {"code": "1", "language": "PYTHON"}}], None),
+    ],
+)
+async def test_a_failed_answer_has_no_content(scripted, open_provider, deployment, make_http, parts, failed):
+    """Thoughts and empty parts are no content; with content, the caller judges by the finish reason."""
+    candidate = {"content": {"parts": parts}, "finishReason": "OTHER"}
+    scripted.reply = make_http(200, {"candidates": [candidate]})
+    reply = await open_provider(scripted.url).generate(deployment, HELLO)
+    assert (reply.failed, reply.finish_reason) == (failed, "OTHER")
+
+
+@pytest.mark.parametrize("reason", ["MAX_TOKENS", "STOP"])
+async def test_an_answer_without_text(emulator, open_provider, deployment, reason):
+    """An answer that ends as it may, but without text, is an answer, after one request."""
+    emulator.inject(Fault.no_content(reason))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.finish_reason, reply.failed, reply.blocked) == ("", reason, None, None)
+    assert reply.content is None
+    assert emulator.requests == 1
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [{"max_output_tokens": 5}, {"config": {"maxOutputTokens": 5}}],
+    ids=["argument", "config"],
+)
+async def test_an_answer_without_candidates(emulator, open_provider, deployment, limit):
+    """A model that thinks until the limit may answer with its usage alone: an answer without text."""
+    emulator.inject(Fault.no_content(""))
+    reply = await open_provider(emulator.url).generate(deployment, Request(contents="Hello?", **limit))
+    assert (reply.text, reply.finish_reason, reply.failed) == ("", "MAX_TOKENS", None)
+    assert (reply.content, reply.model) == (None, "gemini-test")
+    assert reply.usage.input_tokens > 0
+    assert emulator.requests == 1
+
+
+async def test_an_answer_of_thoughts_alone(open_provider, deployment):
+    """Thoughts without an answer reached the model's own limit."""
+    async with GeminiEmulator(thought_tokens=64) as emulator:
+        emulator.inject(Fault.no_content(""))
+        reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.finish_reason, reply.failed, reply.usage.thinking_tokens) == ("MAX_TOKENS", None, 64)
+
+
+async def test_an_answer_without_candidates_and_without_a_limit(emulator, open_provider, deployment):
+    """A usage alone that nothing explains is an answer that failed, after one request."""
+    emulator.inject(Fault.no_content(""))
+    reply = await open_provider(emulator.url).generate(deployment, HELLO)
+    assert (reply.text, reply.finish_reason, reply.failed) == ("", None, "NO_CANDIDATES")
+    assert emulator.requests == 1
 
 
 async def test_what_is_sent(scripted, open_provider, make_deployment, secret):
@@ -211,6 +302,68 @@ async def test_deadline_of_the_caller_cancels(emulator, open_provider, deploymen
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await open_provider(emulator.url).generate(deployment, HELLO)
+
+
+async def _failure(answer):
+    """Return the error of a call, with a traceback that begins here."""
+    with pytest.raises(ProviderError) as caught:
+        await answer
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["AQ.first\nAQ.second", "AQ.first\r\nx-other: 1", "AQ.\x00", "AQ.\x7f", "AQ.\tb", "AQ.é", "AQ.☃", " \n"],
+    ids=repr,
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_key_that_no_header_can_have(
+    scripted, open_provider, make_deployment, assert_no_secret, monkeypatch, secret, streamed
+):
+    """It is a failure of the key, before anything is sent and without a charge, and is not shown."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "another-key")
+    provider, deployment = open_provider(scripted.url), make_deployment(secret)
+    if streamed:
+        error = await _failure(anext(provider.stream(deployment, HELLO, lambda: None)))
+    else:
+        error = await _failure(provider.generate(deployment, HELLO))
+    assert (error.kind, error.scope, error.charged) == (FailureKind.KEY, "key", False)
+    assert scripted.connections == 0
+    assert_no_secret(error, secret[:5] if secret.strip() else "another-key")
+
+
+async def test_a_key_with_space_around_it(scripted, open_provider, make_deployment):
+    """White space around a key, as an editor may leave it, is not sent."""
+    await open_provider(scripted.url).generate(make_deployment(" AQ.key\n"), HELLO)
+    ((head, _),) = scripted.requests
+    assert "x-goog-api-key: AQ.key\r\n" in head
+
+
+async def test_a_header_that_cannot_be_sent(scripted, open_provider, deployment):
+    """It is a failure of the request, before anything is sent and without a charge."""
+    wish = {"http_options": {"headers": {"x-trace": "1\n2"}}}
+    with pytest.raises(ProviderError) as caught:
+        await open_provider(scripted.url).generate(deployment, Request(contents="x", config=wish))
+    error = caught.value
+    assert (error.kind, error.scope, error.charged) == (FailureKind.REQUEST, "request", False)
+    assert scripted.connections == 0
+
+
+async def test_no_warning_of_keys_that_are_not_used(
+    scripted, open_provider, make_deployment, monkeypatch, caplog
+):
+    """The keys of the environment are not those of the router: the SDK does not speak of them."""
+    monkeypatch.setenv("GOOGLE_API_KEY", "one")
+    monkeypatch.setenv("GEMINI_API_KEY", "another")
+    caplog.set_level(0)
+    provider = open_provider(scripted.url)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for number in range(3):
+            await provider.generate(make_deployment(f"secret-{number}", f"key-{number}"), HELLO)
+    assert not [record for record in caplog.records if "_API_KEY" in record.getMessage()]
+    Client(vertexai=False)
+    assert [record for record in caplog.records if "_API_KEY" in record.getMessage()]
 
 
 def test_two_event_loops(backend, deployment, caplog):
@@ -328,6 +481,7 @@ def test_import_is_light():
 
 
 @pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
+@pytest.mark.slow
 def test_what_takes_long_is_done_before_the_first_request(backend, step):
     """Preparing or validating loads the SDK, its HTTP library, and the certificates."""
     program = f"""

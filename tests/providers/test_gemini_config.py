@@ -139,12 +139,28 @@ def test_http_options_of_the_caller():
         ({"base_url": "http://elsewhere"}, "http_options.base_url is the router's business"),
         ({"api_version": "v1"}, "http_options.api_version is the router's business"),
         ({"headers": {"X-Goog-Api-Key": "mine"}}, "leave 'X-Goog-Api-Key' to the router"),
+        ({"headers": {"x-trace\n": "1"}}, r"'x-trace\\n' is not the name of a header"),
+        ({"headers": {"x trace": "1"}}, "'x trace' is not the name of a header"),
+        ({"headers": {"x-träce": "1"}}, "'x-träce' is not the name of a header"),
+        ({"headers": {"": "1"}}, "'' is not the name of a header"),
+        ({"headers": {"x-trace": "1\r\nx-goog-api-key: mine"}}, "the value of 'x-trace' has a character"),
+        ({"headers": {"x-trace": "1\x00"}}, "the value of 'x-trace' has a character"),
+        ({"headers": {"x-trace": "1\x7f"}}, "the value of 'x-trace' has a character"),
+        ({"headers": {"x-trace": "☃"}}, "the value of 'x-trace' has a character"),
     ],
 )
 def test_http_options_of_the_router(options, problem):
-    """Options that would retry, or send the key elsewhere, are refused."""
+    """Options that would retry, send the key elsewhere, or cannot become HTTP are refused."""
     with pytest.raises(InvalidRequestError, match=problem):
         GeminiProvider().validate(Request(contents="x", config={"http_options": options}))
+
+
+def test_the_value_of_a_header_is_not_shown():
+    """A header that is refused may be a credential: the message names it only."""
+    wish = {"http_options": {"headers": {"x-token": "private\n"}}}
+    with pytest.raises(InvalidRequestError) as caught:
+        GeminiProvider().validate(Request(contents="x", config=wish))
+    assert "private" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +221,7 @@ def test_an_image_of_pillow_is_valid():
     GeminiProvider().validate(Request(contents=["What is this?", image]))
 
 
+@pytest.mark.slow
 def test_checking_loads_the_sdk_and_estimating_does_not():
     """Validating imports the SDK, so that the import does not fall between quota and request."""
     program = (

@@ -179,7 +179,7 @@ async def test_429_with_two_violations_in_a_list(scripted, open_provider, deploy
     scripted.reply = make_http(429, [refusal(429, "Exceeded.", "RESOURCE_EXHAUSTED", *details)])
     error = await fail(open_provider(scripted.url), deployment)
     assert error.violations == (QuotaViolation("rpd", 50), QuotaViolation(None, None))
-    assert error.retry_delay == 0.0
+    assert error.retry_delay == 1.0
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("7", 7.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)])

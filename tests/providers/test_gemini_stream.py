@@ -159,6 +159,103 @@ async def test_a_200_without_an_answer(
     assert_no_secret(caught.value)
 
 
+def stream_of(*bodies, tail=b""):
+    return Fault.status(200, body=events(*bodies) + tail, headers={"Content-Type": "text/event-stream"})
+
+
+ANSWER = b'{"candidates": [{"content": {"parts": [{"text": "Hello."}]}, "finishReason": "STOP"}]}'
+TAILS = {
+    "done": b"data: [DONE]\r\n\r\n",
+    "comment": b": keep-alive\r\n\r\n",
+    "empty event": b"data: \r\n\r\n",
+    "no space": b"data:\r\n\r\n",
+    "other fields": b"event: end\r\nid: 7\r\nretry: 100\r\n\r\n",
+    "cut": b'data: {"usageMeta',
+    "nonsense": b"\xff\xfe",
+    "page": b"<html>gone</html>",
+    "error": b'data: {"error": {"code": 503, "message": "Overloaded.", "status": "UNAVAILABLE"}}\r\n\r\n',
+    "blank lines": b"\r\n\r\n\r\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS.keys())
+async def test_what_comes_after_the_end_of_an_answer(emulator, open_provider, deployment, tail):
+    """Once the answer has ended, whatever follows neither fails nor changes it."""
+    emulator.inject(stream_of(ANSWER, tail=tail))
+    [reply, *more] = await read(open_provider(emulator.url), deployment)
+    assert (reply.text, reply.finish_reason) == ("Hello.", "STOP")
+    assert "".join(piece.text for piece in more) == ""
+    assert emulator.requests == 1
+
+
+async def test_the_usage_after_the_end_of_an_answer(emulator, open_provider, deployment):
+    """What follows and can be read counts, even if something follows that cannot."""
+    usage = b'{"usageMetadata": {"promptTokenCount": 7, "candidatesTokenCount": 3}}'
+    emulator.inject(stream_of(ANSWER, usage, tail=TAILS["done"]))
+    *_, last = await read(open_provider(emulator.url), deployment)
+    assert (last.finish_reason, last.usage.input_tokens) == ("STOP", 7)
+
+
+async def test_a_connection_that_breaks_after_the_end_of_an_answer(
+    scripted, open_provider, deployment, make_http
+):
+    """An answer that has ended is complete, even if the connection is not closed properly."""
+    whole = make_http(200, events(ANSWER, b"{}" * 50))
+    scripted.reply, scripted.reset_after_reply = whole[:-40], True
+    [reply, *_] = await read(open_provider(scripted.url), deployment)
+    assert (reply.text, reply.finish_reason) == ("Hello.", "STOP")
+
+
+async def test_a_comment_alone_is_no_answer(emulator, open_provider, deployment):
+    """A stream of which nothing is an answer is a failure of the path."""
+    emulator.inject(stream_of(tail=TAILS["comment"] + TAILS["done"]))
+    error = await failure_after(0, open_provider(emulator.url), deployment)
+    assert (error.kind, error.scope) == (FailureKind.NETWORK, "path")
+
+
+@pytest.mark.parametrize("reason", ["MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "OTHER"])
+async def test_a_failed_answer_is_a_reply(emulator, open_provider, deployment, reason):
+    """An answer without content because the model failed is a complete reply with its reason."""
+    emulator.inject(Fault.no_content(reason))
+    [reply] = await read(open_provider(emulator.url), deployment)
+    assert (reply.text, reply.failed, reply.finish_reason) == ("", reason, reason)
+
+
+@pytest.mark.parametrize(
+    ("part", "failed"), [(b'{"text": "Hel"}', None), (b'{"text": "hm", "thought": true}', "OTHER")]
+)
+async def test_the_content_of_any_piece_counts(emulator, open_provider, deployment, part, failed):
+    """An answer has failed only if none of its pieces has content."""
+    emulator.inject(
+        stream_of(
+            b'{"candidates": [{"content": {"parts": [' + part + b"]}}]}",
+            b'{"candidates": [{"finishReason": "OTHER"}]}',
+            b'{"usageMetadata": {"promptTokenCount": 7}}',
+        )
+    )
+    *_, last = await read(open_provider(emulator.url), deployment)
+    assert (last.failed, last.finish_reason) == (failed, "OTHER")
+
+
+async def test_an_answer_without_candidates(emulator, open_provider, deployment):
+    """A model that thinks until the limit may stream its usage alone: an answer without text."""
+    emulator.inject(Fault.no_content(""))
+    request = Request(contents="Hello?", max_output_tokens=5)
+    replies = await read(open_provider(emulator.url), deployment, request)
+    assert "".join(reply.text for reply in replies) == ""
+    assert (replies[-1].finish_reason, replies[-1].failed) == ("MAX_TOKENS", None)
+    assert replies[-1].usage.input_tokens > 0
+
+
+async def test_a_usage_alone_is_an_answer_that_broke_off(emulator, open_provider, deployment):
+    """Without a limit to explain it, a stream of usage has broken off."""
+    emulator.inject(Fault.no_content(""))
+    error = await failure_after(1, open_provider(emulator.url), deployment)
+    assert (error.kind, error.scope) == (FailureKind.NETWORK, "path")
+    assert "broke off" in str(error)
+
+
 async def test_a_refused_connection(open_provider, deployment):
     """A connection that cannot be made is not charged."""
     error = await failure_after(0, open_provider("http://127.0.0.1:1"), deployment)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Protocol
 
 import pytest
 
-from llm_router import MemoryHistory, ProviderError, Reply, Request
+from llm_router import Deployment, MemoryHistory, ProviderError, Reply, Request, Router
 from llm_router.conversations import Turn, truncate
-from llm_router.testing import ManualClock
+from llm_router.testing import FakeProvider, ManualClock
+
+MakeRouter = Callable[..., Router]
+
+
+class Pools(Protocol):
+    def one(self, model: str = ..., *, rpm: int = ..., priority: int = ...) -> Deployment: ...
 
 
 def texts(request: Request) -> list[str]:
     return [part["text"] for content in request.contents for part in content["parts"] if "text" in part]
 
 
-async def test_a_conversation_remembers(make_router, provider, pools):
+async def test_a_conversation_remembers(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
     """The second turn carries the first, question and answer."""
     provider.script("Hello Ada.", "Ada.")
     async with make_router([pools.one()]) as router:
@@ -27,8 +37,8 @@ async def test_a_conversation_remembers(make_router, provider, pools):
     assert {call.request.system_instruction for call in provider.calls} == {"Be brief."}
 
 
-async def test_a_turn_may_be_streamed(make_router, provider, pools):
-    """It carries what was said, and is remembered with its whole answer."""
+async def test_a_turn_may_be_streamed(make_router: MakeRouter, provider: FakeProvider, pools: Pools) -> None:
+    """A streamed turn carries the history, and is remembered with its whole answer."""
     provider.script("Hello Ada.", "You are Ada.")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("user-42", system_instruction="Be brief.", workload="light")
@@ -44,8 +54,10 @@ async def test_a_turn_may_be_streamed(make_router, provider, pools):
     ]  # fmt: skip
 
 
-async def test_a_streamed_turn_without_an_end_was_not_said(make_router, provider, pools):
-    """One that fails, that is left early, or that is wrong leaves the history as it was, and lets go."""
+async def test_an_unfinished_streamed_turn_is_not_remembered(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """A stream that fails, is left early or is wrong leaves the history as it was, and blocks no turn."""
     provider.script("fine", ["so ", ProviderError("no", kind="request")], "left early")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
@@ -61,8 +73,10 @@ async def test_a_streamed_turn_without_an_end_was_not_said(make_router, provider
         assert (await conversation.send("five")).success
 
 
-async def test_a_turn_waits_until_a_stream_is_left(make_router, provider, pools):
-    """So that it can go on from its answer."""
+async def test_a_turn_waits_until_a_stream_is_left(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """The next turn starts when the stream has ended, so that it carries its answer."""
     provider.script("two words")
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
@@ -77,8 +91,10 @@ async def test_a_turn_waits_until_a_stream_is_left(make_router, provider, pools)
     assert texts(provider.calls[1].request) == ["one two", "two words", "three"]
 
 
-async def test_handles_on_one_id_share_their_history(make_router, provider, pools):
-    """send_chat and any handle with the same id go on with the same conversation; others do not."""
+async def test_handles_with_one_id_share_their_history(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """``send_chat`` and handles with the same id continue one conversation; other ids do not."""
     async with make_router([pools.one()]) as router:
         await router.send_chat(conv_id="a", prompt="one")
         await router.conversation("a").send("two")
@@ -87,8 +103,10 @@ async def test_handles_on_one_id_share_their_history(make_router, provider, pool
     assert texts(provider.calls[2].request) == ["other"]
 
 
-async def test_the_model_may_change_between_turns(make_router, provider, pools):
-    """A history built on one model goes to another as it is: plain contents, no object of the SDK."""
+async def test_the_model_may_change_between_turns(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """A history from one model goes to another as it is: plain contents, without objects of the SDK."""
     deployments = [pools.one("model-a", rpm=1, priority=0), pools.one("model-b", rpm=1)]
     async with make_router(deployments) as router:
         first = await router.send_chat(conv_id="a", prompt="one")
@@ -97,8 +115,10 @@ async def test_the_model_may_change_between_turns(make_router, provider, pools):
     assert all(type(content) is dict for content in provider.calls[1].request.contents)
 
 
-async def test_a_failed_turn_leaves_the_history_as_it_was(make_router, provider, pools):
-    """What was not answered was not said."""
+async def test_a_failed_turn_leaves_the_history_as_it_was(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """A turn without an answer is not remembered."""
     provider.script("fine", ProviderError("no", kind="request"))
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
@@ -111,8 +131,10 @@ async def test_a_failed_turn_leaves_the_history_as_it_was(make_router, provider,
         assert await conversation.history() == before
 
 
-async def test_sends_on_one_conversation_take_turns(make_router, provider, pools, clock):
-    """Of two sends at once the second sees the first one's answer."""
+async def test_sends_on_one_conversation_take_turns(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """Of two concurrent sends, the second carries the answer to the first."""
     provider.delay = 1.0
     async with make_router([pools.one()]) as router:
         tasks = [asyncio.create_task(router.send_chat(conv_id="a", prompt=text)) for text in ("one", "two")]
@@ -122,8 +144,10 @@ async def test_sends_on_one_conversation_take_turns(make_router, provider, pools
     assert texts(provider.calls[1].request)[0] == "one"
 
 
-async def test_history_is_cut_to_the_budget_of_the_workload(make_router, provider, pools):
-    """Whole turns, oldest first; the system instruction stays."""
+async def test_history_is_cut_to_the_budget_of_the_workload(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """Whole turns are dropped, oldest first; the system instruction stays."""
     async with make_router([pools.one()], history_tokens={"light": 60}) as router:
         conversation = router.conversation("a", system_instruction="stay", workload="light")
         for number in range(10):
@@ -137,8 +161,10 @@ async def test_history_is_cut_to_the_budget_of_the_workload(make_router, provide
     assert provider.calls[-1].request.system_instruction == "stay"
 
 
-async def test_function_calls_are_remembered_with_their_answers(make_router, provider, pools):
-    """A provider's own contents (a function call) are kept, and the answer to it is sent with it."""
+async def test_function_calls_are_remembered_with_their_answers(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools
+) -> None:
+    """A provider's own content (a function call) is kept, and sent together with its answer."""
     call = {"role": "model", "parts": [{"function_call": {"name": "add", "args": {"a": 1, "b": 2}}}]}
     provider.script(Reply("", content=call), "3")
     async with make_router([pools.one()], history_tokens={"light": 1}) as router:
@@ -150,7 +176,7 @@ async def test_function_calls_are_remembered_with_their_answers(make_router, pro
     assert contents[2]["parts"][0]["function_response"]["name"] == "add"
 
 
-def test_truncation_never_parts_a_call_from_its_answer():
+def test_truncation_never_separates_a_call_from_its_answer() -> None:
     """Turns that belong together are dropped together."""
     turns = (Turn(("a",), 5), Turn(("call",), 5), Turn(("answer",), 5, answers_call=True), Turn(("b",), 5))
     assert truncate(turns, 100) == turns
@@ -161,8 +187,8 @@ def test_truncation_never_parts_a_call_from_its_answer():
     assert truncate((), 10) == ()
 
 
-async def test_clearing_forgets(make_router, provider, pools):
-    """After clear() a conversation starts anew."""
+async def test_clearing_forgets(make_router: MakeRouter, provider: FakeProvider, pools: Pools) -> None:
+    """After ``clear()`` a conversation starts over."""
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
         await conversation.send("one")
@@ -170,8 +196,8 @@ async def test_clearing_forgets(make_router, provider, pools):
         assert await conversation.history() == ()
 
 
-async def test_memory_is_bounded_in_number_and_age():
-    """The conversation unused for longest goes first, and none outlives its age."""
+async def test_memory_is_bounded_in_number_and_age() -> None:
+    """The least recently used conversation is dropped first, and none outlives the maximum age."""
     clock = ManualClock()
     histories = MemoryHistory(most=2, max_age=100, clock=clock)
     turn = (Turn(("x",), 1),)
@@ -190,8 +216,10 @@ async def test_memory_is_bounded_in_number_and_age():
     await histories.delete("never-there")
 
 
-async def test_a_history_of_ones_own_is_used_though_empty(make_router, pools, clock):
-    """A history store that is given is taken, also while nothing is in it."""
+async def test_a_given_history_store_is_used_even_while_empty(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """A history store passed to the router is used, even though it is falsy while empty."""
     histories = MemoryHistory(most=5, clock=clock)
     async with make_router([pools.one()], histories=histories) as router:
         await router.send_chat(conv_id="a", prompt="one")

@@ -1,0 +1,88 @@
+"""The correction of token estimates, learnt from what a provider counted."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_router.engine.estimates import TokenCorrection
+
+TOKENS = st.integers(1, 10**12)
+
+
+def _after(*counts: tuple[int, int]) -> float:
+    correction = TokenCorrection()
+    for estimate, counted in counts:
+        correction.learn(estimate, counted)
+    return correction.factor
+
+
+def test_an_exact_estimate_is_not_corrected() -> None:
+    """The factor is 1 at first and stays 1 if the counts match the estimates."""
+    assert TokenCorrection().factor == 1.0
+    assert _after((70, 70), (1, 1)) == 1.0
+
+
+def test_it_rises_fast_and_falls_slowly() -> None:
+    """One count moves the factor by half of the error upwards, by a twentieth downwards."""
+    assert _after((100, 300)) == pytest.approx(2.0)
+    assert _after((100, 50)) == pytest.approx(0.975)
+
+
+def test_it_converges_to_the_counts() -> None:
+    """The factor reaches a higher ratio within a few counts and a lower one after many."""
+    assert _after(*[(100, 250)] * 8) == pytest.approx(2.5, rel=0.01)
+    assert _after(*[(100, 50)] * 8) > 0.8
+    assert _after(*[(100, 50)] * 100) == pytest.approx(0.5, rel=0.01)
+
+
+def test_an_outlier_fades_slowly() -> None:
+    """After one high count it takes about a hundred exact ones to return to 1."""
+    assert _after((100, 300), *[(100, 100)] * 10) > 1.5
+    assert _after((100, 300), *[(100, 100)] * 100) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("counted", [0, -1])
+def test_a_missing_count_is_ignored(counted: int) -> None:
+    """A count of 0 or less leaves the factor as it is."""
+    assert _after((100, 300), (100, counted)) == _after((100, 300))
+
+
+@pytest.mark.parametrize(("counted", "bound"), [(10**18, 4.0), (1, 0.25)])
+def test_extreme_counts_stay_within_the_bounds(counted: int, bound: float) -> None:
+    """The factor stops at 4 and at 0.25 however far the counts are off."""
+    assert _after(*[(10**6, counted)] * 200) == bound
+
+
+def test_its_repr_shows_the_factor() -> None:
+    """The repr of a correction shows its factor."""
+    assert repr(TokenCorrection()) == "TokenCorrection(factor=1)"
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=50))
+def test_each_count_moves_it_towards_the_ratio(counts: list[tuple[int, int]]) -> None:
+    """The factor stays within its bounds and moves towards the counted ratio without passing it."""
+    correction = TokenCorrection()
+    for estimate, counted in counts:
+        before, ratio = correction.factor, counted / estimate
+        correction.learn(estimate, counted)
+        after = correction.factor
+        assert 0.25 <= after <= 4.0
+        low, high = sorted((before, min(max(ratio, 0.25), 4.0)))
+        assert low - 1e-9 <= after <= high + 1e-9
+        if abs(ratio - before) > 1e-6 and 0.25 < before < 4.0:
+            assert after != before
+
+
+@settings(deadline=None)
+@given(st.floats(0.3, 3.9))
+def test_it_rises_ten_times_as_fast_as_it_falls(start: float) -> None:
+    """From any factor, an error of the same size moves it up ten times as far as down."""
+    error = 0.04
+    up, down = TokenCorrection(), TokenCorrection()
+    up.factor = down.factor = start
+    up.learn(10**6, round((start + error) * 10**6))
+    down.learn(10**6, round((start - error) * 10**6))
+    assert up.factor - start == pytest.approx(10 * (start - down.factor), rel=1e-3)

@@ -1,0 +1,382 @@
+"""The statuses of keys, and the health of a router."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+
+import attrs
+import pytest
+
+from llm_router import (
+    Cooldown,
+    Demand,
+    Deployment,
+    KeyManager,
+    MemoryStore,
+    Metric,
+    Quota,
+    RateLimitStore,
+    Refill,
+    StoreUnavailableError,
+)
+from llm_router.domain.cooldown import LearntLimit
+from llm_router.engine.index import FallbackOrder
+from llm_router.engine.pool import Pool
+from llm_router.engine.reserving import Lease, Selector
+from llm_router.engine.state import SendState
+from llm_router.engine.upstream import Upstream
+from llm_router.stores.base import DeploymentSnapshot
+from llm_router.stores.failover import FailoverStore
+from llm_router.testing import FakeProvider, ManualClock
+
+MakeDeployment = Callable[..., Deployment]
+MakeSelector = Callable[..., Selector]
+MakeOrder = Callable[..., FallbackOrder]
+MakeSend = Callable[..., SendState]
+MakeKeys = Callable[..., KeyManager]
+
+
+class Fragile(MemoryStore):
+    """A store in memory that cannot be read while ``fails`` is set."""
+
+    fails = False
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        if self.fails:
+            raise StoreUnavailableError("no answer within 2 s")
+        return await super().snapshot(deployments)
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> Fragile:
+    return Fragile(clock=clock)
+
+
+@pytest.fixture
+def make_keys(clock: ManualClock, store: Fragile, make_selector: MakeSelector) -> MakeKeys:
+    """Make a key manager of deployments, with an upstream for each provider they name."""
+
+    def make(
+        deployments: Sequence[Deployment],
+        inactive: Sequence[Deployment] = (),
+        behind: RateLimitStore | None = None,
+    ) -> KeyManager:
+        upstreams = {
+            deployment.key.provider: Upstream(deployment.key.provider, FakeProvider())
+            for deployment in deployments
+        }
+        pool = Pool(deployments, upstreams)
+        kept = behind or store
+        selector = make_selector(pool, kept)
+        return KeyManager(pool, inactive, kept, selector, tuple(upstreams.values()), clock)
+
+    return make
+
+
+def make_unreachable(keys: KeyManager, name: str, now: float) -> None:
+    """Open the breaker of a provider."""
+    [upstream] = [upstream for upstream in keys.upstreams if upstream.name == name]
+    for key_id in "abc":
+        upstream.breaker.record_failure(key_id, now)
+
+
+# --- statuses -----------------------------------------------------------------------------------------
+
+
+async def test_a_status_describes_its_deployment(
+    make_keys: MakeKeys, make_deployment: MakeDeployment
+) -> None:
+    """The status of an unused deployment shows its fields, no cooldown and no usage."""
+    deployment = make_deployment("flash", "heavy", key_id="k", project="p", priority=3, provider="other")
+    [status] = await make_keys([deployment]).get_all_key_statuses()
+    assert status == {
+        "key_id": "k",
+        "model": "flash",
+        "provider": "other",
+        "project": "p",
+        "workload": "heavy",
+        "priority": 3,
+        "active": True,
+        "in_cooldown": False,
+        "quarantined": False,
+        "cooldown_remaining": 0.0,
+        "reason": None,
+        "rpm_usage": "0/15",
+        "tpm_usage": "0/∞",
+        "rpd_usage": "0/∞",
+        "tpd_usage": "0/∞",
+    }
+
+
+async def test_a_usage_is_what_is_taken_of_the_limit(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """Each metric's usage shows what is taken and its limit."""
+    quotas = (
+        Quota(Metric.RPM, 15),
+        Quota(Metric.TPM, 1_000),
+        Quota(Metric.RPD, 200, Refill.DAILY),
+        Quota(Metric.TPD, 9_000, Refill.DAILY),
+    )
+    deployment = attrs.evolve(make_deployment(), quotas=quotas)
+    for number in range(3):
+        await store.reserve(str(number), [deployment], Demand(1, 70), 60.0)
+    [status] = await make_keys([deployment]).get_all_key_statuses()
+    usages = (status["rpm_usage"], status["tpm_usage"], status["rpd_usage"], status["tpd_usage"])
+    assert usages == ("3/15", "210/1000", "3/200", "210/9000")
+
+
+async def test_a_usage_shows_a_learnt_limit(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A learnt limit replaces the configured one in the usage."""
+    deployment = make_deployment(rpm=15)
+    learnt = (LearntLimit(Metric.RPM, 4),)
+    await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 1.0, "rpm spent", learnt))
+    [status] = await make_keys([deployment]).get_all_key_statuses()
+    assert status["rpm_usage"] == "0/4"
+
+
+async def test_inactive_deployments_come_last_and_are_marked(
+    make_keys: MakeKeys, make_deployment: MakeDeployment
+) -> None:
+    """Inactive deployments follow the active ones, both in their configured order."""
+    on, off = [make_deployment() for _ in range(2)], [make_deployment() for _ in range(2)]
+    statuses = await make_keys(on, off).get_all_key_statuses()
+    assert [status["key_id"] for status in statuses] == [each.key.key_id for each in (*on, *off)]
+    assert [status["active"] for status in statuses] == [True, True, False, False]
+
+
+async def test_a_cooldown_shows_its_reason_and_remaining_time(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A cooldown shows on every deployment of its (project, model) until it ends."""
+    deployments = [make_deployment(project="p"), make_deployment(project="p"), make_deployment("b")]
+    keys = make_keys(deployments)
+    await store.cool_down(Cooldown(deployments[0].model_scope, clock.time() + 30.0, "rpm spent"))
+    clock.shift(10.0)
+    statuses = await keys.get_all_key_statuses()
+    shown = [
+        (row["in_cooldown"], row["quarantined"], row["cooldown_remaining"], row["reason"]) for row in statuses
+    ]
+    assert shown == [(True, False, 20.0, "rpm spent")] * 2 + [(False, False, 0.0, None)]
+    clock.shift(20.0)
+    assert not any(status["in_cooldown"] for status in await keys.get_all_key_statuses())
+
+
+async def test_a_quarantine_has_no_remaining_time(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """A quarantined deployment, active or not, shows no remaining time."""
+    active, inactive = make_deployment(), make_deployment()
+    for deployment in (active, inactive):
+        await store.cool_down(Cooldown(deployment.key_scope, math.inf, "key: dead"))
+    for status in await make_keys([active], [inactive]).get_all_key_statuses():
+        assert (status["in_cooldown"], status["quarantined"]) == (True, True)
+        assert (status["cooldown_remaining"], status["reason"]) == (None, "key: dead")
+
+
+async def test_a_deployment_avoided_by_this_process_is_shown(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, clock: ManualClock
+) -> None:
+    """A deployment that only this process avoids shows as cooling down until it no longer does."""
+    avoided, other = make_deployment(), make_deployment()
+    keys = make_keys([avoided, other])
+    keys.pool.avoid(keys.pool.states[avoided], clock.time() + 8.0, "no route to host")
+    first, second = await keys.get_all_key_statuses()
+    assert (first["in_cooldown"], first["cooldown_remaining"]) == (True, 8.0)
+    assert (first["quarantined"], first["reason"]) == (False, "no route to host")
+    assert not second["in_cooldown"]
+    clock.shift(8.0)
+    assert not (await keys.get_all_key_statuses())[0]["in_cooldown"]
+
+
+@pytest.mark.parametrize(("seconds", "remaining", "reason"), [(5.0, 8.0, "path"), (12.0, 12.0, "spent")])
+async def test_the_later_end_of_a_cooldown_and_an_avoidance_is_shown(
+    make_keys: MakeKeys,
+    make_deployment: MakeDeployment,
+    store: Fragile,
+    clock: ManualClock,
+    seconds: float,
+    remaining: float,
+    reason: str,
+) -> None:
+    """The status shows whichever ends later, with its own reason."""
+    deployment = make_deployment()
+    keys = make_keys([deployment])
+    keys.pool.avoid(keys.pool.states[deployment], clock.time() + 8.0, "path")
+    await store.cool_down(Cooldown(deployment.model_scope, clock.time() + seconds, "spent"))
+    [status] = await keys.get_all_key_statuses()
+    assert (status["cooldown_remaining"], status["reason"]) == (remaining, reason)
+
+
+async def test_statuses_raise_a_store_error(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """Statuses raise if the store cannot be read."""
+    store.fails = True
+    with pytest.raises(StoreUnavailableError):
+        await make_keys([make_deployment()]).get_all_key_statuses()
+
+
+# --- health -------------------------------------------------------------------------------------------
+
+
+async def test_health_counts_keys_and_deployments(
+    make_keys: MakeKeys, make_deployment: MakeDeployment
+) -> None:
+    """The health of an unused router counts distinct keys and active deployments."""
+    active = [
+        make_deployment("a", key_id="k1"),
+        make_deployment("b", key_id="k1"),
+        make_deployment(key_id="k2"),
+    ]
+    inactive = [make_deployment("c", key_id="k2"), make_deployment(key_id="k3")]
+    assert await make_keys(active, inactive).health() == {
+        "healthy": True,
+        "total_keys": 3,
+        "active_keys": 2,
+        "in_cooldown": 0,
+        "quarantined": 0,
+        "deployments": 3,
+        "waiting": 0,
+        "store": "Fragile",
+        "store_ok": True,
+        "problems": [],
+    }
+
+
+async def test_a_key_cools_down_when_all_its_deployments_do(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A key counts as cooling down once all its deployments are, and then no key is usable."""
+    deployments = [make_deployment("a", key_id="k1"), make_deployment("b", key_id="k1")]
+    keys = make_keys(deployments)
+    counts = []
+    for deployment in deployments:
+        await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 30.0, "rpm spent"))
+        health = await keys.health()
+        counts.append((health["in_cooldown"], health["quarantined"], health["healthy"]))
+    assert counts == [(0, 0, True), (1, 0, False)]
+    assert (await keys.health())["problems"] == []  # it ends by itself
+    clock.shift(30.0)
+    assert (await keys.health())["healthy"]
+
+
+async def test_a_quarantined_key_is_a_problem(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """A quarantined key is not counted as cooling down, and each of its models is a problem."""
+    dead = [make_deployment("a", key_id="dead"), make_deployment("b", key_id="dead")]
+    keys = make_keys([*dead, make_deployment(key_id="alive")])
+    await store.cool_down(Cooldown(dead[0].key_scope, math.inf, "key: dead"))
+    health = await keys.health()
+    assert (health["quarantined"], health["in_cooldown"], health["healthy"]) == (1, 0, True)
+    assert health["problems"] == ["dead/a: key: dead", "dead/b: key: dead"]
+
+
+async def test_a_key_with_one_quarantined_model_cools_down_with_the_other(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A key counts as quarantined only if all its models are."""
+    gone, spent = make_deployment("a", key_id="k"), make_deployment("b", key_id="k")
+    keys = make_keys([gone, spent])
+    await store.cool_down(Cooldown(gone.model_scope, math.inf, "model: gone"))
+    await store.cool_down(Cooldown(spent.model_scope, clock.time() + 30.0, "rpm spent"))
+    health = await keys.health()
+    assert (health["quarantined"], health["in_cooldown"], health["healthy"]) == (0, 1, False)
+    clock.shift(30.0)
+    health = await keys.health()
+    assert (health["in_cooldown"], health["healthy"]) == (0, True)
+
+
+async def test_an_inactive_deployment_does_not_make_a_key_usable(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A key is judged by its active deployments only."""
+    active, inactive = make_deployment("a", key_id="k"), make_deployment("b", key_id="k")
+    await store.cool_down(Cooldown(active.model_scope, clock.time() + 30.0, "rpm spent"))
+    health = await make_keys([active], [inactive]).health()
+    assert (health["in_cooldown"], health["healthy"]) == (1, False)
+
+
+async def test_one_of_several_providers_may_be_unreachable(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, clock: ManualClock
+) -> None:
+    """A router is healthy as long as one provider can be reached, and names the others as problems."""
+    keys = make_keys([make_deployment(provider="near"), make_deployment(provider="far")])
+    make_unreachable(keys, "far", clock.time() - 0.25)
+    health = await keys.health()
+    assert health["healthy"]
+    assert health["problems"] == ["provider far: cannot be reached, tried again in 0.8 s"]
+    assert (health["in_cooldown"], health["quarantined"]) == (0, 0)
+    make_unreachable(keys, "near", clock.time())
+    health = await keys.health()
+    assert not health["healthy"]
+    assert len(health["problems"]) == 2
+    clock.shift(1.0)
+    assert (await keys.health())["problems"] == []
+
+
+async def test_a_store_error_is_reported_and_not_raised(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """Health reports a store error and still counts keys and deployments."""
+    store.fails = True
+    health = await make_keys([make_deployment()], [make_deployment()]).health()
+    assert (health["healthy"], health["store_ok"]) == (False, False)
+    assert health["problems"] == ["store: no answer within 2 s"]
+    assert (health["total_keys"], health["active_keys"], health["deployments"]) == (2, 1, 1)
+
+
+async def test_a_process_on_its_own_is_healthy_and_says_so(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """With a local fallback the router stays healthy, and the problem names the failing store."""
+    failover = FailoverStore(store, MemoryStore(clock=clock), clock=clock)
+    keys = make_keys([make_deployment()], behind=failover)
+    assert (await keys.health())["store_ok"]
+    store.fails = True
+    health = await keys.health()
+    assert (health["healthy"], health["store_ok"], health["store"]) == (True, False, "Fragile")
+    assert health["problems"] == ["store: no answer within 2 s; this process is on its own"]
+    await failover.aclose()
+
+
+async def test_a_refusing_failover_reports_its_trouble_once(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """With the policy "closed" a store error is listed as one problem."""
+    failover = FailoverStore(store, MemoryStore(clock=clock), policy="closed", clock=clock)
+    keys = make_keys([make_deployment()], behind=failover)
+    store.fails = True
+    health = await keys.health()
+    assert (health["healthy"], health["store_ok"]) == (False, False)
+    [problem] = health["problems"]
+    assert problem.startswith("store: no answer within 2 s")
+    await failover.aclose()
+
+
+async def test_waiting_requests_are_counted(
+    make_keys: MakeKeys,
+    make_deployment: MakeDeployment,
+    make_order: MakeOrder,
+    make_send: MakeSend,
+    clock: ManualClock,
+) -> None:
+    """Health counts the requests that wait, until they are served or cancelled."""
+    keys = make_keys([make_deployment(rpm=1)])
+    send = make_send(make_order(keys.pool))
+    lease = await keys.selector.acquire(send, 0.0)
+    assert isinstance(lease, Lease)
+    lease.mark_dispatched()
+    tasks = [asyncio.create_task(keys.selector.acquire(send, 200.0)) for _ in range(2)]
+    await clock.advance(0)
+    assert (await keys.health())["waiting"] == 2
+    await clock.advance(61.0)
+    assert (await keys.health())["waiting"] == 1
+    tasks[1].cancel()
+    await clock.advance(0)
+    assert (await keys.health())["waiting"] == 0

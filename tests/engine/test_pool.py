@@ -1,0 +1,127 @@
+"""The pool of deployments, their groups and their scopes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+
+from llm_router import Deployment
+from llm_router.engine.pool import Pool
+from llm_router.engine.upstream import Upstream
+from llm_router.stores.base import Refusal
+from llm_router.testing import FakeProvider
+
+MakeDeployment = Callable[..., Deployment]
+MakePool = Callable[..., Pool]
+
+NOW = 1_000.0
+
+
+@pytest.fixture
+def deployments(make_deployment: MakeDeployment) -> list[Deployment]:
+    """Two keys of one project, of which the first has two models, and a key of another provider."""
+    return [
+        make_deployment("a", key_id="k1", project="p"),
+        make_deployment("b", key_id="k1", project="p"),
+        make_deployment("a", key_id="k2", project="p"),
+        make_deployment("a", key_id="k3", provider="other"),
+    ]
+
+
+@pytest.fixture
+def pool(make_pool: MakePool, deployments: list[Deployment]) -> Pool:
+    return make_pool(deployments)
+
+
+def parked(pool: Pool) -> list[bool]:
+    return [state.is_parked for state in pool]
+
+
+def test_deployments_are_grouped_by_provider_workload_and_model(make_deployment: MakeDeployment) -> None:
+    """Deployments that agree in provider, workload and model are one group, and all start ready."""
+    deployments = [
+        make_deployment(model, workload, provider=provider)
+        for provider in ("near", "far")
+        for workload in ("light", "heavy")
+        for model in ("a", "a", "b")
+    ]
+    upstreams = {name: Upstream(name, FakeProvider()) for name in ("near", "far")}
+    pool = Pool(deployments, upstreams)
+    assert len(pool) == 12
+    assert [state.deployment for state in pool] == deployments
+    assert {name: len(group.states) for name, group in pool.groups.items()} == {
+        (provider, workload, model): count
+        for provider in ("near", "far")
+        for workload in ("light", "heavy")
+        for model, count in (("a", 2), ("b", 1))
+    }
+    assert all(group.upstream is upstreams[name] for (name, _, _), group in pool.groups.items())
+    assert not any(parked(pool))
+    assert not pool.sharded
+
+
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [
+        ("model_scope", [True, False, True, False]),
+        ("key_scope", [True, True, False, False]),
+        ("provider_scope", [True, True, True, False]),
+    ],
+)
+def test_a_scope_is_parked_and_roused_as_a_whole(
+    pool: Pool, deployments: list[Deployment], scope: str, expected: list[bool]
+) -> None:
+    """Parking or rousing a scope affects all its deployments, and parking notes the reason on each."""
+    name = getattr(deployments[0], scope)
+    pool.park(name, NOW + 60.0, "spent")
+    assert parked(pool) == expected
+    for state in pool:
+        if state.is_parked:
+            assert state.refusal == Refusal(state.deployment, "spent", NOW + 60.0, NOW + 60.0)
+    pool.rouse(name, NOW)
+    assert not any(parked(pool))
+
+
+def test_an_unknown_scope_is_ignored(pool: Pool, make_deployment: MakeDeployment) -> None:
+    """Parking or rousing a scope without deployments does nothing."""
+    pool.park(make_deployment().model_scope, NOW + 60.0, "spent")
+    pool.rouse(make_deployment().key_scope, NOW)
+    assert not any(parked(pool))
+
+
+def test_a_refusal_parks_only_if_no_request_fits(pool: Pool, deployments: list[Deployment]) -> None:
+    """A deployment with room for a smaller request stays ready, though its refusal is noted."""
+    pool.note_refusal(Refusal(deployments[0], "rpm", NOW + 60.0, NOW + 60.0), NOW)
+    pool.note_refusal(Refusal(deployments[1], "tpm", NOW + 60.0, NOW), NOW)
+    assert parked(pool) == [True, False, False, False]
+    assert [state.refusal.reason for state in pool if state.refusal] == ["rpm", "tpm"]
+
+
+def test_an_avoided_deployment_is_not_roused_before_its_time(
+    pool: Pool, deployments: list[Deployment]
+) -> None:
+    """Rousing a scope leaves out a deployment that this process still avoids."""
+    first, _, sibling, _ = pool
+    pool.park(deployments[0].model_scope, NOW + 5.0, "spent")
+    pool.avoid(first, NOW + 20.0, "no route")
+    pool.rouse(deployments[0].model_scope, NOW + 10.0)
+    assert (first.is_parked, sibling.is_parked) == (True, False)
+    pool.rouse(deployments[0].model_scope, NOW + 20.0)
+    assert not first.is_parked
+
+
+def test_avoiding_for_a_shorter_time_changes_nothing(pool: Pool) -> None:
+    """A shorter avoidance does not move the end of a longer one."""
+    first = next(iter(pool))
+    pool.avoid(first, NOW + 20.0, "no route")
+    pool.avoid(first, NOW + 10.0, "no route")
+    assert first.avoided_until == first.wakes_at == first.group.avoided_until == NOW + 20.0
+
+
+def test_a_quarantine_is_not_shortened_by_a_cooldown(pool: Pool, deployments: list[Deployment]) -> None:
+    """A later cooldown does not make a quarantined deployment wake."""
+    pool.park(deployments[0].key_scope, math.inf, "key: dead")
+    pool.park(deployments[0].model_scope, NOW + 30.0, "spent")
+    assert next(iter(pool)).wakes_at == math.inf

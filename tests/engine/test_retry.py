@@ -1,0 +1,301 @@
+"""What a failure means: what is avoided and for how long, and whether the request goes on."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from llm_router import Deployment, FailureKind, Metric, ProviderError, Quota, Refill
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.engine.index import DeploymentState
+from llm_router.engine.pool import Pool
+from llm_router.engine.retry import Next, RetryPolicy
+from llm_router.errors import QuotaViolation
+
+MakeDeployment = Callable[..., Deployment]
+MakePool = Callable[..., Pool]
+
+NOW = 1_800_014_400.0  # noon UTC, 04:00 in Los Angeles, 13:00 in Berlin
+HOUR = 3600.0
+
+RPD = Quota(Metric.RPD, 1_500, Refill.DAILY)
+
+
+class Drawn(random.Random):
+    """Draws the same share of every range."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def uniform(self, a: float, b: float) -> float:
+        return a + (b - a) * self.share
+
+
+@pytest.fixture
+def policy() -> RetryPolicy:
+    return RetryPolicy(base_backoff=0.5, random=Drawn(0.5))
+
+
+@pytest.fixture
+def state(make_pool: MakePool, make_deployment: MakeDeployment) -> DeploymentState:
+    """A deployment without a daily quota."""
+    return next(iter(make_pool([make_deployment()])))
+
+
+@pytest.fixture
+def daily_state(make_pool: MakePool, make_deployment: MakeDeployment) -> DeploymentState:
+    """A deployment whose daily quota was nearly spent at the last grant."""
+    [state] = make_pool([attrs.evolve(make_deployment(), quotas=(RPD,))])
+    state.daily_headroom = 0.01
+    return state
+
+
+def failure(kind: FailureKind, **details: Any) -> ProviderError:
+    return ProviderError("it failed", kind=kind, **details)
+
+
+def refusal(*violations: QuotaViolation, delay: float | None = None) -> ProviderError:
+    return failure(FailureKind.QUOTA, code=429, violations=violations, retry_delay=delay)
+
+
+def cooldown_after(policy: RetryPolicy, error: ProviderError, state: DeploymentState) -> Cooldown:
+    """Judge a refusal and return its cooldown, which must be that of the (project, model)."""
+    verdict = policy.judge(error, state, NOW)
+    assert verdict.next is Next.ELSEWHERE
+    assert verdict.avoid_until is None
+    assert verdict.cooldown is not None
+    assert verdict.cooldown.scope == state.deployment.model_scope
+    return verdict.cooldown
+
+
+def cooldown_length(policy: RetryPolicy, error: ProviderError, state: DeploymentState) -> float:
+    """Return the length of the cooldown of a refusal, in seconds."""
+    return cooldown_after(policy, error, state).until - NOW
+
+
+# --- what each kind means -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_each_kind_of_failure_decides_what_the_request_does_next(
+    policy: RetryPolicy, state: DeploymentState, kind: FailureKind
+) -> None:
+    """Faults of a deployment lead elsewhere, transient ones to a backoff, wrong requests to giving up."""
+    expected = {
+        FailureKind.REQUEST: Next.GIVE_UP,
+        FailureKind.KEY: Next.ELSEWHERE,
+        FailureKind.MODEL: Next.ELSEWHERE,
+        FailureKind.QUOTA: Next.ELSEWHERE,
+        FailureKind.SERVER: Next.BACK_OFF,
+        FailureKind.NETWORK: Next.BACK_OFF,
+        FailureKind.TIMEOUT: Next.BACK_OFF,
+    }
+    assert policy.judge(failure(kind), state, NOW).next is expected[kind]
+
+
+def test_a_wrong_request_is_not_blamed_on_the_deployment(policy: RetryPolicy, state: DeploymentState) -> None:
+    """A request failure cools nothing down, avoids nothing and is not counted."""
+    verdict = policy.judge(failure(FailureKind.REQUEST), state, NOW)
+    assert (verdict.cooldown, verdict.avoid_until, state.failures) == (None, None, 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scope"), [(FailureKind.KEY, "key_scope"), (FailureKind.MODEL, "model_scope")]
+)
+def test_a_dead_key_and_a_missing_model_are_quarantined(
+    policy: RetryPolicy, state: DeploymentState, kind: FailureKind, scope: str
+) -> None:
+    """A dead key is quarantined with all its models, a missing model only in its own project."""
+    cooldown = policy.judge(failure(kind), state, NOW).cooldown
+    assert cooldown is not None
+    assert cooldown.is_quarantine
+    assert cooldown.scope == getattr(state.deployment, scope)
+    assert cooldown.reason == f"{kind}: it failed"
+
+
+def test_server_failures_in_a_row_cool_down_for_longer_each_time(
+    policy: RetryPolicy, state: DeploymentState
+) -> None:
+    """The shared cooldown of the (project, model) doubles with each failure in a row."""
+    cooldowns = [policy.judge(failure(FailureKind.SERVER), state, NOW).cooldown for _ in range(4)]
+    assert {each.scope for each in cooldowns if each} == {state.deployment.model_scope}
+    assert [each.until - NOW for each in cooldowns if each] == [0.5, 1.0, 2.0, 4.0]
+    assert state.failures == 4
+
+
+@pytest.mark.parametrize("kind", [FailureKind.NETWORK, FailureKind.TIMEOUT])
+def test_path_failures_in_a_row_are_avoided_for_longer_each_time(
+    policy: RetryPolicy, state: DeploymentState, kind: FailureKind
+) -> None:
+    """This process alone avoids the deployment, for twice as long after each failure in a row."""
+    verdicts = [policy.judge(failure(kind), state, NOW) for _ in range(4)]
+    assert [verdict.avoid_until for verdict in verdicts] == [
+        NOW + seconds for seconds in (0.5, 1.0, 2.0, 4.0)
+    ]
+    assert all(verdict.cooldown is None for verdict in verdicts)
+    assert state.failures == 4
+
+
+# --- backoffs -----------------------------------------------------------------------------------------
+
+
+def test_the_longest_backoff_doubles_up_to_a_minute() -> None:
+    """The ceiling of the backoff doubles with each attempt and never exceeds 60 s."""
+    policy = RetryPolicy(base_backoff=0.5)
+    assert [policy.ceiling(attempts) for attempts in range(1, 8)] == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
+    assert policy.ceiling(8) == policy.ceiling(100_000) == 60.0
+    assert RetryPolicy(base_backoff=90.0).ceiling(1) == 60.0
+    assert RetryPolicy(base_backoff=0.0).ceiling(100_000) == 0.0
+
+
+@pytest.mark.parametrize("attempts", [1, 3, 10])
+def test_a_backoff_is_drawn_from_the_whole_range(attempts: int) -> None:
+    """Backoffs are spread evenly between 0 and the ceiling."""
+    policy = RetryPolicy(random=random.Random(1))
+    drawn = [policy.backoff(attempts) / policy.ceiling(attempts) for _ in range(300)]
+    assert 0.0 <= min(drawn) < 0.05
+    assert 0.95 < max(drawn) <= 1.0
+    assert sum(drawn) / len(drawn) == pytest.approx(0.5, abs=0.1)
+
+
+# --- refusals for quota -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("violations", [(), (QuotaViolation(Metric.RPM, None),)], ids=["bare", "named"])
+def test_a_delay_that_the_provider_states_is_kept_exactly(
+    policy: RetryPolicy, state: DeploymentState, violations: tuple[QuotaViolation, ...]
+) -> None:
+    """A stated retry delay is used as it is each time, and no failure is counted."""
+    error = refusal(*violations, delay=36.0)
+    assert [cooldown_length(policy, error, state) for _ in range(5)] == [36.0] * 5
+    assert state.failures == 0
+
+
+@pytest.mark.parametrize(
+    "violations", [(), (QuotaViolation(None, None),)], ids=["bare", "of an unknown quota"]
+)
+def test_unexplained_refusals_cool_down_for_longer_each_time(
+    policy: RetryPolicy, state: DeploymentState, violations: tuple[QuotaViolation, ...]
+) -> None:
+    """Without a delay or a quota name the cooldown doubles with each refusal, up to 15 minutes."""
+    error = refusal(*violations)
+    assert [cooldown_length(policy, error, state) for _ in range(7)] == [
+        45.0,
+        90.0,
+        180.0,
+        360.0,
+        720.0,
+        900.0,
+        900.0,
+    ]
+    state.failures = 100_000
+    assert cooldown_length(policy, error, state) == 900.0
+    assert cooldown_after(policy, error, state).reason == "unnamed quota spent, says the provider"
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_drawn_delay_lies_between_30_and_60_seconds(state: DeploymentState, share: float) -> None:
+    """A refusal without a delay cools down for 30 to 60 s, whether or not it names a quota."""
+    policy = RetryPolicy(random=Drawn(share))
+    assert cooldown_length(policy, refusal(QuotaViolation(Metric.TPM, None)), state) == 30.0 + 30.0 * share
+    assert cooldown_length(policy, refusal(), state) == 30.0 + 30.0 * share
+
+
+def test_a_named_minute_refusal_does_not_escalate(policy: RetryPolicy, state: DeploymentState) -> None:
+    """Repeated refusals that name a per-minute quota always get the same delay."""
+    error = refusal(QuotaViolation(Metric.TPM, None))
+    assert [cooldown_length(policy, error, state) for _ in range(6)] == [45.0] * 6
+    assert state.failures == 0
+
+
+def test_the_reason_names_the_spent_quotas(policy: RetryPolicy, state: DeploymentState) -> None:
+    """The reason lists all quotas of the refusal in the provider's order."""
+    error = refusal(QuotaViolation(Metric.TPM, None), QuotaViolation(Metric.RPM, None))
+    assert cooldown_after(policy, error, state).reason == "tpm, rpm spent, says the provider"
+
+
+def test_stated_limits_are_learnt(policy: RetryPolicy, state: DeploymentState) -> None:
+    """A limit is learnt if the refusal states both a known metric and a number."""
+    error = refusal(
+        QuotaViolation(Metric.RPM, 15),
+        QuotaViolation(Metric.TPM, None),
+        QuotaViolation(None, 7),
+        QuotaViolation(Metric.RPD, 200),
+    )
+    learnt = cooldown_after(policy, error, state).learnt
+    assert learnt == (LearntLimit(Metric.RPM, 15), LearntLimit(Metric.RPD, 200))
+
+
+@pytest.mark.parametrize("metric", [Metric.RPM, Metric.RPD, None])
+def test_a_limit_of_zero_is_a_quarantine(
+    policy: RetryPolicy, state: DeploymentState, metric: Metric | None
+) -> None:
+    """A limit of 0 on any metric quarantines the deployment, whatever else the refusal says."""
+    error = refusal(QuotaViolation(Metric.TPM, 1_000), QuotaViolation(metric, 0), delay=5.0)
+    cooldown = cooldown_after(policy, error, state)
+    assert cooldown.until == math.inf
+    assert "limit 0" in cooldown.reason
+    assert (state.failures, state.day_strikes) == (0, 0)
+
+
+# --- refusals for the day -----------------------------------------------------------------------------
+
+
+def test_a_daily_refusal_lasts_until_midnight_at_the_provider(
+    policy: RetryPolicy, state: DeploymentState
+) -> None:
+    """Without a configured daily quota the cooldown ends one second after midnight in Los Angeles."""
+    error = refusal(QuotaViolation(Metric.RPD, 200), delay=36.0)
+    cooldown = cooldown_after(policy, error, state)
+    assert cooldown.until == NOW + 20 * HOUR + 1.0
+    assert cooldown.learnt == (LearntLimit(Metric.RPD, 200),)
+    assert "daily" in cooldown.reason
+
+
+def test_a_daily_refusal_uses_the_time_zone_of_the_quota(
+    policy: RetryPolicy, make_pool: MakePool, make_deployment: MakeDeployment
+) -> None:
+    """The cooldown ends at midnight in the time zone of the configured daily quota."""
+    quota = attrs.evolve(RPD, timezone="Europe/Berlin")
+    [state] = make_pool([attrs.evolve(make_deployment(), quotas=(Quota(Metric.RPM, 15), quota))])
+    state.daily_headroom = 0.0
+    assert cooldown_length(policy, refusal(QuotaViolation(Metric.RPD, None)), state) == 11 * HOUR + 1.0
+
+
+def test_a_daily_refusal_overrides_a_minute_refusal(
+    policy: RetryPolicy, daily_state: DeploymentState
+) -> None:
+    """If a refusal names a per-minute and a daily quota, the cooldown lasts until midnight."""
+    error = refusal(QuotaViolation(Metric.RPM, None), QuotaViolation(Metric.TPD, None), delay=36.0)
+    assert cooldown_length(policy, error, daily_state) == 20 * HOUR + 1.0
+
+
+@pytest.mark.parametrize(("delay", "short_length"), [(36.0, 36.0), (None, 45.0)])
+def test_a_doubtful_daily_refusal_is_probed_once(
+    policy: RetryPolicy, daily_state: DeploymentState, delay: float | None, short_length: float
+) -> None:
+    """The first doubtful daily refusal gets a short cooldown, the next one lasts until midnight."""
+    daily_state.daily_headroom = 0.9
+    error = refusal(QuotaViolation(Metric.RPD, None), delay=delay)
+    lengths = [cooldown_length(policy, error, daily_state) for _ in range(3)]
+    assert lengths == [short_length, 20 * HOUR + 1.0, 20 * HOUR + 1.0]
+    assert daily_state.failures == 0
+    daily_state.day_strikes = 0
+    assert cooldown_length(policy, error, daily_state) == short_length
+
+
+@pytest.mark.parametrize(("headroom", "is_doubtful"), [(0.0, False), (0.05, False), (0.051, True)])
+def test_a_daily_refusal_is_doubtful_only_above_five_percent(
+    policy: RetryPolicy, daily_state: DeploymentState, headroom: float, *, is_doubtful: bool
+) -> None:
+    """A daily refusal is doubtful if more than 5 % of the day's quota remained at the last grant."""
+    daily_state.daily_headroom = headroom
+    assert (
+        cooldown_length(policy, refusal(QuotaViolation(Metric.RPD, None)), daily_state) < HOUR
+    ) is is_doubtful
