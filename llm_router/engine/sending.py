@@ -83,10 +83,10 @@ class Sender:
             RouterClosedError: The router is closed.
         """
         send = await self._start(prompt, **options)
-        while (attempt := await self._next_attempt(send)) is not None:
+        while send.response is None and (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 await attempt.call()
-        assert send.response is not None  # noqa: S101 - without one there is a next attempt
+        assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
     async def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> AsyncGenerator[Chunk | Response]:
@@ -101,7 +101,7 @@ class Sender:
         """
         send = await self._start(prompt, **options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
-        while (attempt := await self._next_attempt(send)) is not None:
+        while send.response is None and (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 while (piece := await attempt.read()) is not None:
                     yield Chunk(piece.text, piece.raw)
@@ -165,9 +165,7 @@ class Sender:
     # --- between attempts -----------------------------------------------------------------------------
 
     async def _next_attempt(self, send: SendState) -> OpenAttempt | None:
-        """Return an attempt with a lease; or None, once the send has its response."""
-        if send.response is not None:
-            return None
+        """Return an attempt with a lease; or None, having given the send its response, if there is none."""
         if send.backoff > 0:
             await sleep(self.clock, send.backoff)
         asked = self.clock.time()
@@ -257,7 +255,9 @@ class OpenAttempt:
         finally:
             await self._lease.close()
         if exc_type is None:
-            await self._conclude()
+            self._record()
+            if isinstance(self._outcome, ProviderError):
+                await self._judge(self._outcome)
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -313,8 +313,8 @@ class OpenAttempt:
 
     # --- after the call -------------------------------------------------------------------------------
 
-    async def _conclude(self) -> None:
-        """Record the attempt; give the send its response unless another attempt is to be made."""
+    def _record(self) -> None:
+        """Record the attempt; give the send its response, unless a failure is still to be judged."""
         send, outcome, deployment = self._send, self._outcome, self._lease.state.deployment
         error = outcome if isinstance(outcome, SendError) else None
         send.attempts.append(Attempt(deployment.key.key_id, deployment.model, self._latency, error))
@@ -327,9 +327,7 @@ class OpenAttempt:
             elif outcome.failed is not None:
                 error = EmptyAnswerError(f"the answer is not usable: {outcome.failed}", reason=outcome.failed)
             send.response = _respond(send, outcome, error, self._sender.clock.time())
-        elif isinstance(outcome, ProviderError):
-            await self._judge(outcome)
-        else:
+        elif not isinstance(outcome, ProviderError):
             _fail(send, outcome, self._sender.clock.time())
 
     async def _judge(self, error: ProviderError) -> None:

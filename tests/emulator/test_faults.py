@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 
 import aiohttp
@@ -14,7 +15,12 @@ from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 MODEL = "gemini-test"
 BODY = {"contents": [{"parts": [{"text": "hello"}]}]}
-LOST = (aiohttp.ClientError, httpx2.TransportError)
+LOST = (
+    aiohttp.ClientError,
+    httpx2.TransportError,
+    # Before it knew httpx2, the SDK used httpx, which later versions do not install.
+    *([importlib.import_module("httpx").TransportError] if importlib.util.find_spec("httpx") else []),
+)
 
 
 async def stream_all(models):
@@ -61,11 +67,13 @@ async def test_any_fault_may_be_delayed(sdk, clock, until_holding):
 async def test_drop(sdk, counted):
     """The connection is closed without an answer; the fault decides whether quota was used."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
-        emulator.inject(Fault.drop(counted=counted), times=1)
+        emulator.inject(Fault.drop(counted=counted))
         with pytest.raises(LOST):
             await generate(models)
+        dropped = emulator.requests  # early versions of the SDK repeat a request that aiohttp lost
+        emulator.clear_faults()
         assert (await generate(models)).text
-        assert (emulator.requests, emulator.accepted) == (2, 1 + counted)
+        assert (emulator.requests, emulator.accepted) == (dropped + 1, dropped * counted + 1)
 
 
 async def test_hang_until_released(sdk, until_holding):

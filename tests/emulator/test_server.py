@@ -35,9 +35,19 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
+def own_tasks():
+    """Return all tasks but those in which early versions of the SDK close clients of other tests."""
+    tasks = asyncio.all_tasks()
+    return {
+        task
+        for task in tasks
+        if "google" not in getattr(task.get_coro(), "cr_code", own_tasks.__code__).co_filename
+    }
+
+
 async def test_nothing_is_left_behind(http):
     """After stopping, no task, listener or connection is left, even with hanging requests."""
-    before = asyncio.all_tasks()
+    before = own_tasks()
     async with GeminiEmulator() as emulator:
         url = emulator.url
         assert await generate(http, url) == 200
@@ -47,7 +57,7 @@ async def test_nothing_is_left_behind(http):
     with pytest.raises(aiohttp.ClientError):
         await hanging
     gc.collect()
-    assert asyncio.all_tasks() == before
+    assert own_tasks() == before
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
 
