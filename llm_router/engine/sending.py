@@ -258,6 +258,8 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
+            elif self._lease.probes and isinstance(self._outcome, Reply):
+                await self._sender.judge.acquit(self._lease.state, self._lease.probes)
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -319,8 +321,6 @@ class OpenAttempt:
         error = outcome if isinstance(outcome, SendError) else None
         send.attempts.append(Attempt(deployment.key.key_id, deployment.model, self._latency, error))
         if isinstance(outcome, Reply):
-            if self._lease.probes:
-                await self._sender.judge.acquit(self._lease.state, self._lease.probes)
             blocked = outcome.blocked
             if blocked is not None:
                 error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)

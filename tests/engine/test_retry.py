@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -239,9 +238,10 @@ def test_a_limit_of_zero_is_a_quarantine(
     """A limit of 0 on any metric quarantines the deployment, whatever else the refusal says."""
     error = refusal(QuotaViolation(Metric.TPM, 1_000), QuotaViolation(metric, 0), delay=5.0)
     cooldown = cooldown_after(policy, error, state)
-    assert cooldown.until == math.inf
+    assert (cooldown.is_quarantine, cooldown.half_open, cooldown.strikes) == (True, True, 1)
+    assert cooldown.until == cooldown.since + 300.0
     assert "limit 0" in cooldown.reason
-    assert (state.failures, state.day_strikes) == (0, 0)
+    assert state.failures == 0
 
 
 # --- refusals for the day -----------------------------------------------------------------------------
@@ -280,14 +280,17 @@ def test_a_daily_refusal_overrides_a_minute_refusal(
 def test_a_doubtful_daily_refusal_is_probed_once(
     policy: RetryPolicy, daily_state: DeploymentState, delay: float | None, short_length: float
 ) -> None:
-    """The first doubtful daily refusal gets a short cooldown, the next one lasts until midnight."""
+    """The first doubtful daily refusal is short and half-open; that of the probe lasts until midnight."""
     daily_state.daily_headroom = 0.9
     error = refusal(QuotaViolation(Metric.RPD, None), delay=delay)
-    lengths = [cooldown_length(policy, error, daily_state) for _ in range(3)]
-    assert lengths == [short_length, 20 * HOUR + 1.0, 20 * HOUR + 1.0]
+    first = policy.judge(error, daily_state, NOW).cooldown
+    second = policy.judge(error, daily_state, NOW, 1).cooldown
+    assert first is not None
+    assert second is not None
+    assert (first.until, first.half_open, first.strikes) == (NOW + short_length, True, 1)
+    assert (second.until, second.half_open) == (NOW + 20 * HOUR + 1.0, False)
+    assert not first.is_quarantine
     assert daily_state.failures == 0
-    daily_state.day_strikes = 0
-    assert cooldown_length(policy, error, daily_state) == short_length
 
 
 @pytest.mark.parametrize(("headroom", "is_doubtful"), [(0.0, False), (0.05, False), (0.051, True)])
