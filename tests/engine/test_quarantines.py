@@ -214,7 +214,8 @@ async def test_five_forbidden_keys_are_nobodys_fault(
     keys = [f"k{number}" for number in range(5)]
     for key_id in keys:
         provider.script(*[forbidden() for _ in range(50)], key_id=key_id)
-    async with make_router([deployment(key_id) for key_id in keys]) as router:
+    pool = [deployment(key_id) for key_id in keys]
+    async with make_router(pool, base_backoff=0.001) as router:
         for _ in range(10):
             task = asyncio.create_task(router.send("x"))
             await clock.advance(1)
