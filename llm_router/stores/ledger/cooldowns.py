@@ -32,7 +32,9 @@ def due_cooldowns(
     """Return the half-open cooldowns of the deployment's scopes that have ended: a grant probes them."""
     found = (cooldowns.get(scope) for scope in deployment.scopes)
     return tuple(
-        each for each in found if each is not None and each.half_open and microseconds(each.until) <= now
+        each
+        for each in found
+        if each is not None and each.half_open and microseconds(each.until) <= now < forgotten_at(each)
     )
 
 
