@@ -265,6 +265,17 @@ class ProviderError(SendError):
         self.charged = charged
 
 
+_SCOPES = {
+    FailureKind.REQUEST: FaultScope.REQUEST,
+    FailureKind.KEY: FaultScope.KEY,
+    FailureKind.MODEL: FaultScope.DEPLOYMENT,
+    FailureKind.QUOTA: FaultScope.DEPLOYMENT,
+    FailureKind.SERVER: FaultScope.DEPLOYMENT,
+    FailureKind.NETWORK: FaultScope.PATH,
+    FailureKind.TIMEOUT: FaultScope.PATH,
+}
+
+
 class StoreError(LLMRouterError):
     """The state store failed."""
 

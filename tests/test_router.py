@@ -249,15 +249,20 @@ async def test_minute_refusals_never_grow_to_a_day(
             clock.shift(20.1)
 
 
-async def test_a_limit_of_zero_is_permanent(
-    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+async def test_limit_zero_is_tried_again_later_and_later(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
 ) -> None:
-    """A project without quota for a model is not asked again, and there is no time to retry."""
-    provider.script(minute_429(36.0, limit=0))
+    """A project without quota for a model is asked by one request after 5 minutes, then after 30."""
+    provider.script(minute_429(36.0, limit=0), times=2)
     async with make_router([pools.one()]) as router:
-        response = await router.send("x")
-    assert response.retry_after is None
-    assert len(provider.calls) == 1
+        assert (await router.send("x")).retry_after == pytest.approx(300.0)
+        clock.shift(299)
+        assert not (await router.send("x")).success
+        assert len(provider.calls) == 1
+        clock.shift(1)
+        assert (await router.send("x")).retry_after == pytest.approx(1_800.0)
+        clock.shift(1_800)
+        assert (await router.send("x")).success
 
 
 async def test_a_stated_limit_is_learnt(
@@ -279,17 +284,19 @@ async def test_a_dead_key_is_quarantined_and_reported(
     clock: ManualClock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A rejected key is not used again; health and one log line report it."""
-    provider.script(failure("key", code=400), key_id="dead")
+    """A key that is rejected twice is left alone for a day; status, health and one log line say so."""
+    provider.script(failure("key", code=400), key_id="dead", times=2)
     async with make_router([pools.one(key_id="dead", priority=0), pools.one(key_id="alive")]) as router:
-        response = await router.send("x")
-        assert (response.success, response.key_id, response.attempts) == (True, "alive", 2)
-        clock.shift(10 * 24 * 3600)
+        for _ in range(2):
+            response = await router.send("x")
+            assert (response.success, response.key_id, response.attempts) == (True, "alive", 2)
+            clock.shift(10)
+        clock.shift(23 * 3600)
         assert (await router.send("x")).key_id == "alive"
         health = await router.health_check()
     assert (health["healthy"], health["total_keys"], health["quarantined"]) == (True, 2, 1)
     assert any("dead" in problem for problem in health["problems"])
-    assert len([r for r in caplog.records if "is quarantined" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "quarantined" in r.getMessage()]) == 1
 
 
 async def test_a_missing_model_takes_out_that_deployment_only(

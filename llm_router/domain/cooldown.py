@@ -9,10 +9,16 @@ import attrs
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric
 
-__all__ = ["LEARNT_FOR", "Cooldown", "LearntLimit"]
+__all__ = ["LEARNT_FOR", "PROBE_TIME", "STRIKES_KEPT", "Cooldown", "LearntLimit"]
 
 LEARNT_FOR = 24 * 3600.0
 """Seconds for which a limit learnt from a refusal applies."""
+
+PROBE_TIME = 60.0
+"""Seconds for which the one request that probes a half-open scope keeps the others waiting."""
+
+STRIKES_KEPT = 25 * 3600.0
+"""Seconds after its end for which a half-open cooldown, and so its strikes, is remembered."""
 
 
 @attrs.frozen
@@ -37,19 +43,35 @@ class Cooldown:
         until: Seconds since the Unix epoch; ``math.inf`` for a quarantine, which lasts until it is lifted.
         reason: Why, in words that a status can show.
         learnt: Limits to apply to the scope from now on (only for the scope of a (project, model)).
+        half_open: Whether, at its end, one request goes first, for all processes: the next are admitted when
+            the cooldown is lifted, or one at a time every :data:`PROBE_TIME` seconds.
+        strikes: How often in a row the scope was refused, this time included; 0 if it is not counted.
+        since: When it began, in seconds since the Unix epoch; 0 if it is not known.
+        credential: "" for a cooldown; for a quarantine a mark of the credential it was imposed on: enough
+            to see that it is another one by now, useless to find or prove one; or ``"*"`` if several
+            credentials share the scope.
     """
 
     scope: Scope
     until: float
     reason: str
     learnt: tuple[LearntLimit, ...] = ()
+    half_open: bool = False
+    strikes: int = 0
+    since: float = 0.0
+    credential: str = ""
 
     @property
     def is_quarantine(self) -> bool:
-        """Whether it lasts until it is lifted."""
-        return self.until == math.inf
+        """Whether it lasts until a request that tries again succeeds, or until it is lifted."""
+        return self.until == math.inf or self.credential != ""
 
     @classmethod
     def lift(cls, scope: Scope) -> Cooldown:
         """Return the value that ends the cooldown or quarantine of ``scope``."""
         return cls(scope, -math.inf, "lifted")
+
+    @classmethod
+    def retry(cls, scope: Scope) -> Cooldown:
+        """Return the value that ends a half-open cooldown of ``scope`` now, so that one request tries it."""
+        return cls(scope, 0.0, "to be tried again", half_open=True)

@@ -10,10 +10,19 @@ import attrs
 from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
 
-__all__ = ["Deployment", "Key", "Scope", "key_scope", "model_scope", "plain_model", "provider_scope"]
+__all__ = [
+    "Deployment",
+    "Key",
+    "Scope",
+    "key_scope",
+    "model_scope",
+    "plain_model",
+    "project_scope",
+    "provider_scope",
+]
 
 Scope = NewType("Scope", str)
-"""The name under which a store keeps cooldowns and quotas: of a (project, model), a key or a provider.
+"""The name under which a store keeps cooldowns and quotas: of a (project, model), key, project or provider.
 
 Its parts are percent-encoded, so that no character in an id can make two scopes equal.
 """
@@ -36,6 +45,11 @@ def model_scope(provider: str, project: str, model: str) -> Scope:
 def key_scope(provider: str, key_id: str) -> Scope:
     """Return the scope of a key, which a dead credential takes out."""
     return _scope("key", provider, key_id)
+
+
+def project_scope(provider: str, project: str) -> Scope:
+    """Return the scope of a project, which a lapsed bill or a spent budget takes out."""
+    return _scope("project", provider, project)
 
 
 def provider_scope(provider: str) -> Scope:
@@ -88,16 +102,17 @@ class Deployment:
     """``key_id/model``, unique within a router."""
     model_scope: Scope = attrs.field(init=False, repr=False)
     key_scope: Scope = attrs.field(init=False, repr=False)
+    project_scope: Scope = attrs.field(init=False, repr=False)
     provider_scope: Scope = attrs.field(init=False, repr=False)
+    scopes: tuple[Scope, ...] = attrs.field(init=False, repr=False)
+    """The scopes whose cooldown or quarantine applies to this deployment, that of the model first."""
 
     def __attrs_post_init__(self) -> None:
         key = self.key
         object.__setattr__(self, "id", f"{key.key_id}/{self.model}")
         object.__setattr__(self, "model_scope", model_scope(key.provider, key.project, self.model))
         object.__setattr__(self, "key_scope", key_scope(key.provider, key.key_id))
+        object.__setattr__(self, "project_scope", project_scope(key.provider, key.project))
         object.__setattr__(self, "provider_scope", provider_scope(key.provider))
-
-    @property
-    def scopes(self) -> tuple[Scope, Scope, Scope]:
-        """The scopes whose cooldown or quarantine applies to this deployment."""
-        return self.model_scope, self.key_scope, self.provider_scope
+        scopes = self.model_scope, self.key_scope, self.project_scope, self.provider_scope
+        object.__setattr__(self, "scopes", scopes)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from typing import NoReturn
 
 __all__ = ["Secret"]
 
 _MASK = "Secret('***')"
+_MARK_BYTES = 4
 
 
 class Secret:
@@ -30,6 +33,11 @@ class Secret:
     def reveal(self) -> str:
         """Return the credential itself. Only a provider adapter needs it."""
         return self.__reveal()
+
+    def mark(self, salt: bytes) -> str:
+        """Return 32 bits that differ for another credential, nearly always; too few to find or prove one."""
+        value = self.__reveal().encode("utf-8", "surrogatepass")
+        return hmac.digest(salt, value, hashlib.sha256)[:_MARK_BYTES].hex()
 
     def __repr__(self) -> str:
         return _MASK

@@ -20,9 +20,9 @@ class KeyStatus(TypedDict):
     in_cooldown: bool
     """Whether no request is sent through it now, because of a cooldown or a quarantine."""
     quarantined: bool
-    """Whether this lasts until the quarantine is lifted."""
+    """Whether this lasts until a request that tries again succeeds, or until it is lifted."""
     cooldown_remaining: float | None
-    """Seconds; 0 without a cooldown, None for a quarantine."""
+    """Seconds until it ends or, for a quarantine, until it is tried again; 0 without one, None for never."""
     reason: str | None
     """Why it is cooling down or quarantined, or None."""
     rpm_usage: str

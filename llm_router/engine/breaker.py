@@ -12,17 +12,19 @@ PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
 """Failures of the path to the provider, which say nothing about a key or a model."""
 
 _KEYS = 3
+_PROJECTS = 2
 _SPAN = 10.0
 _FIRST_OPEN, _LONGEST_OPEN = 1.0, 30.0
 
 
 @attrs.define
 class CircuitBreaker:
-    """Stops sending to a provider when several keys in a row cannot reach it.
+    """Stops sending to a provider when several keys in a row cannot reach it, or are all forbidden.
 
     Three different keys that fail on the network within 10 s, with no success between them, open it for
     1 s. It is half-open afterwards: requests go out again; a success closes it, and the next three failures
-    open it for twice as long, up to 30 s. No key is blamed.
+    open it for twice as long, up to 30 s. So do three different keys of two projects that are all forbidden
+    (403) within 10 s. No key is blamed.
 
     Attributes:
         open_until: Seconds since the epoch until which nothing is sent; in the past while it is not open.
@@ -32,8 +34,14 @@ class CircuitBreaker:
     open_until: float = 0.0
     is_clear: bool = True
     _failures: dict[str, float] = attrs.field(factory=dict)
+    _forbidden: dict[str, tuple[float, str]] = attrs.field(factory=dict)
     _openings: int = 0
     _opened_at: float = 0.0
+
+    @property
+    def forbidden(self) -> frozenset[str]:
+        """The keys that were forbidden within the last 10 s, with no success since."""
+        return frozenset(self._forbidden)
 
     def record_failure(self, key_id: str, now: float) -> None:
         """Note that a request through ``key_id`` did not reach the provider."""
@@ -41,10 +49,21 @@ class CircuitBreaker:
         self._failures = {key: at for key, at in self._failures.items() if at > now - _SPAN}
         self._failures[key_id] = now
         if len(self._failures) >= _KEYS and now >= self.open_until:
-            self.open_until = now + min(_FIRST_OPEN * 2**self._openings, _LONGEST_OPEN)
-            self._opened_at = now
-            self._openings += 1
+            self._open(now)
             self._failures.clear()
+
+    def record_forbidden(self, key_id: str, project: str, now: float) -> bool:
+        """Note that a key was forbidden; return whether that is the provider's fault rather than its own."""
+        self.is_clear = False
+        self._failures.clear()  # it can be reached
+        recent = {key: entry for key, entry in self._forbidden.items() if entry[0] > now - _SPAN}
+        self._forbidden = {**recent, key_id: (now, project)}
+        projects = {project for _, project in self._forbidden.values()}
+        if len(self._forbidden) < _KEYS or len(projects) < _PROJECTS:
+            return False
+        if now >= self.open_until:
+            self._open(now)
+        return True
 
     def heed(self, now: float) -> None:
         """Note what time it is: a clock that was set back must not keep the breaker open for longer."""
@@ -54,6 +73,12 @@ class CircuitBreaker:
     def record_success(self) -> None:
         """Note that the provider answered, if only with an error of its own."""
         self._failures.clear()
+        self._forbidden.clear()
         self._openings = 0
         self.open_until = 0.0
         self.is_clear = True
+
+    def _open(self, now: float) -> None:
+        self.open_until = now + min(_FIRST_OPEN * 2**self._openings, _LONGEST_OPEN)
+        self._opened_at = now
+        self._openings += 1

@@ -49,7 +49,8 @@ class DeploymentState(Candidate):
             know.
         refusal: Why it was parked, or last refused.
         refused_at: Seconds since the epoch at which the store said so; -inf if the store did not.
-        day_strikes: Consecutive refusals that named a daily quota which our own ledger considers open.
+        features: Until when requests with a feature, by its name, avoid it (seconds since the epoch); None if
+            none ever did.
         daily_headroom: Share (0 to 1) of its tightest daily quota that remained at the last grant.
         minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
             assumed to come back evenly over a minute, so this plus the present time estimates what remains.
@@ -63,7 +64,7 @@ class DeploymentState(Candidate):
     avoided_until: float = attrs.field(default=0.0, kw_only=True)
     refusal: Refusal | None = attrs.field(default=None, kw_only=True, repr=False)
     refused_at: float = attrs.field(default=-math.inf, kw_only=True)
-    day_strikes: int = attrs.field(default=0, kw_only=True)
+    features: dict[str, float] | None = attrs.field(default=None, kw_only=True, repr=False)
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
 

@@ -1,18 +1,22 @@
-"""Draw the consequences of a failed attempt, in this process and in the store."""
+"""Draw the consequences of an attempt, in this process and in the store."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections import deque
+from collections.abc import Iterable
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Scope
+from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import PATH_FAILURES
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.pool import Pool
-from llm_router.engine.retry import RetryPolicy, Verdict
+from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
 from llm_router.errors import ProviderError, StoreError
 from llm_router.stores.base import RateLimitStore
 
@@ -20,8 +24,20 @@ __all__ = ["Judge"]
 
 _log = logging.getLogger("llm_router")
 
+_FORBIDDEN = 403
+_UNCONFIRMED = 60.0
+"""Seconds; a shorter quarantine only waits for a second witness, which is not worth a warning."""
 
-@attrs.frozen
+_BLAMES = (FailureKind.KEY, FailureKind.MODEL)
+_REMEMBERED = 256
+"""Most scopes of which it is remembered when they were last refused."""
+
+_WITNESSES = 3
+_WITNESSED_WITHIN = 600.0
+"""Projects that are told within so many seconds that a model does not exist before it is gone for all."""
+
+
+@attrs.define(eq=False)
 class Judge:
     """Judges failures by a policy, and sees to the consequences.
 
@@ -36,27 +52,101 @@ class Judge:
     pool: Pool
     store: RateLimitStore
     clock: Clock
+    _refused: dict[Scope, float] = attrs.field(factory=dict, init=False)
+    _missing: deque[tuple[float, str, str, str]] = attrs.field(
+        factory=lambda: deque(maxlen=_REMEMBERED), init=False
+    )
 
-    async def judge(self, error: ProviderError, state: DeploymentState) -> Verdict:
-        """Cool down, quarantine or avoid what failed; return what the request is to do next."""
-        now = self.clock.time()
-        verdict = self.policy.judge(error, state, now)
-        breaker = state.group.breaker
+    async def judge(
+        self,
+        error: ProviderError,
+        state: DeploymentState,
+        probes: Iterable[Cooldown] = (),
+        began: float = math.inf,
+    ) -> Verdict:
+        """Cool down, quarantine or avoid what failed; return what the request is to do next.
+
+        Args:
+            error: The failure.
+            state: The deployment.
+            probes: The half-open cooldowns that the attempt probed.
+            began: When the attempt began, in seconds since the epoch.
+        """
+        now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
+        scope = store_scope(error, deployment)
+        strikes = max((probe.strikes for probe in probes if probe.scope == scope), default=0)
+        # What was sent before such a refusal was acted upon belongs to the same event.
+        repeated = not strikes and self._refused.get(scope, began) > began
         if error.kind in PATH_FAILURES:
-            breaker.record_failure(state.deployment.key.key_id, now)
+            breaker.record_failure(deployment.key.key_id, now)
+        elif error.code == _FORBIDDEN and error.kind in _BLAMES:
+            if breaker.record_forbidden(deployment.key.key_id, deployment.key.project, now):
+                return await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
         elif not breaker.is_clear:
             breaker.record_success()
+        verdict = self.policy.judge(error, state, now, strikes, repeated=repeated)
         if verdict.avoid_until is not None:
             self.pool.avoid(state, verdict.avoid_until, str(error))
-        cooldown = verdict.cooldown
-        if cooldown is not None:
-            if cooldown.is_quarantine and not (state.is_parked and state.wakes_at == math.inf):
-                _log.warning("%s is quarantined: %s", state.deployment.id, cooldown.reason)
-            await self._cool_down(cooldown)
+        if verdict.feature_until is not None and error.feature is not None:
+            self.pool.avoid_feature(deployment.model_scope, error.feature, verdict.feature_until)
+        if verdict.cooldown is not None:
+            self._note(scope, now)
+            await self._impose(verdict.cooldown, state, now)
+            if error.kind is FailureKind.MODEL and error.scope is FaultScope.DEPLOYMENT:
+                self._witness(state, verdict.cooldown, now)
         return verdict
 
-    async def _cool_down(self, cooldown: Cooldown) -> None:
-        self.pool.park(cooldown.scope, cooldown.until, cooldown.reason)
+    async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
+        """Lift the half-open cooldowns that a successful attempt has probed."""
+        for probe in probes:
+            if probe.is_quarantine:
+                _log.info("%s is used again: %s", state.deployment.id, probe.reason)
+            await self._share(Cooldown.lift(probe.scope))
+            self.pool.rouse(probe.scope, self.clock.time())
+
+    async def _acquit_forbidden(
+        self, key_ids: frozenset[str], state: DeploymentState, now: float, reason: str
+    ) -> Verdict:
+        """Blame no key for a refusal that several keys get at once; lift what was imposed for it."""
+        for other in self.pool:
+            cooldown = None if other.refusal is None else other.refusal.cooldown
+            if other.deployment.key.key_id in key_ids and cooldown is not None and cooldown.is_quarantine:
+                await self._share(Cooldown.lift(cooldown.scope))
+                self.pool.rouse(cooldown.scope, now)
+        state.failures += 1
+        self.pool.avoid(state, now + self.policy.ceiling(state.failures), reason)
+        return Verdict(Next.BACK_OFF)
+
+    def _note(self, scope: Scope, now: float) -> None:
+        self._refused.pop(scope, None)
+        self._refused[scope] = now
+        if len(self._refused) > _REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+
+    def _witness(self, state: DeploymentState, cooldown: Cooldown, now: float) -> None:
+        """Avoid a model on every key once several projects were told that it does not exist."""
+        provider, model = state.group.upstream.name, state.group.model
+        self._missing.append((now, provider, model, state.deployment.key.project))
+        projects = {
+            project
+            for at, *what, project in self._missing
+            if what == [provider, model] and at > now - _WITNESSED_WITHIN
+        }
+        if len(projects) >= _WITNESSES:
+            self.pool.avoid_model(provider, model, cooldown.until, cooldown.reason)
+
+    async def _impose(self, cooldown: Cooldown, state: DeploymentState, now: float) -> None:
+        if cooldown.is_quarantine and cooldown.until - now > _UNCONFIRMED:
+            _log.warning(
+                "%s is quarantined, and tried again in %.0f min: %s",
+                state.deployment.id,
+                (cooldown.until - now) / 60.0,
+                cooldown.reason,
+            )
+        self.pool.cool_down(cooldown)
+        await self._share(cooldown)
+
+    async def _share(self, cooldown: Cooldown) -> None:
         try:
             await self.store.cool_down(cooldown)
         except StoreError as error:  # this process keeps to it all the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -57,7 +58,7 @@ class KeyManager:
     def _status(self, snapshot: DeploymentSnapshot, now: float, *, active: bool) -> KeyStatus:
         deployment, (until, reason) = snapshot.deployment, self._unusable(snapshot, now, active=active)
         usages = {quota.metric: f"{quota.used}/{quota.limit}" for quota in snapshot.quotas}
-        quarantined = until == float("inf")
+        quarantined = snapshot.cooldown is not None and snapshot.cooldown.is_quarantine and until > now
         return KeyStatus(
             key_id=deployment.key.key_id,
             model=deployment.model,
@@ -68,7 +69,7 @@ class KeyManager:
             active=active,
             in_cooldown=until > now,
             quarantined=quarantined,
-            cooldown_remaining=None if quarantined else max(until - now, 0.0),
+            cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
             reason=reason if until > now else None,
             rpm_usage=usages.get(Metric.RPM, "0/∞"),
             tpm_usage=usages.get(Metric.TPM, "0/∞"),

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
-from llm_router.domain.kinds import Metric
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
 
 __all__ = ["Pool"]
-
-_METRICS = frozenset(metric.value for metric in Metric)
 
 
 class Pool:
@@ -67,11 +65,12 @@ class Pool:
         if refusal.wake_at > now:
             state.group.park(state, refusal.wake_at)
 
-    def park(self, scope: Scope, until: float, reason: str) -> None:
-        """Park every deployment of ``scope`` until ``until`` (seconds since the epoch)."""
-        for state in self._by_scope.get(scope, ()):
+    def cool_down(self, cooldown: Cooldown) -> None:
+        """Park every deployment of the scope of ``cooldown`` until it ends."""
+        until = cooldown.until
+        for state in self._by_scope.get(cooldown.scope, ()):
             if state.group.park(state, until):
-                state.note(Refusal(state.deployment, reason, until, until))
+                state.note(Refusal(state.deployment, cooldown.reason, until, until, cooldown))
 
     def avoid(self, state: DeploymentState, until: float, reason: str) -> None:
         """Avoid a deployment until ``until``, in this process only."""
@@ -80,6 +79,18 @@ class Pool:
         until = state.avoided_until
         if state.group.park(state, until):
             state.note(Refusal(state.deployment, reason, until, until))
+
+    def avoid_feature(self, scope: Scope, feature: str, until: float) -> None:
+        """Have requests with ``feature`` avoid the deployments of ``scope`` until ``until``, here only."""
+        for state in self._by_scope.get(scope, ()):
+            state.features = {**(state.features or {}), feature: until}
+
+    def avoid_model(self, provider: str, model: str, until: float, reason: str) -> None:
+        """Avoid every deployment of a model until ``until``, in this process only."""
+        for group in self.groups.values():
+            if (group.upstream.name, group.model) == (provider, model):
+                for state in group.states:
+                    self.avoid(state, until, reason)
 
     def rouse(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready: their cooldown was lifted."""
@@ -90,6 +101,13 @@ class Pool:
     def return_quota(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
         for state in self._by_scope.get(scope, ()):
-            waits_for_quota = state.refusal is None or state.refusal.reason in _METRICS
+            waits_for_quota = state.refusal is None or state.refusal.cooldown is None
             if waits_for_quota and state.avoided_until <= now:
+                state.group.rouse(state)
+
+    def rouse_cooled(self, now: float) -> None:
+        """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""
+        for state in self.states.values():
+            is_cooled = state.refusal is not None and state.refusal.cooldown is not None
+            if state.is_parked and is_cooled and state.avoided_until <= now:
                 state.group.rouse(state)

@@ -8,17 +8,19 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from llm_router.domain.clock import Clock, Timer
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
-from llm_router.engine.search import FIRST_CANDIDATES, further, retry_at
+from llm_router.engine.quarantines import Quarantines
+from llm_router.engine.search import FIRST_CANDIDATES, Unsuitable, further, retry_at
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -32,6 +34,7 @@ __all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
 _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
+
 _deployment = attrgetter("deployment")
 
 
@@ -66,6 +69,7 @@ class Selector:
         self._gate = gate
         self._throttle = throttle
         self._lines: dict[FallbackOrder, WaitingLine] = {}
+        self._quarantines = Quarantines(store, pool)
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
         """Reserve quota on the best deployment with room.
@@ -111,17 +115,23 @@ class Selector:
     async def _try(self, send: SendState) -> Lease | Shortage:
         """Ask the shortlist, then every other deployment that may have room."""
         refused: dict[DeploymentState, Refusal] = {}
-        shortlist = send.order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES)
+        skip: Container[DeploymentState] = ()
+        if send.unfit or send.overloaded or send.features:
+            skip = Unsuitable(send, self._clock.time())
+        shortlist = send.order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
         if shortlist:
             lease = await self._reserve(send, shortlist, refused)
             if lease is not None:
                 return lease
         for upstream in send.order.upstreams:
             upstream.breaker.heed(self._clock.time())
-        for candidates in further(send.order, self._strategy, self._clock.time, refused):
+        for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
+        if send.overloaded:  # nothing else has room: better an overloaded model than none
+            send.overloaded.clear()
+            return await self._try(send)
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
     async def _reserve(
@@ -168,14 +178,37 @@ class Selector:
                     self.quota_returned(state)
             raise
         now = self._clock.time()
-        for refusal in decision.refusals:
-            self._pool.note_refusal(refusal, now)
-            refused[self._pool.states[refusal.deployment]] = refusal
-        if decision.deployment is None:
-            return None
-        state = self._pool.states[decision.deployment]
-        state.observe(decision, now)
-        return Lease(self._store, reservation_id, state, demand, self._gate, self.quota_returned)
+        if decision.lifts != self._quarantines.lifts:
+            self._quarantines.notice_lifts(decision.lifts, now)
+        lease = None
+        if decision.deployment is not None:
+            state = self._pool.states[decision.deployment]
+            state.observe(decision, now)
+            lease = Lease(
+                self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
+            )
+        if decision.refusals:
+            await self._note_refusals(decision.refusals, refused, lease, now)
+        return lease
+
+    async def _note_refusals(
+        self,
+        refusals: tuple[Refusal, ...],
+        refused: dict[DeploymentState, Refusal],
+        lease: Lease | None,
+        now: float,
+    ) -> None:
+        """Note the refusals of a reserve, but for quarantines that have no reason any more."""
+        try:
+            for refusal in refusals:
+                if refusal.cooldown is None or not await self._quarantines.reopen(refusal, now):
+                    self._pool.note_refusal(refusal, now)
+                    refused[self._pool.states[refusal.deployment]] = refusal
+        except BaseException:
+            if lease is not None:  # not closed: the caller leaves the gate
+                with suppress(StoreError):
+                    await finish(self._store.release(lease.reservation_id))
+            raise
 
 
 class Lease:
@@ -191,9 +224,10 @@ class Lease:
         demand: What was reserved.
         gate: Held until the request is dispatched.
         on_return: Called with the state when quota came back early.
+        probes: The half-open cooldowns that the request probes.
     """
 
-    __slots__ = ("_gate", "_on_return", "_store", "_used", "demand", "reservation_id", "state")
+    __slots__ = ("_gate", "_on_return", "_store", "_used", "demand", "probes", "reservation_id", "state")
 
     def __init__(
         self,
@@ -203,8 +237,10 @@ class Lease:
         demand: Demand,
         gate: DispatchGate,
         on_return: Callable[[DeploymentState], None],
+        probes: tuple[Cooldown, ...] = (),
     ) -> None:
         self._store = store
+        self.probes = probes
         self._on_return = on_return
         self._gate: DispatchGate | None = gate
         self._used = _NOTHING

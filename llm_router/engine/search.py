@@ -5,20 +5,33 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from operator import attrgetter
 
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group, is_stale
+from llm_router.engine.state import SendState
 from llm_router.stores.base import Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
-__all__ = ["FIRST_CANDIDATES", "MAX_CANDIDATES", "available_at", "further", "ranking", "retry_at", "soonest"]
+__all__ = [
+    "FIRST_CANDIDATES",
+    "MAX_CANDIDATES",
+    "Unsuitable",
+    "available_at",
+    "further",
+    "ranking",
+    "retry_at",
+    "soonest",
+]
 
 FIRST_CANDIDATES = 8
 """Most deployments that the first reserve of a request chooses from."""
 
 MAX_CANDIDATES = 128
 """Most deployments that any reserve chooses from."""
+
+_OVERLOADED = 2
+"""Deployments of a model that are overloaded before another model is tried first."""
 
 _GROWTH = 3
 """How many more are asked next for each that has refused: 8, 32, 128. A round trip costs as much as many of
@@ -30,6 +43,7 @@ def further(
     strategy: SelectionStrategy,
     time: Callable[[], float],
     refused: dict[DeploymentState, Refusal],
+    skip: Container[DeploymentState] = (),
 ) -> Iterator[list[DeploymentState]]:
     """Yield further candidate lists after the shortlist was refused, until none is left that may have room.
 
@@ -44,24 +58,66 @@ def further(
         time: Returns the seconds since the epoch.
         refused: The refusals so far. The caller adds those of each list; this function adds those that are
             known without asking.
+        skip: Deployments to leave out.
     """
+    seen = _Either(refused, skip) if skip else refused
     parked: list[DeploymentState] = []
     while True:
         now = time()
         wanted = FIRST_CANDIDATES + _GROWTH * len(refused)
-        states = order.draw(strategy, now, min(wanted, MAX_CANDIDATES), refused)
+        states = order.draw(strategy, now, min(wanted, MAX_CANDIDATES), seen)
         missing = min(wanted, MAX_CANDIDATES) - len(states)
         if missing > 0:
             parked = [state for state in parked if state.is_parked and state not in refused]
-            parked = parked or _overlooked(order, now, wanted, refused)
+            parked = parked or _overlooked(order, now, wanted, refused, skip)
             states += order.arrange(parked[:missing])
         if not states:
             return
         yield states
 
 
+class Unsuitable(Container[DeploymentState]):
+    """The deployments that a request has reason to leave out.
+
+    Args:
+        send: The request.
+        now: Seconds since the epoch.
+    """
+
+    __slots__ = ("_features", "_groups", "_now")
+
+    def __init__(self, send: SendState, now: float) -> None:
+        overloaded = {group for group, count in send.overloaded.items() if count >= _OVERLOADED}
+        self._groups = send.unfit | overloaded
+        self._features = send.features
+        self._now = now
+
+    def __contains__(self, item: object) -> bool:
+        if not isinstance(item, DeploymentState):
+            return False
+        until = item.features or {}
+        return item.group in self._groups or any(until.get(name, 0.0) > self._now for name in self._features)
+
+
+class _Either(Container[DeploymentState]):
+    """The union of two containers."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Container[DeploymentState], second: Container[DeploymentState]) -> None:
+        self._first = first
+        self._second = second
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._first or item in self._second
+
+
 def _overlooked(
-    order: FallbackOrder, now: float, count: int, refused: dict[DeploymentState, Refusal]
+    order: FallbackOrder,
+    now: float,
+    count: int,
+    refused: dict[DeploymentState, Refusal],
+    skip: Container[DeploymentState],
 ) -> list[DeploymentState]:
     """Return up to ``count`` parked deployments that were not asked, first to wake first.
 
@@ -71,9 +127,9 @@ def _overlooked(
     overlooked: list[DeploymentState] = []
     before = retry_at(order, now, refused)
     for state in _parked(order):
-        if state.wakes_at >= before or len(overlooked) >= count:
-            break
-        if state in refused or state.group.breaker.open_until > now:
+        if len(overlooked) >= count or (state.wakes_at >= before and before < math.inf):
+            break  # with nothing else in sight, even what is parked for ever is asked: it may be lifted
+        if state in refused or state in skip or state.group.breaker.open_until > now:
             continue
         known = state.refusal_for_all(now)
         if known is None:

@@ -28,7 +28,7 @@ from llm_router.engine.requests import (
     reject_wish,
 )
 from llm_router.engine.reserving import Lease, Selector
-from llm_router.engine.retry import Next, RetryPolicy
+from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
@@ -283,6 +283,8 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
+            elif self._lease.probes and isinstance(self._outcome, Reply):
+                await self._sender.judge.acquit(self._lease.state, self._lease.probes)
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -336,7 +338,7 @@ class OpenAttempt:
         self._latency = self._sender.clock.time() - self._began
         if isinstance(outcome, Reply):
             state = self._lease.state
-            state.failures = state.day_strikes = 0
+            state.failures = 0
             group = state.group
             if not group.breaker.is_clear:
                 group.breaker.record_success()
@@ -374,9 +376,10 @@ class OpenAttempt:
         """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
         send, sender = self._send, self._sender
         send.error = error
-        verdict = await sender.judge.judge(error, self._lease.state)
+        verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
         now = sender.clock.time()
-        if verdict.next is Next.GIVE_UP:
+        self._leave_out(verdict, error)
+        if verdict.next is Next.GIVE_UP or send.unfit.issuperset(send.order.groups):
             error.retry_after = None
             _fail(send, error, now)
             return
@@ -386,6 +389,16 @@ class OpenAttempt:
         if self._texts or made > sender.policy.max_retries or _time_left(send, now) <= send.backoff:
             error.retry_after = retry_after(send.order, now)
             _fail(send, error, now)
+
+    def _leave_out(self, verdict: Verdict, error: ProviderError) -> None:
+        """Note what the request is to leave out, or to try only as a last resort."""
+        send, group = self._send, self._lease.state.group
+        if verdict.unfit:
+            send.unfit.update(other for other in send.order.groups if other.model == group.model)
+        if verdict.overloaded:
+            send.overloaded[group] = send.overloaded.get(group, 0) + 1
+        if verdict.feature_until is not None and error.feature is not None:
+            send.features |= {error.feature}
 
 
 def estimate(upstream: Upstream, request: Request, *, validate: bool = True) -> int:

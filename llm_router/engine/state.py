@@ -9,7 +9,7 @@ import attrs
 
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Response
-from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.index import DeploymentState, FallbackOrder, Group
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import ProviderError
 
@@ -34,6 +34,9 @@ class SendState:
         tried: The deployments they were made on.
         last: The deployment of the last one.
         error: The last failure of a provider.
+        unfit: The groups whose model cannot serve the request.
+        overloaded: The groups of which two deployments were overloaded: asked again only as a last resort.
+        features: The features of the request that have quotas of their own, as far as they matter now.
         backoff: Seconds to wait before the next attempt.
         response: What the caller gets; once there is one, no further attempt is made.
     """
@@ -51,5 +54,8 @@ class SendState:
     tried: set[DeploymentState] = attrs.field(factory=set)
     last: DeploymentState | None = None
     error: ProviderError | None = None
+    unfit: set[Group] = attrs.field(factory=set)
+    overloaded: dict[Group, int] = attrs.field(factory=dict)
+    features: frozenset[str] = frozenset()
     backoff: float = 0.0
     response: Response | None = None

@@ -32,12 +32,14 @@ class Refusal:
         retry_at: When this demand will fit if no other caller takes quota, in seconds since the Unix epoch;
             ``math.inf`` for never.
         wake_at: The same for the smallest possible demand. Until then no caller can use the candidate.
+        cooldown: The cooldown that refuses it (the last to end), or None if only quotas do.
     """
 
     deployment: Deployment
     reason: str
     retry_at: float
     wake_at: float
+    cooldown: Cooldown | None = None
 
 
 @attrs.define
@@ -49,12 +51,17 @@ class Decision:
         headroom: The share (0 to 1) that remains of its tightest rolling or steady quota afterwards.
         daily_headroom: The same for its daily quotas. Both are 1 if there is no such quota.
         refusals: Why the candidates before it (or all candidates) were refused, in their order.
+        probes: The half-open cooldowns that this grant tries: the request is the one that goes first.
+        lifts: A number that changes whenever a cooldown is lifted or made due, by whatever process. When it
+            has changed, deployments that were refused because of a cooldown may be usable again.
     """
 
     deployment: Deployment | None
     headroom: float = 1.0
     daily_headroom: float = 1.0
     refusals: tuple[Refusal, ...] = ()
+    probes: tuple[Cooldown, ...] = ()
+    lifts: int = 0
 
 
 @attrs.frozen
@@ -118,7 +125,9 @@ class RateLimitStore(Protocol):
     ) -> Decision:
         """Take ``demand`` from the first of ``candidates`` that has room in all its quotas.
 
-        A candidate is refused while one of its scopes cools down, or one of its quotas lacks room.
+        A candidate is refused while one of its scopes cools down, or one of its quotas lacks room. Where a
+        half-open cooldown has ended, the request that is granted is its probe, and is told so: unless the
+        cooldown is lifted, the scope then refuses all others for ``PROBE_TIME`` (60 s).
 
         Args:
             reservation_id: Chosen by the caller, and never used before.
@@ -143,6 +152,9 @@ class RateLimitStore(Protocol):
         """Refuse a scope until the cooldown ends.
 
         Of two cooldowns of a scope the one that ends later applies; :meth:`Cooldown.lift` ends either.
+        :meth:`Cooldown.retry` ends a half-open one now, keeps its strikes, and does nothing to others. A
+        half-open cooldown that has ended is remembered for another ``STRIKES_KEPT`` (25 hours), unless it is
+        lifted.
 
         The limits learnt with it apply for 24 hours, the lowest one for each metric; learning one again
         renews the time. They only ever lower a configured limit, and add a limit where none is configured.

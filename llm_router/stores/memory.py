@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -16,8 +15,12 @@ from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
     QuotaLedger,
     QuotaSet,
+    due_cooldowns,
+    forgotten_at,
+    impose,
     latest_cooldown,
     make_ledger,
+    probed,
     terms_in_force,
 )
 
@@ -73,6 +76,7 @@ class MemoryStore:
         self._reservations: dict[str, _Reservation] = {}
         self._sweep_at = 0
         self._process = os.getpid()
+        self._lifts = 0
         self._version = 0  # increases whenever a limit changes; one for all, since that is rare
         _stores.add(self)
 
@@ -95,8 +99,9 @@ class MemoryStore:
                 continue
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
             self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, quotas, marks
-            return Decision(deployment, headroom, daily_headroom, refusals)
-        return Decision(None, 0.0, 0.0, refusals)
+            probes = self._probe(deployment, now) if self._cooldowns else ()
+            return Decision(deployment, headroom, daily_headroom, refusals, probes, self._lifts)
+        return Decision(None, 0.0, 0.0, refusals, (), self._lifts)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
@@ -115,11 +120,12 @@ class MemoryStore:
         now = round(self._time() * 1e6)
         if now >= self._sweep_at:
             self._sweep(now)
-        present = self._cooldowns.get(cooldown.scope)
-        if cooldown.until == -math.inf:
-            self._cooldowns.pop(cooldown.scope, None)
-        elif microseconds(cooldown.until) > now and (present is None or cooldown.until > present.until):
-            self._cooldowns[cooldown.scope] = cooldown
+        present = self._cooldowns.pop(cooldown.scope, None)
+        kept = impose(present, cooldown, now)
+        if kept is not None:
+            self._cooldowns[cooldown.scope] = kept
+        if present is not None and cooldown.until <= 0.0:
+            self._lifts += 1
         if cooldown.learnt:
             self._learn(cooldown, now)
 
@@ -145,6 +151,13 @@ class MemoryStore:
 
     def _cooldown(self, deployment: Deployment, now: int) -> Cooldown | None:
         return latest_cooldown(self._cooldowns, deployment, now) if self._cooldowns else None
+
+    def _probe(self, deployment: Deployment, now: int) -> tuple[Cooldown, ...]:
+        """Let a granted request probe the half-open cooldowns that are due; return them."""
+        due = due_cooldowns(self._cooldowns, deployment, now)
+        for cooldown in due:
+            self._cooldowns[cooldown.scope] = probed(cooldown, now)
+        return due
 
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
         cooldown = self._cooldown(deployment, now)
@@ -215,7 +228,7 @@ class MemoryStore:
         expired = [key for key, reservation in self._reservations.items() if reservation[0] <= now]
         for reservation_id in expired:
             del self._reservations[reservation_id]
-        ended = [key for key, present in self._cooldowns.items() if microseconds(present.until) <= now]
+        ended = [key for key, present in self._cooldowns.items() if forgotten_at(present) <= now]
         for scope in ended:
             del self._cooldowns[scope]
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from llm_router import Candidate, LeastLoaded
+from llm_router import Candidate, Cooldown, LeastLoaded
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.search import soonest
 from llm_router.stores.base import Decision, Refusal
@@ -79,8 +79,8 @@ def test_the_later_wake_time_wins(pools: Pools, make_pool: MakePool, make_order:
     deployments = pools.many(1)
     pool = make_pool(deployments)
     order = make_order(pool)
-    pool.park(deployments[0].model_scope, 100.0, "first")
-    pool.park(deployments[0].model_scope, 60.0, "second")
+    pool.cool_down(Cooldown(deployments[0].model_scope, 100.0, "first"))
+    pool.cool_down(Cooldown(deployments[0].model_scope, 60.0, "second"))
     assert order.draw(LeastLoaded(), 99.0, 8) == []
     assert len(order.draw(LeastLoaded(), 100.0, 8)) == 1
 
@@ -90,7 +90,7 @@ def test_a_quarantine_never_ends_by_itself(pools: Pools, make_pool: MakePool, ma
     deployments = pools.many(1)
     pool = make_pool(deployments)
     order = make_order(pool)
-    pool.park(deployments[0].key_scope, math.inf, "dead")
+    pool.cool_down(Cooldown(deployments[0].key_scope, math.inf, "dead"))
     assert order.draw(LeastLoaded(), 1e12, 8) == []
     pool.rouse(deployments[0].key_scope, 1e12)
     assert len(order.draw(LeastLoaded(), 1e12, 8)) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -92,10 +91,10 @@ async def test_a_cooldown_is_applied_here_and_shared(
 async def test_a_dead_key_is_quarantined_with_all_its_models(
     judge: Judge, pool: Pool, store: Fragile
 ) -> None:
-    """A key failure quarantines all deployments of the key, here and in the store."""
+    """A key failure quarantines all deployments of the key, here and in the store, until it is confirmed."""
     verdict = await judge.judge(failure(FailureKind.KEY), first(pool))
     assert parked(pool) == [True, True, False]
-    assert [state.wakes_at for state in pool if state.is_parked] == [math.inf] * 2
+    assert [state.wakes_at for state in pool if state.is_parked] == [judge.clock.time() + 10.0] * 2
     assert await cooldowns(store, pool) == [verdict.cooldown, verdict.cooldown, None]
 
 
@@ -159,11 +158,13 @@ async def test_a_quarantine_is_logged_once_as_a_warning(
 ) -> None:
     """The warning names the deployment and the reason, and contains no secret."""
     store.fails = fails
-    await judge.judge(failure(FailureKind.KEY), first(pool))
+    began = judge.clock.time() - 1.0
+    for _ in range(3):  # requests that were in flight together are one event
+        await judge.judge(failure(FailureKind.MODEL), first(pool), began=began)
     [record] = caplog.records
     assert (record.name, record.levelno) == ("llm_router", logging.WARNING)
     assert "k1/model-a" in record.getMessage()
-    assert "key: it failed" in record.getMessage()
+    assert "model: it failed" in record.getMessage()
     assert "AIza" not in caplog.text
 
 

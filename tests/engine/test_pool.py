@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from llm_router import Deployment
+from llm_router.domain.cooldown import Cooldown
 from llm_router.engine.pool import Pool
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal
@@ -75,18 +76,19 @@ def test_a_scope_is_parked_and_roused_as_a_whole(
 ) -> None:
     """Parking or rousing a scope affects all its deployments, and parking notes the reason on each."""
     name = getattr(deployments[0], scope)
-    pool.park(name, NOW + 60.0, "spent")
+    pool.cool_down(Cooldown(name, NOW + 60.0, "spent"))
     assert parked(pool) == expected
     for state in pool:
         if state.is_parked:
-            assert state.refusal == Refusal(state.deployment, "spent", NOW + 60.0, NOW + 60.0)
+            cooldown = Cooldown(name, NOW + 60.0, "spent")
+            assert state.refusal == Refusal(state.deployment, "spent", NOW + 60.0, NOW + 60.0, cooldown)
     pool.rouse(name, NOW)
     assert not any(parked(pool))
 
 
 def test_an_unknown_scope_is_ignored(pool: Pool, make_deployment: MakeDeployment) -> None:
     """Parking or rousing a scope without deployments does nothing."""
-    pool.park(make_deployment().model_scope, NOW + 60.0, "spent")
+    pool.cool_down(Cooldown(make_deployment().model_scope, NOW + 60.0, "spent"))
     pool.rouse(make_deployment().key_scope, NOW)
     assert not any(parked(pool))
 
@@ -104,7 +106,7 @@ def test_an_avoided_deployment_is_not_roused_before_its_time(
 ) -> None:
     """Rousing a scope leaves out a deployment that this process still avoids."""
     first, _, sibling, _ = pool
-    pool.park(deployments[0].model_scope, NOW + 5.0, "spent")
+    pool.cool_down(Cooldown(deployments[0].model_scope, NOW + 5.0, "spent"))
     pool.avoid(first, NOW + 20.0, "no route")
     pool.rouse(deployments[0].model_scope, NOW + 10.0)
     assert (first.is_parked, sibling.is_parked) == (True, False)
@@ -122,6 +124,6 @@ def test_avoiding_for_a_shorter_time_changes_nothing(pool: Pool) -> None:
 
 def test_a_quarantine_is_not_shortened_by_a_cooldown(pool: Pool, deployments: list[Deployment]) -> None:
     """A later cooldown does not make a quarantined deployment wake."""
-    pool.park(deployments[0].key_scope, math.inf, "key: dead")
-    pool.park(deployments[0].model_scope, NOW + 30.0, "spent")
+    pool.cool_down(Cooldown(deployments[0].key_scope, math.inf, "key: dead"))
+    pool.cool_down(Cooldown(deployments[0].model_scope, NOW + 30.0, "spent"))
     assert next(iter(pool)).wakes_at == math.inf

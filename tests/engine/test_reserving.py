@@ -215,7 +215,7 @@ async def test_the_demand_uses_the_largest_correction(
     factors = {low: 0.5, high: 2.5, other: 4.0}
     for deployment, factor in factors.items():
         pool.states[deployment].group.correction.factor = factor
-    pool.park(other.model_scope, math.inf, "gone")
+    pool.cool_down(Cooldown(other.model_scope, math.inf, "gone"))
     await make_selector(pool, store).acquire(make_send(make_order(pool), tokens=100), 0.0)
     assert set(store.asked[0].candidates) == {low, high}
     assert store.asked[0].demand == Demand(1, 250)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -239,9 +238,10 @@ def test_a_limit_of_zero_is_a_quarantine(
     """A limit of 0 on any metric quarantines the deployment, whatever else the refusal says."""
     error = refusal(QuotaViolation(Metric.TPM, 1_000), QuotaViolation(metric, 0), delay=5.0)
     cooldown = cooldown_after(policy, error, state)
-    assert cooldown.until == math.inf
+    assert (cooldown.is_quarantine, cooldown.half_open, cooldown.strikes) == (True, True, 1)
+    assert cooldown.until == cooldown.since + 300.0
     assert "limit 0" in cooldown.reason
-    assert (state.failures, state.day_strikes) == (0, 0)
+    assert state.failures == 0
 
 
 # --- refusals for the day -----------------------------------------------------------------------------
@@ -280,14 +280,17 @@ def test_a_daily_refusal_overrides_a_minute_refusal(
 def test_a_doubtful_daily_refusal_is_probed_once(
     policy: RetryPolicy, daily_state: DeploymentState, delay: float | None, short_length: float
 ) -> None:
-    """The first doubtful daily refusal gets a short cooldown, the next one lasts until midnight."""
+    """The first doubtful daily refusal is short and half-open; that of the probe lasts until midnight."""
     daily_state.daily_headroom = 0.9
     error = refusal(QuotaViolation(Metric.RPD, None), delay=delay)
-    lengths = [cooldown_length(policy, error, daily_state) for _ in range(3)]
-    assert lengths == [short_length, 20 * HOUR + 1.0, 20 * HOUR + 1.0]
+    first = policy.judge(error, daily_state, NOW).cooldown
+    second = policy.judge(error, daily_state, NOW, 1).cooldown
+    assert first is not None
+    assert second is not None
+    assert (first.until, first.half_open, first.strikes) == (NOW + short_length, True, 1)
+    assert (second.until, second.half_open) == (NOW + 20 * HOUR + 1.0, False)
+    assert not first.is_quarantine
     assert daily_state.failures == 0
-    daily_state.day_strikes = 0
-    assert cooldown_length(policy, error, daily_state) == short_length
 
 
 @pytest.mark.parametrize(("headroom", "is_doubtful"), [(0.0, False), (0.05, False), (0.051, True)])
@@ -304,15 +307,15 @@ def test_a_daily_refusal_is_doubtful_only_above_five_percent(
 def test_a_projects_refusal_is_looked_at_again_after_minutes(
     policy: RetryPolicy, state: DeploymentState
 ) -> None:
-    """A bill that is not paid, or a location, takes the key out for five minutes and not for good."""
+    """A bill that is not paid, or a location, takes the project out for five minutes and not for good."""
     error = ProviderError("billing is not active", kind="key", code=400, scope="project")
     verdict = policy.judge(error, state, NOW)
     assert verdict.next is Next.ELSEWHERE
     assert verdict.cooldown is not None
-    assert (verdict.cooldown.scope, verdict.cooldown.until) == (state.deployment.key_scope, NOW + 300.0)
+    assert (verdict.cooldown.scope, verdict.cooldown.until) == (state.deployment.project_scope, NOW + 300.0)
 
 
-def test_a_spent_budget_takes_out_every_model_of_the_key(policy: RetryPolicy, state: DeploymentState) -> None:
+def test_a_spent_budget_takes_out_the_whole_project(policy: RetryPolicy, state: DeploymentState) -> None:
     """The limits that such a refusal states are not those of the deployment."""
     error = ProviderError(
         "spending limit",
@@ -324,14 +327,16 @@ def test_a_spent_budget_takes_out_every_model_of_the_key(policy: RetryPolicy, st
     )
     cooldown = policy.judge(error, state, NOW).cooldown
     assert cooldown is not None
-    assert (cooldown.scope, cooldown.until) == (state.deployment.key_scope, NOW + 90.0)
+    assert (cooldown.scope, cooldown.until) == (state.deployment.project_scope, NOW + 90.0)
     assert cooldown.learnt == ()
 
 
 def test_a_feature_without_quota_stops_no_other_request(policy: RetryPolicy, state: DeploymentState) -> None:
-    """The request goes elsewhere; the deployment stays in use."""
-    error = ProviderError("grounding", kind="quota", code=429, scope="feature", feature="google_search")
-    assert policy.judge(error, state, NOW) == Verdict(Next.ELSEWHERE)
+    """Only requests with the feature avoid the deployment, for as long as a minute's refusal lasts."""
+    error = ProviderError(
+        "grounding", kind="quota", code=429, scope="feature", feature="google_search", retry_delay=9.0
+    )
+    assert policy.judge(error, state, NOW) == Verdict(Next.ELSEWHERE, feature_until=NOW + 9.0)
 
 
 def test_a_forbidden_model_is_tried_again_after_minutes(policy: RetryPolicy, state: DeploymentState) -> None:

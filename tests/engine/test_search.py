@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import Demand, Deployment, LeastLoaded, MemoryStore, Router
+from llm_router import Cooldown, Demand, Deployment, LeastLoaded, MemoryStore, Router
 from llm_router.engine.index import DeploymentState, FallbackOrder, ReadyRing
 from llm_router.engine.pool import Pool
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, ranking, retry_at
@@ -198,14 +198,23 @@ def test_one_avoided_by_this_process_is_not_asked(
 
 
 def test_no_deployment_will_ever_have_room(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
-    """If every deployment is quarantined none is asked, and waiting does not help."""
+    """Where all are disabled for ever each is asked once, since it may be enabled by now; then none is."""
     deployments = pools.many(2)
     pool = make_pool(deployments)
     for deployment in deployments:
-        pool.park(deployment.key_scope, math.inf, "dead")
-    asking = Asking(pool, make_order(pool), 40.0)
-    assert list(asking.lists()) == []
-    assert retry_at(asking.order, NOW, asking.refused) == math.inf
+        pool.cool_down(Cooldown(deployment.key_scope, math.inf, "disabled"))
+    order = make_order(pool)
+    refused: dict[DeploymentState, Refusal] = {}
+    for states in further(order, LeastLoaded(), lambda: NOW, refused):
+        for state in states:
+            assert state not in refused
+            assert state.refusal is not None
+            cooldown = state.refusal.cooldown
+            refused[state] = Refusal(state.deployment, "disabled", math.inf, math.inf, cooldown)
+            pool.note_refusal(refused[state], NOW)
+    assert len(refused) == 2
+    assert retry_at(order, NOW, refused) == math.inf
+    assert list(further(order, LeastLoaded(), lambda: NOW + 0.05, {})) == []
 
 
 class Counting(MemoryStore):
@@ -245,7 +254,7 @@ def test_ranking_changes_nothing(pools: Pools, make_pool: MakePool, make_order: 
     """The ranking has every tier in order, and changes neither cursors nor parked deployments."""
     light, heavy = pools.many(3, workload="light"), pools.many(2, "model-b", "heavy", priority=0)
     pool = make_pool([*light, *heavy])
-    pool.park(light[0].model_scope, NOW + 10.0, "spent")
+    pool.cool_down(Cooldown(light[0].model_scope, NOW + 10.0, "spent"))
     order = make_order(pool, "light")
 
     def snapshot() -> tuple[list[int], list[tuple[int, float, int]]]:

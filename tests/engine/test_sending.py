@@ -428,16 +428,16 @@ async def test_an_answer_settles_at_its_count_and_teaches_the_estimates(
 async def test_an_answer_resets_earlier_failures(
     make_sender: MakeSender, make_deployment: MakeDeployment, clock: ManualClock
 ) -> None:
-    """An answer clears the failures and strikes of its deployment and the breaker of its provider."""
+    """An answer clears the failures of its deployment and the breaker of its provider."""
     deployment = make_deployment()
     sender = make_sender([deployment])
     state = state_of(sender, deployment)
     breaker = state.group.breaker
-    state.failures, state.day_strikes = 5, 1
+    state.failures = 5
     for key_id in "abc":
         breaker.record_failure(key_id, clock.time() - 5.0)
     assert (await sender.send("hello")).success
-    assert (state.failures, state.day_strikes, breaker.is_clear) == (0, 0, True)
+    assert (state.failures, breaker.is_clear) == (0, True)
 
 
 async def test_a_store_error_is_an_unsuccessful_response(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from llm_router import Demand, Deployment, LeastLoaded, MemoryStore, Router
+from llm_router import Cooldown, Demand, Deployment, LeastLoaded, MemoryStore, Router
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.search import FIRST_CANDIDATES, further
 from llm_router.stores import Decision
@@ -70,7 +70,7 @@ def test_a_shard_is_chosen_by_what_is_left_in_it(
         shard = store.shard_of(deployment)
         kept[shard] += 1
         if shard == 0 or (shard == 1 and kept[shard] > 10):
-            pool.park(deployment.model_scope, NOW + 60.0, "spent")
+            pool.cool_down(Cooldown(deployment.model_scope, NOW + 60.0, "spent"))
     first = Counter(states[0].shard for states in _shortlists(make_order(pool), 600))
     assert first[0] == 0
     assert 0 < first[1] < min(first[2], first[3])
@@ -111,7 +111,7 @@ def test_deployments_leave_and_come_back_to_their_shard(
     deployments = pools.many(40)
     pool = make_pool(deployments, ShardedStore())
     for number, deployment in enumerate(deployments):
-        pool.park(deployment.model_scope, NOW + number, "spent")
+        pool.cool_down(Cooldown(deployment.model_scope, NOW + number, "spent"))
     order = make_order(pool)
     assert order.draw(LeastLoaded(), NOW - 1.0, FIRST_CANDIDATES) == []
     for group in order.groups:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from llm_router import Deployment, FailureKind, ProviderError, QuotaExhaustedError, StoreUnavailableError
+from llm_router.domain.cooldown import Cooldown
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.shortage import NAMED_CANDIDATES, explain_shortage, retry_after, store_failure
@@ -71,7 +72,7 @@ def test_parked_deployments_are_candidates_too(
     pool = make_pool([asked, parked, quarantined])
     refuse(pool, [asked], "rpm", 10.0)
     refuse(pool, [parked], "rpd", 500.0)
-    pool.park(quarantined.key_scope, math.inf, "key: dead")
+    pool.cool_down(Cooldown(quarantined.key_scope, math.inf, "key: dead"))
     error = explain(make_order(pool), (Refusal(asked, "tpm", NOW + 30.0, NOW),), 30.0)
     assert [(each.key_id, each.reason, each.retry_after) for each in error.candidates] == [
         (asked.key.key_id, "tpm", 30.0),
@@ -209,11 +210,11 @@ def test_retry_after_is_when_the_first_deployment_is_ready(
     refuse(pool, deployments[:1], "rpm", 40.0)
     refuse(pool, deployments[1:2], "rpm", 30.0)
     assert retry_after(order, NOW) == 0.0
-    pool.park(deployments[2].key_scope, math.inf, "key: dead")
+    pool.cool_down(Cooldown(deployments[2].key_scope, math.inf, "key: dead"))
     assert retry_after(order, NOW) == 30.0
     assert retry_after(order, NOW + 35.0) == 0.0
     for deployment in deployments:
-        pool.park(deployment.key_scope, math.inf, "key: dead")
+        pool.cool_down(Cooldown(deployment.key_scope, math.inf, "key: dead"))
     assert retry_after(order, NOW) is None
 
 

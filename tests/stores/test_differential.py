@@ -25,6 +25,9 @@ def _assert_same_decision(one: Decision, other: Decision) -> None:
     assert one.deployment is other.deployment
     assert abs(one.headroom - other.headroom) <= 1e-6
     assert abs(one.daily_headroom - other.daily_headroom) <= 1e-6
+    assert {probe.scope: probe.strikes for probe in one.probes} == {
+        probe.scope: probe.strikes for probe in other.probes
+    }
     assert len(one.refusals) == len(other.refusals)
     for mine, theirs in zip(one.refusals, other.refusals, strict=True):
         assert (mine.deployment, mine.reason) == (theirs.deployment, theirs.reason)
@@ -41,6 +44,10 @@ def _assert_same_snapshot(one: DeploymentSnapshot, other: DeploymentSnapshot) ->
     assert (one.cooldown is None) == (other.cooldown is None)
     if one.cooldown is not None and other.cooldown is not None:
         assert (one.cooldown.scope, one.cooldown.reason) == (other.cooldown.scope, other.cooldown.reason)
+        assert (one.cooldown.half_open, one.cooldown.strikes) == (
+            other.cooldown.half_open,
+            other.cooldown.strikes,
+        )
         assert _close(one.cooldown.until, other.cooldown.until)
 
 

@@ -5,8 +5,14 @@ Unix epoch, so that stores in every language compute the same; :data:`~llm_route
 stands for a time that does not come.
 """
 
-from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.stores.ledger.base import Ledger
+from llm_router.stores.ledger.cooldowns import (
+    due_cooldowns,
+    forgotten_at,
+    impose,
+    latest_cooldown,
+    probed,
+)
 from llm_router.stores.ledger.ledgers import (
     EXACT_LIMIT,
     MAX_ENTRIES,
@@ -18,7 +24,6 @@ from llm_router.stores.ledger.ledgers import (
 from llm_router.stores.ledger.quota_set import (
     QuotaLedger,
     QuotaSet,
-    latest_cooldown,
     learnt_quota,
     make_ledger,
     terms_in_force,
@@ -34,11 +39,12 @@ __all__ = [
     "QuotaSet",
     "RollingLedger",
     "SteadyLedger",
+    "due_cooldowns",
+    "forgotten_at",
+    "impose",
     "latest_cooldown",
     "learnt_quota",
     "make_ledger",
-    "microseconds",
-    "midnights",
-    "seconds",
+    "probed",
     "terms_in_force",
 ]

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from llm_router.domain.calendar import NEVER, microseconds, seconds
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 
-__all__ = ["QuotaLedger", "QuotaSet", "latest_cooldown", "learnt_quota", "make_ledger", "terms_in_force"]
+__all__ = ["QuotaLedger", "QuotaSet", "learnt_quota", "make_ledger", "terms_in_force"]
 
 
 def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
@@ -113,7 +113,7 @@ class QuotaSet:
                 retry_at, reason = room_at, each.quota.metric.value
             # The deployment is of no use to any caller until the smallest demand fits.
             wake_at = max(wake_at, room_at if amount == 1 else each.room_at(1, now))
-        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)))
+        return Refusal(deployment, reason, seconds(retry_at), seconds(min(wake_at, retry_at)), cooldown)
 
     def describe(self, deployment: Deployment, cooldown: Cooldown | None, now: int) -> DeploymentSnapshot:
         """Return the state of every quota."""
@@ -123,18 +123,6 @@ class QuotaSet:
             resets_at = seconds(ledger.resets_at(now))
             quotas.append(QuotaSnapshot(each.quota.metric, ledger.limit, ledger.used(now), resets_at))
         return DeploymentSnapshot(deployment, tuple(quotas), cooldown)
-
-
-def latest_cooldown(cooldowns: Mapping[Scope, Cooldown], deployment: Deployment, now: int) -> Cooldown | None:
-    """Return the cooldown that ends last among those of the deployment's scopes, or None."""
-    latest = None
-    for scope in deployment.scopes:
-        cooldown = cooldowns.get(scope)
-        if cooldown is None or microseconds(cooldown.until) <= now:
-            continue
-        if latest is None or cooldown.until > latest.until:
-            latest = cooldown
-    return latest
 
 
 def learnt_quota(metric: Metric, limit: int) -> Quota:

@@ -19,8 +19,9 @@ from llm_router.domain.clock import Clock
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from llm_router.stores.redis.deadline import Deadline
 from llm_router.stores.redis.errors import explain, is_timeout
+from llm_router.stores.redis.reply import decode
 from llm_router.stores.redis.scripts import Client, Script
-from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot, decode
+from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot
 
 __all__ = ["Batcher", "Server"]
 
@@ -188,9 +189,9 @@ class Batcher:
         if server.clock is None and server.ahead is None:
             await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, _now, text, descriptions, numbers = await self._run(batch, deadline)
+            status, _now, text, descriptions, numbers, lifts = await self._run(batch, deadline)
             if status in (b"ok", "ok"):
-                return decode(batch, descriptions, numbers, server.ahead or 0)
+                return decode(batch, descriptions, numbers, lifts, server.ahead or 0)
             name = text.decode(errors="replace") if isinstance(text, bytes) else text
             if status in (b"corrupt", "corrupt"):
                 raise StoreCorruptError(

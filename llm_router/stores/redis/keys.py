@@ -11,6 +11,9 @@ from llm_router.errors import ConfigError
 __all__ = ["KeyNames", "key_names"]
 
 
+_VERSION = ":3"
+"""The version of the formats that an earlier release cannot read."""
+
 _SLOTS = 16_384
 """Slots of a cluster: the CRC-16 of its hash tag determines the slot of a key."""
 
@@ -36,13 +39,17 @@ class KeyNames:
         name = quote(namespace, safe="")
         tag = f"{{{name if shards == 1 else _tag(name, shard, shards)}}}"
         self.scopes = f"{tag}:scope:"
-        """The prefix of the key of a scope; its name follows."""
+        """The prefix of the key of a scope; its name and ``version`` follow."""
+        self.version = _VERSION
+        """What follows the name of a scope; in format 2 nothing did, and such a key is read if need be."""
         self.reservations = f"{tag}:reservations"
         """The hash of all reservations."""
         self.sweep = f"{tag}:sweep"
         """The state of sweeping expired reservations."""
-        self.others = f"{tag}:others"
-        """When the last cooldown of a key or provider ends, or later."""
+        self.others = f"{tag}:others{_VERSION}"
+        """Which keys, projects and providers cool down, and how often a cooldown was lifted."""
+        self.others_before = f"{tag}:others"
+        """The same in format 2: when the last cooldown of a key or provider ends, or later."""
 
 
 def key_names(namespace: str, shards: int) -> list[KeyNames]:

@@ -13,7 +13,7 @@ from redis.exceptions import NoScriptError
 
 __all__ = ["Client", "Script", "load_script"]
 
-_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "reservations.lua", "batch.lua")
+_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "cooldowns.lua", "reservations.lua", "batch.lua")
 """The files that make up the script; each uses those before it."""
 
 
@@ -61,6 +61,9 @@ class Script:
 def load_script() -> Script:
     """Assemble the script from its files."""
     folder = files("llm_router.stores.redis") / "lua"
-    source = "\n".join((folder / part).read_text(encoding="utf-8") for part in _PARTS)
+    source = ""
+    for part in reversed(_PARTS):
+        text = (folder / part).read_text(encoding="utf-8")
+        source = f"{text}\nreturn (function()\n{source}end)()\n" if source else text
     # The name that Redis gives to a script; it has nothing to do with security.
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

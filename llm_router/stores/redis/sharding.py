@@ -95,6 +95,7 @@ class Sharding:
         self._timeout = timeout
         self._address = address
         self._made: OrderedDict[str, int] = OrderedDict()  # the shard of a reservation, or the last one asked
+        self._lifts = [0] * shards  # what each last reported
 
     async def reserve(
         self,
@@ -119,6 +120,8 @@ class Sharding:
             lane_of(lanes[shard], reservation_id).add(operation)
             decision = await operation.future
             decision.refusals = before + decision.refusals
+            self._lifts[shard] = decision.lifts
+            decision.lifts = sum(self._lifts)
             if decision.deployment is not None:
                 break
             if self._made.pop(reservation_id, None) is None:
@@ -136,7 +139,7 @@ class Sharding:
         await asyncio.gather(*(operation.future for operation in operations))
 
     async def cool_down(self, lanes: Lanes, cooldown: Cooldown) -> None:
-        """Cool a scope down in its shard; a key or provider in every shard, since each reads only its own."""
+        """Cool a model down in its shard, any other scope in every shard: each reads only its own keys."""
         loop = asyncio.get_running_loop()
         shard = shard_of(cooldown.scope, self.shards)
         operations = []

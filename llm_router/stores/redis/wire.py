@@ -1,50 +1,48 @@
-"""The messages between the store and its script: a batch of operations, and the reply.
+"""The operations on a Redis store, and the message that a batch of them becomes.
 
-``lua/batch.lua`` describes both formats. Packed numbers, instead of JSON, buy server time: together with the
+``lua/batch.lua`` describes the format. Packed numbers, instead of JSON, buy server time: together with the
 layout of the script (``lua/packed.lua``) they brought a reserve in a batch of 64 from 9.4 to 6.3 µs with 10
 keys, and from 39.6 to 20.7 µs with 10,000.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from asyncio import Future
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
-from typing import Any
 
 import attrs
 
-from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
-from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
-from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.calendar import microseconds, midnights
+from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Cooldown
+from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.ledger import learnt_quota
+from llm_router.stores.redis.descriptions import describe, dump, order_of, shifted
 from llm_router.stores.redis.keys import KeyNames
 
-__all__ = ["CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot", "decode"]
+__all__ = ["METRICS", "CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot"]
 
 _RESERVE, _SETTLE, _COOL_DOWN, _SNAPSHOT = 1, 2, 3, 4
 
-_METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
-_NUMBERS = {metric: number for number, metric in enumerate(_METRICS, 1)}
+METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
+"""The metrics in the order of their numbers, from 1."""
+
+_NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_HEAD = struct.Struct("<QQQII")
+_HEAD = struct.Struct("<QQQQQI")
 _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
-_SHARE = 2.0**-53
-"""The unit of headroom in replies: as fine as a double between 0.5 and 1."""
+_DEPLOYMENT = struct.Struct("<HII")
 
 _MAX_ENCODED = 50_000
 """Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
 
 _NOTHING = Demand(0, 0)
-
-_dump = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 @attrs.define(eq=False)
@@ -86,16 +84,13 @@ class Snapshot:
 Operation = Reserve | Settle | CoolDown | Snapshot
 
 
-# --- the batch ----------------------------------------------------------------------------------------------
-
-
 @attrs.frozen
 class _EncodedDeployment:
     """A deployment in the form that the script reads.
 
     Attributes:
-        model: The scope of its model, and a space.
-        others: A space, and its other scopes.
+        model: The scope of its model.
+        others: Its other scopes.
         profile: Its quotas.
     """
 
@@ -119,20 +114,9 @@ def _profile(quotas: Collection[Quota]) -> bytes:
     return b"".join(packed)
 
 
-_LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in _METRICS)
+_LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in METRICS)
 _LEARNT_PROFILE = _profile(_LEARNT_QUOTAS)
-_LEARNT_FOR = microseconds(LEARNT_FOR)
-
-
-def _describe(cooldown: Cooldown) -> str:
-    learnt = [[limit.metric.value, limit.limit] for limit in cooldown.learnt]
-    return _dump([cooldown.scope, repr(cooldown.until), cooldown.reason, learnt])
-
-
-def _read_description(text: str | bytes) -> Cooldown:
-    scope, until, reason, learnt = json.loads(text)
-    limits = tuple(LearntLimit(Metric(metric), limit) for metric, limit in learnt)
-    return Cooldown(Scope(scope), float(until), reason, limits)
+_SPANS = tuple(map(microseconds, (LEARNT_FOR, PROBE_TIME, STRIKES_KEPT)))
 
 
 def _field(reservation_id: str) -> bytes:
@@ -167,8 +151,8 @@ class Encoder:
         for quota in quotas:
             if quota.refill is Refill.DAILY:
                 self.add_zone(quota.timezone)
-        model, key, provider = deployment.scopes
-        encoded = _EncodedDeployment(f"{model} ".encode(), f" {key} {provider}".encode(), _profile(quotas))
+        model, *others = (scope.encode() for scope in deployment.scopes)
+        encoded = _EncodedDeployment(model, b"".join(scope + b"\0" for scope in others), _profile(quotas))
         if len(self.deployments) >= _MAX_ENCODED:
             self.deployments.clear()
         self.deployments[deployment] = encoded
@@ -191,6 +175,20 @@ class Encoder:
         return Message(self, ahead)
 
 
+class _Places(dict[bytes, int]):
+    """Texts that are joined into one argument, and the place of each in it, counted from 1."""
+
+    _end = 1
+
+    def add(self, text: bytes) -> int:
+        """Return the place of ``text``, which is added unless it is there already."""
+        place = self.get(text)
+        if place is None:
+            place = self[text] = self._end
+            self._end += len(text)
+        return place
+
+
 class Message:
     """One batch in the making; see ``lua/batch.lua``."""
 
@@ -204,8 +202,10 @@ class Message:
         self._listed_end = 1
         self._numbers: dict[Deployment, int] = {}
         self._records: list[bytes] = []
-        self._places = {_LEARNT_PROFILE: b"1"}
-        self._profiles_end = 1 + len(_LEARNT_PROFILE)
+        self._models: dict[bytes, int] = {}
+        self._others = _Places()
+        self._profiles = _Places()
+        self._profiles.add(_LEARNT_PROFILE)
         self._cooldowns: list[list[object]] = []
 
     def add(self, operation: Operation) -> None:
@@ -240,24 +240,24 @@ class Message:
     def _deployment(self, deployment: Deployment) -> int:
         """Add a deployment and return its number."""
         encoded = self._encoder.deployments.get(deployment) or self._encoder.encode(deployment)
-        place = self._places.get(encoded.profile)
-        if place is None:
-            place = self._places[encoded.profile] = b"%d" % self._profiles_end
-            self._profiles_end += len(encoded.profile)
-        self._records.append(encoded.model + place + encoded.others)
+        model = self._models.setdefault(encoded.model, len(self._models) + 1)
+        others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
+        self._records.append(_DEPLOYMENT.pack(model, others, profile))
         number = self._numbers[deployment] = len(self._records)
         return number
 
     def _cooldown(self, cooldown: Cooldown) -> int:
-        if self._ahead:
-            cooldown = attrs.evolve(cooldown, until=cooldown.until + self._ahead / 1e6)
-        until = cooldown.until
+        """Add a cooldown and return its number."""
+        end = order_of(cooldown)
+        if not end:
+            cooldown = shifted(cooldown, self._ahead)
+            end = repr(float(cooldown.until))
         learnt = [number for limit in cooldown.learnt for number in (_NUMBERS[limit.metric], limit.limit)]
-        order = [cooldown.scope, microseconds(until), repr(float(until)), _describe(cooldown), learnt]
-        self._cooldowns.append(order)
+        until, half_open = microseconds(cooldown.until), int(cooldown.half_open)
+        self._cooldowns.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
         return len(self._cooldowns)
 
-    def finish(self, now: int, clock: int, deadline: int) -> tuple[tuple[str, ...], tuple[str | bytes, ...]]:
+    def finish(self, now: int, clock: int, deadline: int) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Return the keys and the arguments of the script.
 
         Args:
@@ -266,101 +266,23 @@ class Message:
             deadline: When it is too late for the server to do anything; 0 for never.
         """
         names = self._encoder.names
-        width = max(map(len, self._records), default=0) + 1
-        arguments = (
-            _HEAD.pack(clock, deadline, _LEARNT_FOR, width, self._settles),
+        arguments: tuple[str | bytes, ...] = (
+            _HEAD.pack(clock, deadline, *_SPANS, self._settles),
             names.scopes,
+            names.version,
             b"".join(self._operations),
             b"".join(self._listed),
-            b"".join([record.ljust(width) for record in self._records]),
-            b"".join(self._places),
+            b"".join(self._records),
+            b"".join(self._profiles),
             self._encoder.zones(now),
-            _dump(self._cooldowns) if self._cooldowns else "",
+            dump(self._cooldowns) if self._cooldowns else "",
+            b"".join(self._others),
+            *self._models,
         )
-        return (names.reservations, names.sweep, names.others), arguments
+        return (names.reservations, names.sweep, names.others, names.others_before), arguments
 
 
 @cache
 def _packer(count: int) -> Callable[..., bytes]:
     """Return the function that packs the length of a shortlist and its numbers."""
     return struct.Struct(f"<{count + 1}H").pack
-
-
-# --- the reply ----------------------------------------------------------------------------------------------
-
-
-def decode(
-    operations: Sequence[Operation], descriptions: Sequence[str | bytes], numbers: list[int], ahead: int
-) -> list[Any]:
-    """Return the results of ``operations``, in order, from the parts of an ``"ok"`` reply.
-
-    The times in the reply are on the server's clock, which is ``ahead`` microseconds ahead of the callers'
-    clock; those in the results are on the callers' clock.
-    """
-    cooldowns = [_read_description(text) for text in descriptions]
-    if ahead:
-        cooldowns = [attrs.evolve(c, until=c.until - ahead / 1e6) for c in cooldowns]
-    reader = _Reader(numbers, cooldowns, ahead)
-    return [reader.read(operation) for operation in operations]
-
-
-class _Reader:
-    """Reads the numbers of a reply, one result after the other."""
-
-    __slots__ = ("_ahead", "_at", "_cooldowns", "_numbers")
-
-    def __init__(self, numbers: list[int], cooldowns: list[Cooldown], ahead: int) -> None:
-        self._ahead = ahead
-        self._numbers = numbers
-        self._cooldowns = cooldowns
-        self._at = 0
-
-    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | None:
-        """Read the next result, which is that of ``operation``."""
-        if isinstance(operation, Reserve):
-            return self._decision(operation.candidates)
-        if isinstance(operation, Snapshot):
-            return [self._snapshot(deployment) for deployment in operation.deployments]
-        return None
-
-    def _take(self, count: int) -> list[int]:
-        at = self._at
-        self._at = at + count
-        return self._numbers[at : at + count]
-
-    def _decision(self, candidates: Sequence[Deployment]) -> Decision:
-        refused, granted = divmod(self._numbers[self._at], 2)
-        self._at += 1
-        refusals = self._refusals(candidates, refused) if refused else ()
-        if not granted:
-            return Decision(None, 0.0, 0.0, refusals)
-        at = self._at
-        self._at = at + 2
-        numbers = self._numbers
-        return Decision(candidates[refused], numbers[at] * _SHARE, numbers[at + 1] * _SHARE, refusals)
-
-    def _refusals(self, candidates: Sequence[Deployment], count: int) -> tuple[Refusal, ...]:
-        refusals = []
-        for deployment in candidates[:count]:
-            reason, retry_at, wake_at = self._take(3)
-            moments = self._moment(retry_at), self._moment(wake_at)
-            refusals.append(Refusal(deployment, self._reason(reason), *moments))
-        return tuple(refusals)
-
-    def _moment(self, moment: int) -> float:
-        return seconds(moment if moment >= NEVER else moment - self._ahead)
-
-    def _reason(self, number: int) -> str:
-        if number <= len(_METRICS):
-            return _METRICS[number - 1].value
-        return self._cooldowns[number - len(_METRICS) - 1].reason
-
-    def _snapshot(self, deployment: Deployment) -> DeploymentSnapshot:
-        count, cooldown = self._take(2)
-        quotas = []
-        for _ in range(count):
-            metric, limit, used, resets_at = self._take(4)
-            quotas.append(QuotaSnapshot(_METRICS[metric - 1], limit, used, self._moment(resets_at)))
-        return DeploymentSnapshot(
-            deployment, tuple(quotas), self._cooldowns[cooldown - 1] if cooldown else None
-        )

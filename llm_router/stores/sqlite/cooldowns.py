@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import latest_cooldown
+from llm_router.stores.ledger import due_cooldowns, forgotten_at, impose, latest_cooldown, probed
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -20,10 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Cooldowns"]
 
-_SELECT = "SELECT scope, until, reason, learnt FROM cooldown"
+_SELECT = """
+    SELECT cooldown.scope, cooldown.until, reason, learnt, half_open, strikes, since, credential
+    FROM cooldown LEFT JOIN cooldown_details AS details
+    ON details.scope = cooldown.scope AND details.until = cooldown.until
+"""
 _INSERT = "INSERT OR REPLACE INTO cooldown (scope, until, reason, learnt) VALUES (?, ?, ?, ?)"
-_LIFT = "DELETE FROM cooldown WHERE scope = ?"
-_SWEEP = "DELETE FROM cooldown WHERE until <= ?"
+_INSERT_DETAILS = """
+    INSERT OR REPLACE INTO cooldown_details (scope, until, half_open, strikes, since, credential, imposed)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_DELETE = "DELETE FROM cooldown WHERE scope = ?"
+_SWEEP_DETAILS = "DELETE FROM cooldown_details WHERE scope NOT IN (SELECT scope FROM cooldown)"
+_SELECT_LIFTS = "SELECT count FROM lifts"
+_COUNT_LIFT = "UPDATE lifts SET count = count + 1"
 _SELECT_LEARNT = "SELECT scope, metric, value, until FROM learnt_limit"
 _INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, ?, ?, ?)"
 _SWEEP_LEARNT = "DELETE FROM learnt_limit WHERE until <= ?"
@@ -37,11 +46,13 @@ class Cooldowns:
     Attributes:
         known: Whether they have ever been read.
         present: The cooldown of each scope; some may have ended.
+        lifts: How many cooldowns of the file were lifted or made due.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.known = False
         self.present: dict[Scope, Cooldown] = {}
+        self.lifts = 0
         self._connection = connection
         self._changed = False
         self._learnt: _Learnt = {}
@@ -52,6 +63,7 @@ class Cooldowns:
         self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
         self.present = {row[0]: _cooldown(*row) for row in rows}
+        (self.lifts,) = self._connection.execute(_SELECT_LIFTS).fetchone()
         learnt: _Learnt = {}
         for scope, metric, limit, until in self._connection.execute(_SELECT_LEARNT):
             learnt.setdefault(scope, {})[Metric(metric)] = limit, until
@@ -68,16 +80,24 @@ class Cooldowns:
         return {metric: entry for metric, entry in learnt.items() if entry[1] > now} if learnt else {}
 
     def put(self, cooldown: Cooldown, now: int) -> None:
-        """Add or lift the cooldown of a scope, and record the limits learnt with it."""
+        """Add, lift or retry the cooldown of a scope, and record the limits learnt with it."""
         present = self.present.get(cooldown.scope)
-        if present is not None and microseconds(present.until) <= now:
-            present = None
-        if cooldown.until == -math.inf:
-            self._lift(cooldown.scope)
-        elif microseconds(cooldown.until) > now and (present is None or cooldown.until > present.until):
-            self._keep(cooldown)
+        kept = impose(present, cooldown, now)
+        if kept is not present:
+            self._replace(cooldown.scope, kept, now)
+        if present is not None and cooldown.until <= 0.0:
+            self._connection.execute(_COUNT_LIFT)
+            self.lifts += 1
+            self._changed = True
         if cooldown.learnt:
             self._learn(cooldown, now)
+
+    def probe(self, deployment: Deployment, now: int) -> tuple[Cooldown, ...]:
+        """Let a granted request probe the half-open cooldowns that are due; return them."""
+        due = due_cooldowns(self.present, deployment, now) if self.present else ()
+        for cooldown in due:
+            self._replace(cooldown.scope, probed(cooldown, now), now)
+        return due
 
     def write(self, entry: Entry) -> None:
         """Record in ``entry`` whether any changed."""
@@ -85,11 +105,12 @@ class Cooldowns:
 
     def sweep(self, now: int) -> None:
         """Forget what has ended."""
-        ended = [key for key, cooldown in self.present.items() if microseconds(cooldown.until) <= now]
+        ended = [key for key, cooldown in self.present.items() if forgotten_at(cooldown) <= now]
         for scope in ended:
             del self.present[scope]
         if ended:
-            self._connection.execute(_SWEEP, (now / 1e6,))
+            self._connection.executemany(_DELETE, [(scope,) for scope in ended])
+            self._connection.execute(_SWEEP_DETAILS)
         if self._connection.execute(_SWEEP_LEARNT, (now,)).rowcount:
             ended = [
                 key for key, limits in self._learnt.items() if all(end <= now for _, end in limits.values())
@@ -97,16 +118,18 @@ class Cooldowns:
             for scope in ended:
                 del self._learnt[scope]
 
-    def _keep(self, cooldown: Cooldown) -> None:
-        self.present[cooldown.scope] = cooldown
-        learnt = json.dumps([[limit.metric, limit.limit] for limit in cooldown.learnt])
-        self._connection.execute(_INSERT, (cooldown.scope, cooldown.until, cooldown.reason, learnt))
+    def _replace(self, scope: Scope, kept: Cooldown | None, now: int) -> None:
+        """Keep ``kept`` as the cooldown of a scope from now on; None for none."""
         self._changed = True
-
-    def _lift(self, scope: Scope) -> None:
-        if self.present.pop(scope, None) is not None:
-            self._connection.execute(_LIFT, (scope,))
-            self._changed = True
+        if kept is None:
+            del self.present[scope]
+            self._connection.execute(_DELETE, (scope,))
+            return
+        self.present[scope] = kept
+        learnt = json.dumps([[limit.metric, limit.limit] for limit in kept.learnt])
+        details = kept.half_open, kept.strikes, kept.since, kept.credential, now
+        self._connection.execute(_INSERT, (scope, kept.until, kept.reason, learnt))
+        self._connection.execute(_INSERT_DETAILS, (scope, kept.until, *details))
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
         """Record limits that the provider stated; while one is in force, a higher one only renews it."""
@@ -120,6 +143,17 @@ class Cooldowns:
         self._changed = True
 
 
-def _cooldown(scope: Scope, until: float, reason: str, learnt: str) -> Cooldown:
+def _cooldown(
+    scope: Scope,
+    until: float,
+    reason: str,
+    learnt: str,
+    half_open: int | None,
+    strikes: int,
+    since: float,
+    credential: str,
+) -> Cooldown:
     limits = tuple(LearntLimit(Metric(metric), limit) for metric, limit in json.loads(learnt))
-    return Cooldown(scope, until, reason, limits)
+    if half_open is None:  # no details: an earlier version wrote it
+        return Cooldown(scope, until, reason, limits)
+    return Cooldown(scope, until, reason, limits, bool(half_open), strikes, since, credential)

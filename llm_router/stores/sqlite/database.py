@@ -35,6 +35,11 @@ _MIGRATIONS = ("schema.sql", "journal.sql")
 
 SCHEMA_VERSION = len(_MIGRATIONS)
 
+_ADDITIONS = "additions.sql"
+"""Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
+
+_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'lifts'"
+
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
 _USER_VERSION = slice(60, 64)
@@ -147,6 +152,9 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
             f"PRAGMA user_version = {number}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
         )
+    if not connection.execute(_HAS_ADDITIONS).fetchone():
+        script = files(__package__).joinpath(_ADDITIONS).read_text("utf-8")
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; COMMIT;")
 
 
 def _check_version(path: Path, version: int) -> None:

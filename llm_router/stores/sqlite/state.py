@@ -103,15 +103,18 @@ class State:
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 continue
             if not quotas.ledgers:
-                return Decision(deployment, refusals=refusals)  # nothing was taken, so nothing is settled
+                # Nothing is taken, so nothing will be settled.
+                probes = self._cooldowns.probe(deployment, now)
+                return Decision(deployment, 1.0, 1.0, refusals, probes, self._cooldowns.lifts)
             if not quotas.row.changed:
                 self._ledgers.change(quotas.row)
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
             if ttl != self._ttl[0]:
                 self._ttl = ttl, microseconds(ttl)
             self._reservations.add(reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks))
-            return Decision(deployment, headroom, daily_headroom, refusals)
-        return Decision(None, 0.0, 0.0, refusals)
+            probes = self._cooldowns.probe(deployment, now)
+            return Decision(deployment, headroom, daily_headroom, refusals, probes, self._cooldowns.lifts)
+        return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts)
 
     def settle(self, now: int, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""

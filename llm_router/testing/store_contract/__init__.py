@@ -27,6 +27,7 @@ from __future__ import annotations
 from llm_router.testing.store_contract.cooldowns import CooldownContract
 from llm_router.testing.store_contract.daily import DailyContract
 from llm_router.testing.store_contract.decisions import DecisionContract
+from llm_router.testing.store_contract.half_open import HalfOpenContract
 from llm_router.testing.store_contract.reservations import ReservationContract
 from llm_router.testing.store_contract.rolling import RollingContract
 from llm_router.testing.store_contract.sharing import SharingContract
@@ -42,6 +43,7 @@ class StoreContract(
     DecisionContract,
     ReservationContract,
     CooldownContract,
+    HalfOpenContract,
     SharingContract,
 ):
     """Everything that a store promises. Override ``open_store``, and ``second_store`` if state is shared."""

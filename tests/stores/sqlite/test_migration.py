@@ -79,3 +79,23 @@ async def test_a_migrated_file_is_used_like_any_other(
     await store.aclose()
     [first] = await open_store().snapshot([FIRST])
     assert [quota.used for quota in first.quotas] == [4, 366, 4]
+
+
+async def test_an_earlier_version_sees_a_half_open_cooldown_as_a_plain_one(
+    store: SQLiteStore, open_store: Callable[..., SQLiteStore], query: Callable[..., list[Any]]
+) -> None:
+    """It reads the columns that it knows; what it writes itself takes the place of the details."""
+    verdict = Cooldown(FIRST.key_scope, NOW + 300.0, "dead", half_open=True, strikes=2, since=NOW - 5.0)
+    await store.cool_down(verdict)
+    [row] = query("SELECT until, reason, learnt FROM cooldown WHERE scope = ?", FIRST.key_scope)
+    assert row == (NOW + 300.0, "dead", "[]")
+    await store.aclose()
+    [snapshot] = await open_store().snapshot([FIRST])
+    assert snapshot.cooldown == verdict
+    query(
+        "INSERT OR REPLACE INTO cooldown (scope, until, reason, learnt) VALUES (?, ?, 'busy', '[]')",
+        FIRST.key_scope,
+        NOW + 400.0,
+    )
+    [snapshot] = await open_store().snapshot([FIRST])
+    assert snapshot.cooldown == Cooldown(FIRST.key_scope, NOW + 400.0, "busy")

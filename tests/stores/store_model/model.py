@@ -27,6 +27,8 @@ else:
 __all__ = ["StoreModel"]
 
 _LEARNT_FOR = 24 * 3_600_000_000
+_STRIKES_KEPT = 25 * 3_600_000_000
+_PROBE_TIME = 60.0
 
 
 @attrs.define
@@ -54,6 +56,8 @@ class StoreModel:
         self._reservations: dict[str, _Reservation] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._learnt: defaultdict[Scope, list[tuple[int, Metric, int]]] = defaultdict(list)
+        self._lifts: int | None = None  # what the last decision said
+        self._lifted: bool | None = False  # whether something was lifted since then; None for perhaps
 
     def reserve(
         self,
@@ -73,8 +77,10 @@ class StoreModel:
             self._check_refusal(refusal, demand, now)
         if decision.deployment is not None:
             self._check_grant(decision.deployment, demand, now)
+            self._probe(decision, now)
             self._take(reservation_id, decision.deployment, demand, ttl, now)
             self._check_headroom(decision, now)
+        self._check_lifts(decision)
 
     def settle(self, reservation_id: str, used: Demand, now: int) -> None:
         """Correct a reservation, unless it is unknown or has expired."""
@@ -88,11 +94,18 @@ class StoreModel:
 
     def cool_down(self, cooldown: Cooldown, now: int) -> None:
         """Record a cooldown and the limits learnt with it."""
-        present = self._cooldown([cooldown.scope], now)
+        scope = cooldown.scope
+        present = self._cooldown([scope], now)
         if cooldown.until == -math.inf:
-            self._cooldowns.pop(cooldown.scope, None)
+            self._note_lift(is_certain=present is not None)
+            self._cooldowns.pop(scope, None)
+        elif cooldown == Cooldown.retry(scope):
+            waiting = present if present is not None and present.half_open else None
+            self._note_lift(is_certain=waiting is not None)
+            if waiting is not None:
+                self._cooldowns[scope] = attrs.evolve(waiting, until=now / 1e6)
         elif _end(cooldown) > max(now, -math.inf if present is None else _end(present)):
-            self._cooldowns[cooldown.scope] = cooldown
+            self._cooldowns[scope] = cooldown
         self._learnt[cooldown.scope] += [(now, entry.metric, entry.limit) for entry in cooldown.learnt]
 
     def check_snapshot(self, snapshot: DeploymentSnapshot, now: int) -> None:
@@ -112,6 +125,8 @@ class StoreModel:
         else:
             assert snapshot.cooldown.scope == cooldown.scope
             assert snapshot.cooldown.reason == cooldown.reason
+            assert snapshot.cooldown.half_open == cooldown.half_open
+            assert snapshot.cooldown.strikes == cooldown.strikes
             assert _end(snapshot.cooldown) == _end(cooldown)
 
     # --- checks ---------------------------------------------------------------------------------------
@@ -122,6 +137,31 @@ class StoreModel:
             amount = demand.amount(term.quota.metric)
             if amount:
                 assert term.history.may_fit(term.quota, term.limit, amount, now), ("granted beyond", term)
+
+    def _probe(self, decision: Decision, now: int) -> None:
+        """Check which half-open cooldowns a grant tries, and keep all other requests waiting for it."""
+        assert decision.deployment is not None
+        due = {}
+        for scope in decision.deployment.scopes:
+            present = self._cooldowns.get(scope)
+            if (
+                present is not None
+                and present.half_open
+                and _end(present) <= now < _end(present) + _STRIKES_KEPT
+            ):
+                due[scope] = present.strikes
+                self._cooldowns[scope] = attrs.evolve(present, until=now / 1e6 + _PROBE_TIME)
+        assert {probe.scope: probe.strikes for probe in decision.probes} == due
+        assert len(decision.probes) == len(due)
+
+    def _note_lift(self, *, is_certain: bool) -> None:
+        if is_certain or not self._lifted:
+            self._lifted = True if is_certain else None
+
+    def _check_lifts(self, decision: Decision) -> None:
+        if self._lifts is not None and self._lifted is not None:
+            assert (decision.lifts != self._lifts) == self._lifted
+        self._lifts, self._lifted = decision.lifts, False
 
     def _check_refusal(self, refusal: Refusal, demand: Demand, now: int) -> None:
         first, last, reasons = self._room_range(refusal.deployment, demand, now)

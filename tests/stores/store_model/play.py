@@ -113,6 +113,20 @@ class Player:
         await self.store.cool_down(cooldown)
         self.model.cool_down(cooldown, self._now)
 
+    async def quarantine(self, which: int, kind: int, seconds: float, strikes: int) -> None:
+        """Quarantine a scope until one request tries it."""
+        scope = self.world.deployments[which % len(self.world.deployments)].scopes[kind]
+        reason = f"quarantined for {seconds}"
+        cooldown = Cooldown(scope, self.clock.time() + seconds, reason, half_open=True, strikes=strikes)
+        await self.store.cool_down(cooldown)
+        self.model.cool_down(cooldown, self._now)
+
+    async def try_again(self, which: int, kind: int) -> None:
+        """Let one request try a scope at once, if it is quarantined."""
+        cooldown = Cooldown.retry(self.world.deployments[which % len(self.world.deployments)].scopes[kind])
+        await self.store.cool_down(cooldown)
+        self.model.cool_down(cooldown, self._now)
+
     async def look(self) -> None:
         """Take two snapshots of everything: taking one changes nothing."""
         for _ in range(2):
@@ -176,7 +190,10 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
     index = st.integers(0, 5)
     requests = st.sampled_from([1, 1, 1, 1, 0, 2, 5, 40])
     tokens = st.sampled_from([0, 1, 1, 7, 7, 20, 50, 99, 200, 450, 3_000, 30_000])
-    seconds = st.sampled_from([0.000001, 0.01, 0.2, 0.25, 0.3, 1.0, 4.0, 17.3, 59.999, 60.0, 60.3, 3_600.0])
+    seconds = st.sampled_from(
+        [0.000001, 0.01, 0.2, 0.25, 0.3, 1.0, 4.0, 17.3, 59.999, 60.0, 60.3, 3_600.0, 90_010.0]
+    )
+    strikes = st.integers(1, 4)
     ttl = st.sampled_from([0.5, 5.0, 60.0, 600.0])
     ends = st.sampled_from([-5.0, 0.0, 1.0, 20.0, 70.0, math.inf] + [-math.inf] * 6)
     learnt = st.dictionaries(
@@ -189,7 +206,9 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
         "release": (1, st.tuples(index)),
         "wait": (3, st.tuples(seconds)),
         "retry": (4, st.tuples(st.sampled_from([0.0, 0.0, 0.001]))),
-        "cool_down": (1, st.tuples(index, st.integers(0, 2), ends, learnt)),
+        "cool_down": (1, st.tuples(index, st.integers(0, 3), ends, learnt)),
+        "quarantine": (1, st.tuples(index, st.integers(0, 3), st.sampled_from([1.0, 20.0, 70.0]), strikes)),
+        "try_again": (1, st.tuples(index, st.integers(0, 3))),
         "look": (1, st.tuples()),
     }
     names = [name for name, (weight, _) in calls.items() for _ in range(weight)]

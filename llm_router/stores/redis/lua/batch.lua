@@ -1,31 +1,39 @@
 -- Runs the operations of one batch in order, as one atomic step.
 --
--- Input. KEYS: the hash of reservations, the key with the state of its sweep (reservations.lua), the key with the end
--- of the last cooldown of a key or provider (scopes.lua). Keys of scopes, `prefix` and the name of a scope, are used
--- as well; they share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and
--- little-endian. Times are in microseconds. A place in another argument is a byte, counted from 1.
+-- Input. KEYS: the hash of reservations, the key with the state of its sweep (reservations.lua), the key of what
+-- concerns keys, projects and providers, and the same of format 2 (scopes.lua). Keys of scopes are used as well; they
+-- share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian.
+-- Times are in microseconds. A place in another argument is a byte, counted from 1.
 --   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 when it is too late to do anything, because the caller
---            has given up, by the server's clock, 0 for never; I8 how long a learnt limit lasts; I4 bytes of a
---            deployment; I4 how many settles there are
---   ARGV[2]  prefix of the key of a scope
---   ARGV[3]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
+--            has given up, by the server's clock, 0 for never; I8 how long a learnt limit lasts, I8 a probe of a
+--            half-open cooldown, I8 the memory of an ended one; I4 how many settles there are
+--   ARGV[2]  prefix of the key of a scope, and ARGV[3] what follows the name in it
+--   ARGV[4]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
 --              1 reserve: place of its shortlist, what to take, microseconds until it expires
 --              2 settle: what was used
 --              3 cool down: the number of the cooldown, from 1
 --              4 snapshot: place of its shortlist
---   ARGV[4]  shortlists: I2 how many deployments, I2 the number of each, from 1
---   ARGV[5]  deployments, each padded with spaces: "<model's scope> <place of its profile> <key's scope> <provider's>"
---   ARGV[6]  profiles: B how many quotas; of each B metric 1-4, B kind (ledgers.lua), I8 limit, I8 window, I8 window
+--   ARGV[5]  shortlists: I2 how many deployments, I2 the number of each, from 1
+--   ARGV[6]  deployments: I2 the number of the scope of its model, from 1, I4 the place of its other scopes, I4 the
+--            place of its profile
+--   ARGV[7]  profiles: B how many quotas; of each B metric 1-4, B kind (ledgers.lua), I8 limit, I8 window, I8 window
 --            and guard, I8 guard, I8 capacity, s time zone. The first profile belongs to no deployment: it describes,
 --            metric by metric, the quota that a learnt limit creates where none is configured.
---   ARGV[7]  time zones: s name, five I8: consecutive midnights, with the caller's now between the first two
---   ARGV[8]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, [metric, limit, …]]
+--   ARGV[8]  time zones: s name, five I8: consecutive midnights, with the caller's now between the first two
+--   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
+--            [metric, limit, …]]; for "until exact" also "lift" and "retry"
+--   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
+--   ARGV[11] and on: the names of the scopes of models
 --
--- Reply: {status, now, text, descriptions, numbers}.
---   "ok"       numbers, for each reserve and snapshot in turn:
---                reserve: twice the number of refusals, plus one if the next candidate was taken; for each refusal
---                  the reason (a metric, or 4 + the number of a description), retry_at and wake_at; if one was taken,
---                  the share that remains of its tightest quota and of its tightest daily one, in units of 2^-53
+-- Reply: {status, now, text, descriptions, numbers, lifts}.
+--   "ok"       descriptions: two for each number, what was sent and the present end (as "until exact");
+--              lifts: a number that changes whenever a cooldown is lifted, or ended for a retry;
+--              numbers, for each reserve and snapshot in turn:
+--                reserve: four times the number of refusals, plus one if the next candidate was taken, or two if it
+--                  also probes cooldowns; for each refusal eight times the number of the description of the cooldown
+--                  that applies (0 for none) plus the reason (a metric, or 0 for that cooldown), retry_at and wake_at;
+--                  if one was taken, the share that remains of its tightest quota and of its tightest daily one, in
+--                  units of 2^-53; if it probes cooldowns, how many, and the number of the description of each
 --                snapshot, for each deployment: how many quotas, the number of the description of its cooldown
 --                  or 0; for each quota the metric, the limit, used, resets_at
 --   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
@@ -35,20 +43,13 @@
 local RESERVE, SETTLE, COOL_DOWN = 1, 2, 3
 local OPERATION = "<BI4I8I8I8I4c0"
 
+local MODELS = 10    -- arguments before the names of the scopes of models
+
 local numbers = {}   -- the reply
 local length = 0     -- how many numbers there are
 local descriptions = {}
-local numbered = {}  -- description -> its number
 local opened = {}    -- number of a deployment -> its scope and terms, under the limits in force
-
--- Return the number that stands for a description in the reply.
-local function describe(text)
-  if not numbered[text] then
-    descriptions[#descriptions + 1] = text
-    numbered[text] = #descriptions
-  end
-  return numbered[text]
-end
+local probe_time
 
 local function reply(a, b)
   numbers[length + 1], numbers[length + 2] = a, b
@@ -57,23 +58,16 @@ end
 
 -- Deployments ------------------------------------------------------------------------------------------------
 
-local named_by, open_deployment, open_anew = (function()
+-- The scope of the model of a deployment, the place of its other scopes, and the place of its profile.
+local function named(number)
+  local model, others, profile = unpack_from("<I2I4I4", ARGV[6], number * 10 - 9)
+  return ARGV[MODELS + model], others, profile
+end
+
+local open_deployment = (function()
   local EXACT_LIMIT, SLICES = 240, 240 -- as in stores/ledger/
 
-  local width = unpack_from("<I4", ARGV[1], 25)
-  local names = {}     -- number of a deployment -> its model's scope, the place of its profile, its other scopes
   local profiles = {}  -- place -> its quotas
-
-  local function named(number)
-    local found = names[number]
-    if not found then
-      -- The scopes of the key and the provider are not even parsed while no key or provider cools down.
-      local pattern = others_until > now and "^(%S+) (%d+) (%S+) (%S+)" or "^(%S+) (%d+)"
-      found = { match(ARGV[5], pattern, (number - 1) * width + 1) }
-      names[number] = found
-    end
-    return found
-  end
 
   -- A quota under a limit, in the form that its ledger needs; `limit_expires` is the end of a learnt limit.
   local function terms_of(quota, limit, limit_expires)
@@ -107,10 +101,10 @@ local named_by, open_deployment, open_anew = (function()
   local function profile_at(place)
     local profile = profiles[place]
     if not profile then
-      local count, at = unpack_from("B", ARGV[6], place)
+      local count, at = unpack_from("B", ARGV[7], place)
       profile = { quotas = {}, terms = {} }
       for i = 1, count do
-        local quota = { unpack_from("<BBI8I8I8I8I8s", ARGV[6], at) }
+        local quota = { unpack_from("<BBI8I8I8I8I8s", ARGV[7], at) }
         at = quota[9]
         profile.quotas[i], profile.terms[i] = quota, terms_of(quota, quota[3], NEVER)
       end
@@ -150,37 +144,23 @@ local named_by, open_deployment, open_anew = (function()
     kind.open(s, b)
   end
 
-  -- The scope of a deployment whose cooldown ends last, or nil.
-  local function latest_cooling(model, found)
-    local latest = model[3] > now and model or nil
-    for i = 3, #found do
-      local s = find_cooling(found[i])
-      if s and (not latest or exact(s[4]) > exact(latest[4])) then latest = s end
-    end
-    return latest
-  end
-
   -- A deployment is opened once in a batch, and again after a cooldown.
-  local function open(number)
-    local found = named(number)
-    local s, profile = get_scope(found[1]), profile_at(tonumber(found[2]))
-    local learnt, terms = learnt_limits(s), profile.terms
-    if learnt then terms = learnt_terms(profile, learnt) end
+  return function(number)
+    local model, others, place = named(number)
+    local s, profile = get_scope(model), profile_at(place)
+    local terms = profile.terms
+    if s[8] ~= "" then terms = learnt_terms(profile, learnt_limits(s)) end
     for i = 1, #terms do
       open_ledger(s, terms[i])
     end
-    local deployment = { scope = s, terms = terms, marks = {}, taken_from = " " .. found[1] }
-    deployment.cooling = latest_cooling(s, found)
+    local deployment = { scope = s, terms = terms, marks = {}, taken_from = " " .. model }
+    if s[3] > 0 or others_until > now then get_cooldowns().see(deployment, others) end
     opened[number] = deployment
     return deployment
   end
-
-  local function anew()
-    names, opened = {}, {}
-  end
-
-  return named, open, anew
 end)()
+
+-- Reserve ----------------------------------------------------------------------------------------------------
 
 -- Whether a demand certainly fits now: true for nearly every reserve, which then needs nothing else.
 local function fits(deployment, requests, tokens)
@@ -194,76 +174,118 @@ local function fits(deployment, requests, tokens)
   return not deployment.cooling
 end
 
--- When a demand fits (now, if it does), and what it waits for the longest.
-local function room_at(deployment, requests, tokens)
-  local latest, reason = now, 0
-  local cooling, s, all = deployment.cooling, deployment.scope, deployment.terms
-  if cooling then latest, reason = cooling[3], METRICS + describe(cooling[5]) end
+-- Take what fits, reply what remains, and return what it was taken from, in stored form.
+local function take(deployment, requests, tokens)
+  local s, all, marks, remarked = deployment.scope, deployment.terms, deployment.marks, false
+  local share, daily_share = 1, 1
   for i = 1, #all do
     local terms = all[i]
-    local amount = terms.tokens and tokens or requests
-    if amount > 0 then
-      local moment = kinds[terms.kind].room_at(s, terms.at, amount, terms)
-      if moment > now then
-        moment = min(moment, terms.limit_expires) -- a learnt limit of 0 does not last for ever
-        if moment > latest then latest, reason = moment, terms.metric end
-      end
+    local b, kind, limit = terms.at, kinds[terms.kind], terms.limit
+    local mark = kind.take(s, b, terms.tokens and tokens or requests)
+    if mark ~= marks[i] then marks[i], remarked = mark, true end
+    local taken = terms.kind == STEADY and kind.used(s, b) or s[b + USED]
+    local remains = taken < limit and 1 - taken / limit or 0
+    if terms.daily then
+      if remains < daily_share then daily_share = remains end
+    elseif remains < share then
+      share = remains
     end
   end
-  return latest, reason
+  if remarked then deployment.taken_from = format(all.taken_from, s[NAME], unpack(marks)) end
+  reply(share * 2 ^ 53, daily_share * 2 ^ 53)
+  return deployment.taken_from
 end
 
--- Reserve ----------------------------------------------------------------------------------------------------
+-- What is needed as soon as one candidate is refused, or probes a cooldown.
+local function load_refusing()
+  local numbered = {}  -- description and end of a cooldown -> their number
+  local refusing = {}
 
-local reserve = (function()
-  -- Take what fits, reply what remains, and return what it was taken from, in stored form.
-  local function take(deployment, requests, tokens)
-    local s, all, marks, remarked = deployment.scope, deployment.terms, deployment.marks, false
-    local share, daily_share = 1, 1
+  -- Return the number that stands for a cooldown in the reply.
+  function refusing.describe(s)
+    local name = s[6] .. s[7]
+    if not numbered[name] then
+      insert(descriptions, s[7])
+      insert(descriptions, s[6])
+      numbered[name] = #descriptions / 2
+    end
+    return numbered[name]
+  end
+
+  -- When a demand fits (now, if it does), and the metric that it waits for the longest, or 0 for a cooldown.
+  function refusing.room_at(deployment, requests, tokens)
+    local latest, reason = now, 0
+    local cooling, s, all = deployment.cooling, deployment.scope, deployment.terms
+    if cooling then latest = cooling[3] end
     for i = 1, #all do
       local terms = all[i]
-      local b, kind, limit = terms.at, kinds[terms.kind], terms.limit
-      local mark = kind.take(s, b, terms.tokens and tokens or requests)
-      if mark ~= marks[i] then marks[i], remarked = mark, true end
-      local taken = terms.kind == STEADY and kind.used(s, b) or s[b + USED]
-      local remains = taken < limit and 1 - taken / limit or 0
-      if terms.daily then
-        if remains < daily_share then daily_share = remains end
-      elseif remains < share then
-        share = remains
+      local amount = terms.tokens and tokens or requests
+      if amount > 0 then
+        local moment = kinds[terms.kind].room_at(s, terms.at, amount, terms)
+        if moment > now then
+          moment = min(moment, terms.limit_expires) -- a learnt limit of 0 does not last for ever
+          if moment > latest then latest, reason = moment, terms.metric end
+        end
       end
     end
-    if remarked then deployment.taken_from = format(all.taken_from, s[NAME], unpack(marks)) end
-    reply(share * 2 ^ 53, daily_share * 2 ^ 53)
-    return deployment.taken_from
+    return latest, reason
   end
 
-  local function grant(id, deployment, requests, tokens, lasts)
-    local s, expires = deployment.scope, now + lasts
-    add_reservation(id, expires, requests, tokens, take(deployment, requests, tokens))
-    if expires > s[2] then s[2] = expires end
-    touch(s)
+  function refusing.refuse(deployment, retry_at, reason)
+    if deployment.cooling then reason = reason + 8 * refusing.describe(deployment.cooling) end
+    length = length + 1
+    numbers[length] = reason
+    reply(retry_at, min(retry_at, (refusing.room_at(deployment, 1, 1))))
   end
 
-  return function(id, shortlist, requests, tokens, lasts)
-    local start, count = length + 1, unpack_from("<I2", ARGV[4], shortlist)
-    length = start
-    for i = 1, count do
-      local number = unpack_from("<I2", ARGV[4], shortlist + 2 * i)
-      local deployment = opened[number] or open_deployment(number)
-      local retry_at, reason = now, nil
-      if not fits(deployment, requests, tokens) then retry_at, reason = room_at(deployment, requests, tokens) end
-      if retry_at == now then
-        numbers[start] = 2 * i - 1
-        return grant(id, deployment, requests, tokens, lasts)
-      end
+  -- Let the request that was granted probe the half-open cooldowns that have ended, and reply which.
+  function refusing.probe(deployment)
+    length = length + 1
+    numbers[length] = #deployment.due
+    for _, s in ipairs(deployment.due) do
       length = length + 1
-      numbers[length] = reason
-      reply(retry_at, min(retry_at, (room_at(deployment, 1, 1))))
+      numbers[length] = refusing.describe(s)
+      get_cooldowns().probe(s, probe_time)
     end
-    numbers[start] = 2 * count
+    opened = {}
   end
-end)()
+
+  return refusing
+end
+
+local refusing -- its functions, once needed
+
+local function get_refusing()
+  refusing = refusing or load_refusing()
+  return refusing
+end
+
+local function reserve(id, shortlist, requests, tokens, lasts)
+  local start, count = length + 1, unpack_from("<I2", ARGV[5], shortlist)
+  length = start
+  for i = 1, count do
+    local number = unpack_from("<I2", ARGV[5], shortlist + 2 * i)
+    local deployment = opened[number] or open_deployment(number)
+    local retry_at, reason = now, nil
+    if not fits(deployment, requests, tokens) then
+      retry_at, reason = get_refusing().room_at(deployment, requests, tokens)
+    end
+    if retry_at == now then
+      local s, expires = deployment.scope, now + lasts
+      numbers[start] = 4 * i - 3
+      add_reservation(id, expires, requests, tokens, take(deployment, requests, tokens))
+      if expires > s[2] then s[2] = expires end
+      touch(s)
+      if deployment.due then
+        numbers[start] = 4 * i - 2
+        get_refusing().probe(deployment)
+      end
+      return
+    end
+    refusing.refuse(deployment, retry_at, reason)
+  end
+  numbers[start] = 4 * count
+end
 
 -- The rest ---------------------------------------------------------------------------------------------------
 
@@ -286,12 +308,12 @@ local function settle(id, used_requests, used_tokens)
 end
 
 local function snapshot(shortlist)
-  local count = unpack_from("<I2", ARGV[4], shortlist)
+  local count = unpack_from("<I2", ARGV[5], shortlist)
   for i = 1, count do
-    local number = unpack_from("<I2", ARGV[4], shortlist + 2 * i)
+    local number = unpack_from("<I2", ARGV[5], shortlist + 2 * i)
     local deployment = opened[number] or open_deployment(number)
     local s, all, cooling = deployment.scope, deployment.terms, deployment.cooling
-    reply(#all, cooling and describe(cooling[5]) or 0)
+    reply(#all, cooling and get_refusing().describe(cooling) or 0)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
       reply(terms.metric, terms.limit)
@@ -300,36 +322,37 @@ local function snapshot(shortlist)
   end
 end
 
--- Read in one command each what is likely to be needed: the first candidate of every shortlist, and what is settled.
-local function fetch(settled)
-  local keys, at, last = { KEYS[2] }, 1, #ARGV[4]
-  fetched[KEYS[2]] = false
+-- Read in one command what is likely to be needed: the first candidate of every shortlist.
+local function fetch_first()
+  local keys, at, last = {}, 1, #ARGV[5]
+  local function want(name)
+    local key = prefix .. name .. version
+    if fetched[key] == nil then
+      fetched[key] = false
+      keys[#keys + 1] = key
+    end
+  end
   while at < last do
-    local count = unpack_from("<I2", ARGV[4], at)
+    local count = unpack_from("<I2", ARGV[5], at)
     if count > 0 then
-      local found = named_by((unpack_from("<I2", ARGV[4], at + 2)))
-      for i = 1, #found do
-        local key = i ~= 2 and prefix .. found[i] -- the second is not a scope
-        if key and fetched[key] == nil then
-          fetched[key] = false
-          keys[#keys + 1] = key
-        end
-      end
+      local model, others = named((unpack_from("<I2", ARGV[5], at + 2)))
+      want(model)
+      if others_until > now then get_cooldowns().each(others, want) end
     end
     at = at + 2 + 2 * count
   end
+  if not keys[1] then return end
   local values = call("MGET", unpack(keys))
   for i = 1, #keys do
     fetched[keys[i]] = values[i]
   end
-  if settled[1] then fetch_reservations(settled) end
 end
 
 -- Whether the caller knows the server's time, and still waits for an answer.
 local function is_timely(deadline)
-  local at, last = 1, #ARGV[7]
+  local at, last = 1, #ARGV[8]
   while at < last do
-    local zone = { unpack_from("<sI8I8I8I8I8", ARGV[7], at) }
+    local zone = { unpack_from("<sI8I8I8I8I8", ARGV[8], at) }
     at = zone[7]
     zones[zone[1]] = { unpack(zone, 2, 6) }
     if now < zone[2] or now >= zone[4] then return false end
@@ -337,20 +360,21 @@ local function is_timely(deadline)
   return deadline == 0 or now <= deadline
 end
 
--- The ids of the reservations that are settled.
-local function find_settled(operations)
+-- Read the reservations that are settled.
+local function fetch_settled(operations)
   local at, settled = 1, {}
   while at < #operations do
     local kind, _, _, _, _, id, following = unpack_from(OPERATION, operations, at)
     if kind == SETTLE then settled[#settled + 1] = id end
     at = following
   end
-  return settled
+  fetch_reservations(settled)
 end
 
 local function run(learnt_for, settles)
-  local operations, cooldowns, at = ARGV[3], nil, 1
-  fetch(settles > 0 and find_settled(operations) or {})
+  local operations, imposed, at = ARGV[4], nil, 1
+  fetch_first()
+  if settles > 0 then fetch_settled(operations) end
   while at < #operations do
     local kind, argument, requests, tokens, lasts, id, following = unpack_from(OPERATION, operations, at)
     at = following
@@ -359,29 +383,32 @@ local function run(learnt_for, settles)
     elseif kind == SETTLE then
       settle(id, requests, tokens)
     elseif kind == COOL_DOWN then
-      cooldowns = cooldowns or cjson.decode(ARGV[8])
-      cool_down(cooldowns[argument], now + learnt_for)
-      open_anew()
+      imposed = imposed or cjson.decode(ARGV[9])
+      get_cooldowns().impose(imposed[argument], now + learnt_for)
+      opened = {}
     else
       snapshot(argument)
     end
   end
 end
 
-local deadline, learnt_for, settles, _
-now, deadline, learnt_for, _, settles = unpack_from("<I8I8I8I4I4", ARGV[1], 1)
-prefix = ARGV[2]
-others_until = tonumber(call("GET", KEYS[3]) or 0)
-if not others_until then return { "corrupt", now, KEYS[3], {}, {} } end
+local deadline, learnt_for, settles
+now, deadline, learnt_for, probe_time, strikes_kept, settles = unpack_from("<I8I8I8I8I8I4", ARGV[1], 1)
+prefix, version = ARGV[2], ARGV[3]
 if now == 0 then
   local time = call("TIME")
   now = time[1] * 1e6 + time[2]
 end
-if not is_timely(deadline) then return { "again", now, "", {}, {} } end
+local state = call("MGET", KEYS[2], KEYS[3], KEYS[4])
+fetched[KEYS[2]] = state[1]
+corrupt = read_others(state[2], state[3])
+if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end
+if not is_timely(deadline) then return { "again", now, "", {}, {}, 0 } end
 run(learnt_for, settles)
-if missing_zone then return { "again", now, missing_zone, {}, {} } end
-if corrupt then return { "corrupt", now, corrupt, {}, {} } end
+if missing_zone then return { "again", now, missing_zone, {}, {}, 0 } end
+if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end
 -- Nothing has been written so far: an error up to here, or in the first write, leaves everything as it was.
 write_scopes()
 write_reservations()
-return { "ok", now, "", descriptions, numbers }
+if cooldowns then cooldowns.write() end
+return { "ok", now, "", descriptions, numbers, lifts }

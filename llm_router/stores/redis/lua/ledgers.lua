@@ -3,7 +3,7 @@
 -- Amounts are in requests or tokens, times in whole microseconds since the Unix epoch (doubles hold them exactly).
 -- `now` is the same throughout one script call.
 --
--- A ledger is a block of nine consecutive fields of its scope (scopes.lua), starting at index b: its kind, seven
+-- A ledger is a block of ten consecutive fields of its scope (scopes.lua), starting at index b: its kind, eight
 -- numbers and a text. `terms` are the quota and its limit in force (batch.lua).
 --
 -- Each kind of ledger has the same functions:
@@ -14,6 +14,7 @@
 --   correct(s, b, mark, change)     change what was taken at the mark
 --   used(s, b), resets_at(s, b)
 --   kept_until(s, b)                returns until when the ledger must be kept
+--   import(s, b, text)              returns its text, from that of format 2; the numbers are the same
 
 local ROLLING, STEADY, DAILY = 1, 2, 3
 local USED, CARRY = 1, 2 -- rolling and daily: what is used, once it is open; CARRY: daily only, see there
@@ -23,35 +24,54 @@ local missing_zone  -- a time zone that a stored ledger needs and the caller did
 
 -- Rolling ----------------------------------------------------------------------------------------------------
 -- The newest entry is kept as three numbers: the times of the first and the last taking merged into it, and what they
--- took together; last = 0 means that there is none. The log holds the older ones, 48 digits each, oldest first, with
--- strictly increasing first times. A long log is cheap because only the entries that are needed are decoded.
+-- took together; last = 0 means that there is none. The log holds the same numbers of the older ones, packed, oldest
+-- first, with strictly increasing first times. Only the entries that are needed are decoded.
 
 local function load_rolling()
-  local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 8 -- DUE: the last time of the oldest entry
-  local WIDTH = 48
+  local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 9 -- DUE: the last time of the oldest entry
+  local WIDTH = struct and 24 or 48
   local MAX_ENTRIES = 2 * 240 -- as in stores/ledger/
 
   local rooms = {} -- scope -> block -> excess amount -> when there is room: many refusals have the same answer
 
-  local function first_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 1, (entry - 1) * WIDTH + 16)) end
-  local function last_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 17, (entry - 1) * WIDTH + 32)) end
-  local function amount_of(log, entry) return tonumber(sub(log, (entry - 1) * WIDTH + 33, entry * WIDTH)) end
-  local function logged(first, last, amount) return format("%016d%016d%016d", first, last, amount) end
+  -- The first time, the last time and the amount of an entry.
+  local function entry_at(log, entry)
+    return unpack_from("<ddd", log, (entry - 1) * WIDTH + 1)
+  end
+
+  -- The same in format 2, and for fakeredis, which has no struct library: 16 digits each.
+  local function digits_at(log, entry)
+    local at = entry * 48
+    local first, last, amount = sub(log, at - 47, at - 32), sub(log, at - 31, at - 16), sub(log, at - 15, at)
+    return tonumber(first), tonumber(last), tonumber(amount)
+  end
+
+  local function logged(first, last, amount)
+    if struct then return struct.pack("<ddd", first, last, amount) end
+    return format("%016d%016d%016d", first, last, amount)
+  end
+
+  if not struct then entry_at = digits_at end
 
   local function changed(s)
     if rooms[s] then rooms[s] = nil end
   end
 
   local function set_due(s, b)
-    local log = s[b + LOG]
-    s[b + DUE] = log == "" and s[b + LAST] or last_of(log, 1)
+    local log, _, last = s[b + LOG], 0, s[b + LAST]
+    if log ~= "" then
+      _, last = entry_at(log, 1)
+    end
+    s[b + DUE] = last
   end
 
   local function expire(s, b, horizon)
     local log, entry = s[b + LOG], 1
     local count = #log / WIDTH
-    while entry <= count and last_of(log, entry) <= horizon do
-      s[b + USED] = s[b + USED] - amount_of(log, entry)
+    while entry <= count do
+      local _, last, amount = entry_at(log, entry)
+      if last > horizon then break end
+      s[b + USED] = s[b + USED] - amount
       entry = entry + 1
     end
     s[b + LOG] = sub(log, (entry - 1) * WIDTH + 1)
@@ -66,8 +86,9 @@ local function load_rolling()
   local function find_room(s, b, excess)
     local log = s[b + LOG]
     for entry = 1, #log / WIDTH do
-      excess = excess - amount_of(log, entry)
-      if excess <= 0 then return last_of(log, entry) + s[b + SPAN] end
+      local _, last, amount = entry_at(log, entry)
+      excess = excess - amount
+      if excess <= 0 then return last + s[b + SPAN] end
     end
     if excess > s[b + AMOUNT] then error("the entries of a rolling ledger do not add up to what is taken") end
     return s[b + LAST] + s[b + SPAN]
@@ -77,7 +98,8 @@ local function load_rolling()
   local function unfold(s, b)
     local entries, log = {}, s[b + LOG]
     for entry = 1, #log / WIDTH do
-      entries[entry] = { first_of(log, entry), last_of(log, entry), amount_of(log, entry) }
+      local first, last, amount = entry_at(log, entry)
+      entries[entry] = { first, last, amount }
     end
     if s[b + LAST] > 0 then insert(entries, { s[b + FIRST], s[b + LAST], s[b + AMOUNT] }) end
     return entries
@@ -123,7 +145,8 @@ local function load_rolling()
     local low, high = 1, #log / WIDTH
     while low <= high do
       local middle = floor((low + high) / 2)
-      if first_of(log, middle) <= mark then low = middle + 1 else high = middle - 1 end
+      local first = entry_at(log, middle)
+      if first <= mark then low = middle + 1 else high = middle - 1 end
     end
     return high
   end
@@ -132,10 +155,12 @@ local function load_rolling()
   local function correct_logged(s, b, mark, change)
     local log = s[b + LOG]
     local entry = find_logged(log, mark)
-    if entry == 0 or last_of(log, entry) < mark then return false end
-    local at, amount = (entry - 1) * WIDTH + 32, amount_of(log, entry)
+    if entry == 0 then return false end
+    local first, last, amount = entry_at(log, entry)
+    if last < mark then return false end
     change = max(change, -amount)
-    s[b + LOG] = sub(log, 1, at) .. format("%016d", amount + change) .. sub(log, at + 17)
+    local at = (entry - 1) * WIDTH
+    s[b + LOG] = sub(log, 1, at) .. logged(first, last, amount + change) .. sub(log, at + WIDTH + 1)
     s[b + USED] = s[b + USED] + change
     return true
   end
@@ -192,7 +217,7 @@ local function load_rolling()
   function rolling.correct(s, b, mark, change)
     local log, first, last = s[b + LOG], s[b + FIRST], s[b + LAST]
     if mark <= now - s[b + SPAN] then
-      local oldest = log == "" and first or first_of(log, 1)
+      local oldest = log == "" and first or entry_at(log, 1)
       if last == 0 or mark < oldest then return end
     end
     changed(s)
@@ -210,13 +235,22 @@ local function load_rolling()
     if s[b + AMOUNT] > 0 then return s[b + LAST] + s[b + SPAN] end
     local log = s[b + LOG]
     for entry = #log / WIDTH, 1, -1 do
-      if amount_of(log, entry) > 0 then return last_of(log, entry) + s[b + SPAN] end
+      local _, last, amount = entry_at(log, entry)
+      if amount > 0 then return last + s[b + SPAN] end
     end
     return now
   end
 
   function rolling.kept_until(s, b)
     return s[b + LAST] > 0 and s[b + LAST] + s[b + SPAN] or now
+  end
+
+  function rolling.import(s, b, text)
+    local entries = {}
+    for entry = 1, #text / 48 do
+      entries[entry] = logged(digits_at(text, entry))
+    end
+    return concat(entries)
   end
 
   return rolling
@@ -283,6 +317,9 @@ local function load_steady()
   end
 
   steady.kept_until = steady.resets_at
+
+  function steady.import() return "" end
+
   return steady
 end
 
@@ -291,7 +328,7 @@ end
 -- both sides, the midnights, the guard; and, as text, the time zone.
 
 local function load_daily()
-  local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 8
+  local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 9
   local LONGEST_DAY = 25 * 3600 * 1e6
 
   -- The first midnight of the zone after a time that is not before today.
@@ -350,6 +387,8 @@ local function load_daily()
   function daily.kept_until(s, b)
     return s[b + CARRY] > 0 and s[b + ENDS] + LONGEST_DAY or s[b + ENDS]
   end
+
+  function daily.import(_, _, text) return text end
 
   return daily
 end

@@ -1,37 +1,33 @@
 -- The stored state of a scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
 --
 -- Each scope is one value, so that a call reads and writes it at most once. In the script it is an array:
---   1  version of this format
+--   1  version of this format; as it is stored, plus 16 times the number of ledgers that follow
 --   2  when the last reservation on it is forgotten
 --   3  when its cooldown ends; 0 if there is none
---   4  the same as the caller gave it, as text: seconds, or inf
---   5  description of the cooldown
---   6  learnt limits, as text: metric, limit and end of each, a space after every number
---   7  four ledgers (ledgers.lua), for metric 1 to 4, nine fields each; the kind is 0 if there is no ledger
+--   4  when that end was set
+--   5  1 if the cooldown is half-open: at its end one request goes first; else 0
+--   6  its end as the caller gave it, as text: seconds, or inf
+--   7  description of the cooldown
+--   8  learnt limits, as text: metric, limit and end of each, a space after every number
+--   9  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
 -- followed by what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
 -- Times are in microseconds.
 
 local METRICS = 4
-local FIRST_LEDGER, LEDGER = 7, 9
+local FIRST_LEDGER, LEDGER = 9, 10
 local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
 local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
 
-local prefix         -- the key of a scope is this and the name of the scope; set by batch.lua
+local prefix, version -- the key of a scope is its name between these two; set by batch.lua
+local strikes_kept   -- for how long an ended half-open cooldown is remembered; set by batch.lua
 local scopes = {}    -- name -> the scope
 local touched = {}   -- the scopes that changed, in order
-local others_until   -- when the last cooldown of a key or provider ends, or later; KEYS[3], read by batch.lua
-local others_written -- whether that must be written
 
 local function touch(s)
   if not s[CHANGED] then
     s[CHANGED] = true
     touched[#touched + 1] = s
   end
-end
-
-local function exact(text)
-  if text == "inf" then return math.huge end
-  return tonumber(text)
 end
 
 -- Milliseconds for which to keep what matters until a given time.
@@ -41,81 +37,92 @@ local function time_to_live(moment)
   return digits(ceil(min(moment - now + SLACK, MAXIMUM) / 1000))
 end
 
--- The learnt limits of a scope that are in force: metric -> {limit, end}; nil if there are none.
+-- When the cooldown of a scope no longer matters; 0 if it has none.
+local function forgotten_at(s)
+  return s[5] == 1 and s[3] + strikes_kept or s[3]
+end
+
+-- The learnt limits of a scope that are in force: metric -> {limit, end}.
 local function learnt_limits(s)
-  if s[6] == "" then return nil end
-  local learnt
-  for metric, limit, ends in string.gmatch(s[6], "(%d+) (%d+) (%d+) ") do
-    if tonumber(ends) > now then
-      learnt = learnt or {}
-      learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) }
-    end
+  local learnt = {}
+  for metric, limit, ends in string.gmatch(s[8], "(%d+) (%d+) (%d+) ") do
+    if tonumber(ends) > now then learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) } end
   end
   return learnt
 end
 
 local function set_learnt_limits(s, learnt)
-  s[6] = ""
+  s[8] = ""
   for metric, entry in pairs(learnt) do
-    s[6] = s[6] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
+    s[8] = s[8] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
   end
 end
 
-local read, get_scope, write_scopes = (function()
-  local VERSION = 2
-  local LAYOUT = "<BddsssBdddddddsBdddddddsBdddddddsBddddddds"
+local get_scope, write_scopes = (function()
+  local VERSION = 3
+  -- The last field of a ledger, its text, is stored as its length here; the texts follow.
+  local LAYOUT = "<BdddBsssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
+  local HEAD, BLOCK = 9, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
   local function decode(value)
-    if struct then return byte(value) == VERSION and { struct.unpack(LAYOUT, value) } end
-    local is_json, s = pcall(cjson.decode, value)
-    return is_json and type(s) == "table" and s[1] == VERSION and s
-  end
-
-  local function encode(s)
-    if struct then return struct.pack(LAYOUT, unpack(s, 1, FIELDS)) end
-    return cjson.encode({ unpack(s, 1, FIELDS) })
-  end
-
-  local function empty()
-    local s = { VERSION, 0, 0, "", "", "" }
-    for b = FIRST_LEDGER, FIELDS, LEDGER do
-      for i = b, b + LEDGER - 2 do
-        s[i] = 0
-      end
-      s[b + LEDGER - 1] = ""
+    if not struct then
+      local is_json, s = pcall(cjson.decode, value)
+      return is_json and type(s) == "table" and s[1] == VERSION and s
     end
+    local count = (byte(value) - VERSION) / 16
+    if count ~= floor(count) or count > METRICS then return false end
+    local s = { struct.unpack(sub(LAYOUT, 1, HEAD + count * BLOCK), value) }
+    local stored = FIRST_LEDGER - 1 + count * LEDGER
+    local at = s[stored + 1]
+    for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
+      local stop = at + s[text]
+      s[text], at = sub(value, at, stop - 1), stop
+    end
+    for i = stored + 1, FIELDS do
+      s[i] = 0
+    end
+    s[1] = VERSION
     return s
   end
 
-  local function read_key(key)
-    local value = fetched[key]
-    if value == nil then
-      value = call("GET", key)
-      fetched[key] = value
+  -- Ledgers after the last one in use are not stored.
+  local function encode(s)
+    if not struct then return cjson.encode({ unpack(s, 1, FIELDS) }) end
+    local count, texts = METRICS, ""
+    while count > 0 and s[FIRST_LEDGER + (count - 1) * LEDGER] == 0 do
+      count = count - 1
     end
-    return value
+    local stored = FIRST_LEDGER - 1 + count * LEDGER
+    for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
+      local length = s[text] == 0 and 0 or #s[text]
+      if length > 0 then texts = texts .. s[text] end
+      s[text] = length
+    end
+    s[1] = VERSION + 16 * count
+    return struct.pack(sub(LAYOUT, 1, HEAD + count * BLOCK), unpack(s, 1, stored)) .. texts
   end
 
-  -- Return the scope with a name; an empty one if nothing is stored.
-  local function get(name)
-    local s = scopes[name]
-    if s then return s end
-    local key = prefix .. name
-    local value = read_key(key)
-    s = value and decode(value)
-    if value and not s then corrupt = corrupt or key end
-    s = s or empty()
-    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value and true or false, false
-    scopes[name] = s
+  local function empty()
+    local s = { VERSION, 0, 0, 0, 0, "", "", "" }
+    for i = FIRST_LEDGER, FIELDS do
+      s[i] = 0 -- of a ledger that is not there, nothing but its kind is ever looked at
+    end
     return s
   end
 
   -- Drop what has ended, and return until when the scope must be kept.
   local function tidy(s)
     local kept_until = s[2]
-    if s[3] > now then kept_until = max(kept_until, s[3]) else s[3], s[4], s[5] = 0, "", "" end
-    if s[6] ~= "" then
-      local learnt = learnt_limits(s) or {}
+    if s[3] > 0 then
+      local forgotten = forgotten_at(s)
+      if forgotten > now then
+        kept_until = max(kept_until, forgotten)
+      else
+        s[3], s[4], s[5], s[6], s[7] = 0, 0, 0, "", ""
+      end
+    end
+    if s[8] ~= "" then
+      local learnt = learnt_limits(s)
       set_learnt_limits(s, learnt)
       for _, entry in pairs(learnt) do
         kept_until = max(kept_until, entry[2])
@@ -128,6 +135,54 @@ local read, get_scope, write_scopes = (function()
       end
     end
     return kept_until
+  end
+
+  -- The scope in the value of its key in format 2, which did not say when a cooldown was imposed.
+  local function import(value)
+    local former
+    if struct then
+      former = byte(value) == 2 and { struct.unpack("<BddsssBdddddddsBdddddddsBdddddddsBddddddds", value) }
+    else
+      local is_json, array = pcall(cjson.decode, value)
+      former = is_json and type(array) == "table" and array[1] == 2 and array
+    end
+    if not former then return nil end
+    local s = empty()
+    s[2], s[3], s[6], s[7], s[8] = unpack(former, 2, 6)
+    for metric = 1, METRICS do
+      local b, at = FIRST_LEDGER + (metric - 1) * LEDGER, 7 + (metric - 1) * 9
+      if former[at] ~= 0 then
+        for i = 0, 7 do
+          s[b + i] = former[at + i]
+        end
+        s[b + LEDGER - 1] = kind_of(s[b]).import(s, b, former[at + 8])
+      end
+    end
+    s[2] = tidy(s) -- from now on this one counts, for as long as the former is there
+    return s
+  end
+
+  -- Return the scope with a name; an empty one if nothing is stored.
+  local function get(name)
+    local s = scopes[name]
+    if s then return s end
+    local key = prefix .. name .. version
+    local value = fetched[key]
+    if value == nil then value = call("GET", key) end
+    if value then
+      s = decode(value)
+      if not s then corrupt = corrupt or key end
+    else
+      local former = call("GET", prefix .. name)
+      if former then
+        s = import(former)
+        if not s then corrupt = corrupt or prefix .. name end
+      end
+    end
+    s = s or empty()
+    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value and true or false, false
+    scopes[name] = s
+    return s
   end
 
   local function write()
@@ -145,39 +200,7 @@ local read, get_scope, write_scopes = (function()
         call("DEL", s[KEY])
       end
     end
-    if others_written then call("SET", KEYS[3], digits(others_until), "PX", time_to_live(others_until)) end
   end
 
-  return read_key, get, write
+  return get, write
 end)()
-
--- Cooldowns and learnt limits --------------------------------------------------------------------------------
-
--- The scope with a name if it is cooling down now, or nil.
-local function find_cooling(name)
-  if not scopes[name] and not read(prefix .. name) then return nil end
-  local s = get_scope(name)
-  return s[3] > now and s or nil
-end
-
--- `cooldown`: {scope, until, until exact, description, {metric, limit, …}}; see batch.lua.
-local function cool_down(cooldown, learnt_until)
-  local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[5]
-  if text == "-inf" then
-    s[3], s[4], s[5] = 0, "", ""
-  elseif ends > now and (s[3] <= now or exact(text) > exact(s[4])) then
-    s[3], s[4], s[5] = ends, text, cooldown[4]
-    if sub(cooldown[1], 1, 6) ~= "model:" and ends > others_until then
-      others_until, others_written = ends, true
-    end
-  end
-  if limits[1] then
-    local learnt = learnt_limits(s) or {}
-    for i = 1, #limits, 2 do
-      local known = learnt[limits[i]]
-      learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], learnt_until }
-    end
-    set_learnt_limits(s, learnt)
-  end
-  touch(s)
-end

@@ -1,0 +1,70 @@
+"""Notice when quarantines end: lifted by hand, by a replaced credential, or by a process that starts."""
+
+from __future__ import annotations
+
+import logging
+
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Scope
+from llm_router.engine.credentials import is_marked
+from llm_router.engine.pool import Pool
+from llm_router.errors import StoreError
+from llm_router.stores.base import RateLimitStore, Refusal
+
+__all__ = ["Quarantines"]
+
+_log = logging.getLogger("llm_router")
+
+_WORTH_A_TRY = 3600.0
+"""Seconds after the last try after which a process that first meets a quarantine has it tried again."""
+
+
+class Quarantines:
+    """The quarantines that this process meets in the store.
+
+    Args:
+        store: Where they are.
+        pool: Whose deployments they concern.
+
+    Attributes:
+        lifts: What the store last reported as ``Decision.lifts``; None before its first reply.
+    """
+
+    def __init__(self, store: RateLimitStore, pool: Pool) -> None:
+        self._store = store
+        self._pool = pool
+        self.lifts: int | None = None
+        self._met: set[Scope] = set()
+
+    def notice_lifts(self, lifts: int, now: float) -> None:
+        """Make ready what is parked because of a cooldown: the store reports that one was lifted."""
+        if self.lifts is not None:
+            self._pool.rouse_cooled(now)
+        self.lifts = lifts
+
+    async def reopen(self, refusal: Refusal, now: float) -> bool:
+        """End a quarantine whose credential was replaced; have an old one tried again, once per process.
+
+        Return whether the deployment is to be asked again.
+        """
+        cooldown = refusal.cooldown
+        if cooldown is None or not cooldown.credential:
+            return False
+        change = self._change(cooldown, refusal, now)
+        if change is None:
+            return False
+        try:
+            await self._store.cool_down(change)
+        except StoreError as error:
+            _log.debug("a quarantine could not be ended: %s", error)
+            return False
+        self._pool.rouse(cooldown.scope, now)
+        return True
+
+    def _change(self, cooldown: Cooldown, refusal: Refusal, now: float) -> Cooldown | None:
+        if not is_marked(refusal.deployment, cooldown.credential):
+            return Cooldown.lift(cooldown.scope)
+        if cooldown.scope in self._met:
+            return None
+        self._met.add(cooldown.scope)
+        return Cooldown.retry(cooldown.scope) if now - cooldown.since >= _WORTH_A_TRY else None

@@ -1,0 +1,17 @@
+-- Tables that were added to schema version 2. Programs that do not know them ignore them: to these, a half-open
+-- cooldown is an ordinary one. So the version stays the same, and old and new programs may share a file.
+
+-- The rest of a cooldown. It applies as long as the cooldown of the scope still has the same end.
+CREATE TABLE IF NOT EXISTS cooldown_details (
+    scope TEXT PRIMARY KEY,
+    until REAL NOT NULL,
+    half_open INTEGER NOT NULL,
+    strikes INTEGER NOT NULL,
+    since REAL NOT NULL,
+    credential TEXT NOT NULL,
+    imposed INTEGER NOT NULL   -- when the end was set, in microseconds
+) WITHOUT ROWID;
+
+-- How many cooldowns were lifted or made due.
+CREATE TABLE IF NOT EXISTS lifts (count INTEGER NOT NULL);
+INSERT INTO lifts SELECT 0 WHERE NOT EXISTS (SELECT * FROM lifts);
