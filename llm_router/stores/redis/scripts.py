@@ -13,7 +13,19 @@ from redis.exceptions import NoScriptError
 
 __all__ = ["Client", "Script", "load_script"]
 
-_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "cooldowns.lua", "reservations.lua", "batch.lua")
+_PARTS = (
+    "packed.lua",
+    "ledgers.lua",
+    "rolling.lua",
+    "steady.lua",
+    "daily.lua",
+    "kinds.lua",
+    "scopes.lua",
+    "changing.lua",
+    "cooldowns.lua",
+    "reservations.lua",
+    "batch.lua",
+)
 """The files that make up the script; each uses those before it."""
 
 

@@ -14,7 +14,7 @@ from functools import cache
 
 import attrs
 
-from llm_router.domain.calendar import microseconds, midnights
+from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -33,7 +33,7 @@ METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 _NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_HEAD = struct.Struct("<QQQQQI")
+_HEAD = struct.Struct("<QQQQQQI")
 _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
@@ -124,14 +124,31 @@ def _field(reservation_id: str) -> bytes:
     return reservation_id.encode("utf-8", "surrogatepass")
 
 
+@attrs.frozen
+class _Midnights:
+    """Five consecutive midnights of each time zone, packed, and where now must lie for them.
+
+    Attributes:
+        today: The latest of the first ones.
+        tomorrow: The earliest of the second ones. From now on others are better.
+        latest: The earliest of the third ones. The script can do without others until then.
+        packed: All of them.
+    """
+
+    today: int = 0
+    tomorrow: int = 0
+    latest: int = 0
+    packed: bytes = b""
+
+
 class Encoder:
     """Makes the messages, and remembers the encoded form of deployments and time zones."""
 
     def __init__(self, names: KeyNames) -> None:
         self.names = names
         self.deployments: dict[Deployment, _EncodedDeployment] = {}
-        # For each time zone: the span for which its midnights are valid, and their packed form.
-        self._zones: dict[str, tuple[int, int, bytes]] = {}
+        self._zones: list[str] = []
+        self._midnights = _Midnights()
         for quota in _LEARNT_QUOTAS:
             self.add_zone(quota.timezone)
 
@@ -143,7 +160,8 @@ class Encoder:
         """
         if zone not in self._zones:
             midnights(0, zone)
-            self._zones[zone] = (0, 0, b"")
+            self._zones.append(zone)
+            self._midnights = _Midnights()
 
     def encode(self, deployment: Deployment) -> _EncodedDeployment:
         """Return the encoded form of ``deployment``, and remember it."""
@@ -158,17 +176,17 @@ class Encoder:
         self.deployments[deployment] = encoded
         return encoded
 
-    def zones(self, now: int) -> bytes:
-        """Return five midnights of each zone around ``now`` (microseconds)."""
-        parts = []
-        for zone, (starts, ends, packed) in self._zones.items():
-            if not starts <= now < ends:
-                first, second, third = midnights(now, zone)
-                packed = _MIDNIGHTS.pack(first, second, *midnights(third, zone))  # noqa: PLW2901
-                packed = zone.encode() + b"\0" + packed  # noqa: PLW2901
-                self._zones[zone] = (first, second, packed)
-            parts.append(packed)
-        return b"".join(parts)
+    def midnights(self, now: int) -> _Midnights:
+        """Return the midnights of each zone around ``now`` (microseconds)."""
+        if not self._midnights.today <= now < self._midnights.tomorrow:
+            found = [(zone, *midnights(now, zone)) for zone in self._zones]
+            packed = [
+                zone.encode() + b"\0" + _MIDNIGHTS.pack(first, second, *midnights(third, zone))
+                for zone, first, second, third in found
+            ]
+            _, firsts, seconds, thirds = zip(*found, strict=True)
+            self._midnights = _Midnights(max(firsts), min(seconds), min(thirds), b"".join(packed))
+        return self._midnights
 
     def start(self, ahead: int) -> Message:
         """Begin a message to a server whose clock is ``ahead`` microseconds ahead of the callers'."""
@@ -265,16 +283,17 @@ class Message:
             clock: The same if the caller decides the time; 0 if the server does.
             deadline: When it is too late for the server to do anything; 0 for never.
         """
-        names = self._encoder.names
+        names, zones = self._encoder.names, self._encoder.midnights(now)
+        latest = min(zones.latest - 1, deadline or NEVER)
         arguments: tuple[str | bytes, ...] = (
-            _HEAD.pack(clock, deadline, *_SPANS, self._settles),
+            _HEAD.pack(clock, zones.today, latest, *_SPANS, self._settles),
             names.scopes,
             names.version,
             b"".join(self._operations),
             b"".join(self._listed),
             b"".join(self._records),
             b"".join(self._profiles),
-            self._encoder.zones(now),
+            zones.packed,
             dump(self._cooldowns) if self._cooldowns else "",
             b"".join(self._others),
             *self._models,

@@ -7,10 +7,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from llm_router_tests_servers import redis_backends
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractContextManager
+
+
+@pytest.fixture(params=sorted(redis_backends()))
+async def redis_backend(request, tmp_path) -> AsyncIterator[object]:
+    """Provide each kind of Redis in turn: those of ``conftest.BACKENDS`` that are one."""
+    async with redis_backends()[request.param](tmp_path) as backend:
+        yield backend
 
 
 @pytest.fixture

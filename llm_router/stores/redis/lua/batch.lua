@@ -4,9 +4,9 @@
 -- concerns keys, projects and providers, and the same of format 2 (scopes.lua). Keys of scopes are used as well; they
 -- share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian.
 -- Times are in microseconds. A place in another argument is a byte, counted from 1.
---   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 when it is too late to do anything, because the caller
---            has given up, by the server's clock, 0 for never; I8 how long a learnt limit lasts, I8 a probe of a
---            half-open cooldown, I8 the memory of an ended one; I4 how many settles there are
+--   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 from when and I8 until when the message makes sense, by
+--            the server's clock: the midnights are right, and the caller still waits; I8 how long a learnt limit
+--            lasts, I8 a probe of a half-open cooldown, I8 the memory of an ended one; I4 how many settles there are
 --   ARGV[2]  prefix of the key of a scope, and ARGV[3] what follows the name in it
 --   ARGV[4]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
 --              1 reserve: place of its shortlist, what to take, microseconds until it expires
@@ -19,7 +19,7 @@
 --   ARGV[7]  profiles: B how many quotas; of each B metric 1-4, B kind (ledgers.lua), I8 limit, I8 window, I8 window
 --            and guard, I8 guard, I8 capacity, s time zone. The first profile belongs to no deployment: it describes,
 --            metric by metric, the quota that a learnt limit creates where none is configured.
---   ARGV[8]  time zones: s name, five I8: consecutive midnights, with the caller's now between the first two
+--   ARGV[8]  time zones: s name, five I8: consecutive midnights, with now before the third
 --   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
 --            [metric, limit, …]]; for "until exact" also "lift" and "retry"
 --   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
@@ -88,11 +88,11 @@ local open_deployment = (function()
     }
   end
 
-  -- The format in which a reservation stores the name of the scope and a mark for each quota; see reservations.lua.
+  -- The format in which a reservation stores a mark for each quota; see reservations.lua.
   local function form_of(terms)
-    local form = " %s"
+    local form = ""
     for i = 1, #terms do
-      form = form .. " " .. terms[i].metric .. " %d"
+      form = form .. " " .. terms[i].metric .. " " .. sub("00", 1, terms[i].kind - 1) .. "%d"
     end
     return form
   end
@@ -132,16 +132,19 @@ local open_deployment = (function()
   -- Find or create the ledger for the terms, and bring it up to now.
   local function open_ledger(s, terms)
     local b, kind = terms.at, kind_of(terms.kind)
-    local is_new = s[b] ~= terms.kind
-    if is_new then
-      for i = b + 1, b + LEDGER - 2 do
-        s[i] = 0
-      end
+    local present = s[b]
+    if present == terms.kind then
+      -- A settle does not know the limits: it uses those that were in force when the ledger was last opened.
+      if kind.configure(s, b, terms) then touch(s) end
+      kind.open(s, b)
+    elseif present == 0 then
       s[b], s[b + LEDGER - 1] = terms.kind, ""
+      kind.configure(s, b, terms)
+      kind.open(s, b)
+    else
+      get_changing().replace(s, terms)
+      opened = {} -- deployments for which the quota refills in another way must see it change back
     end
-    -- A settle does not know the limits: it uses those that were in force when the ledger was last opened.
-    if kind.configure(s, b, terms) and not is_new then touch(s) end
-    kind.open(s, b)
   end
 
   -- A deployment is opened once in a batch, and again after a cooldown.
@@ -153,7 +156,7 @@ local open_deployment = (function()
     for i = 1, #terms do
       open_ledger(s, terms[i])
     end
-    local deployment = { scope = s, terms = terms, marks = {}, taken_from = " " .. model }
+    local deployment = { scope = s, terms = terms, marks = {}, marked = "", name = " " .. model .. "@" }
     if s[3] > 0 or others_until > now then get_cooldowns().see(deployment, others) end
     opened[number] = deployment
     return deployment
@@ -174,7 +177,7 @@ local function fits(deployment, requests, tokens)
   return not deployment.cooling
 end
 
--- Take what fits, reply what remains, and return what it was taken from, in stored form.
+-- Take what fits, reply what remains, and return where it was taken from, in stored form.
 local function take(deployment, requests, tokens)
   local s, all, marks, remarked = deployment.scope, deployment.terms, deployment.marks, false
   local share, daily_share = 1, 1
@@ -191,9 +194,10 @@ local function take(deployment, requests, tokens)
       share = remains
     end
   end
-  if remarked then deployment.taken_from = format(all.taken_from, s[NAME], unpack(marks)) end
+  if s[9] ~= "" then get_changing().count_all(s, all, requests, tokens) end
+  if remarked then deployment.marked = format(all.taken_from, unpack(marks)) end
   reply(share * 2 ^ 53, daily_share * 2 ^ 53)
-  return deployment.taken_from
+  return deployment.marked
 end
 
 -- What is needed as soon as one candidate is refused, or probes a cooldown.
@@ -273,7 +277,7 @@ local function reserve(id, shortlist, requests, tokens, lasts)
     if retry_at == now then
       local s, expires = deployment.scope, now + lasts
       numbers[start] = 4 * i - 3
-      add_reservation(id, expires, requests, tokens, take(deployment, requests, tokens))
+      add_reservation(id, lasts, requests, tokens, deployment.name, take(deployment, requests, tokens))
       if expires > s[2] then s[2] = expires end
       touch(s)
       if deployment.due then
@@ -289,19 +293,34 @@ end
 
 -- The rest ---------------------------------------------------------------------------------------------------
 
+-- Change what was taken from a ledger. If it was of another kind then, what was used more counts as taken now, and what
+-- was used less is not given back.
+local function correct(s, metric, kind, mark, change)
+  local b = FIRST_LEDGER + (metric - 1) * LEDGER
+  if s[b] == 0 then return end
+  local present = kind_of(s[b])
+  present.open(s, b)
+  if kind == s[b] then
+    present.correct(s, b, mark, change)
+  elseif change > 0 then
+    present.take(s, b, change)
+  end
+  if change > 0 and s[9] ~= "" and s[b] ~= DAILY then get_changing().count(s, metric, change) end
+end
+
 local function settle(id, used_requests, used_tokens)
-  local expires, requests, tokens, name, marks = remove_reservation(id)
-  if not expires or now >= expires then return end
+  local requests, tokens, name, marks, is_format_2 = remove_reservation(id)
+  if not requests then return end
   requests, tokens = used_requests - requests, used_tokens - tokens
   if requests == 0 and tokens == 0 then return end
   local s = get_scope(name)
   for metric, mark in string.gmatch(marks, "(%d) (%d+)") do
     metric = tonumber(metric)
-    local b, change = FIRST_LEDGER + (metric - 1) * LEDGER, metric % 2 == 0 and tokens or requests
-    if s[b] ~= 0 and change ~= 0 then
-      local kind = kind_of(s[b])
-      kind.open(s, b)
-      kind.correct(s, b, tonumber(mark), change)
+    local change = metric % 2 == 0 and tokens or requests
+    if change ~= 0 then
+      local kind = byte(mark) ~= 48 and ROLLING or byte(mark, 2) ~= 48 and STEADY or DAILY
+      if is_format_2 then kind = s[FIRST_LEDGER + (metric - 1) * LEDGER] end
+      correct(s, metric, kind, tonumber(mark), change)
     end
   end
   touch(s)
@@ -348,18 +367,6 @@ local function fetch_first()
   end
 end
 
--- Whether the caller knows the server's time, and still waits for an answer.
-local function is_timely(deadline)
-  local at, last = 1, #ARGV[8]
-  while at < last do
-    local zone = { unpack_from("<sI8I8I8I8I8", ARGV[8], at) }
-    at = zone[7]
-    zones[zone[1]] = { unpack(zone, 2, 6) }
-    if now < zone[2] or now >= zone[4] then return false end
-  end
-  return deadline == 0 or now <= deadline
-end
-
 -- Read the reservations that are settled.
 local function fetch_settled(operations)
   local at, settled = 1, {}
@@ -392,18 +399,18 @@ local function run(learnt_for, settles)
   end
 end
 
-local deadline, learnt_for, settles
-now, deadline, learnt_for, probe_time, strikes_kept, settles = unpack_from("<I8I8I8I8I8I4", ARGV[1], 1)
+local earliest, latest, learnt_for, settles
+now, earliest, latest, learnt_for, probe_time, strikes_kept, settles = unpack_from("<I8I8I8I8I8I8I4", ARGV[1], 1)
 prefix, version = ARGV[2], ARGV[3]
 if now == 0 then
   local time = call("TIME")
   now = time[1] * 1e6 + time[2]
 end
 local state = call("MGET", KEYS[2], KEYS[3], KEYS[4])
-fetched[KEYS[2]] = state[1]
+read_sweep(state[1])
 corrupt = read_others(state[2], state[3])
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end
-if not is_timely(deadline) then return { "again", now, "", {}, {}, 0 } end
+if now < earliest or now > latest then return { "again", now, "", {}, {}, 0 } end
 run(learnt_for, settles)
 if missing_zone then return { "again", now, missing_zone, {}, {}, 0 } end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end

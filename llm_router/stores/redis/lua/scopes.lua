@@ -9,12 +9,13 @@
 --   6  its end as the caller gave it, as text: seconds, or inf
 --   7  description of the cooldown
 --   8  learnt limits, as text: metric, limit and end of each, a space after every number
---   9  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
+--   9  daily ledgers that are kept aside, as text; see changing.lua
+--  10  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
 -- followed by what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
 -- Times are in microseconds.
 
 local METRICS = 4
-local FIRST_LEDGER, LEDGER = 9, 10
+local FIRST_LEDGER, LEDGER = 10, 10
 local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
 local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
 
@@ -61,8 +62,8 @@ end
 local get_scope, write_scopes = (function()
   local VERSION = 3
   -- The last field of a ledger, its text, is stored as its length here; the texts follow.
-  local LAYOUT = "<BdddBsssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
-  local HEAD, BLOCK = 9, 11 -- how much of it describes the fields before the ledgers, and a ledger
+  local LAYOUT = "<BdddBssssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
+  local HEAD, BLOCK = 10, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
   local function decode(value)
     if not struct then
@@ -103,7 +104,7 @@ local get_scope, write_scopes = (function()
   end
 
   local function empty()
-    local s = { VERSION, 0, 0, 0, 0, "", "", "" }
+    local s = { VERSION, 0, 0, 0, 0, "", "", "", "" }
     for i = FIRST_LEDGER, FIELDS do
       s[i] = 0 -- of a ledger that is not there, nothing but its kind is ever looked at
     end
@@ -127,6 +128,14 @@ local get_scope, write_scopes = (function()
       for _, entry in pairs(learnt) do
         kept_until = max(kept_until, entry[2])
       end
+    end
+    if s[9] ~= "" then
+      local LONGEST_DAY = 25 * 3600 * 1e6
+      s[9] = string.gsub(s[9], "%d %d+ (%d+) %d+ (%d+) [^;]*;", function(carry, ends)
+        ends = tonumber(ends) + (carry == "0" and 0 or LONGEST_DAY)
+        kept_until = max(kept_until, ends)
+        if ends <= now then return "" end
+      end)
     end
     for b = FIRST_LEDGER, FIELDS, LEDGER do
       if s[b] ~= 0 then

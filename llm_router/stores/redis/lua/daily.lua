@@ -1,0 +1,88 @@
+-- The ledger of a daily quota; ledgers.lua describes its functions.
+--
+-- What is taken between two midnights, how much of it was taken within the guard before the second and so counts on
+-- both sides, the midnights, the guard; and, as text, the time zone.
+
+local function load_daily()
+  local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 9
+  local LONGEST_DAY = 25 * 3600 * 1e6
+
+  local zones         -- time zone -> consecutive midnights, now lying before the third; nil until they are needed
+
+  local function midnights_of(zone)
+    if not zones then
+      local at = 1
+      zones = {}
+      while at < #ARGV[8] do
+        local name, first, second, third, fourth, fifth, following = unpack_from("<sI8I8I8I8I8", ARGV[8], at)
+        at, zones[name] = following, { first, second, third, fourth, fifth }
+      end
+    end
+    return zones[zone]
+  end
+
+  -- The first midnight of the zone after a time that is not before today.
+  local function midnight_after(zone, moment)
+    for _, midnight in ipairs(midnights_of(zone) or {}) do
+      if midnight > moment then return midnight end
+    end
+    return moment + LONGEST_DAY
+  end
+
+  local daily = {}
+
+  function daily.configure(s, b, terms)
+    if s[b + GUARD] == terms.guard and s[b + ZONE] == terms.zone then return false end
+    s[b + GUARD], s[b + ZONE] = terms.guard, terms.zone
+    return true
+  end
+
+  function daily.open(s, b)
+    if now < s[b + ENDS] then return end
+    local midnights = midnights_of(s[b + ZONE])
+    if not midnights then missing_zone = s[b + ZONE] end
+    if missing_zone then return end
+    local starts = now < midnights[2] and midnights[1] or midnights[2]
+    -- Only what was taken right before *this* midnight can count on this side of it.
+    s[b + USED] = starts == s[b + ENDS] and s[b + CARRY] or 0
+    s[b + CARRY], s[b + STARTS], s[b + ENDS] = 0, starts, midnight_after(s[b + ZONE], now)
+  end
+
+  function daily.room_at(s, b, amount, terms)
+    local limit = terms.limit
+    if s[b + USED] + amount <= limit and s[b + CARRY] + amount <= limit then return now end
+    if amount > limit then return NEVER end
+    if s[b + CARRY] + amount <= limit then return s[b + ENDS] end
+    return midnight_after(s[b + ZONE], s[b + ENDS])
+  end
+
+  function daily.take(s, b, amount)
+    s[b + USED] = s[b + USED] + amount
+    if now >= s[b + ENDS] - s[b + GUARD] then s[b + CARRY] = s[b + CARRY] + amount end
+    return max(now, s[b + STARTS])
+  end
+
+  function daily.correct(s, b, mark, change)
+    if mark >= s[b + STARTS] - s[b + GUARD] then s[b + USED] = max(0, s[b + USED] + change) end
+    if mark >= s[b + ENDS] - s[b + GUARD] then s[b + CARRY] = max(0, s[b + CARRY] + change) end
+  end
+
+  function daily.used(s, b) return s[b + USED] end
+
+  function daily.resets_at(s, b)
+    if s[b + USED] == 0 then return now end
+    return s[b + CARRY] > 0 and midnight_after(s[b + ZONE], s[b + ENDS]) or s[b + ENDS]
+  end
+
+  function daily.kept_until(s, b)
+    return s[b + CARRY] > 0 and s[b + ENDS] + LONGEST_DAY or s[b + ENDS]
+  end
+
+  function daily.begin(s, b, amount)
+    if amount > s[b + USED] then daily.take(s, b, amount - s[b + USED]) end
+  end
+
+  function daily.import(_, _, text) return text end
+
+  return daily
+end
