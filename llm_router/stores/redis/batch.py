@@ -34,6 +34,9 @@ _USUAL_CANDIDATES = 8
 _TRIES = 3
 """How often a batch is sent if the server's clock turns out to differ from what was assumed."""
 
+_STEP = 0.1
+"""Seconds by which this machine's clock may drift between two calls; by more, it was set."""
+
 
 @attrs.define
 class Server:
@@ -54,21 +57,31 @@ class Server:
     encoder: Encoder
     clock: Clock | None
     ahead: int | None = None
+    _looked: tuple[float, float] = attrs.field(init=False, factory=lambda: (time.time(), time.monotonic()))
 
     def now(self) -> tuple[int, int]:
         """Return the server's time as far as it is known, and the time to send (0: the server decides)."""
         if self.clock is not None:
             now = round(self.clock.time() * 1e6)
             return now, now
-        return round(time.time() * 1e6) + (self.ahead or 0), 0
+        return round(self._look() * 1e6) + (self.ahead or 0), 0
 
-    def set_now(self, now: int, sent: int) -> None:
-        """Record that the server's clock showed ``now`` at some time between ``sent`` and this call.
+    def set_now(self, now: int, took: float) -> None:
+        """Record that the server's clock showed ``now`` at some time during the last ``took`` seconds.
 
         As long as the clocks may agree, they are taken to agree: the duration of a reply changes nothing.
         """
-        earliest, latest = now - round(time.time() * 1e6), now - sent
-        self.ahead = min(max(self.ahead or 0, earliest), latest)
+        earliest = now - round(self._look() * 1e6)
+        self.ahead = min(max(self.ahead or 0, earliest), earliest + round(took * 1e6))
+
+    def _look(self) -> float:
+        """Return what this machine's clock shows. If it was set since the last look, correct ``ahead``."""
+        wall, steady = time.time(), time.monotonic()
+        step = wall - self._looked[0] - (steady - self._looked[1])
+        if self.ahead is not None and abs(step) > _STEP:
+            self.ahead -= round(step * 1e6)
+        self._looked = wall, steady
+        return wall
 
 
 class Batcher:
@@ -208,14 +221,15 @@ class Batcher:
         """Run the script once, record the server's time, and return the reply."""
         server = self._server
         keys, arguments = self._encode(batch, deadline.when)
-        sent = round(time.time() * 1e6)
+        sent = time.monotonic()
         reply = await server.script.run(self._client, keys, arguments)
         if server.clock is None:
-            server.set_now(int(reply[1]), sent)
+            server.set_now(int(reply[1]), time.monotonic() - sent)
         return reply
 
     def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Make the message of ``batch``, and drop the operations that cannot be encoded."""
+        now, clock = self._server.now()
         message = self._server.encoder.start(self._server.ahead or 0)
         wrong = []
         for operation in batch:
@@ -226,7 +240,6 @@ class Batcher:
                 _set_exception(operation, error)
         for operation in wrong:
             batch.remove(operation)
-        now, clock = self._server.now()
         if clock or self._server.ahead is None:
             return message.finish(now, clock, 0)
         return message.finish(now, 0, now + round((deadline - self._loop.time()) * 1e6))

@@ -10,7 +10,7 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.redis.descriptions import read_description
-from llm_router.stores.redis.wire import METRICS, Operation, Reserve, Snapshot
+from llm_router.stores.redis.wire import METRICS, CoolDown, Operation, Reserve, Snapshot
 
 __all__ = ["decode"]
 
@@ -51,13 +51,13 @@ class _Reader:
         self._lifts = lifts
         self._at = 0
 
-    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | None:
+    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | int | None:
         """Read the next result, which is that of ``operation``."""
         if isinstance(operation, Reserve):
             return self._decision(operation.candidates)
         if isinstance(operation, Snapshot):
             return [self._snapshot(deployment) for deployment in operation.deployments]
-        return None
+        return self._lifts if isinstance(operation, CoolDown) else None
 
     def _take(self, count: int) -> list[int]:
         at = self._at

@@ -15,7 +15,9 @@ __all__ = ["Client", "Script", "load_script"]
 
 _PARTS = (
     "packed.lua",
+    "layout.lua",
     "ledgers.lua",
+    "entries.lua",
     "rolling.lua",
     "steady.lua",
     "daily.lua",

@@ -67,10 +67,11 @@ class Settle:
 
 @attrs.define(eq=False)
 class CoolDown:
-    """A cooldown, and the future of its completion."""
+    """A cooldown, what it stands for, and the future of the number of lifts; see :class:`Decision`."""
 
-    future: Future[None]
+    future: Future[int]
     cooldown: Cooldown
+    order: str = attrs.field(default=attrs.Factory(lambda self: order_of(self.cooldown), takes_self=True))
 
 
 @attrs.define(eq=False)
@@ -237,7 +238,7 @@ class Message:
             self._add(_SETTLE, 0, operation.used, 0, _field(operation.reservation_id))
             self._settles += 1
         elif isinstance(operation, CoolDown):
-            self._add(_COOL_DOWN, self._cooldown(operation.cooldown), _NOTHING, 0, b"")
+            self._add(_COOL_DOWN, self._cooldown(operation), _NOTHING, 0, b"")
         else:
             self._add(_SNAPSHOT, self._shortlist(tuple(operation.deployments)), _NOTHING, 0, b"")
 
@@ -264,12 +265,10 @@ class Message:
         number = self._numbers[deployment] = len(self._records)
         return number
 
-    def _cooldown(self, cooldown: Cooldown) -> int:
+    def _cooldown(self, operation: CoolDown) -> int:
         """Add a cooldown and return its number."""
-        end = order_of(cooldown)
-        if not end:
-            cooldown = shifted(cooldown, self._ahead)
-            end = repr(float(cooldown.until))
+        cooldown = shifted(operation.cooldown, self._ahead)
+        end = operation.order or repr(float(cooldown.until))
         learnt = [number for limit in cooldown.learnt for number in (_NUMBERS[limit.metric], limit.limit)]
         until, half_open = microseconds(cooldown.until), int(cooldown.half_open)
         self._cooldowns.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])

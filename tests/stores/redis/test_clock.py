@@ -1,4 +1,4 @@
-"""The first call of a Redis store, made on a machine whose clock differs from the server's."""
+"""Clocks that differ from the server's: at the first call of a Redis store, and when they are set."""
 
 from __future__ import annotations
 
@@ -64,6 +64,32 @@ async def test_a_first_call_that_timed_out_takes_no_effect_later(redis_server, p
     await asyncio.sleep(0.1)  # for the server to read what lies in its socket
     [snapshot] = await store.snapshot([deployment])
     assert snapshot.quotas[0].used == 0
+    await store.aclose()
+
+
+@pytest.mark.parametrize("step", [-90_000.0, 90_000.0])
+async def test_a_clock_that_is_set_costs_no_call_and_delays_no_timeout(
+    redis_server, pools, monkeypatch, step
+):
+    """The store sees it by another clock: the next call is as usual, and takes no effect once given up."""
+    deployment, real = pools.one(), time.time
+    store = RedisStore(redis_server.url, timeout=0.3)
+    await store.reserve("before", [deployment], Demand(1, 0), 60)
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    with redis_server.client() as client:
+        client.config_resetstat()
+        decision = await store.reserve("after", [deployment], Demand(1, 0), 60)
+        assert decision.deployment is deployment
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    monkeypatch.setattr(time, "time", lambda: real() + 2 * step)
+    redis_server.freeze()
+    with pytest.raises(StoreUnavailableError, match="did not answer"):
+        await store.reserve("given up", [deployment], Demand(1, 0), 60)
+    redis_server.thaw()
+    await asyncio.sleep(0.1)  # for the server to read what lies in its socket
+    [snapshot] = await store.snapshot([deployment])
+    assert snapshot.quotas[0].used == 2
+    assert abs(snapshot.quotas[0].resets_at - real() - 2 * step - 60.3) < 5
     await store.aclose()
 
 

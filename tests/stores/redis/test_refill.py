@@ -84,7 +84,7 @@ async def test_no_window_is_exceeded_by_a_change(redis_backend):
 
 
 async def test_the_count_of_a_day_goes_on_when_it_is_asked_for_again(redis_backend):
-    """What was taken while the quota refilled in another way counts for the day as well, as it was settled."""
+    """What was taken while the quota refilled in another way counts for the day, too, as it was settled."""
     clock = ManualClock(START)
     daily, rolling = deployment(Refill.DAILY, 100, Metric.TPM), deployment(Refill.ROLLING, 100, Metric.TPM)
     async with opened(redis_backend, clock) as (store, grants):

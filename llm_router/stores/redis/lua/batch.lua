@@ -21,7 +21,7 @@
 --            metric by metric, the quota that a learnt limit creates where none is configured.
 --   ARGV[8]  time zones: s name, five I8: consecutive midnights, with now before the third
 --   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
---            [metric, limit, …]]; for "until exact" also "lift" and "retry"
+--            [metric, limit, …]]; for "until exact" also "lift", "retry" and "probe"
 --   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
 --   ARGV[11] and on: the names of the scopes of models
 --
@@ -49,7 +49,6 @@ local numbers = {}   -- the reply
 local length = 0     -- how many numbers there are
 local descriptions = {}
 local opened = {}    -- number of a deployment -> its scope and terms, under the limits in force
-local probe_time
 
 local function reply(a, b)
   numbers[length + 1], numbers[length + 2] = a, b
@@ -135,8 +134,8 @@ local open_deployment = (function()
     local present = s[b]
     if present == terms.kind then
       -- A settle does not know the limits: it uses those that were in force when the ledger was last opened.
-      if kind.configure(s, b, terms) then touch(s) end
-      kind.open(s, b)
+      local changed = kind.configure(s, b, terms)
+      if kind.open(s, b) or changed then touch(s) end
     elseif present == 0 then
       s[b], s[b + LEDGER - 1] = terms.kind, ""
       kind.configure(s, b, terms)
@@ -152,7 +151,11 @@ local open_deployment = (function()
     local model, others, place = named(number)
     local s, profile = get_scope(model), profile_at(place)
     local terms = profile.terms
-    if s[8] ~= "" then terms = learnt_terms(profile, learnt_limits(s)) end
+    if s[8] ~= "" then
+      local learnt, is_set_back = learnt_limits(s)
+      if is_set_back then set_learnt_limits(s, learnt) end
+      terms = learnt_terms(profile, learnt)
+    end
     for i = 1, #terms do
       open_ledger(s, terms[i])
     end
@@ -249,7 +252,7 @@ local function load_refusing()
     for _, s in ipairs(deployment.due) do
       length = length + 1
       numbers[length] = refusing.describe(s)
-      get_cooldowns().probe(s, probe_time)
+      get_cooldowns().probe(s)
     end
     opened = {}
   end
@@ -378,7 +381,7 @@ local function fetch_settled(operations)
   fetch_reservations(settled)
 end
 
-local function run(learnt_for, settles)
+local function run(settles)
   local operations, imposed, at = ARGV[4], nil, 1
   fetch_first()
   if settles > 0 then fetch_settled(operations) end
@@ -391,7 +394,7 @@ local function run(learnt_for, settles)
       settle(id, requests, tokens)
     elseif kind == COOL_DOWN then
       imposed = imposed or cjson.decode(ARGV[9])
-      get_cooldowns().impose(imposed[argument], now + learnt_for)
+      get_cooldowns().impose(imposed[argument])
       opened = {}
     else
       snapshot(argument)
@@ -399,7 +402,7 @@ local function run(learnt_for, settles)
   end
 end
 
-local earliest, latest, learnt_for, settles
+local earliest, latest, settles
 now, earliest, latest, learnt_for, probe_time, strikes_kept, settles = unpack_from("<I8I8I8I8I8I8I4", ARGV[1], 1)
 prefix, version = ARGV[2], ARGV[3]
 if now == 0 then
@@ -411,7 +414,7 @@ read_sweep(state[1])
 corrupt = read_others(state[2], state[3])
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end
 if now < earliest or now > latest then return { "again", now, "", {}, {}, 0 } end
-run(learnt_for, settles)
+run(settles)
 if missing_zone then return { "again", now, missing_zone, {}, {}, 0 } end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0 } end
 -- Nothing has been written so far: an error up to here, or in the first write, leaves everything as it was.

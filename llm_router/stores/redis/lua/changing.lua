@@ -61,7 +61,7 @@ local function load_changing()
   function changing.replace(s, terms)
     local b, metric, former_kind = terms.at, terms.metric, s[terms.at]
     local kind, former = kind_of(terms.kind), {}
-    kind_of(former_kind).open(s, b)
+    if kind_of(former_kind).open(s, b) then touch(s) end
     for i = 0, LEDGER - 1 do
       former[i], s[b + i] = s[b + i], 0
     end

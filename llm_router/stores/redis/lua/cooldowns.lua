@@ -75,10 +75,10 @@ local function load_cooldowns()
   end
 
   -- Let one request probe a half-open cooldown that has ended: the others wait for a while.
-  function cooldowns.probe(s, probe_time) set_end(s, now + probe_time) end
+  function cooldowns.probe(s) set_end(s, now + probe_time) end
 
   -- `cooldown`: {scope, until, until exact, description, half-open, {metric, limit, …}}; see batch.lua.
-  function cooldowns.impose(cooldown, learnt_until)
+  function cooldowns.impose(cooldown)
     local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[6]
     if text == "lift" or text == "retry" then
       -- Never a number that was used before the key expired.
@@ -88,6 +88,8 @@ local function load_cooldowns()
       elseif s[5] == 1 and s[3] > now then
         set_end(s, now)
       end
+    elseif text == "probe" then -- a request of another shard probes it
+      if s[5] == 1 and s[3] <= now and forgotten_at(s) > now then set_end(s, now + probe_time) end
     elseif ends > now and (s[3] <= now or exact(text) > exact(s[6])) then
       set(s, ends, cooldown[5], text, cooldown[4])
     end
@@ -95,10 +97,9 @@ local function load_cooldowns()
       local learnt = learnt_limits(s)
       for i = 1, #limits, 2 do
         local known = learnt[limits[i]]
-        learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], learnt_until }
+        learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], now + learnt_for }
       end
       set_learnt_limits(s, learnt)
-      touch(s)
     end
   end
 

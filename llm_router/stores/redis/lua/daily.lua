@@ -6,6 +6,7 @@
 local function load_daily()
   local STARTS, ENDS, GUARD, ZONE = 3, 4, 5, 9
   local LONGEST_DAY = 25 * 3600 * 1e6
+  local NEAR = 3600 * 1e6 -- set back over midnight by no more than this, the day stays: which one it really is, is open
 
   local zones         -- time zone -> consecutive midnights, now lying before the third; nil until they are needed
 
@@ -38,14 +39,19 @@ local function load_daily()
   end
 
   function daily.open(s, b)
-    if now < s[b + ENDS] then return end
+    local starts, ends = s[b + STARTS], s[b + ENDS]
+    if now < ends and now >= starts - NEAR then return false end
     local midnights = midnights_of(s[b + ZONE])
     if not midnights then missing_zone = s[b + ZONE] end
-    if missing_zone then return end
-    local starts = now < midnights[2] and midnights[1] or midnights[2]
+    if missing_zone then return false end
+    s[b + STARTS], s[b + ENDS] = now < midnights[2] and midnights[1] or midnights[2], midnight_after(s[b + ZONE], now)
+    if now < starts then -- the clock was set back: what was taken counts today
+      s[b + CARRY] = now >= s[b + ENDS] - s[b + GUARD] and s[b + USED] or 0
+      return true
+    end
     -- Only what was taken right before *this* midnight can count on this side of it.
-    s[b + USED] = starts == s[b + ENDS] and s[b + CARRY] or 0
-    s[b + CARRY], s[b + STARTS], s[b + ENDS] = 0, starts, midnight_after(s[b + ZONE], now)
+    s[b + USED], s[b + CARRY] = s[b + STARTS] == ends and s[b + CARRY] or 0, 0
+    return false
   end
 
   function daily.room_at(s, b, amount, terms)
@@ -63,6 +69,7 @@ local function load_daily()
   end
 
   function daily.correct(s, b, mark, change)
+    if mark >= s[b + ENDS] then mark = s[b + STARTS] end -- from before the clock was set back
     if mark >= s[b + STARTS] - s[b + GUARD] then s[b + USED] = max(0, s[b + USED] + change) end
     if mark >= s[b + ENDS] - s[b + GUARD] then s[b + CARRY] = max(0, s[b + CARRY] + change) end
   end

@@ -8,7 +8,8 @@
 --
 -- Each kind of ledger has the same functions:
 --   configure(s, b, terms)          continue under these terms; returns whether that changes what is stored
---   open(s, b)                      bring it up to now; must be called before any of those below
+--   open(s, b)                      bring it up to now; must be called before any of those below; returns whether that
+--                                   must be stored, because the clock was set back
 --   room_at(s, b, amount, terms)    returns now if the amount fits, else when it will, or NEVER
 --   take(s, b, amount)              take it; returns the mark by which it can be corrected
 --   correct(s, b, mark, change)     change what was taken at the mark

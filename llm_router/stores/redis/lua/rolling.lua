@@ -1,108 +1,4 @@
 -- The ledger of a rolling quota; ledgers.lua describes its functions.
---
--- The newest entry is kept as three numbers: the times of the first and the last taking merged into it, and what they
--- took together; last = 0 means that there is none. The log holds the same numbers of the older ones, packed, oldest
--- first, with strictly increasing first times. Only the entries that are needed are decoded.
-
-local DUE, SPAN, RESOLUTION, FIRST, LAST, AMOUNT, LOG = 2, 3, 4, 5, 6, 7, 9 -- DUE: the last time of the oldest entry
-local MAX_ENTRIES = 2 * 240 -- as in stores/ledger/
-local WIDTH = struct and 24 or 48
-
--- The first time, the last time and the amount of an entry.
-local function entry_at(log, entry)
-  return unpack_from("<ddd", log, (entry - 1) * WIDTH + 1)
-end
-
-local function logged(first, last, amount)
-  return struct.pack("<ddd", first, last, amount)
-end
-
--- The same in format 2, and for fakeredis, which has no struct library: 16 digits each.
-local function digits_at(log, entry)
-  local at = entry * 48
-  local first, last, amount = sub(log, at - 47, at - 32), sub(log, at - 31, at - 16), sub(log, at - 15, at)
-  return tonumber(first), tonumber(last), tonumber(amount)
-end
-
-if not struct then
-  entry_at = digits_at
-  function logged(first, last, amount) return format("%016d%016d%016d", first, last, amount) end
-end
-
-local function set_due(s, b)
-  local log, _, last = s[b + LOG], 0, s[b + LAST]
-  if log ~= "" then
-    _, last = entry_at(log, 1)
-  end
-  s[b + DUE] = last
-end
-
--- What is rare: all entries as a list of {first, last, amount}, and back.
-local function load_entries()
-  local entries = {}
-
-  local function unfold(s, b)
-    local list, log = {}, s[b + LOG]
-    for entry = 1, #log / WIDTH do
-      local first, last, amount = entry_at(log, entry)
-      list[entry] = { first, last, amount }
-    end
-    if s[b + LAST] > 0 then insert(list, { s[b + FIRST], s[b + LAST], s[b + AMOUNT] }) end
-    return list
-  end
-
-  local function fold(s, b, list)
-    local newest = table.remove(list) or { 0, 0, 0 }
-    for i, entry in ipairs(list) do
-      list[i] = logged(entry[1], entry[2], entry[3])
-    end
-    s[b + LOG] = concat(list)
-    s[b + FIRST], s[b + LAST], s[b + AMOUNT] = newest[1], newest[2], newest[3]
-    set_due(s, b)
-  end
-
-  local function without_empty(list)
-    local kept = {}
-    for _, entry in ipairs(list) do
-      if entry[3] ~= 0 then insert(kept, entry) end
-    end
-    return kept
-  end
-
-  -- Sweep out the entries that were given back completely.
-  function entries.sweep(s, b) fold(s, b, without_empty(unfold(s, b))) end
-
-  -- Insert a taking that has no entry: it took nothing, or was given back completely and swept out.
-  function entries.insert(s, b, mark, amount)
-    local list = unfold(s, b)
-    if #list >= MAX_ENTRIES then list = without_empty(list) end
-    local index, crowded = #list, #list >= MAX_ENTRIES
-    while index > 0 and list[index][1] > mark do
-      index = index - 1
-    end
-    local before, after = list[index], list[index + 1]
-    if before and (mark - before[1] <= s[b + RESOLUTION] or crowded) then
-      before[2], before[3] = max(mark, before[2]), before[3] + amount
-    elseif crowded then
-      after[1], after[3] = mark, after[3] + amount
-    else
-      insert(list, index + 1, { mark, mark, amount })
-    end
-    s[b + USED] = s[b + USED] + amount
-    fold(s, b, list)
-  end
-
-  -- The log in format 2.
-  function entries.import(text)
-    local list = {}
-    for entry = 1, #text / 48 do
-      list[entry] = logged(digits_at(text, entry))
-    end
-    return concat(list)
-  end
-
-  return entries
-end
 
 local function load_rolling()
   local rooms = {} -- scope -> block -> excess amount -> when there is room: many refusals have the same answer
@@ -182,8 +78,17 @@ local function load_rolling()
   end
 
   function rolling.open(s, b)
+    local moved = false
+    if s[b + LAST] > now then
+      get_entries().set_back(s, b)
+      moved = true
+    elseif s[SET_BACK] ~= "" then
+      moved = get_entries().look(s, b)
+    end
+    if moved then changed(s) end
     local due, horizon = s[b + DUE], now - s[b + SPAN]
     if due > 0 and due <= horizon then expire(s, b, horizon) end
+    return moved
   end
 
   function rolling.room_at(s, b, amount, terms)
@@ -200,7 +105,6 @@ local function load_rolling()
   function rolling.take(s, b, amount)
     local last, at = s[b + LAST], now
     if last > 0 then
-      if at < last then at = last end -- a clock set back must not return anything early
       if at - s[b + FIRST] <= s[b + RESOLUTION] then
         s[b + LAST], s[b + AMOUNT], s[b + USED] = at, s[b + AMOUNT] + amount, s[b + USED] + amount
         if s[b + LOG] == "" then s[b + DUE] = at end
@@ -222,6 +126,7 @@ local function load_rolling()
   end
 
   function rolling.correct(s, b, mark, change)
+    if mark > now then mark = get_entries().mark_of(s, b) end
     local log, first, last = s[b + LOG], s[b + FIRST], s[b + LAST]
     if mark <= now - s[b + SPAN] then
       local oldest = log == "" and first or entry_at(log, 1)

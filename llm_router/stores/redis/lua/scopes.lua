@@ -1,35 +1,10 @@
--- The stored state of a scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
---
--- Each scope is one value, so that a call reads and writes it at most once. In the script it is an array:
---   1  version of this format; as it is stored, plus 16 times the number of ledgers that follow
---   2  when the last reservation on it is forgotten
---   3  when its cooldown ends; 0 if there is none
---   4  when that end was set
---   5  1 if the cooldown is half-open: at its end one request goes first; else 0
---   6  its end as the caller gave it, as text: seconds, or inf
---   7  description of the cooldown
---   8  learnt limits, as text: metric, limit and end of each, a space after every number
---   9  daily ledgers that are kept aside, as text; see changing.lua
---  10  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
--- followed by what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
--- Times are in microseconds.
-
-local METRICS = 4
-local FIRST_LEDGER, LEDGER = 10, 10
-local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
-local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
+-- Reading and writing scopes, and until when they are kept.
 
 local prefix, version -- the key of a scope is its name between these two; set by batch.lua
-local strikes_kept   -- for how long an ended half-open cooldown is remembered; set by batch.lua
+-- For how long a request that probes a half-open cooldown keeps others waiting, for how long an ended one is
+-- remembered, and for how long a learnt limit applies; set by batch.lua
+local probe_time, strikes_kept, learnt_for
 local scopes = {}    -- name -> the scope
-local touched = {}   -- the scopes that changed, in order
-
-local function touch(s)
-  if not s[CHANGED] then
-    s[CHANGED] = true
-    touched[#touched + 1] = s
-  end
-end
 
 -- Milliseconds for which to keep what matters until a given time.
 local function time_to_live(moment)
@@ -45,14 +20,19 @@ end
 
 -- The learnt limits of a scope that are in force: metric -> {limit, end}.
 local function learnt_limits(s)
-  local learnt = {}
+  local learnt, is_set_back = {}, false
   for metric, limit, ends in string.gmatch(s[8], "(%d+) (%d+) (%d+) ") do
-    if tonumber(ends) > now then learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) } end
+    ends = tonumber(ends)
+    if ends > now + learnt_for then -- the clock was set back
+      ends, is_set_back = now + learnt_for, true
+    end
+    if ends > now then learnt[tonumber(metric)] = { tonumber(limit), ends } end
   end
-  return learnt
+  return learnt, is_set_back
 end
 
 local function set_learnt_limits(s, learnt)
+  touch(s)
   s[8] = ""
   for metric, entry in pairs(learnt) do
     s[8] = s[8] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
@@ -62,8 +42,8 @@ end
 local get_scope, write_scopes = (function()
   local VERSION = 3
   -- The last field of a ledger, its text, is stored as its length here; the texts follow.
-  local LAYOUT = "<BdddBssssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
-  local HEAD, BLOCK = 10, 11 -- how much of it describes the fields before the ledgers, and a ledger
+  local LAYOUT = "<BdddBsssssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
+  local HEAD, BLOCK = 11, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
   local function decode(value)
     if not struct then
@@ -104,7 +84,7 @@ local get_scope, write_scopes = (function()
   end
 
   local function empty()
-    local s = { VERSION, 0, 0, 0, 0, "", "", "", "" }
+    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "" }
     for i = FIRST_LEDGER, FIELDS do
       s[i] = 0 -- of a ledger that is not there, nothing but its kind is ever looked at
     end
@@ -171,6 +151,16 @@ local get_scope, write_scopes = (function()
     return s
   end
 
+  -- The clock was set back since the cooldown was imposed: it does not last for longer than it was to.
+  local function move_cooldown(s)
+    if s[6] ~= "inf" then
+      s[3] = now + s[3] - s[4]
+      s[6] = format("%d.%06d", floor(s[3] / 1e6), s[3] % 1e6)
+    end
+    s[4] = now
+    touch(s)
+  end
+
   -- Return the scope with a name; an empty one if nothing is stored.
   local function get(name)
     local s = scopes[name]
@@ -191,6 +181,7 @@ local get_scope, write_scopes = (function()
     s = s or empty()
     s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value and true or false, false
     scopes[name] = s
+    if s[4] > now then move_cooldown(s) end
     return s
   end
 

@@ -24,7 +24,6 @@ local function load_steady()
   end
 
   local function drained(s, b)
-    if now <= s[b + AT] then return s[b + DEBT] end
     return max(0, s[b + DEBT] - (now - s[b + AT]) * s[b + RATE])
   end
 
@@ -49,7 +48,7 @@ local function load_steady()
     local debt = drained(s, b)
     if s[b + HOLES] == "" then s[b + DRAINED] = s[b + TOTAL] - debt else rise(s, b, s[b + DEBT] - debt) end
     set_debt(s, b, debt)
-    s[b + AT] = max(now, s[b + AT])
+    s[b + AT] = now
   end
 
   -- The number of the first hole that ends at a point or later.
@@ -93,13 +92,17 @@ local function load_steady()
     return true
   end
 
-  function steady.open() end
+  function steady.open(s, b)
+    if s[b + AT] <= now then return false end
+    s[b + AT] = now -- the clock was set back: the debt drains from now on
+    return true
+  end
 
   function steady.room_at(s, b, amount, terms)
     local excess = drained(s, b) + amount - terms.capacity
     if excess <= EPSILON then return now end
     if amount > terms.capacity then return NEVER end
-    return max(now, s[b + AT]) + ceil((excess - EPSILON / 2) / s[b + RATE])
+    return now + ceil((excess - EPSILON / 2) / s[b + RATE])
   end
 
   function steady.take(s, b, amount)
@@ -125,7 +128,7 @@ local function load_steady()
   function steady.resets_at(s, b)
     local debt = drained(s, b)
     if debt <= 0 then return now end
-    return max(now, s[b + AT]) + ceil(debt / s[b + RATE])
+    return now + ceil(debt / s[b + RATE])
   end
 
   steady.kept_until = steady.resets_at
