@@ -11,6 +11,7 @@ import struct
 from asyncio import Future
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from hashlib import blake2b
 
 import attrs
 
@@ -33,11 +34,17 @@ METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 _NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_HEAD = struct.Struct("<QQQQQQI")
+_HEAD = struct.Struct("<QQQQQQI6s")
 _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
-_DEPLOYMENT = struct.Struct("<HII")
+_DEPLOYMENT = struct.Struct("<II")
+
+_END = b"\0\0"
+"""What follows the shortlists, so that two numbers can be read where an empty one has one."""
+
+_FINGERPRINT = 6
+"""Bytes by which the script tells profiles apart."""
 
 _MAX_ENCODED = 50_000
 """Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
@@ -90,7 +97,7 @@ class _EncodedDeployment:
     """A deployment in the form that the script reads.
 
     Attributes:
-        model: The scope of its model.
+        model: The key of what is known of its model.
         others: Its other scopes.
         profile: Its quotas.
     """
@@ -112,7 +119,8 @@ def _profile(quotas: Collection[Quota]) -> bytes:
         )
         packed.append(_QUOTA.pack(_NUMBERS[quota.metric], _KINDS[quota.refill], *numbers))
         packed.append(quota.timezone.encode() + b"\0")
-    return b"".join(packed)
+    profile = b"".join(packed)
+    return blake2b(profile, digest_size=_FINGERPRINT).digest() + profile
 
 
 _LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in METRICS)
@@ -171,6 +179,7 @@ class Encoder:
             if quota.refill is Refill.DAILY:
                 self.add_zone(quota.timezone)
         model, *others = (scope.encode() for scope in deployment.scopes)
+        model = self.names.full.encode() + model
         encoded = _EncodedDeployment(model, b"".join(scope + b"\0" for scope in others), _profile(quotas))
         if len(self.deployments) >= _MAX_ENCODED:
             self.deployments.clear()
@@ -221,7 +230,7 @@ class Message:
         self._listed_end = 1
         self._numbers: dict[Deployment, int] = {}
         self._records: list[bytes] = []
-        self._models: dict[bytes, int] = {}
+        self._models: list[bytes] = []
         self._others = _Places()
         self._profiles = _Places()
         self._profiles.add(_LEARNT_PROFILE)
@@ -259,9 +268,9 @@ class Message:
     def _deployment(self, deployment: Deployment) -> int:
         """Add a deployment and return its number."""
         encoded = self._encoder.deployments.get(deployment) or self._encoder.encode(deployment)
-        model = self._models.setdefault(encoded.model, len(self._models) + 1)
         others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
-        self._records.append(_DEPLOYMENT.pack(model, others, profile))
+        self._records.append(_DEPLOYMENT.pack(others, profile))
+        self._models.append(encoded.model)
         number = self._numbers[deployment] = len(self._records)
         return number
 
@@ -285,19 +294,25 @@ class Message:
         names, zones = self._encoder.names, self._encoder.midnights(now)
         latest = min(zones.latest - 1, deadline or NEVER)
         arguments: tuple[str | bytes, ...] = (
-            _HEAD.pack(clock, zones.today, latest, *_SPANS, self._settles),
+            _HEAD.pack(clock, zones.today, latest, *_SPANS, self._settles, self._sole_profile()),
             names.scopes,
             names.version,
             b"".join(self._operations),
-            b"".join(self._listed),
+            b"".join(self._listed) + _END,
             b"".join(self._records),
             b"".join(self._profiles),
             zones.packed,
             dump(self._cooldowns) if self._cooldowns else "",
             b"".join(self._others),
+            names.full,
             *self._models,
         )
         return (names.reservations, names.sweep, names.others, names.others_before), arguments
+
+    def _sole_profile(self) -> bytes:
+        """Return the fingerprint of the profile of all deployments, or nothing if there are several."""
+        _, *profiles = self._profiles
+        return profiles[0][:_FINGERPRINT] if len(profiles) == 1 else b""
 
 
 @cache

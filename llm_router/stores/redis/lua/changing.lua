@@ -85,8 +85,3 @@ local function load_changing()
 end
 
 local changing -- its functions, once needed
-
-local function get_changing()
-  changing = changing or load_changing()
-  return changing
-end

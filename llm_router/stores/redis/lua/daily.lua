@@ -32,6 +32,33 @@ local function load_daily()
 
   local daily = {}
 
+  local function load_rarely()
+    function daily.resets_at(s, b)
+      if s[b + USED] == 0 then return now end
+      return s[b + CARRY] > 0 and midnight_after(s[b + ZONE], s[b + ENDS]) or s[b + ENDS]
+    end
+
+    function daily.holds(s, b) return s[b + STARTS], s[b + ENDS] end
+
+    function daily.steps(s, b, terms, _, least, most)
+      local fits = min(terms.limit - s[b + CARRY], most)
+      return fits > least and { fits, min(s[b + ENDS], terms.limit_expires) } or {}
+    end
+
+    function daily.begin(s, b, amount)
+      if amount > s[b + USED] then daily.take(s, b, amount - s[b + USED]) end
+    end
+
+    function daily.import(_, _, text) return text end
+  end
+
+  setmetatable(daily, {
+    __index = function(_, name)
+      load_rarely()
+      return rawget(daily, name)
+    end,
+  })
+
   function daily.configure(s, b, terms)
     if s[b + GUARD] == terms.guard and s[b + ZONE] == terms.zone then return false end
     s[b + GUARD], s[b + ZONE] = terms.guard, terms.zone
@@ -76,20 +103,9 @@ local function load_daily()
 
   function daily.used(s, b) return s[b + USED] end
 
-  function daily.resets_at(s, b)
-    if s[b + USED] == 0 then return now end
-    return s[b + CARRY] > 0 and midnight_after(s[b + ZONE], s[b + ENDS]) or s[b + ENDS]
-  end
-
   function daily.kept_until(s, b)
     return s[b + CARRY] > 0 and s[b + ENDS] + LONGEST_DAY or s[b + ENDS]
   end
-
-  function daily.begin(s, b, amount)
-    if amount > s[b + USED] then daily.take(s, b, amount - s[b + USED]) end
-  end
-
-  function daily.import(_, _, text) return text end
 
   return daily
 end

@@ -17,17 +17,18 @@ local function logged(first, last, amount)
   return struct.pack("<ddd", first, last, amount)
 end
 
--- The same in format 2, and for fakeredis, which has no struct library: 16 digits each.
-local function digits_at(log, entry)
-  local at = entry * 48
-  local first, last, amount = sub(log, at - 47, at - 32), sub(log, at - 31, at - 16), sub(log, at - 15, at)
-  return tonumber(first), tonumber(last), tonumber(amount)
-end
-
-if not struct then
-  entry_at = digits_at
+if not struct then -- fakeredis
+  function entry_at(log, entry)
+    local at = entry * 48
+    local first, last, amount = sub(log, at - 47, at - 32), sub(log, at - 31, at - 16), sub(log, at - 15, at)
+    return tonumber(first), tonumber(last), tonumber(amount)
+  end
   function logged(first, last, amount) return format("%016d%016d%016d", first, last, amount) end
 end
+
+-- Scope -> block -> the oldest entries, as far as they were decoded to see when there is room: how much they took up to
+-- each, and their times. However many demands are refused, each entry is decoded at most once in a call.
+local decoded = {}
 
 local function set_due(s, b)
   local log, _, last = s[b + LOG], 0, s[b + LAST]
@@ -37,7 +38,7 @@ local function set_due(s, b)
   s[b + DUE] = last
 end
 
--- These work on lists of {first, last, amount}.
+-- What is rarely needed. Lists are of {first, last, amount}.
 local function load_entries()
   local entries = {}
 
@@ -92,13 +93,125 @@ local function load_entries()
     fold(s, b, list)
   end
 
-  -- The log in format 2.
-  function entries.import(text)
+  -- The log, from that of format 2, which had 16 digits for each number.
+  function entries.import(_, _, text)
     local list = {}
-    for entry = 1, #text / 48 do
-      list[entry] = logged(digits_at(text, entry))
+    for at = 0, #text - 48, 48 do
+      local first, last, amount = sub(text, at + 1, at + 16), sub(text, at + 17, at + 32), sub(text, at + 33, at + 48)
+      insert(list, logged(tonumber(first), tonumber(last), tonumber(amount)))
     end
     return concat(list)
+  end
+
+  -- The numbers of some entries, from one on, as one list.
+  local function numbers_at(log, entry, count)
+    if struct then return { unpack_from("<" .. string.rep("ddd", count), log, (entry - 1) * WIDTH + 1) } end
+    local values = {}
+    for i = 1, count do
+      values[3 * i - 2], values[3 * i - 1], values[3 * i] = entry_at(log, entry + i - 1)
+    end
+    return values
+  end
+
+  -- The oldest entries that took an amount together, and at least so many; or as many as there are in the log.
+  local function decode(s, b, amount, least)
+    local known = decoded[s] or {}
+    local found = known[b] or { sums = {}, times = {}, count = 0, total = 0 }
+    decoded[s], known[b] = known, found
+    local log, sums, times, count, total = s[b + LOG], found.sums, found.times, found.count, found.total
+    local entries = #log / WIDTH
+    while (total < amount or count < least) and count < entries do
+      local more = min(16, entries - count)
+      local values = numbers_at(log, count + 1, more)
+      for i = 2, 3 * more, 3 do
+        count, total = count + 1, total + values[i + 1]
+        sums[count], times[count] = total, values[i]
+      end
+    end
+    spent = spent + 0.3 * (count - found.count)
+    found.count, found.total = count, total
+    return found
+  end
+
+  function entries.find_room(s, b, excess)
+    local found = decode(s, b, excess, 0)
+    if found.total < excess then
+      if excess > found.total + s[b + AMOUNT] then
+        error("the entries of a rolling ledger do not add up to what is taken")
+      end
+      return s[b + LAST] + s[b + SPAN]
+    end
+    local low, high, sums = 1, found.count, found.sums
+    while low < high do
+      local middle = floor((low + high) / 2)
+      if sums[middle] < excess then low = middle + 1 else high = middle end
+    end
+    return found.times[low] + s[b + SPAN]
+  end
+
+  -- Return the number of the last logged entry that starts at or before the mark; 0 if none does.
+  local function find_logged(log, mark)
+    local low, high = 1, #log / WIDTH
+    while low <= high do
+      local middle = floor((low + high) / 2)
+      local first = entry_at(log, middle)
+      if first <= mark then low = middle + 1 else high = middle - 1 end
+    end
+    return high
+  end
+
+  -- Change the logged entry that contains the mark; return whether there is one.
+  function entries.correct_logged(s, b, mark, change)
+    local log = s[b + LOG]
+    local entry = find_logged(log, mark)
+    if entry == 0 then return false end
+    local first, last, amount = entry_at(log, entry)
+    if last < mark then return false end
+    change = max(change, -amount)
+    local at = (entry - 1) * WIDTH
+    s[b + LOG] = sub(log, 1, at) .. logged(first, last, amount + change) .. sub(log, at + WIDTH + 1)
+    s[b + USED] = s[b + USED] + change
+    return true
+  end
+
+  function entries.resets_at(s, b)
+    if s[b + AMOUNT] > 0 then return s[b + LAST] + s[b + SPAN] end
+    local log = s[b + LOG]
+    for entry = #log / WIDTH, 1, -1 do
+      local _, last, amount = entry_at(log, entry)
+      if amount > 0 then return last + s[b + SPAN] end
+    end
+    return now
+  end
+
+  function entries.holds(s, b)
+    return s[b + LAST], s[b + DUE] > 0 and s[b + DUE] + s[b + SPAN] or NEVER
+  end
+
+  function entries.steps(s, b, terms, amount, least, most)
+    local FEW, MANY = 16, 256
+    local span, room, latest = s[b + SPAN], terms.limit - s[b + USED], terms.limit_expires
+    local found, steps, length = decode(s, b, amount - room, FEW), {}, 0
+    local sums, times, count = found.sums, found.times, min(found.count, MANY)
+    if count == #s[b + LOG] / WIDTH and s[b + LAST] > 0 then -- all of them, so the newest one as well
+      count = count + 1
+      sums[count], times[count] = found.total + s[b + AMOUNT], s[b + LAST]
+    end
+    for entry = 1, count do
+      local fits = room + sums[entry]
+      if fits > least and least < most then
+        least = fits < most and fits or most
+        steps[length + 1], steps[length + 2] = least, min(times[entry] + span, latest)
+        length = length + 2
+      end
+    end
+    sums[found.count + 1] = nil
+    return steps
+  end
+
+  function entries.begin(s, b, amount, at)
+    if amount == 0 or at <= now - s[b + SPAN] then return end
+    s[b + USED], s[b + DUE], s[b + FIRST], s[b + LAST], s[b + AMOUNT] = amount, at, at, at, amount
   end
 
   -- Clocks that are set back.

@@ -15,6 +15,11 @@
 --   correct(s, b, mark, change)     change what was taken at the mark
 --   used(s, b), resets_at(s, b)
 --   kept_until(s, b)                returns until when the ledger must be kept
+--   holds(s, b)                     returns the newest time it knows, and when what is used changes next by itself
+--   steps(s, b, terms, amount, least, most)
+--                                   returns amounts above the least and up to the most, each followed by the time at
+--                                   which there is room for it, as far as a given amount if possible. A steady ledger,
+--                                   which changes all the time, has neither of these two
 --   begin(s, b, amount, at)         begin with an amount that was taken until a time; it is new, and open
 --   import(s, b, text)              returns its text, from that of format 2, once its numbers are there
 

@@ -3,9 +3,10 @@
 -- KEYS[1]: the hash. Field: the id. Value: "<expires> <requests> <tokens> <name of the model's scope>@<lasts>.<turn>",
 -- then " <metric> <mark>" for each quota that it was taken from. The mark begins with 0 if the quota was steady, with
 -- 00 if it was daily. In format 2 the name was followed by the marks, and these had no zeros.
--- KEYS[2]: "<kept until> <sweep at> <cursor> <seen> <turn> <set back at>": when the hash expires; when to look for
--- expired fields next, and where to continue (before Redis 7.4 a field cannot expire by itself); the latest time seen,
--- how often the clock was found to be set back, and when it was so last. Format 2 had only the first three.
+-- KEYS[2]: the byte 1, five doubles and a text: when the hash expires; when to look for expired fields next (before
+-- Redis 7.4 a field cannot expire by itself); the latest time seen; how often the clock was found to be set back; when
+-- it was so last; and the cursor of HSCAN to go on with. With fakeredis, which has no struct library, it is text, as in
+-- format 2, which had "<when the hash expires> <when to look> <cursor>".
 
 local read_sweep, add_reservation, fetch_reservations, remove_reservation, write_reservations = (function()
   local MARGIN = 60 * 1e6  -- how far ahead the expiry of the hash is set, so that not every call sets it
@@ -17,31 +18,30 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
   local latest_end = 0     -- when the last of those written expires
 
   local kept_until, sweep_at, cursor, seen, turn, set_back_at = 0, 0, "0", 0, 0, 0
-  local stamp              -- what follows how long a reservation lasts
   local is_set_back = false
 
   -- Read the value of KEYS[2], and find out whether the clock was set back since it was written.
   local function read(value)
-    if value then
-      local kept, due, place, last, times, at = match(value, "^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$")
-      if not kept then
-        kept, due, place = match(value, "^(%d+) (%d+) (%d+)")
-        last, times, at = 0, 0, 0
-      end
+    if value and byte(value) == 1 then
+      local at
+      kept_until, sweep_at, seen, turn, set_back_at, at = unpack_from("<xddddd", value)
+      cursor = sub(value, at)
+    elseif value then
+      local kept, due, place, rest = match(value, "^(%d+) (%d+) (%d+)(.*)$")
+      local last, times, moved = match(rest or "", "^ (%d+) (%d+) (%d+)$")
       kept_until, sweep_at, cursor = tonumber(kept or 0), tonumber(due or 0), place or "0"
-      seen, turn, set_back_at = tonumber(last), tonumber(times), tonumber(at)
-      if now < seen then
-        is_set_back, turn, set_back_at, sweep_at = true, turn + 1, now, 0
-      end
+      seen, turn, set_back_at = tonumber(last or 0), tonumber(times or 0), tonumber(moved or 0)
     end
-    stamp = "." .. digits(turn)
+    if now < seen then
+      is_set_back, turn, set_back_at, sweep_at = true, turn + 1, now, 0
+    end
   end
 
   -- `name` and `marks`: as they are stored.
   local function add(id, lasts, requests, tokens, name, marks)
     local expires = now + lasts
-    local value = digits(expires) .. " " .. digits(requests) .. " " .. digits(tokens) .. name .. digits(lasts)
-    value = value .. stamp .. marks
+    local value = digits(expires) .. " " .. digits(requests) .. " " .. digits(tokens)
+    value = value .. name .. digits(lasts) .. "." .. digits(turn) .. marks
     written[length + 1], written[length + 2] = id, value
     length = length + 2
     reservations[id] = value
@@ -107,7 +107,12 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
     local lasts = time_to_live(kept_until)
     call("PEXPIRE", KEYS[1], lasts)
     if due or longer then
-      local state = format("%d %d %s %d %d %d", kept_until, sweep_at, cursor, now, turn, set_back_at)
+      local state
+      if struct then
+        state = struct.pack("<Bddddd", 1, kept_until, sweep_at, now, turn, set_back_at) .. cursor
+      else
+        state = format("%d %d %s %d %d %d", kept_until, sweep_at, cursor, now, turn, set_back_at)
+      end
       call("SET", KEYS[2], state, "PX", lasts)
     end
   end
