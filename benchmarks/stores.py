@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 from _fleet import run_together
+from _full import full
 from _harness import (
     Measure,
     Report,
@@ -86,8 +87,8 @@ async def run(scale: Scale) -> Report:
     with redis_server() as url, scratch() as directory:
         stage = _Stage(scale, url, directory)
         tables = [await _sizes(stage), await _crowds(stage), await _processes(stage)]
-        shards = [await shard(scale, url)] if url is not None else []
-    return Report("stores", [*tables, *shards, _aims(tables)])
+        redis = [await shard(scale, url), await full(scale, url)] if url is not None else []
+    return Report("stores", [*tables, *redis, _aims(tables)])
 
 
 @attrs.define

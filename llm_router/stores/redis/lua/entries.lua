@@ -189,9 +189,9 @@ local function load_entries()
   end
 
   function entries.steps(s, b, terms, amount, least, most)
-    local FEW, MANY = 16, 256
+    local FEW, MANY = 8, 256
     local span, room, latest = s[b + SPAN], terms.limit - s[b + USED], terms.limit_expires
-    local found, steps, length = decode(s, b, amount - room, FEW), {}, 0
+    local found, steps, length = decode(s, b, 2 * amount - room, FEW), {}, 0
     local sums, times, count = found.sums, found.times, min(found.count, MANY)
     if count == #s[b + LOG] / WIDTH and s[b + LAST] > 0 then -- all of them, so the newest one as well
       count = count + 1

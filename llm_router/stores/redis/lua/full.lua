@@ -58,7 +58,7 @@ local function load_full()
     return latest, metric, place
   end
 
-  -- Of the quotas of tokens: how many fit, which one decides about more, its place, and its steps.
+  -- Of the quotas of tokens: how many fit, which one decides about more, its place; its steps, if more are asked for.
   local function tokens_of(s, all, tokens)
     local chosen, place, spare = nil, 0, ANY
     for i, terms in ipairs(all) do
@@ -73,6 +73,7 @@ local function load_full()
     end
     if not chosen then return spare, 0, 0, {} end
     local fit = max(0, min(spare, room_in(s, chosen)))
+    if fit >= max(tokens, 1) then return fit, chosen.metric, place, {} end
     local most = min(spare, chosen.limit)
     return fit, chosen.metric, place, kind_of(chosen.kind).steps(s, chosen.at, chosen, tokens, fit, most)
   end
