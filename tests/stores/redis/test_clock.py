@@ -1,4 +1,4 @@
-"""Clocks that differ from the server's: at the first call of a Redis store, and when they are set."""
+"""The first call of a Redis store, made on a machine whose clock differs from the server's."""
 
 from __future__ import annotations
 
