@@ -25,8 +25,6 @@ _LIMITS = {"requests": {"rpm": 60, "tpm": 1_000_000}, "tokens": {"rpm": 1_000, "
 
 _CANDIDATES, _CROWD_CANDIDATES, _CLIENTS = 128, 64, 300
 _TTL = 600.0
-_STEP = 2e-6
-"""Seconds between two reserves: no two are made at the same time."""
 
 
 async def full(scale: Scale, url: str) -> Table:
@@ -77,7 +75,6 @@ async def _refusing(scale: Scale, url: str, spent: str) -> list[Row]:
             for samples, count in ((first, 1), ([], 20), (again, rounds)):
                 _call(url, "config_resetstat")
                 for n in range(count):
-                    clock.shift(_STEP)
                     decision = await store.reserve(f"r{turn}-{n}", pool, next(demands), _TTL)
                     if decision.deployment is not None:
                         raise RuntimeError("a deployment that should be full was not")
@@ -144,7 +141,6 @@ async def _messages(clock: ManualClock, pool: Sequence[Deployment], clients: int
     for n in range(clients):
         tape = _Tape()
         store = RedisStore(tape, clock=clock)
-        clock.shift(_STEP)
         start = n % len(pool)
         candidates = ring[start : start + _CROWD_CANDIDATES]
         outcome = store.reserve(f"crowd-{n}", candidates, next(demands), _TTL)

@@ -140,7 +140,7 @@ async def test_a_unix_socket(servers, a):
                 async with opened(f"unix://{quote(str(path))}{options}") as store:
                     assert await works(store, a)
                     assert repr(store) == f"RedisStore('{path}{name}', namespace='llm_router')"
-            assert client.dbsize() == 4
+            assert client.dbsize() == 3
 
 
 async def test_a_unix_socket_with_a_login(servers, a):
@@ -168,7 +168,7 @@ async def test_a_database_of_its_own(server, a, place):
         assert await works(store, a)
         assert f":{server.port}/5'" in repr(store)
     with server.client(db=5) as client, server.client() as other:
-        assert client.dbsize() == 4
+        assert client.dbsize() == 3
         assert other.dbsize() == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 from contextlib import AsyncExitStack, aclosing
 from typing import Self
@@ -16,15 +17,25 @@ from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores import Decision
-from llm_router.stores.redis import RedisStore
+from llm_router.stores.redis import RedisStore, scripts
 from llm_router.testing.clock import ManualClock
 
 START = 1_800_041_000.25
-"""A time at which the first refusal notes what is known, as one in four does."""
-
 SPAN = 60.3
 QUOTAS = (Quota(Metric.RPM, 6), Quota(Metric.TPM, 4_000), Quota(Metric.RPD, 500, Refill.DAILY))
 _ids = itertools.count()
+CROWDED = "count > (8) and (byte(id, -1) or 0) % (4) == 0"
+"""When a refusal notes what is known: if there are many candidates, and then for one reservation in four."""
+
+
+@pytest.fixture(autouse=True)
+def _eager(monkeypatch) -> None:
+    """Let every refusal note what is known."""
+    source = scripts.load_script().source
+    assert source.count(CROWDED) == 1
+    source = source.replace(CROWDED, "true")
+    script = scripts.Script(source, hashlib.sha1(source.encode()).hexdigest())
+    monkeypatch.setattr("llm_router.stores.redis.store.load_script", lambda: script)
 
 
 def deployment(name: str, *quotas: Quota) -> Deployment:
@@ -203,3 +214,21 @@ async def test_a_call_ends_when_it_has_done_enough(server):
         assert [refusal.deployment for refusal in decision.refusals] == full[25 * n :][:128]
         assert {refusal.retry_at for refusal in decision.refusals} == {START + 89 * 0.5 + SPAN}
     assert all(decision.deployment is free for decision in outcomes[1::3])
+
+
+async def test_what_a_crowd_asks_for_becomes_known(server, monkeypatch):
+    """Not at the first refusal, which may be the only one; and never what few candidates were asked for."""
+    monkeypatch.setattr("llm_router.stores.redis.store.load_script", scripts.load_script)
+    clock = ManualClock(START)
+    full = [deployment(f"full-{n}") for n in range(9)]
+
+    async def known(count: int, reservation_id: str) -> int:
+        with server.client() as client:
+            await reserve(store, *full[:count], reservation_id=reservation_id)
+            return len(list(client.scan_iter("*:full:*")))
+
+    async with aclosing(RedisStore(server.url, clock=clock)) as store:
+        await fill(store, clock, *full)
+        assert [await known(9, f"many-{end}") for end in "1234"] == [0, 0, 0, 9]
+        assert forget(server) == 9
+        assert [await known(8, f"few-{end}") for end in "1234"] == [0, 0, 0, 0]

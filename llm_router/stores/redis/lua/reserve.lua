@@ -232,6 +232,8 @@ local function grant(id, deployment, requests, tokens, lasts)
   end
 end
 
+local FEW, SOME = 8, 4
+
 local function reserve(id, shortlist, requests, tokens, lasts)
   local start, count, number = length + 1, unpack_from("<I2I2", ARGV[5], shortlist)
   local i, list = 1, nil
@@ -262,8 +264,9 @@ local function reserve(id, shortlist, requests, tokens, lasts)
     end
     refusing.refuse(deployment, retry_at, reason)
     spent = spent + 6
-    -- One refusal in four notes it, which costs as much as two: most deployments are refused once, some by a crowd.
-    if now % 4 == 0 and struct and requests == 1 and not knowledge[number] then
+    -- Noting what is known costs more than refusing. It pays where many ask, so some with many candidates do it: those
+    -- whose ids end in a certain way.
+    if count > FEW and (byte(id, -1) or 0) % SOME == 0 and struct and requests == 1 and not knowledge[number] then
       full = full or load_full()
       full.note(number, deployment, tokens)
     end
