@@ -12,6 +12,7 @@ from pathlib import Path
 
 import attrs
 from _fleet import run_together
+from _full import full
 from _harness import (
     Measure,
     Report,
@@ -86,8 +87,8 @@ async def run(scale: Scale) -> Report:
     with redis_server() as url, scratch() as directory:
         setup = _Setup(scale, url, directory)
         tables = [await _free(setup), await _nearly_spent(setup), await _processes(setup)]
-        shards = [await shard(scale, url)] if url is not None else []
-    return Report("stores", [*tables, *shards, _targets(tables)])
+        redis = [await shard(scale, url), await full(scale, url)] if url is not None else []
+    return Report("stores", [*tables, *redis, _targets(tables)])
 
 
 @attrs.define

@@ -150,6 +150,13 @@ async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> Async
         yield backend
 
 
+@pytest.fixture(params=[_slow_unless_quick(name, name) for name in sorted(redis_servers.redis_backends())])
+async def redis_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+    """Provide each kind of Redis in turn."""
+    async with BACKENDS[request.param](tmp_path) as backend:
+        yield backend
+
+
 @pytest.fixture
 async def all_backends(tmp_path: Path) -> AsyncIterator[list[Backend]]:
     """Provide all kinds of stores at once, to compare them."""

@@ -26,13 +26,16 @@ from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot
 __all__ = ["Batcher", "Server"]
 
 _MAX_OPERATIONS = 512
-"""Operations in one script call: a few milliseconds during which the server does nothing else."""
+"""Operations in one script call, which does as many of them as it can in a few milliseconds."""
 
 _USUAL_CANDIDATES = 8
 """Candidates of a reserve; one with more of them counts as several operations."""
 
 _TRIES = 3
 """How often a batch is sent if the server's clock turns out to differ from what was assumed."""
+
+_STEP = 0.1
+"""Seconds by which this machine's clock may drift between two calls; by more, it was set."""
 
 
 @attrs.define
@@ -54,21 +57,31 @@ class Server:
     encoder: Encoder
     clock: Clock | None
     ahead: int | None = None
+    _looked: tuple[float, float] = attrs.field(init=False, factory=lambda: (time.time(), time.monotonic()))
 
     def now(self) -> tuple[int, int]:
         """Return the server's time as far as it is known, and the time to send (0: the server decides)."""
         if self.clock is not None:
             now = round(self.clock.time() * 1e6)
             return now, now
-        return round(time.time() * 1e6) + (self.ahead or 0), 0
+        return round(self._look() * 1e6) + (self.ahead or 0), 0
 
-    def set_now(self, now: int, sent: int) -> None:
-        """Record that the server's clock showed ``now`` at some time between ``sent`` and this call.
+    def set_now(self, now: int, took: float) -> None:
+        """Record that the server's clock showed ``now`` at some time during the last ``took`` seconds.
 
         As long as the clocks may agree, they are taken to agree: the duration of a reply changes nothing.
         """
-        earliest, latest = now - round(time.time() * 1e6), now - sent
-        self.ahead = min(max(self.ahead or 0, earliest), latest)
+        earliest = now - round(self._look() * 1e6)
+        self.ahead = min(max(self.ahead or 0, earliest), earliest + round(took * 1e6))
+
+    def _look(self) -> float:
+        """Return what this machine's clock shows. If it was set since the last look, correct ``ahead``."""
+        wall, steady = time.time(), time.monotonic()
+        step = wall - self._looked[0] - (steady - self._looked[1])
+        if self.ahead is not None and abs(step) > _STEP:
+            self.ahead -= round(step * 1e6)
+        self._looked = wall, steady
+        return wall
 
 
 class Batcher:
@@ -91,16 +104,14 @@ class Batcher:
         self._client = client
         self._server = server
         self._owned = owned
-        self._queue: deque[Operation] = deque()
-        self._since = 0.0  # when the oldest operation of the queue was added
+        self._queue: deque[tuple[Operation, float]] = deque()  # with the time at which it was added
+        self._since = 0.0  # the server is not to blame for what an operation waited before
         self._task: asyncio.Task[None] | None = None
         self._keeper: AsyncGenerator[None, None] | None = None
 
     def add(self, operation: Operation) -> None:
         """Queue ``operation``; its future gets the result, or a :class:`StoreError`."""
-        if not self._queue:
-            self._since = self._loop.time()
-        self._queue.append(operation)
+        self._queue.append((operation, self._loop.time()))
         if self._task is None:
             self._task = self._loop.create_task(self._send_all())
 
@@ -129,24 +140,24 @@ class Batcher:
             if self._keeper is None and self._owned:
                 self._keeper = self._keep()
                 await anext(self._keeper)
-            self._since = self._loop.time()  # the server is not to blame if the loop was blocked since
+            self._since = self._loop.time()  # since when the loop was not blocked
             while self._queue:
                 await self._send()
                 # Let the callers that got their answers run first: their next operations join the next call.
                 await asyncio.sleep(0)
         finally:
             self._task = None
-            for operation in self._queue:  # the loop is shutting down
+            for operation, _ in self._queue:  # the loop is shutting down
                 operation.future.cancel()
             self._queue.clear()
 
-    def _next(self) -> list[Operation]:
-        """Take the oldest operations from the queue."""
+    def _next(self) -> tuple[list[Operation], float]:
+        """Take the oldest operations from the queue; return them, and since when they have been waiting."""
         batch: list[Operation] = []
-        size = 0
+        size, since = 0, self._loop.time()
         queue = self._queue
         while queue and size < _MAX_OPERATIONS:
-            operation = queue.popleft()
+            operation, added = queue.popleft()
             if isinstance(operation, Reserve):
                 if operation.future.cancelled():
                     continue
@@ -154,15 +165,16 @@ class Batcher:
             elif isinstance(operation, Snapshot):
                 size += len(operation.deployments) - 1
             size += 1
+            since = min(since, added)
             batch.append(operation)
-        return batch
+        return batch, max(since, self._since)
 
     async def _send(self) -> None:
-        """Send the oldest operations and hand out their results."""
-        batch = self._next()
+        """Send the oldest operations and hand out their results; those not done are the oldest again."""
+        batch, since = self._next()
         if not batch:
             return
-        deadline = Deadline(self._since + self._server.timeout)
+        deadline = Deadline(since + self._server.timeout)
         try:
             async with deadline:
                 results = await self._call(batch, deadline)
@@ -172,26 +184,27 @@ class Batcher:
             raise
         except Exception as error:  # noqa: BLE001 - every caller must get it
             if is_timeout(error):  # the queue has waited as long: with one more try it would wait too long
-                batch.extend(self._queue)
+                batch.extend(operation for operation, _ in self._queue)
                 self._queue.clear()
             self._fail(batch, error)
         else:
-            for operation, result in zip(batch, results, strict=True):
+            for operation, result in zip(batch, results, strict=False):
                 if not operation.future.done():
                     operation.future.set_result(result)
+            self._queue.extendleft((operation, since) for operation in reversed(batch[len(results) :]))
         finally:
             # The queue was blocked as long, and gets the same grace.
             self._since = max(self._since, deadline.when - self._server.timeout)
 
     async def _call(self, batch: list[Operation], deadline: Deadline) -> list[Any]:
-        """Run the script on ``batch`` and return the results, in order."""
+        """Run the script on ``batch``; return the results of its first operations, as many as were done."""
         server = self._server
         if server.clock is None and server.ahead is None:
             await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, _now, text, descriptions, numbers, lifts = await self._run(batch, deadline)
+            status, _now, text, descriptions, numbers, lifts, done = await self._run(batch, deadline)
             if status in (b"ok", "ok"):
-                return decode(batch, descriptions, numbers, lifts, server.ahead or 0)
+                return decode(batch[:done], descriptions, numbers, lifts, server.ahead or 0)
             name = text.decode(errors="replace") if isinstance(text, bytes) else text
             if status in (b"corrupt", "corrupt"):
                 raise StoreCorruptError(
@@ -208,14 +221,15 @@ class Batcher:
         """Run the script once, record the server's time, and return the reply."""
         server = self._server
         keys, arguments = self._encode(batch, deadline.when)
-        sent = round(time.time() * 1e6)
+        sent = time.monotonic()
         reply = await server.script.run(self._client, keys, arguments)
         if server.clock is None:
-            server.set_now(int(reply[1]), sent)
+            server.set_now(int(reply[1]), time.monotonic() - sent)
         return reply
 
     def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Make the message of ``batch``, and drop the operations that cannot be encoded."""
+        now, clock = self._server.now()
         message = self._server.encoder.start(self._server.ahead or 0)
         wrong = []
         for operation in batch:
@@ -226,7 +240,6 @@ class Batcher:
                 _set_exception(operation, error)
         for operation in wrong:
             batch.remove(operation)
-        now, clock = self._server.now()
         if clock or self._server.ahead is None:
             return message.finish(now, clock, 0)
         return message.finish(now, 0, now + round((deadline - self._loop.time()) * 1e6))

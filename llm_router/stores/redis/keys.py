@@ -42,6 +42,8 @@ class KeyNames:
         """The prefix of the key of a scope; its name and ``version`` follow."""
         self.version = _VERSION
         """What follows the name of a scope; in format 2 nothing did, and such a key is read if need be."""
+        self.full = f"{tag}:full:"
+        """The prefix of the key of what is known of a full model; the name of its scope follows."""
         self.reservations = f"{tag}:reservations"
         """The hash of all reservations."""
         self.sweep = f"{tag}:sweep"

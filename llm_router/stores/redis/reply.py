@@ -10,12 +10,15 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.redis.descriptions import read_description
-from llm_router.stores.redis.wire import METRICS, Operation, Reserve, Snapshot
+from llm_router.stores.redis.wire import METRICS, CoolDown, Operation, Reserve, Snapshot
 
 __all__ = ["decode"]
 
 _PROBING = 2
 """The outcome of a reserve that probes cooldowns."""
+
+_THE_SAME = 8
+"""Says in the code of a refusal that both of its times are the same."""
 
 _SHARE = 2.0**-53
 """The unit of headroom in replies: as fine as a double between 0.5 and 1."""
@@ -51,13 +54,13 @@ class _Reader:
         self._lifts = lifts
         self._at = 0
 
-    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | None:
+    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | int | None:
         """Read the next result, which is that of ``operation``."""
         if isinstance(operation, Reserve):
             return self._decision(operation.candidates)
         if isinstance(operation, Snapshot):
             return [self._snapshot(deployment) for deployment in operation.deployments]
-        return None
+        return self._lifts if isinstance(operation, CoolDown) else None
 
     def _take(self, count: int) -> list[int]:
         at = self._at
@@ -85,9 +88,10 @@ class _Reader:
     def _refusals(self, candidates: Sequence[Deployment], count: int) -> tuple[Refusal, ...]:
         refusals = []
         for deployment in candidates[:count]:
-            code, retry_at, wake_at = self._take(3)
-            cooldown = self._cooldowns[code >> 3]
-            reason = METRICS[(code & 7) - 1].value if code & 7 or cooldown is None else cooldown.reason
+            code, retry_at = self._take(2)
+            [wake_at] = [retry_at] if code & _THE_SAME else self._take(1)
+            cooldown, metric = self._cooldowns[code >> 4], code & 7
+            reason = METRICS[metric - 1].value if metric or cooldown is None else cooldown.reason
             moments = self._moment(retry_at), self._moment(wake_at)
             refusals.append(Refusal(deployment, reason, *moments, cooldown))
         return tuple(refusals)

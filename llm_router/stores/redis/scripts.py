@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -13,8 +14,21 @@ from redis.exceptions import NoScriptError
 
 __all__ = ["Client", "Script", "load_script"]
 
-_PARTS = ("packed.lua", "ledgers.lua", "scopes.lua", "cooldowns.lua", "reservations.lua", "batch.lua")
-"""The files that make up the script; each uses those before it."""
+_PARTS = (
+    ("packed", "layout", "ledgers", "entries", "rolling", "steady", "daily", "kinds"),
+    ("scopes", "changing", "cooldowns", "reservations"),
+    ("deployments", "full", "reserve", "batch"),
+)
+"""The files that make up the script, in groups; each file uses those before it.
+
+Redis makes all functions anew for every call, and each costs the more time the more variables it captures. A
+variable costs less if a function around has captured it already, so each group lies in a function of the one
+before. And a constant is none: its value stands wherever its name does in the files.
+"""
+
+_CONSTANTS = re.compile(r"^( *)local ([A-Z_]+(?:, [A-Z_]+)*) = (.*?)(?: +--.*)?$", re.MULTILINE)
+_VALUES = re.compile(r'[-+*^(). \dA-Z_e,]+|"[^"]*"')
+_NAME = re.compile(r"\b[A-Z_]+\b")
 
 
 class Client(Protocol):
@@ -61,9 +75,40 @@ class Script:
 def load_script() -> Script:
     """Assemble the script from its files."""
     folder = files("llm_router.stores.redis") / "lua"
+    constants: dict[str, str] = {}
+    texts = {
+        name: _fold((folder / f"{name}.lua").read_text(encoding="utf-8"), constants)
+        for group in _PARTS
+        for name in group
+    }
     source = ""
-    for part in reversed(_PARTS):
-        text = (folder / part).read_text(encoding="utf-8")
-        source = f"{text}\nreturn (function()\n{source}end)()\n" if source else text
+    for group in reversed(_PARTS):
+        parts = "\n".join(texts[name] for name in group)
+        source = f"{parts}\nreturn (function()\n{source}end)()\n" if source else parts
     # The name that Redis gives to a script; it has nothing to do with security.
     return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _fold(text: str, constants: dict[str, str]) -> str:
+    """Put the value of each constant in place of its name; a name has one value in a file.
+
+    Args:
+        text: The text of a file.
+        constants: Those of the files before it; those of this one that are not local to a function are added.
+    """
+    known = dict(constants)
+
+    def value_of(match: re.Match[str]) -> str:
+        return known.get(match[0], match[0])
+
+    def define(match: re.Match[str]) -> str:
+        indent, names, values = match.groups()
+        if not _VALUES.fullmatch(values):
+            return match[0]
+        for name, value in zip(names.split(", "), values.split(", "), strict=True):
+            known[name] = value if value.startswith('"') else f"({_NAME.sub(value_of, value)})"
+            if not indent:
+                constants[name] = known[name]
+        return ""
+
+    return _NAME.sub(value_of, _CONSTANTS.sub(define, text))

@@ -52,12 +52,12 @@ def requested_shards(argument: int | None, in_url: str | None) -> int:
 
 @lru_cache(maxsize=1 << 16)
 def shard_of(scope: Scope, shards: int) -> int | None:
-    """Return the shard of a (project, model); None for a scope that concerns all shards.
+    """Return the shard of a project or one of its models; None for a scope that goes to all shards.
 
     It is the same on every machine and in every version: a hash of provider and project decides.
     """
     kind, *names = scope.split(":")
-    if kind != "model":
+    if kind not in ("model", "project"):
         return None
     digest = blake2b(":".join(names[:2]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % shards
@@ -123,6 +123,7 @@ class Sharding:
             self._lifts[shard] = decision.lifts
             decision.lifts = sum(self._lifts)
             if decision.deployment is not None:
+                await self._spread(lanes, shard, decision.probes)
                 break
             if self._made.pop(reservation_id, None) is None:
                 break  # settled or released meanwhile: the next run must not take anything
@@ -139,14 +140,31 @@ class Sharding:
         await asyncio.gather(*(operation.future for operation in operations))
 
     async def cool_down(self, lanes: Lanes, cooldown: Cooldown) -> None:
-        """Cool a model down in its shard, any other scope in every shard: each reads only its own keys."""
+        """Cool a scope down in its shard; a key or provider in every shard, since each reads only its own."""
         loop = asyncio.get_running_loop()
         shard = shard_of(cooldown.scope, self.shards)
+        concerned = range(self.shards) if shard is None else (shard,)
+        operations = [CoolDown(loop.create_future(), cooldown) for _ in concerned]
+        for place, operation in zip(concerned, operations, strict=True):
+            lanes[place][0].add(operation)
+        lifts = await asyncio.gather(*(operation.future for operation in operations))
+        for place, count in zip(concerned, lifts, strict=True):
+            self._lifts[place] = count
+
+    async def _spread(self, lanes: Lanes, shard: int, probes: Sequence[Cooldown]) -> None:
+        """Keep the other shards from letting a second request probe what one in ``shard`` probes.
+
+        Only a provider has deployments in several shards. Until they know, each may still grant one.
+        """
+        loop = asyncio.get_running_loop()
         operations = []
-        for concerned in lanes if shard is None else (lanes[shard],):
-            operations.append(CoolDown(loop.create_future(), cooldown))
-            concerned[0].add(operations[-1])
-        await asyncio.gather(*(operation.future for operation in operations))
+        for probe in probes:
+            if probe.scope.startswith("provider:"):
+                for lane in lanes[:shard] + lanes[shard + 1 :]:
+                    operations.append(CoolDown(loop.create_future(), probe, "probe"))
+                    lane[0].add(operations[-1])
+        # The reservation counts, whatever becomes of these.
+        await asyncio.gather(*(operation.future for operation in operations), return_exceptions=True)
 
     async def snapshot(self, lanes: Lanes, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Ask all shards concerned at once, or every shard if there are no deployments."""

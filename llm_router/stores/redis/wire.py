@@ -11,10 +11,11 @@ import struct
 from asyncio import Future
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
+from hashlib import blake2b
 
 import attrs
 
-from llm_router.domain.calendar import microseconds, midnights
+from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -33,11 +34,17 @@ METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 _NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_HEAD = struct.Struct("<QQQQQI")
+_HEAD = struct.Struct("<QQQQQQI6s")
 _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
-_DEPLOYMENT = struct.Struct("<HII")
+_DEPLOYMENT = struct.Struct("<II")
+
+_END = b"\0\0"
+"""What follows the shortlists, so that two numbers can be read where an empty one has one."""
+
+_FINGERPRINT = 6
+"""Bytes by which the script tells profiles apart."""
 
 _MAX_ENCODED = 50_000
 """Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
@@ -67,10 +74,11 @@ class Settle:
 
 @attrs.define(eq=False)
 class CoolDown:
-    """A cooldown, and the future of its completion."""
+    """A cooldown, what it stands for, and the future of the number of lifts; see :class:`Decision`."""
 
-    future: Future[None]
+    future: Future[int]
     cooldown: Cooldown
+    order: str = attrs.field(default=attrs.Factory(lambda self: order_of(self.cooldown), takes_self=True))
 
 
 @attrs.define(eq=False)
@@ -89,7 +97,7 @@ class _EncodedDeployment:
     """A deployment in the form that the script reads.
 
     Attributes:
-        model: The scope of its model.
+        model: The key of what is known of its model.
         others: Its other scopes.
         profile: Its quotas.
     """
@@ -111,7 +119,8 @@ def _profile(quotas: Collection[Quota]) -> bytes:
         )
         packed.append(_QUOTA.pack(_NUMBERS[quota.metric], _KINDS[quota.refill], *numbers))
         packed.append(quota.timezone.encode() + b"\0")
-    return b"".join(packed)
+    profile = b"".join(packed)
+    return blake2b(profile, digest_size=_FINGERPRINT).digest() + profile
 
 
 _LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in METRICS)
@@ -124,14 +133,31 @@ def _field(reservation_id: str) -> bytes:
     return reservation_id.encode("utf-8", "surrogatepass")
 
 
+@attrs.frozen
+class _Midnights:
+    """Five consecutive midnights of each time zone, packed, and where now must lie for them.
+
+    Attributes:
+        today: The latest of the first ones.
+        tomorrow: The earliest of the second ones. From now on others are better.
+        latest: The earliest of the third ones. The script can do without others until then.
+        packed: All of them.
+    """
+
+    today: int = 0
+    tomorrow: int = 0
+    latest: int = 0
+    packed: bytes = b""
+
+
 class Encoder:
     """Makes the messages, and remembers the encoded form of deployments and time zones."""
 
     def __init__(self, names: KeyNames) -> None:
         self.names = names
         self.deployments: dict[Deployment, _EncodedDeployment] = {}
-        # For each time zone: the span for which its midnights are valid, and their packed form.
-        self._zones: dict[str, tuple[int, int, bytes]] = {}
+        self._zones: list[str] = []
+        self._midnights = _Midnights()
         for quota in _LEARNT_QUOTAS:
             self.add_zone(quota.timezone)
 
@@ -143,7 +169,8 @@ class Encoder:
         """
         if zone not in self._zones:
             midnights(0, zone)
-            self._zones[zone] = (0, 0, b"")
+            self._zones.append(zone)
+            self._midnights = _Midnights()
 
     def encode(self, deployment: Deployment) -> _EncodedDeployment:
         """Return the encoded form of ``deployment``, and remember it."""
@@ -152,23 +179,24 @@ class Encoder:
             if quota.refill is Refill.DAILY:
                 self.add_zone(quota.timezone)
         model, *others = (scope.encode() for scope in deployment.scopes)
+        model = self.names.full.encode() + model
         encoded = _EncodedDeployment(model, b"".join(scope + b"\0" for scope in others), _profile(quotas))
         if len(self.deployments) >= _MAX_ENCODED:
             self.deployments.clear()
         self.deployments[deployment] = encoded
         return encoded
 
-    def zones(self, now: int) -> bytes:
-        """Return five midnights of each zone around ``now`` (microseconds)."""
-        parts = []
-        for zone, (starts, ends, packed) in self._zones.items():
-            if not starts <= now < ends:
-                first, second, third = midnights(now, zone)
-                packed = _MIDNIGHTS.pack(first, second, *midnights(third, zone))  # noqa: PLW2901
-                packed = zone.encode() + b"\0" + packed  # noqa: PLW2901
-                self._zones[zone] = (first, second, packed)
-            parts.append(packed)
-        return b"".join(parts)
+    def midnights(self, now: int) -> _Midnights:
+        """Return the midnights of each zone around ``now`` (microseconds)."""
+        if not self._midnights.today <= now < self._midnights.tomorrow:
+            found = [(zone, *midnights(now, zone)) for zone in self._zones]
+            packed = [
+                zone.encode() + b"\0" + _MIDNIGHTS.pack(first, second, *midnights(third, zone))
+                for zone, first, second, third in found
+            ]
+            _, firsts, seconds, thirds = zip(*found, strict=True)
+            self._midnights = _Midnights(max(firsts), min(seconds), min(thirds), b"".join(packed))
+        return self._midnights
 
     def start(self, ahead: int) -> Message:
         """Begin a message to a server whose clock is ``ahead`` microseconds ahead of the callers'."""
@@ -202,7 +230,7 @@ class Message:
         self._listed_end = 1
         self._numbers: dict[Deployment, int] = {}
         self._records: list[bytes] = []
-        self._models: dict[bytes, int] = {}
+        self._models: list[bytes] = []
         self._others = _Places()
         self._profiles = _Places()
         self._profiles.add(_LEARNT_PROFILE)
@@ -219,7 +247,7 @@ class Message:
             self._add(_SETTLE, 0, operation.used, 0, _field(operation.reservation_id))
             self._settles += 1
         elif isinstance(operation, CoolDown):
-            self._add(_COOL_DOWN, self._cooldown(operation.cooldown), _NOTHING, 0, b"")
+            self._add(_COOL_DOWN, self._cooldown(operation), _NOTHING, 0, b"")
         else:
             self._add(_SNAPSHOT, self._shortlist(tuple(operation.deployments)), _NOTHING, 0, b"")
 
@@ -240,18 +268,16 @@ class Message:
     def _deployment(self, deployment: Deployment) -> int:
         """Add a deployment and return its number."""
         encoded = self._encoder.deployments.get(deployment) or self._encoder.encode(deployment)
-        model = self._models.setdefault(encoded.model, len(self._models) + 1)
         others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
-        self._records.append(_DEPLOYMENT.pack(model, others, profile))
+        self._records.append(_DEPLOYMENT.pack(others, profile))
+        self._models.append(encoded.model)
         number = self._numbers[deployment] = len(self._records)
         return number
 
-    def _cooldown(self, cooldown: Cooldown) -> int:
+    def _cooldown(self, operation: CoolDown) -> int:
         """Add a cooldown and return its number."""
-        end = order_of(cooldown)
-        if not end:
-            cooldown = shifted(cooldown, self._ahead)
-            end = repr(float(cooldown.until))
+        cooldown = shifted(operation.cooldown, self._ahead)
+        end = operation.order or repr(float(cooldown.until))
         learnt = [number for limit in cooldown.learnt for number in (_NUMBERS[limit.metric], limit.limit)]
         until, half_open = microseconds(cooldown.until), int(cooldown.half_open)
         self._cooldowns.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
@@ -265,21 +291,28 @@ class Message:
             clock: The same if the caller decides the time; 0 if the server does.
             deadline: When it is too late for the server to do anything; 0 for never.
         """
-        names = self._encoder.names
+        names, zones = self._encoder.names, self._encoder.midnights(now)
+        latest = min(zones.latest - 1, deadline or NEVER)
         arguments: tuple[str | bytes, ...] = (
-            _HEAD.pack(clock, deadline, *_SPANS, self._settles),
+            _HEAD.pack(clock, zones.today, latest, *_SPANS, self._settles, self._sole_profile()),
             names.scopes,
             names.version,
             b"".join(self._operations),
-            b"".join(self._listed),
+            b"".join(self._listed) + _END,
             b"".join(self._records),
             b"".join(self._profiles),
-            self._encoder.zones(now),
+            zones.packed,
             dump(self._cooldowns) if self._cooldowns else "",
             b"".join(self._others),
+            names.full,
             *self._models,
         )
         return (names.reservations, names.sweep, names.others, names.others_before), arguments
+
+    def _sole_profile(self) -> bytes:
+        """Return the fingerprint of the profile of all deployments, or nothing if there are several."""
+        _, *profiles = self._profiles
+        return profiles[0][:_FINGERPRINT] if len(profiles) == 1 else b""
 
 
 @cache

@@ -79,6 +79,32 @@ async def test_a_first_call_that_timed_out_takes_no_effect_later(
     await store.aclose()
 
 
+@pytest.mark.parametrize("step", [-90_000.0, 90_000.0])
+async def test_a_clock_that_is_set_costs_no_call_and_delays_no_timeout(
+    redis_server: RedisServer, pools: Pools, monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    """The store sees it by another clock: the next call is as usual, and takes no effect once given up."""
+    deployment, real = pools.one(), time.time
+    store = RedisStore(redis_server.url, timeout=0.3)
+    await store.reserve("before", [deployment], Demand(1, 0), 60)
+    monkeypatch.setattr(time, "time", lambda: real() + step)
+    with redis_server.client() as client:
+        client.config_resetstat()
+        decision = await store.reserve("after", [deployment], Demand(1, 0), 60)
+        assert decision.deployment is deployment
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == 1
+    monkeypatch.setattr(time, "time", lambda: real() + 2 * step)
+    redis_server.freeze()
+    with pytest.raises(StoreUnavailableError, match="did not answer"):
+        await store.reserve("given up", [deployment], Demand(1, 0), 60)
+    redis_server.thaw()
+    await asyncio.sleep(0.1)  # for the server to read what lies in its socket
+    [snapshot] = await store.snapshot([deployment])
+    assert snapshot.quotas[0].used == 2
+    assert abs(snapshot.quotas[0].resets_at - real() - 2 * step - 60.3) < 5
+    await store.aclose()
+
+
 class _Still(SystemClock):
     def time(self) -> float:
         return 1_800_014_400.0

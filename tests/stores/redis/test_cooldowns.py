@@ -127,6 +127,25 @@ async def test_a_lift_in_one_shard_is_noticed_in_all(server: RedisServer) -> Non
         assert before not in await lifts()
 
 
+async def test_one_request_probes_a_provider_for_all_shards(server: RedisServer) -> None:
+    """Those of other shards wait for it, until the cooldown is lifted or a minute has passed."""
+    clock = ManualClock(START)
+    keys = [deployment(f"key-{n}") for n in range(16)]
+    async with aclosing(RedisStore(server.url, clock=clock, shards=4)) as store:
+        assert len({store.shard_of(key) for key in keys}) == 4
+        verdict = Cooldown(keys[0].provider_scope, START + 10.0, "down", half_open=True, strikes=2)
+        await store.cool_down(verdict)
+        for turn in (10.0, 70.0):
+            clock.shift(START + turn - clock.time())
+            assert [await granted(store, key) for key in keys] == [True] + [False] * 15
+            [refusal] = (await store.reserve("refused", [keys[-1]], ONE, 60.0)).refusals
+            assert refusal.cooldown is not None
+            assert refusal.cooldown.until == START + turn + 60.0
+            keys.reverse()
+        await store.cool_down(Cooldown.lift(verdict.scope))
+        assert all([await granted(store, key) for key in keys])
+
+
 async def test_the_number_of_lifts_never_returns(server: RedisServer) -> None:
     """Not even if the server was emptied in between."""
     seen = set()

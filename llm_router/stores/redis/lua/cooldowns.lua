@@ -22,10 +22,16 @@ local function read_others(present, former)
   if ends > now then others_until, more_than_listed = max(others_until, ends), true end
 end
 
+local function exact(text)
+  if text == "inf" then return math.huge end
+  return tonumber(text)
+end
+
 local function load_cooldowns()
   local MOST = 16      -- scopes that are listed
   local ends_of = {}   -- name -> until when it matters
   local changed = false
+  local latest_of = {} -- place of the other scopes of a deployment -> that whose cooldown ends last, or false
 
   for name, ends in string.gmatch(listed, " (%S+) (%d+)") do
     ends_of[name] = tonumber(ends)
@@ -33,16 +39,11 @@ local function load_cooldowns()
 
   local cooldowns = {}
 
-  local function exact(text)
-    if text == "inf" then return math.huge end
-    return tonumber(text)
-  end
-
   local function set(s, ends, half_open, text, description)
     s[3], s[4], s[5], s[6], s[7] = ends, now, half_open, text, description
     touch(s)
     if sub(s[NAME], 1, 6) == "model:" then return end -- which is always read
-    ends_of[s[NAME]], changed = forgotten_at(s), true
+    ends_of[s[NAME]], changed, latest_of = forgotten_at(s), true, {}
     others_until = max(others_until, forgotten_at(s))
   end
 
@@ -74,11 +75,21 @@ local function load_cooldowns()
     cooldowns.each(others, function(name) see(deployment, get_scope(name)) end)
   end
 
+  -- The other scope of a deployment whose cooldown ends last, or nil.
+  function cooldowns.latest(others)
+    if latest_of[others] == nil then
+      local deployment = {}
+      cooldowns.each(others, function(name) see(deployment, get_scope(name)) end)
+      latest_of[others] = deployment.cooling or false
+    end
+    return latest_of[others] or nil
+  end
+
   -- Let one request probe a half-open cooldown that has ended: the others wait for a while.
-  function cooldowns.probe(s, probe_time) set_end(s, now + probe_time) end
+  function cooldowns.probe(s) set_end(s, now + probe_time) end
 
   -- `cooldown`: {scope, until, until exact, description, half-open, {metric, limit, …}}; see batch.lua.
-  function cooldowns.impose(cooldown, learnt_until)
+  function cooldowns.impose(cooldown)
     local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[6]
     if text == "lift" or text == "retry" then
       -- Never a number that was used before the key expired.
@@ -88,16 +99,19 @@ local function load_cooldowns()
       elseif s[5] == 1 and s[3] > now then
         set_end(s, now)
       end
+    elseif text == "probe" then -- a request of another shard probes it
+      if s[5] == 1 and s[3] <= now and forgotten_at(s) > now then set_end(s, now + probe_time) end
     elseif ends > now and (s[3] <= now or exact(text) > exact(s[6])) then
       set(s, ends, cooldown[5], text, cooldown[4])
     end
     if limits[1] then
-      local learnt = learnt_limits(s)
+      rare = rare or load_rare()
+      local learnt = rare.learnt_limits(s)
       for i = 1, #limits, 2 do
         local known = learnt[limits[i]]
-        learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], learnt_until }
+        learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], now + learnt_for }
       end
-      set_learnt_limits(s, learnt)
+      rare.set_learnt_limits(s, learnt)
       touch(s)
     end
   end
@@ -121,8 +135,3 @@ local function load_cooldowns()
 end
 
 local cooldowns -- their functions, once needed
-
-local function get_cooldowns()
-  cooldowns = cooldowns or load_cooldowns()
-  return cooldowns
-end

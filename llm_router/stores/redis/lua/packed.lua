@@ -14,6 +14,7 @@ local NEVER = 2 ^ 62 -- later than every time
 local now            -- microseconds, set by batch.lua
 local corrupt        -- a key whose value is not ours
 local fetched = {}   -- key -> its value, or false
+local spent = 0      -- roughly how many microseconds the call has taken so far; see batch.lua
 
 local texts = {}     -- number -> its decimal digits: formatting is expensive, and numbers recur
 

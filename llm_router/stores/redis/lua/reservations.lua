@@ -1,11 +1,14 @@
 -- Reservations: one hash for all of them, so that a batch writes, reads and deletes its own in one command each.
 --
--- KEYS[1]: the hash. Field: the id. Value: "<expires> <requests> <tokens> <name of the model's scope>", then
--- " <metric> <mark>" for each quota that it was taken from.
--- KEYS[2]: "<kept until> <sweep at> <cursor>": when the hash expires, when to look for expired fields next, and
--- where to continue. Before Redis 7.4 a field cannot expire by itself.
+-- KEYS[1]: the hash. Field: the id. Value: "<expires> <requests> <tokens> <name of the model's scope>@<lasts>.<turn>",
+-- then " <metric> <mark>" for each quota that it was taken from. The mark begins with 0 if the quota was steady, with
+-- 00 if it was daily. In format 2 the name was followed by the marks, and these had no zeros.
+-- KEYS[2]: the byte 1, five doubles and a text: when the hash expires; when to look for expired fields next (before
+-- Redis 7.4 a field cannot expire by itself); the latest time seen; how often the clock was found to be set back; when
+-- it was so last; and the cursor of HSCAN to go on with. With fakeredis, which has no struct library, it is text, as in
+-- format 2, which had "<when the hash expires> <when to look> <cursor>".
 
-local add_reservation, fetch_reservations, remove_reservation, write_reservations = (function()
+local read_sweep, add_reservation, fetch_reservations, remove_reservation, write_reservations = (function()
   local MARGIN = 60 * 1e6  -- how far ahead the expiry of the hash is set, so that not every call sets it
 
   local reservations = {}  -- id -> the value; false if there is none
@@ -14,9 +17,31 @@ local add_reservation, fetch_reservations, remove_reservation, write_reservation
   local dropped = {}       -- ids to delete
   local latest_end = 0     -- when the last of those written expires
 
-  -- `taken_from`: the name of the scope and the marks, as they are stored.
-  local function add(id, expires, requests, tokens, taken_from)
-    local value = digits(expires) .. " " .. digits(requests) .. " " .. digits(tokens) .. taken_from
+  local kept_until, sweep_at, cursor, seen, turn, set_back_at = 0, 0, "0", 0, 0, 0
+  local is_set_back = false
+
+  -- Read the value of KEYS[2], and find out whether the clock was set back since it was written.
+  local function read(value)
+    if value and byte(value) == 1 then
+      local at
+      kept_until, sweep_at, seen, turn, set_back_at, at = unpack_from("<xddddd", value)
+      cursor = sub(value, at)
+    elseif value then
+      local kept, due, place, rest = match(value, "^(%d+) (%d+) (%d+)(.*)$")
+      local last, times, moved = match(rest or "", "^ (%d+) (%d+) (%d+)$")
+      kept_until, sweep_at, cursor = tonumber(kept or 0), tonumber(due or 0), place or "0"
+      seen, turn, set_back_at = tonumber(last or 0), tonumber(times or 0), tonumber(moved or 0)
+    end
+    if now < seen then
+      is_set_back, turn, set_back_at, sweep_at = true, turn + 1, now, 0
+    end
+  end
+
+  -- `name` and `marks`: as they are stored.
+  local function add(id, lasts, requests, tokens, name, marks)
+    local expires = now + lasts
+    local value = digits(expires) .. " " .. digits(requests) .. " " .. digits(tokens)
+    value = value .. name .. digits(lasts) .. "." .. digits(turn) .. marks
     written[length + 1], written[length + 2] = id, value
     length = length + 2
     reservations[id] = value
@@ -31,42 +56,65 @@ local add_reservation, fetch_reservations, remove_reservation, write_reservation
     end
   end
 
-  -- Remove a reservation and return it: expires, requests, tokens, name of the scope, marks; nil if there is none.
+  -- When a reservation expires. The clock may have been set back since it was made: it does not last for longer then.
+  local function end_of(expires, lasts, made_in)
+    expires = tonumber(expires)
+    if lasts == "" or tonumber(made_in) == turn then return expires end
+    return min(expires, set_back_at + tonumber(lasts))
+  end
+
+  -- Remove a reservation and return it: requests, tokens, name of the scope, marks, whether they are of format 2; nil
+  -- if there is none, or if it has expired.
   local function remove(id)
     local value = reservations[id]
     reservations[id] = false
     if not value then return nil end
     dropped[#dropped + 1] = id
-    local expires, requests, tokens, name, marks = match(value, "^(%d+) (%d+) (%d+) (%S+)([ %d]*)$")
+    local expires, requests, tokens, name, lasts, made_in, marks =
+      match(value, "^(%d+) (%d+) (%d+) ([^ @]+)@?(%d*)%.?(%d*)([ %d]*)$")
     if not expires then
       corrupt = corrupt or KEYS[1]
       return nil
     end
-    return tonumber(expires), tonumber(requests), tonumber(tokens), name, marks
+    if now >= end_of(expires, lasts, made_in) then return nil end
+    return tonumber(requests), tonumber(tokens), name, marks, lasts == ""
   end
 
-  -- Delete the expired ones among the next few; return where to continue.
-  local function sweep(cursor)
-    local answer = call("HSCAN", KEYS[1], cursor, "COUNT", 200)
-    local fields, expired = answer[2], {}
-    for i = 1, #fields, 2 do
-      local expires = tonumber(match(fields[i + 1], "^%d+"))
-      if expires and expires <= now then expired[#expired + 1] = fields[i] end
-    end
-    if expired[1] and #expired < 4000 then call("HDEL", KEYS[1], unpack(expired)) end
-    return answer[1]
+  -- Delete the expired ones among the next few, and go on for as long as many are; return whether there may be more.
+  local function sweep()
+    local ROUND, MOST = 250, 4000
+    local visited, is_full = 0, nil
+    repeat
+      local answer = call("HSCAN", KEYS[1], cursor, "COUNT", ROUND)
+      local fields, expired = answer[2], {}
+      for i = 1, #fields, 2 do
+        local expires = tonumber(match(fields[i + 1], "^%d+"))
+        if expires and turn > 0 then expires = end_of(expires, match(fields[i + 1], "@(%d+)%.(%d+)")) end
+        if expires and expires <= now then expired[#expired + 1] = fields[i] end
+      end
+      if expired[1] then call("HDEL", KEYS[1], unpack(expired, 1, min(#expired, MOST))) end
+      cursor, visited = answer[1], visited + #fields / 2
+      is_full = #expired > 0 and #expired * 8 >= #fields -- a quarter of them
+    until cursor == "0" or visited >= MOST or not is_full
+    return cursor ~= "0" and is_full
   end
 
   local function prolong()
-    local kept_until, sweep_at, cursor = match(fetched[KEYS[2]] or "", "^(%d+) (%d+) (%d+)$")
-    kept_until, sweep_at = tonumber(kept_until or 0), tonumber(sweep_at or 0)
-    local due, longer = now >= sweep_at, latest_end > kept_until
+    local due, longer = is_set_back or now >= sweep_at, latest_end > kept_until
     if longer then kept_until = latest_end + MARGIN end
-    if due then cursor, sweep_at = sweep(cursor or "0"), now + 0.1 * 1e6 end
+    if due then sweep_at = sweep() and now or now + 0.1 * 1e6 end
     -- At every call: a hash that became empty meanwhile has lost its expiry.
     local lasts = time_to_live(kept_until)
     call("PEXPIRE", KEYS[1], lasts)
-    if due or longer then call("SET", KEYS[2], format("%d %d %s", kept_until, sweep_at, cursor), "PX", lasts) end
+    if due or longer then
+      local state
+      if struct then
+        state = struct.pack("<Bddddd", 1, kept_until, sweep_at, now, turn, set_back_at) .. cursor
+      else
+        state = format("%d %d %s %d %d %d", kept_until, sweep_at, cursor, now, turn, set_back_at)
+      end
+      call("SET", KEYS[2], state, "PX", lasts)
+    end
   end
 
   local function write()
@@ -76,8 +124,8 @@ local add_reservation, fetch_reservations, remove_reservation, write_reservation
       if not reservations[dropped[i]] then gone[#gone + 1] = dropped[i] end
     end
     if gone[1] then call("HDEL", KEYS[1], unpack(gone)) end
-    if length > 0 then prolong() end
+    if length > 0 or is_set_back then prolong() end
   end
 
-  return add, fetch, remove, write
+  return read, add, fetch, remove, write
 end)()

@@ -1,34 +1,11 @@
--- The stored state of a scope: the ledgers of a (project, model), the limits learnt for it, its cooldown.
---
--- Each scope is one value, so that a call reads and writes it at most once. In the script it is an array:
---   1  version of this format; as it is stored, plus 16 times the number of ledgers that follow
---   2  when the last reservation on it is forgotten
---   3  when its cooldown ends; 0 if there is none
---   4  when that end was set
---   5  1 if the cooldown is half-open: at its end one request goes first; else 0
---   6  its end as the caller gave it, as text: seconds, or inf
---   7  description of the cooldown
---   8  learnt limits, as text: metric, limit and end of each, a space after every number
---   9  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
--- followed by what is not stored: the name of the scope, its key, whether it is stored, whether it changed.
--- Times are in microseconds.
-
-local METRICS = 4
-local FIRST_LEDGER, LEDGER = 9, 10
-local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
-local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
+-- Reading and writing scopes, and until when they are kept.
 
 local prefix, version -- the key of a scope is its name between these two; set by batch.lua
-local strikes_kept   -- for how long an ended half-open cooldown is remembered; set by batch.lua
+local full_prefix    -- the key of its companion is this and its name; set by batch.lua
+-- For how long a request that probes a half-open cooldown keeps others waiting, for how long an ended one is
+-- remembered, and for how long a learnt limit applies; set by batch.lua
+local probe_time, strikes_kept, learnt_for
 local scopes = {}    -- name -> the scope
-local touched = {}   -- the scopes that changed, in order
-
-local function touch(s)
-  if not s[CHANGED] then
-    s[CHANGED] = true
-    touched[#touched + 1] = s
-  end
-end
 
 -- Milliseconds for which to keep what matters until a given time.
 local function time_to_live(moment)
@@ -42,59 +19,134 @@ local function forgotten_at(s)
   return s[5] == 1 and s[3] + strikes_kept or s[3]
 end
 
--- The learnt limits of a scope that are in force: metric -> {limit, end}.
-local function learnt_limits(s)
-  local learnt = {}
-  for metric, limit, ends in string.gmatch(s[8], "(%d+) (%d+) (%d+) ") do
-    if tonumber(ends) > now then learnt[tonumber(metric)] = { tonumber(limit), tonumber(ends) } end
+-- What is rarely needed of scopes.
+local function load_rare()
+  local rare = {}
+
+  -- The learnt limits of a scope that are in force: metric -> {limit, end}; and whether the clock was set back.
+  function rare.learnt_limits(s)
+    local learnt, is_set_back = {}, false
+    for metric, limit, ends in string.gmatch(s[8], "(%d+) (%d+) (%d+) ") do
+      ends = tonumber(ends)
+      if ends > now + learnt_for then
+        ends, is_set_back = now + learnt_for, true
+      end
+      if ends > now then learnt[tonumber(metric)] = { tonumber(limit), ends } end
+    end
+    return learnt, is_set_back
   end
-  return learnt
+
+  function rare.set_learnt_limits(s, learnt)
+    s[8] = ""
+    for metric, entry in pairs(learnt) do
+      s[8] = s[8] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
+    end
+  end
+
+  -- Drop the learnt limits that have ended, and return when the last of the others does.
+  function rare.tidy_limits(s)
+    local learnt, latest = rare.learnt_limits(s), 0
+    rare.set_learnt_limits(s, learnt)
+    for _, entry in pairs(learnt) do
+      latest = max(latest, entry[2])
+    end
+    return latest
+  end
+
+  -- Drop the daily ledgers kept aside whose days have ended, and return when the last of the others does.
+  function rare.tidy_aside(s)
+    local LONGEST_DAY, latest = 25 * 3600 * 1e6, 0
+    s[9] = string.gsub(s[9], "%d %d+ (%d+) %d+ (%d+) [^;]*;", function(carry, ends)
+      ends = tonumber(ends) + (carry == "0" and 0 or LONGEST_DAY)
+      latest = max(latest, ends)
+      if ends <= now then return "" end
+    end)
+    return latest
+  end
+
+  -- The clock was set back since the cooldown was imposed: it does not last for longer than it was to.
+  function rare.move_cooldown(s)
+    if s[6] ~= "inf" then
+      s[3] = now + s[3] - s[4]
+      s[6] = format("%d.%06d", floor(s[3] / 1e6), s[3] % 1e6)
+    end
+    s[4] = now
+    touch(s)
+  end
+
+  -- Fill an empty scope from the value of its key in format 2, which did not say when a cooldown was imposed; return
+  -- whether it is one.
+  function rare.import(s, value)
+    local former
+    if struct then
+      former = byte(value) == 2 and { struct.unpack("<BddsssBdddddddsBdddddddsBdddddddsBddddddds", value) }
+    else
+      local is_json, array = pcall(cjson.decode, value)
+      former = is_json and type(array) == "table" and array[1] == 2 and array
+    end
+    if not former then return false end
+    s[2], s[3], s[6], s[7], s[8] = unpack(former, 2, 6)
+    for metric = 1, METRICS do
+      local b, at = FIRST_LEDGER + (metric - 1) * LEDGER, 7 + (metric - 1) * 9
+      if former[at] ~= 0 then
+        clear_ledger(s, b)
+        for i = 0, 7 do
+          s[b + i] = former[at + i]
+        end
+        s[b + LEDGER - 1] = kind_of(s[b]).import(s, b, former[at + 8])
+      end
+    end
+    return true
+  end
+
+  return rare
 end
 
-local function set_learnt_limits(s, learnt)
-  s[8] = ""
-  for metric, entry in pairs(learnt) do
-    s[8] = s[8] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
-  end
-end
+local rare -- its functions, once needed
 
-local get_scope, write_scopes = (function()
+local get_scope, write_scopes, kept_until = (function()
   local VERSION = 3
   -- The last field of a ledger, its text, is stored as its length here; the texts follow.
-  local LAYOUT = "<BdddBsssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
-  local HEAD, BLOCK = 9, 11 -- how much of it describes the fields before the ledgers, and a ledger
+  local LAYOUT = "<BdddBsssssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
+  local HEAD, BLOCK = 11, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
   local function decode(value)
     if not struct then
       local is_json, s = pcall(cjson.decode, value)
       return is_json and type(s) == "table" and s[1] == VERSION and s
     end
-    local count = (byte(value) - VERSION) / 16
+    local first = byte(value)
+    local count = (first % 128 - VERSION) / 16
     if count ~= floor(count) or count > METRICS then return false end
     local s = { struct.unpack(sub(LAYOUT, 1, HEAD + count * BLOCK), value) }
     local stored = FIRST_LEDGER - 1 + count * LEDGER
     local at = s[stored + 1]
     for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
       local stop = at + s[text]
-      s[text], at = sub(value, at, stop - 1), stop
+      s[text], at = stop > at and sub(value, at, stop - 1) or "", stop
     end
-    for i = stored + 1, FIELDS do
-      s[i] = 0
+    for b = stored + 1, FIELDS, LEDGER do
+      s[b] = 0
     end
-    s[1] = VERSION
+    s[FULL] = first >= 128
     return s
   end
 
-  -- Ledgers after the last one in use are not stored.
+  -- Ledgers after the last one in use are not stored. Of one that is not there, nothing but its kind is ever looked at.
   local function encode(s)
-    if not struct then return cjson.encode({ unpack(s, 1, FIELDS) }) end
     local count, texts = METRICS, ""
     while count > 0 and s[FIRST_LEDGER + (count - 1) * LEDGER] == 0 do
       count = count - 1
     end
+    if not struct then count = METRICS end
     local stored = FIRST_LEDGER - 1 + count * LEDGER
+    for b = FIRST_LEDGER, stored, LEDGER do
+      if s[b] == 0 then clear_ledger(s, b) end
+    end
+    s[1] = VERSION
+    if not struct then return cjson.encode({ unpack(s, 1, FIELDS) }) end
     for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
-      local length = s[text] == 0 and 0 or #s[text]
+      local length = #s[text]
       if length > 0 then texts = texts .. s[text] end
       s[text] = length
     end
@@ -103,63 +155,35 @@ local get_scope, write_scopes = (function()
   end
 
   local function empty()
-    local s = { VERSION, 0, 0, 0, 0, "", "", "" }
-    for i = FIRST_LEDGER, FIELDS do
-      s[i] = 0 -- of a ledger that is not there, nothing but its kind is ever looked at
+    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "" }
+    for b = FIRST_LEDGER, FIELDS, LEDGER do
+      s[b] = 0
     end
     return s
   end
 
   -- Drop what has ended, and return until when the scope must be kept.
   local function tidy(s)
-    local kept_until = s[2]
+    local latest = s[2]
     if s[3] > 0 then
       local forgotten = forgotten_at(s)
       if forgotten > now then
-        kept_until = max(kept_until, forgotten)
+        latest = max(latest, forgotten)
       else
         s[3], s[4], s[5], s[6], s[7] = 0, 0, 0, "", ""
       end
     end
-    if s[8] ~= "" then
-      local learnt = learnt_limits(s)
-      set_learnt_limits(s, learnt)
-      for _, entry in pairs(learnt) do
-        kept_until = max(kept_until, entry[2])
-      end
+    if s[8] ~= "" or s[9] ~= "" then
+      rare = rare or load_rare()
+      latest = max(latest, rare.tidy_limits(s), rare.tidy_aside(s))
     end
     for b = FIRST_LEDGER, FIELDS, LEDGER do
       if s[b] ~= 0 then
         local ends = kind_of(s[b]).kept_until(s, b)
-        if ends > kept_until then kept_until = ends end
+        if ends > latest then latest = ends end
       end
     end
-    return kept_until
-  end
-
-  -- The scope in the value of its key in format 2, which did not say when a cooldown was imposed.
-  local function import(value)
-    local former
-    if struct then
-      former = byte(value) == 2 and { struct.unpack("<BddsssBdddddddsBdddddddsBdddddddsBddddddds", value) }
-    else
-      local is_json, array = pcall(cjson.decode, value)
-      former = is_json and type(array) == "table" and array[1] == 2 and array
-    end
-    if not former then return nil end
-    local s = empty()
-    s[2], s[3], s[6], s[7], s[8] = unpack(former, 2, 6)
-    for metric = 1, METRICS do
-      local b, at = FIRST_LEDGER + (metric - 1) * LEDGER, 7 + (metric - 1) * 9
-      if former[at] ~= 0 then
-        for i = 0, 7 do
-          s[b + i] = former[at + i]
-        end
-        s[b + LEDGER - 1] = kind_of(s[b]).import(s, b, former[at + 8])
-      end
-    end
-    s[2] = tidy(s) -- from now on this one counts, for as long as the former is there
-    return s
+    return latest
   end
 
   -- Return the scope with a name; an empty one if nothing is stored.
@@ -169,38 +193,49 @@ local get_scope, write_scopes = (function()
     local key = prefix .. name .. version
     local value = fetched[key]
     if value == nil then value = call("GET", key) end
+    spent = spent + 6
     if value then
+      spent = spent + #value / 2000
       s = decode(value)
       if not s then corrupt = corrupt or key end
-    else
-      local former = call("GET", prefix .. name)
-      if former then
-        s = import(former)
-        if not s then corrupt = corrupt or prefix .. name end
-      end
     end
     s = s or empty()
-    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value and true or false, false
+    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value, false
     scopes[name] = s
+    if not value then
+      local former = call("GET", prefix .. name)
+      if former then
+        rare = rare or load_rare()
+        if not rare.import(s, former) then corrupt = corrupt or prefix .. name end
+        s[2] = tidy(s) -- from now on this one counts, for as long as the former is there
+      end
+    end
+    if s[4] > now then
+      rare = rare or load_rare()
+      rare.move_cooldown(s)
+    end
     return s
   end
 
   local function write()
+    local companions = {}
     for i = 1, #touched do
       local s = touched[i]
       -- MGET ignores a key of another type; GET refuses it, before anything is written.
       if not s[STORED] then call("GET", s[KEY]) end
+      if s[FULL] then companions[#companions + 1] = full_prefix .. s[NAME] end
     end
+    if companions[1] then call("DEL", unpack(companions)) end
     for i = 1, #touched do
       local s = touched[i]
-      local kept_until = tidy(s)
-      if kept_until > now then
-        call("SET", s[KEY], encode(s), "PX", time_to_live(kept_until))
+      local latest = tidy(s)
+      if latest > now then
+        call("SET", s[KEY], encode(s), "PX", time_to_live(latest))
       elseif s[STORED] then
         call("DEL", s[KEY])
       end
     end
   end
 
-  return get, write
+  return get, write, tidy
 end)()

@@ -1,0 +1,126 @@
+-- Deployments: which scopes and quotas they have, and the ledgers of these under the limits in force.
+--
+-- batch.lua describes the arguments.
+
+local MODELS = 11    -- arguments before the keys of companions
+
+local opened = {}    -- number of a deployment -> its scope and terms, under the limits in force
+
+-- Of a deployment: the key of the companion of its model's scope, the place of its other scopes, that of its profile.
+local function named(number)
+  local others, profile = unpack_from("<I4I4", ARGV[6], number * 8 - 7)
+  return ARGV[MODELS + number], others, profile
+end
+
+local open_deployment = (function()
+  local EXACT_LIMIT, SLICES = 240, 240 -- as in stores/ledger/
+
+  local profiles = {}  -- place -> its quotas
+
+  -- A quota under a limit, in the form that its ledger needs; `limit_expires` is the end of a learnt limit.
+  local function terms_of(quota, limit, limit_expires)
+    local metric, kind = quota[1], quota[2]
+    return {
+      metric = metric,
+      tokens = metric % 2 == 0,
+      daily = kind == DAILY,
+      kind = kind,
+      at = FIRST_LEDGER + (metric - 1) * LEDGER,
+      limit = limit,
+      resolution = limit <= EXACT_LIMIT and 0 or floor(quota[4] / SLICES),
+      span = quota[5],
+      guard = quota[6],
+      capacity = min(quota[7], limit),
+      zone = quota[8],
+      limit_expires = limit_expires,
+    }
+  end
+
+  -- The format in which a reservation stores a mark for each quota; see reservations.lua.
+  local function form_of(terms)
+    local form = ""
+    for i = 1, #terms do
+      form = form .. " " .. terms[i].metric .. " " .. sub("00", 1, terms[i].kind - 1) .. "%d"
+    end
+    return form
+  end
+
+  -- The quotas of a profile: as received, and as terms under their own limits.
+  local function profile_at(place)
+    local profile = profiles[place]
+    if not profile then
+      local count, at = unpack_from("B", ARGV[7], place + 6)
+      profile = { quotas = {}, terms = {} }
+      for i = 1, count do
+        local quota = { unpack_from("<BBI8I8I8I8I8s", ARGV[7], at) }
+        at = quota[9]
+        profile.quotas[i], profile.terms[i] = quota, terms_of(quota, quota[3], NEVER)
+      end
+      profile.terms.taken_from = form_of(profile.terms)
+      profiles[place] = profile
+    end
+    return profile
+  end
+
+  -- The terms of a scope under its learnt limits, which lower configured limits and add missing ones.
+  local function learnt_terms(profile, learnt)
+    local terms = {}
+    for i, quota in ipairs(profile.quotas) do
+      local entry = learnt[quota[1]]
+      terms[i] = entry and entry[1] < quota[3] and terms_of(quota, entry[1], entry[2]) or profile.terms[i]
+      learnt[quota[1]] = nil
+    end
+    for metric, quota in ipairs(profile_at(1).quotas) do
+      if learnt[metric] then insert(terms, terms_of(quota, learnt[metric][1], learnt[metric][2])) end
+    end
+    terms.taken_from = form_of(terms)
+    return terms
+  end
+
+  -- Find or create the ledger for the terms, and bring it up to now.
+  local function open_ledger(s, terms)
+    local b, kind = terms.at, kind_of(terms.kind)
+    local present = s[b]
+    if present == terms.kind then
+      -- A settle does not know the limits: it uses those that were in force when the ledger was last opened.
+      local changed = kind.configure(s, b, terms)
+      if kind.open(s, b) or changed then touch(s) end
+    elseif present == 0 then
+      clear_ledger(s, b)
+      s[b] = terms.kind
+      kind.configure(s, b, terms)
+      kind.open(s, b)
+    else
+      changing = changing or load_changing()
+      changing.replace(s, terms)
+      opened = {} -- deployments for which the quota refills in another way must see it change back
+    end
+  end
+
+  -- A deployment is opened once in a batch, and again after a cooldown.
+  return function(number)
+    local key, others, place = named(number)
+    local model = sub(key, #full_prefix + 1)
+    local s, profile = get_scope(model), profile_at(place)
+    local terms = profile.terms
+    if s[8] ~= "" then
+      rare = rare or load_rare()
+      local learnt, is_set_back = rare.learnt_limits(s)
+      if is_set_back then
+        rare.set_learnt_limits(s, learnt)
+        touch(s)
+      end
+      terms = learnt_terms(profile, learnt)
+    end
+    for i = 1, #terms do
+      open_ledger(s, terms[i])
+    end
+    local deployment = { scope = s, terms = terms, marks = {}, marked = "", name = " " .. model .. "@" }
+    if s[3] > 0 or others_until > now then
+      cooldowns = cooldowns or load_cooldowns()
+      cooldowns.see(deployment, others)
+    end
+    opened[number] = deployment
+    return deployment
+  end
+end)()
