@@ -11,6 +11,7 @@ from llm_router.stores.ledger.cooldowns import (
     forgotten_at,
     impose,
     latest_cooldown,
+    moved_back,
     probed,
 )
 from llm_router.stores.ledger.ledgers import (
@@ -45,6 +46,7 @@ __all__ = [
     "latest_cooldown",
     "learnt_quota",
     "make_ledger",
+    "moved_back",
     "probed",
     "terms_in_force",
 ]

@@ -275,7 +275,7 @@ class LedgerTable:
             numbers.extend((row_id, row.kinds, len(state)))
             numbers.extend(state)
             self._newest[row_id] = entry.number
-            if now >= row.terms_due:
+            if not now < row.terms_due <= now + _TERMS_EVERY:
                 row.terms_due = now + _TERMS_EVERY
                 terms.append(row.dump_terms(now))
         if terms:
@@ -297,9 +297,22 @@ class LedgerTable:
                 updates.append((int(kinds), pack(state), row_id))
         self._connection.executemany(_UPDATE, updates)
 
+    def _postpone(self, row_id: int, before: int) -> bool:
+        """Return whether a row is used after ``before`` after all, since more was settled; note until when."""
+        row = self.find(row_id)
+        if row is None:
+            return False
+        if row.stale:
+            self.refresh(row)
+        rests_at, terms, _ = row.dump_terms(before)
+        if rests_at > before:
+            self._connection.execute(_UPDATE_TERMS, (rests_at, terms, row_id))
+        return rests_at > before
+
     def sweep(self, before: int, most: int) -> int:
         """Delete at most ``most`` rows that have been unused since ``before``; return how many."""
         found = self._connection.execute(_SELECT_RESTED, (before, most)).fetchall()
+        found = [(row_id,) for (row_id,) in found if not self._postpone(row_id, before)]
         self._connection.executemany(_DELETE, found)
         for (row_id,) in found:
             self._newest.pop(row_id, None)
