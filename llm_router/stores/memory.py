@@ -14,6 +14,7 @@ from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
     QuotaLedger,
     QuotaSet,
+    carry_over,
     due_cooldowns,
     forgotten_at,
     impose,
@@ -182,14 +183,18 @@ class MemoryStore:
         model = self._quotas_of(deployment.model_scope)
         if model.learnt:
             model.learnt = {metric: entry for metric, entry in model.learnt.items() if entry[1] > now}
-        ledgers = tuple(self._ledger(model, *terms) for terms in terms_in_force(deployment, model.learnt))
+        ledgers = tuple(
+            self._ledger(model, now, *terms) for terms in terms_in_force(deployment, model.learnt)
+        )
         valid_until = min((until for _, until in model.learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
         quotas = self._quota_sets[deployment] = QuotaSet(ledgers, valid_until, self._version)
         return quotas
 
-    def _ledger(self, model: _ModelQuotas, quota: Quota, limit: int, limit_expires: int) -> QuotaLedger:
+    def _ledger(
+        self, model: _ModelQuotas, now: int, quota: Quota, limit: int, limit_expires: int
+    ) -> QuotaLedger:
         """Return the ledger of ``quota``, reconfigured if the quota or its limit has changed."""
         present = model.ledgers.get(quota.metric)
         if present is None or present.quota != quota or present.ledger.limit != limit:
@@ -197,6 +202,8 @@ class MemoryStore:
                 self._version += 1
             if present is None or present.quota.refill is not quota.refill:
                 ledger = make_ledger(quota, limit)
+                if present is not None:
+                    carry_over(present.ledger, ledger, quota, now)
             else:
                 ledger = present.ledger
                 ledger.configure(quota, limit)

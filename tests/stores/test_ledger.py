@@ -188,6 +188,20 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out():
     assert ledger.used(_NOW + 13) == 30
 
 
+def test_takings_of_nothing_that_grow_stay_bounded():
+    """However many are settled upwards, in whatever order, and nothing of them comes back early."""
+    for backwards in (False, True):
+        ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
+        marks = [ledger.take(0, _NOW + n) for n in range(3_000)]
+        for n, mark in enumerate(reversed(marks) if backwards else marks, 1):
+            ledger.correct(mark, 1, _NOW + 3_000)
+            assert ledger.used(_NOW + 3_000) == n
+            assert len(ledger.dump()) // 3 <= MAX_ENTRIES + 1
+        for later in (100, 1_500, 2_900):
+            assert ledger.used(_NOW + later + _SPAN) >= 3_000 - later - 1
+        assert ledger.used(_NOW + 3_000 + _SPAN) == 0
+
+
 def test_a_rolling_clock_set_back_keeps_the_order_of_entries():
     """Time goes on from the latest known one, in which takings are corrected by their own marks."""
     ledger = RollingLedger(Quota(Metric.RPM, 9), 9)

@@ -25,6 +25,7 @@ from llm_router.stores.ledger.ledgers import (
 from llm_router.stores.ledger.quota_set import (
     QuotaLedger,
     QuotaSet,
+    carry_over,
     learnt_quota,
     make_ledger,
     terms_in_force,
@@ -40,6 +41,7 @@ __all__ = [
     "QuotaSet",
     "RollingLedger",
     "SteadyLedger",
+    "carry_over",
     "due_cooldowns",
     "forgotten_at",
     "impose",

@@ -60,6 +60,13 @@ class Ledger(Protocol):
         """Return when all of it is back if nothing more is taken; ``now`` if nothing is taken."""
         ...
 
+    def taken_since(self, since: int, now: int) -> tuple[int, int]:
+        """Return the most that can have been taken since a time and still count, and when the last of it was.
+
+        For a ledger of another kind that takes the place of this one.
+        """
+        ...
+
     def configure(self, quota: Quota, limit: int) -> None:
         """Continue under other limits, keeping what is taken."""
         ...

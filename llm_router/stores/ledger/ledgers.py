@@ -183,8 +183,15 @@ class RollingLedger(_Clock):
         end = 3 * bisect_right(entries[2::3], mark)
         if not end and mark <= now - self._span:
             return
-        crowded = len(entries) > 3 * MAX_ENTRIES
-        if end and (mark - entries[end - 1] <= self._resolution or crowded):
+        crowded = len(entries) >= 3 * MAX_ENTRIES
+        if crowded:
+            entries = _without_empty(entries)
+            end = 3 * bisect_right(entries[2::3], mark)
+            crowded = len(entries) >= 3 * MAX_ENTRIES
+        if crowded and not end:  # it comes back with the first entry, later than it would alone
+            entries[1] += amount
+            entries[2] = mark
+        elif end and (mark - entries[end - 1] <= self._resolution or crowded):
             entries[end - 3] = mark
             entries[end - 2] += amount
         else:
@@ -208,8 +215,7 @@ class RollingLedger(_Clock):
         self._last, self._amount, self._first = now, amount, now
         self.taken += amount
         if len(older) >= 3 * MAX_ENTRIES:
-            used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
-            self._older = array("d", chain.from_iterable(used))
+            self._older = _without_empty(older)
 
     def used(self, now: int) -> int:
         """Return what is taken and has not come back."""
@@ -226,6 +232,10 @@ class RollingLedger(_Clock):
         resets_at = next((int(last) + self._span for last, taken in newest_first if taken), now)
         return resets_at - self._ahead
 
+    def taken_since(self, _since: int, now: int) -> tuple[int, int]:
+        """Return what may still count, and when the newest of it was taken."""
+        return self.used(now), min(now, self._last)
+
     def dump(self) -> array[float]:
         """Return the entries, flat, oldest first."""
         newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
@@ -237,6 +247,11 @@ class RollingLedger(_Clock):
             raise ValueError(f"these {len(state)} numbers are not entries of three")
         self._go_on(array("d", state))
         self.taken = int(sum(state[1::3]))
+
+
+def _without_empty(entries: array[float]) -> array[float]:
+    used = (entries[start : start + 3] for start in range(0, len(entries), 3) if entries[start + 1])
+    return array("d", chain.from_iterable(used))
 
 
 class SteadyLedger(_Clock):
@@ -318,6 +333,13 @@ class SteadyLedger(_Clock):
         """Return when the bucket is full again."""
         debt = self._drained(now)
         return now + math.ceil(debt / self._rate) if debt > 0.0 else now
+
+    def taken_since(self, since: int, now: int) -> tuple[int, int]:
+        """Return the most that can have been taken since a time, and when the newest of it was taken."""
+        at = min(now, self._at)
+        if at <= since:
+            return 0, at
+        return math.ceil(min(self._total, self._debt + self._rate * (at - since)) - _EPSILON), at
 
     def dump(self) -> list[float]:
         """Return the debt, when it had that value and the total ever taken."""
@@ -411,6 +433,10 @@ class DailyLedger:
         if not self.taken:
             return now
         return midnights(self._ends, self._zone)[1] if self._carry else self._ends
+
+    def taken_since(self, _since: int, now: int) -> tuple[int, int]:
+        """Return what is taken today, as if it had been taken now."""
+        return self.used(now), now
 
     def dump(self) -> list[float]:
         """Return what is taken today, how much of it counts tomorrow, and the midnights before and after."""

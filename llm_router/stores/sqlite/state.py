@@ -60,6 +60,7 @@ class State:
         if entries is None:
             self._start_over()
             entries = self._journal.read() or []
+        self._ledgers.now = now
         for entry in entries:
             self._ledgers.note(entry)
             self._reservations.note(entry)
@@ -171,7 +172,7 @@ class State:
         """Find or create the quota set of a deployment, under the limits now in force."""
         row = self._ledgers.row(deployment.model_scope)
         learnt = self._cooldowns.learnt_limits(row.scope, now)
-        ledgers = tuple(row.configure(*terms) for terms in terms_in_force(deployment, learnt))
+        ledgers = tuple(row.configure(now, *terms) for terms in terms_in_force(deployment, learnt))
         valid_until = min((until for _, until in learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
