@@ -15,11 +15,13 @@ from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
     QuotaLedger,
     QuotaSet,
+    carry_over,
     due_cooldowns,
     forgotten_at,
     impose,
     latest_cooldown,
     make_ledger,
+    moved_back,
     probed,
     terms_in_force,
 )
@@ -53,8 +55,9 @@ class _ModelQuotas:
         self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
 
 
-_Reservation = tuple[float, int, int, QuotaSet, list[int]]
-"""When it expires, the requests and tokens it asked for, the quotas it took from, the mark in each ledger."""
+_Reservation = tuple[float, int, int, QuotaSet, list[int], int]
+"""When it expires, the requests and tokens it asked for, the quotas it took from, the mark in each ledger,
+when it was made."""
 
 
 class MemoryStore:
@@ -73,8 +76,9 @@ class MemoryStore:
         self._model_quotas: dict[Scope, _ModelQuotas] = {}
         self._quota_sets: dict[Deployment, QuotaSet] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
+        self._imposed: dict[Scope, int] = {}  # when the end of each was set
         self._reservations: dict[str, _Reservation] = {}
-        self._sweep_at = 0
+        self._swept_at = self._sweep_at = 0
         self._process = os.getpid()
         self._lifts = 0
         self._version = 0  # increases whenever a limit changes; one for all, since that is rare
@@ -85,7 +89,7 @@ class MemoryStore:
     ) -> Decision:
         """Reserve in memory; see :class:`RateLimitStore`."""
         now = round(self._time() * 1e6)
-        if now >= self._sweep_at:
+        if not self._swept_at <= now < self._sweep_at:
             self._sweep(now)
         requests, tokens = demand.requests, demand.tokens
         refusals: tuple[Refusal, ...] = ()
@@ -98,7 +102,7 @@ class MemoryStore:
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 continue
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
-            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, quotas, marks
+            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, quotas, marks, now
             probes = self._probe(deployment, now) if self._cooldowns else ()
             return Decision(deployment, headroom, daily_headroom, refusals, probes, self._lifts)
         return Decision(None, 0.0, 0.0, refusals, (), self._lifts)
@@ -107,7 +111,7 @@ class MemoryStore:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
         reservation = self._reservations.pop(reservation_id, None)
         if reservation is not None:
-            _, requests, tokens, _, _ = reservation
+            _, requests, tokens, _, _, _ = reservation
             if used.requests != requests or used.tokens != tokens:
                 self._correct(reservation, used)
 
@@ -118,12 +122,14 @@ class MemoryStore:
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`."""
         now = round(self._time() * 1e6)
-        if now >= self._sweep_at:
+        if not self._swept_at <= now < self._sweep_at:
             self._sweep(now)
         present = self._cooldowns.pop(cooldown.scope, None)
         kept = impose(present, cooldown, now)
         if kept is not None:
             self._cooldowns[cooldown.scope] = kept
+            if kept is not present:
+                self._imposed[cooldown.scope] = now
         if present is not None and cooldown.until <= 0.0:
             self._lifts += 1
         if cooldown.learnt:
@@ -132,6 +138,8 @@ class MemoryStore:
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Return the state of ``deployments``; see :class:`RateLimitStore`."""
         now = round(self._time() * 1e6)
+        if now < self._swept_at:
+            self._sweep(now)
         return [self._describe(deployment, now) for deployment in deployments]
 
     async def aclose(self) -> None:
@@ -144,7 +152,7 @@ class MemoryStore:
 
     def _correct(self, reservation: _Reservation, used: Demand) -> None:
         """Change what a reservation took to ``used``, unless it has expired."""
-        expires, requests, tokens, quotas, marks = reservation
+        expires, requests, tokens, quotas, marks, _ = reservation
         now = round(self._time() * 1e6)
         if now < expires:
             quotas.correct(marks, used.requests - requests, used.tokens - tokens, now)
@@ -157,6 +165,7 @@ class MemoryStore:
         due = due_cooldowns(self._cooldowns, deployment, now)
         for cooldown in due:
             self._cooldowns[cooldown.scope] = probed(cooldown, now)
+            self._imposed[cooldown.scope] = now
         return due
 
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
@@ -176,14 +185,18 @@ class MemoryStore:
         model = self._quotas_of(deployment.model_scope)
         if model.learnt:
             model.learnt = {metric: entry for metric, entry in model.learnt.items() if entry[1] > now}
-        ledgers = tuple(self._ledger(model, *terms) for terms in terms_in_force(deployment, model.learnt))
+        ledgers = tuple(
+            self._ledger(model, now, *terms) for terms in terms_in_force(deployment, model.learnt)
+        )
         valid_until = min((until for _, until in model.learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
         quotas = self._quota_sets[deployment] = QuotaSet(ledgers, valid_until, self._version)
         return quotas
 
-    def _ledger(self, model: _ModelQuotas, quota: Quota, limit: int, limit_expires: int) -> QuotaLedger:
+    def _ledger(
+        self, model: _ModelQuotas, now: int, quota: Quota, limit: int, limit_expires: int
+    ) -> QuotaLedger:
         """Return the ledger of ``quota``, reconfigured if the quota or its limit has changed."""
         present = model.ledgers.get(quota.metric)
         if present is None or present.quota != quota or present.ledger.limit != limit:
@@ -191,6 +204,8 @@ class MemoryStore:
                 self._version += 1
             if present is None or present.quota.refill is not quota.refill:
                 ledger = make_ledger(quota, limit)
+                if present is not None:
+                    carry_over(present.ledger, ledger, quota, now)
             else:
                 ledger = present.ledger
                 ledger.configure(quota, limit)
@@ -223,7 +238,9 @@ class MemoryStore:
 
     def _sweep(self, now: int) -> None:
         """Drop cooldowns that have ended, and reservations that have expired, which keep what they took."""
-        self._sweep_at = now + _SWEEP_EVERY
+        if now < self._swept_at:
+            self._set_back(now)
+        self._swept_at, self._sweep_at = now, now + _SWEEP_EVERY
         self._warn_after_fork()
         expired = [key for key, reservation in self._reservations.items() if reservation[0] <= now]
         for reservation_id in expired:
@@ -231,6 +248,22 @@ class MemoryStore:
         ended = [key for key, present in self._cooldowns.items() if forgotten_at(present) <= now]
         for scope in ended:
             del self._cooldowns[scope]
+        if len(self._imposed) > 2 * len(self._cooldowns):
+            self._imposed = {scope: self._imposed[scope] for scope in self._cooldowns}
+
+    def _set_back(self, now: int) -> None:
+        """Let nothing last longer than it should because the clock was set back."""
+        for scope, cooldown in self._cooldowns.items():
+            self._cooldowns[scope] = moved_back(cooldown, self._imposed[scope], now)
+            self._imposed[scope] = min(now, self._imposed[scope])
+        for key, (expires, *terms, made) in self._reservations.items():
+            if made > now:
+                self._reservations[key] = (now + expires - made, *terms, now)  # type: ignore[assignment]
+        longest = now + microseconds(LEARNT_FOR)
+        for model in self._model_quotas.values():
+            for metric, (limit, until) in model.learnt.items():
+                model.learnt[metric] = limit, min(until, longest)
+        self._version += 1
 
 
 _stores: WeakSet[MemoryStore] = WeakSet()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -188,25 +189,42 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out() -> None:
     assert ledger.used(_NOW + 13) == 30
 
 
+def test_takings_of_nothing_that_grow_stay_bounded() -> None:
+    """However many are settled upwards, in whatever order, and nothing of them comes back early."""
+    for backwards in (False, True):
+        ledger = RollingLedger(Quota(Metric.TPM, 100), 100)
+        marks = [ledger.take(0, _NOW + n) for n in range(3_000)]
+        for n, mark in enumerate(reversed(marks) if backwards else marks, 1):
+            ledger.correct(mark, 1, _NOW + 3_000)
+            assert ledger.used(_NOW + 3_000) == n
+            assert len(ledger.dump()) // 3 <= MAX_ENTRIES + 1
+        for later in (100, 1_500, 2_900):
+            assert ledger.used(_NOW + later + _SPAN) >= 3_000 - later - 1
+        assert ledger.used(_NOW + 3_000 + _SPAN) == 0
+
+
 def test_a_rolling_clock_set_back_keeps_the_order_of_entries() -> None:
-    """Takings made then count from the latest known time, and are corrected by their own marks."""
+    """Time goes on from the latest known one, in which takings are corrected by their own marks."""
     ledger = RollingLedger(Quota(Metric.RPM, 9), 9)
     first = ledger.take(2, _NOW)
     second = ledger.take(3, _NOW - 30 * _SECOND)
     assert second == first
     ledger.correct(second, -3, _NOW - 29 * _SECOND)
-    assert ledger.used(_NOW) == 2
-    assert ledger.room_at(8, _NOW - 29 * _SECOND) == _NOW + _SPAN
+    assert ledger.room_at(8, _NOW - 29 * _SECOND) == _NOW + _SPAN - 30 * _SECOND
+    assert ledger.used(_NOW + 2 * _SECOND) == 2  # the clock was right before
+    assert ledger.room_at(8, _NOW + 2 * _SECOND) == _NOW + _SPAN
 
 
 def test_a_steady_clock_set_back_drains_nothing_twice() -> None:
-    """While time is behind, the debt does not change."""
+    """The debt drains as time passes, from where it was."""
     ledger = SteadyLedger(Quota(Metric.RPM, 60, Refill.STEADY, burst=3), 60)
     ledger.take(3, _NOW)
     assert ledger.used(_NOW - 30 * _SECOND) == 3
     retry_at = ledger.room_at(1, _NOW - 30 * _SECOND)
-    assert retry_at > _NOW
+    assert retry_at > _NOW - 29 * _SECOND
+    assert ledger.room_at(1, retry_at - 1) == retry_at
     assert ledger.room_at(1, retry_at) == retry_at
+    assert ledger.used(_NOW + 2 * _SECOND) == 2  # the clock was right before: two seconds have passed
 
 
 @pytest.mark.parametrize("guard", [0.0, 0.3])
@@ -234,3 +252,132 @@ def test_a_daily_clock_set_back_over_midnight_keeps_the_day() -> None:
     assert ledger.used(midnight - 3_600 * _SECOND) == 4
     ledger.correct(mark, -2, midnight + 2)
     assert ledger.used(midnight + 2) == 2
+
+
+def _most_in_a_window(taken: list[tuple[int, int]], window: int) -> int:
+    return max(
+        (sum(amount for moment, amount in taken if first <= moment < first + window) for first, _ in taken),
+        default=0,
+    )
+
+
+_STEPS = st.lists(st.tuples(st.sampled_from([1, 5, 20, 31, 61]), st.integers(1, 5)), max_size=12)
+_SHORT = st.lists(st.tuples(st.sampled_from([1, 5, 20]), st.integers(1, 5)), max_size=2)
+_LIMITED = (
+    Quota(Metric.RPM, 9),
+    Quota(Metric.TPM, 900),
+    Quota(Metric.RPM, 9, Refill.STEADY, burst=3),
+    Quota(Metric.RPM, 60, Refill.STEADY, burst=9),
+)
+
+
+@given(
+    quota=st.sampled_from(_LIMITED),
+    before=_STEPS,
+    meanwhile=_SHORT,
+    after=_STEPS,
+    behind=st.sampled_from([3, 29, 70, 4_000, 90_000]),
+)
+def test_a_clock_that_is_set_back_and_corrected_never_admits_more(
+    quota: Quota,
+    before: list[tuple[int, int]],
+    meanwhile: list[tuple[int, int]],
+    after: list[tuple[int, int]],
+    behind: int,
+) -> None:
+    """In no window of true time, wherever the clock was in the meantime."""
+    ledger, now, taken = make_ledger(quota), _NOW, [(_NOW, 1)]
+    ledger.take(1, _NOW)
+    for steps, late in ((before, 0), (meanwhile, behind), (after, 0)):
+        for seconds_on, part in steps:
+            now += seconds_on * _SECOND
+            amount, shown = max(1, part * quota.limit // 30), now - late * _SECOND
+            if ledger.room_at(amount, shown) == shown:
+                ledger.take(amount, shown)
+                taken.append((now, amount))
+    assert _most_in_a_window(taken, 60 * _SECOND) <= quota.limit
+
+
+@given(
+    quota=st.sampled_from(_LIMITED),
+    spells=st.lists(st.tuples(_STEPS, st.sampled_from([0, 3, 29, 70, 4_000, 90_000])), max_size=6),
+    is_reloaded=st.booleans(),
+)
+def test_a_clock_that_was_ahead_and_is_set_back_never_admits_more(
+    quota: Quota, spells: list[tuple[list[tuple[int, int]], int]], is_reloaded: bool
+) -> None:
+    """If it is only ever set back, no window of true time holds more than the limit, after restarts too."""
+    ledger, now, back, taken = make_ledger(quota), _NOW, 0, []
+    for steps, further in spells:
+        back += further * _SECOND
+        for seconds_on, part in steps:
+            now += seconds_on * _SECOND
+            amount, shown = max(1, part * quota.limit // 30), now - back
+            if ledger.room_at(amount, shown) == shown:
+                ledger.take(amount, shown)
+                taken.append((now, amount))
+        if is_reloaded:
+            loaded = make_ledger(quota)
+            loaded.load([*ledger.dump()])
+            ledger = loaded
+    assert _most_in_a_window(taken, 60 * _SECOND) <= quota.limit
+
+
+@given(
+    quota=st.sampled_from(_LIMITED[:2]),
+    spells=st.lists(
+        st.tuples(_STEPS, st.sampled_from([-90_000, -70, -29, 0, 3, 29, 70, 4_000, 90_000])), max_size=6
+    ),
+    is_reloaded=st.booleans(),
+)
+def test_after_any_correction_full_use_comes_back_within_a_window(
+    quota: Any, spells: list[tuple[list[tuple[int, int]], int]], is_reloaded: bool
+) -> None:
+    """Wherever the clock jumps and whatever was taken, everything is back a window later.
+
+    If nothing is asked of the ledger for longer than the clock was ahead, it is a window after the next call.
+    """
+    ledger, now = make_ledger(quota), _NOW
+    for steps, jump in spells:
+        now += jump * _SECOND
+        for seconds_on, part in steps:
+            now += seconds_on * _SECOND
+            amount = max(1, part * quota.limit // 30)
+            assert ledger.resets_at(now) <= now + _SPAN
+            if ledger.room_at(amount, now) == now:
+                ledger.take(amount, now)
+                assert ledger.used(now) <= quota.limit
+        if is_reloaded:
+            loaded = make_ledger(quota)
+            loaded.load([*ledger.dump()])
+            ledger = loaded
+    for waited in range(0, _SPAN, _SECOND):
+        assert ledger.room_at(quota.limit, now + waited) <= now + _SPAN
+    assert ledger.room_at(quota.limit, now + _SPAN) == now + _SPAN
+
+
+@given(spells=st.lists(st.tuples(_STEPS, st.sampled_from([-90_000, -29, 3, 4_000, 90_000])), max_size=6))
+def test_after_any_correction_a_steady_bucket_fills_at_its_rate(
+    spells: list[tuple[list[tuple[int, int]], int]],
+) -> None:
+    """It is never longer empty than it takes to fill."""
+    quota = _LIMITED[3]
+    ledger, now = make_ledger(quota), _NOW
+    for steps, jump in spells:
+        now += jump * _SECOND
+        for seconds_on, amount in steps:
+            now += seconds_on * _SECOND
+            assert ledger.resets_at(now) <= now + 9 * _SPAN / 52 + 1
+            if ledger.room_at(amount, now) == now:
+                ledger.take(amount, now)
+    assert ledger.room_at(9, now) <= now + 9 * _SPAN / 52 + 1
+
+
+def test_a_daily_clock_set_back_by_a_day_ends_its_count_with_that_day() -> None:
+    """What was taken ahead counts once: until the midnight of the corrected clock."""
+    midnight = _utc(2027, 5, 4, 7)
+    ledger = DailyLedger(Quota(Metric.RPD, 5, Refill.DAILY), 5)
+    ledger.take(5, midnight + 9 * 3_600 * _SECOND)
+    assert ledger.room_at(1, midnight - 5 * 3_600 * _SECOND) == midnight
+    assert ledger.moved
+    assert ledger.used(midnight + 9 * 3_600 * _SECOND) == 0

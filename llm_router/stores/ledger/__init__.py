@@ -11,6 +11,7 @@ from llm_router.stores.ledger.cooldowns import (
     forgotten_at,
     impose,
     latest_cooldown,
+    moved_back,
     probed,
 )
 from llm_router.stores.ledger.ledgers import (
@@ -24,6 +25,7 @@ from llm_router.stores.ledger.ledgers import (
 from llm_router.stores.ledger.quota_set import (
     QuotaLedger,
     QuotaSet,
+    carry_over,
     learnt_quota,
     make_ledger,
     terms_in_force,
@@ -39,12 +41,14 @@ __all__ = [
     "QuotaSet",
     "RollingLedger",
     "SteadyLedger",
+    "carry_over",
     "due_cooldowns",
     "forgotten_at",
     "impose",
     "latest_cooldown",
     "learnt_quota",
     "make_ledger",
+    "moved_back",
     "probed",
     "terms_in_force",
 ]

@@ -14,7 +14,9 @@ class Ledger(Protocol):
     """What is taken from one quota. Amounts are in requests or tokens, times in microseconds.
 
     A taking is identified by its *mark*, a plain integer that is also valid in a ledger that loads the state
-    of this one. An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
+    of this one. Where the clock is behind what was taken, because it was set back, nothing comes back early,
+    and nothing is refused for longer than a window (or until the end of the day by the corrected clock).
+    An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
     """
 
     limit: int
@@ -22,6 +24,10 @@ class Ledger(Protocol):
 
     capacity: int
     """The most that can be taken at once: the limit, except for a steady ledger."""
+
+    moved: bool
+    """Whether it changed because the clock was set back, and must be stored even if nothing is taken; a
+    store sets it to False."""
 
     @property
     def taken(self) -> int:
@@ -52,6 +58,13 @@ class Ledger(Protocol):
 
     def resets_at(self, now: int) -> int:
         """Return when all of it is back if nothing more is taken; ``now`` if nothing is taken."""
+        ...
+
+    def taken_since(self, since: int, now: int) -> tuple[int, int]:
+        """Return the most that can have been taken since a time and still count, and when the last of it was.
+
+        For a ledger of another kind that takes the place of this one.
+        """
         ...
 
     def configure(self, quota: Quota, limit: int) -> None:

@@ -11,7 +11,7 @@ from llm_router.domain.calendar import microseconds, seconds
 from llm_router.domain.cooldown import PROBE_TIME, STRIKES_KEPT, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 
-__all__ = ["due_cooldowns", "forgotten_at", "impose", "latest_cooldown", "probed"]
+__all__ = ["due_cooldowns", "forgotten_at", "impose", "latest_cooldown", "moved_back", "probed"]
 
 
 def latest_cooldown(cooldowns: Mapping[Scope, Cooldown], deployment: Deployment, now: int) -> Cooldown | None:
@@ -41,6 +41,16 @@ def due_cooldowns(
 def probed(cooldown: Cooldown, now: int) -> Cooldown:
     """Return what a half-open cooldown becomes while a request probes it."""
     return attrs.evolve(cooldown, until=seconds(now) + PROBE_TIME)
+
+
+def moved_back(cooldown: Cooldown, imposed: int, now: int) -> Cooldown:
+    """Return a cooldown with an end that is no further away than when it was imposed.
+
+    Where ``now`` is before ``imposed``, the clock was set back, and the cooldown counts as imposed now.
+    """
+    if now >= imposed or cooldown.until == math.inf:
+        return cooldown
+    return attrs.evolve(cooldown, until=seconds(now + microseconds(cooldown.until) - imposed))
 
 
 def forgotten_at(cooldown: Cooldown) -> int:

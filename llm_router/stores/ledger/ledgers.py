@@ -24,11 +24,39 @@ MAX_ENTRIES = 2 * SLICES
 
 _NO_ENTRY = -NEVER, 0, -NEVER
 
+_NEAR = 3600_000_000
+"""Microseconds by which a clock may be set back over midnight without returning to the day before: which of
+the two days it really is remains open, so that what is taken counts for the new one."""
+
 _EPSILON = 1e-6
 """Tokens by which a steady bucket may be overdrawn, so that rounding refuses nothing that fits."""
 
 
-class RollingLedger:
+class _Clock:
+    """The time of a ledger, which goes on where it was when the machine's clock is set back.
+
+    While the clock shows less than the ledger has seen, the ledger is *ahead* of it by a fixed time, so that
+    nothing comes back early, and nothing later than a window after it was last seen. If the clock then shows
+    more than the ledger has seen, it was corrected, and the two agree again. Two processes that share a
+    ledger each see this for themselves.
+    """
+
+    __slots__ = ("_ahead", "_seen", "moved")
+
+    def __init__(self) -> None:
+        self._ahead = 0
+        self._seen = 0  # while it is ahead
+        self.moved = False
+
+    def _follow(self, now: int, newest: int) -> int:
+        """Return the time of a ledger that knows of something at ``newest`` when the clock shows ``now``."""
+        seen = max(self._seen, newest) if self._ahead else newest
+        self._ahead = max(self._ahead, seen - now) if now < seen else 0
+        self._seen = now + self._ahead
+        return self._seen
+
+
+class RollingLedger(_Clock):
     """Every taking comes back one window plus the guard after it was made.
 
     An entry is ``last, amount, first``: the times of the last and the first taking merged into it, and what
@@ -59,6 +87,7 @@ class RollingLedger:
         self._older = array("d")
         self._last, self._amount, self._first = _NO_ENTRY
         self.taken = 0
+        super().__init__()
         self.configure(quota, limit)
 
     def configure(self, quota: Quota, limit: int) -> None:
@@ -85,30 +114,41 @@ class RollingLedger:
             self._last, self._amount, self._first = _NO_ENTRY
             self._idle_until = NEVER
 
-    def room_at(self, amount: int, now: int) -> int:
-        """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
+    def _see(self, now: int) -> int:
+        """Drop what has come back; return the ledger's time, ``now`` if the clock was not set back."""
+        if self._ahead or now < self._last:
+            now = self._follow(now, self._last)
         if now >= self._idle_until:
             self._expire(now)
+        if self._ahead:
+            if self._first == -NEVER:
+                now, self._ahead = now - self._ahead, 0
+            else:
+                self._idle_until = -NEVER
+        return now
+
+    def room_at(self, amount: int, now: int) -> int:
+        """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
+        if now >= self._idle_until or now < self._last:
+            now = self._see(now)
         excess = self.taken + amount - self.limit
         if excess <= 0:
-            return now
+            return now - self._ahead
         if amount > self.limit:
             return NEVER
         older = self._older
         for start in range(0, len(older), 3):
             excess -= int(older[start + 1])
             if excess <= 0:
-                return int(older[start]) + self._span
+                return int(older[start]) + self._span - self._ahead
         if excess <= self._amount:
-            return self._last + self._span
+            return self._last + self._span - self._ahead
         raise AssertionError("the entries of a rolling ledger do not add up to what is taken")
 
     def take(self, amount: int, now: int) -> int:
         """Take ``amount`` and return its mark."""
-        if now >= self._idle_until:
-            self._expire(now)
-        if now < self._last:  # noqa: PLR1730 - a third of the time of max()
-            now = self._last  # a clock set back must not return anything early
+        if now >= self._idle_until or now < self._last:
+            now = self._see(now)
         first = self._first
         if now - first <= self._resolution:
             self._last = now
@@ -121,8 +161,8 @@ class RollingLedger:
 
     def correct(self, mark: int, change: int, now: int) -> None:
         """Change what was taken at ``mark``, unless it has come back already."""
-        if now >= self._idle_until:
-            self._expire(now)
+        if now >= self._idle_until or now < self._last:
+            now = self._see(now)
         if self._first <= mark <= self._last:
             change = max(change, -self._amount)
             self._amount += change
@@ -143,8 +183,15 @@ class RollingLedger:
         end = 3 * bisect_right(entries[2::3], mark)
         if not end and mark <= now - self._span:
             return
-        crowded = len(entries) > 3 * MAX_ENTRIES
-        if end and (mark - entries[end - 1] <= self._resolution or crowded):
+        crowded = len(entries) >= 3 * MAX_ENTRIES
+        if crowded:
+            entries = _without_empty(entries)
+            end = 3 * bisect_right(entries[2::3], mark)
+            crowded = len(entries) >= 3 * MAX_ENTRIES
+        if crowded and not end:  # it comes back with the first entry, later than it would alone
+            entries[1] += amount
+            entries[2] = mark
+        elif end and (mark - entries[end - 1] <= self._resolution or crowded):
             entries[end - 3] = mark
             entries[end - 2] += amount
         else:
@@ -168,22 +215,26 @@ class RollingLedger:
         self._last, self._amount, self._first = now, amount, now
         self.taken += amount
         if len(older) >= 3 * MAX_ENTRIES:
-            used = (older[start : start + 3] for start in range(0, len(older), 3) if older[start + 1])
-            self._older = array("d", chain.from_iterable(used))
+            self._older = _without_empty(older)
 
     def used(self, now: int) -> int:
         """Return what is taken and has not come back."""
-        if now >= self._idle_until:
-            self._expire(now)
+        if now >= self._idle_until or now < self._last:
+            now = self._see(now)
         return self.taken
 
     def resets_at(self, now: int) -> int:
         """Return when all of it is back."""
-        if now >= self._idle_until:
-            self._expire(now)
+        if now >= self._idle_until or now < self._last:
+            now = self._see(now)
         entries = self.dump()
         newest_first = zip(entries[-3::-3], entries[-2::-3], strict=True)
-        return next((int(last) + self._span for last, taken in newest_first if taken), now)
+        resets_at = next((int(last) + self._span for last, taken in newest_first if taken), now)
+        return resets_at - self._ahead
+
+    def taken_since(self, _since: int, now: int) -> tuple[int, int]:
+        """Return what may still count, and when the newest of it was taken."""
+        return self.used(now), min(now, self._last)
 
     def dump(self) -> array[float]:
         """Return the entries, flat, oldest first."""
@@ -198,7 +249,12 @@ class RollingLedger:
         self.taken = int(sum(state[1::3]))
 
 
-class SteadyLedger:
+def _without_empty(entries: array[float]) -> array[float]:
+    used = (entries[start : start + 3] for start in range(0, len(entries), 3) if entries[start + 1])
+    return array("d", chain.from_iterable(used))
+
+
+class SteadyLedger(_Clock):
     """A small bucket that refills at a constant rate.
 
     It holds a debt that drains at that rate. In any window the bucket grants at most its capacity plus what
@@ -216,6 +272,7 @@ class SteadyLedger:
         self._debt = 0.0
         self._at = 0
         self._total = 0
+        super().__init__()
         self.configure(quota, limit)
 
     def configure(self, quota: Quota, limit: int) -> None:
@@ -232,11 +289,15 @@ class SteadyLedger:
         return math.ceil(self._debt - _EPSILON)
 
     def _drained(self, now: int) -> float:
-        return max(0.0, self._debt - (now - self._at) * self._rate) if now > self._at else self._debt
+        if self._ahead or now < self._at:
+            now = self._follow(now, self._at)
+        return max(0.0, self._debt - (now - self._at) * self._rate)
 
     def _drain(self, now: int) -> None:
         self._debt = self._drained(now)
-        self._at = max(now, self._at)
+        if not self._debt:
+            self._ahead = 0
+        self._at = now + self._ahead
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
@@ -246,7 +307,7 @@ class SteadyLedger:
         if amount > self.capacity:
             return NEVER
         # Only half of what is allowed for rounding, so that it is not refused again at that time.
-        return max(now, self._at) + math.ceil((excess - _EPSILON / 2) / self._rate)
+        return now + math.ceil((excess - _EPSILON / 2) / self._rate)
 
     def take(self, amount: int, now: int) -> int:
         """Take ``amount`` and return its mark."""
@@ -271,7 +332,14 @@ class SteadyLedger:
     def resets_at(self, now: int) -> int:
         """Return when the bucket is full again."""
         debt = self._drained(now)
-        return max(now, self._at) + math.ceil(debt / self._rate) if debt > 0.0 else now
+        return now + math.ceil(debt / self._rate) if debt > 0.0 else now
+
+    def taken_since(self, since: int, now: int) -> tuple[int, int]:
+        """Return the most that can have been taken since a time, and when the newest of it was taken."""
+        at = min(now, self._at)
+        if at <= since:
+            return 0, at
+        return math.ceil(min(self._total, self._debt + self._rate * (at - since)) - _EPSILON), at
 
     def dump(self) -> list[float]:
         """Return the debt, when it had that value and the total ever taken."""
@@ -292,9 +360,10 @@ class DailyLedger:
     Dump: what is taken today, how much of it counts tomorrow, and the midnights before and after.
     """
 
-    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "capacity", "limit", "taken")
+    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "capacity", "limit", "moved", "taken")
 
     def __init__(self, quota: Quota, limit: int) -> None:
+        self.moved = False
         self.taken = self._carry = 0
         self._starts = self._ends = 0
         self.configure(quota, limit)
@@ -306,9 +375,17 @@ class DailyLedger:
         self._zone = quota.timezone
 
     def _roll(self, now: int) -> None:
-        if now < self._ends:
+        """Begin the day of ``now``, unless it is the present one."""
+        if self._starts <= now < self._ends:
             return
         starts, ends, _ = midnights(now, self._zone)
+        if now < self._starts:  # the clock was set back
+            if self._starts - now <= _NEAR:
+                return
+            self._carry = self.taken if now >= ends - self._guard else 0
+            self._starts, self._ends = starts, ends
+            self.moved = True
+            return
         # Only what was taken right before *this* midnight can count on this side of it.
         self.taken = self._carry if starts == self._ends else 0
         self._carry = 0
@@ -316,7 +393,7 @@ class DailyLedger:
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
-        if now >= self._ends:
+        if not self._starts <= now < self._ends:
             self._roll(now)
         if self.taken + amount <= self.limit and self._carry + amount <= self.limit:
             return now
@@ -328,7 +405,7 @@ class DailyLedger:
 
     def take(self, amount: int, now: int) -> int:
         """Take ``amount`` and return its mark."""
-        if now >= self._ends:
+        if not self._starts <= now < self._ends:
             self._roll(now)
         self.taken += amount
         if now >= self._ends - self._guard:
@@ -338,6 +415,8 @@ class DailyLedger:
     def correct(self, mark: int, change: int, now: int) -> None:
         """Change what was taken at ``mark``, on each side of midnight on which it counts."""
         self._roll(now)
+        if mark >= self._ends:  # it was taken before the clock was set back, and counts today
+            mark = self._starts
         if mark >= self._starts - self._guard:
             self.taken = max(0, self.taken + change)
         if mark >= self._ends - self._guard:
@@ -345,9 +424,8 @@ class DailyLedger:
 
     def used(self, now: int) -> int:
         """Return what is taken today."""
-        if now < self._ends:
-            return self.taken
-        return self._carry if midnights(now, self._zone)[0] == self._ends else 0
+        self._roll(now)
+        return self.taken
 
     def resets_at(self, now: int) -> int:
         """Return the midnight at which all of it is back; ``now`` when nothing is taken."""
@@ -355,6 +433,10 @@ class DailyLedger:
         if not self.taken:
             return now
         return midnights(self._ends, self._zone)[1] if self._carry else self._ends
+
+    def taken_since(self, _since: int, now: int) -> tuple[int, int]:
+        """Return what is taken today, as if it had been taken now."""
+        return self.used(now), now
 
     def dump(self) -> list[float]:
         """Return what is taken today, how much of it counts tomorrow, and the midnights before and after."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from llm_router.domain.calendar import NEVER, microseconds, seconds
+from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -12,7 +12,7 @@ from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 
-__all__ = ["QuotaLedger", "QuotaSet", "learnt_quota", "make_ledger", "terms_in_force"]
+__all__ = ["QuotaLedger", "QuotaSet", "carry_over", "learnt_quota", "make_ledger", "terms_in_force"]
 
 
 def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
@@ -25,6 +25,17 @@ def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
             return SteadyLedger(quota, limit)
         case Refill.DAILY:
             return DailyLedger(quota, limit)
+
+
+def carry_over(old: Ledger, new: Ledger, quota: Quota, now: int) -> None:
+    """Take from the empty ledger of ``quota`` what was taken from one of another kind and still counts."""
+    if quota.refill is Refill.DAILY:
+        since = midnights(now, quota.timezone)[0]
+    else:
+        since = now - microseconds(quota.window + quota.guard)
+    amount, at = old.taken_since(since, now)
+    if amount > 0:
+        new.take(amount, now if quota.refill is Refill.DAILY else at)
 
 
 class QuotaLedger:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import due_cooldowns, forgotten_at, impose, latest_cooldown, probed
+from llm_router.stores.ledger import due_cooldowns, forgotten_at, impose, latest_cooldown, moved_back, probed
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Cooldowns"]
 
 _SELECT = """
-    SELECT cooldown.scope, cooldown.until, reason, learnt, half_open, strikes, since, credential
+    SELECT cooldown.scope, cooldown.until, reason, learnt, half_open, strikes, since, credential, imposed
     FROM cooldown LEFT JOIN cooldown_details AS details
     ON details.scope = cooldown.scope AND details.until = cooldown.until
 """
@@ -53,6 +53,7 @@ class Cooldowns:
         self.known = False
         self.present: dict[Scope, Cooldown] = {}
         self.lifts = 0
+        self._imposed: dict[Scope, int] = {}  # when the end of each was set, where that is known
         self._connection = connection
         self._changed = False
         self._learnt: _Learnt = {}
@@ -62,13 +63,32 @@ class Cooldowns:
         """Read all of them again after another connection changed some; return whether a limit differs."""
         self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
-        self.present = {row[0]: _cooldown(*row) for row in rows}
+        self.present = {row[0]: _cooldown(*row[:-1]) for row in rows}
+        self._imposed = {row[0]: row[-1] for row in rows if row[-1] is not None}
         (self.lifts,) = self._connection.execute(_SELECT_LIFTS).fetchone()
         learnt: _Learnt = {}
         for scope, metric, limit, until in self._connection.execute(_SELECT_LEARNT):
             learnt.setdefault(scope, {})[Metric(metric)] = limit, until
         before, self._learnt = self._learnt, learnt
         return learnt != before
+
+    def set_back(self, now: int) -> bool:
+        """Let nothing last longer because the clock was set back; return whether a limit did."""
+        for scope in [scope for scope, imposed in self._imposed.items() if imposed > now]:
+            if scope in self.present:
+                self._replace(scope, moved_back(self.present[scope], self._imposed[scope], now), now)
+        longest = now + microseconds(LEARNT_FOR)
+        late = [
+            (scope, metric, limit)
+            for scope, limits in self._learnt.items()
+            for metric, (limit, end) in limits.items()
+            if end > longest
+        ]
+        for scope, metric, limit in late:
+            self._learnt[scope][metric] = limit, longest
+            self._connection.execute(_INSERT_LEARNT, (scope, metric.value, limit, longest))
+        self._changed = self._changed or bool(late)
+        return bool(late)
 
     def latest(self, deployment: Deployment, now: int) -> Cooldown | None:
         """Return the cooldown that ends last among those of the deployment's scopes."""
@@ -108,6 +128,7 @@ class Cooldowns:
         ended = [key for key, cooldown in self.present.items() if forgotten_at(cooldown) <= now]
         for scope in ended:
             del self.present[scope]
+            self._imposed.pop(scope, None)
         if ended:
             self._connection.executemany(_DELETE, [(scope,) for scope in ended])
             self._connection.execute(_SWEEP_DETAILS)
@@ -123,9 +144,10 @@ class Cooldowns:
         self._changed = True
         if kept is None:
             del self.present[scope]
+            self._imposed.pop(scope, None)
             self._connection.execute(_DELETE, (scope,))
             return
-        self.present[scope] = kept
+        self.present[scope], self._imposed[scope] = kept, now
         learnt = json.dumps([[limit.metric, limit.limit] for limit in kept.learnt])
         details = kept.half_open, kept.strikes, kept.since, kept.credential, now
         self._connection.execute(_INSERT, (scope, kept.until, kept.reason, learnt))

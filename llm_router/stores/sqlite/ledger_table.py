@@ -10,10 +10,12 @@ import json
 from array import array
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from llm_router.domain.calendar import NEVER
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
-from llm_router.stores.ledger import QuotaLedger, QuotaSet, make_ledger
+from llm_router.stores.ledger import QuotaLedger, QuotaSet, carry_over, make_ledger
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
 
@@ -96,14 +98,16 @@ class LedgerRow:
         self.id: int | None = None
         self.terms_due = 0
 
-    def configure(self, quota: Quota, limit: int, limit_expires: int) -> StoredLedger:
+    def configure(self, now: int, quota: Quota, limit: int, limit_expires: int) -> StoredLedger:
         """Return the ledger of a quota, under the limit now in force and with what was taken before."""
         present = self.ledgers.get(quota.metric)
         if present is None or present.quota != quota or present.ledger.limit != limit:
             self.version += 1
             self.terms_due = 0
             if present is None or present.quota.refill is not quota.refill:
-                present = self._open(quota, limit)
+                before, present = present, self._open(quota, limit)
+                if before is not None:
+                    carry_over(before.ledger, present.ledger, quota, now)
             else:
                 present.quota = quota
                 present.ledger.configure(quota, limit)
@@ -122,10 +126,11 @@ class LedgerRow:
                 quota = Quota(Metric(metric), configured, Refill(refill), window, guard, burst, timezone)
                 self._open(quota, limit)
 
-    def load(self, kinds: int, state: Sequence[float]) -> None:
+    def load(self, kinds: int, state: Sequence[float], now: int) -> None:
         """Replace the state of all ledgers with what is in the file."""
         dumps = [dump for _, dump in split(state, 1)]
         self.contested = False
+        written: dict[Kind, Sequence[float]] = {}
         if kinds != self.kinds:
             written = dict(zip(kinds_of(kinds), dumps, strict=True))
             dumps = [written.get(each.kind, _EMPTY[each.quota.refill]) for each in self.ledgers.values()]
@@ -135,6 +140,15 @@ class LedgerRow:
             self.terms_due = 0
         for each, dump in zip(self.ledgers.values(), dumps, strict=True):
             each.ledger.load(dump)
+        if self.contested:
+            for (metric, refill), dump in written.items():
+                each = self.ledgers[metric]
+                if each.quota.refill is not refill:
+                    # How it is configured there is not known; with the least burst it drains the fastest.
+                    burst = 1 if refill is Refill.STEADY else None
+                    old = make_ledger(attrs.evolve(each.quota, refill=refill, burst=burst))
+                    old.load(dump)
+                    carry_over(old, each.ledger, each.quota, now)
 
     def dump(self) -> array[float]:
         """Return the state of all ledgers: the dump of each, preceded by its length."""
@@ -177,6 +191,7 @@ class LedgerTable:
     """The rows that a connection has in memory. Each is read when it is first needed."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.now = 0  # the time of the transaction
         self._connection = connection
         self._rows: dict[Scope, LedgerRow] = {}
         self._by_id: dict[int, LedgerRow] = {}
@@ -210,7 +225,7 @@ class LedgerTable:
             found = self._read(row)
         if row.id is not None:
             self._unread.pop(row.id, None)
-        row.load(*found)
+        row.load(*found, self.now)
         row.stale = False
 
     def _read(self, row: LedgerRow) -> tuple[int, Sequence[float]]:
@@ -275,7 +290,7 @@ class LedgerTable:
             numbers.extend((row_id, row.kinds, len(state)))
             numbers.extend(state)
             self._newest[row_id] = entry.number
-            if now >= row.terms_due:
+            if not now < row.terms_due <= now + _TERMS_EVERY:
                 row.terms_due = now + _TERMS_EVERY
                 terms.append(row.dump_terms(now))
         if terms:
@@ -297,9 +312,22 @@ class LedgerTable:
                 updates.append((int(kinds), pack(state), row_id))
         self._connection.executemany(_UPDATE, updates)
 
+    def _postpone(self, row_id: int, before: int) -> bool:
+        """Return whether a row is in use after ``before``, since more was settled; note until when."""
+        row = self.find(row_id)
+        if row is None:
+            return False
+        if row.stale:
+            self.refresh(row)
+        rests_at, terms, _ = row.dump_terms(before)
+        if rests_at > before:
+            self._connection.execute(_UPDATE_TERMS, (rests_at, terms, row_id))
+        return rests_at > before
+
     def sweep(self, before: int, most: int) -> int:
         """Delete at most ``most`` rows that have been unused since ``before``; return how many."""
         found = self._connection.execute(_SELECT_RESTED, (before, most)).fetchall()
+        found = [(row_id,) for (row_id,) in found if not self._postpone(row_id, before)]
         self._connection.executemany(_DELETE, found)
         for (row_id,) in found:
             self._newest.pop(row_id, None)

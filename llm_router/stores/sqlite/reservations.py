@@ -24,6 +24,9 @@ __all__ = ["Reservation", "Reservations"]
 _HEAD = 4
 """Numbers before what was taken: expiry, id of the row of ledgers, kinds, and how many follow."""
 
+_LONGEST = 7 * 86_400_000_000
+"""Microseconds that a reservation may last: what expires later was made before the clock was set back."""
+
 
 @attrs.define
 class Reservation:
@@ -31,6 +34,7 @@ class Reservation:
 
     Attributes:
         expires: Microseconds since the epoch.
+        made: Likewise; 0 if it is not known.
         demand: What was requested.
         quotas: What it was taken from.
         marks: Its mark in each ledger of ``quotas``.
@@ -40,6 +44,7 @@ class Reservation:
     demand: Demand
     quotas: RowQuotaSet
     marks: list[int]
+    made: int = 0
 
 
 class Reservations:
@@ -90,7 +95,7 @@ class Reservations:
             for reservation_id, start in zip(entry.opened, offsets(numbers, _HEAD), strict=True):
                 if rows.get(reservation_id) != number:
                     continue
-                if numbers[start] > now:
+                if now < numbers[start] <= now + _LONGEST:
                     head, taken = record(numbers, start, _HEAD)
                     self._kept.append(reservation_id)
                     self._kept_taken += (*head, *taken)
@@ -110,6 +115,13 @@ class Reservations:
         self._rows.update(dict.fromkeys(entry.opened, entry.number))
         self._opened.clear()
         self._closed, self._kept, self._kept_taken = [], [], []
+
+    def set_back(self, now: int) -> None:
+        """Let none that was made here last longer because the clock was set back."""
+        for reservation in self._known.values():
+            if reservation.made > now:
+                reservation.expires += now - reservation.made
+                reservation.made = now
 
     def sweep(self, now: int) -> None:
         """Forget expired reservations."""

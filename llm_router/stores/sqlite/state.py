@@ -42,6 +42,7 @@ class State:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._sweep_at = self._sweep_ledgers_at = 0
+        self._seen = 0  # the time of the last transaction
         self._ttl = 0.0, 0  # the last one, in seconds and in microseconds
         self._start_over()
 
@@ -53,18 +54,24 @@ class State:
         self._cooldowns = Cooldowns(self._connection)
         self._quota_sets: dict[Deployment, RowQuotaSet] = {}
 
-    def begin(self) -> None:
+    def begin(self, now: int) -> None:
         """Read what other connections have written since the last transaction."""
         entries = self._journal.read()
         if entries is None:
             self._start_over()
             entries = self._journal.read() or []
+        self._ledgers.now = now
         for entry in entries:
             self._ledgers.note(entry)
             self._reservations.note(entry)
         changed = not self._cooldowns.known or any(entry.cooldowns for entry in entries)
         if changed and self._cooldowns.refresh():
             self._quota_sets.clear()
+        if now < self._seen:
+            self._reservations.set_back(now)
+        if (changed or now < self._seen) and self._cooldowns.set_back(now):
+            self._quota_sets.clear()
+        self._seen = now
 
     def save(self, now: int) -> None:
         """Write what has changed, and forget some of what is over."""
@@ -75,7 +82,7 @@ class State:
         self._cooldowns.write(entry)
         if entry:
             self._journal.append(entry)
-        if now >= self._sweep_at:
+        if not now < self._sweep_at <= now + _MINUTE:
             self._sweep(now)
 
     def _shorten_journal(self, now: int) -> None:
@@ -101,6 +108,7 @@ class State:
             cooldown = self._cooldowns.latest(deployment, now)
             if cooldown is not None or not quotas.fits(requests, tokens, now):
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
+                self._keep_moved(quotas)
                 continue
             if not quotas.ledgers:
                 # Nothing is taken, so nothing will be settled.
@@ -111,7 +119,9 @@ class State:
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
             if ttl != self._ttl[0]:
                 self._ttl = ttl, microseconds(ttl)
-            self._reservations.add(reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks))
+            self._reservations.add(
+                reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
+            )
             probes = self._cooldowns.probe(deployment, now)
             return Decision(deployment, headroom, daily_headroom, refusals, probes, self._cooldowns.lifts)
         return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts)
@@ -141,6 +151,13 @@ class State:
             for deployment in deployments
         ]
 
+    def _keep_moved(self, quotas: RowQuotaSet) -> None:
+        """Write ledgers that changed because the clock was set back, so that a restart does not undo it."""
+        for each in quotas.ledgers:
+            if each.ledger.moved:
+                each.ledger.moved = False
+                self._ledgers.change(quotas.row)
+
     # --- finding the quotas ---------------------------------------------------------------------------
 
     def _quotas_of(self, deployment: Deployment, now: int) -> RowQuotaSet:
@@ -155,7 +172,7 @@ class State:
         """Find or create the quota set of a deployment, under the limits now in force."""
         row = self._ledgers.row(deployment.model_scope)
         learnt = self._cooldowns.learnt_limits(row.scope, now)
-        ledgers = tuple(row.configure(*terms) for terms in terms_in_force(deployment, learnt))
+        ledgers = tuple(row.configure(now, *terms) for terms in terms_in_force(deployment, learnt))
         valid_until = min((until for _, until in learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
@@ -169,7 +186,7 @@ class State:
         self._reservations.sweep(now)
         self._cooldowns.sweep(now)
         self._sweep_at = now + _MINUTE
-        if now >= self._sweep_ledgers_at:
+        if not now < self._sweep_ledgers_at <= now + _HOUR:
             swept = self._ledgers.sweep(now - _DAY, _SWEEP_AT_ONCE)
             if swept:  # other connections must not continue to use rows that are gone
                 self._journal.append(Entry(self._journal.number + 2))

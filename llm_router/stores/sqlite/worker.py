@@ -188,8 +188,8 @@ class Worker:
                 connection, state = self._connect(deadline)
                 begin(connection, deadline)
                 self._take(calls)
-                state.begin()
                 now = microseconds(self._clock.time())
+                state.begin(now)
                 for call in calls:
                     call.answer = call.method(state, now, *call.arguments)
                 state.save(now)

@@ -29,6 +29,7 @@ __all__ = [
     "reserve",
     "rpd",
     "rpm",
+    "set_back",
     "steady",
     "tpm",
     "used",
@@ -130,6 +131,11 @@ async def used(store: RateLimitStore, candidate: Deployment) -> list[int]:
 def move_to(clock: ManualClock, moment: float) -> None:
     """Move ``clock`` forward to ``moment``."""
     clock.shift(moment - clock.time())
+
+
+def set_back(clock: ManualClock, moment: float) -> None:
+    """Set ``clock`` to an earlier time, as a correction of the machine's clock does."""
+    clock._now = moment  # noqa: SLF001 - a manual clock only moves forward
 
 
 def close(moment: float, expected: float) -> bool:

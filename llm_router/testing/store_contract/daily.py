@@ -9,6 +9,7 @@ from llm_router.domain.quota import Demand, Metric
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
+    START,
     ContractBase,
     close,
     deployment,
@@ -17,6 +18,7 @@ from llm_router.testing.store_contract.base import (
     quotas_of,
     reserve,
     rpd,
+    set_back,
     used,
 )
 
@@ -163,3 +165,21 @@ class DailyContract(ContractBase):
             assert [await grants(store, raised) for _ in range(3)] == [True] * 2 + [False]
             assert not await grants(store, lowered)
             assert await used(store, lowered) == [5]
+
+    async def test_a_day_ends_by_the_corrected_clock(self) -> None:
+        """What was taken while the clock was days ahead counts today, once, and no longer than today."""
+        for ahead in (1, 3):
+            clock = ManualClock(START + ahead * 86_400.0)
+            async with self.open_store(clock) as store:
+                limited = deployment(rpd(5))
+                await reserve(store, limited, reservation_id="one")
+                assert [await grants(store, limited) for _ in range(2)] == [True, True]
+                set_back(clock, START)
+                assert await used(store, limited) == [3]
+                await store.release("one")
+                assert [await grants(store, limited) for _ in range(4)] == [True] * 3 + [False]
+                [refusal] = (await reserve(store, limited)).refusals
+                assert refusal.retry_at <= START + 86_400.0
+                for _ in range(4):
+                    clock.shift(86_400.0)
+                    assert [await grants(store, limited) for _ in range(6)] == [True] * 5 + [False]

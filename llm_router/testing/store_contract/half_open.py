@@ -19,6 +19,7 @@ from llm_router.testing.store_contract.base import (
     move_to,
     reserve,
     rpm,
+    set_back,
 )
 
 __all__ = ["HalfOpenContract"]
@@ -256,3 +257,24 @@ class HalfOpenContract(ContractBase):
             decision = await reserve(other, limited)
             assert decision.deployment is limited
             assert decision.lifts != before
+
+    async def test_no_cooldown_outlasts_a_correction_of_the_clock(self) -> None:
+        """One imposed while the clock was ahead lasts as long as it was meant to."""
+        clock = ManualClock(START + 86_400.0)
+        async with self.open_store(clock) as store, self.second_store(store, clock) as other:
+            plain, verdict = deployment(rpm(50), key="plain"), deployment(rpm(50), key="verdict")
+            await store.cool_down(Cooldown(plain.key_scope, START + 86_430.0, "busy"))
+            await store.cool_down(_verdict(verdict.key_scope, 86_430.0))
+            assert not await grants(other, plain)
+            set_back(clock, START)
+            for each in (plain, verdict):
+                [refusal] = (await reserve(store, each)).refusals
+                assert close(refusal.retry_at, START + 30.0)
+            move_to(clock, START + 30.0)
+            assert (await reserve(other, plain)).deployment is plain
+            assert (await reserve(store, verdict)).probes
+            assert not await grants(other, verdict)
+            set_back(clock, START - 86_400.0)
+            assert not await grants(store, verdict)
+            clock.shift(PROBE_TIME)
+            assert (await reserve(store, verdict)).probes

@@ -18,6 +18,7 @@ from llm_router.testing.store_contract.base import (
     reserve,
     rpd,
     rpm,
+    set_back,
     tpm,
     used,
 )
@@ -230,3 +231,19 @@ class ReservationContract(ContractBase):
                 await asyncio.gather(task, return_exceptions=True)
                 await store.release(reservation_id)
                 assert await used(store, limited) in ([0], [30])
+
+    async def test_reservations_expire_after_a_correction_of_the_clock(self) -> None:
+        """One made while the clock was ahead is forgotten as soon as any other."""
+        clock = ManualClock(START + 7200.0)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpd(9))
+            for reservation_id in ("in time", "late"):
+                await reserve(store, limited, ttl=30.0, reservation_id=reservation_id)
+            set_back(clock, START)
+            assert await used(store, limited) == [2]
+            move_to(clock, START + 30.0 - MS)
+            await store.release("in time")
+            assert await used(store, limited) == [1]
+            move_to(clock, START + 30.0)
+            await store.release("late")
+            assert await used(store, limited) == [1]

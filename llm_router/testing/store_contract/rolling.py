@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from llm_router.domain.quota import MINUTE
+from llm_router.domain.quota import MINUTE, Demand
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
@@ -18,6 +18,7 @@ from llm_router.testing.store_contract.base import (
     quotas_of,
     reserve,
     rpm,
+    set_back,
     tpm,
     used,
 )
@@ -133,7 +134,7 @@ class RollingContract(ContractBase):
         async with self.open_store(clock) as store:
             limited = deployment(rpm(2))
             assert await grants(store, limited)
-            clock._now = START - 30.0  # noqa: SLF001 - a manual clock only moves forward
+            set_back(clock, START - 30.0)
             assert await grants(store, limited)
             assert not await grants(store, limited)
             move_to(clock, START + SPAN - MS)
@@ -167,3 +168,36 @@ class RollingContract(ContractBase):
             clock.shift(SPAN + MINUTE / 240)
             assert await used(store, large) == [0]
             assert await grants(store, small, tokens=200)
+
+    async def test_a_rolling_quota_comes_back_within_a_window_of_a_correction(self) -> None:
+        """However far ahead the clock was; until then what was taken counts, once."""
+        for ahead in (5.0, 45.0, 3600.0, 86_400.0):
+            clock = ManualClock(START + ahead)
+            async with self.open_store(clock) as store, self.second_store(store, clock) as second:
+                limited = deployment(rpm(3))
+                assert await grants(store, limited)
+                set_back(clock, START)
+                assert await used(store, limited) == [1]
+                assert [await grants(store, limited) for _ in range(3)] == [True, True, False]
+                [refusal] = (await reserve(store, limited)).refusals
+                assert refusal.retry_at <= START + SPAN + MS
+                move_to(clock, START + SPAN - MS)
+                assert not await grants(store, limited)
+                for _ in range(3):
+                    clock.shift(SPAN)
+                    for handle in (store, second, store):
+                        assert await grants(handle, limited)
+                    assert not await grants(second, limited)
+
+    async def test_what_was_taken_before_the_clock_was_set_back_can_be_settled(self) -> None:
+        """What was not used is given back, and nothing else."""
+        clock = ManualClock(START + 86_400.0)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(100))
+            await reserve(store, limited, tokens=60, reservation_id="one")
+            await reserve(store, limited, tokens=30, reservation_id="two")
+            set_back(clock, START)
+            assert await grants(store, limited, tokens=10)
+            await store.settle("one", Demand(1, 20))
+            await store.release("two")
+            assert await used(store, limited) == [30]

@@ -21,6 +21,7 @@ from llm_router.testing.store_contract.base import (
     reserve,
     rpd,
     rpm,
+    steady,
     tpm,
     used,
 )
@@ -238,3 +239,16 @@ class SharingContract(ContractBase):
             assert await grants(second, after)
             assert not await grants(store, before)
             assert [await grants(second, after) for _ in range(3)] == [True, True, False]
+
+    async def test_another_refill_keeps_what_was_taken(self) -> None:
+        """A change of the way a quota refills admits nothing beyond its limit, nor do two that take turns."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store, self.second_store(store, clock) as second:
+            rolling, drips = deployment(rpm(10)), deployment(steady(Metric.RPM, 10))
+            granted = 0
+            for turn in range(40):
+                granted += await grants(store, rolling)
+                granted += await grants(second, drips)
+                if turn < 4:
+                    clock.shift(1.0)
+            assert 5 <= granted <= 10

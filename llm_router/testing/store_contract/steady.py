@@ -15,6 +15,7 @@ from llm_router.testing.store_contract.base import (
     grants,
     move_to,
     reserve,
+    set_back,
     steady,
     used,
 )
@@ -155,3 +156,19 @@ class SteadyContract(ContractBase):
             after = deployment(steady(Metric.RPM, 60, burst=5))
             assert [await grants(store, before) for _ in range(4)] == [True] * 3 + [False]
             assert [await grants(store, after) for _ in range(3)] == [True] * 2 + [False]
+
+    async def test_a_steady_quota_drains_from_a_correction_of_the_clock(self) -> None:
+        """What was taken while the clock was ahead drains at the usual rate, once."""
+        for ahead in (5.0, 3600.0, 86_400.0):
+            clock = ManualClock(START + ahead)
+            async with self.open_store(clock) as store:
+                limited = deployment(steady(Metric.RPM, 60, burst=3))
+                assert [await grants(store, limited) for _ in range(4)] == [True] * 3 + [False]
+                set_back(clock, START)
+                assert not await grants(store, limited)
+                [refusal] = (await reserve(store, limited)).refusals
+                assert refusal.retry_at <= START + SPAN / 58 + MS
+                for _ in range(20):
+                    clock.shift(SPAN / 58)
+                    assert await grants(store, limited)
+                    assert not await grants(store, limited)

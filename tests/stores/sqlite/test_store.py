@@ -119,21 +119,22 @@ async def test_a_steady_debt_survives_a_restart(
     assert after == before
 
 
-async def test_another_kind_of_refill_starts_from_zero(
+async def test_another_kind_of_refill_goes_on_from_what_was_taken(
     open_store: Callable[..., SQLiteStore], pools: Pools
 ) -> None:
-    """The numbers of a rolling ledger mean nothing to a steady one; an old reservation does no harm."""
+    """What a rolling ledger counts is owed by a steady one; an old reservation gives nothing back there."""
     rolling = pools.one(key_id="key", rpm=15)
     steady = type(rolling)(
         rolling.key, rolling.model, quotas=(Quota(Metric.RPM, 15, Refill.STEADY, burst=2),)
     )
     first, second = open_store(), open_store()
     await reserve_many(first, rolling, 5)
-    assert await used(second, steady) == [0]
-    await second.reserve("steady", [steady], Demand(), 60.0)
+    assert await used(second, steady) == [5]
+    decision = await second.reserve("steady", [steady], Demand(), 60.0)
+    assert decision.deployment is None
     await second.release("many-0")
     await first.release("many-1")
-    assert await used(second, steady) == [1]
+    assert await used(second, steady) == [5]
 
 
 async def test_a_clock_that_is_behind_returns_nothing_early(
