@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from tests.stores.servers import RedisServer
 
 logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+# A shell without job control starts what runs in the background with SIGINT ignored, and children inherit
+# that: those that tests stop by SIGINT would never end.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
