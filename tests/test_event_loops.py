@@ -35,6 +35,8 @@ from llm_router.testing import FakeProvider, ManualClock
 if TYPE_CHECKING:
     from tests.conftest import Pools
 
+pytestmark = pytest.mark.slow
+
 
 class OtherLoop:
     """An event loop that runs in a thread of its own."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import Pools
     from tests.stores.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 T = TypeVar("T")
 

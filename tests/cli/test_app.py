@@ -13,6 +13,8 @@ from click.testing import Result
 import llm_router
 from llm_router.domain.version import installed_version
 
+pytestmark = pytest.mark.slow
+
 COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator")
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def serve(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Any]:

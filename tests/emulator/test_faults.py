@@ -20,6 +20,8 @@ from llm_router.testing import ManualClock
 if TYPE_CHECKING:
     from tests.emulator.conftest import OpenSDK
 
+pytestmark = pytest.mark.slow
+
 
 MODEL = "gemini-test"
 BODY = {"contents": [{"parts": [{"text": "hello"}]}]}

@@ -142,6 +142,7 @@ def test_endless_contents_end() -> None:
     assert estimate(call) >= 1
 
 
+@pytest.mark.slow
 @given(
     st.recursive(
         st.none() | st.text() | st.binary() | st.integers(),

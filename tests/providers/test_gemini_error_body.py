@@ -167,6 +167,7 @@ _json = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(_json, st.integers(min_value=0, max_value=3))
 def test_never_fails(value: Any, cut: int) -> None:
     """Any JSON, even cut short, is read without an error, and delays are finite."""

@@ -189,6 +189,7 @@ def test_a_taking_of_nothing_can_grow_after_its_entry_was_swept_out() -> None:
     assert ledger.used(_NOW + 13) == 30
 
 
+@pytest.mark.slow
 def test_takings_of_nothing_that_grow_stay_bounded() -> None:
     """However many are settled upwards, in whatever order, and nothing of them comes back early."""
     for backwards in (False, True):

@@ -101,6 +101,7 @@ async def test_releases_at_a_small_limit_leave_nothing_behind() -> None:
     assert _size(store, set()) < 4_000
 
 
+@pytest.mark.slow
 async def test_unexpected_use_at_a_small_limit_stays_bounded() -> None:
     """Reservations estimated at nothing that used something take a bounded amount of memory."""
     clock = ManualClock()

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.conftest import Pools
     from tests.stores.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("off", [-90_000.0, -300.0, 300.0, 90_000.0])
 async def test_a_cooldown_may_be_the_first_call(

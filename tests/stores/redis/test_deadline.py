@@ -16,6 +16,8 @@ from llm_router.errors import StoreUnavailableError
 from llm_router.stores.redis import RedisStore
 from llm_router.stores.redis.deadline import GRACE, Deadline
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 0.1
 BLOCKED = 2.5 * TIMEOUT
 ONE = Demand(1, 0)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 else:
     from llm_router_tests_store_model import Player, plays, worlds
 
+pytestmark = pytest.mark.slow
+
 
 START = 1_800_041_000.25
 SPAN = 60.3

@@ -18,6 +18,8 @@ from llm_router.testing.clock import ManualClock
 if TYPE_CHECKING:
     from tests.stores.conftest import Backend
 
+pytestmark = pytest.mark.slow
+
 START = 1_800_041_000.25
 SPAN = 60.3
 DAY = 86_400.0

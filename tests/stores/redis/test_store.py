@@ -77,6 +77,7 @@ async def test_all_keys_of_a_namespace_share_a_hash_tag(server: RedisServer) -> 
     assert tags == {b"{one%20%7Bx%7D%20%C3%A9}", b"{two}"}
 
 
+@pytest.mark.slow
 async def test_ten_thousand_requests_leave_nothing_behind(server: RedisServer) -> None:
     """State does not grow with the number of requests served."""
     a = deployment("a", Quota(Metric.RPM, 20_000), Quota(Metric.TPM, 10**9))
@@ -247,6 +248,7 @@ def test_a_store_outlives_its_event_loop(server: RedisServer) -> None:
         assert client.info("clients")["connected_clients"] == 1  # this one
 
 
+@pytest.mark.slow
 def test_a_loop_may_end_in_the_middle_of_a_call(
     servers: ModuleType, redis_binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
 ) -> None:
