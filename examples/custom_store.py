@@ -1,4 +1,4 @@
-"""A store of your own: six methods, and the contract suite that checks them.
+"""A store of your own: seven methods, and the contract suite that checks them.
 
 This store records every decision in an audit trail and leaves the decisions to the memory store. Run the
 example with ``python examples/custom_store.py``, and the contract suite with
@@ -24,7 +24,7 @@ from llm_router import (
     Router,
     Secret,
 )
-from llm_router.stores import Decision, DeploymentSnapshot
+from llm_router.stores import Decision, DeploymentSnapshot, Taking
 from llm_router.testing import FakeProvider, StoreContract
 
 
@@ -54,6 +54,19 @@ class AuditedStore:
         """Release a reservation, and record it."""
         self.trail.append("released")
         await self._store.release(reservation_id)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Count what was taken without asking this store, and record it."""
+        self.trail.append(f"charged {deployment.id}: {len(missing)} takings")
+        return await self._store.charge(source, sequence, deployment, missing, counted, since)
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool down, and record why."""

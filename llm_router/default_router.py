@@ -131,9 +131,9 @@ class _Defaults:
     def _open(self, url: str, *, in_memory: bool) -> _Store:
         if in_memory:
             return MemoryStore()
-        # While the store fails, all loops that are open at the same time take less than two shares together.
+        # While a store never answered, all loops that are open at the same time take less than two shares.
         share = LOCAL_SHARE / 2 ** min(len(self._routers), 10)
-        return FailoverStore(open_store(url), MemoryStore(), local_share=share)
+        return FailoverStore(open_store(url), first_share=share)
 
 
 class _SharedHistory:

@@ -6,7 +6,8 @@
     ├── ConfigError                     keys.json, .env or an environment variable is wrong
     ├── InvalidRequestError             the arguments of a call are wrong (also a ValueError)
     │   ├── UnknownWorkloadError
-    │   └── UnknownModelError
+    │   ├── UnknownModelError
+    │   └── UnknownKeyError
     ├── RouterClosedError               the router was used after ``aclose()``
     ├── HistoryError                    the history store of a conversation failed
     ├── RouterLoopError                 the router is in use on another event loop (also a RuntimeError)
@@ -18,7 +19,8 @@
     │   ├── EmptyAnswerError            the provider answered without usable content
     │   └── ProviderError               the provider failed
     └── StoreError                      the state store failed
-        ├── StoreUnavailableError       it does not answer in time, or at all
+        ├── StoreUnavailableError       it does not answer, or accepts no writes
+        │   └── StoreTimeoutError       it did not answer one call in time
         └── StoreCorruptError           its contents are not this library's state
 
 No message, argument or traceback of these errors ever carries an API key.
@@ -51,7 +53,9 @@ __all__ = [
     "SendError",
     "StoreCorruptError",
     "StoreError",
+    "StoreTimeoutError",
     "StoreUnavailableError",
+    "UnknownKeyError",
     "UnknownModelError",
     "UnknownWorkloadError",
 ]
@@ -102,8 +106,12 @@ class UnknownModelError(InvalidRequestError):
     """No deployment serves the preferred model."""
 
 
+class UnknownKeyError(InvalidRequestError):
+    """No key has this id."""
+
+
 class RouterClosedError(LLMRouterError):
-    """The router was used after it had been closed."""
+    """The router was used after it had been closed, or was closed before the request was sent."""
 
 
 class HistoryError(LLMRouterError):
@@ -232,6 +240,8 @@ class ProviderError(SendError):
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
         retry_delay: Seconds that the provider asked to wait, or None if it did not say.
         violations: The quotas that the provider named.
+        lasting: Whether what is blamed is out of use for longer, such as a suspended project: it is then
+            tried again once a day.
         charged: Whether the request may have used quota. False if it cannot have arrived, or if the
             provider refused it without counting it, as with a 429: its reservation is then released.
             Otherwise the reservation is settled.
@@ -253,11 +263,13 @@ class ProviderError(SendError):
         charged: bool = True,
         scope: FaultScope | str | None = None,
         feature: str | None = None,
+        lasting: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = _member(FailureKind, kind, "failure kind")
         self.scope = _USUAL_SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
         self.feature = feature
+        self.lasting = lasting
         self.code = code
         self.status = status
         self.retry_delay = retry_delay
@@ -277,11 +289,23 @@ _SCOPES = {
 
 
 class StoreError(LLMRouterError):
-    """The state store failed."""
+    """The state store failed.
+
+    Attributes:
+        shard: The number of the shard that failed, or None if the store is not divided or all of it failed.
+    """
+
+    def __init__(self, *args: object, shard: int | None = None) -> None:
+        super().__init__(*args)
+        self.shard = shard
 
 
 class StoreUnavailableError(StoreError):
-    """The store does not answer in time, or cannot be reached."""
+    """The store does not answer in time, or cannot be reached, or accepts no writes."""
+
+
+class StoreTimeoutError(StoreUnavailableError):
+    """The store did not answer one call in time; it may answer others."""
 
 
 class StoreCorruptError(StoreError):

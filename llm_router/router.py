@@ -36,7 +36,7 @@ from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError
 from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
-from llm_router.stores.failover import LOCAL_SHARE, FailoverStore, StoreFailurePolicy
+from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import open_store
 from llm_router.strategies.base import SelectionStrategy
@@ -64,7 +64,7 @@ class RouterOptions(TypedDict, total=False):
     base_backoff: float
     max_wait: float
     on_store_failure: StoreFailurePolicy
-    local_share: float
+    local_share: LocalShare
     max_requests_per_second: float | None
     safety_settings: Mapping[str, str] | None
     base_url: str | None
@@ -95,7 +95,8 @@ class Router:
         max_wait: Default of the option of :meth:`send`, in seconds; infinity for as long as it takes.
         on_store_failure: What to do while the store fails: ``"local"`` goes on with this process's share of
             every quota, ``"closed"`` answers with unsuccessful responses, ``"open"`` goes on without limits.
-        local_share: That share, above 0 and at most 1.
+        local_share: That share, above 0 and at most 1; ``"auto"`` is one over the number of processes that
+            used the store in the last minute.
         max_requests_per_second: Most calls that this process sends per second; None for no bound.
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
             four categories of the Gemini API.
@@ -105,7 +106,7 @@ class Router:
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
-            workload is not listed, a number is wrong, or a provider has no adapter.
+            workload is not listed, a number or ``base_url`` is wrong, or a provider has no adapter.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class Router:
         base_backoff: float = 0.5,
         max_wait: float = 0.0,
         on_store_failure: StoreFailurePolicy = "local",
-        local_share: float = LOCAL_SHARE,
+        local_share: LocalShare = "auto",
         max_requests_per_second: float | None = None,
         safety_settings: Mapping[str, str] | None = None,
         base_url: str | None = None,
@@ -178,7 +179,7 @@ class Router:
         store: RateLimitStore | str | None,
         clock: Clock,
         on_store_failure: StoreFailurePolicy,
-        local_share: float,
+        local_share: LocalShare,
     ) -> RateLimitStore:
         """Open the store unless it was given; put a failover in front unless it cannot fail or has one."""
         owned = store is None or isinstance(store, str)
@@ -191,7 +192,6 @@ class Router:
             return store
         failover = FailoverStore(
             store,
-            MemoryStore(clock=clock),
             policy=on_store_failure,
             local_share=local_share,
             owns_store=owned,
@@ -306,7 +306,7 @@ class Router:
             UnknownWorkloadError: The workload is not configured.
             UnknownModelError: No deployment serves the model.
             InvalidRequestError: Another argument is wrong.
-            RouterClosedError: The router is closed.
+            RouterClosedError: The router is closed, or was before the request was sent.
             RouterLoopError: The router works on another event loop, which is still open.
             ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
@@ -389,8 +389,12 @@ class Router:
         return self._sender.deadlines.loop
 
     async def aclose(self) -> None:
-        """Close what this router opened. May be called twice."""
+        """Close what this router opened. May be called twice.
+
+        Requests that wait for capacity or for their next attempt raise RouterClosedError.
+        """
         self._sender.closed = True
+        self._sender.selector.close()
         while self._owned:
             await self._owned.pop().aclose()
 

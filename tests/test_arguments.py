@@ -17,7 +17,6 @@ import pytest
 
 from llm_router import (
     ConfigError,
-    Cooldown,
     Demand,
     Deployment,
     InvalidRequestError,
@@ -172,18 +171,13 @@ async def test_every_wait_is_finite(
 @pytest.mark.parametrize("max_wait", [1e13, HUGE, INF])
 @pytest.mark.parametrize("by_default", [False, True])
 async def test_waiting_for_ever_ends_where_everything_is_disabled(
-    make_router: Callable[..., Router],
-    pools: Pools,
-    clock: ManualClock,
-    max_wait: float,
-    by_default: bool,
+    make_router: Callable[..., Router], pools: Pools, max_wait: float, by_default: bool
 ) -> None:
     """Where nothing will ever have room, the longest wait is answered at once."""
-    store, pool = MemoryStore(clock=clock), pools.many(2)
-    for deployment in pool:
-        await store.cool_down(Cooldown(deployment.key_scope, INF, "disabled"))
     options, default = ({}, max_wait) if by_default else ({"max_wait": max_wait}, 0)
-    async with make_router(pool, max_wait=default, store=store) as router:
+    async with make_router(pools.many(2), max_wait=default) as router:
+        for deployment in list(router.keys.pool.states):
+            await router.keys.disable(deployment.key.key_id)
         async with asyncio.timeout(5):
             response = await router.send("x", **options)
         assert (response.success, response.retry_after, response.waited) == (False, None, 0.0)
@@ -204,21 +198,20 @@ async def test_waiting_for_ever_waits_where_there_will_be_room(
         assert task.result().success
 
 
-async def test_waiting_for_ever_outlasts_a_quarantine(
+async def test_waiting_for_ever_ends_when_the_last_key_is_disabled(
     make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
 ) -> None:
-    """Sends that wait while the last key is put out go on when it works again, a day later."""
-    async with make_router([pools.one(rpm=9)]) as router:
-        provider.script(ProviderError("dead", kind="key", code=400), times=2)
-        assert not (await router.send("x")).success
+    """A send that waits is answered once what it waits for is disabled; one that comes later, too."""
+    async with make_router([pools.one(key_id="last", rpm=1)]) as router:
+        await router.send("x")
         waiting = [asyncio.create_task(router.send(str(n), max_wait=INF)) for n in range(3)]
-        await clock.advance(11)
-        assert len(provider.calls) == 2
-        await clock.advance(86_000)
-        assert not any(task.done() for task in waiting)
-        await clock.advance(600)
-        assert [task.result().success for task in waiting] == [True] * 3
-    assert len(provider.calls) == 5
+        await clock.advance(1)
+        await router.keys.disable("last")
+        await clock.advance(0)
+        responses = [task.result() for task in waiting]
+        responses.append(await router.send("late", max_wait=INF))
+    assert [(response.success, response.retry_after) for response in responses] == [(False, None)] * 4
+    assert len(provider.calls) == 1
 
 
 # --- the other options of a send ----------------------------------------------------------------------

@@ -414,7 +414,7 @@ async def test_a_failover_store_of_the_user_is_used_as_it_is(
     make_router: Callable[..., Router], pools: Pools, clock: ManualClock
 ) -> None:
     """A router does not put a second failover in front of one that it is given."""
-    store = FailoverStore(MemoryStore(clock=clock), MemoryStore(clock=clock), clock=clock)
+    store = FailoverStore(MemoryStore(clock=clock), clock=clock)
     async with make_router([pools.one()], store=store) as router:
         assert (await router.send("x")).success
         assert router.keys.store is store

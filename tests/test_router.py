@@ -25,6 +25,7 @@ from llm_router import (
     RoundRobin,
     Router,
     RouterClosedError,
+    SendOptions,
     StoreUnavailableError,
     UnknownModelError,
     UnknownWorkloadError,
@@ -826,3 +827,122 @@ async def test_an_answer_without_usable_content_is_no_success(
     assert isinstance(response.error, EmptyAnswerError)
     assert response.error.reason == "MALFORMED_FUNCTION_CALL"
     assert health["healthy"]
+
+
+async def test_a_router_that_is_closed_sends_nothing_more(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """What waits for room or for its next attempt is told so; what is on its way is answered."""
+    router = make_router([pools.one(rpm=2)], base_backoff=5)
+    provider.script([gate := asyncio.Event(), "late"])
+    on_its_way = asyncio.create_task(router.send("x"))
+    await clock.advance(0)
+    provider.script(failure("server", code=503))
+    retrying = asyncio.create_task(router.send("x"))
+    await clock.advance(0)
+    waiting = [asyncio.create_task(router.send("x", max_wait=100)) for _ in range(3)]
+    await clock.advance(0)
+    await router.aclose()
+    gate.set()
+    await clock.advance(61)
+    for task in (retrying, *waiting):
+        assert isinstance(task.exception(), RouterClosedError)
+    assert on_its_way.result().text.endswith("late")
+    assert len(provider.calls) == 2
+
+
+async def test_a_request_that_is_granted_while_the_router_closes_is_not_sent(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """Its quota is given back."""
+
+    class Slow(MemoryStore):
+        async def reserve(self, *args: Any) -> Decision:
+            await gate.wait()
+            return await super().reserve(*args)
+
+    gate, store, pool = asyncio.Event(), Slow(clock=clock), [pools.one(rpm=2)]
+    router = make_router(pool, store=store)
+    task = asyncio.create_task(router.send("x"))
+    await clock.advance(0)
+    await router.aclose()
+    gate.set()
+    await clock.advance(0)
+    assert isinstance(task.exception(), RouterClosedError)
+    assert provider.calls == []
+    [snapshot] = await store.snapshot(pool)
+    assert snapshot.quotas[0].used == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"workloads": "light"}, "'workloads': did you mean 'workload'"), ({"zzz": 1}, "'zzz': use one of")],
+)
+async def test_a_misspelt_option_is_named_with_its_method(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    options: dict[str, Any],
+    words: str,
+) -> None:
+    """The error is that of the method which was called, not of one behind it."""
+    async with make_router([pools.one()]) as router:
+        for call in (router.send, router.send_one_shot):
+            with pytest.raises(TypeError, match=rf"^send\(\) has no option {words}"):
+                await call(prompt="x", **options)
+        with pytest.raises(TypeError, match=rf"^stream\(\) has no option {words}"):
+            async with router.stream("x", **options):
+                pass
+    assert provider.calls == []
+
+
+# --- failures of a model or a tool --------------------------------------------------------------------
+
+
+async def test_an_overloaded_model_gives_way_to_another(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """After two of its keys, where the fallback allows it; else the others of its keys are tried."""
+    cases: list[tuple[SendOptions, list[str]]] = [
+        ({"model_preference": "a"}, ["a", "a", "b"]),
+        ({"model_preference": "a", "fallback": "none"}, ["a", "a", "a"]),
+    ]
+    for options, models in cases:
+        provider.calls.clear()
+        provider.script(*[failure("server", code=503) for _ in range(2)])
+        pool = [*pools.many(5, model="a"), *pools.many(2, model="b")]
+        async with make_router(pool, base_backoff=0.01) as router:
+            task = asyncio.create_task(router.send("x", **options))
+            await clock.advance(1)
+            assert task.result().success
+        assert [call.model for call in provider.calls] == models
+
+
+async def test_what_one_model_cannot_do_another_may(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
+    """No second key of that model is tried, and nothing is avoided afterwards."""
+    unable = failure("request", code=400, scope="model")
+    provider.script(unable)
+    pool = [*pools.many(3, model="a", priority=0), *pools.many(2, model="b")]
+    async with make_router(pool) as router:
+        response = await router.send("x")
+        assert (response.success, response.model, response.attempts) == (True, "b", 2)
+        assert (await router.send("x")).model == "a"
+        provider.script(unable)
+        response = await router.send("x", model_preference="a", fallback="model")
+        assert (response.success, response.attempts) == (False, 1)
+
+
+async def test_a_tool_without_quota_does_not_stop_plain_prompts(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools
+) -> None:
+    """Where grounding is spent on every key, a prompt without it is sent as if nothing had happened."""
+    spent = failure(
+        "quota", code=429, scope="feature", feature="google_search", retry_delay=50.0, charged=False
+    )
+    provider.script(spent, times=2)
+    async with make_router(pools.many(2)) as router:
+        assert not (await router.send("x", config={"tools": [{"google_search": {}}]})).success
+        assert all([(await router.send("x")).success for _ in range(6)])
+        assert not any(status["in_cooldown"] for status in await router.get_all_key_statuses())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_router.cli import batch, check, compare, demo, emulator, send, status
+from llm_router.cli import batch, check, compare, demo, emulator, keys, send, status
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
 
@@ -62,3 +62,5 @@ for _command in (
     emulator.emulator,
 ):
     app.command()(_command)
+
+app.add_typer(keys.keys, name="keys")

@@ -13,7 +13,7 @@ from llm_router.config import load_settings
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.errors import StoreError
 
-__all__ = ["status"]
+__all__ = ["state_of", "status"]
 
 _COLUMNS = ("key", "model", "project", "workload", "priority", "state", "rpm", "tpm", "rpd", "tpd")
 
@@ -48,7 +48,8 @@ def _show(health: Health, statuses: list[KeyStatus]) -> None:
     say(
         f"{'healthy' if health['healthy'] else 'not healthy'}: "
         f"{health['active_keys']} of {health['total_keys']} keys active, "
-        f"{health['in_cooldown']} in cooldown, {health['quarantined']} quarantined; "
+        f"{health['in_cooldown']} in cooldown, {health['quarantined']} quarantined, "
+        f"{health['disabled']} disabled, {health['spent']} spent; "
         f"{health['store']} {'answers' if health['store_ok'] else 'does not answer'}"
     )
     for problem in health["problems"]:
@@ -62,7 +63,7 @@ def _row(row: KeyStatus) -> tuple[str, ...]:
         row["project"],
         row["workload"],
         str(row["priority"]),
-        _state(row),
+        printable(state_of(row)),
         row["rpm_usage"],
         row["tpm_usage"],
         row["rpd_usage"],
@@ -70,11 +71,17 @@ def _row(row: KeyStatus) -> tuple[str, ...]:
     )
 
 
-def _state(row: KeyStatus) -> str:
-    if not row["active"]:
+def state_of(row: KeyStatus) -> str:
+    """Say in words whether a deployment can be used, and if not, why and until when."""
+    if not row["active"] and not row["disabled"]:
         return "inactive"
+    if row["disabled"]:
+        return str(row["reason"])
     if row["quarantined"]:
         return f"quarantined: {row['reason']}"
     if row["in_cooldown"]:
         return f"cooling down for {row['cooldown_remaining']:.0f} s: {row['reason']}"
+    if row["spent"]:
+        when = "for good" if row["room_in"] is None else f"room in {row['room_in']:.0f} s"
+        return f"{', '.join(row['spent'])} spent: {when}"
     return "ready"

@@ -21,17 +21,33 @@ STRIKES_KEPT = 25 * 3600.0
 """Seconds after its end for which a half-open cooldown, and so its strikes, is remembered."""
 
 
+_DISABLED = "disabled"
+
+
 @attrs.frozen
 class LearntLimit:
     """A limit that the provider stated in a refusal.
 
     Attributes:
         metric: What it limits.
-        limit: Requests or tokens per window.
+        limit: Requests or tokens per window; None to forget what was learnt before.
     """
 
     metric: Metric
-    limit: int
+    limit: int | None
+
+
+def _lowest(learnt: tuple[LearntLimit, ...]) -> tuple[LearntLimit, ...]:
+    """Return the lowest limit for each metric: one refusal may name several quotas of the same."""
+    if len(learnt) <= 1:
+        return learnt
+    limits: dict[Metric, int | None] = {}
+    for entry in learnt:
+        known = limits.get(entry.metric)
+        limits[entry.metric] = (
+            entry.limit if known is None or entry.limit is None else min(known, entry.limit)
+        )
+    return tuple(LearntLimit(metric, limit) for metric, limit in limits.items())
 
 
 @attrs.frozen
@@ -42,7 +58,8 @@ class Cooldown:
         scope: What cools down or is quarantined.
         until: Seconds since the Unix epoch; ``math.inf`` for a quarantine, which lasts until it is lifted.
         reason: Why, in words that a status can show.
-        learnt: Limits to apply to the scope from now on (only for the scope of a (project, model)).
+        learnt: Limits to apply to the scope from now on (only for the scope of a (project, model)); of
+            several for one metric the lowest.
         half_open: Whether, at its end, one request goes first, for all processes: the next are admitted when
             the cooldown is lifted, or one at a time every :data:`PROBE_TIME` seconds.
         strikes: How often in a row the scope was refused, this time included; 0 if it is not counted.
@@ -55,7 +72,7 @@ class Cooldown:
     scope: Scope
     until: float
     reason: str
-    learnt: tuple[LearntLimit, ...] = ()
+    learnt: tuple[LearntLimit, ...] = attrs.field(default=(), converter=_lowest)
     half_open: bool = False
     strikes: int = 0
     since: float = 0.0
@@ -64,12 +81,26 @@ class Cooldown:
     @property
     def is_quarantine(self) -> bool:
         """Whether it lasts until a request that tries again succeeds, or until it is lifted."""
-        return self.until == math.inf or self.credential != ""
+        return (self.until == math.inf or self.credential != "") and not self.is_disabled
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether somebody decided that the scope is not to be used; then nothing is wrong with it."""
+        return self.until == math.inf and self.reason.startswith(_DISABLED)
 
     @classmethod
-    def lift(cls, scope: Scope) -> Cooldown:
-        """Return the value that ends the cooldown or quarantine of ``scope``."""
-        return cls(scope, -math.inf, "lifted")
+    def disable(cls, scope: Scope, reason: str = "") -> Cooldown:
+        """Return the value that keeps ``scope`` out of use until it is lifted."""
+        return cls(scope, math.inf, f"{_DISABLED}: {reason}" if reason else _DISABLED)
+
+    @classmethod
+    def lift(cls, scope: Scope, *, limits: bool = False) -> Cooldown:
+        """Return the value that ends the cooldown or quarantine of ``scope``.
+
+        With ``limits``, the limits learnt for it are forgotten as well.
+        """
+        learnt = tuple(LearntLimit(metric, None) for metric in Metric) if limits else ()
+        return cls(scope, -math.inf, "lifted", learnt)
 
     @classmethod
     def retry(cls, scope: Scope) -> Cooldown:

@@ -18,13 +18,19 @@ class KeyStatus(TypedDict):
     priority: int
     active: bool
     in_cooldown: bool
-    """Whether no request is sent through it now, because of a cooldown or a quarantine."""
+    """Whether no request is sent through it now: it cools down, or is quarantined or disabled."""
     quarantined: bool
     """Whether this lasts until a request that tries again succeeds, or until it is lifted."""
+    disabled: bool
+    """Whether somebody disabled the key or the model, which is no fault of theirs."""
     cooldown_remaining: float | None
     """Seconds until it ends or, for a quarantine, until it is tried again; 0 without one, None for never."""
     reason: str | None
-    """Why it is cooling down or quarantined, or None."""
+    """Why it is cooling down, quarantined or disabled, or None."""
+    spent: list[str]
+    """The metrics whose quota is used up now, such as ``["rpm"]``; empty if there is room in all of them."""
+    room_in: float | None
+    """Seconds after which there is room again, at the latest; 0 if there is now, None for never."""
     rpm_usage: str
     """``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is counted then."""
     tpm_usage: str
@@ -36,13 +42,17 @@ class Health(TypedDict):
     """The health of a router."""
 
     healthy: bool
-    """Whether a send may succeed: quotas are counted, the provider can be reached and a key is usable."""
+    """Whether a send may succeed now: a usable key has room, quotas are counted, its provider is reached."""
     total_keys: int
     active_keys: int
     in_cooldown: int
     """Active keys of which every deployment is cooling down, the quarantined ones not counted."""
     quarantined: int
     """Active keys of which every deployment is quarantined."""
+    disabled: int
+    """Active keys of which every deployment is disabled. The other counts leave out what is disabled."""
+    spent: int
+    """Active keys of which every deployment is spent or cooling down, and at least one is spent."""
     deployments: int
     waiting: int
     """Requests that wait for capacity."""

@@ -6,7 +6,7 @@ import attrs
 
 from llm_router.domain.kinds import FailureKind
 
-__all__ = ["PATH_FAILURES", "CircuitBreaker"]
+__all__ = ["FORBIDDEN_WITHIN", "PATH_FAILURES", "CircuitBreaker"]
 
 PATH_FAILURES = (FailureKind.NETWORK, FailureKind.TIMEOUT)
 """Failures of the path to the provider, which say nothing about a key or a model."""
@@ -16,6 +16,9 @@ _PROJECTS = 2
 _SPAN = 10.0
 _FIRST_OPEN, _LONGEST_OPEN = 1.0, 30.0
 
+FORBIDDEN_WITHIN = _SPAN
+"""Seconds within which several keys must be forbidden for that to be the provider's fault."""
+
 
 @attrs.define
 class CircuitBreaker:
@@ -24,7 +27,7 @@ class CircuitBreaker:
     Three different keys that fail on the network within 10 s, with no success between them, open it for
     1 s. It is half-open afterwards: requests go out again; a success closes it, and the next three failures
     open it for twice as long, up to 30 s. So do three different keys of two projects that are all forbidden
-    (403) within 10 s. No key is blamed.
+    (403) within 10 s, unless all of that was about one model of several. No key is blamed.
 
     Attributes:
         open_until: Seconds since the epoch until which nothing is sent; in the past while it is not open.
@@ -34,14 +37,14 @@ class CircuitBreaker:
     open_until: float = 0.0
     is_clear: bool = True
     _failures: dict[str, float] = attrs.field(factory=dict)
-    _forbidden: dict[str, tuple[float, str]] = attrs.field(factory=dict)
+    _forbidden: dict[tuple[str, str | None], tuple[float, str]] = attrs.field(factory=dict)
     _openings: int = 0
     _opened_at: float = 0.0
 
     @property
     def forbidden(self) -> frozenset[str]:
         """The keys that were forbidden within the last 10 s, with no success since."""
-        return frozenset(self._forbidden)
+        return frozenset(key_id for key_id, _ in self._forbidden)
 
     def record_failure(self, key_id: str, now: float) -> None:
         """Note that a request through ``key_id`` did not reach the provider."""
@@ -52,14 +55,24 @@ class CircuitBreaker:
             self._open(now)
             self._failures.clear()
 
-    def record_forbidden(self, key_id: str, project: str, now: float) -> bool:
-        """Note that a key was forbidden; return whether that is the provider's fault rather than its own."""
+    def record_forbidden(self, key_id: str, project: str, now: float, model: str | None = None) -> bool:
+        """Note that a key was forbidden; return whether that is the provider's fault rather than its own.
+
+        Args:
+            key_id: The key.
+            project: Its project.
+            now: Seconds since the epoch.
+            model: The model, if that was forbidden to the key and not everything, and if there are others:
+                a model that is forbidden to all keys says nothing about the provider.
+        """
         self.is_clear = False
         self._failures.clear()  # it can be reached
-        recent = {key: entry for key, entry in self._forbidden.items() if entry[0] > now - _SPAN}
-        self._forbidden = {**recent, key_id: (now, project)}
+        recent = {what: entry for what, entry in self._forbidden.items() if entry[0] > now - FORBIDDEN_WITHIN}
+        self._forbidden = {**recent, (key_id, model): (now, project)}
         projects = {project for _, project in self._forbidden.values()}
-        if len(self._forbidden) < _KEYS or len(projects) < _PROJECTS:
+        models = {model for _, model in self._forbidden}
+        is_one_model = len(models) == 1 and None not in models
+        if len(self.forbidden) < _KEYS or len(projects) < _PROJECTS or is_one_model:
             return False
         if now >= self.open_until:
             self._open(now)

@@ -13,7 +13,7 @@ from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
-from llm_router.engine.breaker import PATH_FAILURES
+from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
@@ -80,7 +80,8 @@ class Judge:
         if error.kind in PATH_FAILURES:
             breaker.record_failure(deployment.key.key_id, now)
         elif error.code == _FORBIDDEN and error.kind in _BLAMES:
-            if breaker.record_forbidden(deployment.key.key_id, deployment.key.project, now):
+            model = self._one_of_several(state) if error.kind is FailureKind.MODEL else None
+            if breaker.record_forbidden(deployment.key.key_id, deployment.key.project, now, model):
                 return await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
         elif not breaker.is_clear:
             breaker.record_success()
@@ -98,6 +99,8 @@ class Judge:
 
     async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
         """Lift the half-open cooldowns that a successful attempt has probed."""
+        if await self._is_disabled(state):
+            return  # since the probe was sent; a lift would end that, too
         for probe in probes:
             if probe.is_quarantine:
                 _log.info("%s is used again: %s", state.deployment.id, probe.reason)
@@ -107,15 +110,32 @@ class Judge:
     async def _acquit_forbidden(
         self, key_ids: frozenset[str], state: DeploymentState, now: float, reason: str
     ) -> Verdict:
-        """Blame no key for a refusal that several keys get at once; lift what was imposed for it."""
+        """Blame no key and no model for a refusal that several get at once; lift what was imposed for it."""
         for other in self.pool:
             cooldown = None if other.refusal is None else other.refusal.cooldown
-            if other.deployment.key.key_id in key_ids and cooldown is not None and cooldown.is_quarantine:
+            if other.deployment.key.key_id not in key_ids or cooldown is None or not cooldown.is_quarantine:
+                continue
+            if cooldown.since > now - FORBIDDEN_WITHIN:
                 await self._share(Cooldown.lift(cooldown.scope))
                 self.pool.rouse(cooldown.scope, now)
+        self.pool.readmit_models(now)
+        self._missing.clear()
         state.failures += 1
         self.pool.avoid(state, now + self.policy.ceiling(state.failures), reason)
         return Verdict(Next.BACK_OFF)
+
+    def _one_of_several(self, state: DeploymentState) -> str | None:
+        """Return the model of a deployment, or None if its provider has no other."""
+        upstream, model = state.group.upstream, state.group.model
+        groups = self.pool.groups.values()
+        return model if any(each.upstream is upstream and each.model != model for each in groups) else None
+
+    async def _is_disabled(self, state: DeploymentState) -> bool:
+        try:
+            [snapshot] = await self.store.snapshot([state.deployment])
+        except StoreError:  # then nothing can be lifted either
+            return False
+        return snapshot.cooldown is not None and snapshot.cooldown.is_disabled
 
     def _note(self, scope: Scope, now: float) -> None:
         self._refused.pop(scope, None)

@@ -1,29 +1,38 @@
-"""Report the state of the keys: statuses and health."""
+"""Report the state of the keys, and change it by hand: lift a verdict, disable, enable."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 
 import attrs
 
 from llm_router.domain.clock import Clock
-from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import Metric
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Selector
+from llm_router.engine.statuses import count_unusable, describe
 from llm_router.engine.upstream import Upstream
-from llm_router.errors import StoreError
-from llm_router.stores.base import DeploymentSnapshot, FrontingStore, RateLimitStore
+from llm_router.errors import StoreError, StoreUnavailableError, UnknownKeyError, UnknownModelError
+from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["KeyManager"]
+
+_NOBODY = "\0"
+"""The id of a key and a project that nobody has."""
+
+_MOST_NAMED = 20
 
 
 @attrs.frozen(eq=False, repr=False)
 class KeyManager:
-    """Reports the state of every key of a router.
+    """Reports the state of every key of a router, and changes it for all processes that share the store.
+
+    Other processes notice a change at their next call of the store. One that has nothing else to send through
+    asks the store before it fails a send.
 
     Attributes:
         pool: The active deployments.
@@ -41,54 +50,15 @@ class KeyManager:
     upstreams: Sequence[Upstream]
     clock: Clock
 
+    # --- reporting ------------------------------------------------------------------------------------
+
     async def get_all_key_statuses(self) -> list[KeyStatus]:
         """Return the status of every deployment, the inactive ones last.
 
         Raises:
             StoreError: The store failed.
         """
-        active = list(self.pool.states)
-        snapshots = await self.store.snapshot([*active, *self.inactive])
-        now = self.clock.time()
-        return [
-            self._status(snapshot, now, active=position < len(active))
-            for position, snapshot in enumerate(snapshots)
-        ]
-
-    def _status(self, snapshot: DeploymentSnapshot, now: float, *, active: bool) -> KeyStatus:
-        deployment, (until, reason) = snapshot.deployment, self._unusable(snapshot, now, active=active)
-        usages = {quota.metric: f"{quota.used}/{quota.limit}" for quota in snapshot.quotas}
-        quarantined = snapshot.cooldown is not None and snapshot.cooldown.is_quarantine and until > now
-        return KeyStatus(
-            key_id=deployment.key.key_id,
-            model=deployment.model,
-            provider=deployment.key.provider,
-            project=deployment.key.project,
-            workload=deployment.workload,
-            priority=deployment.priority,
-            active=active,
-            in_cooldown=until > now,
-            quarantined=quarantined,
-            cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
-            reason=reason if until > now else None,
-            rpm_usage=usages.get(Metric.RPM, "0/∞"),
-            tpm_usage=usages.get(Metric.TPM, "0/∞"),
-            rpd_usage=usages.get(Metric.RPD, "0/∞"),
-            tpd_usage=usages.get(Metric.TPD, "0/∞"),
-        )
-
-    def _unusable(
-        self, snapshot: DeploymentSnapshot, now: float, *, active: bool
-    ) -> tuple[float, str | None]:
-        """Return until when and why a deployment is not used: by any process, or by this one alone."""
-        until, reason = now, None
-        if snapshot.cooldown is not None:
-            until, reason = snapshot.cooldown.until, snapshot.cooldown.reason
-        if active:
-            state = self.pool.states[snapshot.deployment]
-            if state.avoided_until > until and state.refusal is not None:
-                until, reason = state.avoided_until, state.refusal.reason
-        return until, reason
+        return await self._statuses(self._deployments())
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
@@ -102,12 +72,8 @@ class KeyManager:
         if fronting is not None and fronting.trouble and not problems:
             problems.append(f"store: {fronting.trouble}; this process is on its own")
         store_ok = not problems
-        by_key: defaultdict[str, list[KeyStatus]] = defaultdict(list)
-        for status in statuses:
-            if status["active"]:
-                by_key[status["key_id"]].append(status)
-        cooling = {key for key, rows in by_key.items() if all(row["in_cooldown"] for row in rows)}
-        dead = {key for key, rows in by_key.items() if all(row["quarantined"] for row in rows)}
+        if store_ok:
+            problems += await self._advice()
         problems += [
             f"{row['key_id']}/{row['model']}: {row['reason']}" for row in statuses if row["quarantined"]
         ]
@@ -120,21 +86,196 @@ class KeyManager:
         ]
         names = {upstream.name for upstream in unreachable}
         usable = any(
-            status["active"] and not status["in_cooldown"] and status["provider"] not in names
+            status["active"]
+            and not status["in_cooldown"]
+            and not status["spent"]
+            and status["provider"] not in names
             for status in statuses
         )
         store = self.store if fronting is None else fronting.behind
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
+        unusable = count_unusable(statuses)
         return Health(
             healthy=usable,
             total_keys=len(total),
             active_keys=len(active),
-            in_cooldown=len(cooling - dead),
-            quarantined=len(dead),
+            in_cooldown=unusable["in_cooldown"],
+            quarantined=unusable["quarantined"],
+            disabled=unusable["disabled"],
+            spent=unusable["spent"],
             deployments=len(self.pool),
             waiting=self.selector.waiting,
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
         )
+
+    async def _advice(self) -> list[str]:
+        """Return what in the setup of the store endangers the count."""
+        store = self.store.behind if isinstance(self.store, FrontingStore) else self.store
+        if isinstance(store, ExternalStore):
+            with suppress(StoreError):
+                return [f"store: {advice}" for advice in await store.advice()]
+        return []
+
+    # --- changing -------------------------------------------------------------------------------------
+
+    async def lift(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
+        """End every cooldown and quarantine of a key, its project and its models, and forget their strikes.
+
+        The limits that were learnt for the models are forgotten as well. What is disabled stays disabled.
+
+        Args:
+            key_id: The key.
+            model: If given, only what keeps this model out of use on the key's project ends.
+
+        Returns:
+            The statuses afterwards of all that it concerns: also other keys, if they share the project.
+
+        Raises:
+            UnknownKeyError: No key has this id.
+            UnknownModelError: The key does not have this model.
+            StoreError: The store failed. This process goes by the change all the same, and tells the store
+                once that answers again.
+        """
+        chosen = self._choose(key_id, model)
+        scopes = {deployment.model_scope for deployment in chosen}
+        if model is None:
+            scopes |= {scope for each in chosen for scope in (each.key_scope, each.project_scope)}
+        present = await self._present(chosen)
+        kept = {scope for scope, cooldown in present.items() if cooldown is not None and cooldown.is_disabled}
+        await self._share(Cooldown.lift(scope, limits=True) for scope in sorted(scopes - kept))
+        for deployment in chosen:
+            self.pool.forgive(deployment)
+        return await self._changed(scopes)
+
+    async def disable(self, key_id: str, model: str | None = None, *, reason: str = "") -> list[KeyStatus]:
+        """Keep a key out of use, for every process that shares the store, until it is enabled again.
+
+        Args:
+            key_id: The key.
+            model: If given, only this model is kept out of use, on all keys that share the key's project.
+            reason: Why, as statuses are to show it.
+
+        Returns:
+            As for :meth:`lift`.
+
+        Raises:
+            UnknownKeyError: As for :meth:`lift`.
+            UnknownModelError: As for :meth:`lift`.
+            StoreError: As for :meth:`lift`.
+        """
+        chosen = self._choose(key_id, model)
+        scopes = _switched(chosen, model)
+        changes: list[Cooldown] = []
+        for scope, cooldown in (await self._present(chosen)).items():
+            lasts = cooldown is not None and cooldown.until == math.inf and not cooldown.is_disabled
+            if scope in scopes and lasts:
+                changes.append(Cooldown.lift(scope))  # of two that last for ever, the first would stay
+        changes += [Cooldown.disable(scope, reason) for scope in scopes]
+        await self._share(changes)
+        return await self._changed(scopes)
+
+    async def enable(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
+        """Undo :meth:`disable` with the same arguments; without effect on what is not disabled.
+
+        Args:
+            key_id: The key.
+            model: The model, if a model was disabled.
+
+        Returns:
+            As for :meth:`lift`.
+
+        Raises:
+            UnknownKeyError: As for :meth:`lift`.
+            UnknownModelError: As for :meth:`lift`.
+            StoreError: As for :meth:`lift`.
+        """
+        chosen = self._choose(key_id, model)
+        scopes = _switched(chosen, model)
+        present = await self._present(chosen)
+        disabled = [
+            scope for scope in scopes if (cooldown := present[scope]) is not None and cooldown.is_disabled
+        ]
+        await self._share(map(Cooldown.lift, disabled))
+        return await self._changed(scopes)
+
+    def _deployments(self) -> list[Deployment]:
+        return [*self.pool.states, *self.inactive]
+
+    async def _statuses(self, deployments: Sequence[Deployment]) -> list[KeyStatus]:
+        snapshots = await self.store.snapshot(deployments)
+        now = self.clock.time()
+        states = self.pool.states
+        return [describe(snapshot, states.get(snapshot.deployment), now) for snapshot in snapshots]
+
+    def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
+        """Return the deployments of a key, or that of one of its models."""
+        known = self._deployments()
+        chosen = [deployment for deployment in known if deployment.key.key_id == key_id]
+        if not chosen:
+            ids = {deployment.key.key_id for deployment in known}
+            raise UnknownKeyError(f"no key has the id {key_id!r}{_nearest(key_id, ids)}")
+        if model is None:
+            return chosen
+        models = {deployment.model for deployment in chosen}
+        chosen = [deployment for deployment in chosen if deployment.model == plain_model(model)]
+        if not chosen:
+            raise UnknownModelError(f"key {key_id!r} has no model {model!r}{_nearest(model, models)}")
+        return chosen
+
+    async def _present(self, chosen: Iterable[Deployment]) -> dict[Scope, Cooldown | None]:
+        """Return the cooldown of each key and each (project, model) among ``chosen``.
+
+        A store shows the last to end of a deployment's cooldowns. So each scope is looked at through a
+        deployment that has nothing else in common with the chosen ones.
+        """
+        looks: dict[Scope, Deployment] = {}
+        for each in chosen:
+            strange_key = attrs.evolve(each.key, key_id=_NOBODY)
+            looks[each.model_scope] = attrs.evolve(each, key=strange_key)
+            strange_project = attrs.evolve(each.key, project=_NOBODY)
+            looks[each.key_scope] = attrs.evolve(each, key=strange_project, model=_NOBODY, quotas=())
+        snapshots = await self.store.snapshot(list(looks.values()))
+        found = (snapshot.cooldown for snapshot in snapshots)
+        return {
+            scope: cooldown if cooldown is not None and cooldown.scope == scope else None
+            for scope, cooldown in zip(looks, found, strict=True)
+        }
+
+    async def _share(self, changes: Iterable[Cooldown]) -> None:
+        """Make changes here and in the store."""
+        for cooldown in changes:
+            if cooldown.until == math.inf:
+                self.pool.cool_down(cooldown)
+            else:
+                self.pool.rouse(cooldown.scope, self.clock.time())
+            await self.store.cool_down(cooldown)
+        trouble = self.store.trouble if isinstance(self.store, FrontingStore) else None
+        if trouble is not None:
+            raise StoreUnavailableError(f"the change is not in the store yet: {trouble}")
+
+    async def _changed(self, scopes: Collection[Scope]) -> list[KeyStatus]:
+        """Have waiting requests look again; return the statuses of all deployments of ``scopes``."""
+        self.selector.look_again()
+        return await self._statuses(
+            [each for each in self._deployments() if not set(each.scopes).isdisjoint(scopes)]
+        )
+
+
+def _switched(chosen: Iterable[Deployment], model: str | None) -> list[Scope]:
+    """Return the scopes that disabling a key, or one of its models, is about."""
+    scopes = (each.key_scope if model is None else each.model_scope for each in chosen)
+    return list(dict.fromkeys(scopes))
+
+
+def _nearest(name: object, known: Iterable[str]) -> str:
+    """Return which known name may have been meant, and what there is."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only needed for a mistake
+
+    names = sorted(known)
+    close = get_close_matches(str(name), names, n=1)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    listed = f"use one of {', '.join(map(repr, names[:_MOST_NAMED]))}{more}"
+    return f": did you mean {close[0]!r}? Or {listed}" if close else f": {listed}"

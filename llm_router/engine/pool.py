@@ -40,6 +40,7 @@ class Pool:
         self.groups: dict[tuple[str, str, str], Group] = {}
         self.states: dict[Deployment, DeploymentState] = {}
         self._by_scope: defaultdict[Scope, list[DeploymentState]] = defaultdict(list)
+        self._avoided_models: set[tuple[str, str]] = set()
         make_ring = ShardedRing if self.sharded else ReadyRing
         for deployment in deployments:
             name, workload, model = deployment.key.provider, deployment.workload, deployment.model
@@ -86,16 +87,47 @@ class Pool:
             state.features = {**(state.features or {}), feature: until}
 
     def avoid_model(self, provider: str, model: str, until: float, reason: str) -> None:
-        """Avoid every deployment of a model until ``until``, in this process only."""
+        """Avoid every deployment of a model until ``until``, in this process only.
+
+        Those that are parked because of a cooldown stay so: the store says when that is over or lifted.
+        """
+        self._avoided_models.add((provider, model))
         for group in self.groups.values():
             if (group.upstream.name, group.model) == (provider, model):
                 for state in group.states:
-                    self.avoid(state, until, reason)
+                    is_cooled = state.refusal is not None and state.refusal.cooldown is not None
+                    if not (state.is_parked and is_cooled):
+                        self.avoid(state, until, reason)
+
+    def readmit_models(self, now: float) -> None:
+        """Stop avoiding whole models: what speaks against one of them is no longer so."""
+        for group in self.groups.values():
+            if (group.upstream.name, group.model) in self._avoided_models:
+                for state in group.states:
+                    if state.avoided_until > now:
+                        state.avoided_until = now
+                        group.rouse(state)
+        self._avoided_models.clear()
+
+    def forgive(self, deployment: Deployment) -> None:
+        """Stop avoiding a deployment, for whatever reason this process does so."""
+        state = self.states.get(deployment)
+        if state is not None:
+            state.avoided_until, state.failures, state.features = 0.0, 0, None
+            state.group.rouse(state)
 
     def rouse(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready: their cooldown was lifted."""
         for state in self._by_scope.get(scope, ()):
             if state.avoided_until <= now:
+                state.group.rouse(state)
+
+    def restore(self, scopes: Iterable[Scope]) -> None:
+        """Make the deployments of ``scopes`` ready whatever this process holds against them."""
+        for scope in scopes:
+            for state in self._by_scope.get(scope, ()):
+                state.avoided_until = 0.0
+                state.failures, state.features = 0, None
                 state.group.rouse(state)
 
     def return_quota(self, scope: Scope, now: float) -> None:
@@ -107,6 +139,7 @@ class Pool:
 
     def rouse_cooled(self, now: float) -> None:
         """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""
+        self.readmit_models(now)
         for state in self.states.values():
             is_cooled = state.refusal is not None and state.refusal.cooldown is not None
             if state.is_parked and is_cooled and state.avoided_until <= now:

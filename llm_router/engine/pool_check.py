@@ -80,8 +80,8 @@ def check_numbers(
     ok = 0 <= real(base_backoff) < math.inf
     _require("base_backoff", base_backoff, "a number of seconds, 0 or more", ok=ok)
     _require("max_wait", max_wait, "a number of seconds, 0 or more", ok=real(max_wait) >= 0)
-    ok = _MIN_SHARE <= real(local_share) <= 1
-    _require("local_share", local_share, f"above 0 (at least {_MIN_SHARE}) and at most 1", ok=ok)
+    ok = local_share == "auto" or _MIN_SHARE <= real(local_share) <= 1
+    _require("local_share", local_share, f"'auto', or above 0 (at least {_MIN_SHARE}) and at most 1", ok=ok)
     ok = max_requests_per_second is None or _MIN_RATE <= real(max_requests_per_second) <= _MAX_RATE
     rates = f"above 0 (from {_MIN_RATE:g} to {_MAX_RATE:g}), or None for no bound"
     _require("max_requests_per_second", max_requests_per_second, rates, ok=ok)

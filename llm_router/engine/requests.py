@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from typing import NoReturn
@@ -9,10 +10,19 @@ from typing import NoReturn
 import attrs
 
 from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError
 
-__all__ = ["MAX_SECONDS", "check_request", "check_timeout", "check_wait", "merge_requests", "reject_wish"]
+__all__ = [
+    "MAX_SECONDS",
+    "check_request",
+    "check_timeout",
+    "check_wait",
+    "merge_requests",
+    "reject_wish",
+    "unknown_option",
+]
 
 MAX_SECONDS = 366 * 86_400.0
 """A year. A longer timeout counts as no bound. A longer wait is cut to a year: no wait is endless, so a send
@@ -93,3 +103,12 @@ def reject_wish(workload: object, model_preference: object, fallback: object) ->
         if value is not None and not isinstance(value, str):
             raise InvalidRequestError(f"{name} must be a string, not a {type(value).__name__}") from None
     raise InvalidRequestError("workload, model_preference and fallback must be hashable") from None
+
+
+def unknown_option(method: str, options: Mapping[str, object]) -> TypeError:
+    """Return the error for an option that :class:`SendOptions` does not have, such as a misspelt one."""
+    known = SendOptions.__annotations__
+    name = next((name for name in options if name not in known), "")
+    close = difflib.get_close_matches(name, known, n=1)
+    remedy = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
+    return TypeError(f"{method}() has no option {name!r}: {remedy}")

@@ -25,7 +25,7 @@ from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
 from llm_router.engine.waiting import Shortage, WaitingLine
-from llm_router.errors import StoreError
+from llm_router.errors import RouterClosedError, StoreError
 from llm_router.stores.base import RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
@@ -70,6 +70,7 @@ class Selector:
         self._throttle = throttle
         self._lines: dict[FallbackOrder, WaitingLine] = {}
         self._quarantines = Quarantines(store, pool)
+        self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
         """Reserve quota on the best deployment with room.
@@ -84,6 +85,7 @@ class Selector:
 
         Raises:
             StoreError: The store failed.
+            RouterClosedError: The selector was closed meanwhile.
         """
         deadline = self._clock.time() + max_wait
         line = self._lines.get(send.order)
@@ -104,8 +106,17 @@ class Selector:
     def quota_returned(self, state: DeploymentState) -> None:
         """Note that quota of a deployment came back early."""
         self._pool.return_quota(state.deployment.model_scope, self._clock.time())
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Have the requests that wait try again now."""
         for line in self._lines.values():
             line.notify()
+
+    def close(self) -> None:
+        """Grant no further lease; what waits is told so."""
+        self._closed = True
+        self.look_again()
 
     @property
     def waiting(self) -> int:
@@ -114,6 +125,7 @@ class Selector:
 
     async def _try(self, send: SendState) -> Lease | Shortage:
         """Ask the shortlist, then every other deployment that may have room."""
+        self._check_open()
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
         if send.unfit or send.overloaded or send.features:
@@ -146,11 +158,19 @@ class Selector:
             await self._gate.enter()
         lease = None
         try:
+            self._check_open()
             lease = await self._ask(send, candidates, refused)
         finally:
             if lease is None:
                 self._gate.leave()
+        if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
+            await lease.close()
+            self._check_open()
         return lease
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RouterClosedError("this router was closed before the request was sent")
 
     async def _ask(
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]

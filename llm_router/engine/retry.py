@@ -25,7 +25,7 @@ _LADDER = (300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0)
 """Seconds after which one request tries again what was quarantined, by the number of strikes before."""
 
 _KEY_LADDER = (10.0, 86_400.0)
-"""The same for a key that is called invalid or suspended: asked for confirmation first, then once a day."""
+"""The same for what is called invalid or suspended: asked for confirmation first, then once a day."""
 
 _OPEN_DAY = 0.05
 
@@ -199,7 +199,7 @@ def _quarantine(
     A key that is called invalid is asked once more before it is believed: valid ones are now and then.
     """
     is_key = error.scope is FaultScope.KEY
-    ladder = _KEY_LADDER if is_key else _LADDER
+    ladder = _KEY_LADDER if is_key or error.lasting else _LADDER
     seconds = ladder[min(strikes, len(ladder) - 1)]
     return Cooldown(
         store_scope(error, deployment),

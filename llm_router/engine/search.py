@@ -127,9 +127,14 @@ def _overlooked(
     overlooked: list[DeploymentState] = []
     before = retry_at(order, now, refused)
     for state in _parked(order):
-        if len(overlooked) >= count or (state.wakes_at >= before and before < math.inf):
-            break  # with nothing else in sight, even what is parked for ever is asked: it may be lifted
+        is_late = state.wakes_at >= before and before < math.inf
+        # With nothing else in sight, even what is parked for ever is asked, since it may be lifted: so a
+        # send is not refused before the store was asked.
+        if len(overlooked) >= count or (is_late and (refused or overlooked)):
+            break
         if state in refused or state in skip or state.group.breaker.open_until > now:
+            continue
+        if is_late and (state.avoided_until > now or state.refusal is None or state.refusal.cooldown is None):
             continue
         known = state.refusal_for_all(now)
         if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from types import TracebackType
@@ -26,6 +27,7 @@ from llm_router.engine.requests import (
     check_wait,
     merge_requests,
     reject_wish,
+    unknown_option,
 )
 from llm_router.engine.reserving import Lease, Selector
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
@@ -33,6 +35,7 @@ from llm_router.engine.shortage import explain_shortage, retry_after, store_fail
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
+from llm_router.engine.waiting import Shortage
 from llm_router.errors import (
     BlockedError,
     DeadlineExceededError,
@@ -44,6 +47,7 @@ from llm_router.errors import (
     RouterClosedError,
     SendError,
     StoreError,
+    StoreTimeoutError,
 )
 from llm_router.providers.base import Reply
 
@@ -96,9 +100,10 @@ class Sender:
 
         Raises:
             InvalidRequestError: An argument is wrong, or a provider finds that the request cannot be built.
-            RouterClosedError: The router is closed.
+            RouterClosedError: The router is closed, or was before an attempt was sent.
+            TypeError: There is no such option.
         """
-        send = await self._start(prompt, **options)
+        send = await self._begin("send", prompt, options)
         while send.response is None and (attempt := await self._next_attempt(send)) is not None:
             async with attempt:
                 await attempt.call()
@@ -113,9 +118,10 @@ class Sender:
 
         Raises:
             InvalidRequestError: As for :meth:`send`.
-            RouterClosedError: The router is closed.
+            RouterClosedError: As for :meth:`send`.
+            TypeError: As for :meth:`send`.
         """
-        send = await self._start(prompt, **options)
+        send = await self._begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
         while send.response is None and (attempt := await self._next_attempt(send)) is not None:
@@ -126,6 +132,13 @@ class Sender:
         yield send.response
 
     # --- before the first attempt ---------------------------------------------------------------------
+
+    def _begin(self, method: str, prompt: Any, options: SendOptions) -> Awaitable[SendState]:
+        """Call :meth:`_start`; an option that it does not have is one that ``method`` does not have."""
+        try:
+            return self._start(prompt, **options)
+        except TypeError:  # in binding the arguments: nothing of it has run yet
+            raise unknown_option(method, options) from None
 
     async def _start(
         self,
@@ -198,7 +211,7 @@ class Sender:
             backoff = self.policy.ceiling(len(send.attempts))
             max_wait = max(max_wait, min(backoff, _time_left(send, asked)))
         try:
-            outcome = await self.selector.acquire(send, max_wait)
+            outcome = await self._acquire(send, max_wait)
         except StoreError as error:
             _fail(send, store_failure(error), self.clock.time())
             return None
@@ -208,6 +221,22 @@ class Sender:
             return OpenAttempt(self, send, outcome)
         _fail(send, explain_shortage(send.order, send.error, outcome, now), now)
         return None
+
+    async def _acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
+        """Acquire a lease, and try again a little later where the store is overloaded.
+
+        Raises:
+            StoreError: The store failed, or stays overloaded.
+        """
+        for tries in itertools.count(1):
+            try:
+                return await self.selector.acquire(send, max_wait)
+            except StoreTimeoutError:
+                backoff = self.policy.backoff(tries)
+                if tries > self.policy.max_retries or backoff >= _time_left(send, self.clock.time()):
+                    raise
+            await sleep(self.clock, backoff)
+        raise AssertionError("count() has no end")
 
 
 class OpenAttempt:

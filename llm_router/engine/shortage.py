@@ -12,7 +12,14 @@ from llm_router.engine.breaker import PATH_FAILURES
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.search import available_at, soonest
 from llm_router.engine.waiting import Shortage
-from llm_router.errors import ProviderError, QuotaExhaustedError, RefusedCandidate, SendError, StoreError
+from llm_router.errors import (
+    ProviderError,
+    QuotaExhaustedError,
+    RefusedCandidate,
+    SendError,
+    StoreError,
+    StoreTimeoutError,
+)
 from llm_router.stores.base import Refusal
 
 __all__ = ["NAMED_CANDIDATES", "explain_shortage", "retry_after", "store_failure"]
@@ -21,6 +28,9 @@ NAMED_CANDIDATES = 64
 """Most candidates listed in one QuotaExhaustedError, those first that have room first."""
 
 _TRANSIENT = (FailureKind.SERVER, *PATH_FAILURES)
+
+_OVERLOAD = 1.0
+"""Seconds after which to try again where the store was overloaded."""
 
 
 def explain_shortage(
@@ -50,7 +60,11 @@ def explain_shortage(
 
 def store_failure(error: StoreError) -> SendError:
     """Return the error of a send whose quota could not be reserved, since the store failed."""
-    failure = SendError(f"the state store failed, so no quota could be reserved: {error}")
+    overloaded = isinstance(error, StoreTimeoutError)  # one that is down does not come back so soon
+    failure = SendError(
+        f"the state store failed, so no quota could be reserved: {error}",
+        retry_after=_OVERLOAD if overloaded else None,
+    )
     failure.__cause__ = error
     return failure
 

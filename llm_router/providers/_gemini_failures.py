@@ -61,6 +61,7 @@ def from_http(failure: HttpFailure, secret: Secret, request: Request) -> Provide
         kind=fault.kind,
         scope=fault.scope,
         feature=fault.feature,
+        lasting=fault.lasting,
         code=failure.code,
         status=status,
         retry_delay=credible_delay(delay, fault.kind, violations),

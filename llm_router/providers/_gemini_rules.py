@@ -14,11 +14,11 @@ what came                                                               kind    
 401                                                                     KEY      key
 402 (prepaid credits are spent)                                         QUOTA    project
 403 with a reason about the API key                                     KEY      key
-403 with a reason about the project                                     KEY      project
+403 with a reason about the project (a suspension is lasting)           KEY      project
 403 that names a model                                                  MODEL    deployment
 403 with any other reason                                               KEY      key
 403 about a file, cache or interaction                                  REQUEST  request
-403 with words about the project (suspended, denied access)             KEY      project
+403 with words about the project (suspended, lasting; denied access)    KEY      project
 403 with words about the API key (leaked, blocked)                      KEY      key
 403 otherwise                                                           MODEL    deployment
 404 about a file, cache or interaction, without a model or a reason     REQUEST  request
@@ -57,11 +57,13 @@ class Fault:
         kind: What went wrong.
         scope: What it is about; None is the usual scope of the kind.
         feature: The tool it is about, if the scope is FEATURE.
+        lasting: Whether it will not pass within hours.
     """
 
     kind: FailureKind
     scope: FaultScope | None = None
     feature: str | None = None
+    lasting: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -133,6 +135,7 @@ _PROJECT_REASON = re.compile(
     "BILLING_DISABLED|CONSUMER_INVALID|CONSUMER_SUSPENDED|LOCATION_TAX_POLICY_VIOLATED"
     "|SECURITY_POLICY_VIOLATED|SERVICE_DISABLED|USER_PROJECT_DENIED"
 )
+_SUSPENDED_REASON = re.compile("CONSUMER_SUSPENDED")
 _CAPACITY_REASON = re.compile("MODEL_CAPACITY_EXHAUSTED")
 _ANY_REASON = re.compile(".*")
 
@@ -142,11 +145,11 @@ _KEY_REFUSED = _words(
 )
 _PROJECT_REFUSED = _words(
     r"\bproject has been denied\b",
-    r"\bsuspended\b",
     r"\bresource project\b",
     r"\bproject\b.*\bdisabled\b",
     r"\bbilling\b",
 )
+_SUSPENDED = _words(r"\bsuspended\b")
 _NO_BILLING = _words(
     r"\blocation is not supported\b",
     r"\bfree tier is not available\b",
@@ -182,6 +185,7 @@ _REQUEST_FAULT = Fault(FailureKind.REQUEST)
 _MODEL_FAULT = Fault(FailureKind.REQUEST, FaultScope.MODEL)
 _KEY_FAULT = Fault(FailureKind.KEY)
 _PROJECT_FAULT = Fault(FailureKind.KEY, FaultScope.PROJECT)
+_SUSPENDED_FAULT = Fault(FailureKind.KEY, FaultScope.PROJECT, lasting=True)
 _NO_SUCH_MODEL = Fault(FailureKind.MODEL)
 _OVERLOADED = Fault(FailureKind.SERVER)
 _QUOTA = Fault(FailureKind.QUOTA)
@@ -205,10 +209,12 @@ _RULES = (
     _Rule(codes={402}, then=_PROJECT_QUOTA),
     # 403
     _Rule(codes={403}, reason=_KEY_REASON, then=_KEY_FAULT),
+    _Rule(codes={403}, reason=_SUSPENDED_REASON, then=_SUSPENDED_FAULT),
     _Rule(codes={403}, reason=_PROJECT_REASON, then=_PROJECT_FAULT),
     _Rule(codes={403}, words=_MODEL_NAME, then=_NO_SUCH_MODEL),
     _Rule(codes={403}, reason=_ANY_REASON, then=_KEY_FAULT),
     _Rule(codes={403}, words=_STORED_DATA, then=_REQUEST_FAULT),
+    _Rule(codes={403}, words=_SUSPENDED, then=_SUSPENDED_FAULT),
     _Rule(codes={403}, words=_PROJECT_REFUSED, then=_PROJECT_FAULT),
     _Rule(codes={403}, words=_KEY_REFUSED, then=_KEY_FAULT),
     _Rule(codes={403}, then=_NO_SUCH_MODEL),

@@ -6,8 +6,11 @@ import contextlib
 import functools
 import importlib.util
 import logging
+import os
+import re
 import threading
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from llm_router.domain.secret import Secret
     from llm_router.providers._gemini_transport import PathFailure, Transport
 
-__all__ = ["HttpBackend", "LoopSession", "check_backend", "prepare"]
+__all__ = ["HttpBackend", "LoopSession", "check_backend", "check_base_url", "prepare"]
+
+_BASE_URL = "GOOGLE_GEMINI_BASE_URL"
+_URL_CHARACTERS = re.compile(r"[!-~]+")
 
 HttpBackend = Literal["aiohttp", "httpx", "auto"]
 """The HTTP library to use; ``auto`` is aiohttp if it is installed, as in the SDK, else httpx."""
@@ -36,6 +42,32 @@ def check_backend(backend: str) -> None:
         raise ConfigError(f"http_backend must be 'aiohttp', 'httpx' or 'auto', not {backend!r}")
     if backend == "aiohttp" and not _has_aiohttp():
         raise ConfigError("http_backend='aiohttp' needs aiohttp: install llm-quota-router[aiohttp]")
+
+
+def check_base_url(url: str | None) -> None:
+    """Check that a server can be asked at ``url``, or at what the environment names if it is None.
+
+    Raises:
+        ConfigError: It is not the URL of a web server. It is not shown, since it may contain a password.
+    """
+    name, value = "base_url", url
+    if value is None:
+        name, value = _BASE_URL, os.environ.get(_BASE_URL) or None
+    if value is not None and not _is_web_url(value):
+        raise ConfigError(
+            f"{name} must be a URL with http:// or https:// and a host, such as https://proxy.example:8443"
+        )
+
+
+def _is_web_url(url: object) -> bool:
+    if not isinstance(url, str) or not _URL_CHARACTERS.fullmatch(url):
+        return False
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0
 
 
 def _has_aiohttp() -> bool:

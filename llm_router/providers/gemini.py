@@ -25,7 +25,13 @@ from llm_router.providers._gemini_failures import (
 from llm_router.providers._gemini_history import contents_for
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_request import limits_output
-from llm_router.providers._gemini_session import HttpBackend, LoopSession, check_backend, prepare
+from llm_router.providers._gemini_session import (
+    HttpBackend,
+    LoopSession,
+    check_backend,
+    check_base_url,
+    prepare,
+)
 from llm_router.providers._gemini_stream import StreamedCall
 from llm_router.providers._gemini_transport import ON_DISPATCH, REQUEST_BEGUN, HttpFailure, PathFailure
 
@@ -67,7 +73,8 @@ class GeminiProvider:
             installed, else httpx.
 
     Raises:
-        ConfigError: A safety setting or the backend is unknown, or the backend is not installed.
+        ConfigError: A safety setting or the backend is unknown, the backend is not installed, or the URL of
+            the server is malformed.
     """
 
     def __init__(
@@ -79,6 +86,7 @@ class GeminiProvider:
         http_backend: HttpBackend = "auto",
     ) -> None:
         check_backend(http_backend)
+        check_base_url(base_url)
         own = safety_thresholds({} if safety_settings is None else safety_settings, error=ConfigError)
         self._safety = {**DEFAULT_SAFETY, **own}
         self._base_url = base_url

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import attrs
 
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric
 
 __all__ = [
+    "QUIET",
+    "RECOUNT",
     "Decision",
     "DeploymentSnapshot",
+    "ExternalStore",
     "FrontingStore",
     "QuotaSnapshot",
     "RateLimitStore",
     "Refusal",
     "Sharded",
+    "Taking",
 ]
+
+RECOUNT = "what was spent is being counted again"
+"""The reason of a refusal because the store has lost something; see :class:`ExternalStore`."""
+
+QUIET = 1.0
+"""Seconds for which a store that lost something grants nothing; see :class:`ExternalStore`."""
 
 
 @attrs.frozen
@@ -54,6 +64,12 @@ class Decision:
         probes: The half-open cooldowns that this grant tries: the request is the one that goes first.
         lifts: A number that changes whenever a cooldown is lifted or made due, by whatever process. When it
             has changed, deployments that were refused because of a cooldown may be usable again.
+        since: When the record of ``deployment`` began, on which this grant was counted; 0 if the store cannot
+            lose one. See :class:`ExternalStore`.
+        lost: The candidates whose record is not the one the caller knows; each of them is also in
+            ``refusals``. See :class:`ExternalStore`.
+        reset_at: When the store last lost something (seconds since the Unix epoch); 0 if it never did. See
+            :class:`ExternalStore`.
     """
 
     deployment: Deployment | None
@@ -62,6 +78,22 @@ class Decision:
     refusals: tuple[Refusal, ...] = ()
     probes: tuple[Cooldown, ...] = ()
     lifts: int = 0
+    since: float = 0.0
+    lost: tuple[Deployment, ...] = ()
+    reset_at: float = 0.0
+
+
+@attrs.frozen
+class Taking:
+    """What one process took from a deployment at one time.
+
+    Attributes:
+        at: When, in seconds since the Unix epoch.
+        used: How many requests and tokens.
+    """
+
+    at: float
+    used: Demand
 
 
 @attrs.frozen
@@ -148,6 +180,37 @@ class RateLimitStore(Protocol):
         """Give back everything a reservation took, because nothing was sent."""
         ...
 
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Count what was taken without asking the store, or what it has lost, whether or not there is room.
+
+        Each taking counts from its own time, as if it had been reserved then; one that would have come back
+        by now counts nothing. Cooldowns do not matter. A quota may be overdrawn: it then stays closed for
+        longer.
+
+        Args:
+            source: Names the process, and no other one ever.
+            sequence: Increases with each charge of a source; a charge of a sequence that is not above the
+                last one of that source and model scope changes nothing, so that it may be repeated. It is
+                remembered for 25 hours.
+            deployment: What was taken from.
+            missing: The takings that the store was never told of, oldest first.
+            counted: The takings that it counted in the record that began at ``since``, oldest first. It
+                counts those again that it has lost meanwhile; a store that cannot lose any counts none.
+            since: See there.
+
+        Returns:
+            When the present record of the deployment began; see :attr:`Decision.since`.
+        """
+        ...
+
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Refuse a scope until the cooldown ends.
 
@@ -156,8 +219,8 @@ class RateLimitStore(Protocol):
         half-open cooldown that has ended is remembered for another ``STRIKES_KEPT`` (25 hours), unless it is
         lifted.
 
-        The limits learnt with it apply for 24 hours, the lowest one for each metric; learning one again
-        renews the time. They only ever lower a configured limit, and add a limit where none is configured.
+        The limits learnt with it apply for 24 hours, for each metric the one that was learnt last. They only
+        ever lower a configured limit, and add a limit where none is configured.
         When a learnt limit is forgotten, nothing is refused because of it any more.
         """
         ...
@@ -186,6 +249,41 @@ class Sharded(Protocol):
 
     def shard_of(self, deployment: Deployment) -> int:
         """Return the number of the shard of a deployment, from 0. It never changes."""
+        ...
+
+
+@runtime_checkable
+class ExternalStore(Protocol):
+    """What a store also offers if its state lies outside this process, where it may be lost.
+
+    A server may be emptied, evict keys, or be replaced by a replica that misses the last writes; a file may
+    be deleted. So the *record* of each (provider, project, model) knows when it began: it is complete from
+    then on, and of what was counted before only a part may be left. The number changes when the record is
+    made anew, and when the store notices that it may have lost something, at the next call of any process.
+
+    A caller that knows what it has taken itself puts the records that it knows into :attr:`known`. A reserve
+    then refuses a candidate whose record began at another time (``retry_at`` is now), names it in
+    :attr:`Decision.lost`, and counts nothing of it, so that the caller can :meth:`RateLimitStore.charge` its
+    takings and ask again. For ``QUIET`` (1 s) after the store lost something, a reserve grants nothing that
+    the loss concerns, so that the processes that call at all charge their takings before any of them goes on.
+    All these refusals give :data:`RECOUNT` as their reason.
+    """
+
+    known: MutableMapping[Scope, float]
+    """Filled by the caller: when the record of a model's scope began. Other scopes are not checked."""
+
+    async def announce(self, source: str) -> int:
+        """Record that a process is alive; return how many were in the last minute, itself included.
+
+        It writes, so its success shows that the store accepts writes.
+
+        Args:
+            source: Names the process, and no other one ever.
+        """
+        ...
+
+    async def advice(self) -> list[str]:
+        """Return what in the setup of the server or file endangers the count: one sentence each."""
         ...
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.stores.base import Taking
 
 __all__ = ["MemoryStore"]
 
@@ -38,6 +39,9 @@ _log = logging.getLogger("llm_router")
 
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""
+
+_CHARGES_KEPT = 25 * 3600 * 1_000_000
+"""Microseconds for which the sequence of a charge is remembered."""
 
 _MAX_QUOTA_SETS = 500_000
 """Deployment objects remembered; a reloaded router makes new ones. Forgetting them loses no count."""
@@ -78,6 +82,7 @@ class MemoryStore:
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._imposed: dict[Scope, int] = {}  # when the end of each was set
         self._reservations: dict[str, _Reservation] = {}
+        self._charges: dict[tuple[str, Scope], tuple[int, int]] = {}  # the last sequence, and when it came
         self._swept_at = self._sweep_at = 0
         self._process = os.getpid()
         self._lifts = 0
@@ -118,6 +123,26 @@ class MemoryStore:
     async def release(self, reservation_id: str) -> None:
         """Give back everything a reservation took; see :class:`RateLimitStore`."""
         await self.settle(reservation_id, _NOTHING)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),  # noqa: ARG002 - nothing that was counted is ever lost
+        since: float = 0.0,  # noqa: ARG002
+    ) -> float:
+        """Count what was taken without asking; see :class:`RateLimitStore`."""
+        now = round(self._time() * 1e6)
+        if not self._swept_at <= now < self._sweep_at:
+            self._sweep(now)
+        charge = source, deployment.model_scope
+        last, _ = self._charges.get(charge, (-1, 0))
+        if sequence > last:
+            self._charges[charge] = sequence, now
+            self._open(deployment, now).charge(missing, now)
+        return 0.0
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`."""
@@ -214,12 +239,13 @@ class MemoryStore:
         return present
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
-        """Record limits that the provider stated; while one is in force, a higher one only renews it."""
+        """Record limits that the provider stated, in place of those that it stated before."""
         model = self._quotas_of(cooldown.scope)
         for learnt in cooldown.learnt:
-            limit, until = model.learnt.get(learnt.metric, (learnt.limit, 0))
-            lowest = min(limit, learnt.limit) if until > now else learnt.limit
-            model.learnt[learnt.metric] = lowest, now + microseconds(LEARNT_FOR)
+            if learnt.limit is None:
+                model.learnt.pop(learnt.metric, None)
+            else:
+                model.learnt[learnt.metric] = learnt.limit, now + microseconds(LEARNT_FOR)
         self._version += 1
 
     # --- forgetting -----------------------------------------------------------------------------------
@@ -248,6 +274,10 @@ class MemoryStore:
         ended = [key for key, present in self._cooldowns.items() if forgotten_at(present) <= now]
         for scope in ended:
             del self._cooldowns[scope]
+        if self._charges:
+            self._charges = {
+                charge: last for charge, last in self._charges.items() if abs(now - last[1]) < _CHARGES_KEPT
+            }
         if len(self._imposed) > 2 * len(self._cooldowns):
             self._imposed = {scope: self._imposed[scope] for scope in self._cooldowns}
 

@@ -13,9 +13,7 @@ from click.testing import Result
 import llm_router
 from llm_router.domain.version import installed_version
 
-pytestmark = pytest.mark.slow
-
-COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator")
+COMMANDS = ("demo", "send", "batch", "compare", "status", "check", "emulator", "keys")
 
 
 def test_help_lists_every_command(run: Callable[..., Result]) -> None:

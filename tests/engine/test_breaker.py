@@ -160,3 +160,17 @@ def test_it_opens_only_for_three_keys_and_for_at_most_30_seconds(
             assert before <= now
             assert now + 1.0 <= breaker.open_until <= now + 30.0
             assert len({key for at, key in failed if at > now - 10.0}) >= 3
+
+
+def test_one_model_that_is_forbidden_to_all_keys_is_not_the_providers_fault() -> None:
+    """Unless a second model, or a key as such, is forbidden as well."""
+    breaker = CircuitBreaker()
+    for number in range(5):
+        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "retired")
+    assert breaker.open_until <= NOW
+    assert breaker.record_forbidden("k1", "p1", NOW, "other")
+    assert breaker.open_until == NOW + 1.0
+    breaker.record_success()
+    for number in range(2):
+        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "retired")
+    assert breaker.record_forbidden("k2", "p2", NOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.judging import Judge
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import Next, RetryPolicy
+from llm_router.stores.base import DeploymentSnapshot
 from llm_router.testing import ManualClock
 
 MakeDeployment = Callable[..., Deployment]
@@ -217,3 +218,20 @@ async def test_an_error_answer_closes_the_breaker(
     await judge.judge(failure(FailureKind.SERVER), first(pool))
     assert breaker.open_until <= clock.time()
     assert breaker.is_clear
+
+
+async def test_a_probe_that_succeeds_while_the_store_fails_is_acquitted_here(
+    make_pool: MakePool, make_deployment: MakeDeployment, clock: ManualClock
+) -> None:
+    """Whether it was disabled meanwhile cannot be known; the store cannot be told either."""
+
+    class Away(Fragile):
+        async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+            raise StoreUnavailableError("no answer within 2 s")
+
+    store, pool = Away(clock), make_pool([make_deployment()])
+    store.fails = True
+    probe = Cooldown(first(pool).deployment.model_scope, clock.time() + 60, "model: gone", half_open=True)
+    pool.cool_down(probe)
+    await Judge(RetryPolicy(), pool, store, clock).acquit(first(pool), [probe])
+    assert parked(pool) == [False]

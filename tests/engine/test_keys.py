@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 import pytest
@@ -39,9 +40,14 @@ MakeKeys = Callable[..., KeyManager]
 
 
 class Fragile(MemoryStore):
-    """A store in memory that cannot be read while ``fails`` is set."""
+    """A store in memory that answers neither reads nor charges while ``fails`` is set."""
 
     fails = False
+
+    async def charge(self, *args: Any) -> float:
+        if self.fails:
+            raise StoreUnavailableError("no answer within 2 s")
+        return await super().charge(*args)
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         if self.fails:
@@ -101,8 +107,11 @@ async def test_a_status_describes_its_deployment(
         "active": True,
         "in_cooldown": False,
         "quarantined": False,
+        "disabled": False,
         "cooldown_remaining": 0.0,
         "reason": None,
+        "spent": [],
+        "room_in": 0.0,
         "rpm_usage": "0/15",
         "tpm_usage": "0/∞",
         "rpd_usage": "0/∞",
@@ -240,6 +249,8 @@ async def test_health_counts_keys_and_deployments(
         "active_keys": 2,
         "in_cooldown": 0,
         "quarantined": 0,
+        "disabled": 0,
+        "spent": 0,
         "deployments": 3,
         "waiting": 0,
         "store": "Fragile",
@@ -335,7 +346,7 @@ async def test_a_process_on_its_own_is_healthy_and_says_so(
     make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
 ) -> None:
     """With a local fallback the router stays healthy, and the problem names the failing store."""
-    failover = FailoverStore(store, MemoryStore(clock=clock), clock=clock)
+    failover = FailoverStore(store, clock=clock)
     keys = make_keys([make_deployment()], behind=failover)
     assert (await keys.health())["store_ok"]
     store.fails = True
@@ -349,7 +360,7 @@ async def test_a_refusing_failover_reports_its_trouble_once(
     make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
 ) -> None:
     """With the policy "closed" a store error is listed as one problem."""
-    failover = FailoverStore(store, MemoryStore(clock=clock), policy="closed", clock=clock)
+    failover = FailoverStore(store, policy="closed", clock=clock)
     keys = make_keys([make_deployment()], behind=failover)
     store.fails = True
     health = await keys.health()
@@ -380,3 +391,74 @@ async def test_waiting_requests_are_counted(
     tasks[1].cancel()
     await clock.advance(0)
     assert (await keys.health())["waiting"] == 0
+
+
+# --- what is spent ------------------------------------------------------------------------------------
+
+
+async def test_a_spent_quota_is_shown_until_it_has_room(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """It is neither a cooldown nor a problem; but nothing can be sent meanwhile."""
+    spent, other = make_deployment(rpm=1, rpd=100), make_deployment(rpm=1)
+    keys = make_keys([spent, other])
+    await store.reserve("1", [spent], Demand(1, 1), 60.0)
+    first, second = await keys.get_all_key_statuses()
+    assert (first["spent"], first["in_cooldown"]) == (["rpm"], False)
+    assert first["room_in"] == pytest.approx(60.3)
+    assert (second["spent"], second["room_in"]) == ([], 0.0)
+    health = await keys.health()
+    assert (health["healthy"], health["spent"], health["in_cooldown"]) == (True, 1, 0)
+    await store.reserve("2", [other], Demand(1, 1), 60.0)
+    health = await keys.health()
+    assert (health["healthy"], health["spent"], health["problems"]) == (False, 2, [])
+    clock.shift(60.4)
+    assert (await keys.health())["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "seconds"),
+    [
+        (Quota(Metric.RPM, 60, Refill.STEADY, burst=60), 1.0),
+        (Quota(Metric.RPM, 0), None),
+        (Quota(Metric.RPD, 60, Refill.DAILY), 20 * 3600.0),
+    ],
+    ids=["steady", "zero", "daily"],
+)
+async def test_room_comes_back_as_the_quota_does(
+    make_keys: MakeKeys,
+    make_deployment: MakeDeployment,
+    store: Fragile,
+    quota: Quota,
+    seconds: float | None,
+) -> None:
+    """One by one, never, or at midnight in Los Angeles."""
+    deployment = attrs.evolve(make_deployment(), quotas=(quota,))
+    keys = make_keys([deployment])
+    for number in range(60):
+        await store.reserve(str(number), [deployment], Demand(1, 1), 60.0)
+    [status] = await keys.get_all_key_statuses()
+    assert status["spent"] == [quota.metric.value]
+    assert status["room_in"] == (None if seconds is None else pytest.approx(seconds, abs=2.0))
+
+
+async def test_what_a_refusal_said_of_a_spent_quota_is_more_exact(
+    make_keys: MakeKeys,
+    make_deployment: MakeDeployment,
+    make_order: MakeOrder,
+    make_send: MakeSend,
+    clock: ManualClock,
+) -> None:
+    """A snapshot knows when all of a quota is back; a refusal, when the first of it is."""
+    keys = make_keys([make_deployment(rpm=2)])
+    send = make_send(make_order(keys.pool))
+    for _ in range(2):
+        lease = await keys.selector.acquire(send, 0.0)
+        assert isinstance(lease, Lease)
+        lease.mark_dispatched()
+        clock.shift(20)
+    [status] = await keys.get_all_key_statuses()
+    assert status["room_in"] == pytest.approx(40.3)
+    await keys.selector.acquire(send, 0.0)
+    [status] = await keys.get_all_key_statuses()
+    assert status["room_in"] == pytest.approx(20.3)

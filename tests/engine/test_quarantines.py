@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -310,3 +312,108 @@ async def test_quarantines_are_logged_when_they_begin_and_end(
     assert "tried again in 5 min" in messages[0]
     assert "used again" in messages[1]
     assert not any("secret" in message for message in messages)
+
+
+async def test_a_model_that_is_forbidden_everywhere_does_not_bench_its_provider(
+    make_router: MakeRouter, provider: FakeProvider
+) -> None:
+    """It is left alone as a whole; other models of the same keys answer at once."""
+    keys = [f"k{number}" for number in range(6)]
+
+    def answer(deployment: Deployment, _: object) -> str:
+        if deployment.model == "retired":
+            raise forbidden("model")
+        return "an answer"
+
+    provider.script(answer, times=50)
+    pool = [deployment(key_id, "retired", priority=0) for key_id in keys]
+    pool += [deployment(key_id, "model-b") for key_id in keys]
+    async with make_router(pool, max_retries=5) as router:
+        responses = [await router.send("x") for _ in range(10)]
+        assert all(response.model == "model-b" for response in responses)
+        health = await router.health_check()
+        assert (health["healthy"], health["quarantined"], health["in_cooldown"]) == (True, 0, 0)
+    assert sum(call.model == "retired" for call in provider.calls) == 3
+
+
+async def test_all_models_forbidden_for_ten_seconds_are_nobodys_fault(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+) -> None:
+    """Five keys with two models each, without a telling reason: all of them can be used afterwards."""
+    keys = [f"k{number}" for number in range(5)]
+    pool = [deployment(key_id, model) for key_id in keys for model in ("model-a", "model-b")]
+    broken = True
+
+    def answer(deployment: Deployment, _: object) -> str:
+        if broken:
+            raise forbidden("model")
+        return "an answer"
+
+    provider.script(answer, times=500)
+    async with make_router(pool, base_backoff=0.001) as router:
+        for _ in range(20):
+            task = asyncio.create_task(router.send("x", model_preference="model-a"))
+            await clock.advance(0.5)
+            assert not task.result().success
+        broken = False
+        await clock.advance(31)
+        assert (await router.send("x", model_preference="model-a")).model == "model-a"
+        statuses = await router.get_all_key_statuses()
+        assert not any(status["in_cooldown"] for status in statuses)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_a_corrected_secret_works_at_once_after_a_restart(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """A wrong key in .env is quarantined for a day; the corrected one answers the first prompt."""
+    url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
+    entry = {"key_id": "k", "provider": "gemini", "model_name": "m", "limits": {"rpm": 100}}
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [entry]}))
+
+    def answer(deployment: Deployment, _: object) -> str:
+        if deployment.key.secret.reveal() == "the-wrong-secret":
+            raise invalid_key()
+        return "an answer"
+
+    async def send(secret: str) -> tuple[bool, int, bool]:
+        (tmp_path / ".env").write_text(f"API_KEY_k={secret}\n")
+        provider = FakeProvider([answer])
+        keys = tmp_path / "keys.json"
+        async with Router.from_config(keys, env={}, store=url, provider=provider) as router:
+            response = await router.send("x")
+            [status] = await router.get_all_key_statuses()
+        return response.success, len(provider.calls), status["quarantined"]
+
+    assert await send("the-wrong-secret") == (False, 1, True)
+    assert await send("the-wrong-secret") == (False, 0, True)
+    assert await send("the-corrected-secret") == (True, 1, False)
+
+
+async def test_ten_short_processes_ask_for_a_spent_day_twice(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, tmp_path: Path
+) -> None:
+    """On one SQLite file: the first is refused, one of the next makes sure, and that was it."""
+    url = f"sqlite:///{tmp_path}/state.sqlite3"
+    spent = ProviderError(
+        "spent", kind="quota", code=429, retry_delay=36.0, violations=(QuotaViolation("rpd", None),)
+    )
+    provider.script(spent, times=40)
+    for minutes in (1, 1, 5, 5, 10, 15, 30, 30, 60, 60):
+        async with make_router([deployment("k")], store=url) as router:
+            assert not (await router.send("x")).success
+        clock.shift(60.0 * minutes)
+    assert len(provider.calls) == 2
+
+
+async def test_a_suspended_project_is_tried_again_once_a_day(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+) -> None:
+    """After it was asked once more, in case it was said by mistake."""
+    suspended = ProviderError("suspended", kind="key", code=403, scope="project", lasting=True)
+    provider.script(suspended, key_id="k", times=9)
+    async with make_router([deployment("k", priority=0), deployment("other")]) as router:
+        for seconds, made in ((0, 1), (10, 2), (DAY - 1, 2), (1, 3), (DAY, 4)):
+            clock.shift(seconds)
+            assert (await router.send("x")).key_id == "other"
+            assert made_on(provider, "k") == made

@@ -691,3 +691,19 @@ async def test_auto_with_aiohttp(scripted: ScriptedServer, deployment: Deploymen
     (session,) = provider._sessions.values()
     assert "aiohttp_client" in session._transport.http_options()
     await provider.aclose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8080", "htp://proxy", "http://", "https://:443", "http://proxy:port", "http://a b", "", "x"],
+)
+def test_a_malformed_base_url_is_refused_at_once(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an argument or in the environment; it is not shown, since it may contain a password."""
+    with pytest.raises(ConfigError, match=r"^base_url must be a URL") as caught:
+        GeminiProvider(base_url=url)
+    assert url in ("", "x", "http://") or url not in str(caught.value)
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
+    if url:  # else it counts as unset
+        with pytest.raises(ConfigError, match=r"^GOOGLE_GEMINI_BASE_URL must be a URL"):
+            GeminiProvider()
+    GeminiProvider(base_url="http://[::1]:8080/path")

@@ -113,7 +113,8 @@ def _load(name: str) -> ModuleType:
 
 
 redis_servers = _load("servers")
-_load("store_model")  # the test modules import it by its name, llm_router_tests_store_model
+_load("store_model")  # the test modules import these by their names, such as llm_router_tests_store_model
+_load("fleet")
 
 BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
     "memory": memory_backend,

@@ -45,6 +45,10 @@ class Flaky(MemoryStore):
         self._answer()
         return await super().settle(*args)
 
+    async def charge(self, *args: Any) -> float:
+        self._answer()
+        return await super().charge(*args)
+
     async def cool_down(self, *args: Any) -> None:
         self._answer()
         return await super().cool_down(*args)
@@ -62,7 +66,7 @@ def behind(clock: ManualClock) -> Flaky:
 @pytest.fixture
 def make(behind: Flaky, clock: ManualClock) -> Callable[..., FailoverStore]:
     def make(policy: Any = "local", **options: Any) -> FailoverStore:
-        return FailoverStore(behind, MemoryStore(clock=clock), policy=policy, clock=clock, **options)
+        return FailoverStore(behind, policy=policy, clock=clock, **options)
 
     return make
 
@@ -134,13 +138,13 @@ async def test_a_share_below_one_is_one_in_a_longer_window(
 async def test_closed_refuses_at_once(
     make: Callable[..., FailoverStore], behind: Flaky, pools: Pools, clock: ManualClock
 ) -> None:
-    """After the first failure no caller waits for the store: it is only tried in the background."""
+    """After a failure and a second look no caller waits: the store is only tried in the background."""
     store, deployment = make("closed"), pools.one()
     behind.down = True
     for _ in range(5):
         with pytest.raises(StoreUnavailableError, match="closed"):
             await store.reserve("x", [deployment], Demand(), 60)
-    assert behind.calls == 1
+    assert behind.calls == 2
 
 
 async def test_open_grants_everything(
@@ -167,7 +171,8 @@ async def test_it_returns_by_itself_and_carries_over_what_it_spent(
     assert store.trouble is None
     used = {quota.metric.value: quota.used for quota in (await behind.snapshot([deployment]))[0].quotas}
     assert used == {"rpm": 4, "tpm": 2_000}
-    assert await grants(store, deployment, 30, "after") == 16
+    clock.shift(60.4)
+    assert await grants(store, deployment, 30, "after") == 20
 
 
 async def test_what_is_in_flight_when_it_returns_is_carried_over_on_settling(
@@ -258,7 +263,9 @@ async def test_nothing_is_kept_for_ever(
         await store.settle(f"r{number}", Demand(1, 1))
     behind.down = False
     await recover(store, clock)
-    assert (store._local_reservations, store._spent, store._cooldowns) == ({}, {}, [])
+    assert store._own.open_reservations == 0
+    assert not any(record.is_missing() for record in store._own)
+    assert (store._unsettled, bool(store._untold)) == ({}, False)
     await store.aclose()
 
 

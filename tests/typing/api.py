@@ -44,12 +44,12 @@ from llm_router import (
     open_store,
 )
 from llm_router.conversations import Turn
-from llm_router.stores import Decision, DeploymentSnapshot
+from llm_router.stores import Decision, DeploymentSnapshot, Taking
 from llm_router.testing import Call, FakeProvider, ManualClock
 
 
 class MyStore:
-    """A store of a user: a class with the six methods, without a base class."""
+    """A store of a user: a class with the seven methods, without a base class."""
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -59,6 +59,17 @@ class MyStore:
     async def settle(self, reservation_id: str, used: Demand) -> None: ...
 
     async def release(self, reservation_id: str) -> None: ...
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        return 0.0
 
     async def cool_down(self, cooldown: Cooldown) -> None: ...
 

@@ -52,6 +52,14 @@ class Ledger(Protocol):
         """
         ...
 
+    def charge(self, amount: int, at: int, now: int) -> None:
+        """Count ``amount`` as taken at ``at``, at the latest now, whether or not it fits.
+
+        It comes back when it would if it had been taken then, or later; it counts nothing if it would have
+        come back by now.
+        """
+        ...
+
     def used(self, now: int) -> int:
         """Return what is taken and has not come back; more than the limit after an upward correction."""
         ...

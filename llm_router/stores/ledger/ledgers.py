@@ -177,6 +177,11 @@ class RollingLedger(_Clock):
         elif change > 0:  # it took nothing, or was given back completely and swept out
             self._insert(mark, change, now)
 
+    def charge(self, amount: int, at: int, now: int) -> None:
+        """Count what was taken at ``at``, in the entry where it would be by now."""
+        now = self._see(now)
+        self.correct(min(at + self._ahead, now), amount, now - self._ahead)
+
     def _insert(self, mark: int, amount: int, now: int) -> None:
         """Insert a taking that has no entry, merging it into the entry where it would be by now."""
         entries = self.dump()
@@ -266,7 +271,7 @@ class SteadyLedger(_Clock):
     Dump: the debt (a float), when it had that value, and the total ever taken.
     """
 
-    __slots__ = ("_at", "_debt", "_rate", "_total", "capacity", "limit")
+    __slots__ = ("_at", "_debt", "_rate", "_span", "_total", "capacity", "limit")
 
     def __init__(self, quota: Quota, limit: int) -> None:
         self._debt = 0.0
@@ -281,7 +286,8 @@ class SteadyLedger(_Clock):
         self.capacity = min(quota.capacity, limit)
         # One more than limit - capacity: a window without the guard still drains less than that.
         spread = limit - self.capacity + (1 if quota.guard > 0 else 0)
-        self._rate = max(spread, 1) / microseconds(quota.window + quota.guard)
+        self._span = microseconds(quota.window + quota.guard)
+        self._rate = max(spread, 1) / self._span
 
     @property
     def taken(self) -> int:
@@ -324,6 +330,11 @@ class SteadyLedger(_Clock):
             self._total += change
         elif mark <= self._total:
             self._debt = max(self._debt + change, min(self._debt, self._total - mark))
+
+    def charge(self, amount: int, at: int, now: int) -> None:
+        """Add what was taken within the last window to the debt: how much of it has drained is not known."""
+        if at > now - self._span:
+            self.correct(self._total, amount, now)
 
     def used(self, now: int) -> int:
         """Return the debt, in whole requests or tokens, rounded up."""
@@ -421,6 +432,10 @@ class DailyLedger:
             self.taken = max(0, self.taken + change)
         if mark >= self._ends - self._guard:
             self._carry = max(0, self._carry + change)
+
+    def charge(self, amount: int, at: int, now: int) -> None:
+        """Count what was taken at ``at``, on each side of midnight on which it counts."""
+        self.correct(min(at, now), amount, now)
 
     def used(self, now: int) -> int:
         """Return what is taken today."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal, Taking
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 
@@ -108,6 +108,15 @@ class QuotaSet:
             change = tokens if counts_tokens else requests
             if change:
                 ledger.correct(mark, change, now)
+
+    def charge(self, takings: Iterable[Taking], now: int) -> None:
+        """Count what was taken, each at its own time, whether or not it fits."""
+        for taking in takings:
+            at = microseconds(taking.at)
+            for counts_tokens, _, ledger in self._rows:
+                amount = taking.used.tokens if counts_tokens else taking.used.requests
+                if amount > 0:
+                    ledger.charge(amount, at, now)
 
     def refuse(self, deployment: Deployment, cooldown: Cooldown | None, demand: Demand, now: int) -> Refusal:
         """Return when ``demand``, which does not fit now, will fit, and what it waits for the longest."""

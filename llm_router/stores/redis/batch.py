@@ -7,6 +7,7 @@ It buys throughput: 64 reserves in flight reach 53,700 a second, while separate 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -34,6 +35,9 @@ _USUAL_CANDIDATES = 8
 _TRIES = 3
 """How often a batch is sent if the server's clock turns out to differ from what was assumed."""
 
+_CHECK_EVERY = 5.0
+"""Seconds between two checks whether the server is the one that it was."""
+
 _STEP = 0.1
 """Seconds by which this machine's clock may drift between two calls; by more, it was set."""
 
@@ -49,6 +53,8 @@ class Server:
         encoder: Makes the messages.
         clock: The source of time; None for the server's own clock.
         ahead: Microseconds by which its clock is ahead of this machine's; None before its first reply.
+        shard: The number of the shard, or None if the store is not divided.
+        epoch: When the epoch of the shard began, in microseconds on its own clock; 0 before its first reply.
     """
 
     address: str
@@ -57,6 +63,9 @@ class Server:
     encoder: Encoder
     clock: Clock | None
     ahead: int | None = None
+    shard: int | None = None
+    epoch: int = 0
+    _checked_at: float = -math.inf
     _looked: tuple[float, float] = attrs.field(init=False, factory=lambda: (time.time(), time.monotonic()))
 
     def now(self) -> tuple[int, int]:
@@ -73,6 +82,18 @@ class Server:
         """
         earliest = now - round(self._look() * 1e6)
         self.ahead = min(max(self.ahead or 0, earliest), earliest + round(took * 1e6))
+
+    def must_check(self) -> bool:
+        """Return whether the server is to check now and then that it is the one it was."""
+        return not 0.0 <= time.monotonic() - self._checked_at < _CHECK_EVERY
+
+    def note_check(self) -> None:
+        """Note that it has done so."""
+        self._checked_at = time.monotonic()
+
+    def distrust(self) -> None:
+        """Let it check at the next call: it failed, so another one may answer from now on."""
+        self._checked_at = -math.inf
 
     def _look(self) -> float:
         """Return what this machine's clock shows. If it was set since the last look, correct ``ahead``."""
@@ -122,6 +143,18 @@ class Batcher:
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             await keeper.aclose()
+
+    async def eviction_policy(self) -> str | None:
+        """Return which keys the server drops when its memory is full; None if it does not say."""
+        try:
+            async with asyncio.timeout(self._server.timeout):
+                info = await self._client.execute_command("INFO", "memory")
+        except (OSError, TimeoutError, RedisError):
+            return None
+        if isinstance(info, dict) and "maxmemory_policy" not in info:  # of a cluster: by node
+            info = next(iter(info.values()), None)
+        policy = info.get("maxmemory_policy") if isinstance(info, dict) else None
+        return None if policy is None else str(policy)
 
     async def _keep(self) -> AsyncGenerator[None, None]:
         # An event loop closes its asynchronous generators when it shuts down. So a store that was not closed
@@ -202,9 +235,10 @@ class Batcher:
         if server.clock is None and server.ahead is None:
             await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, _now, text, descriptions, numbers, lifts, done = await self._run(batch, deadline)
+            status, _now, text, descriptions, numbers, lifts, done, *epoch = await self._run(batch, deadline)
             if status in (b"ok", "ok"):
-                return decode(batch[:done], descriptions, numbers, lifts, server.ahead or 0)
+                server.epoch, reset_at = epoch
+                return decode(batch[:done], descriptions, numbers, lifts, reset_at, server.ahead or 0)
             name = text.decode(errors="replace") if isinstance(text, bytes) else text
             if status in (b"corrupt", "corrupt"):
                 raise StoreCorruptError(
@@ -220,14 +254,27 @@ class Batcher:
     async def _run(self, batch: list[Operation], deadline: Deadline) -> Any:
         """Run the script once, record the server's time, and return the reply."""
         server = self._server
-        keys, arguments = self._encode(batch, deadline.when)
+        is_checked = server.must_check()
+        keys, arguments = self._encode(batch, deadline.when, checked=is_checked)
+
+        def unknown() -> Sequence[str | bytes]:  # a server that has restarted, or a replica, knows no script
+            return self._encode(batch, deadline.when, checked=True)[1]
+
         sent = time.monotonic()
-        reply = await server.script.run(self._client, keys, arguments)
+        try:
+            reply = await server.script.run(self._client, keys, arguments, unknown)
+        except Exception:
+            server.distrust()
+            raise
+        if is_checked:
+            server.note_check()
         if server.clock is None:
             server.set_now(int(reply[1]), time.monotonic() - sent)
         return reply
 
-    def _encode(self, batch: list[Operation], deadline: float) -> tuple[Sequence[str], Sequence[str | bytes]]:
+    def _encode(
+        self, batch: list[Operation], deadline: float, *, checked: bool
+    ) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Make the message of ``batch``, and drop the operations that cannot be encoded."""
         now, clock = self._server.now()
         message = self._server.encoder.start(self._server.ahead or 0)
@@ -241,8 +288,9 @@ class Batcher:
         for operation in wrong:
             batch.remove(operation)
         if clock or self._server.ahead is None:
-            return message.finish(now, clock, 0)
-        return message.finish(now, 0, now + round((deadline - self._loop.time()) * 1e6))
+            return message.finish(now, clock, 0, self._server.epoch, checked=checked)
+        latest = now + round((deadline - self._loop.time()) * 1e6)
+        return message.finish(now, 0, latest, self._server.epoch, checked=checked)
 
     def _fail(self, batch: Sequence[Operation], error: Exception) -> None:
         for operation in batch:
@@ -251,6 +299,8 @@ class Batcher:
             else:
                 # Without the original as its cause: the frames of a client hold a password.
                 failure = explain(error, self._server.address, self._server.timeout) or error
+            if isinstance(failure, StoreError):
+                failure.shard = self._server.shard
             _set_exception(operation, failure)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from redis import exceptions
 
-from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+from llm_router.errors import StoreCorruptError, StoreError, StoreTimeoutError, StoreUnavailableError
 
 __all__ = ["client_errors", "explain", "is_demoted", "is_timeout"]
 
@@ -25,8 +25,8 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         (exceptions.NoPermissionError, exceptions.AuthorizationError),
         (
             "denies this user a command or key: allow it the keys of the namespace and the commands EVALSHA, "
-            "EVAL, TIME, GET, MGET, SET, DEL, HSET, HMGET, HDEL, HSCAN and PEXPIRE, on a cluster also "
-            "CLUSTER SLOTS and COMMAND"
+            "EVAL, TIME, GET, MGET, SET, DEL, HSET, HMGET, HDEL, HSCAN, PEXPIRE, ZADD, ZREMRANGEBYSCORE and "
+            "ZCARD, and if possible INFO, on a cluster also CLUSTER SLOTS and COMMAND"
         ),
     ),
     ("READONLY", (exceptions.ReadOnlyError,), "is a read-only replica: point the URL at the primary"),
@@ -116,7 +116,7 @@ def explain(error: BaseException, address: str, timeout: float) -> StoreError | 
     server = f"the Redis server at {address}"
     error = _cause(error)
     if is_timeout(error):
-        return StoreUnavailableError(f"{server} did not answer within {timeout:g} s")
+        return StoreTimeoutError(f"{server} did not answer within {timeout:g} s")
     if not isinstance(error, _CLIENT_ERRORS):
         return None
     # A server that does not know a command, such as AUTH, repeats its arguments.

@@ -42,7 +42,7 @@ class KeyNames:
         """The prefix of the key of a scope; its name and ``version`` follow."""
         self.version = _VERSION
         """What follows the name of a scope; in format 2 nothing did, and such a key is read if need be."""
-        self.full = f"{tag}:full:"
+        self.full = f"{tag}:full{_VERSION}:"
         """The prefix of the key of what is known of a full model; the name of its scope follows."""
         self.reservations = f"{tag}:reservations"
         """The hash of all reservations."""
@@ -50,6 +50,12 @@ class KeyNames:
         """The state of sweeping expired reservations."""
         self.others = f"{tag}:others{_VERSION}"
         """Which keys, projects and providers cool down, and how often a cooldown was lifted."""
+        self.epoch = f"{tag}:epoch{_VERSION}"
+        """When the shard began to count, and when it last lost something."""
+        self.charges = f"{tag}:charge{_VERSION}:"
+        """The prefix of the key of a process's last charge; its source and the name of the scope follow."""
+        self.processes = f"{tag}:processes{_VERSION}"
+        """The sorted set of the processes, by the time at which they were last alive."""
         self.others_before = f"{tag}:others"
         """The same in format 2: when the last cooldown of a key or provider ends, or later."""
 

@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from llm_router.domain.calendar import NEVER, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
-from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.redis.descriptions import read_description
-from llm_router.stores.redis.wire import METRICS, CoolDown, Operation, Reserve, Snapshot
+from llm_router.stores.redis.wire import (
+    METRICS,
+    Announce,
+    Charge,
+    CoolDown,
+    Operation,
+    Reserve,
+    Snapshot,
+)
 
 __all__ = ["decode"]
+
+_log = logging.getLogger("llm_router")
 
 _PROBING = 2
 """The outcome of a reserve that probes cooldowns."""
 
 _THE_SAME = 8
 """Says in the code of a refusal that both of its times are the same."""
+
+_LOST, _FOREIGN = 6, 7
+_REASONS = {5: RECOUNT, _LOST: RECOUNT, _FOREIGN: "unreadable record"}
+"""The numbers of the reasons that are no metrics."""
+
+_MAX_WARNED = 1_000
 
 _SHARE = 2.0**-53
 """The unit of headroom in replies: as fine as a double between 0.5 and 1."""
@@ -29,6 +46,7 @@ def decode(
     descriptions: Sequence[str | bytes],
     numbers: list[int],
     lifts: int,
+    reset_at: int,
     ahead: int,
 ) -> list[Any]:
     """Return the results of ``operations``, in order, from the parts of an ``"ok"`` reply.
@@ -38,28 +56,49 @@ def decode(
     """
     pairs = zip(descriptions[::2], descriptions[1::2], strict=True)
     cooldowns = [read_description(text, until, ahead) for text, until in pairs]
-    reader = _Reader(numbers, cooldowns, lifts, ahead)
+    reader = _Reader(numbers, cooldowns, lifts, seconds(reset_at - ahead) if reset_at else 0.0, ahead)
     return [reader.read(operation) for operation in operations]
+
+
+_warned: set[str] = set()
+
+
+def _warn_of(deployment: Deployment) -> None:
+    if deployment.model_scope not in _warned and len(_warned) < _MAX_WARNED:
+        _warned.add(deployment.model_scope)
+        _log.warning(
+            "the Redis key of %s holds something else, so it cannot be used: delete the key that ends with "
+            "%r, or use another namespace",
+            deployment.id,
+            deployment.model_scope,
+        )
 
 
 class _Reader:
     """Reads the numbers of a reply, one result after the other."""
 
-    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_numbers")
+    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_numbers", "_reset_at")
 
-    def __init__(self, numbers: list[int], cooldowns: list[Cooldown], lifts: int, ahead: int) -> None:
+    def __init__(
+        self, numbers: list[int], cooldowns: list[Cooldown], lifts: int, reset_at: float, ahead: int
+    ) -> None:
         self._ahead = ahead
+        self._reset_at = reset_at
         self._numbers = numbers
         self._cooldowns: list[Cooldown | None] = [None, *cooldowns]
         self._lifts = lifts
         self._at = 0
 
-    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | int | None:
+    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | float | None:
         """Read the next result, which is that of ``operation``."""
         if isinstance(operation, Reserve):
             return self._decision(operation.candidates)
         if isinstance(operation, Snapshot):
             return [self._snapshot(deployment) for deployment in operation.deployments]
+        if isinstance(operation, Charge):
+            return seconds(self._take(1)[0])
+        if isinstance(operation, Announce):
+            return self._take(1)[0]
         return self._lifts if isinstance(operation, CoolDown) else None
 
     def _take(self, count: int) -> list[int]:
@@ -70,31 +109,44 @@ class _Reader:
     def _decision(self, candidates: Sequence[Deployment]) -> Decision:
         refused, granted = divmod(self._numbers[self._at], 4)
         self._at += 1
-        refusals = self._refusals(candidates, refused) if refused else ()
+        refusals, lost = self._refusals(candidates, refused) if refused else ((), ())
         if not granted:
-            return Decision(None, 0.0, 0.0, refusals, (), self._lifts)
+            return Decision(None, 0.0, 0.0, refusals, (), self._lifts, 0.0, lost, self._reset_at)
         at = self._at
-        self._at = at + 2
+        self._at = at + 3
         numbers = self._numbers
         headroom, daily_headroom = numbers[at] * _SHARE, numbers[at + 1] * _SHARE
+        since = numbers[at + 2] / 1e6
         probes = self._probes() if granted == _PROBING else ()
-        return Decision(candidates[refused], headroom, daily_headroom, refusals, probes, self._lifts)
+        granted_to, lifts = candidates[refused], self._lifts
+        return Decision(
+            granted_to, headroom, daily_headroom, refusals, probes, lifts, since, lost, self._reset_at
+        )
 
     def _probes(self) -> tuple[Cooldown, ...]:
         [count] = self._take(1)
         found = (self._cooldowns[number] for number in self._take(count))
         return tuple(cooldown for cooldown in found if cooldown is not None)
 
-    def _refusals(self, candidates: Sequence[Deployment], count: int) -> tuple[Refusal, ...]:
-        refusals = []
+    def _refusals(
+        self, candidates: Sequence[Deployment], count: int
+    ) -> tuple[tuple[Refusal, ...], tuple[Deployment, ...]]:
+        refusals, lost = [], []
         for deployment in candidates[:count]:
             code, retry_at = self._take(2)
             [wake_at] = [retry_at] if code & _THE_SAME else self._take(1)
             cooldown, metric = self._cooldowns[code >> 4], code & 7
-            reason = METRICS[metric - 1].value if metric or cooldown is None else cooldown.reason
+            if metric in _REASONS:
+                reason = _REASONS[metric]
+                if metric == _LOST:
+                    lost.append(deployment)
+            else:
+                reason = METRICS[metric - 1].value if metric or cooldown is None else cooldown.reason
             moments = self._moment(retry_at), self._moment(wake_at)
             refusals.append(Refusal(deployment, reason, *moments, cooldown))
-        return tuple(refusals)
+            if metric == _FOREIGN:
+                _warn_of(deployment)
+        return tuple(refusals), tuple(lost)
 
     def _moment(self, moment: int) -> float:
         return seconds(moment if moment >= NEVER else moment - self._ahead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ __all__ = ["Client", "Script", "load_script"]
 
 _PARTS = (
     ("packed", "layout", "ledgers", "entries", "rolling", "steady", "daily", "kinds"),
-    ("scopes", "changing", "cooldowns", "reservations"),
+    ("scopes", "epoch", "changing", "cooldowns", "reservations"),
     ("deployments", "full", "reserve", "batch"),
 )
 """The files that make up the script, in groups; each file uses those before it.
@@ -55,11 +55,23 @@ class Script:
     source: str = attrs.field(repr=False)
     sha: str
 
-    async def run(self, client: Client, keys: Sequence[str], arguments: Sequence[str | bytes]) -> Any:
+    async def run(
+        self,
+        client: Client,
+        keys: Sequence[str],
+        arguments: Sequence[str | bytes],
+        unknown: Callable[[], Sequence[str | bytes]] | None = None,
+    ) -> Any:
         """Run the script on ``client`` and return its reply.
 
         If the server does not know the script (any more), it is sent the source and runs it in one step. On a
         cluster, that reaches the one node that has the keys, wherever they have moved, and needs no other.
+
+        Args:
+            client: The client.
+            keys: The keys.
+            arguments: The other arguments.
+            unknown: Returns those for a server that does not know the script; the same if not given.
 
         Raises:
             RedisError: The server or the connection failed.
@@ -68,6 +80,7 @@ class Script:
             return await client.execute_command("EVALSHA", self.sha, len(keys), *keys, *arguments)
         except NoScriptError:
             pass
+        arguments = arguments if unknown is None else unknown()
         return await client.execute_command("EVAL", self.source, len(keys), *keys, *arguments)
 
 

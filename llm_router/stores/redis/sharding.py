@@ -13,7 +13,7 @@ from itertools import groupby
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand
-from llm_router.errors import ConfigError, StoreUnavailableError
+from llm_router.errors import ConfigError, StoreTimeoutError
 from llm_router.stores.base import Decision, DeploymentSnapshot
 from llm_router.stores.redis.batch import Batcher
 from llm_router.stores.redis.wire import CoolDown, Reserve, Settle, Snapshot
@@ -111,15 +111,17 @@ class Sharding:
         decision = Decision(None, 0.0, 0.0)
         for shard, run in self._runs(candidates):
             if loop.time() > give_up:
-                raise StoreUnavailableError(
-                    f"the Redis server at {self._address} did not answer within {self._timeout:g} s"
+                raise StoreTimeoutError(
+                    f"the Redis server at {self._address} did not answer within {self._timeout:g} s",
+                    shard=shard,
                 )
             self._remember(reservation_id, shard)
-            before = decision.refusals
+            before, lost = decision.refusals, decision.lost
             operation = Reserve(loop.create_future(), reservation_id, run, demand, ttl)
             lane_of(lanes[shard], reservation_id).add(operation)
             decision = await operation.future
             decision.refusals = before + decision.refusals
+            decision.lost = lost + decision.lost
             self._lifts[shard] = decision.lifts
             decision.lifts = sum(self._lifts)
             if decision.deployment is not None:

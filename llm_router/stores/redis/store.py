@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand
-from llm_router.stores.base import Decision, DeploymentSnapshot
+from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.redis.batch import Batcher, Server
 from llm_router.stores.redis.client import (
     Address,
@@ -23,7 +23,7 @@ from llm_router.stores.redis.client import (
 from llm_router.stores.redis.keys import key_names
 from llm_router.stores.redis.scripts import Client, load_script
 from llm_router.stores.redis.sharding import Lanes, Sharding, lane_of, requested_shards, take_snapshot
-from llm_router.stores.redis.wire import Encoder, Reserve, Settle
+from llm_router.stores.redis.wire import Announce, Charge, Encoder, Reserve, Settle
 
 __all__ = ["RedisStore"]
 
@@ -90,9 +90,18 @@ class RedisStore:
         self._namespace = namespace
         self._address = address
         self._sharding = Sharding(requested_shards(shards, in_url), timeout, address)
+        self.known: MutableMapping[Scope, float] = {}
+        """See :class:`~llm_router.stores.base.ExternalStore`."""
         self._servers = [
-            Server(address, timeout, load_script(), Encoder(names), clock)
-            for names in key_names(namespace, self.shards)
+            Server(
+                address,
+                timeout,
+                load_script(),
+                Encoder(names, self.known),
+                clock,
+                shard=None if self.shards == 1 else number,
+            )
+            for number, names in enumerate(key_names(namespace, self.shards))
         ]
         self._lanes: dict[asyncio.AbstractEventLoop, Lanes] = {}
         self._process = os.getpid()
@@ -132,6 +141,43 @@ class RedisStore:
     async def release(self, reservation_id: str) -> None:
         """Give back everything a reservation took; see :class:`RateLimitStore`."""
         await self.settle(reservation_id, _NOTHING)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Count what was taken without asking, or was lost; see :class:`RateLimitStore`."""
+        loop = asyncio.get_running_loop()
+        operation = Charge(loop.create_future(), source, sequence, deployment, missing, counted, since)
+        self._lanes_of(loop)[self.shard_of(deployment)][0].add(operation)
+        return await operation.future
+
+    async def announce(self, source: str) -> int:
+        """Record that a process is alive; see :class:`~llm_router.stores.base.ExternalStore`."""
+        loop = asyncio.get_running_loop()
+        operation = Announce(loop.create_future(), source)
+        self._lanes_of(loop)[0][0].add(operation)
+        return await operation.future
+
+    async def advice(self) -> list[str]:
+        """Return a warning if the server may evict keys, and so forget what was spent.
+
+        A server that does not tell its settings is taken to be well.
+        """
+        policy = await self._lanes_of(asyncio.get_running_loop())[0][0].eviction_policy()
+        if policy in (None, "noeviction"):
+            return []
+        advice = (
+            f"the Redis server at {self._address} evicts keys when its memory is full "
+            f"(maxmemory-policy {policy}), and with them what was spent, so that limits may be exceeded: "
+            "set maxmemory-policy to noeviction, or use another server"
+        )
+        return [advice]
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`.

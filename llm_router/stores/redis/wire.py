@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from asyncio import Future
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
 
@@ -17,16 +17,27 @@ import attrs
 
 from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Cooldown
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot
+from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.ledger import learnt_quota
 from llm_router.stores.redis.descriptions import describe, dump, order_of, shifted
 from llm_router.stores.redis.keys import KeyNames
 
-__all__ = ["METRICS", "CoolDown", "Encoder", "Message", "Operation", "Reserve", "Settle", "Snapshot"]
+__all__ = [
+    "METRICS",
+    "Announce",
+    "Charge",
+    "CoolDown",
+    "Encoder",
+    "Message",
+    "Operation",
+    "Reserve",
+    "Settle",
+    "Snapshot",
+]
 
-_RESERVE, _SETTLE, _COOL_DOWN, _SNAPSHOT = 1, 2, 3, 4
+_RESERVE, _SETTLE, _COOL_DOWN, _SNAPSHOT, _CHARGE, _ANNOUNCE = 1, 2, 3, 4, 5, 6
 
 METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 """The metrics in the order of their numbers, from 1."""
@@ -34,11 +45,11 @@ METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 _NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
-_HEAD = struct.Struct("<QQQQQQI6s")
+_HEAD = struct.Struct("<QQQQQQI6sQ?")
 _OPERATION = struct.Struct("<BIQQQI")
 _QUOTA = struct.Struct("<BBQQQQQ")
 _MIDNIGHTS = struct.Struct("<QQQQQ")
-_DEPLOYMENT = struct.Struct("<II")
+_DEPLOYMENT = struct.Struct("<IIQ")
 
 _END = b"\0\0"
 """What follows the shortlists, so that two numbers can be read where an empty one has one."""
@@ -48,6 +59,9 @@ _FINGERPRINT = 6
 
 _MAX_ENCODED = 50_000
 """Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
+
+_LONGEST = 1e9
+"""The most seconds that a reservation lasts: 31 years."""
 
 _NOTHING = Demand(0, 0)
 
@@ -89,7 +103,28 @@ class Snapshot:
     deployments: Sequence[Deployment]
 
 
-Operation = Reserve | Settle | CoolDown | Snapshot
+@attrs.define(eq=False)
+class Charge:
+    """A charge, and the future of the beginning of the record."""
+
+    future: Future[float]
+    source: str
+    sequence: int
+    deployment: Deployment
+    missing: Sequence[Taking]
+    counted: Sequence[Taking]
+    since: float
+
+
+@attrs.define(eq=False)
+class Announce:
+    """An announcement, and the future of the number of processes."""
+
+    future: Future[int]
+    source: str
+
+
+Operation = Reserve | Settle | CoolDown | Snapshot | Charge | Announce
 
 
 @attrs.frozen
@@ -153,8 +188,9 @@ class _Midnights:
 class Encoder:
     """Makes the messages, and remembers the encoded form of deployments and time zones."""
 
-    def __init__(self, names: KeyNames) -> None:
+    def __init__(self, names: KeyNames, known: Mapping[Scope, float]) -> None:
         self.names = names
+        self.known = known
         self.deployments: dict[Deployment, _EncodedDeployment] = {}
         self._zones: list[str] = []
         self._midnights = _Midnights()
@@ -234,22 +270,27 @@ class Message:
         self._others = _Places()
         self._profiles = _Places()
         self._profiles.add(_LEARNT_PROFILE)
-        self._cooldowns: list[list[object]] = []
+        self._rare: list[list[object]] = []
 
     def add(self, operation: Operation) -> None:
         """Add an operation at the end."""
         if isinstance(operation, Reserve):
             candidates, demand = tuple(operation.candidates), operation.demand
             shortlist = self._shortlists.get(candidates) or self._shortlist(candidates)
-            lasts = microseconds(operation.ttl)
+            lasts = microseconds(min(operation.ttl, _LONGEST)) if operation.ttl > 0.0 else 0  # NaN is not
             self._add(_RESERVE, shortlist, demand, lasts, _field(operation.reservation_id))
         elif isinstance(operation, Settle):
             self._add(_SETTLE, 0, operation.used, 0, _field(operation.reservation_id))
             self._settles += 1
         elif isinstance(operation, CoolDown):
             self._add(_COOL_DOWN, self._cooldown(operation), _NOTHING, 0, b"")
-        else:
+        elif isinstance(operation, Snapshot):
             self._add(_SNAPSHOT, self._shortlist(tuple(operation.deployments)), _NOTHING, 0, b"")
+        elif isinstance(operation, Charge):
+            number = Demand(self._charge(operation), 0)
+            self._add(_CHARGE, self._shortlist((operation.deployment,)), number, 0, b"")
+        else:
+            self._add(_ANNOUNCE, 0, _NOTHING, 0, operation.source.encode())
 
     def _add(self, kind: int, argument: int, demand: Demand, lasts: int, field: bytes) -> None:
         numbers = _OPERATION.pack(kind, argument, demand.requests, demand.tokens, lasts, len(field))
@@ -269,7 +310,9 @@ class Message:
         """Add a deployment and return its number."""
         encoded = self._encoder.deployments.get(deployment) or self._encoder.encode(deployment)
         others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
-        self._records.append(_DEPLOYMENT.pack(others, profile))
+        known = self._encoder.known
+        since = known.get(deployment.model_scope, 0.0) if known else 0.0
+        self._records.append(_DEPLOYMENT.pack(others, profile, microseconds(since)))
         self._models.append(encoded.model)
         number = self._numbers[deployment] = len(self._records)
         return number
@@ -278,23 +321,47 @@ class Message:
         """Add a cooldown and return its number."""
         cooldown = shifted(operation.cooldown, self._ahead)
         end = operation.order or repr(float(cooldown.until))
-        learnt = [number for limit in cooldown.learnt for number in (_NUMBERS[limit.metric], limit.limit)]
+        learnt = [
+            number
+            for entry in cooldown.learnt
+            for number in (_NUMBERS[entry.metric], -1 if entry.limit is None else entry.limit)
+        ]
         until, half_open = microseconds(cooldown.until), int(cooldown.half_open)
-        self._cooldowns.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
-        return len(self._cooldowns)
+        self._rare.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
+        return len(self._rare)
 
-    def finish(self, now: int, clock: int, deadline: int) -> tuple[Sequence[str], Sequence[str | bytes]]:
+    def _charge(self, charge: Charge) -> int:
+        """Add a charge and return its number."""
+        ahead = self._ahead
+        lists = [
+            [
+                number
+                for taking in takings
+                for number in (microseconds(taking.at) + ahead, taking.used.requests, taking.used.tokens)
+            ]
+            for takings in (charge.missing, charge.counted)
+        ]
+        self._rare.append([charge.source, charge.sequence, microseconds(charge.since), *lists])
+        return len(self._rare)
+
+    def finish(
+        self, now: int, clock: int, deadline: int, epoch: int, *, checked: bool
+    ) -> tuple[Sequence[str], Sequence[str | bytes]]:
         """Return the keys and the arguments of the script.
 
         Args:
             now: The store's time as far as it is known, in microseconds.
             clock: The same if the caller decides the time; 0 if the server does.
             deadline: When it is too late for the server to do anything; 0 for never.
+            epoch: When the epoch of the shard began, as far as it is known, in microseconds; else 0.
+            checked: Whether the server is to check that it is the one that began the epoch.
         """
         names, zones = self._encoder.names, self._encoder.midnights(now)
         latest = min(zones.latest - 1, deadline or NEVER)
         arguments: tuple[str | bytes, ...] = (
-            _HEAD.pack(clock, zones.today, latest, *_SPANS, self._settles, self._sole_profile()),
+            _HEAD.pack(
+                clock, zones.today, latest, *_SPANS, self._settles, self._sole_profile(), epoch, checked
+            ),
             names.scopes,
             names.version,
             b"".join(self._operations),
@@ -302,12 +369,21 @@ class Message:
             b"".join(self._records),
             b"".join(self._profiles),
             zones.packed,
-            dump(self._cooldowns) if self._cooldowns else "",
+            dump(self._rare) if self._rare else "",
             b"".join(self._others),
             names.full,
+            names.charges,
             *self._models,
         )
-        return (names.reservations, names.sweep, names.others, names.others_before), arguments
+        keys = (
+            names.reservations,
+            names.sweep,
+            names.others,
+            names.others_before,
+            names.epoch,
+            names.processes,
+        )
+        return keys, arguments
 
     def _sole_profile(self) -> bytes:
         """Return the fingerprint of the profile of all deployments, or nothing if there are several."""

@@ -15,3 +15,19 @@ CREATE TABLE IF NOT EXISTS cooldown_details (
 -- How many cooldowns were lifted or made due.
 CREATE TABLE IF NOT EXISTS lifts (count INTEGER NOT NULL);
 INSERT INTO lifts SELECT 0 WHERE NOT EXISTS (SELECT * FROM lifts);
+
+-- When the file began to count, and when it last lost something or took the place of a file that was lost (0: never);
+-- in seconds.
+CREATE TABLE IF NOT EXISTS epoch (since REAL NOT NULL, reset_at REAL NOT NULL);
+
+-- The last charge of each process, and when it came, in microseconds.
+CREATE TABLE IF NOT EXISTS charges (
+    source TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    came INTEGER NOT NULL,
+    PRIMARY KEY (source, scope)
+) WITHOUT ROWID;
+
+-- The processes that announced themselves, and when they last did, in microseconds.
+CREATE TABLE IF NOT EXISTS processes (source TEXT PRIMARY KEY, seen INTEGER NOT NULL) WITHOUT ROWID;

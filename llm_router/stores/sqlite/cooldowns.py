@@ -35,6 +35,7 @@ _SELECT_LIFTS = "SELECT count FROM lifts"
 _COUNT_LIFT = "UPDATE lifts SET count = count + 1"
 _SELECT_LEARNT = "SELECT scope, metric, value, until FROM learnt_limit"
 _INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, ?, ?, ?)"
+_DELETE_LEARNT = "DELETE FROM learnt_limit WHERE scope = ? AND metric = ?"
 _SWEEP_LEARNT = "DELETE FROM learnt_limit WHERE until <= ?"
 
 _Learnt = dict["Scope", dict[Metric, tuple[int, int]]]
@@ -119,6 +120,10 @@ class Cooldowns:
             self._replace(cooldown.scope, probed(cooldown, now), now)
         return due
 
+    def mark_changed(self) -> None:
+        """Have other connections read all of it again, and the epoch."""
+        self._changed = True
+
     def write(self, entry: Entry) -> None:
         """Record in ``entry`` whether any changed."""
         entry.cooldowns, self._changed = self._changed, False
@@ -154,14 +159,16 @@ class Cooldowns:
         self._connection.execute(_INSERT_DETAILS, (scope, kept.until, *details))
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
-        """Record limits that the provider stated; while one is in force, a higher one only renews it."""
+        """Record limits that the provider stated, in place of those that it stated before."""
         scope, end = cooldown.scope, now + microseconds(LEARNT_FOR)
         limits = self._learnt[scope] = self.learnt_limits(scope, now)
         for learnt in cooldown.learnt:
-            limit, _ = limits.get(learnt.metric, (learnt.limit, 0))
-            lowest = min(limit, learnt.limit)
-            limits[learnt.metric] = lowest, end
-            self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, lowest, end))
+            if learnt.limit is None:
+                limits.pop(learnt.metric, None)
+                self._connection.execute(_DELETE_LEARNT, (scope, learnt.metric.value))
+            else:
+                limits[learnt.metric] = learnt.limit, end
+                self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, learnt.limit, end))
         self._changed = True
 
 

@@ -38,7 +38,7 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 _ADDITIONS = "additions.sql"
 """Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
 
-_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'lifts'"
+_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'processes'"
 
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from llm_router.domain.calendar import NEVER, microseconds
+from llm_router.domain.calendar import NEVER, microseconds, seconds
 from llm_router.domain.quota import Demand
-from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import terms_in_force
 from llm_router.stores.sqlite.cooldowns import Cooldowns
+from llm_router.stores.sqlite.epochs import Epochs
 from llm_router.stores.sqlite.journal import Entry, Journal
 from llm_router.stores.sqlite.ledger_table import LedgerTable, RowQuotaSet
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Mapping
 
     from llm_router.domain.cooldown import Cooldown
-    from llm_router.domain.deployment import Deployment
+    from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.stores.base import Taking
 
 __all__ = ["State"]
 
@@ -37,10 +41,26 @@ class State:
 
     Between :meth:`begin` and :meth:`save` the memory is ahead of the file. If the transaction fails in
     between, the whole object must be discarded. ``now`` is in microseconds since the epoch.
+
+    Args:
+        connection: The connection.
+        known: The records that the caller of the store knows; see :class:`ExternalStore`.
+        epoch: The beginning of the file's epoch, as the process knew it before; 0 if it knew none.
+        damaged: Whether something was lost while the process had the file open.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        known: Mapping[Scope, float],
+        epoch: float,
+        *,
+        damaged: bool,
+    ) -> None:
         self._connection = connection
+        self._known = known
+        self._known_epoch = epoch
+        self._damaged = damaged
         self._sweep_at = self._sweep_ledgers_at = 0
         self._seen = 0  # the time of the last transaction
         self._ttl = 0.0, 0  # the last one, in seconds and in microseconds
@@ -52,6 +72,7 @@ class State:
         self._ledgers = LedgerTable(self._connection)
         self._reservations = Reservations(self._ledgers, self._journal)
         self._cooldowns = Cooldowns(self._connection)
+        self._epochs = Epochs(self._connection)
         self._quota_sets: dict[Deployment, RowQuotaSet] = {}
 
     def begin(self, now: int) -> None:
@@ -67,11 +88,24 @@ class State:
         changed = not self._cooldowns.known or any(entry.cooldowns for entry in entries)
         if changed and self._cooldowns.refresh():
             self._quota_sets.clear()
+        if changed:
+            self._read_epoch(now)
         if now < self._seen:
             self._reservations.set_back(now)
         if (changed or now < self._seen) and self._cooldowns.set_back(now):
             self._quota_sets.clear()
         self._seen = now
+
+    def _read_epoch(self, now: int) -> None:
+        if self._epochs.since:
+            self._epochs.refresh()
+        elif self._epochs.open(now, self._known_epoch, damaged=self._damaged):
+            self._cooldowns.mark_changed()
+
+    @property
+    def epoch(self) -> float:
+        """When the epoch of the file began, in seconds."""
+        return self._epochs.since
 
     def save(self, now: int) -> None:
         """Write what has changed, and forget some of what is over."""
@@ -102,29 +136,69 @@ class State:
     ) -> Decision:
         """Reserve from the first candidate with room; see :class:`RateLimitStore`."""
         refusals: tuple[Refusal, ...] = ()
+        lost: tuple[Deployment, ...] = ()
+        known, since = self._known, self._epochs.since
+        quiet_until = self._epochs.quiet_until(now)
         requests, tokens = demand.requests, demand.tokens
         for deployment in candidates:
+            is_lost = bool(known) and known.get(deployment.model_scope, since) != since
+            if is_lost or quiet_until:
+                moment = seconds(quiet_until or now)
+                refusals += (Refusal(deployment, RECOUNT, moment, moment),)
+                lost += (deployment,) if is_lost else ()
+                continue
             quotas = self._quotas_of(deployment, now)
             cooldown = self._cooldowns.latest(deployment, now)
             if cooldown is not None or not quotas.fits(requests, tokens, now):
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 self._keep_moved(quotas)
                 continue
-            if not quotas.ledgers:
-                # Nothing is taken, so nothing will be settled.
-                probes = self._cooldowns.probe(deployment, now)
-                return Decision(deployment, 1.0, 1.0, refusals, probes, self._cooldowns.lifts)
-            if not quotas.row.changed:
-                self._ledgers.change(quotas.row)
-            marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
-            if ttl != self._ttl[0]:
-                self._ttl = ttl, microseconds(ttl)
-            self._reservations.add(
-                reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
-            )
+            headroom = daily_headroom = 1.0
+            if quotas.ledgers:  # else nothing is taken, so nothing will be settled
+                if not quotas.row.changed:
+                    self._ledgers.change(quotas.row)
+                marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
+                if ttl != self._ttl[0]:
+                    self._ttl = ttl, microseconds(ttl)
+                self._reservations.add(
+                    reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
+                )
             probes = self._cooldowns.probe(deployment, now)
-            return Decision(deployment, headroom, daily_headroom, refusals, probes, self._cooldowns.lifts)
-        return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts)
+            return Decision(
+                deployment,
+                headroom,
+                daily_headroom,
+                refusals,
+                probes,
+                self._cooldowns.lifts,
+                since,
+                lost,
+                self._epochs.reset_at,
+            )
+        return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts, 0.0, lost, self._epochs.reset_at)
+
+    def charge(
+        self,
+        now: int,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: tuple[Taking, ...],
+        counted: tuple[Taking, ...],
+        since: float,
+    ) -> float:
+        """Count what was taken without asking; see :class:`RateLimitStore`."""
+        if self._epochs.is_new_charge(source, deployment.model_scope, sequence, now):
+            lost = counted if since != self._epochs.since else ()
+            quotas = self._quotas_of(deployment, now)
+            if (missing or lost) and quotas.ledgers:
+                self._ledgers.change(quotas.row)
+                quotas.charge(sorted((*missing, *lost), key=attrgetter("at")), now)
+        return self._epochs.since
+
+    def announce(self, now: int, source: str) -> int:
+        """Remember that a process is alive; return how many are; see :class:`ExternalStore`."""
+        return self._epochs.announce(source, now)
 
     def settle(self, now: int, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
@@ -185,6 +259,7 @@ class State:
         """Delete rows that no longer matter, a bounded number at a time; soon again if there are more."""
         self._reservations.sweep(now)
         self._cooldowns.sweep(now)
+        self._epochs.sweep(now)
         self._sweep_at = now + _MINUTE
         if not now < self._sweep_ledgers_at <= now + _HOUR:
             swept = self._ledgers.sweep(now - _DAY, _SWEEP_AT_ONCE)

@@ -14,11 +14,11 @@ from llm_router.stores.sqlite.state import State
 from llm_router.stores.sqlite.worker import Call, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, MutableMapping, Sequence
 
     from llm_router.domain.cooldown import Cooldown
-    from llm_router.domain.deployment import Deployment
-    from llm_router.stores.base import Decision, DeploymentSnapshot
+    from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
     from llm_router.stores.sqlite.database import Synchronous
 
 __all__ = ["SQLiteStore"]
@@ -63,6 +63,8 @@ class SQLiteStore:
         timeout: float = 5.0,
         synchronous: Synchronous = "NORMAL",
     ) -> None:
+        self.known: MutableMapping[Scope, float] = {}
+        """See :class:`ExternalStore`."""
         self._path = Path(path).absolute()
         self._clock = clock or SystemClock()
         self._timeout = timeout
@@ -84,6 +86,28 @@ class SQLiteStore:
     async def release(self, reservation_id: str) -> None:
         """Give back everything a reservation took; see :class:`RateLimitStore`."""
         await self._submit(State.settle, reservation_id, _NOTHING)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Count what was taken without asking, or was lost; see :class:`RateLimitStore`."""
+        return await self._submit(
+            State.charge, source, sequence, deployment, tuple(missing), tuple(counted), since
+        )
+
+    async def announce(self, source: str) -> int:
+        """Record that a process is alive; see :class:`ExternalStore`."""
+        return await self._submit(State.announce, source)
+
+    async def advice(self) -> list[str]:
+        """Return nothing: all that SQLite needs is a local disk."""
+        return []
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`."""
@@ -120,6 +144,7 @@ class SQLiteStore:
             clock=self._clock,
             timeout=self._timeout,
             synchronous=self._synchronous,
+            known=self.known,
             predecessor=self._retired,
         )
         self._finalizer = weakref.finalize(self, _stop, worker)

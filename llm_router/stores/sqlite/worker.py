@@ -26,10 +26,11 @@ from llm_router.stores.sqlite.state import State
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from llm_router.domain.clock import Clock
+    from llm_router.domain.deployment import Scope
     from llm_router.stores.sqlite.database import Synchronous
 
 __all__ = ["Call", "Worker"]
@@ -72,6 +73,7 @@ class Worker:
         clock: The source of time.
         timeout: The most seconds that a call waits for its transaction to start, from its submission.
         synchronous: SQLite's setting of that name.
+        known: The records that the caller of the store knows; see :class:`ExternalStore`.
         predecessor: A worker whose calls precede those of this one.
     """
 
@@ -82,21 +84,26 @@ class Worker:
         clock: Clock,
         timeout: float,
         synchronous: Synchronous,
+        known: Mapping[Scope, float],
         predecessor: Worker | None = None,
     ) -> None:
         self._path = path
         self._clock = clock
         self._timeout = timeout
         self._synchronous = synchronous
+        self._known = known
         self._predecessor = predecessor
         self._calls: deque[Call | None] = deque()  # None: no more follow
         self._idle = False
         self._bell: SimpleQueue[None] = SimpleQueue()
+        self._beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
         self._turns = TurnLock(path)
         self._transaction = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._state: State | None = None
         self._identity: tuple[int, int] | None = None
+        self._companions: list[tuple[int, int]] = []  # the files that SQLite keeps beside it
+        self._epoch = 0.0 if predecessor is None else predecessor.epoch
         self._checkpoint_due = _CHECKPOINT_EVERY
         self._checkpointing: threading.Thread | None = None
         self._stopping = False
@@ -104,6 +111,11 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         _workers.add(self)
         self._thread.start()
+
+    @property
+    def epoch(self) -> float:
+        """When the epoch of the file began, as this worker knew it last; 0 if it never did."""
+        return self._epoch
 
     # --- from any thread ------------------------------------------------------------------------------
 
@@ -194,6 +206,10 @@ class Worker:
                     call.answer = call.method(state, now, *call.arguments)
                 state.save(now)
                 connection.execute("COMMIT")
+                self._epoch = state.epoch
+                if not self._companions:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._companions = [_identity(path) for path in self._beside]
                 self._checkpoint_due -= 1
             except BaseException:
                 self._disconnect()  # this rolls back, and forgets what is in memory
@@ -231,21 +247,26 @@ class Worker:
         return self._connection is not None and self._identity == identity
 
     def _connect(self, deadline: float) -> tuple[sqlite3.Connection, State]:
-        """Return the connection and its state, new ones if the file has been replaced or deleted."""
+        """Return the connection and its state, new ones if a file has been replaced or deleted."""
+        damaged = False
         if self._connection is not None and self._state is not None:
             with contextlib.suppress(FileNotFoundError):
-                if _identity(self._path) == self._identity:
+                if _identity(self._path) == self._identity and (
+                    not self._companions or [_identity(path) for path in self._beside] == self._companions
+                ):
                     return self._connection, self._state
+            damaged = True
             self._disconnect()
         with _opening:
             self._check_file()
             self._connection = connect(self._path, self._synchronous, deadline)
             self._identity = _identity(self._path)
-        self._state = State(self._connection)
+        self._state = State(self._connection, self._known, self._epoch, damaged=damaged)
         return self._connection, self._state
 
     def _disconnect(self) -> None:
         connection, self._connection, self._state = self._connection, None, None
+        self._companions = []
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):
                 connection.close()

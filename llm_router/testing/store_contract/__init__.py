@@ -24,6 +24,7 @@ the store must take the time from it and from nowhere else. No test sleeps.
 
 from __future__ import annotations
 
+from llm_router.testing.store_contract.charges import ChargeContract
 from llm_router.testing.store_contract.cooldowns import CooldownContract
 from llm_router.testing.store_contract.daily import DailyContract
 from llm_router.testing.store_contract.decisions import DecisionContract
@@ -43,6 +44,7 @@ class StoreContract(
     DecisionContract,
     ReservationContract,
     CooldownContract,
+    ChargeContract,
     HalfOpenContract,
     SharingContract,
 ):

@@ -232,15 +232,30 @@ class CooldownContract(ContractBase):
             assert list(await quotas_of(store, limited)) == [Metric.RPM]
             assert [await grants(store, limited, tokens=999) for _ in range(4)] == [True] * 3 + [False]
 
-    async def test_of_learnt_limits_the_lowest_holds(self) -> None:
-        """While it is in force a higher one does not raise it; a lower one replaces it."""
+    async def test_of_learnt_limits_the_last_holds(self) -> None:
+        """A newer statement replaces an older one, be it lower or higher; of one refusal the lowest holds."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             limited = deployment(rpm(10))
-            for limit, expected in ((5, 5), (7, 5), (2, 2), (9, 2)):
+            for limit, expected in ((5, 5), (7, 7), (2, 2), (9, 9), (12, 10)):
                 await store.cool_down(_learnt(limited.model_scope, START, rpm=limit))
                 assert (await quotas_of(store, limited))[Metric.RPM].limit == expected
                 clock.shift(60.0)
+            several = tuple(LearntLimit(Metric.RPM, limit) for limit in (6, 4, 8))
+            await store.cool_down(Cooldown(limited.model_scope, START, "says several", several))
+            assert (await quotas_of(store, limited))[Metric.RPM].limit == 4
+
+    async def test_learnt_limits_are_forgotten_on_request(self) -> None:
+        """A lift may end them as well; a plain lift does not."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(10))
+            await store.cool_down(_learnt(limited.model_scope, START + 60.0, rpm=3, tpm=500))
+            await store.cool_down(Cooldown.lift(limited.model_scope))
+            assert [await grants(store, limited, tokens=100) for _ in range(4)] == [True] * 3 + [False]
+            await store.cool_down(Cooldown.lift(limited.model_scope, limits=True))
+            assert list(await quotas_of(store, limited)) == [Metric.RPM]
+            assert [await grants(store, limited, tokens=999) for _ in range(8)] == [True] * 7 + [False]
 
     async def test_a_limit_learnt_again_holds_for_another_day(self) -> None:
         """Each time the provider states it, the 24 hours start again."""

@@ -148,7 +148,7 @@ async def test_a_unix_socket(servers: ModuleType, a: Deployment) -> None:
                 async with opened(f"unix://{quote(str(path))}{options}") as store:
                     assert await works(store, a)
                     assert repr(store) == f"RedisStore('{path}{name}', namespace='llm_router')"
-            assert client.dbsize() == 3
+            assert client.dbsize() == 4
 
 
 async def test_a_unix_socket_with_a_login(servers: ModuleType, a: Deployment) -> None:
@@ -176,7 +176,7 @@ async def test_a_database_number(server: RedisServer, a: Deployment, place: str)
         assert await works(store, a)
         assert f":{server.port}/5'" in repr(store)
     with server.client(db=5) as client, server.client() as other:
-        assert client.dbsize() == 3
+        assert client.dbsize() == 4
         assert other.dbsize() == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota
 from llm_router.domain.secret import Secret
-from llm_router.errors import StoreUnavailableError
+from llm_router.errors import StoreTimeoutError
 from llm_router.stores.redis import RedisStore
 from llm_router.stores.redis.deadline import GRACE, Deadline
 
@@ -127,7 +127,7 @@ async def test_a_frozen_server_times_out_even_if_the_loop_was_blocked(
         await _run_for(3)
         time.sleep(BLOCKED)  # noqa: ASYNC251 - to block the event loop
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+        assert {type(outcome) for outcome in outcomes} == {StoreTimeoutError}
         assert loop.time() - began < BLOCKED + GRACE + 1.0
         server.thaw()
         [snapshot] = await store.snapshot([a])

@@ -147,7 +147,7 @@ def test_every_redis_store_and_a_failover_in_front_of_it_is_sharded() -> None:
     a = in_shard(2)
     divided, whole = RedisStore("redis://host", shards=SHARDS), RedisStore("redis://host")
     assert (divided.shard_of(a), whole.shard_of(a), whole.shards) == (2, 0, 1)
-    in_front = [FailoverStore(store, MemoryStore()) for store in (divided, whole, MemoryStore())]
+    in_front = [FailoverStore(store) for store in (divided, whole, MemoryStore())]
     assert all(isinstance(store, Sharded) for store in in_front)
     assert [(store.shards, store.shard_of(a)) for store in in_front] == [(SHARDS, 2), (1, 0), (1, 0)]
 

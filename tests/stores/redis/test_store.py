@@ -21,8 +21,9 @@ from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
-from llm_router.errors import ConfigError, StoreCorruptError, StoreUnavailableError
+from llm_router.errors import ConfigError, StoreCorruptError, StoreTimeoutError, StoreUnavailableError
 from llm_router.stores import Decision, RateLimitStore
+from llm_router.stores.base import QUIET, RECOUNT, Taking
 from llm_router.stores.redis import RedisStore
 from llm_router.testing.clock import ManualClock
 
@@ -60,8 +61,8 @@ async def test_every_key_expires(server: RedisServer) -> None:
         await store.cool_down(Cooldown(b.provider_scope, math.inf, "dead"))
     with server.client() as client:
         ends = {key: client.pttl(key) for key in client.scan_iter()}
-    # Two models, a key, a provider, the end of their cooldowns, the reservations, the state of their sweep.
-    assert len(ends) == 7
+    # Two models, a key, a provider, the end of their cooldowns, the reservations and their sweep, the epoch.
+    assert len(ends) == 8
     assert all(0 < end <= 366 * 86_400_000 for end in ends.values())
 
 
@@ -93,7 +94,7 @@ async def test_ten_thousand_requests_leave_nothing_behind(server: RedisServer) -
     assert [quota.used for quota in snapshot.quotas] == [10_000, 900_000]
     with server.client() as client:
         keys = list(client.scan_iter())
-        assert len(keys) == 2  # the model, and the state of sweeping
+        assert len(keys) == 3  # the model, the state of sweeping, the epoch
         assert all(client.strlen(key) < 25_000 for key in keys)
 
 
@@ -348,7 +349,7 @@ async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(
             [snapshot] = await store.snapshot([a])
             assert snapshot.quotas[0].used == 1
             assert (await store.reserve("after", [a], ONE, TTL)).deployment is a
-    assert {type(outcome) for outcome in outcomes} == {StoreUnavailableError}
+    assert {type(outcome) for outcome in outcomes} == {StoreTimeoutError}
     assert "did not answer within 0.3 s" in str(outcomes[0])
     assert len({id(outcome) for outcome in outcomes}) == len(outcomes)
 
@@ -364,7 +365,11 @@ async def test_a_killed_server_is_noticed_and_found_again(servers: ModuleType, r
                 with pytest.raises(StoreUnavailableError, match="cannot be reached"):
                     await store.reserve("s", [a], ONE, TTL)
             server.start()
-            assert (await store.reserve("t", [a], ONE, TTL)).deployment is a
+            decision = await store.reserve("t", [a], ONE, TTL)
+            assert decision.deployment is None
+            [refusal] = decision.refusals
+            assert refusal.reason == RECOUNT
+            assert refusal.retry_at == decision.reset_at + QUIET
 
 
 async def test_a_wrong_password_is_reported_but_not_shown(servers: ModuleType, redis_binary: Path) -> None:
@@ -386,7 +391,8 @@ async def test_a_wrong_password_is_reported_but_not_shown(servers: ModuleType, r
 async def test_an_acl_user_needs_few_rights(servers: ModuleType, redis_binary: Path) -> None:
     """The rights that the message names are enough; if some are missing, that is reported."""
     with servers.running(redis_binary) as server, server.client() as client:
-        rights = "+evalsha +eval +time +get +mget +set +del +hset +hmget +hdel +hscan +pexpire"
+        rights = "+evalsha +eval +time +get +mget +set +del +hset +hmget +hdel +hscan +pexpire +zadd "
+        rights += "+zremrangebyscore +zcard"
         client.execute_command(
             "ACL", "SETUSER", "router", "on", ">secret", "~{llm_router}:*", *rights.split()
         )
@@ -420,7 +426,7 @@ async def test_a_replica_is_recognised(servers: ModuleType, redis_binary: Path) 
             with pytest.raises(StoreUnavailableError, match="read-only replica"):
                 await store.reserve("r", [deployment()], ONE, TTL)
             client.execute_command("REPLICAOF", "NO", "ONE")
-            assert (await store.reserve("r", [deployment()], ONE, TTL)).deployment is not None
+            assert (await store.reserve("s", [deployment()], ONE, TTL)).deployment is not None
 
 
 @pytest.mark.slow
@@ -449,8 +455,40 @@ async def test_a_cluster_keeps_a_namespace_on_one_node(servers: ModuleType, redi
         lambda client, key: client.set(key, b"\x92\x09\x01"),  # a packed array of another version
         lambda client, key: client.set(key, b"\x95\x01\x01\x00\x90\x92\x01\x91\xa1X"),  # a ledger of no kind
         lambda client, key: client.rpush(key, "a list"),
-        lambda client, key: client.set("{llm_router}:reservations", "a string"),
-        lambda client, key: client.hset("{llm_router}:reservations", "r", "nonsense"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ":3"])
+async def test_a_foreign_key_closes_one_deployment(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, spoil: Callable[..., Any], suffix: str
+) -> None:
+    """Something else under the key of a scope is left as it was; the rest of the batch is done."""
+    a, b = deployment(f"foreign{time.perf_counter_ns()}"), deployment("b")
+    with server.client() as client:
+        name = "{llm_router}:scope:" + a.model_scope + suffix
+        spoil(client, name)
+        before = client.dump(name)
+        async with opened(server.url) as store:
+            ids = [id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2][:4]  # in one call
+            first, second, third, *_ = await asyncio.gather(
+                store.reserve(ids[0], [a, b], ONE, TTL),
+                store.reserve(ids[1], [b], ONE, TTL),
+                store.reserve(ids[2], [a], ONE, TTL),
+                store.settle("r", Demand(1, 1)),
+                store.charge("me", 1, a, [Taking(time.time(), ONE)]),
+            )
+            assert [snapshot.quotas[0].used for snapshot in await store.snapshot([a, b])] == [0, 2]
+        assert client.dump(name) == before
+    assert (first.deployment, second.deployment, third.deployment) == (b, b, None)
+    assert [refusal.reason for refusal in (*first.refusals, *third.refusals)] == ["unreadable record"] * 2
+    assert len([record for record in caplog.records if "holds something else" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client: client.set("{llm_router}:reservations", "a string"),
+        lambda client: client.hset("{llm_router}:reservations", "r", "nonsense"),
+        lambda client: client.set("{llm_router}:epoch:3", "nonsense"),
     ],
 )
 async def test_foreign_state_is_reported_and_left_as_it_was(
@@ -460,12 +498,16 @@ async def test_foreign_state_is_reported_and_left_as_it_was(
     a = deployment("a")
     near = next(id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2)  # in the same call
     with server.client() as client:
-        spoil(client, "{llm_router}:scope:" + a.model_scope)
+        spoil(client)
         before = {key: client.dump(key) for key in client.scan_iter()}
         async with opened(server.url) as store:
             with pytest.raises(StoreCorruptError, match="something else"):
                 await asyncio.gather(store.reserve(near, [a], ONE, TTL), store.settle("r", Demand(1, 1)))
-        assert {key: client.dump(key) for key in client.scan_iter()} == before
+        after = {key: client.dump(key) for key in client.scan_iter()}
+        assert {key: after.get(key) for key in before} == before
+        assert after.keys() - before.keys() <= {
+            b"{llm_router}:epoch:3"
+        }  # from when the server's time was asked
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class StoreModel:
         self._histories: dict[tuple[Scope, Metric, Refill], History] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
-        self._learnt: defaultdict[Scope, list[tuple[int, Metric, int]]] = defaultdict(list)
+        self._learnt: defaultdict[Scope, list[tuple[int, Metric, int | None]]] = defaultdict(list)
         self._lifts: int | None = None  # what the last decision said
         self._lifted: bool | None = False  # whether something was lifted since then; None for perhaps
 
@@ -239,12 +239,12 @@ class StoreModel:
         return self._histories[name]
 
     def _learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, float]]:
-        """Go through every limit ever learnt for a scope: the lowest stays in force while it is renewed."""
+        """Go through every limit ever learnt for a scope: the last one stays in force for its time."""
         limits: dict[Metric, tuple[int, float]] = {}
         for moment, metric, limit in self._learnt[scope]:
-            present, until = limits.get(metric, (limit, math.inf))
-            lowest = min(present, limit) if until > moment else limit
-            limits[metric] = lowest, moment + _LEARNT_FOR
+            limits.pop(metric, None)
+            if limit is not None:
+                limits[metric] = limit, moment + _LEARNT_FOR
         return {metric: (limit, until) for metric, (limit, until) in limits.items() if until > now}
 
 

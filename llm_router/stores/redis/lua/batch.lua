@@ -1,50 +1,61 @@
 -- Runs the operations of one batch in order, as one atomic step.
 --
 -- Input. KEYS: the hash of reservations, the key with the state of its sweep (reservations.lua), the key of what
--- concerns keys, projects and providers, and the same of format 2 (scopes.lua). Keys of scopes are used as well; they
--- share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian.
+-- concerns keys, projects and providers, and the same of format 2 (scopes.lua), the epoch (epoch.lua), the sorted set of
+-- the processes. Keys of scopes and charges are used as well; they share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian.
 -- Times are in microseconds. A place in another argument is a byte, counted from 1.
 --   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 from when and I8 until when the message makes sense, by
 --            the server's clock: the midnights are right, and the caller still waits; I8 how long a learnt limit
 --            lasts, I8 a probe of a half-open cooldown, I8 the memory of an ended one; I4 how many settles there are;
---            I6 the fingerprint of the profile of all deployments, 0 if they have several
+--            I6 the fingerprint of the profile of all deployments, 0 if they have several; I8 when the epoch began, as
+--            far as the caller knows, or 0; B 1 if the run id of the server is to be compared with that of the epoch
 --   ARGV[2]  prefix of the key of a scope, and ARGV[3] what follows the name in it
 --   ARGV[4]  operations: B kind, I4 argument, I8 requests, I8 tokens, I8 lasts, I4 length of the id, and the id
 --              1 reserve: place of its shortlist, what to take, microseconds until it expires
 --              2 settle: what was used
 --              3 cool down: the number of the cooldown, from 1
 --              4 snapshot: place of its shortlist
+--              5 charge: place of its shortlist, of one deployment; in the place of requests, the number of the charge
+--              6 announce a process: its name as the id
 --   ARGV[5]  shortlists: I2 how many deployments, I2 the number of each, from 1; after the last one two bytes more
---   ARGV[6]  deployments: I4 the place of its other scopes, I4 the place of its profile
+--   ARGV[6]  deployments: I4 the place of its other scopes, I4 the place of its profile, I8 when its record began, as
+--            far as the caller knows, or 0
 --   ARGV[7]  profiles: I6 a fingerprint of what follows; B how many quotas; of each B metric 1-4, B kind (ledgers.lua),
 --            I8 limit, I8 window, I8 window and guard, I8 guard, I8 capacity, s time zone. The first profile belongs to
 --            no deployment: it describes, metric by metric, the quota that a learnt limit creates where none is
 --            configured.
 --   ARGV[8]  time zones: s name, five I8: consecutive midnights, with now before the third
 --   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
---            [metric, limit, …]]; for "until exact" also "lift", "retry" and "probe"
+--            [metric, limit, or -1 to forget it, …]]; for "until exact" also "lift", "retry" and "probe"; and after these the charges, each
+--            as in epoch.lua
 --   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
 --   ARGV[11] prefix of the key of a companion (full.lua); the name of the scope follows
---   ARGV[12] and on: for each deployment, the key of the companion of its model's scope
+--   ARGV[12] prefix of the key of a charge; its source and the name of the scope follow
+--   ARGV[13] and on: for each deployment, the key of the companion of its model's scope
 --
--- Reply: {status, now, text, descriptions, numbers, lifts, done}.
+-- Reply: {status, now, text, descriptions, numbers, lifts, done, epoch, reset_at}.
 --   "ok"       descriptions: two for each number, what was sent and the present end (as "until exact");
 --              lifts: a number that changes whenever a cooldown is lifted, or ended for a retry;
 --              done: how many operations, from the first on, were done: at least one; the others are to be sent again;
---              numbers, for each reserve and snapshot in turn:
+--              epoch: when it began; reset_at: when the shard last lost something, or 0
+--              numbers, for each operation but settles and cooldowns in turn:
 --                reserve: four times the number of refusals, plus one if the next candidate was taken, or two if it
---                  also probes cooldowns; for each refusal the reason (a metric, or 0 for a cooldown), plus 8 if
+--                  also probes cooldowns; for each refusal the reason (a metric; 0 for a cooldown; 5 if the shard or
+--                  the record lost something, 6 if it is not the one that the caller knows, 7 if its key holds
+--                  something else), plus 8 if
 --                  wake_at is the same as retry_at and left out, plus 16 times the number of the description of the
 --                  cooldown that applies (0 for none), retry_at and wake_at; if one was taken, the share that remains
---                  of its tightest quota and of its tightest daily one, in units of 2^-53; if it probes cooldowns, how
---                  many, and the number of the description of each
+--                  of its tightest quota and of its tightest daily one, in units of 2^-53, and when its record began; if
+--                  it probes cooldowns, how many, and the number of the description of each
+--                charge: when the record of the deployment began
+--                announce: how many processes were alive in the last minute
 --                snapshot, for each deployment: how many quotas, the number of the description of its cooldown
 --                  or 0; for each quota the metric, the limit, used, resets_at
 --   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
 --              needed
 --   "corrupt"  nothing was done: `text` is a key that holds something else
 
-local RESERVE, SETTLE, COOL_DOWN = 1, 2, 3
+local RESERVE, SETTLE, COOL_DOWN, CHARGE, ANNOUNCE = 1, 2, 3, 5, 6
 local BUDGET = 4000  -- how much may be spent before a call ends, so that others need not wait for long
 local OPERATION = "<BI4I8I8I8I4c0"
 
@@ -99,6 +110,26 @@ local function snapshot(shortlist)
       reply(terms.metric, terms.limit)
       reply(kind.used(s, terms.at), kind.resets_at(s, terms.at))
     end
+  end
+end
+
+local function charge(shortlist, item)
+  local number = unpack_from("<I2", ARGV[5], shortlist + 2)
+  charges = charges or load_charges()
+  length = length + 1
+  numbers[length] = charges.make(opened[number] or open_deployment(number), item)
+end
+
+local announced = {} -- the names of processes, and where the reply to each belongs
+
+local function write_announcements()
+  local ALIVE = 60 * 1e6
+  for i = 1, #announced do
+    call("ZADD", KEYS[6], digits(now), announced[i][1])
+    call("ZREMRANGEBYSCORE", KEYS[6], "-inf", digits(now - ALIVE))
+    call("ZREMRANGEBYSCORE", KEYS[6], "(" .. digits(now), "+inf") -- from before the clock was set back
+    call("PEXPIRE", KEYS[6], digits(2 * ALIVE / 1000))
+    numbers[announced[i][2]] = call("ZCARD", KEYS[6])
   end
 end
 
@@ -162,6 +193,12 @@ local function run(settles)
       cooldowns = cooldowns or load_cooldowns()
       cooldowns.impose(imposed[argument])
       opened = {}
+    elseif kind == CHARGE then
+      imposed = imposed or cjson.decode(ARGV[9])
+      charge(argument, imposed[requests])
+    elseif kind == ANNOUNCE then
+      length = length + 1
+      announced[#announced + 1] = { id, length }
     else
       snapshot(argument)
     end
@@ -169,17 +206,18 @@ local function run(settles)
   return done
 end
 
-local earliest, latest, settles
-now, earliest, latest, learnt_for, probe_time, strikes_kept, settles, sole_profile =
-  unpack_from("<I8I8I8I8I8I8I4I6", ARGV[1], 1)
-prefix, version, full_prefix = ARGV[2], ARGV[3], ARGV[11]
+local earliest, latest, settles, known_epoch, is_checked
+now, earliest, latest, learnt_for, probe_time, strikes_kept, settles, sole_profile, known_epoch, is_checked =
+  unpack_from("<I8I8I8I8I8I8I4I6I8B", ARGV[1], 1)
+prefix, version, full_prefix, charge_prefix = ARGV[2], ARGV[3], ARGV[11], ARGV[12]
 if now == 0 then
   local time = call("TIME")
   now = time[1] * 1e6 + time[2]
 end
-local state = call("MGET", KEYS[2], KEYS[3], KEYS[4])
+local state = call("MGET", KEYS[2], KEYS[3], KEYS[4], KEYS[5])
 read_sweep(state[1])
 corrupt = read_others(state[2], state[3])
+if not read_epoch(state[4], known_epoch, is_checked == 1) then corrupt = KEYS[5] end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0, 0 } end
 if now < earliest or now > latest then return { "again", now, "", {}, {}, 0, 0 } end
 local done = run(settles)
@@ -190,4 +228,7 @@ write_scopes()
 write_reservations()
 if full then full.write() end
 if cooldowns then cooldowns.write() end
-return { "ok", now, "", descriptions, numbers, lifts, done }
+write_epoch()
+if charges then charges.write() end
+if announced[1] then write_announcements() end
+return { "ok", now, "", descriptions, numbers, lifts, done, epoch, reset_at }

@@ -108,8 +108,7 @@ local function load_cooldowns()
       rare = rare or load_rare()
       local learnt = rare.learnt_limits(s)
       for i = 1, #limits, 2 do
-        local known = learnt[limits[i]]
-        learnt[limits[i]] = { known and min(known[1], limits[i + 1]) or limits[i + 1], now + learnt_for }
+        learnt[limits[i]] = limits[i + 1] >= 0 and { limits[i + 1], now + learnt_for } or nil
       end
       rare.set_learnt_limits(s, learnt)
       touch(s)

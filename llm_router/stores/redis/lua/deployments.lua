@@ -2,14 +2,15 @@
 --
 -- batch.lua describes the arguments.
 
-local MODELS = 11    -- arguments before the keys of companions
+local MODELS = 12    -- arguments before the keys of companions
 
 local opened = {}    -- number of a deployment -> its scope and terms, under the limits in force
 
--- Of a deployment: the key of the companion of its model's scope, the place of its other scopes, that of its profile.
+-- Of a deployment: the key of the companion of its model's scope, the place of its other scopes, that of its profile,
+-- and when its record began, as far as the caller knows.
 local function named(number)
-  local others, profile = unpack_from("<I4I4", ARGV[6], number * 8 - 7)
-  return ARGV[MODELS + number], others, profile
+  local others, profile, since = unpack_from("<I4I4I8", ARGV[6], number * 16 - 15)
+  return ARGV[MODELS + number], others, profile, since
 end
 
 local open_deployment = (function()
@@ -99,10 +100,11 @@ local open_deployment = (function()
 
   -- A deployment is opened once in a batch, and again after a cooldown.
   return function(number)
-    local key, others, place = named(number)
+    local key, others, place, since = named(number)
     local model = sub(key, #full_prefix + 1)
     local s, profile = get_scope(model), profile_at(place)
     local terms = profile.terms
+    if s[SINCE] < epoch then renew(s) end
     if s[8] ~= "" then
       rare = rare or load_rare()
       local learnt, is_set_back = rare.learnt_limits(s)
@@ -116,6 +118,11 @@ local open_deployment = (function()
       open_ledger(s, terms[i])
     end
     local deployment = { scope = s, terms = terms, marks = {}, marked = "", name = " " .. model .. "@" }
+    if since ~= 0 and since ~= s[SINCE] then
+      deployment.lost = true
+      miss(s)
+    end
+    deployment.closed = s[FOREIGN] or deployment.lost or s[FORMER] == 1 and record_quiet_until(s) > 0
     if s[3] > 0 or others_until > now then
       cooldowns = cooldowns or load_cooldowns()
       cooldowns.see(deployment, others)

@@ -12,21 +12,25 @@
 --   8  learnt limits, as text: metric, limit and end of each, a space after every number
 --   9  daily ledgers that are kept aside, as text; see changing.lua
 --  10  rolling ledgers for which the clock was set back, as text; see entries.lua
---  11  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
+--  11  when the record began (epoch.lua), and 12 the one that it goes on from; 0 for none, 1 if one was lost
+--  13  of what the former counted, everything up to then is in this one; and 14 when it was last written
+--  15  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
 -- followed by what is not stored: the name of the scope, its key, what is stored there, whether it changed, whether it
--- has a companion.
+-- has a companion, whether its key holds something else, which is left as it is.
 -- Times are in microseconds.
 
 local METRICS = 4
-local FIRST_LEDGER, LEDGER = 11, 10
+local FIRST_LEDGER, LEDGER = 15, 10
 local FIELDS = FIRST_LEDGER - 1 + METRICS * LEDGER
-local SET_BACK = FIRST_LEDGER - 1
-local NAME, KEY, STORED, CHANGED, FULL = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4, FIELDS + 5
+local SET_BACK = 10
+local SINCE, FORMER, GAP, WRITTEN = 11, 12, 13, 14
+local NAME, KEY, STORED, CHANGED = FIELDS + 1, FIELDS + 2, FIELDS + 3, FIELDS + 4
+local FULL, FOREIGN = FIELDS + 5, FIELDS + 6
 
 local touched = {}   -- the scopes that changed, in order
 
 local function touch(s)
-  if not s[CHANGED] then
+  if not s[CHANGED] and not s[FOREIGN] then
     s[CHANGED] = true
     touched[#touched + 1] = s
   end

@@ -44,6 +44,8 @@ local function take(deployment, requests, tokens)
   end
   if remarked then deployment.marked = format(all.taken_from, unpack(marks)) end
   reply(share * 2 ^ 53, daily_share * 2 ^ 53)
+  length = length + 1
+  numbers[length] = s[SINCE]
   return deployment.marked
 end
 
@@ -234,11 +236,29 @@ end
 
 local FEW, SOME = 8, 4
 
+-- Refuse because of something that was lost, or cannot be read.
+local function refuse_closed(deployment)
+  local FOREIGN_FOR = 60 * 1e6
+  if deployment.scope[FOREIGN] then return reply(7 + 8, now + FOREIGN_FOR) end
+  reply((deployment.lost and 6 or 5) + 8, max(now, record_quiet_until(deployment.scope)))
+end
+
+-- Refuse all candidates because the shard has just lost something.
+local function refuse_all(shortlist, start, count)
+  local till = quiet_until()
+  for i = 1, count do
+    local _, _, _, since = named((unpack_from("<I2", ARGV[5], shortlist + 2 * i)))
+    reply((since ~= 0 and since < epoch and 6 or 5) + 8, till)
+  end
+  numbers[start] = 4 * count
+end
+
 local function reserve(id, shortlist, requests, tokens, lasts)
   local start, count, number = length + 1, unpack_from("<I2I2", ARGV[5], shortlist)
   local i, list = 1, nil
   length = start
   spent = spent + 6
+  if reset_at > 0 and quiet_until() > 0 then return refuse_all(shortlist, start, count) end
   while i <= count do
     -- Mostly the first candidate has room. What is known of all of them is read once it has not.
     if i > 1 or knowledge[number] then
@@ -254,19 +274,24 @@ local function reserve(id, shortlist, requests, tokens, lasts)
     end
     local deployment = opened[number] or open_deployment(number)
     local retry_at, reason = now, nil
-    if not fits(deployment, requests, tokens) then
-      refusing = refusing or load_refusing()
-      retry_at, reason = refusing.room_at(deployment, requests, tokens)
+    if deployment.closed then
+      refuse_closed(deployment)
+    else
+      if not fits(deployment, requests, tokens) then
+        refusing = refusing or load_refusing()
+        retry_at, reason = refusing.room_at(deployment, requests, tokens)
+      end
+      if retry_at == now then
+        numbers[start] = 4 * (i - 1) + (deployment.due and 2 or 1)
+        return grant(id, deployment, requests, tokens, lasts)
+      end
+      refusing.refuse(deployment, retry_at, reason)
     end
-    if retry_at == now then
-      numbers[start] = 4 * (i - 1) + (deployment.due and 2 or 1)
-      return grant(id, deployment, requests, tokens, lasts)
-    end
-    refusing.refuse(deployment, retry_at, reason)
     spent = spent + 6
     -- Noting what is known costs more than refusing. It pays where many ask, so some with many candidates do it: those
     -- whose ids end in a certain way.
-    if count > FEW and (byte(id, -1) or 0) % SOME == 0 and struct and requests == 1 and not knowledge[number] then
+    local pays = count > FEW and (byte(id, -1) or 0) % SOME == 0 and not deployment.closed
+    if pays and struct and requests == 1 and not knowledge[number] then
       full = full or load_full()
       full.note(number, deployment, tokens)
     end

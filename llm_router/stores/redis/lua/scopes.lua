@@ -107,8 +107,8 @@ local rare -- its functions, once needed
 local get_scope, write_scopes, kept_until = (function()
   local VERSION = 3
   -- The last field of a ledger, its text, is stored as its length here; the texts follow.
-  local LAYOUT = "<BdddBsssssBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
-  local HEAD, BLOCK = 11, 11 -- how much of it describes the fields before the ledgers, and a ledger
+  local LAYOUT = "<BdddBsssssddddBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
+  local HEAD, BLOCK = 15, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
   local function decode(value)
     if not struct then
@@ -143,7 +143,7 @@ local get_scope, write_scopes, kept_until = (function()
     for b = FIRST_LEDGER, stored, LEDGER do
       if s[b] == 0 then clear_ledger(s, b) end
     end
-    s[1] = VERSION
+    s[1], s[WRITTEN] = VERSION, now
     if not struct then return cjson.encode({ unpack(s, 1, FIELDS) }) end
     for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
       local length = #s[text]
@@ -155,7 +155,7 @@ local get_scope, write_scopes, kept_until = (function()
   end
 
   local function empty()
-    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "" }
+    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "", now, 0, 0, now }
     for b = FIRST_LEDGER, FIELDS, LEDGER do
       s[b] = 0
     end
@@ -191,22 +191,26 @@ local get_scope, write_scopes, kept_until = (function()
     local s = scopes[name]
     if s then return s end
     local key = prefix .. name .. version
-    local value = fetched[key]
-    if value == nil then value = call("GET", key) end
+    local value, is_foreign = fetched[key], false
+    -- MGET ignores a key of another type; GET refuses it.
+    if not value then value = redis.pcall("GET", key) end
     spent = spent + 6
-    if value then
+    if type(value) == "table" then
+      value, is_foreign = false, true
+    elseif value then
       spent = spent + #value / 2000
       s = decode(value)
-      if not s then corrupt = corrupt or key end
+      is_foreign = not s
     end
     s = s or empty()
-    s[NAME], s[KEY], s[STORED], s[CHANGED] = name, key, value, false
+    s[NAME], s[KEY], s[STORED], s[CHANGED], s[FOREIGN] = name, key, value, false, is_foreign
     scopes[name] = s
+    if is_foreign then return s end
     if not value then
-      local former = call("GET", prefix .. name)
+      local former = redis.pcall("GET", prefix .. name)
       if former then
         rare = rare or load_rare()
-        if not rare.import(s, former) then corrupt = corrupt or prefix .. name end
+        s[FOREIGN] = type(former) == "table" or not rare.import(s, former)
         s[2] = tidy(s) -- from now on this one counts, for as long as the former is there
       end
     end
@@ -221,8 +225,6 @@ local get_scope, write_scopes, kept_until = (function()
     local companions = {}
     for i = 1, #touched do
       local s = touched[i]
-      -- MGET ignores a key of another type; GET refuses it, before anything is written.
-      if not s[STORED] then call("GET", s[KEY]) end
       if s[FULL] then companions[#companions + 1] = full_prefix .. s[NAME] end
     end
     if companions[1] then call("DEL", unpack(companions)) end

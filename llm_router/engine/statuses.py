@@ -1,0 +1,106 @@
+"""Describe a deployment as a status table shows it, and count the keys that cannot be used."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+from llm_router.domain.quota import Metric, Refill
+from llm_router.domain.status import KeyStatus
+from llm_router.engine.index import DeploymentState
+from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
+
+__all__ = ["count_unusable", "describe"]
+
+
+def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> KeyStatus:
+    """Return the status of a deployment.
+
+    Args:
+        snapshot: What the store knows of it.
+        state: What this process knows of it; None for one that is inactive.
+        now: Seconds since the epoch.
+    """
+    deployment, cooldown = snapshot.deployment, snapshot.cooldown
+    until, reason = _unusable(snapshot, state, now)
+    usages = {quota.metric: f"{quota.used}/{quota.limit}" for quota in snapshot.quotas}
+    spent = [quota for quota in snapshot.quotas if quota.used >= quota.limit]
+    room_at = _room_at(snapshot, spent, state, now)
+    return KeyStatus(
+        key_id=deployment.key.key_id,
+        model=deployment.model,
+        provider=deployment.key.provider,
+        project=deployment.key.project,
+        workload=deployment.workload,
+        priority=deployment.priority,
+        active=state is not None,
+        in_cooldown=until > now,
+        quarantined=cooldown is not None and cooldown.is_quarantine and until > now,
+        disabled=cooldown is not None and cooldown.is_disabled,
+        cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
+        reason=reason if until > now else None,
+        spent=[quota.metric.value for quota in spent],
+        room_in=None if room_at == math.inf else max(room_at - now, 0.0),
+        rpm_usage=usages.get(Metric.RPM, "0/∞"),
+        tpm_usage=usages.get(Metric.TPM, "0/∞"),
+        rpd_usage=usages.get(Metric.RPD, "0/∞"),
+        tpd_usage=usages.get(Metric.TPD, "0/∞"),
+    )
+
+
+def _unusable(
+    snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float
+) -> tuple[float, str | None]:
+    """Return until when and why a deployment is not used: by any process, or by this one alone."""
+    until, reason = now, None
+    if snapshot.cooldown is not None:
+        until, reason = snapshot.cooldown.until, snapshot.cooldown.reason
+    if state is not None and state.avoided_until > until and state.refusal is not None:
+        until, reason = state.avoided_until, state.refusal.reason
+    return until, reason
+
+
+def _room_at(
+    snapshot: DeploymentSnapshot, spent: list[QuotaSnapshot], state: DeploymentState | None, now: float
+) -> float:
+    """Return when every spent quota has room for the smallest request, at the latest."""
+    if not spent:
+        return now
+    steady = {
+        quota.metric: quota.window for quota in snapshot.deployment.quotas if quota.refill is Refill.STEADY
+    }
+    latest = now
+    for quota in spent:
+        if quota.limit == 0:
+            return math.inf
+        room_at = quota.resets_at
+        if quota.metric in steady:  # it comes back one by one
+            missing = (quota.used - quota.limit + 1) * steady[quota.metric] / quota.limit
+            room_at = min(room_at, now + missing)
+        latest = max(latest, room_at)
+    refusal = None if state is None else state.refusal
+    if refusal is not None and refusal.cooldown is None and refusal.reason in {q.metric for q in spent}:
+        # What the store said of the smallest request; a snapshot knows only when all of it is back.
+        return min(latest, refusal.wake_at) if refusal.wake_at > now else latest
+    return latest
+
+
+def count_unusable(statuses: Iterable[KeyStatus]) -> dict[str, int]:
+    """Return how many active keys cannot be used, by what is the matter with them."""
+    by_key: defaultdict[tuple[str, str], list[KeyStatus]] = defaultdict(list)
+    for status in statuses:
+        if status["active"]:
+            by_key[status["provider"], status["key_id"]].append(status)
+    counts = dict.fromkeys(("disabled", "quarantined", "in_cooldown", "spent"), 0)
+    for rows in by_key.values():
+        enabled = [row for row in rows if not row["disabled"]]
+        if not enabled:
+            counts["disabled"] += 1
+        elif all(row["quarantined"] for row in enabled):
+            counts["quarantined"] += 1
+        elif all(row["in_cooldown"] for row in enabled):
+            counts["in_cooldown"] += 1
+        elif all(row["in_cooldown"] or row["spent"] for row in enabled):
+            counts["spent"] += 1
+    return counts

@@ -1,0 +1,6 @@
+"""What to do while a store fails, and when it has lost what it was told."""
+
+from llm_router.stores.failover.alone import LOCAL_SHARE
+from llm_router.stores.failover.store import FailoverStore, LocalShare, StoreFailurePolicy
+
+__all__ = ["LOCAL_SHARE", "FailoverStore", "LocalShare", "StoreFailurePolicy"]

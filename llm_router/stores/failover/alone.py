@@ -1,0 +1,159 @@
+"""The quotas of a process that must do without the store, or that cannot trust its count yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
+from llm_router.stores.failover.takings import Entry, OwnTakings, Record, takings
+from llm_router.stores.ledger import learnt_quota
+from llm_router.stores.memory import MemoryStore
+
+__all__ = ["LOCAL_SHARE", "Alone"]
+
+LOCAL_SHARE = 0.25
+"""The share of every quota that a process takes alone if it does not know how many share the store."""
+
+_SOURCE = "own"
+_JUST_BEFORE = 1.0
+_ROUNDING = 1e-6
+
+
+class Alone:
+    """A share of every quota, in memory, on top of what this process has taken already.
+
+    It grants at most the share of each limit, learnt ones included, and at most the share of the room that
+    the last reply of the store showed. What this process took itself counts against both.
+
+    Args:
+        share: The share, above 0 and at most 1.
+        own: What this process took. It must go on being told what is granted here.
+        clock: The source of time.
+        learnt: The limits learnt for each scope of a model, and when each ends (seconds since the epoch).
+        cooldowns: What cools down.
+    """
+
+    def __init__(
+        self,
+        share: float,
+        own: OwnTakings,
+        clock: Clock,
+        learnt: Mapping[Scope, Mapping[Metric, tuple[int, float]]],
+        cooldowns: Sequence[Cooldown],
+    ) -> None:
+        self.share = share
+        self._own = own
+        self._clock = clock
+        self._learnt = learnt
+        self._cooldowns = list(cooldowns)
+        self._store = MemoryStore(clock=clock)
+        self._shares: dict[str, tuple[Deployment, Deployment]] = {}
+        self._began = clock.time()
+        self._charged: set[Scope] = set()
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve from the shares; the decision names the deployments themselves."""
+        await self._replay()
+        shares = {await self._share_of(deployment): deployment for deployment in candidates}
+        decision = await self._store.reserve(reservation_id, list(shares), demand, ttl)
+        decision.refusals = tuple(attrs.evolve(r, deployment=shares[r.deployment]) for r in decision.refusals)
+        if decision.deployment is not None:
+            decision.deployment = shares[decision.deployment]
+        return decision
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Settle a reservation; one that was not made here is ignored."""
+        await self._store.settle(reservation_id, used)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Cool a scope down. What is learnt is looked up elsewhere, since here it is cut to the share."""
+        await self._replay()
+        await self._store.cool_down(attrs.evolve(cooldown, learnt=()))
+        self._shares.clear()
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Return the state of the shares."""
+        await self._replay()
+        shares = await self._store.snapshot([await self._share_of(deployment) for deployment in deployments])
+        return [attrs.evolve(s, deployment=d) for s, d in zip(shares, deployments, strict=True)]
+
+    async def _replay(self) -> None:
+        while self._cooldowns:
+            await self._store.cool_down(attrs.evolve(self._cooldowns.pop(0), learnt=()))
+
+    async def _share_of(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with its share of every limit in force; charge what was taken from it."""
+        known = self._shares.get(deployment.id)
+        if known is None or known[0] is not deployment:
+            quotas = tuple(_share(quota, self.share) for quota in self._in_force(deployment))
+            share = attrs.evolve(deployment, quotas=quotas)
+            known = self._shares[deployment.id] = (deployment, share)
+        scope = deployment.model_scope
+        if scope not in self._charged:
+            self._charged.add(scope)
+            record = self._own.get(scope)
+            if record is not None:
+                await self._charge(known[1], record)
+        return known[1]
+
+    def _in_force(self, deployment: Deployment) -> list[Quota]:
+        now = self._clock.time()
+        learnt = self._learnt.get(deployment.model_scope, {})
+        limits = {metric: limit for metric, (limit, until) in learnt.items() if until > now}
+        quotas = [
+            attrs.evolve(quota, limit=limit, burst=None if quota.burst is None else min(quota.burst, limit))
+            if (limit := min(limits.pop(quota.metric, quota.limit), quota.limit)) < quota.limit
+            else quota
+            for quota in deployment.quotas
+        ]
+        return quotas + [learnt_quota(metric, limit) for metric, limit in limits.items()]
+
+    async def _charge(self, share: Deployment, record: Record) -> None:
+        """Count what this process took before, and what others took as far as it knows."""
+        earlier = [entry for entry in record.entries if entry.at <= self._began]
+        charges = takings([entry for entry in earlier if entry.requests or entry.tokens])
+        told_at, window = record.told_at, record.window
+        today = [entry for entry in earlier if entry.at <= told_at]
+        recent = [entry for entry in today if entry.at > told_at - window]
+        # Of the room that the store showed last, this process takes its share: what is left of its share of
+        # the limit beyond that counts as taken.
+        by_window = _missing(share, recent, record.headroom, daily=False)
+        by_day = _missing(share, today, record.daily_headroom, daily=True)
+        if by_window.requests or by_window.tokens:
+            charges.append(Taking(told_at, by_window))
+        if by_day.requests or by_day.tokens:  # only of the day: just before the window
+            charges.append(Taking(told_at - window - _JUST_BEFORE, by_day))
+        await self._store.charge(_SOURCE, 1, share, sorted(charges, key=attrgetter("at")))
+
+
+def _missing(share: Deployment, own: Sequence[Entry], headroom: float, *, daily: bool) -> Demand:
+    """Return what others took of the share of a deployment, going by the headroom that the store showed."""
+    mine = {True: sum(entry.tokens for entry in own), False: sum(entry.requests for entry in own)}
+    others = {True: 0, False: 0}
+    for quota in share.quotas:
+        if (quota.refill is Refill.DAILY) is daily:
+            counts_tokens = quota.metric.counts_tokens
+            taken = math.ceil(quota.limit * (1.0 - headroom) - _ROUNDING) - mine[counts_tokens]
+            others[counts_tokens] = max(others[counts_tokens], taken)
+    return Demand(others[False], others[True])
+
+
+def _share(quota: Quota, share: float) -> Quota:
+    """Return a share of ``quota``; less than one request per window becomes one in a longer window."""
+    limit = quota.limit * share
+    if limit >= 1 or quota.limit == 0:
+        whole = int(limit)
+        burst = None if quota.burst is None else max(1, min(whole, int(quota.burst * share)))
+        return attrs.evolve(quota, limit=whole, burst=burst)
+    stretched = quota.window if quota.refill is Refill.DAILY else quota.window / limit
+    return attrs.evolve(quota, limit=1, window=stretched, burst=None)

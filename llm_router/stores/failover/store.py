@@ -1,0 +1,676 @@
+"""The store that stands in front of another one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import Literal
+
+import attrs
+
+from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.quota import Demand
+from llm_router.errors import (
+    ConfigError,
+    StoreCorruptError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
+from llm_router.stores.base import (
+    Decision,
+    DeploymentSnapshot,
+    ExternalStore,
+    RateLimitStore,
+    Refusal,
+    Sharded,
+    Taking,
+)
+from llm_router.stores.failover.alone import LOCAL_SHARE, Alone
+from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns
+from llm_router.stores.failover.takings import (
+    Charge,
+    Entry,
+    OpenReservation,
+    OwnTakings,
+    Record,
+    most_of_window,
+)
+
+__all__ = ["FailoverStore", "LocalShare", "StoreFailurePolicy"]
+
+_log = logging.getLogger("llm_router")
+
+StoreFailurePolicy = Literal["closed", "local", "open"]
+"""What to do while the store fails: refuse, continue with a share of every quota, or without limits."""
+
+LocalShare = float | Literal["auto"]
+"""The share of every quota that a process takes alone: above 0 and at most 1, or ``"auto"``."""
+
+_FIRST_PROBE, _LAST_PROBE = 1.0, 30.0
+_FIRST_ANNOUNCEMENT, _LAST_ANNOUNCEMENT = 1.0, 10.0
+_CALLS = 2
+"""Times that a call without an answer is made: a connection may have been lost that is there again."""
+
+_TURNS = 4
+"""Times that a reserve is made again because the store had lost something, or failed."""
+
+_LONGEST_CAUTION = 86_400.0
+_NOTHING = Demand(0, 0)
+
+
+@attrs.define(eq=False)
+class _Shard:
+    """What this process knows of one shard of the store.
+
+    Attributes:
+        number: Its number.
+        sample: A deployment that lies in it, by which it is probed.
+        trouble: Why this process does without it, or None while it answers.
+        alone: The quotas of this process, while it does without the shard or cannot trust its count.
+        reset_at: When the shard last lost something, as it says; 0 if it never did.
+        cautious_since: Since when others may not have told it yet what they took; -inf if they have.
+        delay: Seconds between two probes.
+        probe_at: When it is probed next, in seconds since the epoch.
+        probe: The probe under way.
+        check: The check under way whether it answers other calls.
+    """
+
+    number: int
+    sample: Deployment
+    trouble: str | None = None
+    alone: Alone | None = None
+    reset_at: float = 0.0
+    cautious_since: float = float("-inf")
+    delay: float = _FIRST_PROBE
+    probe_at: float = 0.0
+    probe: asyncio.Task[None] | None = None
+    check: asyncio.Task[bool] | None = None
+
+
+class FailoverStore:
+    """Stands in front of a store: takes over when it fails, and remembers what this process took.
+
+    If the store behind it does not answer, the policy decides: ``closed`` raises, ``open`` grants everything,
+    ``local`` continues with a share of every quota, of this process alone. While this process is on its own,
+    it tries the store again after 1 s, 2 s, 4 s, … up to every 30 s, in the background, so that no caller
+    waits for it. When the store answers, it is told what was spent and which cooldowns began meanwhile. Each
+    change of state is logged once. Of a divided store, each shard fails and returns by itself.
+
+    This process keeps a ledger of what it took itself in every window and day that still counts. On its own
+    it takes at most its share of each limit, and of the room that the store showed last; what it spent
+    before counts against both. If the store has lost something (see :class:`ExternalStore`), the process
+    charges its takings again, before anything more is granted.
+
+    For one window after the store has lost something, or has answered again, the process takes no more than
+    its share through the store as well: others may not have charged theirs yet.
+
+    A call that times out while the store answers another one is no failure of the store but overload: the
+    :class:`StoreTimeoutError` is passed on, and the caller should try again later.
+
+    Args:
+        store: The store behind it.
+        policy: What to do while the store fails.
+        local_share: The share of every quota for ``local``, above 0 and at most 1. ``"auto"``: one over the
+            number of processes that announced themselves to the store within a minute.
+        first_share: What takes the place of ``"auto"`` as long as the store has not said how many they are.
+        owns_store: Whether closing this store closes the store behind it.
+        clock: The source of time; the machine's clock by default.
+
+    Raises:
+        ConfigError: There is no such policy or share.
+    """
+
+    def __init__(
+        self,
+        store: RateLimitStore,
+        *,
+        policy: StoreFailurePolicy = "local",
+        local_share: LocalShare = "auto",
+        first_share: float = LOCAL_SHARE,
+        owns_store: bool = True,
+        clock: Clock | None = None,
+    ) -> None:
+        if policy not in ("closed", "local", "open"):
+            raise ConfigError(f"on_store_failure must be 'closed', 'local' or 'open', not {policy!r}")
+        if local_share != "auto" and (not isinstance(local_share, int | float) or not 0 < local_share <= 1):
+            raise ConfigError(f"local_share must be 'auto' or above 0 and at most 1, not {local_share!r}")
+        self.behind = store
+        """The store behind it."""
+        self._external = store if isinstance(store, ExternalStore) else None
+        self._sharded = store if isinstance(store, Sharded) else None
+        self._policy = policy
+        self._share = local_share
+        self._first_share = first_share
+        self._owns_store = owns_store
+        self._clock = clock or SystemClock()
+        self._own = OwnTakings({} if self._external is None else self._external.known)
+        self._shards: dict[int, _Shard] = {}
+        self._careful = False  # whether any shard is in trouble, or not to be trusted yet
+        self._cooldowns = KnownCooldowns()
+        self._untold = UntoldCooldowns()
+        self._unsettled: dict[str, tuple[OpenReservation, Demand]] = {}
+        self._process, self._source = os.getpid(), _new_source()
+        self._sequence = itertools.count(1)
+        self._peers: int | None = None
+        self._advised = False
+        self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # --- the store ------------------------------------------------------------------------------------
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve in the store, or as the policy says; see :class:`RateLimitStore`."""
+        now, own = self._clock.time(), self._own
+        if not own.seen <= now < own.due:
+            own.heed(now)
+            self._announce_if_due(now)
+        if self._careful:
+            return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
+        try:
+            decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
+        except StoreError as error:
+            await self._fail(error, candidates)
+            return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
+        if decision.deployment is not None:
+            self._note_grant(reservation_id, decision, demand, ttl, now)
+        if decision.lost or decision.reset_at:
+            await self._heed_loss(decision, candidates)
+            if decision.deployment is None and decision.lost:
+                return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
+        return decision
+
+    def _note_grant(
+        self, reservation_id: str, decision: Decision, demand: Demand, ttl: float, began: float
+    ) -> None:
+        """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
+        at = (began + self._clock.time()) / 2
+        self._own.note_grant(reservation_id, decision, demand, ttl, at, in_store=True)
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Settle where the reservation was made; see :class:`RateLimitStore`."""
+        made = self._own.close(reservation_id, used)
+        if not self._careful and (made is None or made.in_store):
+            try:
+                return await self.behind.settle(reservation_id, used)
+            except StoreError:  # a second look decides
+                pass
+        return await self._settle_carefully(reservation_id, used, made)
+
+    async def _settle_carefully(
+        self, reservation_id: str, used: Demand, made: OpenReservation | None
+    ) -> None:
+        """Settle wherever the reservation may be, and remember it if that is not possible yet."""
+        shards = [shard for shard in self._shards.values() if shard.alone is not None]
+        for shard in shards:
+            assert shard.alone is not None  # noqa: S101
+            await shard.alone.settle(reservation_id, used)
+        if made is None:
+            await self._pass_on(lambda: self.behind.settle(reservation_id, used), None)
+            return
+        deployment = made.record.deployment
+        if made.in_store:
+            failure = await self._pass_on(lambda: self.behind.settle(reservation_id, used), deployment)
+            if failure is not None:
+                self._unsettled[reservation_id] = made, used
+        elif made.record.is_missing():
+            await self._pass_on(lambda: self._charge(made.record), deployment)
+
+    async def release(self, reservation_id: str) -> None:
+        """Release where the reservation was made; see :class:`RateLimitStore`."""
+        await self.settle(reservation_id, _NOTHING)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Charge in the store behind it; see :class:`RateLimitStore`."""
+        return await self.behind.charge(source, sequence, deployment, missing, counted, since)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Cool a scope down, here and in the store; see :class:`RateLimitStore`.
+
+        While this process is on its own, the store is told later.
+        """
+        self._cooldowns.add(cooldown, self._clock.time())
+        for shard in self._shards.values():
+            if shard.alone is not None:
+                await shard.alone.cool_down(cooldown)
+        if self.trouble is not None:
+            self._untold.add(cooldown)
+            return
+        failure = await self._pass_on(lambda: self.behind.cool_down(cooldown), None)
+        if failure is not None:
+            self._untold.add(cooldown)
+            if self.trouble is None:
+                raise failure
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Return the state that is decisive now; see :class:`RateLimitStore`."""
+        if self.trouble is None:
+            try:
+                return await self.behind.snapshot(deployments)
+            except StoreError as error:
+                await self._fail(error, deployments)
+        snapshots: list[DeploymentSnapshot] = []
+        for shard, run in self._runs(deployments):
+            self._probe_if_due(shard)
+            if shard.trouble is None:
+                snapshots += await self.behind.snapshot(run)
+            elif self._policy == "closed":
+                raise self._refusal(shard)
+            else:
+                snapshots += await self._alone(shard).snapshot(run)
+        if not deployments:
+            for shard in self._shards.values():
+                self._probe_if_due(shard)
+        return snapshots
+
+    async def aclose(self) -> None:
+        """Release what this store holds open."""
+        loop = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None] | asyncio.Task[bool] | None] = [*self._tasks]
+        for shard in self._shards.values():
+            tasks += shard.probe, shard.check
+            shard.probe = shard.check = None
+        mine = [task for task in tasks if task is not None and task.get_loop() is loop]
+        for task in mine:
+            task.cancel()
+        await asyncio.gather(*mine, return_exceptions=True)
+        if self._owns_store:
+            await self.behind.aclose()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this process is on its own, at least in part; None while the store answers."""
+        troubled = [shard for shard in self._shards.values() if shard.trouble is not None]
+        if not troubled:
+            return None
+        trouble = troubled[0].trouble
+        return trouble if self.shards == 1 else f"{trouble} ({len(troubled)} of {self.shards} shards)"
+
+    @property
+    def shards(self) -> int:
+        """The number of shards of the store behind it; see :class:`Sharded`."""
+        return 1 if self._sharded is None else self._sharded.shards
+
+    def shard_of(self, deployment: Deployment) -> int:
+        """Return the shard in the store behind it; see :class:`Sharded`."""
+        return 0 if self._sharded is None else self._sharded.shard_of(deployment)
+
+    def __repr__(self) -> str:
+        state = "" if self.trouble is None else f", on its own ({self._policy})"
+        return f"FailoverStore({self.behind!r}{state})"
+
+    # --- reserving with care --------------------------------------------------------------------------
+
+    async def _reserve_carefully(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve shard by shard, each as it is: in trouble, not to be trusted yet, or well."""
+        refusals: tuple[Refusal, ...] = ()
+        decision = Decision(None, 0.0, 0.0)
+        for shard, run in self._runs(candidates):
+            decision = await self._reserve_in(shard, reservation_id, run, demand, ttl)
+            refusals += decision.refusals
+            if decision.deployment is not None:
+                break
+        decision.refusals = refusals
+        return decision
+
+    async def _reserve_in(
+        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        decision = Decision(None, 0.0, 0.0)
+        for _ in range(_TURNS):
+            self._probe_if_due(shard)
+            if shard.trouble is not None:
+                return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
+            began = self._clock.time()
+            try:
+                if self._is_cautious(shard, candidates):
+                    decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
+                else:
+                    decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
+                if decision.lost or decision.reset_at:
+                    await self._heed_loss(decision, candidates)
+            except StoreError as error:
+                await self._fail(error, candidates)
+                continue
+            if decision.deployment is not None:
+                self._note_grant(reservation_id, decision, demand, ttl, began)
+            if decision.deployment is not None or not decision.lost:
+                break
+        return decision
+
+    async def _reserve_alone(
+        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        if self._policy == "closed":
+            raise self._refusal(shard)
+        if self._policy == "open":
+            decision = Decision(candidates[0])
+        else:
+            decision = await self._alone(shard).reserve(reservation_id, candidates, demand, ttl)
+        if decision.deployment is not None:
+            self._own.note_grant(reservation_id, decision, demand, ttl, self._clock.time(), in_store=False)
+        return decision
+
+    async def _reserve_cautiously(
+        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve from this process's share first, and then in the store."""
+        alone = self._alone(shard)
+        refusals: tuple[Refusal, ...] = ()
+        lost: tuple[Deployment, ...] = ()
+        decision = Decision(None, 0.0, 0.0)
+        left = candidates
+        while left:
+            granted = await alone.reserve(reservation_id, left, demand, ttl)
+            refusals += granted.refusals
+            if granted.deployment is None:
+                break
+            try:
+                decision = await self.behind.reserve(reservation_id, [granted.deployment], demand, ttl)
+            except BaseException:
+                await alone.settle(reservation_id, _NOTHING)
+                raise
+            if decision.deployment is not None:
+                break
+            await alone.settle(reservation_id, _NOTHING)
+            refusals += decision.refusals
+            lost += decision.lost
+            left = left[left.index(granted.deployment) + 1 :]
+        return attrs.evolve(decision, refusals=refusals, lost=lost)
+
+    def _is_cautious(self, shard: _Shard, candidates: Sequence[Deployment]) -> bool:
+        """Whether others may not have told the shard yet what they took in the present window."""
+        since = self._clock.time() - shard.cautious_since
+        if 0.0 <= since < max(map(most_of_window, candidates)):
+            return True
+        if not 0.0 <= since < _LONGEST_CAUTION:
+            self._trust(shard)
+        return False
+
+    def _trust(self, shard: _Shard) -> None:
+        shard.cautious_since = float("-inf")
+        if shard.trouble is None:
+            shard.alone = None
+        self._careful = any(
+            each.trouble is not None or each.cautious_since > float("-inf") for each in self._shards.values()
+        )
+
+    def _be_cautious(self, shard: _Shard, since: float) -> None:
+        shard.cautious_since = max(shard.cautious_since, since)
+        self._careful = True
+
+    def _alone(self, shard: _Shard) -> Alone:
+        if shard.alone is None:
+            cooldowns = self._cooldowns.in_force(self._clock.time())
+            share = self._present_share()
+            shard.alone = Alone(share, self._own, self._clock, self._cooldowns.learnt, cooldowns)
+        return shard.alone
+
+    def _present_share(self) -> float:
+        if self._share != "auto":
+            return self._share
+        return self._first_share if self._peers is None else 1.0 / max(self._peers, 1)
+
+    def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[_Shard, list[Deployment]]]:
+        """Yield each run of deployments in the same shard, and the shard."""
+        for _, run in groupby(deployments, self.shard_of):
+            together = list(run)
+            yield self._shard(together[0]), together
+
+    def _shard(self, sample: Deployment) -> _Shard:
+        number = self.shard_of(sample)
+        shard = self._shards.get(number)
+        if shard is None:
+            shard = self._shards[number] = _Shard(number, sample)
+        return shard
+
+    def _refusal(self, shard: _Shard) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{shard.trouble}; on_store_failure='closed' refuses until it answers")
+
+    # --- what the store has lost ----------------------------------------------------------------------
+
+    async def _heed_loss(self, decision: Decision, candidates: Sequence[Deployment]) -> None:
+        """Charge again what the store lost, and be cautious for a window if that was more than a record."""
+        shard = self._shard(decision.deployment or candidates[0])
+        if decision.reset_at != shard.reset_at:
+            shard.reset_at = decision.reset_at
+            if decision.reset_at:
+                self._be_cautious(shard, decision.reset_at)
+                shard.alone = None  # with what was taken up to now
+                self._start(self._charge_all(shard))
+        for deployment in decision.lost:
+            record = self._own.get(deployment.model_scope)
+            if record is None:
+                self._own.known.pop(deployment.model_scope, None)
+            else:
+                await self._charge(record)
+
+    async def _charge_all(self, shard: _Shard) -> None:
+        """Charge what this process took from every deployment of a shard that has lost something."""
+        for record in self._own:
+            if self.shard_of(record.deployment) == shard.number and shard.trouble is None:
+                with suppress(StoreError):  # it is charged when it is asked for, or when the store answers
+                    await self._charge(record)
+
+    async def _charge(self, record: Record) -> None:
+        """Tell the store what it has not counted, and let it count again what it has lost."""
+        charge = record.charge
+        if charge is None:
+            missing, counted = self._own.split(record, self._clock.time())
+            charge = record.charge = Charge(next(self._sequence), missing, counted, record.since)
+        # One that got no answer may have been counted: it is repeated as it was.
+        since = await self.behind.charge(
+            self._name(),
+            charge.sequence,
+            record.deployment,
+            [taking for _, taking in charge.missing],
+            [taking for _, taking in charge.counted],
+            charge.since,
+        )
+        if record.charge is charge:  # else another task has told it as well
+            record.charge = None
+            for entry, taking in (*charge.missing, *charge.counted):
+                entry.counted = True
+                self._tell_rest(record, entry, taking.used)
+            self._own.counted_in(record, since)
+
+    def _tell_rest(self, record: Record, entry: Entry, told: Demand) -> None:
+        """Note as missing by how much an entry has grown while it was charged."""
+        more = Demand(max(entry.requests - told.requests, 0), max(entry.tokens - told.tokens, 0))
+        if more.requests or more.tokens:
+            entry.requests, entry.tokens = entry.requests - more.requests, entry.tokens - more.tokens
+            record.add_missing(more, entry.at, self._clock.time())
+
+    def _name(self) -> str:
+        """Return the name of this process; a fork is another one."""
+        if self._process != os.getpid():
+            self._process, self._source = os.getpid(), _new_source()
+        return self._source
+
+    def _announce_if_due(self, now: float) -> None:
+        # A time further ahead than the interval was set before the clock was set back.
+        due = not self._announce_at - _LAST_ANNOUNCEMENT <= now < self._announce_at
+        if self._external is not None and due:
+            self._announce_at = now + self._announce_every
+            self._announce_every = min(2 * self._announce_every, _LAST_ANNOUNCEMENT)
+            self._start(self._count_peers(self._external))
+
+    async def _count_peers(self, store: ExternalStore) -> None:
+        with suppress(StoreError):
+            self._peers = await store.announce(self._name())
+            if not self._advised:
+                self._advised = True
+                for advice in await store.advice():
+                    _log.warning("%s", advice)
+            if not self._careful:
+                await self._tell_cooldowns()  # that were found before anything was reserved
+
+    def _start(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- failing and returning ------------------------------------------------------------------------
+
+    async def _pass_on(
+        self, call: Callable[[], Awaitable[object]], sample: Deployment | None
+    ) -> StoreError | None:
+        """Make a call that needs no answer; return why the store did not accept it, or None if it did."""
+        if sample is not None:
+            shard = self._shard(sample)
+            if shard.trouble is not None:
+                return StoreUnavailableError(shard.trouble)
+        failure: StoreError | None = None
+        for _ in range(_CALLS):
+            try:
+                await call()
+            except StoreError as error:
+                failure = error
+                try:
+                    await self._fail(error, [] if sample is None else [sample])
+                except StoreError:  # overload
+                    return failure
+                if self.trouble is not None:
+                    return failure
+            else:
+                return None
+        return failure
+
+    async def _fail(self, error: StoreError, candidates: Sequence[Deployment]) -> None:
+        """Do without the shards that failed, unless they answer when they are asked again.
+
+        Raises:
+            StoreTimeoutError: A shard answers, but not this call in time: it is overloaded.
+        """
+        if not candidates:  # it was about no deployment in particular: look at those that are in use
+            candidates = [record.deployment for record in self._own]
+        shards = {shard.number: shard for shard, _ in self._runs(candidates)} or self._shards
+        if error.shard is not None and error.shard in self._shards:
+            shards = {error.shard: self._shards[error.shard]}
+        for shard in list(shards.values()):
+            if shard.trouble is not None:
+                continue
+            if not await self._answers(shard):
+                self._do_without(shard, str(error))
+            elif isinstance(error, StoreTimeoutError):
+                raise error
+
+    async def _answers(self, shard: _Shard) -> bool:
+        """Whether a shard answers, and accepts writes; asked once for all calls that timed out meanwhile."""
+        if shard.check is None or shard.check.done() or shard.check.get_loop().is_closed():
+            shard.check = asyncio.get_running_loop().create_task(self._accepts_writes(shard))
+        return await asyncio.shield(shard.check)
+
+    async def _accepts_writes(self, shard: _Shard) -> bool:
+        try:
+            await self._write(shard)
+        except StoreError:
+            return False
+        return True
+
+    async def _write(self, shard: _Shard) -> None:
+        """Write something to a shard: it may answer, and yet be read-only or full."""
+        await self.behind.charge(self._name(), next(self._sequence), shard.sample, ())
+
+    def _do_without(self, shard: _Shard, trouble: str) -> None:
+        if shard.trouble is None:
+            first = self.trouble is None
+            shard.trouble, shard.alone, self._careful = trouble, None, True
+            shard.delay = _FIRST_PROBE
+            shard.probe_at = self._clock.time() + shard.delay
+            level = logging.WARNING if first else logging.DEBUG
+            _log.log(level, "the store fails, going on %s: %s", _CONSEQUENCES[self._policy], trouble)
+
+    def _probe_if_due(self, shard: _Shard) -> None:
+        probe, now = shard.probe, self._clock.time()
+        idle = probe is None or probe.done() or probe.get_loop().is_closed()
+        # A time further ahead than the delay was set before the clock was set back.
+        if idle and shard.trouble is not None and not shard.probe_at - shard.delay <= now < shard.probe_at:
+            shard.probe = asyncio.get_running_loop().create_task(self._return_to(shard))
+
+    async def _return_to(self, shard: _Shard) -> None:
+        """Check whether a shard answers again; if so, tell it what it missed."""
+        try:
+            await self._catch_up(shard)
+        except StoreError:
+            shard.delay = min(shard.delay * 2, _LAST_PROBE)
+            shard.probe_at = self._clock.time() + shard.delay
+            return
+        shard.trouble = None
+        self._be_cautious(shard, self._clock.time())
+        level = logging.WARNING if self.trouble is None else logging.DEBUG
+        _log.log(level, "the store answers again")
+
+    async def _catch_up(self, shard: _Shard) -> None:
+        """Tell a shard what was spent and which cooldowns began, until nothing is left to tell."""
+        await self._write(shard)
+        if self._external is not None:
+            self._peers = await self._external.announce(self._name())
+        while self._untold_records(shard):
+            for record in self._untold_records(shard):
+                try:
+                    await self._charge(record)
+                except StoreCorruptError as error:  # of this one alone
+                    _log.debug("what was spent on %s could not be told: %s", record.deployment.id, error)
+                    for entry in record.entries:
+                        entry.counted = True
+        for key, (made, used) in list(self._unsettled.items()):
+            if self.shard_of(made.record.deployment) == shard.number:
+                await self._settle_late(key, made, used)
+                del self._unsettled[key]
+        if not any(each.trouble is not None for each in self._shards.values() if each is not shard):
+            await self._tell_cooldowns()
+
+    async def _tell_cooldowns(self) -> None:
+        while (cooldown := self._untold.first()) is not None:
+            await self.behind.cool_down(cooldown)
+            self._untold.told(cooldown)
+
+    async def _settle_late(self, reservation_id: str, made: OpenReservation, used: Demand) -> None:
+        """Settle a reservation that the store made before it failed; charge the rest if it has expired."""
+        if self._clock.time() < made.expires:
+            await self.behind.settle(reservation_id, used)
+        else:
+            more = Demand(
+                max(used.requests - made.demand.requests, 0), max(used.tokens - made.demand.tokens, 0)
+            )
+            taking = Taking(made.made, more)
+            await self.behind.charge(self._name(), next(self._sequence), made.record.deployment, [taking])
+
+    def _untold_records(self, shard: _Shard) -> list[Record]:
+        return [
+            record
+            for record in self._own
+            if self.shard_of(record.deployment) == shard.number and record.is_missing()
+        ]
+
+
+_CONSEQUENCES = {
+    "closed": "by refusing every request",
+    "local": "with this process's share of every quota",
+    "open": "without limits",
+}
+
+
+def _new_source() -> str:
+    return secrets.token_hex(8)

@@ -1,0 +1,377 @@
+"""What this process took itself, as far as it still counts: the store may fail, or forget it."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, MutableMapping
+
+import attrs
+
+from llm_router.domain.calendar import microseconds, midnights, seconds
+from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.quota import Demand, Refill
+from llm_router.stores.base import Decision, Taking
+
+__all__ = ["Charge", "Entry", "OpenReservation", "OwnTakings", "Record", "most_of_window"]
+
+_SLICES = 240
+"""Parts of a window; takings in the same part share an entry."""
+
+_MAX_ENTRIES = 480
+"""Entries of one record, beyond which older ones are joined."""
+
+_MOST = 0.99
+"""How much of a window a record is looked for in the store after a taking: there it lives for a little longer
+than the window."""
+
+_HEED_EVERY, _SWEEP_EVERY = 1.0, 60.0
+_SET_BACK = 1.0
+"""Seconds by which time may go back unnoticed."""
+
+
+@attrs.define(eq=False)
+class Entry:
+    """Takings that lie close together; they count from the last one.
+
+    Attributes:
+        began: When the first was made, in seconds since the epoch.
+        at: When the last was made.
+        requests: The requests of all of them.
+        tokens: The tokens of all of them.
+        counted: Whether the store counted them.
+        joined: The entry that holds them now, if it is another one.
+    """
+
+    began: float
+    at: float
+    requests: int
+    tokens: int
+    counted: bool
+    joined: Entry | None = None
+
+    def change(self, requests: int, tokens: int) -> None:
+        """Change the amounts, wherever they are now; never below 0."""
+        entry = self
+        while entry.joined is not None:
+            entry = entry.joined
+        entry.requests = max(entry.requests + requests, 0)
+        entry.tokens = max(entry.tokens + tokens, 0)
+
+
+_Entries = tuple[tuple[Entry, Taking], ...]
+
+
+@attrs.frozen
+class Charge:
+    """What the store is to count, or was asked to count without an answer.
+
+    Attributes:
+        sequence: Its number, by which the store recognises it.
+        missing: What it was never told of, and as what it was told.
+        counted: What it counted once.
+        since: In which of its records.
+    """
+
+    sequence: int
+    missing: _Entries
+    counted: _Entries
+    since: float
+
+
+@attrs.define(eq=False)
+class Record:
+    """What was taken from one (provider, project, model).
+
+    Attributes:
+        deployment: One of its deployments.
+        window: Seconds of its longest rolling or steady window, with the guard; at least a minute.
+        zones: The time zones of its daily quotas.
+        since: When the record of the store began that counted the entries; 0 if none did.
+        headroom: What the store said last of the quotas of a window; see :class:`Decision`.
+        daily_headroom: What it said of the daily ones.
+        told_at: When it said so.
+        entries: The takings, oldest first.
+        newest: The last entry, while it may grow.
+        charge: What is being charged, or was without an answer.
+        is_watched: Whether its end is watched for.
+    """
+
+    deployment: Deployment
+    window: float
+    zones: frozenset[str]
+    since: float = 0.0
+    headroom: float = 1.0
+    daily_headroom: float = 1.0
+    told_at: float = -math.inf
+    entries: deque[Entry] = attrs.field(factory=deque)
+    newest: Entry | None = None
+    charge: Charge | None = None
+    is_watched: bool = False
+    _slice: float = attrs.field(init=False)
+    _day: tuple[float, float] = (0.0, 0.0)  # the latest start of today in the zones, and the earliest end
+
+    def __attrs_post_init__(self) -> None:
+        self._slice = self.window / _SLICES
+
+    def add(self, demand: Demand, now: float, *, counted: bool) -> Entry:
+        """Note what was taken now; return the entry that holds it."""
+        entry = self.newest
+        if entry is None or entry.counted is not counted or now - entry.began > self._slice:
+            entry = self._append(Entry(now, now, 0, 0, counted), now)
+        entry.at = now
+        entry.requests += demand.requests
+        entry.tokens += demand.tokens
+        return entry
+
+    def add_missing(self, demand: Demand, at: float, now: float) -> None:
+        """Note what the store was not told of a taking."""
+        self._append(Entry(at, at, demand.requests, demand.tokens, counted=False), now)
+
+    def live_until(self) -> float:
+        """Return when the last taking has come back, or a little earlier, in seconds since the epoch."""
+        if not self.entries:
+            return -math.inf
+        at = max(entry.at for entry in self.entries)
+        until = at + self.window * _MOST
+        return max(until, self._today(at)[1] - 1.0) if self.zones else until
+
+    def holds_something(self) -> bool:
+        """Return whether anything was taken that was not given back."""
+        return any(entry.requests or entry.tokens for entry in self.entries)
+
+    def is_missing(self) -> bool:
+        """Return whether there is something that the store has not counted."""
+        return any(not entry.counted and (entry.requests or entry.tokens) for entry in self.entries)
+
+    def prune(self, now: float) -> None:
+        """Forget what has come back."""
+        since = now - self.window
+        if self.zones:
+            # Within the guard after midnight what was taken just before it still counts.
+            since = min(since, self._today(now)[0] - self.window)
+        while self.entries and self.entries[0].at <= since:
+            self.entries.popleft()
+
+    def clamp(self, now: float) -> None:
+        """Let nothing lie in the future: the clock was set back."""
+        for entry in self.entries:
+            entry.began, entry.at = min(entry.began, now), min(entry.at, now)
+        self.told_at = min(self.told_at, now)
+        self._day = (0.0, 0.0)
+
+    def _append(self, entry: Entry, now: float) -> Entry:
+        self.newest = entry
+        self.prune(now)
+        if len(self.entries) >= _MAX_ENTRIES and self.charge is None:
+            self._join()
+        self.entries.append(entry)
+        return entry
+
+    def _join(self) -> None:
+        """Join neighbours in the older half."""
+        joined: deque[Entry] = deque()
+        for number, entry in enumerate(self.entries):
+            last = joined[-1] if joined else None
+            if (
+                last is None
+                or number % 2 == 0
+                or number > _MAX_ENTRIES / 2
+                or last.counted is not entry.counted
+            ):
+                joined.append(entry)
+            else:
+                entry.began, last.joined = last.began, entry
+                entry.requests += last.requests
+                entry.tokens += last.tokens
+                joined[-1] = entry
+        self.entries = joined
+
+    def _today(self, now: float) -> tuple[float, float]:
+        if not self._day[0] <= now < self._day[1]:
+            days = [midnights(microseconds(now), zone) for zone in self.zones]
+            self._day = max(seconds(day[0]) for day in days), min(seconds(day[1]) for day in days)
+        return self._day
+
+
+@attrs.define(eq=False)  # made for every request, hence not frozen
+class OpenReservation:
+    """A reservation that is neither settled nor released yet.
+
+    Attributes:
+        record: Where it counts.
+        entry: The entry that holds it.
+        demand: What it took.
+        made: When, in seconds since the epoch.
+        expires: When it is forgotten.
+        in_store: Whether the store made it.
+        since: Which record of the store counted it; see :attr:`Record.since`.
+    """
+
+    record: Record
+    entry: Entry
+    demand: Demand
+    made: float
+    expires: float
+    in_store: bool
+    since: float
+
+
+class OwnTakings:
+    """The ledger of what this process took through a store, or while it did without.
+
+    Args:
+        known: Where to keep the beginning of each record of the store that counts something of this process;
+            see :class:`~llm_router.stores.base.ExternalStore`.
+
+    Attributes:
+        seen: The time of the last :meth:`heed`, in seconds since the epoch.
+        due: When the next one is due, unless time goes back.
+    """
+
+    def __init__(self, known: MutableMapping[Scope, float]) -> None:
+        self.known = known
+        self._records: dict[Scope, Record] = {}
+        self._open: dict[str, OpenReservation] = {}
+        self.seen = self.due = 0.0
+        self._ends: list[tuple[float, Scope]] = []
+        self._swept_at = 0.0
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(tuple(self._records.values()))
+
+    def get(self, scope: Scope) -> Record | None:
+        """Return the record of a model's scope, if anything was taken there."""
+        return self._records.get(scope)
+
+    def heed(self, now: float) -> None:
+        """Forget what has come back by now."""
+        if now < self.seen - _SET_BACK:
+            self._set_back(now)
+        self.seen, self.due = now, now + _HEED_EVERY
+        ends = self._ends
+        while ends and ends[0][0] <= now:
+            _, scope = heapq.heappop(ends)
+            record = self._records[scope]
+            live_until = record.live_until()
+            if live_until > now:
+                heapq.heappush(ends, (live_until, scope))
+                continue
+            record.is_watched = False
+            self.known.pop(scope, None)
+            record.prune(now)
+            if not record.entries:
+                del self._records[scope]
+        if not self._swept_at <= now < self._swept_at + _SWEEP_EVERY:
+            self._swept_at = now
+            for key in [key for key, made in self._open.items() if made.expires <= now]:
+                del self._open[key]
+        if ends:
+            self.due = min(self.due, ends[0][0])
+
+    def note_grant(
+        self,
+        reservation_id: str,
+        decision: Decision,
+        demand: Demand,
+        ttl: float,
+        now: float,
+        *,
+        in_store: bool,
+    ) -> None:
+        """Note that a reserve was granted, by the store or without it."""
+        deployment = decision.deployment
+        assert deployment is not None  # noqa: S101 - a grant names it
+        scope = deployment.model_scope
+        record = self._records.get(scope)
+        if record is None:
+            record = self._records[scope] = _record_of(deployment)
+        entry = record.add(demand, now, counted=in_store)
+        if in_store:
+            record.headroom, record.daily_headroom = decision.headroom, decision.daily_headroom
+            record.told_at = now
+            if decision.since != record.since or scope not in self.known:
+                self.counted_in(record, decision.since)
+        made = OpenReservation(record, entry, demand, now, now + ttl, in_store, record.since)
+        self._open[reservation_id] = made
+        if not record.is_watched:
+            record.is_watched = True
+            heapq.heappush(self._ends, (record.live_until(), scope))
+
+    def counted_in(self, record: Record, since: float) -> None:
+        """Note which record of the store counts what this one holds."""
+        record.since = since
+        if since and record.deployment.quotas:  # without quotas the store need not keep the record
+            self.known[record.deployment.model_scope] = since
+
+    def close(self, reservation_id: str, used: Demand) -> OpenReservation | None:
+        """Note what a reservation really used; return the reservation, or None if it is not known.
+
+        What it used more than the store was told of is kept as missing where the store counted it already.
+        """
+        made = self._open.pop(reservation_id, None)
+        if made is None:
+            return None
+        requests, tokens = used.requests - made.demand.requests, used.tokens - made.demand.tokens
+        if requests == 0 and tokens == 0:
+            return made
+        record = made.record
+        if made.entry.counted and (not made.in_store or made.since != record.since):
+            # It was charged at its estimate while it was under way.
+            self.add_missing(made, Demand(max(requests, 0), max(tokens, 0)))
+        else:
+            made.entry.change(requests, tokens)
+            if requests < 0 and not record.holds_something():  # the store may have dropped the record
+                self.known.pop(record.deployment.model_scope, None)
+        return made
+
+    def add_missing(self, made: OpenReservation, more: Demand) -> None:
+        """Note what a reservation used more than the store was told."""
+        if more.requests or more.tokens:
+            made.record.add_missing(more, made.made, max(self.seen, made.made))
+
+    @property
+    def open_reservations(self) -> int:
+        """How many reservations are neither settled nor released."""
+        return len(self._open)
+
+    def split(self, record: Record, now: float) -> tuple[_Entries, _Entries]:
+        """Return the entries that the store has not counted, and those that it has; seal the last one."""
+        record.prune(now)
+        record.newest = None
+        entries = list(zip(record.entries, takings(record.entries), strict=True))
+        entries = [(entry, taking) for entry, taking in entries if entry.requests or entry.tokens]
+        return (
+            tuple(each for each in entries if not each[0].counted),
+            tuple(each for each in entries if each[0].counted),
+        )
+
+    def _set_back(self, now: float) -> None:
+        self._ends.clear()
+        for scope, record in self._records.items():
+            record.clamp(now)
+            record.is_watched = True
+            self._ends.append((record.live_until(), scope))
+        heapq.heapify(self._ends)
+        for key, made in self._open.items():
+            if made.made > now:
+                self._open[key] = attrs.evolve(made, made=now, expires=now + made.expires - made.made)
+
+
+def takings(entries: Iterable[Entry]) -> list[Taking]:
+    """Return entries as a store takes them."""
+    return [Taking(entry.at, Demand(entry.requests, entry.tokens)) for entry in entries]
+
+
+def most_of_window(deployment: Deployment) -> float:
+    """Return the seconds of the longest window of a deployment, with the guard; 0 without one."""
+    return max(
+        (quota.window + quota.guard for quota in deployment.quotas if quota.refill is not Refill.DAILY),
+        default=0.0,
+    )
+
+
+def _record_of(deployment: Deployment) -> Record:
+    zones = {quota.timezone for quota in deployment.quotas if quota.refill is Refill.DAILY}
+    return Record(deployment, max(most_of_window(deployment), 60.0), frozenset(zones))

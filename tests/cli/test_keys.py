@@ -1,0 +1,95 @@
+"""``llm-router keys``: lift, disable, enable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from llm_router.emulator import Fault, GeminiEmulator
+from llm_router.errors import StoreUnavailableError
+from llm_router.stores.sqlite import SQLiteStore
+
+
+def test_a_disabled_key_stays_out_until_it_is_enabled(run: Callable[..., Result]) -> None:
+    """Each command is a process of its own: the store remembers. It is told what was done."""
+    result = run("keys", "disable", "key-light", "--reason", "to be rotated")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0] == "disabled: key-light"
+    assert result.stdout.splitlines()[-1].endswith("disabled: to be rotated")
+    assert "disabled: to be rotated" in run("status").stdout
+    assert "1 disabled" in run("status").stdout
+    assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] != "key-light"
+    result = run("keys", "enable", "key-light")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "enabled: key-light")
+    assert result.stdout.splitlines()[-1].endswith("ready")
+    assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
+
+
+def test_a_lifted_key_is_tried_again(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
+    """A model that did not exist is used at once after a lift."""
+    emulator.inject(Fault.status(404), times=1, model="model-l")
+    assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] != "key-light"
+    assert "quarantined" in run("status").stdout.splitlines()[1]
+    result = run("keys", "lift", "key-light", "--model", "model-l")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "lifted: key-light/model-l")
+    assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
+
+
+def test_json_has_the_statuses_afterwards(run: Callable[..., Result]) -> None:
+    """Of everything that the change concerns."""
+    [status] = json.loads(run("keys", "disable", "key-light", "--model", "model-l", "--json").stdout)
+    assert (status["key_id"], status["model"], status["disabled"]) == ("key-light", "model-l", True)
+    [status] = json.loads(run("keys", "lift", "key-light", "--json").stdout)
+    assert status["disabled"] is True
+    [status] = json.loads(run("keys", "enable", "key-light", "--model", "model-l", "--json").stdout)
+    assert (status["disabled"], status["reason"]) == (False, None)
+
+
+def test_what_stays_disabled_is_said(run: Callable[..., Result]) -> None:
+    """A lift does not enable, and enabling a key does not enable a model of it."""
+    run("keys", "disable", "key-light", "--model", "model-l")
+    for command in ("lift", "enable"):
+        result = run("keys", command, "key-light")
+        assert result.exit_code == 0
+        assert "still disabled" in result.stderr
+    assert run("keys", "enable", "key-light", "--model", "model-l").stderr == ""
+
+
+@pytest.mark.parametrize("command", ["lift", "disable", "enable"])
+def test_a_mistake_is_2_and_names_what_there_is(run: Callable[..., Result], command: str) -> None:
+    """A key or model that is not configured, and a store that no other process would see."""
+    for arguments, words in (
+        (("key-lihgt",), "did you mean 'key-light'"),
+        (("key-light", "--model", "model-x"), "'model-l'"),
+        (("key-light", "--store", "memory://"), "no other process would notice"),
+        ((), "KEY"),
+    ):
+        result = run("keys", command, *arguments)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert words in result.stderr
+
+
+def test_a_store_that_does_not_answer_is_1(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was changed then, and nothing is said to be."""
+
+    async def cool_down(*args: Any) -> None:
+        raise StoreUnavailableError("the store is away")
+
+    monkeypatch.setattr(SQLiteStore, "cool_down", cool_down)
+    result = run("keys", "disable", "key-light")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "the store is away" in result.stderr
+
+
+def test_help_lists_the_commands(run: Callable[..., Result]) -> None:
+    """Also where no command is given."""
+    for arguments in (("keys", "--help"), ("keys",)):
+        result = run(*arguments)
+        text = result.stdout + result.stderr
+        assert all(command in text for command in ("lift", "disable", "enable"))

@@ -1,0 +1,558 @@
+"""What this process spent counts, whatever happens to the store: in the failover store, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llm_router import Cooldown, Demand, Deployment, MemoryStore, Metric, Quota, Refill, Router
+from llm_router.domain.cooldown import LearntLimit
+from llm_router.errors import StoreError, StoreTimeoutError, StoreUnavailableError
+from llm_router.stores import Decision, DeploymentSnapshot, Taking
+from llm_router.stores.failover import FailoverStore
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
+OUTAGE = StoreUnavailableError("cannot be reached")
+TIMEOUT = StoreTimeoutError("no answer within 2 s")
+
+
+class Remote(MemoryStore):
+    """A store outside this process, as others see it, that fails as it is told."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.known: dict[Any, float] = {}
+        self.peers = 1
+        self.reads: StoreError | None = None
+        self.writes: StoreError | None = None
+        self.once: list[StoreError] = []
+        self.calls: list[str] = []
+
+    def _answer(self, name: str, failure: StoreError | None) -> None:
+        self.calls.append(name)
+        if self.once:
+            raise self.once.pop(0)
+        if failure is not None:
+            raise type(failure)(*failure.args)
+
+    def fail(self, failure: StoreError | None) -> None:
+        """Fail at every call from now on; None: at none."""
+        self.reads = self.writes = failure
+
+    async def reserve(self, *args: Any) -> Decision:
+        self._answer("reserve", self.writes)
+        return await super().reserve(*args)
+
+    async def settle(self, *args: Any) -> None:
+        self._answer("settle", self.writes)
+        await super().settle(*args)
+
+    async def charge(self, *args: Any) -> float:
+        self._answer("charge", self.writes)
+        return await super().charge(*args)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        self._answer("cool_down", self.writes)
+        await super().cool_down(cooldown)
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        self._answer("snapshot", self.reads)
+        return await super().snapshot(deployments)
+
+    async def announce(self, source: str) -> int:
+        self._answer("announce", self.writes)
+        return self.peers
+
+    async def advice(self) -> list[str]:
+        return []
+
+
+@pytest.fixture
+def remote(clock: ManualClock) -> Remote:
+    return Remote(clock)
+
+
+@pytest.fixture
+def front(remote: Remote, clock: ManualClock) -> FailoverStore:
+    return FailoverStore(remote, clock=clock, local_share=0.25)
+
+
+async def settle_down() -> None:
+    """Let what runs in the background run."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def granted(
+    store: FailoverStore, deployment: Deployment, count: int, tag: str, tokens: int = 10
+) -> int:
+    """Reserve ``count`` times; return how often that was granted."""
+    decisions = [
+        await store.reserve(f"{tag}{n}", [deployment], Demand(1, tokens), 600.0) for n in range(count)
+    ]
+    return sum(decision.deployment is deployment for decision in decisions)
+
+
+async def recover(store: FailoverStore, remote: Remote, clock: ManualClock, deployment: Deployment) -> None:
+    """Let the store answer again, and the front notice it, a second later."""
+    remote.fail(None)
+    clock.shift(1.0)
+    await store.snapshot([deployment])
+    await settle_down()
+    assert store.trouble is None
+
+
+async def used(store: MemoryStore, deployment: Deployment) -> dict[str, int]:
+    [snapshot] = await store.snapshot([deployment])
+    return {quota.metric.value: quota.used for quota in snapshot.quotas}
+
+
+async def test_alone_what_was_spent_before_counts(front: FailoverStore, remote: Remote, pools: Pools) -> None:
+    """A share of 20 is 5: two of them were spent through the store."""
+    limited = pools.one(rpm=20)
+    assert await granted(front, limited, 2, "a") == 2
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 9, "b") == 3
+
+
+async def test_alone_the_day_counts(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """What was spent hours ago counts against the day, and not against the minute."""
+    limited = pools.one(rpm=400, rpd=40)
+    assert await granted(front, limited, 7, "a") == 7
+    clock.shift(3 * 3600.0)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 9, "b") == 3
+
+
+async def test_alone_only_a_share_of_the_room_is_taken(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Others had taken 30 of 40: a quarter of the room of 8 is 2, and the rest comes a minute later."""
+    limited = pools.one(rpm=40)
+    for n in range(30):
+        await remote.reserve(f"other{n}", [limited], Demand(1, 1), 60.0)
+    assert await granted(front, limited, 2, "a") == 2
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 9, "b") == 2
+    clock.shift(60.4)
+    assert await granted(front, limited, 20, "c") == 10
+
+
+@pytest.mark.parametrize("quotas", [(), (Quota(Metric.RPM, 200),)])
+async def test_alone_learnt_limits_are_cut_to_the_share(
+    front: FailoverStore, remote: Remote, pools: Pools, quotas: tuple[Quota, ...]
+) -> None:
+    """A limit of 20 that the provider stated is 5 for this process, learnt before or during the outage."""
+    before, during = (
+        Deployment(pools.one().key, model, "light", quotas=quotas) for model in ("before", "during")
+    )
+    learnt = (LearntLimit(Metric.RPM, 20),)
+    await front.cool_down(Cooldown(before.model_scope, 1.0, "429", learnt))
+    remote.fail(OUTAGE)
+    assert await granted(front, before, 9, "b") == 5
+    assert await granted(front, during, 9, "d") == 9
+    await front.cool_down(Cooldown(during.model_scope, 1.0, "429", learnt))
+    assert await granted(front, during, 9, "e") <= 5
+
+
+@pytest.mark.parametrize(("peers", "share"), [(1, 36), (4, 9), (12, 3)])
+async def test_the_share_is_one_over_the_processes_alive(
+    remote: Remote, pools: Pools, clock: ManualClock, peers: int, share: int
+) -> None:
+    """As many as the store counted last."""
+    remote.peers, limited, other = peers, pools.one(rpm=36), pools.one(rpm=36)
+    front = FailoverStore(remote, clock=clock)
+    await granted(front, other, 1, "a")
+    await settle_down()
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 50, "b") == share
+    await front.aclose()
+
+
+async def test_processes_announce_themselves_every_ten_seconds(
+    remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """On calls that are made anyway, a little more often at first; a clock that jumps delays none."""
+    front, limited = FailoverStore(remote, clock=clock), pools.one(rpm=None)
+    for n in range(120):
+        await granted(front, limited, 3, f"{n}-")
+        await settle_down()
+        clock.shift(1.0)
+    assert 12 <= remote.calls.count("announce") <= 16
+    clock._now -= 86_400.0
+    await granted(front, limited, 1, "back")
+    await settle_down()
+    assert 13 <= remote.calls.count("announce") <= 17
+    await front.aclose()
+
+
+async def test_what_was_spent_alone_counts_where_there_is_no_room(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Others have filled the quota meanwhile; it stays closed for longer."""
+    limited = pools.one(rpm=20, rpd=100)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 5, "a") == 5
+    remote.fail(None)
+    for n in range(20):
+        await remote.reserve(f"other{n}", [limited], Demand(1, 0), 60.0)
+    await recover(front, remote, clock, limited)
+    assert await used(remote, limited) == {"rpm": 25, "rpd": 25}
+
+
+async def test_what_was_spent_alone_counts_from_its_own_time(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """It is back a window after it was spent, not a window after it was told."""
+    limited = pools.one(rpm=20)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 5, "a") == 5
+    clock.shift(50.0)
+    await recover(front, remote, clock, limited)
+    assert await used(remote, limited) == {"rpm": 5}
+    clock.shift(9.3)
+    assert await used(remote, limited) == {"rpm": 0}
+
+
+@pytest.mark.parametrize("tokens", [1, 1_000])
+async def test_what_is_settled_later_counts(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, tokens: int
+) -> None:
+    """Reservations of the store, and of this process, that are settled during the outage or after it."""
+    limited = pools.one(rpm=1_000, tpm=1_000_000)
+    assert await granted(front, limited, 20, "a", 1) == 20
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 20, "b", 1) == 20
+    for n in range(10):
+        await front.settle(f"a{n}", Demand(1, tokens))
+        await front.settle(f"b{n}", Demand(1, tokens))
+    await recover(front, remote, clock, limited)
+    for n in range(10, 20):
+        await front.settle(f"a{n}", Demand(1, tokens))
+        await front.settle(f"b{n}", Demand(1, tokens))
+    assert await used(remote, limited) == {"rpm": 40, "tpm": 40 * tokens}
+
+
+async def test_what_the_store_granted_is_settled_though_it_has_expired(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """What was used more than estimated counts, at the time at which it was taken."""
+    limited = pools.one(rpm=None, rpd=None, tpm=None)
+    limited = Deployment(limited.key, "m", "light", quotas=(Quota(Metric.TPD, 10**6, Refill.DAILY),))
+    await front.reserve("a", [limited], Demand(1, 1), 60.0)
+    remote.fail(OUTAGE)
+    await front.settle("a", Demand(1, 1_000))
+    clock.shift(100.0)
+    await recover(front, remote, clock, limited)
+    assert await used(remote, limited) == {"tpd": 1_000}
+
+
+async def test_a_settle_during_the_return_counts(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the store is told of the estimate, more turns out to be used."""
+    limited = pools.one(rpm=1_000, tpm=1_000_000)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 10, "a", 1) == 10
+    charge = remote.charge
+
+    async def slowly(*args: Any) -> float:
+        if args[3]:
+            for n in range(10):
+                await front.settle(f"a{n}", Demand(1, 500))
+        return await charge(*args)
+
+    monkeypatch.setattr(remote, "charge", slowly)
+    await recover(front, remote, clock, limited)
+    assert await used(remote, limited) == {"rpm": 10, "tpm": 5_000}
+
+
+async def test_cooldowns_of_an_outage_are_told_whole(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later one keeps what was learnt with an earlier one; one found while it is told is told as well."""
+    limited, other = pools.one(rpm=20), pools.one(rpm=20)
+    now, scope = clock.time(), limited.model_scope
+    await granted(front, limited, 1, "a")
+    remote.fail(OUTAGE)
+    await front.cool_down(Cooldown(scope, now + 300.0, "429", (LearntLimit(Metric.RPM, 7),)))
+    await front.cool_down(Cooldown(scope, now + 600.0, "again"))
+    cool_down = remote.cool_down
+
+    async def slowly(cooldown: Cooldown) -> None:
+        await cool_down(cooldown)
+        if cooldown.scope == scope:
+            monkeypatch.undo()
+            await front.cool_down(Cooldown(other.model_scope, now + 900.0, "found meanwhile"))
+            await front.cool_down(Cooldown(scope, now + 900.0, "found meanwhile"))
+
+    monkeypatch.setattr(remote, "cool_down", slowly)
+    await recover(front, remote, clock, limited)
+    snapshots = await remote.snapshot([limited, other])
+    assert [snapshot.cooldown is not None and snapshot.cooldown.until for snapshot in snapshots] == [
+        now + 900.0
+    ] * 2
+    assert snapshots[0].quotas[0].limit == 7
+    assert not front._untold
+
+
+async def test_a_lift_during_an_outage_is_told(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """What came before it is not; what was learnt stays."""
+    limited = pools.one(rpm=20)
+    scope = limited.model_scope
+    await remote.cool_down(Cooldown(scope, math.inf, "disabled"))
+    remote.fail(OUTAGE)
+    await granted(front, limited, 1, "a")
+    await front.cool_down(Cooldown(scope, math.inf, "429", (LearntLimit(Metric.RPM, 7),)))
+    await front.cool_down(Cooldown.lift(scope))
+    await recover(front, remote, clock, limited)
+    [snapshot] = await remote.snapshot([limited])
+    assert (snapshot.cooldown, snapshot.quotas[0].limit) == (None, 7)
+
+
+async def test_overload_is_no_outage(front: FailoverStore, remote: Remote, pools: Pools) -> None:
+    """A call that times out while another is answered is passed on; the process does not go alone."""
+    limited = pools.one(rpm=20)
+    for _ in range(5):
+        remote.once = [TIMEOUT]
+        with pytest.raises(StoreTimeoutError):
+            await front.reserve("a", [limited], Demand(), 60.0)
+    assert front.trouble is None
+    remote.once = [TIMEOUT, TIMEOUT]
+    assert (await front.reserve("b", [limited], Demand(), 60.0)).deployment is limited
+    assert front.trouble == "no answer within 2 s"
+
+
+async def test_a_send_outlasts_overload(
+    remote: Remote, pools: Pools, clock: ManualClock, provider: FakeProvider
+) -> None:
+    """It backs off and tries again; where the overload stays, it says when to come back."""
+    async with Router([pools.one()], store=remote, provider=provider, clock=clock) as router:
+        remote.once = [TIMEOUT]
+        sending = asyncio.create_task(router.send("x"))
+        await clock.advance(2.0)
+        assert (await sending).success
+        monkeyed = remote.reserve
+
+        async def overloaded(*args: Any) -> Decision:
+            remote.once = [TIMEOUT]
+            return await monkeyed(*args)
+
+        remote.reserve = overloaded  # type: ignore[method-assign]
+        sending = asyncio.create_task(router.send("x"))
+        await clock.advance(10.0)
+        response = await sending
+    assert not response.success
+    assert response.retry_after == 1.0
+    assert "no answer within 2 s" in str(response.error)
+
+
+async def test_a_connection_that_breaks_once_is_no_outage(
+    front: FailoverStore, remote: Remote, pools: Pools
+) -> None:
+    """The store answers when it is asked again."""
+    limited = pools.one(rpm=20)
+    remote.once = [OUTAGE]
+    assert (await front.reserve("a", [limited], Demand(), 60.0)).deployment is limited
+    remote.once = [OUTAGE]
+    await front.settle("a", Demand(1, 5))
+    remote.once = [OUTAGE]
+    await front.cool_down(Cooldown(limited.model_scope, 2e9, "rests"))
+    remote.once = [OUTAGE]
+    [snapshot] = await front.snapshot([limited])
+    assert snapshot.cooldown is not None
+    assert front.trouble is None
+    assert not front._untold
+
+
+async def test_a_store_that_only_reads_is_in_trouble_once(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Read-only or full for a minute: one change of state and back, not one for every probe."""
+    limited = pools.one(rpm=None)
+    remote.writes = StoreUnavailableError("is a read-only replica")
+    for n in range(60):
+        await granted(front, limited, 2, f"{n}-")
+        await settle_down()
+        clock.shift(1.0)
+    remote.writes = None
+    for n in range(60, 100):
+        await granted(front, limited, 1, f"{n}-")
+        await settle_down()
+        clock.shift(1.0)
+    messages = [record.getMessage().split(",")[0] for record in caplog.records]
+    assert messages == ["the store fails", "the store answers again"]
+
+
+async def test_after_an_outage_a_window_of_caution(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Others may not have told yet what they spent: this process takes no more than its share at first."""
+    limited = pools.one(rpm=20)
+    await granted(front, limited, 1, "a")
+    remote.fail(OUTAGE)
+    await granted(front, limited, 1, "b")
+    await recover(front, remote, clock, limited)
+    assert await granted(front, limited, 20, "c") == 3
+    clock.shift(60.4)
+    assert await granted(front, limited, 20, "d") == 20
+
+
+async def test_caution_lets_a_second_candidate_serve(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Where one is refused by the share, or by the store, the next one is asked; every refusal is told."""
+    mine, full, free = pools.one(rpm=4), pools.one(rpm=4), pools.one(rpm=40)
+    for n in range(4):
+        await remote.reserve(f"other{n}", [full], Demand(), 60.0)
+    remote.fail(OUTAGE)
+    await granted(front, mine, 1, "a")
+    await recover(front, remote, clock, mine)
+    decision = await front.reserve("b", [mine, full, free], Demand(), 60.0)
+    assert decision.deployment is free
+    assert [refusal.deployment for refusal in decision.refusals] == [mine, full]
+    assert [refusal.reason for refusal in decision.refusals] == ["rpm", "rpm"]
+    await front.release("b")
+    assert await used(remote, free) == {"rpm": 0}
+    assert await used(remote, mine) == {"rpm": 1}
+
+
+class Divided(Remote):
+    """A store of two shards, each of which may fail."""
+
+    shards = 2
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock)
+        self.down: set[int] = set()
+
+    def shard_of(self, deployment: Deployment) -> int:
+        return int(deployment.model[-1])
+
+    def _check(self, *deployments: Deployment) -> None:
+        for shard in sorted(set(map(self.shard_of, deployments)) & self.down):
+            raise StoreUnavailableError("cannot be reached", shard=shard)
+
+    async def reserve(self, *args: Any) -> Decision:
+        self._check(*args[1])
+        return await super().reserve(*args)
+
+    async def charge(self, *args: Any) -> float:
+        self._check(args[2])
+        return await super().charge(*args)
+
+
+async def test_a_shard_that_is_down_takes_no_other_along(pools: Pools, clock: ManualClock) -> None:
+    """The projects of the healthy one have their whole quota; those of the other a share."""
+    remote = Divided(clock)
+    front = FailoverStore(remote, clock=clock, local_share=0.25)
+    well, ill = pools.one("model-0", rpm=20), pools.one("model-1", rpm=20)
+    remote.down = {1}
+    assert await granted(front, ill, 9, "a") == 5
+    assert await granted(front, well, 30, "b") == 20
+    trouble = front.trouble
+    assert trouble == "cannot be reached (1 of 2 shards)"
+    assert (await front.reserve("c", [ill, well], Demand(), 60.0)).deployment is None
+    assert len(await front.snapshot([well, ill])) == 2
+    remote.down = set()
+    clock.shift(60.4)
+    await granted(front, ill, 1, "d")
+    await settle_down()
+    assert front.trouble is None
+    await front.aclose()
+
+
+async def test_a_clock_that_is_set_back_keeps_nothing_for_a_day(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """What was taken a day ahead counts as taken now, and comes back within a window."""
+    limited = pools.one(rpm=20)
+    clock.shift(86_400.0)
+    assert await granted(front, limited, 3, "a") == 3
+    clock._now -= 86_400.0
+    assert await granted(front, limited, 1, "b") == 1
+    clock.shift(61.0)
+    assert await granted(front, limited, 1, "c") == 1
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 9, "d") == 4
+
+
+async def test_the_ledger_of_this_process_stays_small(
+    front: FailoverStore, pools: Pools, clock: ManualClock
+) -> None:
+    """A hundred thousand requests over a day and over many keys leave a few hundred entries for each."""
+    pool = [pools.one(rpm=10**6, rpd=10**6) for _ in range(3)]
+    for n in range(20_000):
+        await front.reserve(f"r{n}", [pool[n % 3]], Demand(1, 1), 60.0)
+        if n % 7:
+            await front.settle(f"r{n}", Demand(1, 2))
+        clock.shift(4.3)
+    assert front._own.open_reservations < 30
+    assert all(len(record.entries) <= 481 for record in front._own)
+    clock.shift(2 * 86_400.0)
+    await front.reserve("last", [pool[0]], Demand(1, 1), 60.0)
+    assert len(list(front._own)) == 1
+
+
+async def test_what_is_charged_of_a_full_ledger_is_what_was_taken(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Joining entries loses nothing, whatever is settled afterwards."""
+    limited = Deployment(pools.one().key, "m", "light", quotas=(Quota(Metric.TPM, 10**9),))
+    remote.fail(OUTAGE)
+    taken = 0
+    for n in range(3_000):
+        decision = await front.reserve(f"r{n}", [limited], Demand(1, 10), 600.0)
+        assert decision.deployment is limited
+        clock.shift(0.0199)
+    for n in range(0, 3_000, 2):
+        await front.settle(f"r{n}", Demand(1, n))
+        taken += n - 10
+    clock._now -= 0.5  # within the second that may go unnoticed
+    await recover(front, remote, clock, limited)
+    assert await used(remote, limited) == {"tpm": 30_000 + taken}
+
+
+async def test_charges_are_told_once_though_the_answer_was_lost(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has counted it, and the process tells it again."""
+    limited = pools.one(rpm=20)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 3, "a") == 3
+    charge = remote.charge
+
+    async def lost(*args: Any) -> float:
+        since = await charge(*args)
+        if args[3]:
+            monkeypatch.undo()
+            raise OUTAGE
+        return since
+
+    monkeypatch.setattr(remote, "charge", lost)
+    remote.fail(None)
+    for _ in range(3):
+        clock.shift(4.0)
+        await front.snapshot([limited])
+        await settle_down()
+    assert front.trouble is None
+    assert await used(remote, limited) == {"rpm": 3}
+
+
+def test_takings_are_shown() -> None:
+    """For people who read logs of a store of their own."""
+    assert repr(Taking(1.0, Demand(1, 2))) == "Taking(at=1.0, used=Demand(requests=1, tokens=2))"
+
+
+Make = Callable[..., FailoverStore]
