@@ -550,6 +550,51 @@ async def test_charges_are_told_once_though_the_answer_was_lost(
     assert await used(remote, limited) == {"rpm": 3}
 
 
+async def test_a_charge_that_failed_is_repeated_though_the_store_was_probed_meanwhile(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """The probe writes, and must not make the charge look like an old one."""
+    limited = pools.one(rpm=20)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 3, "a") == 3
+    remote.fail(None)
+    calls, charge = 0, remote.charge
+
+    async def fails_once(*args: Any) -> float:
+        nonlocal calls
+        if args[3]:
+            calls += 1
+            if calls == 1:
+                raise OUTAGE
+        return await charge(*args)
+
+    remote.charge = fails_once  # type: ignore[method-assign]
+    for _ in range(3):
+        clock.shift(4.0)
+        await front.snapshot([limited])
+        await settle_down()
+    assert (front.trouble, calls) == (None, 2)
+    assert await used(remote, limited) == {"rpm": 3}
+
+
+async def test_a_settle_that_overload_refused_is_made_later(
+    remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Within seconds, by the next call that announces the process."""
+    front, limited = FailoverStore(remote, clock=clock), pools.one(rpm=20, tpm=10_000)
+    await front.reserve("a", [limited], Demand(1, 10), 600.0)
+    await settle_down()
+    remote.once = [TIMEOUT, TIMEOUT]  # then the store answers a write
+    await front.settle("a", Demand(1, 500))
+    assert (front.trouble, len(front._unsettled)) == (None, 1)
+    clock.shift(10.0)
+    await front.reserve("b", [limited], Demand(1, 0), 600.0)
+    await settle_down()
+    assert not front._unsettled
+    assert await used(remote, limited) == {"rpm": 2, "tpm": 500}
+    await front.aclose()
+
+
 def test_takings_are_shown() -> None:
     """For people who read logs of a store of their own."""
     assert repr(Taking(1.0, Demand(1, 2))) == "Taking(at=1.0, used=Demand(requests=1, tokens=2))"

@@ -522,8 +522,9 @@ class FailoverStore:
                 self._advised = True
                 for advice in await store.advice():
                     _log.warning("%s", advice)
-            if not self._careful:
-                await self._tell_cooldowns()  # that were found before anything was reserved
+            if not self._careful:  # what is left of calls that failed though the store answers
+                await self._settle_what_is_left()
+                await self._tell_cooldowns()
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -589,8 +590,11 @@ class FailoverStore:
         return True
 
     async def _write(self, shard: _Shard) -> None:
-        """Write something to a shard: it may answer, and yet be read-only or full."""
-        await self.behind.charge(self._name(), next(self._sequence), shard.sample, ())
+        """Write something to a shard: it may answer, and yet be read-only or full.
+
+        Under another name: a charge that is to be repeated has a lower sequence, and would count no more.
+        """
+        await self.behind.charge(f"{self._name()}-probe", next(self._sequence), shard.sample, ())
 
     def _do_without(self, shard: _Shard, trouble: str) -> None:
         if shard.trouble is None:
@@ -634,12 +638,15 @@ class FailoverStore:
                     _log.debug("what was spent on %s could not be told: %s", record.deployment.id, error)
                     for entry in record.entries:
                         entry.counted = True
-        for key, (made, used) in list(self._unsettled.items()):
-            if self.shard_of(made.record.deployment) == shard.number:
-                await self._settle_late(key, made, used)
-                del self._unsettled[key]
+        await self._settle_what_is_left(shard.number)
         if not any(each.trouble is not None for each in self._shards.values() if each is not shard):
             await self._tell_cooldowns()
+
+    async def _settle_what_is_left(self, shard: int | None = None) -> None:
+        for key, (made, used) in list(self._unsettled.items()):
+            if shard is None or self.shard_of(made.record.deployment) == shard:
+                await self._settle_late(key, made, used)
+                self._unsettled.pop(key, None)
 
     async def _tell_cooldowns(self) -> None:
         while (cooldown := self._untold.first()) is not None:
@@ -654,8 +661,8 @@ class FailoverStore:
             more = Demand(
                 max(used.requests - made.demand.requests, 0), max(used.tokens - made.demand.tokens, 0)
             )
-            taking = Taking(made.made, more)
-            await self.behind.charge(self._name(), next(self._sequence), made.record.deployment, [taking])
+            taking, source = Taking(made.made, more), f"{self._name()}-late"
+            await self.behind.charge(source, next(self._sequence), made.record.deployment, [taking])
 
     def _untold_records(self, shard: _Shard) -> list[Record]:
         return [
