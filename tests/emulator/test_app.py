@@ -91,11 +91,11 @@ async def test_stream(sdk: OpenSDK) -> None:
     assert len(chunks) == 3
     assert all(chunk.text is not None for chunk in chunks)
     assert "".join(chunk.text or "" for chunk in chunks) == "[gemini-test] echo: Tell me of llamas"
-    reasons = [candidate.finish_reason for chunk in chunks for candidate in chunk.candidates or ()]
-    assert reasons == [None, None, types.FinishReason.STOP]
+    reasons = [[candidate.finish_reason for candidate in chunk.candidates or ()] for chunk in chunks]
+    assert reasons == [[None], [None], [types.FinishReason.STOP]]
     usages = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata is not None]
-    totals = [usage.total_token_count or 0 for usage in usages]
-    assert len(usages) == len(chunks)
+    totals = [usage.total_token_count for usage in usages if usage.total_token_count is not None]
+    assert len(totals) == len(usages) == len(chunks)
     assert totals == sorted(set(totals))
     assert all(usage.prompt_token_count == 4 for usage in usages)
     assert (counts.accepted, counts.tokens) == (1, 4)
