@@ -140,12 +140,13 @@ class KeyManager:
                 once that answers again.
         """
         chosen = self._choose(key_id, model)
-        scopes = {deployment.model_scope for deployment in chosen}
+        models = {deployment.model_scope for deployment in chosen}
+        scopes = set(models)
         if model is None:
             scopes |= {scope for each in chosen for scope in (each.key_scope, each.project_scope)}
         present = await self._present(chosen)
         kept = {scope for scope, cooldown in present.items() if cooldown is not None and cooldown.is_disabled}
-        await self._share(Cooldown.lift(scope, limits=True) for scope in sorted(scopes - kept))
+        await self._share(Cooldown.lift(scope, limits=scope in models) for scope in sorted(scopes - kept))
         for deployment in chosen:
             self.pool.forgive(deployment)
         return await self._changed(scopes)

@@ -122,14 +122,6 @@ class Pool:
             if state.avoided_until <= now:
                 state.group.rouse(state)
 
-    def restore(self, scopes: Iterable[Scope]) -> None:
-        """Make the deployments of ``scopes`` ready whatever this process holds against them."""
-        for scope in scopes:
-            for state in self._by_scope.get(scope, ()):
-                state.avoided_until = 0.0
-                state.failures, state.features = 0, None
-                state.group.rouse(state)
-
     def return_quota(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
         for state in self._by_scope.get(scope, ()):

@@ -12,6 +12,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric
 
 __all__ = [
+    "CHARGES_KEPT",
     "QUIET",
     "RECOUNT",
     "Decision",
@@ -27,6 +28,9 @@ __all__ = [
 
 RECOUNT = "what was spent is being counted again"
 """The reason of a refusal because the store has lost something; see :class:`ExternalStore`."""
+
+CHARGES_KEPT = 25 * 3600.0
+"""Seconds for which the last charge of a process is remembered."""
 
 QUIET = 1.0
 """Seconds for which a store that lost something grants nothing; see :class:`ExternalStore`."""
@@ -199,7 +203,7 @@ class RateLimitStore(Protocol):
             source: Names the process, and no other one ever.
             sequence: Increases with each charge of a source; a charge of a sequence that is not above the
                 last one of that source and model scope changes nothing, so that it may be repeated. It is
-                remembered for 25 hours.
+                remembered for ``CHARGES_KEPT`` (25 hours).
             deployment: What was taken from.
             missing: The takings that the store was never told of, oldest first.
             counted: The takings that it counted in the record that began at ``since``, oldest first. It

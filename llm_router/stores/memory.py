@@ -11,7 +11,7 @@ from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import LEARNT_FOR
 from llm_router.domain.quota import Demand, Metric, Quota
-from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal
+from llm_router.stores.base import CHARGES_KEPT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
     QuotaLedger,
     QuotaSet,
@@ -39,9 +39,6 @@ _log = logging.getLogger("llm_router")
 
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""
-
-_CHARGES_KEPT = 25 * 3600 * 1_000_000
-"""Microseconds for which the sequence of a charge is remembered."""
 
 _MAX_QUOTA_SETS = 500_000
 """Deployment objects remembered; a reloaded router makes new ones. Forgetting them loses no count."""
@@ -275,8 +272,9 @@ class MemoryStore:
         for scope in ended:
             del self._cooldowns[scope]
         if self._charges:
+            kept = microseconds(CHARGES_KEPT)
             self._charges = {
-                charge: last for charge, last in self._charges.items() if abs(now - last[1]) < _CHARGES_KEPT
+                charge: last for charge, last in self._charges.items() if abs(now - last[1]) < kept
             }
         if len(self._imposed) > 2 * len(self._cooldowns):
             self._imposed = {scope: self._imposed[scope] for scope in self._cooldowns}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llm_router.domain.quota import Demand
@@ -74,6 +74,3 @@ class Fleet:
 
     def _count(self, begin: float, seconds: float) -> int:
         return sum(begin <= at < begin + seconds for at in self.granted)
-
-
-Event = Callable[[], object]

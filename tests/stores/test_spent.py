@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -598,6 +598,3 @@ async def test_a_settle_that_overload_refused_is_made_later(
 def test_takings_are_shown() -> None:
     """For people who read logs of a store of their own."""
     assert repr(Taking(1.0, Demand(1, 2))) == "Taking(at=1.0, used=Demand(requests=1, tokens=2))"
-
-
-Make = Callable[..., FailoverStore]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import microseconds, seconds
-from llm_router.stores.base import QUIET
+from llm_router.stores.base import CHARGES_KEPT, QUIET
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from llm_router.domain.deployment import Scope
 
 __all__ = ["Epochs"]
-
-_CHARGES_KEPT = 25 * 3600 * 1_000_000
-"""Microseconds for which the sequence of a charge is remembered."""
 
 _ALIVE = 60_000_000
 """Microseconds for which a process counts after it announced itself."""
@@ -100,4 +97,5 @@ class Epochs:
 
     def sweep(self, now: int) -> None:
         """Forget charges that nobody will repeat."""
-        self._connection.execute(_SWEEP_CHARGES, (now - _CHARGES_KEPT, now + _CHARGES_KEPT))
+        kept = microseconds(CHARGES_KEPT)
+        self._connection.execute(_SWEEP_CHARGES, (now - kept, now + kept))

@@ -75,7 +75,7 @@ local function record_quiet_until(s)
 end
 
 local function load_charges()
-  local LASTS = 25 * 3600 * 1000
+  local LASTS = 25 * 3600 * 1000 -- as in stores/base.py
   local charges = {}
   local made = {}      -- key -> the sequence of the last charge
 

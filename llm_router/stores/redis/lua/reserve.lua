@@ -243,9 +243,8 @@ local function refuse_closed(deployment)
   reply((deployment.lost and 6 or 5) + 8, max(now, record_quiet_until(deployment.scope)))
 end
 
--- Refuse all candidates because the shard has just lost something.
-local function refuse_all(shortlist, start, count)
-  local till = quiet_until()
+-- Refuse all candidates until a time, because the shard has just lost something.
+local function refuse_all(shortlist, start, count, till)
   for i = 1, count do
     local _, _, _, since = named((unpack_from("<I2", ARGV[5], shortlist + 2 * i)))
     reply((since ~= 0 and since < epoch and 6 or 5) + 8, till)
@@ -258,7 +257,8 @@ local function reserve(id, shortlist, requests, tokens, lasts)
   local i, list = 1, nil
   length = start
   spent = spent + 6
-  if reset_at > 0 and quiet_until() > 0 then return refuse_all(shortlist, start, count) end
+  local till = reset_at > 0 and quiet_until() or 0
+  if till > 0 then return refuse_all(shortlist, start, count, till) end
   while i <= count do
     -- Mostly the first candidate has room. What is known of all of them is read once it has not.
     if i > 1 or knowledge[number] then
