@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Self
 
 from llm_router.domain.quota import Demand
 from llm_router.errors import StoreError
+from llm_router.stores.failover import FailoverStore
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
     from llm_router.domain.deployment import Deployment
-    from llm_router.stores.failover import FailoverStore
+    from llm_router.stores import RateLimitStore
     from llm_router.testing import ManualClock
 
 __all__ = ["Fleet"]
@@ -40,6 +43,18 @@ class Fleet:
         self._limited = limited
         self._eager = eager
         self._random = random.Random(7)
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, open_store: Callable[[], RateLimitStore], processes: int, clock: ManualClock, limited: Deployment
+    ) -> AsyncIterator[Self]:
+        """Open as many processes, each with a store of its own behind it."""
+        async with AsyncExitStack() as stack:
+            stores = [FailoverStore(open_store(), clock=clock) for _ in range(processes)]
+            for store in stores:
+                await stack.enter_async_context(aclosing(store))
+            yield cls(stores, clock, limited, eager=2)
 
     async def run(self, seconds: int, *, idle: Sequence[FailoverStore] = ()) -> None:
         """Let the processes spend for some seconds, but for those that are idle."""

@@ -409,6 +409,28 @@ async def test_after_an_outage_a_window_of_caution(
     assert await granted(front, limited, 20, "d") == 20
 
 
+@pytest.mark.parametrize("ahead", [0.0, 0.5])
+async def test_after_the_caution_the_store_is_asked_directly(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, ahead: float
+) -> None:
+    """A window after the store lost something, by its own clock, which may be a little ahead."""
+    limited, lost_at = pools.one(rpm=20), clock.time() + ahead
+    reserve = remote.reserve
+
+    async def loses(*args: Any) -> Decision:
+        decision = await reserve(*args)
+        decision.reset_at = lost_at
+        return decision
+
+    remote.reserve = loses  # type: ignore[method-assign]
+    await granted(front, limited, 1, "a")
+    assert front._careful
+    assert await granted(front, limited, 20, "b") == 4
+    clock.shift(60.4)
+    assert await granted(front, limited, 30, "c") == 20
+    assert not front._careful
+
+
 async def test_caution_lets_a_second_candidate_serve(
     front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
 ) -> None:

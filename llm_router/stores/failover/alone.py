@@ -8,13 +8,14 @@ from operator import attrgetter
 
 import attrs
 
+from llm_router.domain.calendar import microseconds
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.failover.takings import Entry, OwnTakings, Record, takings
-from llm_router.stores.ledger import learnt_quota
+from llm_router.stores.ledger import terms_in_force
 from llm_router.stores.memory import MemoryStore
 
 __all__ = ["LOCAL_SHARE", "Alone"]
@@ -107,16 +108,14 @@ class Alone:
         return known[1]
 
     def _in_force(self, deployment: Deployment) -> list[Quota]:
+        """Return the quotas of a deployment under the limits now in force."""
         now = self._clock.time()
-        learnt = self._learnt.get(deployment.model_scope, {})
-        limits = {metric: limit for metric, (limit, until) in learnt.items() if until > now}
-        quotas = [
-            attrs.evolve(quota, limit=limit, burst=None if quota.burst is None else min(quota.burst, limit))
-            if (limit := min(limits.pop(quota.metric, quota.limit), quota.limit)) < quota.limit
-            else quota
-            for quota in deployment.quotas
-        ]
-        return quotas + [learnt_quota(metric, limit) for metric, limit in limits.items()]
+        learnt = {
+            metric: (limit, microseconds(until))
+            for metric, (limit, until) in self._learnt.get(deployment.model_scope, {}).items()
+            if until > now
+        }
+        return [_at_most(quota, limit) for quota, limit, _ in terms_in_force(deployment, learnt)]
 
     async def _charge(self, share: Deployment, record: Record) -> None:
         """Count what this process took before, and what others took as far as it knows."""
@@ -146,6 +145,13 @@ def _missing(share: Deployment, own: Sequence[Entry], headroom: float, *, daily:
             taken = math.ceil(quota.limit * (1.0 - headroom) - _ROUNDING) - mine[counts_tokens]
             others[counts_tokens] = max(others[counts_tokens], taken)
     return Demand(others[False], others[True])
+
+
+def _at_most(quota: Quota, limit: int) -> Quota:
+    if limit == quota.limit:
+        return quota
+    burst = None if quota.burst is None else max(1, min(quota.burst, limit))
+    return attrs.evolve(quota, limit=limit, burst=burst)
 
 
 def _share(quota: Quota, share: float) -> Quota:

@@ -6,9 +6,11 @@ import math
 
 import attrs
 
+from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric
+from llm_router.stores.ledger import impose
 
 __all__ = ["KnownCooldowns", "UntoldCooldowns"]
 
@@ -26,11 +28,9 @@ class KnownCooldowns:
 
     def add(self, cooldown: Cooldown, now: float) -> None:
         """Note a cooldown, or that one was lifted."""
-        present = self._cooldowns.get(cooldown.scope)
-        if cooldown.until > now and (present is None or cooldown.until > present.until):
-            self._cooldowns[cooldown.scope] = attrs.evolve(cooldown, learnt=())
-        elif cooldown.until <= 0.0:
-            self._cooldowns.pop(cooldown.scope, None)
+        kept = impose(self._cooldowns.pop(cooldown.scope, None), cooldown, microseconds(now))
+        if kept is not None:
+            self._cooldowns[cooldown.scope] = attrs.evolve(kept, learnt=())
         if cooldown.learnt:
             limits = self.learnt.setdefault(cooldown.scope, {})
             for entry in cooldown.learnt:

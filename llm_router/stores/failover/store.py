@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-import os
-import secrets
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -36,64 +33,25 @@ from llm_router.stores.base import (
 )
 from llm_router.stores.failover.alone import LOCAL_SHARE, Alone
 from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns
-from llm_router.stores.failover.takings import (
-    Charge,
-    Entry,
-    OpenReservation,
-    OwnTakings,
-    Record,
-    most_of_window,
-)
+from llm_router.stores.failover.peers import LocalShare, Peers
+from llm_router.stores.failover.shards import Shard
+from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, longest_window
+from llm_router.stores.failover.telling import Teller
 
-__all__ = ["FailoverStore", "LocalShare", "StoreFailurePolicy"]
+__all__ = ["FailoverStore", "StoreFailurePolicy"]
 
 _log = logging.getLogger("llm_router")
 
 StoreFailurePolicy = Literal["closed", "local", "open"]
 """What to do while the store fails: refuse, continue with a share of every quota, or without limits."""
 
-LocalShare = float | Literal["auto"]
-"""The share of every quota that a process takes alone: above 0 and at most 1, or ``"auto"``."""
-
-_FIRST_PROBE, _LAST_PROBE = 1.0, 30.0
-_FIRST_ANNOUNCEMENT, _LAST_ANNOUNCEMENT = 1.0, 10.0
 _CALLS = 2
 """Times that a call without an answer is made: a connection may have been lost that is there again."""
 
 _TURNS = 4
 """Times that a reserve is made again because the store had lost something, or failed."""
 
-_LONGEST_CAUTION = 86_400.0
 _NOTHING = Demand(0, 0)
-
-
-@attrs.define(eq=False)
-class _Shard:
-    """What this process knows of one shard of the store.
-
-    Attributes:
-        number: Its number.
-        sample: A deployment that lies in it, by which it is probed.
-        trouble: Why this process does without it, or None while it answers.
-        alone: The quotas of this process, while it does without the shard or cannot trust its count.
-        reset_at: When the shard last lost something, as it says; 0 if it never did.
-        cautious_since: Since when others may not have told it yet what they took; -inf if they have.
-        delay: Seconds between two probes.
-        probe_at: When it is probed next, in seconds since the epoch.
-        probe: The probe under way.
-        check: The check under way whether it answers other calls.
-    """
-
-    number: int
-    sample: Deployment
-    trouble: str | None = None
-    alone: Alone | None = None
-    reset_at: float = 0.0
-    cautious_since: float = float("-inf")
-    delay: float = _FIRST_PROBE
-    probe_at: float = 0.0
-    probe: asyncio.Task[None] | None = None
-    check: asyncio.Task[bool] | None = None
 
 
 class FailoverStore:
@@ -145,24 +103,18 @@ class FailoverStore:
             raise ConfigError(f"local_share must be 'auto' or above 0 and at most 1, not {local_share!r}")
         self.behind = store
         """The store behind it."""
-        self._external = store if isinstance(store, ExternalStore) else None
         self._sharded = store if isinstance(store, Sharded) else None
         self._policy = policy
-        self._share = local_share
-        self._first_share = first_share
         self._owns_store = owns_store
         self._clock = clock or SystemClock()
-        self._own = OwnTakings({} if self._external is None else self._external.known)
-        self._shards: dict[int, _Shard] = {}
+        self._own = OwnTakings(store.known if isinstance(store, ExternalStore) else {})
+        self._peers = Peers(store, local_share, first_share)
+        self._teller = Teller(store, self._own, self._peers, self._clock)
+        self._shards: dict[int, Shard] = {}
         self._careful = False  # whether any shard is in trouble, or not to be trusted yet
         self._cooldowns = KnownCooldowns()
         self._untold = UntoldCooldowns()
         self._unsettled: dict[str, tuple[OpenReservation, Demand]] = {}
-        self._process, self._source = os.getpid(), _new_source()
-        self._sequence = itertools.count(1)
-        self._peers: int | None = None
-        self._advised = False
-        self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- the store ------------------------------------------------------------------------------------
@@ -174,7 +126,8 @@ class FailoverStore:
         now, own = self._clock.time(), self._own
         if not own.seen <= now < own.due:
             own.heed(now)
-            self._announce_if_due(now)
+            if self._peers.is_due(now):
+                self._start(self._announce())
         if self._careful:
             return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         try:
@@ -211,10 +164,9 @@ class FailoverStore:
         self, reservation_id: str, used: Demand, made: OpenReservation | None
     ) -> None:
         """Settle wherever the reservation may be, and remember it if that is not possible yet."""
-        shards = [shard for shard in self._shards.values() if shard.alone is not None]
-        for shard in shards:
-            assert shard.alone is not None  # noqa: S101
-            await shard.alone.settle(reservation_id, used)
+        for shard in self._shards.values():
+            if shard.alone is not None:
+                await shard.alone.settle(reservation_id, used)
         if made is None:
             await self._pass_on(lambda: self.behind.settle(reservation_id, used), None)
             return
@@ -224,7 +176,7 @@ class FailoverStore:
             if failure is not None:
                 self._unsettled[reservation_id] = made, used
         elif made.record.is_missing():
-            await self._pass_on(lambda: self._charge(made.record), deployment)
+            await self._pass_on(lambda: self._teller.charge(made.record), deployment)
 
     async def release(self, reservation_id: str) -> None:
         """Release where the reservation was made; see :class:`RateLimitStore`."""
@@ -334,7 +286,7 @@ class FailoverStore:
         return decision
 
     async def _reserve_in(
-        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         decision = Decision(None, 0.0, 0.0)
         for _ in range(_TURNS):
@@ -359,7 +311,7 @@ class FailoverStore:
         return decision
 
     async def _reserve_alone(
-        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         if self._policy == "closed":
             raise self._refusal(shard)
@@ -372,7 +324,7 @@ class FailoverStore:
         return decision
 
     async def _reserve_cautiously(
-        self, shard: _Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve from this process's share first, and then in the store."""
         alone = self._alone(shard)
@@ -398,53 +350,38 @@ class FailoverStore:
             left = left[left.index(granted.deployment) + 1 :]
         return attrs.evolve(decision, refusals=refusals, lost=lost)
 
-    def _is_cautious(self, shard: _Shard, candidates: Sequence[Deployment]) -> bool:
+    def _is_cautious(self, shard: Shard, candidates: Sequence[Deployment]) -> bool:
         """Whether others may not have told the shard yet what they took in the present window."""
-        since = self._clock.time() - shard.cautious_since
-        if 0.0 <= since < max(map(most_of_window, candidates)):
-            return True
-        if not 0.0 <= since < _LONGEST_CAUTION:
-            self._trust(shard)
-        return False
+        is_cautious = shard.is_cautious(self._clock.time(), max(map(longest_window, candidates)))
+        if not is_cautious:
+            self._careful = not all(each.is_plain for each in self._shards.values())
+        return is_cautious
 
-    def _trust(self, shard: _Shard) -> None:
-        shard.cautious_since = float("-inf")
-        if shard.trouble is None:
-            shard.alone = None
-        self._careful = any(
-            each.trouble is not None or each.cautious_since > float("-inf") for each in self._shards.values()
-        )
-
-    def _be_cautious(self, shard: _Shard, since: float) -> None:
-        shard.cautious_since = max(shard.cautious_since, since)
+    def _trust_no_more(self, shard: Shard, since: float) -> None:
+        """Be cautious for a window: others may not have told the shard yet what they took."""
+        shard.be_cautious(since, self._clock.time(), self._own.longest_window)
         self._careful = True
 
-    def _alone(self, shard: _Shard) -> Alone:
+    def _alone(self, shard: Shard) -> Alone:
         if shard.alone is None:
             cooldowns = self._cooldowns.in_force(self._clock.time())
-            share = self._present_share()
-            shard.alone = Alone(share, self._own, self._clock, self._cooldowns.learnt, cooldowns)
+            shard.alone = Alone(self._peers.share, self._own, self._clock, self._cooldowns.learnt, cooldowns)
         return shard.alone
 
-    def _present_share(self) -> float:
-        if self._share != "auto":
-            return self._share
-        return self._first_share if self._peers is None else 1.0 / max(self._peers, 1)
-
-    def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[_Shard, list[Deployment]]]:
+    def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
         """Yield each run of deployments in the same shard, and the shard."""
         for _, run in groupby(deployments, self.shard_of):
             together = list(run)
             yield self._shard(together[0]), together
 
-    def _shard(self, sample: Deployment) -> _Shard:
+    def _shard(self, sample: Deployment) -> Shard:
         number = self.shard_of(sample)
         shard = self._shards.get(number)
         if shard is None:
-            shard = self._shards[number] = _Shard(number, sample)
+            shard = self._shards[number] = Shard(number, sample)
         return shard
 
-    def _refusal(self, shard: _Shard) -> StoreUnavailableError:
+    def _refusal(self, shard: Shard) -> StoreUnavailableError:
         return StoreUnavailableError(f"{shard.trouble}; on_store_failure='closed' refuses until it answers")
 
     # --- what the store has lost ----------------------------------------------------------------------
@@ -455,7 +392,7 @@ class FailoverStore:
         if decision.reset_at != shard.reset_at:
             shard.reset_at = decision.reset_at
             if decision.reset_at:
-                self._be_cautious(shard, decision.reset_at)
+                self._trust_no_more(shard, decision.reset_at)
                 shard.alone = None  # with what was taken up to now
                 self._start(self._charge_all(shard))
         for deployment in decision.lost:
@@ -463,66 +400,21 @@ class FailoverStore:
             if record is None:
                 self._own.known.pop(deployment.model_scope, None)
             else:
-                await self._charge(record)
+                await self._teller.charge(record)
 
-    async def _charge_all(self, shard: _Shard) -> None:
+    async def _charge_all(self, shard: Shard) -> None:
         """Charge what this process took from every deployment of a shard that has lost something."""
         for record in self._own:
             if self.shard_of(record.deployment) == shard.number and shard.trouble is None:
                 with suppress(StoreError):  # it is charged when it is asked for, or when the store answers
-                    await self._charge(record)
+                    await self._teller.charge(record)
 
-    async def _charge(self, record: Record) -> None:
-        """Tell the store what it has not counted, and let it count again what it has lost."""
-        charge = record.charge
-        if charge is None:
-            missing, counted = self._own.split(record, self._clock.time())
-            charge = record.charge = Charge(next(self._sequence), missing, counted, record.since)
-        # One that got no answer may have been counted: it is repeated as it was.
-        since = await self.behind.charge(
-            self._name(),
-            charge.sequence,
-            record.deployment,
-            [taking for _, taking in charge.missing],
-            [taking for _, taking in charge.counted],
-            charge.since,
-        )
-        if record.charge is charge:  # else another task has told it as well
-            record.charge = None
-            for entry, taking in (*charge.missing, *charge.counted):
-                entry.counted = True
-                self._tell_rest(record, entry, taking.used)
-            self._own.counted_in(record, since)
-
-    def _tell_rest(self, record: Record, entry: Entry, told: Demand) -> None:
-        """Note as missing by how much an entry has grown while it was charged."""
-        more = Demand(max(entry.requests - told.requests, 0), max(entry.tokens - told.tokens, 0))
-        if more.requests or more.tokens:
-            entry.requests, entry.tokens = entry.requests - more.requests, entry.tokens - more.tokens
-            record.add_missing(more, entry.at, self._clock.time())
-
-    def _name(self) -> str:
-        """Return the name of this process; a fork is another one."""
-        if self._process != os.getpid():
-            self._process, self._source = os.getpid(), _new_source()
-        return self._source
-
-    def _announce_if_due(self, now: float) -> None:
-        # A time further ahead than the interval was set before the clock was set back.
-        due = not self._announce_at - _LAST_ANNOUNCEMENT <= now < self._announce_at
-        if self._external is not None and due:
-            self._announce_at = now + self._announce_every
-            self._announce_every = min(2 * self._announce_every, _LAST_ANNOUNCEMENT)
-            self._start(self._count_peers(self._external))
-
-    async def _count_peers(self, store: ExternalStore) -> None:
+    async def _announce(self) -> None:
+        """Announce this process, and do what calls left undone that failed though the store answers."""
         with suppress(StoreError):
-            self._peers = await store.announce(self._name())
-            if not self._advised:
-                self._advised = True
-                for advice in await store.advice():
-                    _log.warning("%s", advice)
-            if not self._careful:  # what is left of calls that failed though the store answers
+            await self._peers.announce()
+            await self._peers.warn_once()
+            if not self._careful:
                 await self._settle_what_is_left()
                 await self._tell_cooldowns()
 
@@ -576,64 +468,49 @@ class FailoverStore:
             elif isinstance(error, StoreTimeoutError):
                 raise error
 
-    async def _answers(self, shard: _Shard) -> bool:
+    async def _answers(self, shard: Shard) -> bool:
         """Whether a shard answers, and accepts writes; asked once for all calls that timed out meanwhile."""
         if shard.check is None or shard.check.done() or shard.check.get_loop().is_closed():
             shard.check = asyncio.get_running_loop().create_task(self._accepts_writes(shard))
         return await asyncio.shield(shard.check)
 
-    async def _accepts_writes(self, shard: _Shard) -> bool:
+    async def _accepts_writes(self, shard: Shard) -> bool:
         try:
-            await self._write(shard)
+            await self._teller.probe(shard.sample)
         except StoreError:
             return False
         return True
 
-    async def _write(self, shard: _Shard) -> None:
-        """Write something to a shard: it may answer, and yet be read-only or full.
+    def _do_without(self, shard: Shard, trouble: str) -> None:
+        level = logging.WARNING if self.trouble is None else logging.DEBUG
+        shard.do_without(trouble, self._clock.time())
+        self._careful = True
+        _log.log(level, "the store fails, going on %s: %s", _CONSEQUENCES[self._policy], trouble)
 
-        Under another name: a charge that is to be repeated has a lower sequence, and would count no more.
-        """
-        await self.behind.charge(f"{self._name()}-probe", next(self._sequence), shard.sample, ())
-
-    def _do_without(self, shard: _Shard, trouble: str) -> None:
-        if shard.trouble is None:
-            first = self.trouble is None
-            shard.trouble, shard.alone, self._careful = trouble, None, True
-            shard.delay = _FIRST_PROBE
-            shard.probe_at = self._clock.time() + shard.delay
-            level = logging.WARNING if first else logging.DEBUG
-            _log.log(level, "the store fails, going on %s: %s", _CONSEQUENCES[self._policy], trouble)
-
-    def _probe_if_due(self, shard: _Shard) -> None:
-        probe, now = shard.probe, self._clock.time()
-        idle = probe is None or probe.done() or probe.get_loop().is_closed()
-        # A time further ahead than the delay was set before the clock was set back.
-        if idle and shard.trouble is not None and not shard.probe_at - shard.delay <= now < shard.probe_at:
+    def _probe_if_due(self, shard: Shard) -> None:
+        if shard.probe_is_due(self._clock.time()):
             shard.probe = asyncio.get_running_loop().create_task(self._return_to(shard))
 
-    async def _return_to(self, shard: _Shard) -> None:
+    async def _return_to(self, shard: Shard) -> None:
         """Check whether a shard answers again; if so, tell it what it missed."""
         try:
             await self._catch_up(shard)
         except StoreError:
-            shard.delay = min(shard.delay * 2, _LAST_PROBE)
-            shard.probe_at = self._clock.time() + shard.delay
+            shard.probe_later(self._clock.time())
             return
         shard.trouble = None
-        self._be_cautious(shard, self._clock.time())
+        self._trust_no_more(shard, self._clock.time())
         level = logging.WARNING if self.trouble is None else logging.DEBUG
         _log.log(level, "the store answers again")
 
-    async def _catch_up(self, shard: _Shard) -> None:
+    async def _catch_up(self, shard: Shard) -> None:
         """Tell a shard what was spent and which cooldowns began, until nothing is left to tell."""
-        await self._write(shard)
-        if self._external is not None:
-            self._peers = await self._external.announce(self._name())
-        while self._untold_records(shard):
-            for record in self._untold_records(shard):
+        await self._teller.probe(shard.sample)
+        await self._peers.announce()
+        while untold := self._untold_records(shard):
+            for record in untold:
                 try:
-                    await self._charge(record)
+                    await self._teller.charge(record)
                 except StoreCorruptError as error:  # of this one alone
                     _log.debug("what was spent on %s could not be told: %s", record.deployment.id, error)
                     for entry in record.entries:
@@ -645,7 +522,7 @@ class FailoverStore:
     async def _settle_what_is_left(self, shard: int | None = None) -> None:
         for key, (made, used) in list(self._unsettled.items()):
             if shard is None or self.shard_of(made.record.deployment) == shard:
-                await self._settle_late(key, made, used)
+                await self._teller.settle(key, made, used)
                 self._unsettled.pop(key, None)
 
     async def _tell_cooldowns(self) -> None:
@@ -653,18 +530,7 @@ class FailoverStore:
             await self.behind.cool_down(cooldown)
             self._untold.told(cooldown)
 
-    async def _settle_late(self, reservation_id: str, made: OpenReservation, used: Demand) -> None:
-        """Settle a reservation that the store made before it failed; charge the rest if it has expired."""
-        if self._clock.time() < made.expires:
-            await self.behind.settle(reservation_id, used)
-        else:
-            more = Demand(
-                max(used.requests - made.demand.requests, 0), max(used.tokens - made.demand.tokens, 0)
-            )
-            taking, source = Taking(made.made, more), f"{self._name()}-late"
-            await self.behind.charge(source, next(self._sequence), made.record.deployment, [taking])
-
-    def _untold_records(self, shard: _Shard) -> list[Record]:
+    def _untold_records(self, shard: Shard) -> list[Record]:
         return [
             record
             for record in self._own
@@ -677,7 +543,3 @@ _CONSEQUENCES = {
     "local": "with this process's share of every quota",
     "open": "without limits",
 }
-
-
-def _new_source() -> str:
-    return secrets.token_hex(8)

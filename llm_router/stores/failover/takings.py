@@ -14,7 +14,16 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Refill
 from llm_router.stores.base import Decision, Taking
 
-__all__ = ["Charge", "Entry", "OpenReservation", "OwnTakings", "Record", "most_of_window"]
+__all__ = [
+    "Charge",
+    "Entry",
+    "OpenReservation",
+    "OwnTakings",
+    "Record",
+    "excess",
+    "longest_window",
+    "takings",
+]
 
 _SLICES = 240
 """Parts of a window; takings in the same part share an entry."""
@@ -29,6 +38,8 @@ than the window."""
 _HEED_EVERY, _SWEEP_EVERY = 1.0, 60.0
 _SET_BACK = 1.0
 """Seconds by which time may go back unnoticed."""
+
+_NOTHING = Demand(0, 0)
 
 
 @attrs.define(eq=False)
@@ -128,6 +139,13 @@ class Record:
     def add_missing(self, demand: Demand, at: float, now: float) -> None:
         """Note what the store was not told of a taking."""
         self._append(Entry(at, at, demand.requests, demand.tokens, counted=False), now)
+
+    def tell_rest(self, entry: Entry, told: Demand, now: float) -> None:
+        """Note as missing by how much an entry has grown since the store was told of it."""
+        more = excess(Demand(entry.requests, entry.tokens), told)
+        if more != _NOTHING:
+            entry.requests, entry.tokens = entry.requests - more.requests, entry.tokens - more.tokens
+            self.add_missing(more, entry.at, now)
 
     def live_until(self) -> float:
         """Return when the last taking has come back, or a little earlier, in seconds since the epoch."""
@@ -241,6 +259,11 @@ class OwnTakings:
     def __iter__(self) -> Iterator[Record]:
         return iter(tuple(self._records.values()))
 
+    @property
+    def longest_window(self) -> float:
+        """Seconds of the longest window of what was taken, with the guard."""
+        return max((record.window for record in self._records.values()), default=0.0)
+
     def get(self, scope: Scope) -> Record | None:
         """Return the record of a model's scope, if anything was taken there."""
         return self._records.get(scope)
@@ -318,18 +341,14 @@ class OwnTakings:
             return made
         record = made.record
         if made.entry.counted and (not made.in_store or made.since != record.since):
-            # It was charged at its estimate while it was under way.
-            self.add_missing(made, Demand(max(requests, 0), max(tokens, 0)))
+            more = excess(used, made.demand)  # it was charged at its estimate while it was under way
+            if more != _NOTHING:
+                record.add_missing(more, made.made, max(self.seen, made.made))
         else:
             made.entry.change(requests, tokens)
             if requests < 0 and not record.holds_something():  # the store may have dropped the record
                 self.known.pop(record.deployment.model_scope, None)
         return made
-
-    def add_missing(self, made: OpenReservation, more: Demand) -> None:
-        """Note what a reservation used more than the store was told."""
-        if more.requests or more.tokens:
-            made.record.add_missing(more, made.made, max(self.seen, made.made))
 
     @property
     def open_reservations(self) -> int:
@@ -354,9 +373,15 @@ class OwnTakings:
             record.is_watched = True
             self._ends.append((record.live_until(), scope))
         heapq.heapify(self._ends)
-        for key, made in self._open.items():
+        for made in self._open.values():
             if made.made > now:
-                self._open[key] = attrs.evolve(made, made=now, expires=now + made.expires - made.made)
+                made.expires += now - made.made
+                made.made = now
+
+
+def excess(used: Demand, told: Demand) -> Demand:
+    """Return by how much one demand is larger than another, at least 0 of each."""
+    return Demand(max(used.requests - told.requests, 0), max(used.tokens - told.tokens, 0))
 
 
 def takings(entries: Iterable[Entry]) -> list[Taking]:
@@ -364,7 +389,7 @@ def takings(entries: Iterable[Entry]) -> list[Taking]:
     return [Taking(entry.at, Demand(entry.requests, entry.tokens)) for entry in entries]
 
 
-def most_of_window(deployment: Deployment) -> float:
+def longest_window(deployment: Deployment) -> float:
     """Return the seconds of the longest window of a deployment, with the guard; 0 without one."""
     return max(
         (quota.window + quota.guard for quota in deployment.quotas if quota.refill is not Refill.DAILY),
@@ -374,4 +399,4 @@ def most_of_window(deployment: Deployment) -> float:
 
 def _record_of(deployment: Deployment) -> Record:
     zones = {quota.timezone for quota in deployment.quotas if quota.refill is Refill.DAILY}
-    return Record(deployment, max(most_of_window(deployment), 60.0), frozenset(zones))
+    return Record(deployment, max(longest_window(deployment), 60.0), frozenset(zones))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,6 @@ from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores.base import QUIET, Decision, ExternalStore, RateLimitStore, Taking
-from llm_router.stores.failover import FailoverStore
 from llm_router.stores.redis import RedisStore
 from llm_router.testing import ManualClock
 
@@ -201,14 +201,8 @@ async def test_no_window_sees_more_than_the_limit(
     """Whatever happens to the server; and what comes back is spent again within a minute."""
     limited, clock = deployment(), ManualClock(START)
     with servers.running(redis_binary) as server:
-        async with AsyncExitStack() as stack:
-            fronts = [
-                FailoverStore(RedisStore(server.url, clock=clock, timeout=0.2), clock=clock)
-                for _ in range(processes)
-            ]
-            for front in fronts:
-                await stack.enter_async_context(aclosing(front))
-            fleet = Fleet(fronts, clock, limited, eager=2)
+        open_store = partial(RedisStore, server.url, clock=clock, timeout=0.2)
+        async with Fleet.opened(open_store, processes, clock, limited) as fleet:
             await fleet.run(95)
             assert fleet.most_in(60.0) == LIMIT
             with server.client() as client:

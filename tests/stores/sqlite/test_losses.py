@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ import pytest
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import QUIET, ExternalStore
-from llm_router.stores.failover import FailoverStore
 from llm_router.stores.sqlite import SQLiteStore
 from llm_router.testing import ManualClock
 
@@ -39,11 +39,7 @@ async def test_what_was_spent_counts_after_a_file_was_deleted(
     a moment, each within its share.
     """
     limited, path = pools.one(rpm=LIMIT), tmp_path / "state.db"
-    async with AsyncExitStack() as stack:
-        fronts = [FailoverStore(SQLiteStore(path, clock=clock), clock=clock) for _ in range(processes)]
-        for front in fronts:
-            await stack.enter_async_context(aclosing(front))
-        fleet = Fleet(fronts, clock, limited, eager=2)
+    async with Fleet.opened(partial(SQLiteStore, path, clock=clock), processes, clock, limited) as fleet:
         await fleet.run(95)
         assert fleet.most_in(60.0) == LIMIT
         for each in suffix.split(" "):
