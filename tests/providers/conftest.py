@@ -81,7 +81,7 @@ async def serve_script() -> AsyncIterator[ScriptedServer]:
         server.close()
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=[pytest.param("aiohttp", marks=pytest.mark.slow), "httpx"])
 def backend(request: pytest.FixtureRequest) -> HttpBackend:
     backend: HttpBackend = request.param
     return backend

@@ -28,7 +28,8 @@ async def grants(store: SQLiteStore, limited: Deployment, tag: str) -> bool:
     return (await store.reserve(tag, [limited], Demand(1, 0), 60.0)).deployment is limited
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
 @pytest.mark.parametrize("suffix", ["", "-shm", "-wal", "-shm -wal", " -shm -wal"])
 async def test_what_was_spent_counts_after_a_file_was_deleted(
     tmp_path: Path, clock: ManualClock, pools: Pools, processes: int, suffix: str
