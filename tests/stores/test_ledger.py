@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from datetime import UTC, datetime
 from typing import Any
 
@@ -382,3 +383,125 @@ def test_a_daily_clock_set_back_by_a_day_ends_its_count_with_that_day() -> None:
     assert ledger.room_at(1, midnight - 5 * 3_600 * _SECOND) == midnight
     assert ledger.moved
     assert ledger.used(midnight + 9 * 3_600 * _SECOND) == 0
+
+
+@given(
+    quota=st.sampled_from((Quota(Metric.RPM, 240), Quota(Metric.TPM, 10_000))),
+    charges=st.lists(st.tuples(st.integers(0, 70_000), st.integers(1, 9)), max_size=60),
+    takes=st.lists(st.integers(1, 3_000), max_size=20),
+)
+def test_charges_come_back_in_their_own_time(
+    quota: Quota, charges: list[tuple[int, int]], takes: list[int]
+) -> None:
+    """In whatever order they come, beside takings, and after corrections of these."""
+    ledger, now, ages = RollingLedger(quota, quota.limit), _NOW, []
+    for step in takes:
+        now += step * 1_000
+        ages.append((now, 5, ledger.take(7, now)))
+    for age, amount in charges:
+        ledger.charge(amount, now - age * 1_000, now)
+    for _, _, mark in ages:
+        ledger.correct(mark, -2, now)
+    moments = [(at, amount) for at, amount, _ in ages]
+    moments += [(now - age * 1_000, amount) for age, amount in charges]
+    slack = 0 if quota.limit <= 240 else 250_000
+    for later in range(0, 61_000, 500):
+        then = now + later * 1_000
+        least = sum(amount for at, amount in moments if at + _SPAN > then)
+        most = sum(amount for at, amount in moments if at + _SPAN + slack > then)
+        assert least <= ledger.used(then) <= most
+
+
+@pytest.mark.parametrize("limit", [240, 10**6])
+@pytest.mark.parametrize("is_shuffled", [False, True])
+def test_thousands_of_charges_stay_bounded(limit: int, is_shuffled: bool) -> None:
+    """Also beyond the limit; nothing of them comes back early."""
+    ledger = RollingLedger(Quota(Metric.TPM, limit), limit)
+    ages = list(range(3_000, 0, -1))
+    if is_shuffled:
+        random.Random(5).shuffle(ages)
+    for number, age in enumerate(ages, 1):
+        ledger.charge(1, _NOW - age * 15_000, _NOW)
+        assert ledger.used(_NOW) == number
+        assert len(ledger.dump()) // 3 <= MAX_ENTRIES + 1
+    for later in range(0, 61_000, 1_000):
+        then = _NOW + later * 1_000
+        assert ledger.used(then) >= sum(then < _NOW - age * 15_000 + _SPAN for age in ages)
+    assert ledger.used(_NOW + _SPAN) == 0
+
+
+def test_a_charge_of_what_is_over_counts_nothing() -> None:
+    """In every kind of ledger: older than a window or a day, without an amount, or at no time at all."""
+    for quota in _QUOTAS:
+        ledger = make_ledger(quota)
+        for amount, at in ((5, _NOW - 2 * 86_400 * _SECOND), (0, _NOW), (-3, _NOW), (5, -NEVER)):
+            ledger.charge(amount, at, _NOW)
+        assert ledger.used(_NOW) == 0
+        ledger.charge(5, NEVER, _NOW)  # a clock that is ahead
+        assert ledger.used(_NOW) == 5
+        assert ledger.resets_at(_NOW) <= _NOW + 86_400 * _SECOND
+
+
+def test_a_rolling_charge_while_the_clock_is_behind_comes_back_no_earlier() -> None:
+    """It counts for a window by the clock of those who charge it."""
+    ledger = RollingLedger(Quota(Metric.RPM, 9), 9)
+    ledger.take(1, _NOW)
+    behind = _NOW - 30 * _SECOND
+    assert ledger.used(behind) == 1
+    ledger.charge(2, behind - 10 * _SECOND, behind)
+    assert ledger.used(behind + _SPAN - 10 * _SECOND - 1) == 3
+    assert ledger.used(_NOW + _SPAN) == 0
+
+
+def test_a_daily_charge_counts_on_the_days_on_which_it_may_have_arrived() -> None:
+    """Of yesterday only what was taken within the guard before midnight; of today also for tomorrow."""
+    midnight = _utc(2027, 5, 4, 7)
+    ledger = DailyLedger(Quota(Metric.RPD, 9, Refill.DAILY), 9)
+    ledger.charge(1, midnight - 300_001, midnight)
+    assert ledger.used(midnight) == 0
+    ledger.charge(1, midnight - 300_000, midnight)
+    assert ledger.used(midnight) == 1
+    end = midnight + 86_400 * _SECOND
+    ledger.charge(2, end - 400_000, end - 1)
+    ledger.charge(4, end - 100_000, end - 1)
+    assert ledger.used(end - 1) == 7
+    assert ledger.used(end) == 4
+    ledger.charge(1, end - 5, end - 1)  # the clock was set back a little over midnight
+    assert ledger.used(end - 1) == 5
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 9_000), st.integers(0, 9), st.integers(0, 9), st.integers(-9, 2)),
+        max_size=80,
+    )
+)
+def test_a_steady_ledger_that_is_loaded_anew_gives_the_same_back(
+    steps: list[tuple[int, int, int, int]],
+) -> None:
+    """Its holes are dumped as well."""
+    quota = Quota(Metric.TPM, 60, Refill.STEADY, burst=9)
+    ledgers, now, marks = [SteadyLedger(quota, 60), SteadyLedger(quota, 60)], _NOW, []
+    for wait, amount, which, change in steps:
+        now += wait * 1_000
+        marks.append((amount, [ledger.take(amount, now) for ledger in ledgers]))
+        taken, at = marks.pop(which % len(marks)) if which > 4 else (0, [])
+        for ledger, mark in zip(ledgers, at, strict=False):
+            ledger.correct(mark, max(change, -taken), now)
+        loaded = SteadyLedger(quota, 60)
+        loaded.load(json.loads(json.dumps(ledgers[1].dump())))
+        ledgers[1] = loaded
+        assert abs(ledgers[0].dump()[0] - ledgers[1].dump()[0]) < 1e-6
+
+
+def test_a_steady_ledger_remembers_a_bounded_number_of_holes() -> None:
+    """The lowest is forgotten, as if it had drained; then less is given back, and never more."""
+    ledger = SteadyLedger(Quota(Metric.TPM, 6_000, Refill.STEADY, burst=6_000), 6_000)
+    marks = [ledger.take(4, _NOW) for _ in range(1_000)]
+    for number, mark in enumerate(marks, 1):
+        ledger.correct(mark, -1, _NOW)
+        assert ledger.used(_NOW) == 4_000 - number
+        assert len(ledger.dump()) <= 3 + 2 * MAX_ENTRIES
+    for mark in marks:
+        ledger.correct(mark, -4, _NOW)
+    assert 0 <= ledger.used(_NOW) <= 4 * (1_000 - MAX_ENTRIES)

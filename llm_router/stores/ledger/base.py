@@ -29,6 +29,9 @@ class Ledger(Protocol):
     """Whether it changed because the clock was set back, and must be stored even if nothing is taken; a
     store sets it to False."""
 
+    successor: Ledger | None
+    """The one that took its place because the quota refills in another way; marks are not valid there."""
+
     @property
     def taken(self) -> int:
         """What is used, without computing anything: exact right after a ``take``, too high later.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import chain
 
 from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.quota import Quota
+from llm_router.stores.ledger.base import Ledger
 
 __all__ = ["EXACT_LIMIT", "MAX_ENTRIES", "SLICES", "DailyLedger", "RollingLedger", "SteadyLedger"]
 
@@ -20,7 +21,8 @@ SLICES = 240
 """Above it, takings within window/SLICES of each other share an entry and come back with the last of them."""
 
 MAX_ENTRIES = 2 * SLICES
-"""Entries above which those given back completely are swept out, so that releases do not pile up."""
+"""Entries above which those given back completely are swept out, so that releases do not pile up; and the
+most holes of a steady ledger."""
 
 _NO_ENTRY = -NEVER, 0, -NEVER
 
@@ -41,12 +43,13 @@ class _Clock:
     ledger each see this for themselves.
     """
 
-    __slots__ = ("_ahead", "_seen", "moved")
+    __slots__ = ("_ahead", "_seen", "moved", "successor")
 
     def __init__(self) -> None:
         self._ahead = 0
         self._seen = 0  # while it is ahead
         self.moved = False
+        self.successor: Ledger | None = None
 
     def _follow(self, now: int, newest: int) -> int:
         """Return the time of a ledger that knows of something at ``newest`` when the clock shows ``now``."""
@@ -265,18 +268,35 @@ class SteadyLedger(_Clock):
     It holds a debt that drains at that rate. In any window the bucket grants at most its capacity plus what
     drains meanwhile; the rate is chosen so that the whole parts of the two never exceed the limit.
 
-    A mark is the total ever taken, including the taking itself. What was taken after it is a lower bound for
-    the debt without it: part of the taking may have drained already and must not be given back twice.
+    Everything ever taken lies on a line from 0 to the total, and drains from its beginning. A taking ends at
+    its mark, which is the total that it made. What is given back of it before it has drained is a *hole*: the
+    debt is what lies above the point up to which the line has drained, less the holes above that point. So
+    exactly what has not drained of a taking is given back, in whatever order, and never twice.
 
-    Dump: the debt (a float), when it had that value, and the total ever taken.
+    Dump: the debt (a float), when it had that value, the total ever taken, and the start and the end of each
+    hole, lowest first.
     """
 
-    __slots__ = ("_at", "_debt", "_rate", "_span", "_total", "capacity", "limit")
+    __slots__ = (
+        "_at",
+        "_debt",
+        "_ends",
+        "_point",
+        "_rate",
+        "_span",
+        "_starts",
+        "_total",
+        "capacity",
+        "limit",
+    )
 
     def __init__(self, quota: Quota, limit: int) -> None:
         self._debt = 0.0
         self._at = 0
         self._total = 0
+        self._starts: list[float] = []  # of the holes
+        self._ends: list[float] = []
+        self._point = 0.0  # up to which the line has drained, while there are holes
         super().__init__()
         self.configure(quota, limit)
 
@@ -300,10 +320,49 @@ class SteadyLedger(_Clock):
         return max(0.0, self._debt - (now - self._at) * self._rate)
 
     def _drain(self, now: int) -> None:
-        self._debt = self._drained(now)
-        if not self._debt:
+        before = self._debt
+        debt = self._debt = self._drained(now)
+        if not debt:
             self._ahead = 0
         self._at = now + self._ahead
+        if self._starts:
+            self._rise(before - debt)
+
+    def _rise(self, amount: float) -> None:
+        """Let an amount of the line drain, and drop the holes that it has passed."""
+        point, passed = self._point + amount, 0
+        for start, end in zip(self._starts, self._ends, strict=True):
+            if start > point:
+                break
+            point += end - start
+            passed += 1
+        self._point = point
+        self._drop(passed if self._debt else len(self._starts))
+
+    def _drop(self, count: int) -> None:
+        """Forget the lowest holes."""
+        del self._starts[:count], self._ends[:count]
+
+    def _give_back(self, low: float, high: float) -> None:
+        """Make a hole from ``low``, or the point that has drained, to ``high``."""
+        if not self._starts:
+            self._point = self._total - self._debt
+        low = max(low, self._point)
+        if low >= high:
+            return
+        starts, ends, given = self._starts, self._ends, high - low
+        first, after = bisect_left(ends, low), bisect_right(starts, high)
+        for hole in range(first, after):
+            given -= max(0.0, min(ends[hole], high) - max(starts[hole], low))
+        if first < after:
+            low, high = min(low, starts[first]), max(high, ends[after - 1])
+        starts[first:after], ends[first:after] = [low], [high]
+        self._debt = max(0.0, self._debt - given)
+        if len(starts) > MAX_ENTRIES:  # as if the lowest one had drained: less of it is given back
+            self._point += ends[0] - starts[0]
+            self._drop(1)
+        if not self._debt:
+            self._drop(len(starts))
 
     def room_at(self, amount: int, now: int) -> int:
         """Return ``now`` if ``amount`` fits, else when it will, or NEVER."""
@@ -329,7 +388,7 @@ class SteadyLedger(_Clock):
             self._debt += change
             self._total += change
         elif mark <= self._total:
-            self._debt = max(self._debt + change, min(self._debt, self._total - mark))
+            self._give_back(mark + change, mark)
 
     def charge(self, amount: int, at: int, now: int) -> None:
         """Add what was taken within the last window to the debt: how much of it has drained is not known."""
@@ -353,13 +412,23 @@ class SteadyLedger(_Clock):
         return math.ceil(min(self._total, self._debt + self._rate * (at - since)) - _EPSILON), at
 
     def dump(self) -> list[float]:
-        """Return the debt, when it had that value and the total ever taken."""
-        return [self._debt, self._at, self._total]
+        """Return the debt, when it had that value, the total ever taken, and the holes."""
+        if not self._starts:
+            return [self._debt, self._at, self._total]
+        holes = zip(self._starts, self._ends, strict=True)
+        return [self._debt, self._at, self._total, *chain.from_iterable(holes)]
 
     def load(self, state: Sequence[float]) -> None:
         """Replace the debt with one that another ledger dumped."""
-        debt, at, total = state
+        debt, at, total, *holes = state
         self._debt, self._at, self._total = float(debt), int(at), int(total)
+        self._starts, self._ends = holes[::2], holes[1::2]
+        point, left = float(total), self._debt  # down the line until the debt is used up
+        for start, end in zip(reversed(self._starts), reversed(self._ends), strict=True):
+            if point - end >= left:
+                break
+            point, left = start, left - (point - end)
+        self._point = point - left
 
 
 class DailyLedger:
@@ -371,10 +440,22 @@ class DailyLedger:
     Dump: what is taken today, how much of it counts tomorrow, and the midnights before and after.
     """
 
-    __slots__ = ("_carry", "_ends", "_guard", "_starts", "_zone", "capacity", "limit", "moved", "taken")
+    __slots__ = (
+        "_carry",
+        "_ends",
+        "_guard",
+        "_starts",
+        "_zone",
+        "capacity",
+        "limit",
+        "moved",
+        "successor",
+        "taken",
+    )
 
     def __init__(self, quota: Quota, limit: int) -> None:
         self.moved = False
+        self.successor: Ledger | None = None
         self.taken = self._carry = 0
         self._starts = self._ends = 0
         self.configure(quota, limit)

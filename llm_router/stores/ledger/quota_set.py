@@ -28,7 +28,8 @@ def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
 
 
 def carry_over(old: Ledger, new: Ledger, quota: Quota, now: int) -> None:
-    """Take from the empty ledger of ``quota`` what was taken from one of another kind and still counts."""
+    """Let a ledger of ``quota`` take the place of one of another kind, and count what still counts there."""
+    old.successor = new
     if quota.refill is Refill.DAILY:
         since = midnights(now, quota.timezone)[0]
     else:
@@ -36,6 +37,12 @@ def carry_over(old: Ledger, new: Ledger, quota: Quota, now: int) -> None:
     amount, at = old.taken_since(since, now)
     if amount > 0:
         new.take(amount, now if quota.refill is Refill.DAILY else at)
+
+
+def _last(ledger: Ledger) -> Ledger:
+    while ledger.successor is not None:
+        ledger = ledger.successor
+    return ledger
 
 
 class QuotaLedger:
@@ -103,11 +110,18 @@ class QuotaSet:
         return marks, headroom, daily_headroom
 
     def correct(self, marks: Sequence[int], requests: int, tokens: int, now: int) -> None:
-        """Change what was taken at ``marks`` by ``requests`` and ``tokens``."""
+        """Change what was taken at ``marks`` by ``requests`` and ``tokens``.
+
+        In a ledger that another one has replaced nothing can be given back; what was used more counts now.
+        """
         for (counts_tokens, _, ledger), mark in zip(self._rows, marks, strict=True):
             change = tokens if counts_tokens else requests
-            if change:
+            if not change:
+                continue
+            if ledger.successor is None:
                 ledger.correct(mark, change, now)
+            elif change > 0:
+                _last(ledger).take(change, now)
 
     def charge(self, takings: Iterable[Taking], now: int) -> None:
         """Count what was taken, each at its own time, whether or not it fits."""

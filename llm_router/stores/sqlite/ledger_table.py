@@ -15,7 +15,7 @@ import attrs
 from llm_router.domain.calendar import NEVER
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Metric, Quota, Refill
-from llm_router.stores.ledger import QuotaLedger, QuotaSet, carry_over, make_ledger
+from llm_router.stores.ledger import Ledger, QuotaLedger, QuotaSet, carry_over, make_ledger
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
 
@@ -77,22 +77,19 @@ class LedgerRow:
         ledgers: In the order in which they are written.
         kinds: Their kinds, as one number.
         changed: Whether they must be written back.
-        contested: Whether the file holds some of them with another refill, from a process that is configured
-            differently.
         id: The id of the row, or None while the file has no such row.
         stale: Whether another process has written something that has not been read yet.
         terms_due: When to update the terms of the row.
         version: Increases whenever one of them is reconfigured or replaced.
     """
 
-    __slots__ = ("changed", "contested", "id", "kinds", "ledgers", "scope", "stale", "terms_due", "version")
+    __slots__ = ("changed", "id", "kinds", "ledgers", "scope", "stale", "terms_due", "version")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.ledgers: dict[Metric, StoredLedger] = {}
         self.kinds = 0
         self.changed = False
-        self.contested = False
         self.stale = True
         self.version = 0
         self.id: int | None = None
@@ -129,26 +126,28 @@ class LedgerRow:
     def load(self, kinds: int, state: Sequence[float], now: int) -> None:
         """Replace the state of all ledgers with what is in the file."""
         dumps = [dump for _, dump in split(state, 1)]
-        self.contested = False
         written: dict[Kind, Sequence[float]] = {}
         if kinds != self.kinds:
             written = dict(zip(kinds_of(kinds), dumps, strict=True))
             dumps = [written.get(each.kind, _EMPTY[each.quota.refill]) for each in self.ledgers.values()]
-            self.contested = any(
-                self.ledgers[metric].quota.refill is not refill for metric, refill in written
-            )
             self.terms_due = 0
         for each, dump in zip(self.ledgers.values(), dumps, strict=True):
             each.ledger.load(dump)
-        if self.contested:
-            for (metric, refill), dump in written.items():
-                each = self.ledgers[metric]
-                if each.quota.refill is not refill:
-                    # How it is configured there is not known; with the least burst it drains the fastest.
-                    burst = 1 if refill is Refill.STEADY else None
-                    old = make_ledger(attrs.evolve(each.quota, refill=refill, burst=burst))
-                    old.load(dump)
-                    carry_over(old, each.ledger, each.quota, now)
+        for (metric, refill), dump in written.items():
+            each = self.ledgers[metric]
+            if each.quota.refill is not refill:  # from a process that is configured differently
+                # How it is configured there is not known; with the least burst it drains the fastest.
+                burst = 1 if refill is Refill.STEADY else None
+                old = make_ledger(attrs.evolve(each.quota, refill=refill, burst=burst))
+                old.load(dump)
+                self._replace(each, old, now)
+
+    def _replace(self, each: StoredLedger, old: Ledger, now: int) -> None:
+        """Go on with a new ledger that counts what one of another kind does, without the marks of before."""
+        replaced, each.ledger = each.ledger, make_ledger(each.quota, each.ledger.limit)
+        carry_over(old, each.ledger, each.quota, now)
+        replaced.successor = each.ledger
+        self.version += 1
 
     def dump(self) -> array[float]:
         """Return the state of all ledgers: the dump of each, preceded by its length."""
@@ -259,12 +258,6 @@ class LedgerTable:
             row.id = self._connection.execute(_INSERT, (row.scope,)).lastrowid or 0
             self._by_id[row.id] = row
 
-    def is_ours(self, row: LedgerRow) -> bool:
-        """Return whether the file counts as this process is configured, so that marks are valid."""
-        if row.stale:
-            self.refresh(row)
-        return not row.contested
-
     @decoding
     def note(self, entry: Entry) -> None:
         """Remember where another connection has written ledgers."""
@@ -285,7 +278,7 @@ class LedgerTable:
         numbers = array("d")
         terms = []
         for row in self._changed:
-            row.changed = row.contested = False
+            row.changed = False
             row_id, state = row.id or 0, row.dump()
             numbers.extend((row_id, row.kinds, len(state)))
             numbers.extend(state)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from llm_router.domain.quota import Demand
+from llm_router.domain.quota import Demand, Quota
 from llm_router.stores.sqlite.faults import decoding
-from llm_router.stores.sqlite.ledger_table import RowQuotaSet
-from llm_router.stores.sqlite.numbers import kinds_of, offsets, record, split
+from llm_router.stores.sqlite.ledger_table import RowQuotaSet, StoredLedger
+from llm_router.stores.sqlite.numbers import Kind, kinds_of, offsets, record, split
 
 if TYPE_CHECKING:
     from llm_router.stores.sqlite.journal import Entry, Journal
-    from llm_router.stores.sqlite.ledger_table import LedgerTable
+    from llm_router.stores.sqlite.ledger_table import LedgerRow, LedgerTable
 
 __all__ = ["Reservation", "Reservations"]
 
@@ -139,7 +139,15 @@ class Reservations:
             return None
         requests, tokens, *marks = map(int, taken)
         present = {each.kind: each for each in row.ledgers.values()}
-        pairs = zip(kinds_of(int(kinds)), marks, strict=True)
-        live = [(present[kind], mark) for kind, mark in pairs if kind in present]
-        quotas = RowQuotaSet(row, tuple(ledger for ledger, _ in live))
-        return Reservation(int(expires), Demand(requests, tokens), quotas, [mark for _, mark in live])
+        ledgers = tuple(present.get(kind) or _replaced(kind, row) for kind in kinds_of(int(kinds)))
+        quotas = RowQuotaSet(row, ledgers)
+        return Reservation(int(expires), Demand(requests, tokens), quotas, marks)
+
+
+def _replaced(kind: Kind, row: LedgerRow) -> StoredLedger:
+    """Return a ledger of a kind that a row does not have any more."""
+    metric, refill = kind
+    replaced = StoredLedger(Quota(metric, 0, refill), 0)
+    if metric in row.ledgers:
+        replaced.ledger.successor = row.ledgers[metric].ledger
+    return replaced

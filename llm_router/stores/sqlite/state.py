@@ -208,7 +208,7 @@ class State:
         requests = used.requests - reservation.demand.requests
         tokens = used.tokens - reservation.demand.tokens
         quotas = reservation.quotas
-        if (requests or tokens) and self._ledgers.is_ours(quotas.row):
+        if requests or tokens:
             self._ledgers.change(quotas.row)
             quotas.correct(reservation.marks, requests, tokens, now)
 
@@ -236,10 +236,10 @@ class State:
 
     def _quotas_of(self, deployment: Deployment, now: int) -> RowQuotaSet:
         quotas = self._quota_sets.get(deployment)
+        if quotas is not None and quotas.row.stale:
+            self._ledgers.refresh(quotas.row)
         if quotas is None or now >= quotas.valid_until or quotas.version != quotas.row.version:
             return self._open(deployment, now)
-        if quotas.row.stale:
-            self._ledgers.refresh(quotas.row)
         return quotas
 
     def _open(self, deployment: Deployment, now: int) -> RowQuotaSet:

@@ -137,7 +137,7 @@ class _Rolling(_Takings):
 
 
 class _Steady(_Takings):
-    """A debt that drains, replayed from the beginning in exact fractions."""
+    """A queue of takings that drains from its front, replayed from the beginning in exact fractions."""
 
     def see(self, quota: Quota) -> None:
         self._ever = max(self._ever, quota.limit)
@@ -152,20 +152,18 @@ class _Steady(_Takings):
 
     def _debt(self, quota: Quota, limit: int, now: int) -> Fraction:
         rate = self._rate(quota, limit)
-        debt, at, ever_taken = Fraction(0), 0, 0
-        taken_before: dict[int, int] = {}
+        queue: list[tuple[int, Fraction]] = []  # the number of a taking, and what is left of it
+        at = 0
         for moment, taking, change in self.changes:
-            debt, at = max(Fraction(0), debt - (moment - at) * rate), moment
+            queue, at = _drained(queue, (moment - at) * rate), moment
             if change >= 0:
-                debt += change
-                ever_taken += change
-                taken_before.setdefault(taking, ever_taken)
-            else:
-                # Without this taking the debt is at least what was taken since, as if that had started from
-                # an empty bucket and not drained: the drained part of a taking is not given back.
-                since = Fraction(ever_taken - taken_before[taking])
-                debt = max(debt + change, min(debt, since))
-        return max(Fraction(0), debt - (now - at) * rate)
+                queue.append((taking, Fraction(change)))
+            else:  # what has drained of it is not given back
+                queue = [
+                    (number, max(Fraction(0), left + change) if number == taking else left)
+                    for number, left in queue
+                ]
+        return sum((left for _, left in _drained(queue, (now - at) * rate)), Fraction(0))
 
     def used_range(self, quota: Quota, limit: int, now: int) -> tuple[int, int]:
         debt = self._debt(quota, limit, now)
@@ -185,6 +183,17 @@ class _Steady(_Takings):
     def reset_range(self, quota: Quota, limit: int, now: int) -> tuple[float, float]:
         debt, rate = self._debt(quota, limit, now), self._rate(quota, limit)
         return max(now, now + math.floor((debt - _FUZZ) / rate)), now + math.ceil((debt + _FUZZ) / rate)
+
+
+def _drained(queue: list[tuple[int, Fraction]], drains: Fraction) -> list[tuple[int, Fraction]]:
+    """Return what is left of each taking after something has drained from the front of a queue."""
+    rest = []
+    for number, left in queue:
+        drained = min(left, drains)
+        drains -= drained
+        if left > drained:
+            rest.append((number, left - drained))
+    return rest
 
 
 class _Daily(_Takings):

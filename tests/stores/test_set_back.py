@@ -1,4 +1,4 @@
-"""Clocks that are set back, in every kind of Redis: by NTP, or because a replica has taken over."""
+"""Clocks that are set back, in every store: by NTP, or because a replica of a server has taken over."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def set_to(clock: ManualClock, moment: float) -> None:
 @pytest.mark.parametrize("ahead", [3.0, 40.0, 3600.0, DAY])
 @pytest.mark.parametrize("refill", [Refill.ROLLING, Refill.STEADY])
 async def test_half_an_hour_after_a_correction_gives_what_half_an_hour_gives(
-    redis_backend: Backend, refill: Refill, ahead: float
+    store_backend: Backend, refill: Refill, ahead: float
 ) -> None:
     """One request while the clock was ahead does not close a quota for longer than a window."""
     clock = ManualClock(START + ahead)
     limited = deployment(Quota(Metric.RPM, 10, refill))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         assert await grants(store, limited)
         set_to(clock, START)
         granted = 0
@@ -65,11 +65,11 @@ async def test_half_an_hour_after_a_correction_gives_what_half_an_hour_gives(
     assert (290 if refill is Refill.ROLLING else 250) <= granted <= 310
 
 
-async def test_what_was_taken_before_a_jump_keeps_its_age(redis_backend: Backend) -> None:
+async def test_what_was_taken_before_a_jump_keeps_its_age(store_backend: Backend) -> None:
     """What is older than the corrected clock counts as if the clock had never been wrong."""
     clock = ManualClock(START)
     limited = deployment(Quota(Metric.RPM, 2))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         assert await grants(store, limited)
         set_to(clock, START + 50.5)
         assert await grants(store, limited)
@@ -84,13 +84,13 @@ async def test_what_was_taken_before_a_jump_keeps_its_age(redis_backend: Backend
 
 
 async def test_no_minute_is_exceeded_while_a_clock_is_corrected_every_few_seconds(
-    redis_backend: Backend,
+    store_backend: Backend,
 ) -> None:
     """Between replicas whose clocks differ by a second: no window of true time exceeds the limit."""
     true, clock, off = START, ManualClock(START), random.Random(3)
     limited = deployment(Quota(Metric.RPM, 20))
     granted = []
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         for step in range(500):
             true += 0.7
             if step % 8 == 0:
@@ -103,11 +103,11 @@ async def test_no_minute_is_exceeded_while_a_clock_is_corrected_every_few_second
     assert len(granted) >= 0.9 * 350 / SPAN * 20
 
 
-async def test_every_taking_can_be_settled_after_the_clock_was_set_back(redis_backend: Backend) -> None:
+async def test_every_taking_can_be_settled_after_the_clock_was_set_back(store_backend: Backend) -> None:
     """Of any time: from before the jump, while the clock was ahead, and after it was set back."""
     clock = ManualClock(START)
     limited = deployment(Quota(Metric.TPM, 100), Quota(Metric.TPD, 1_000, Refill.DAILY))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         for name, moment in (("early", 0.0), ("ahead", 3_000.0), ("ahead too", 3_001.0), ("after", 2.0)):
             set_to(clock, START + moment)
             decision = await store.reserve(name, [limited], Demand(1, 20), 6_000.0)
@@ -124,12 +124,12 @@ async def test_every_taking_can_be_settled_after_the_clock_was_set_back(redis_ba
             assert await used(store, limited) == left
 
 
-async def test_a_day_that_has_just_begun_stays(redis_backend: Backend) -> None:
+async def test_a_day_that_has_just_begun_stays(store_backend: Backend) -> None:
     """Set back over midnight by seconds, the clock leaves open which day it is: nothing is given twice."""
     midnight = 1_800_086_400.0
     clock = ManualClock(midnight + 1.0)
     limited = deployment(Quota(Metric.RPD, 5, Refill.DAILY, timezone="UTC"))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         assert [await grants(store, limited) for _ in range(6)] == [True] * 5 + [False]
         for moment in (midnight - 5.0, midnight - 0.1, midnight + 3.0):
             set_to(clock, moment)
@@ -139,11 +139,11 @@ async def test_a_day_that_has_just_begun_stays(redis_backend: Backend) -> None:
         assert await grants(store, limited)
 
 
-async def test_a_learnt_limit_is_forgotten_a_day_after_a_correction(redis_backend: Backend) -> None:
+async def test_a_learnt_limit_is_forgotten_a_day_after_a_correction(store_backend: Backend) -> None:
     """However far ahead the clock was when it was learnt."""
     clock = ManualClock(START + 9 * DAY)
     limited = deployment(Quota(Metric.RPM, 10))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         learnt = (LearntLimit(Metric.RPM, 2),)
         await store.cool_down(Cooldown(limited.model_scope, clock.time() + 1.0, "told", learnt))
         set_to(clock, START)
@@ -156,12 +156,12 @@ async def test_a_learnt_limit_is_forgotten_a_day_after_a_correction(redis_backen
         assert all([await grants(store, limited) for _ in range(10)])
 
 
-async def test_a_quota_that_changed_its_refill_is_not_closed_for_ever(redis_backend: Backend) -> None:
+async def test_a_quota_that_changed_its_refill_is_not_closed_for_ever(store_backend: Backend) -> None:
     """What was taken while the clock was ahead drains, though nobody is granted anything meanwhile."""
     clock = ManualClock(START + DAY)
     rolling = deployment(Quota(Metric.RPM, 5))
     steady = deployment(Quota(Metric.RPM, 5, Refill.STEADY))
-    async with redis_backend.open(clock) as store:
+    async with store_backend.open(clock) as store:
         assert all([await grants(store, rolling) for _ in range(5)])
         set_to(clock, START)
         for _ in range(61):
