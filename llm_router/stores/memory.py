@@ -40,8 +40,14 @@ _log = logging.getLogger("llm_router")
 _SWEEP_EVERY = 1_000_000
 """Microseconds between two sweeps of what has expired."""
 
+_SWEEP_AT_ONCE = 5_000
+"""Reservations looked at in one call, so that none takes long; less than half a millisecond."""
+
 _MAX_QUOTA_SETS = 500_000
 """Deployment objects remembered; a reloaded router makes new ones. Forgetting them loses no count."""
+
+_MAX_CHARGES = 100_000
+"""Processes times models whose last charge is remembered. A charge that is forgotten may count twice."""
 
 _NOTHING = Demand(0, 0)
 
@@ -79,7 +85,9 @@ class MemoryStore:
         self._cooldowns: dict[Scope, Cooldown] = {}
         self._imposed: dict[Scope, int] = {}  # when the end of each was set
         self._reservations: dict[str, _Reservation] = {}
-        self._charges: dict[tuple[str, Scope], tuple[int, int]] = {}  # the last sequence, and when it came
+        # The sequence and the time of the last charge of each process and model, oldest first.
+        self._charges: dict[tuple[str, Scope], tuple[int, int]] = {}
+        self._unchecked: list[str] = []  # the reservations that the present sweep has not looked at
         self._swept_at = self._sweep_at = 0
         self._process = os.getpid()
         self._lifts = 0
@@ -135,9 +143,11 @@ class MemoryStore:
         if not self._swept_at <= now < self._sweep_at:
             self._sweep(now)
         charge = source, deployment.model_scope
-        last, _ = self._charges.get(charge, (-1, 0))
+        last, _ = self._charges.pop(charge, (sequence - 1, now))
+        self._charges[charge] = max(last, sequence), now
+        if len(self._charges) > _MAX_CHARGES:
+            del self._charges[next(iter(self._charges))]
         if sequence > last:
-            self._charges[charge] = sequence, now
             self._open(deployment, now).charge(missing, now)
         return 0.0
 
@@ -260,22 +270,34 @@ class MemoryStore:
         self._sweep_at = 0
 
     def _sweep(self, now: int) -> None:
-        """Drop cooldowns that have ended, and reservations that have expired, which keep what they took."""
+        """Drop what has ended, and reservations that have expired, which keep what they took.
+
+        It does a part of that at a time: until it is done, every call goes on with it.
+        """
         if now < self._swept_at:
             self._set_back(now)
-        self._swept_at, self._sweep_at = now, now + _SWEEP_EVERY
+        self._swept_at = now
         self._warn_after_fork()
-        expired = [key for key, reservation in self._reservations.items() if reservation[0] <= now]
-        for reservation_id in expired:
-            del self._reservations[reservation_id]
+        if not self._unchecked:
+            self._sweep_others(now)
+            self._unchecked = list(self._reservations)
+        reservations, unchecked = self._reservations, self._unchecked
+        for key in unchecked[-_SWEEP_AT_ONCE:]:
+            reservation = reservations.get(key)
+            if reservation is not None and reservation[0] <= now:
+                del reservations[key]
+        del unchecked[-_SWEEP_AT_ONCE:]
+        self._sweep_at = now if unchecked else now + _SWEEP_EVERY
+
+    def _sweep_others(self, now: int) -> None:
+        while self._charges:
+            name, (_, charged_at) = next(iter(self._charges.items()))
+            if now < charged_at + microseconds(CHARGES_KEPT):
+                break
+            del self._charges[name]
         ended = [key for key, present in self._cooldowns.items() if forgotten_at(present) <= now]
         for scope in ended:
             del self._cooldowns[scope]
-        if self._charges:
-            kept = microseconds(CHARGES_KEPT)
-            self._charges = {
-                charge: last for charge, last in self._charges.items() if abs(now - last[1]) < kept
-            }
         if len(self._imposed) > 2 * len(self._cooldowns):
             self._imposed = {scope: self._imposed[scope] for scope in self._cooldowns}
 
@@ -287,6 +309,8 @@ class MemoryStore:
         for key, (expires, *terms, made) in self._reservations.items():
             if made > now:
                 self._reservations[key] = (now + expires - made, *terms, now)  # type: ignore[assignment]
+        for charge, (sequence, charged_at) in self._charges.items():
+            self._charges[charge] = sequence, min(charged_at, now)
         longest = now + microseconds(LEARNT_FOR)
         for model in self._model_quotas.values():
             for metric, (limit, until) in model.learnt.items():

@@ -206,3 +206,20 @@ def test_a_forked_child_is_warned_once(clock: ManualClock, pools: Pools) -> None
     os.waitpid(child, 0)
     assert len(lines) == 1
     assert "forked process" in lines[0]
+
+
+async def test_many_abandoned_reservations_are_swept_within_a_minute(clock: ManualClock) -> None:
+    """By the calls of others, one a second, each of which looks at a bounded part of them."""
+    store = MemoryStore(clock=clock)
+    limited = _deployment(Quota(Metric.RPD, 10**9, Refill.DAILY))
+    for number in range(100_000):
+        await store.reserve(f"dead {number}", [limited], Demand(), 5.0)
+    clock.shift(5.0)
+    for number in range(40):
+        before = len(store._reservations)
+        await store.reserve(f"alive {number}", [limited], Demand(), 600.0)
+        assert before - len(store._reservations) <= 5_000
+        clock.shift(1.0)
+    assert len(store._reservations) == 40
+    [snapshot] = await store.snapshot([limited])
+    assert snapshot.quotas[0].used == 100_040

@@ -69,6 +69,7 @@ class Journal:
         self._sizes: deque[tuple[int, int]] = deque()  # the number and the bytes of each row
         self._bytes = 0
         self._max_bytes = _MAX_BYTES
+        self._leaves_until = 0
         self.number = -1
         self.first = 1
 
@@ -104,20 +105,27 @@ class Journal:
 
     @decoding
     def take_oldest(self) -> list[Entry]:
-        """Remove and return some of the oldest rows, if the journal has become too long.
+        """Remove and return some of the oldest rows, if the journal has become too long, or they shall leave.
 
         What they hold, unless a newer row has it, must be written elsewhere in the same transaction.
         """
-        if self._bytes <= self._max_bytes:
+        least, leaves_until = self._bytes - 4 * _BYTES_AT_ONCE, self._leaves_until
+        if self._bytes > self._max_bytes:
+            self._max_bytes = _MAX_BYTES
+            least, leaves_until = self._bytes - _BYTES_AT_ONCE, self.number
+        elif self.first > leaves_until:
             return []
-        self._max_bytes = _MAX_BYTES
-        least = self._bytes - _BYTES_AT_ONCE
-        while self._bytes > least and len(self._sizes) > 1:  # keep the newest: its number is needed
+        while self._bytes > least and self.first <= leaves_until and len(self._sizes) > 1:
+            # The newest is kept: its number is needed.
             self.first = self._sizes[1][0]
             self._forget()
         rows = self._connection.execute(_OLDER, (self.first,)).fetchall()
         self._connection.execute(_DELETE, (self.first,))
         return [_entry(*row) for row in rows]
+
+    def let_leave(self, number: int) -> None:
+        """Remove the rows up to one, some of them in each transaction, however short the journal is."""
+        self._leaves_until = max(self._leaves_until, number)
 
     def let_grow(self) -> None:
         """Keep the oldest rows for a while, because most of what they hold would have to be repeated."""

@@ -16,6 +16,8 @@ from llm_router.stores.sqlite.ledger_table import RowQuotaSet, StoredLedger
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, offsets, record, split
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llm_router.stores.sqlite.journal import Entry, Journal
     from llm_router.stores.sqlite.ledger_table import LedgerRow, LedgerTable
 
@@ -57,8 +59,8 @@ class Reservations:
         self._rows: dict[str, int] = {}  # the row of the journal that has it
         self._opened: dict[str, Reservation] = {}  # since the last row
         self._closed: list[str] = []
-        self._kept: list[str] = []
-        self._kept_taken: list[float] = []
+        self._kept: list[tuple[str, Sequence[float]]] = []
+        self._due: dict[int, float] = {}  # when the first of each row of the journal expires
 
     def add(self, reservation_id: str, reservation: Reservation) -> None:
         """Record what a request took."""
@@ -79,6 +81,8 @@ class Reservations:
     def note(self, entry: Entry) -> None:
         """Remember which reservations another connection has made and settled."""
         self._rows.update(dict.fromkeys(entry.opened, entry.number))
+        if entry.opened:
+            self._due[entry.number] = entry.taken[0]
         for reservation_id in entry.closed:
             self._rows.pop(reservation_id, None)
             self._known.pop(reservation_id, None)
@@ -97,24 +101,31 @@ class Reservations:
                     continue
                 if now < numbers[start] <= now + _LONGEST:
                     head, taken = record(numbers, start, _HEAD)
-                    self._kept.append(reservation_id)
-                    self._kept_taken += (*head, *taken)
+                    self._kept.append((reservation_id, (*head, *taken)))
                 else:
                     del rows[reservation_id]
                     self._known.pop(reservation_id, None)
         return len(self._kept) - before
 
     def write(self, entry: Entry) -> None:
-        """Put into ``entry`` the new, the removed and the kept reservations."""
-        taken = self._kept_taken
-        for reservation in self._opened.values():
-            quotas, demand, marks = reservation.quotas, reservation.demand, reservation.marks
-            taken += (reservation.expires, quotas.row.id or 0, quotas.kinds, 2 + len(marks))
-            taken += (demand.requests, demand.tokens, *marks)
-        entry.opened, entry.taken, entry.closed = [*self._kept, *self._opened], taken, self._closed
-        self._rows.update(dict.fromkeys(entry.opened, entry.number))
+        """Put into ``entry`` the new, the removed and the kept reservations, first the first to expire."""
+        opened, taken = entry.opened, list[float]()
+        new = sorted(self._opened.items(), key=_expires)
+        if self._kept:
+            numbers = [*self._kept, *((reservation_id, _numbers(each)) for reservation_id, each in new)]
+            for reservation_id, each in sorted(numbers, key=_first_number):
+                opened.append(reservation_id)
+                taken += each
+        else:
+            for reservation_id, reservation in new:
+                opened.append(reservation_id)
+                taken += _numbers(reservation)
+        entry.taken, entry.closed = taken, self._closed
+        if opened:
+            self._rows.update(dict.fromkeys(opened, entry.number))
+            self._due[entry.number] = taken[0]
         self._opened.clear()
-        self._closed, self._kept, self._kept_taken = [], [], []
+        self._closed, self._kept = [], []
 
     def set_back(self, now: int) -> None:
         """Let none that was made here last longer because the clock was set back."""
@@ -124,10 +135,14 @@ class Reservations:
                 reservation.made = now
 
     def sweep(self, now: int) -> None:
-        """Forget expired reservations."""
+        """Forget expired reservations, and let the rows that have some leave the journal."""
         first = self._journal.first
         self._known = {key: known for key, known in self._known.items() if known.expires > now}
         self._rows = {key: number for key, number in self._rows.items() if number >= first}
+        self._due = {number: due for number, due in self._due.items() if number >= first}
+        still_open = set(self._rows.values())
+        ended = [number for number, due in self._due.items() if not now < due <= now + _LONGEST]
+        self._journal.let_leave(max(still_open.intersection(ended), default=0))
 
     @decoding
     def _read(self, reservation_id: str, number: int) -> Reservation | None:
@@ -142,6 +157,20 @@ class Reservations:
         ledgers = tuple(present.get(kind) or _replaced(kind, row) for kind in kinds_of(int(kinds)))
         quotas = RowQuotaSet(row, ledgers)
         return Reservation(int(expires), Demand(requests, tokens), quotas, marks)
+
+
+def _expires(item: tuple[str, Reservation]) -> int:
+    return item[1].expires
+
+
+def _first_number(item: tuple[str, Sequence[float]]) -> float:
+    return item[1][0]
+
+
+def _numbers(reservation: Reservation) -> Sequence[float]:
+    quotas, demand, marks = reservation.quotas, reservation.demand, reservation.marks
+    head = reservation.expires, quotas.row.id or 0, quotas.kinds, 2 + len(marks)
+    return *head, demand.requests, demand.tokens, *marks
 
 
 def _replaced(kind: Kind, row: LedgerRow) -> StoredLedger:

@@ -28,6 +28,7 @@ __all__ = ["State"]
 _MINUTE = 60_000_000
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
+_RESERVATIONS_EVERY = 15_000_000
 
 _SWEEP_AT_ONCE = 500
 """The most rows deleted in one transaction, so that no turn takes long."""
@@ -61,7 +62,7 @@ class State:
         self._known = known
         self._known_epoch = epoch
         self._damaged = damaged
-        self._sweep_at = self._sweep_ledgers_at = 0
+        self._sweep_at = self._sweep_ledgers_at = self._sweep_reservations_at = 0
         self._seen = 0  # the time of the last transaction
         self._ttl = 0.0, 0  # the last one, in seconds and in microseconds
         self._start_over()
@@ -116,6 +117,9 @@ class State:
         self._cooldowns.write(entry)
         if entry:
             self._journal.append(entry)
+        if not now < self._sweep_reservations_at <= now + _RESERVATIONS_EVERY:
+            self._reservations.sweep(now)
+            self._sweep_reservations_at = now + _RESERVATIONS_EVERY
         if not now < self._sweep_at <= now + _MINUTE:
             self._sweep(now)
 
@@ -257,7 +261,6 @@ class State:
 
     def _sweep(self, now: int) -> None:
         """Delete rows that no longer matter, a bounded number at a time; soon again if there are more."""
-        self._reservations.sweep(now)
         self._cooldowns.sweep(now)
         self._epochs.sweep(now)
         self._sweep_at = now + _MINUTE

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
+from llm_router.errors import ConfigError
 from llm_router.stores.sqlite.state import State
 from llm_router.stores.sqlite.worker import Call, Worker
 
@@ -67,7 +70,12 @@ class SQLiteStore:
         """See :class:`ExternalStore`."""
         self._path = Path(path).absolute()
         self._clock = clock or SystemClock()
-        self._timeout = timeout
+        if not 0 < real(timeout) < math.inf:
+            raise ConfigError(
+                f"the timeout of the SQLite store must be a number of seconds above 0, not {shown(timeout)}: "
+                "leave it out for 5 seconds"
+            )
+        self._timeout = float(timeout)
         self._synchronous = synchronous
         self._worker: Worker | None = None
         self._retired: Worker | None = None

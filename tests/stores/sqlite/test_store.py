@@ -602,3 +602,48 @@ async def test_a_deleted_scope_is_not_confused_with_a_later_one(
     assert await used(sweeper, new) == await used(sleeper, new) == [1, 1]
     await sleeper.release("old")
     assert await used(sleeper, old) == [1, 1]
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.inf, math.nan, "5", None, True])
+def test_a_timeout_that_is_no_time_is_refused(timeout: Any, path: Path) -> None:
+    """When the store is made, with the remedy, and not as an obscure error of the first call."""
+    with pytest.raises(ConfigError, match=r"timeout .* above 0.*leave it out"):
+        SQLiteStore(path, timeout=timeout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_other", [False, True])
+async def test_many_abandoned_reservations_leave_within_a_minute(
+    is_other: bool,
+    open_store: Callable[..., SQLiteStore],
+    open_reservations: Callable[[], set[str]],
+    pools: Pools,
+    clock: ManualClock,
+) -> None:
+    """File and memory, by one call a second, each of which does a bounded part of it; those alive stay."""
+    deployment = pools.one(rpm=10**9)
+    store = open_store(timeout=60.0)
+    await store.reserve("live", [deployment], Demand(), 3_600.0)
+    for start in range(0, 100_000, 10_000):
+        names = (f"dead {n}" for n in range(start, start + 10_000))
+        await asyncio.gather(*(store.reserve(name, [deployment], Demand(), 5.0) for name in names))
+    assert len(open_reservations()) == 100_001
+    clock.shift(5.0)
+    if is_other:  # one that has read the file, but made none of them
+        await store.aclose()
+        store = open_store()
+    most, before = 0, 100_001
+    for number in range(60):
+        await store.reserve(f"alive {number}", [deployment], Demand(), 3_600.0)
+        left = len(open_reservations())
+        most, before = max(most, before - left), left
+        clock.shift(1.0)
+    assert most < 20_000
+    assert open_reservations() == {"live"} | {f"alive {number}" for number in range(60)}
+    worker = store._worker
+    assert worker is not None
+    assert worker._state is not None
+    assert len(worker._state._reservations._rows) == 61
+    assert len(worker._state._reservations._known) == 60 + (not is_other)
+    await store.settle("live", Demand(0, 0))
+    assert open_reservations() == {f"alive {number}" for number in range(60)}
