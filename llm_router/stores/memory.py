@@ -15,11 +15,13 @@ from llm_router.stores.base import CHARGES_KEPT, Decision, DeploymentSnapshot, R
 from llm_router.stores.ledger import (
     QuotaLedger,
     QuotaSet,
+    bounded,
     carry_over,
     due_cooldowns,
     forgotten_at,
     impose,
     latest_cooldown,
+    lifetime,
     make_ledger,
     moved_back,
     probed,
@@ -62,7 +64,7 @@ class _ModelQuotas:
         self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
 
 
-_Reservation = tuple[float, int, int, QuotaSet, list[int], int]
+_Reservation = tuple[int, int, int, QuotaSet, list[int], int]
 """When it expires, the requests and tokens it asked for, the quotas it took from, the mark in each ledger,
 when it was made."""
 
@@ -101,6 +103,7 @@ class MemoryStore:
         now = round(self._time() * 1e6)
         if not self._swept_at <= now < self._sweep_at:
             self._sweep(now)
+        demand = bounded(demand)
         requests, tokens = demand.requests, demand.tokens
         refusals: tuple[Refusal, ...] = ()
         for deployment in candidates:
@@ -112,7 +115,14 @@ class MemoryStore:
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 continue
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
-            self._reservations[reservation_id] = now + ttl * 1e6, requests, tokens, quotas, marks, now
+            self._reservations[reservation_id] = (
+                now + lifetime(ttl),
+                requests,
+                tokens,
+                quotas,
+                marks,
+                now,
+            )
             probes = self._probe(deployment, now) if self._cooldowns else ()
             return Decision(deployment, headroom, daily_headroom, refusals, probes, self._lifts)
         return Decision(None, 0.0, 0.0, refusals, (), self._lifts)
@@ -187,6 +197,7 @@ class MemoryStore:
         expires, requests, tokens, quotas, marks, _ = reservation
         now = round(self._time() * 1e6)
         if now < expires:
+            used = bounded(used)
             quotas.correct(marks, used.requests - requests, used.tokens - tokens, now)
 
     def _cooldown(self, deployment: Deployment, now: int) -> Cooldown | None:

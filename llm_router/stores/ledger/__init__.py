@@ -6,6 +6,7 @@ stands for a time that does not come.
 """
 
 from llm_router.stores.ledger.base import Ledger
+from llm_router.stores.ledger.bounds import LONGEST, bounded, lifetime
 from llm_router.stores.ledger.cooldowns import (
     due_cooldowns,
     forgotten_at,
@@ -33,6 +34,7 @@ from llm_router.stores.ledger.quota_set import (
 
 __all__ = [
     "EXACT_LIMIT",
+    "LONGEST",
     "MAX_ENTRIES",
     "SLICES",
     "DailyLedger",
@@ -41,12 +43,14 @@ __all__ = [
     "QuotaSet",
     "RollingLedger",
     "SteadyLedger",
+    "bounded",
     "carry_over",
     "due_cooldowns",
     "forgotten_at",
     "impose",
     "latest_cooldown",
     "learnt_quota",
+    "lifetime",
     "make_ledger",
     "moved_back",
     "probed",

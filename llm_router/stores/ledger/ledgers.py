@@ -113,7 +113,7 @@ class RollingLedger(_Clock):
         elif self._last > horizon:
             self._idle_until = self._last + self._span
         else:
-            self.taken -= self._amount
+            self.taken = 0
             self._last, self._amount, self._first = _NO_ENTRY
             self._idle_until = NEVER
 
@@ -144,9 +144,8 @@ class RollingLedger(_Clock):
             excess -= int(older[start + 1])
             if excess <= 0:
                 return int(older[start]) + self._span - self._ahead
-        if excess <= self._amount:
-            return self._last + self._span - self._ahead
-        raise AssertionError("the entries of a rolling ledger do not add up to what is taken")
+        # Beyond 2**53, far above every limit, the amounts are rounded, and may not add up to what is taken.
+        return self._last + self._span - self._ahead
 
     def take(self, amount: int, now: int) -> int:
         """Take ``amount`` and return its mark."""

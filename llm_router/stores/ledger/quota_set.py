@@ -10,6 +10,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal, Taking
 from llm_router.stores.ledger.base import Ledger
+from llm_router.stores.ledger.bounds import bounded
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 
 __all__ = ["QuotaLedger", "QuotaSet", "carry_over", "learnt_quota", "make_ledger", "terms_in_force"]
@@ -126,9 +127,9 @@ class QuotaSet:
     def charge(self, takings: Iterable[Taking], now: int) -> None:
         """Count what was taken, each at its own time, whether or not it fits."""
         for taking in takings:
-            at = microseconds(taking.at)
+            at, used = microseconds(taking.at), bounded(taking.used)
             for counts_tokens, _, ledger in self._rows:
-                amount = taking.used.tokens if counts_tokens else taking.used.requests
+                amount = used.tokens if counts_tokens else used.requests
                 if amount > 0:
                     ledger.charge(amount, at, now)
 

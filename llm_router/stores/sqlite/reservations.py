@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import Demand, Quota
+from llm_router.stores.ledger import LONGEST
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.ledger_table import RowQuotaSet, StoredLedger
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, offsets, record, split
@@ -26,8 +27,7 @@ __all__ = ["Reservation", "Reservations"]
 _HEAD = 4
 """Numbers before what was taken: expiry, id of the row of ledgers, kinds, and how many follow."""
 
-_LONGEST = 7 * 86_400_000_000
-"""Microseconds that a reservation may last: what expires later was made before the clock was set back."""
+_SWEEP_AT_ONCE = 5_000
 
 
 @attrs.define
@@ -60,6 +60,7 @@ class Reservations:
         self._opened: dict[str, Reservation] = {}  # since the last row
         self._closed: list[str] = []
         self._kept: list[tuple[str, Sequence[float]]] = []
+        self._unchecked: list[str] = []  # by the present sweep
         self._due: dict[int, float] = {}  # when the first of each row of the journal expires
 
     def add(self, reservation_id: str, reservation: Reservation) -> None:
@@ -99,7 +100,7 @@ class Reservations:
             for reservation_id, start in zip(entry.opened, offsets(numbers, _HEAD), strict=True):
                 if rows.get(reservation_id) != number:
                     continue
-                if now < numbers[start] <= now + _LONGEST:
+                if now < numbers[start] <= now + LONGEST:
                     head, taken = record(numbers, start, _HEAD)
                     self._kept.append((reservation_id, (*head, *taken)))
                 else:
@@ -134,14 +135,28 @@ class Reservations:
                 reservation.expires += now - reservation.made
                 reservation.made = now
 
-    def sweep(self, now: int) -> None:
-        """Forget expired reservations, and let the rows that have some leave the journal."""
+    def sweep(self, now: int) -> bool:
+        """Forget expired reservations, a bounded number at a time; return whether there may be more."""
+        unchecked, first = self._unchecked, self._journal.first
+        if not unchecked:
+            self._let_leave(now)
+            unchecked.extend(self._rows)
+        for key in unchecked[-_SWEEP_AT_ONCE:]:
+            if self._rows.get(key, first) < first:  # another process did not keep it
+                del self._rows[key]
+                self._known.pop(key, None)
+            elif key in self._known and self._known[key].expires <= now:
+                del self._known[key]
+        del unchecked[-_SWEEP_AT_ONCE:]
+        return bool(unchecked)
+
+    def _let_leave(self, now: int) -> None:
+        """Let the rows that have expired reservations leave the journal."""
+        # What expires after the longest time was made before the clock was set back.
         first = self._journal.first
-        self._known = {key: known for key, known in self._known.items() if known.expires > now}
-        self._rows = {key: number for key, number in self._rows.items() if number >= first}
         self._due = {number: due for number, due in self._due.items() if number >= first}
         still_open = set(self._rows.values())
-        ended = [number for number, due in self._due.items() if not now < due <= now + _LONGEST]
+        ended = [number for number, due in self._due.items() if not now < due <= now + LONGEST]
         self._journal.let_leave(max(still_open.intersection(ended), default=0))
 
     @decoding

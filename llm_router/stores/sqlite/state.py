@@ -5,10 +5,10 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from llm_router.domain.calendar import NEVER, microseconds, seconds
+from llm_router.domain.calendar import NEVER, seconds
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, Refusal
-from llm_router.stores.ledger import terms_in_force
+from llm_router.stores.ledger import lifetime, terms_in_force
 from llm_router.stores.sqlite.cooldowns import Cooldowns
 from llm_router.stores.sqlite.epochs import Epochs
 from llm_router.stores.sqlite.journal import Entry, Journal
@@ -118,8 +118,8 @@ class State:
         if entry:
             self._journal.append(entry)
         if not now < self._sweep_reservations_at <= now + _RESERVATIONS_EVERY:
-            self._reservations.sweep(now)
-            self._sweep_reservations_at = now + _RESERVATIONS_EVERY
+            more = self._reservations.sweep(now)
+            self._sweep_reservations_at = now if more else now + _RESERVATIONS_EVERY
         if not now < self._sweep_at <= now + _MINUTE:
             self._sweep(now)
 
@@ -163,7 +163,7 @@ class State:
                     self._ledgers.change(quotas.row)
                 marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
                 if ttl != self._ttl[0]:
-                    self._ttl = ttl, microseconds(ttl)
+                    self._ttl = ttl, lifetime(ttl)
                 self._reservations.add(
                     reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
                 )

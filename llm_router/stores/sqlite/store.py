@@ -13,6 +13,7 @@ from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
 from llm_router.errors import ConfigError
+from llm_router.stores.ledger import bounded
 from llm_router.stores.sqlite.state import State
 from llm_router.stores.sqlite.worker import Call, Worker
 
@@ -85,11 +86,12 @@ class SQLiteStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve in the file; see :class:`RateLimitStore`."""
-        return await self._submit(State.reserve, reservation_id, tuple(candidates), demand, ttl)
+        arguments = reservation_id, tuple(candidates), bounded(demand), ttl
+        return await self._submit(State.reserve, *arguments)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
-        await self._submit(State.settle, reservation_id, used)
+        await self._submit(State.settle, reservation_id, bounded(used))
 
     async def release(self, reservation_id: str) -> None:
         """Give back everything a reservation took; see :class:`RateLimitStore`."""

@@ -41,6 +41,18 @@ _MAX_CALLS = 1024
 _CHECKPOINT_EVERY = 200
 """Transactions between two checkpoints."""
 
+_ODD = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    sqlite3.DataError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+)
+"""What a call with arguments that make no sense may raise; the calls beside it shall not fail with it."""
+
 _THREAD = "llm_router-sqlite"
 
 
@@ -66,7 +78,8 @@ class Worker:
 
     Calls take effect in the order of :meth:`submit`, even if their callers no longer wait for them. All calls
     that wait when a transaction starts (up to 1,024) go into it, and are answered after it is committed, when
-    they are in the file. If it fails, none of them has taken effect.
+    they are in the file. If it fails, none of them has taken effect; if that is because the arguments of one
+    make no sense, each of them has a transaction of its own then.
 
     Args:
         path: The database file.
@@ -157,12 +170,21 @@ class Worker:
     def _serve(self, calls: list[Call]) -> None:
         try:
             self._commit(calls)
+        except _ODD:
+            for call in calls:  # one at a time: which of them it is about is not known
+                self._serve_alone(call)
         except BaseException as error:  # noqa: BLE001  # every call must get an answer
             self._take(calls)  # the calls that have queued since fail as well: they waited for the same thing
             for call in calls:
                 call.answer, call.error = None, explain(error, self._path)
         _answer(calls)
         self._checkpoint()
+
+    def _serve_alone(self, call: Call) -> None:
+        try:
+            self._commit([call], may_take=False)
+        except BaseException as error:  # noqa: BLE001
+            call.answer, call.error = None, explain(error, self._path)
 
     def _checkpoint(self) -> None:
         """Start a checkpoint if it is due; the next transactions run at the same time."""
@@ -191,7 +213,7 @@ class Worker:
             self._disconnect()
         self._turns.close()
 
-    def _commit(self, calls: list[Call]) -> None:
+    def _commit(self, calls: list[Call], *, may_take: bool = True) -> None:
         deadline = calls[0].since + self._timeout
         if self._connection is None:
             self._prepare_directory()
@@ -199,7 +221,8 @@ class Worker:
             try:
                 connection, state = self._connect(deadline)
                 begin(connection, deadline)
-                self._take(calls)
+                if may_take:
+                    self._take(calls)
                 now = microseconds(self._clock.time())
                 state.begin(now)
                 for call in calls:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -215,8 +216,8 @@ def _await_checkpoint() -> None:
             thread.join()
 
 
-async def test_a_call_that_fails_undoes_its_whole_transaction(store: SQLiteStore, pools: Pools) -> None:
-    """Calls in the same transaction as a broken one fail and have taken nothing; the store still works."""
+async def test_a_call_that_makes_no_sense_fails_alone(store: SQLiteStore, pools: Pools) -> None:
+    """Calls in the same transaction take effect once, and the broken one not at all."""
     deployment = pools.one(rpm=5)
     await store.reserve("before", [deployment], Demand(), 60.0)
     good = store.reserve("good", [deployment], Demand(), 60.0)
@@ -227,6 +228,23 @@ async def test_a_call_that_fails_undoes_its_whole_transaction(store: SQLiteStore
         60.0,
     )
     outcomes = await asyncio.gather(good, broken, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Decision, StoreUnavailableError]
+    assert await used(store, deployment) == [2]
+    await store.release("before")
+    await store.release("good")
+    assert await used(store, deployment) == [0]
+
+
+async def test_a_transaction_that_fails_is_undone_as_a_whole(
+    store: SQLiteStore, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its calls fail, each with an error of its own, and have taken nothing; the store still works."""
+    deployment = pools.one(rpm=5)
+    await store.reserve("before", [deployment], Demand(), 60.0)
+    with monkeypatch.context() as patches:
+        patches.setattr(journal.Journal, "append", Mock(side_effect=sqlite3.OperationalError("disk full")))
+        calls = (store.reserve(name, [deployment], Demand(), 60.0) for name in ("one", "two"))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [StoreUnavailableError] * 2
     assert outcomes[0] is not outcomes[1]
     assert await used(store, deployment) == [1]
