@@ -10,9 +10,10 @@ from weakref import WeakSet
 from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import LEARNT_FOR
-from llm_router.domain.quota import Demand, Metric, Quota
+from llm_router.domain.quota import MAX_LIMIT, Demand, Metric, Quota
 from llm_router.stores.base import CHARGES_KEPT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
+    MAX_TTL,
     QuotaLedger,
     QuotaSet,
     bounded,
@@ -64,7 +65,7 @@ class _ModelQuotas:
         self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
 
 
-_Reservation = tuple[int, int, int, QuotaSet, list[int], int]
+_Reservation = tuple[float, int, int, QuotaSet, list[int], int]
 """When it expires, the requests and tokens it asked for, the quotas it took from, the mark in each ledger,
 when it was made."""
 
@@ -103,8 +104,10 @@ class MemoryStore:
         now = round(self._time() * 1e6)
         if not self._swept_at <= now < self._sweep_at:
             self._sweep(now)
-        demand = bounded(demand)
         requests, tokens = demand.requests, demand.tokens
+        if not (0 <= requests <= MAX_LIMIT and 0 <= tokens <= MAX_LIMIT):
+            demand = bounded(demand)
+            requests, tokens = demand.requests, demand.tokens
         refusals: tuple[Refusal, ...] = ()
         for deployment in candidates:
             quotas = self._quota_sets.get(deployment)
@@ -115,14 +118,8 @@ class MemoryStore:
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 continue
             marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
-            self._reservations[reservation_id] = (
-                now + lifetime(ttl),
-                requests,
-                tokens,
-                quotas,
-                marks,
-                now,
-            )
+            expires = now + (ttl * 1e6 if 0.0 <= ttl <= MAX_TTL else lifetime(ttl))
+            self._reservations[reservation_id] = expires, requests, tokens, quotas, marks, now
             probes = self._probe(deployment, now) if self._cooldowns else ()
             return Decision(deployment, headroom, daily_headroom, refusals, probes, self._lifts)
         return Decision(None, 0.0, 0.0, refusals, (), self._lifts)
@@ -197,7 +194,8 @@ class MemoryStore:
         expires, requests, tokens, quotas, marks, _ = reservation
         now = round(self._time() * 1e6)
         if now < expires:
-            used = bounded(used)
+            if not (0 <= used.requests <= MAX_LIMIT and 0 <= used.tokens <= MAX_LIMIT):
+                used = bounded(used)
             quotas.correct(marks, used.requests - requests, used.tokens - tokens, now)
 
     def _cooldown(self, deployment: Deployment, now: int) -> Cooldown | None:

@@ -1,4 +1,4 @@
-"""Arguments that make no sense, in the stores of this machine: nothing stays of them, and others are served."""
+"""Arguments that make no sense, in the stores of this machine: nothing stays of them, others are served."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ stands for a time that does not come.
 """
 
 from llm_router.stores.ledger.base import Ledger
-from llm_router.stores.ledger.bounds import LONGEST, bounded, lifetime
+from llm_router.stores.ledger.bounds import LONGEST, MAX_TTL, bounded, lifetime
 from llm_router.stores.ledger.cooldowns import (
     due_cooldowns,
     forgotten_at,
@@ -36,6 +36,7 @@ __all__ = [
     "EXACT_LIMIT",
     "LONGEST",
     "MAX_ENTRIES",
+    "MAX_TTL",
     "SLICES",
     "DailyLedger",
     "Ledger",

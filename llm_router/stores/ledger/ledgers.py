@@ -320,12 +320,12 @@ class SteadyLedger(_Clock):
 
     def _drain(self, now: int) -> None:
         before = self._debt
-        debt = self._debt = self._drained(now)
-        if not debt:
+        self._debt = self._drained(now)
+        if not self._debt:
             self._ahead = 0
         self._at = now + self._ahead
         if self._starts:
-            self._rise(before - debt)
+            self._rise(before - self._debt)
 
     def _rise(self, amount: float) -> None:
         """Let an amount of the line drain, and drop the holes that it has passed."""
@@ -386,7 +386,7 @@ class SteadyLedger(_Clock):
         if change > 0:
             self._debt += change
             self._total += change
-        elif mark <= self._total:
+        elif mark <= self._total and (self._starts or mark > self._total - self._debt):
             self._give_back(mark + change, mark)
 
     def charge(self, amount: int, at: int, now: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -19,7 +20,7 @@ import pytest
 from llm_router import Deployment, RateLimitStore
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.errors import StoreUnavailableError
+from llm_router.errors import ConfigError, StoreUnavailableError
 from llm_router.stores import Decision
 from llm_router.stores.sqlite import SQLiteStore, database, journal, worker
 from llm_router.stores.sqlite.filelock import TurnLock
