@@ -6,10 +6,11 @@ import json
 import math
 import random
 from datetime import UTC, datetime
+from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_router.domain.calendar import NEVER, microseconds
@@ -505,3 +506,45 @@ def test_a_steady_ledger_remembers_a_bounded_number_of_holes() -> None:
     for mark in marks:
         ledger.correct(mark, -4, _NOW)
     assert 0 <= ledger.used(_NOW) <= 4 * (1_000 - MAX_ENTRIES)
+
+
+@settings(max_examples=300)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([0, 0, 100, 400, 1_500, 5_000]), st.integers(1, 9), st.integers(0, 3)),
+        min_size=5,
+        max_size=40,
+    ),
+    picks=st.randoms(use_true_random=False),
+)
+def test_a_steady_ledger_gives_back_what_has_not_drained_of_a_taking(
+    steps: list[tuple[int, int, int]], picks: random.Random
+) -> None:
+    """As a queue of takings does that drains from its front, wherever holes lie when it drains past them."""
+    ledger, now = SteadyLedger(Quota(Metric.TPM, 600, Refill.STEADY, burst=100), 600), _NOW
+    rate = Fraction(501, _SPAN)
+    queue: list[Fraction] = []
+    open_: list[tuple[int, int, int]] = []  # the number, mark and amount of each taking
+    for wait, amount, settles in steps:
+        now += wait * 1_000
+        drains = wait * 1_000 * rate
+        for number, left in enumerate(queue):
+            queue[number] = left - min(left, drains)
+            drains -= min(left, drains)
+        open_.append((len(queue), ledger.take(amount, now), amount))
+        queue.append(Fraction(amount))
+        for _ in range(min(settles, len(open_))):
+            number, mark, taken = open_.pop(picks.randrange(len(open_)))
+            unused = picks.randint(1, taken)
+            ledger.correct(mark, -unused, now)
+            queue[number] = max(Fraction(0), queue[number] - unused)
+        assert abs(ledger.dump()[0] - sum(queue)) < 1e-4
+
+
+def test_the_same_part_of_a_steady_taking_is_given_back_once() -> None:
+    """However often and in whatever pieces it is asked for."""
+    ledger = SteadyLedger(Quota(Metric.TPM, 600, Refill.STEADY, burst=100), 600)
+    marks = [ledger.take(10, _NOW) for _ in range(3)]
+    for change, left in ((-3, 27), (-5, 25), (-4, 25), (-10, 20), (-10, 20)):
+        ledger.correct(marks[1], change, _NOW)
+        assert ledger.used(_NOW) == left
