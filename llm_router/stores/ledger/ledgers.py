@@ -165,6 +165,24 @@ class RollingLedger(_Clock):
         """Change what was taken at ``mark``, unless it has come back already."""
         if now >= self._idle_until or now < self._last:
             now = self._see(now)
+        self._change(mark, change, now)
+
+    def charge(self, amount: int, at: int, now: int) -> None:
+        """Count what was taken at ``at``, in the entry where it would be by now."""
+        time = self._see(now) if now >= self._idle_until or now < self._last else now
+        mark = min(at, now) + time - now
+        if amount <= 0 or mark <= time - self._span:
+            return
+        if mark <= self._last or len(self._older) >= 3 * MAX_ENTRIES:
+            self._change(mark, amount, time)
+        elif mark - self._first <= self._resolution:  # the newest: those of one process come in order
+            self._last = mark
+            self._amount += amount
+            self.taken += amount
+        else:
+            self._begin(amount, mark)
+
+    def _change(self, mark: int, change: int, now: int) -> None:
         if self._first <= mark <= self._last:
             change = max(change, -self._amount)
             self._amount += change
@@ -178,11 +196,6 @@ class RollingLedger(_Clock):
             self.taken += change
         elif change > 0:  # it took nothing, or was given back completely and swept out
             self._insert(mark, change, now)
-
-    def charge(self, amount: int, at: int, now: int) -> None:
-        """Count what was taken at ``at``, in the entry where it would be by now."""
-        now = self._see(now)
-        self.correct(min(at + self._ahead, now), amount, now - self._ahead)
 
     def _insert(self, mark: int, amount: int, now: int) -> None:
         """Insert a taking that has no entry, merging it into the entry where it would be by now."""
@@ -390,9 +403,9 @@ class SteadyLedger(_Clock):
             self._give_back(mark + change, mark)
 
     def charge(self, amount: int, at: int, now: int) -> None:
-        """Add what was taken within the last window to the debt: how much of it has drained is not known."""
-        if at > now - self._span:
-            self.correct(self._total, amount, now)
+        """Count what was taken at ``at`` as owed now: what would have drained since is not known."""
+        if amount > 0 and at > now - self._span:
+            self.take(amount, now)
 
     def used(self, now: int) -> int:
         """Return the debt, in whole requests or tokens, rounded up."""
@@ -514,8 +527,14 @@ class DailyLedger:
             self._carry = max(0, self._carry + change)
 
     def charge(self, amount: int, at: int, now: int) -> None:
-        """Count what was taken at ``at``, on each side of midnight on which it counts."""
-        self.correct(min(at, now), amount, now)
+        """Count what was taken at ``at``, if it was today, on each side of midnight on which it counts."""
+        self._roll(now)
+        # Where the clock was set back over midnight by a little, what counts now is of either day.
+        starts = self._starts if self._starts <= now else midnights(now, self._zone)[0]
+        if amount > 0 and at >= starts - self._guard:
+            self.taken += amount
+            if min(at, now) >= self._ends - self._guard:
+                self._carry += amount
 
     def used(self, now: int) -> int:
         """Return what is taken today."""

@@ -129,9 +129,7 @@ class QuotaSet:
         for taking in takings:
             at, used = microseconds(taking.at), bounded(taking.used)
             for counts_tokens, _, ledger in self._rows:
-                amount = used.tokens if counts_tokens else used.requests
-                if amount > 0:
-                    ledger.charge(amount, at, now)
+                ledger.charge(used.tokens if counts_tokens else used.requests, at, now)
 
     def refuse(self, deployment: Deployment, cooldown: Cooldown | None, demand: Demand, now: int) -> Refusal:
         """Return when ``demand``, which does not fit now, will fit, and what it waits for the longest."""
