@@ -16,11 +16,17 @@ CREATE TABLE IF NOT EXISTS cooldown_details (
 CREATE TABLE IF NOT EXISTS lifts (count INTEGER NOT NULL);
 INSERT INTO lifts SELECT 0 WHERE NOT EXISTS (SELECT * FROM lifts);
 
--- When the file began to count, and when it last lost something or took the place of a file that was lost (0: never);
--- in seconds.
-CREATE TABLE IF NOT EXISTS epoch (since REAL NOT NULL, reset_at REAL NOT NULL);
+-- When the record of the file began, what may be missing from the one before, and when the file last lost something
+-- (0: never); all in seconds. One row.
+CREATE TABLE IF NOT EXISTS record (
+    since REAL NOT NULL,
+    previous REAL NOT NULL,
+    gap_from REAL NOT NULL,
+    reset_at REAL NOT NULL
+);
 
--- The last charge of each process, and when it came, in microseconds.
+-- The last charge of each process and model, so that it counts once however often it is repeated, and when it came, in
+-- microseconds.
 CREATE TABLE IF NOT EXISTS charges (
     source TEXT NOT NULL,
     scope TEXT NOT NULL,
@@ -28,6 +34,8 @@ CREATE TABLE IF NOT EXISTS charges (
     came INTEGER NOT NULL,
     PRIMARY KEY (source, scope)
 ) WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS charges_came ON charges (came);
 
 -- The processes that announced themselves, and when they last did, in microseconds.
 CREATE TABLE IF NOT EXISTS processes (source TEXT PRIMARY KEY, seen INTEGER NOT NULL) WITHOUT ROWID;

@@ -120,10 +120,6 @@ class Cooldowns:
             self._replace(cooldown.scope, probed(cooldown, now), now)
         return due
 
-    def mark_changed(self) -> None:
-        """Have other connections read all of it again, and the epoch."""
-        self._changed = True
-
     def write(self, entry: Entry) -> None:
         """Record in ``entry`` whether any changed."""
         entry.cooldowns, self._changed = self._changed, False

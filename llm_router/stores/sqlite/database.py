@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import sys
 import time
 from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
@@ -23,6 +24,7 @@ __all__ = [
     "check_header",
     "checkpoint",
     "connect",
+    "disconnect",
 ]
 
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -38,7 +40,7 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 _ADDITIONS = "additions.sql"
 """Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
 
-_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'processes'"
+_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'record'"
 
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
@@ -95,6 +97,8 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
     """
     with contextlib.suppress(FileExistsError):  # SQLite itself would make a new file readable for others
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        for suffix in ("-wal", "-shm", "-journal"):  # of a database that was deleted
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
         _retry_while_locked(lambda: _set_up(connection, path, synchronous), deadline)
@@ -102,6 +106,17 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
         connection.close()
         raise
     return connection
+
+
+def disconnect(connection: sqlite3.Connection, *, is_current: bool) -> None:
+    """Close a connection; unless its files are still there, without touching those in their place.
+
+    SQLite deletes the WAL and its index with the last connection to a database, by their names.
+    """
+    with contextlib.suppress(sqlite3.Error):
+        if sys.version_info >= (3, 12) and not is_current:
+            connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
+        connection.close()
 
 
 def begin(connection: sqlite3.Connection, deadline: float) -> None:

@@ -38,12 +38,20 @@ _LONG_POLL_AFTER = 0.1
 
 _LONG_POLL = 0.005
 
+_TICK = 3_000_000_000
+"""Nanoseconds within which a file system may give two changes of a directory the same time."""
+
 
 class TurnLock:
     """The right to write to a database file, which one store of all processes has at a time.
 
-    The lock files lie beside the database and are never deleted: locking a deleted one, which another process
-    still has open, would exclude nothing. They are empty, and the locks of a process that dies are released.
+    The lock files lie beside the database, are empty, and are never deleted by this library. If somebody else
+    deletes them, processes go on with new ones after their present turns, which exclude nobody. The locks of
+    a process that dies are released.
+
+    Attributes:
+        undisturbed: Whether it is certain that between the starts of the last two turns no file beside the
+            database was made, deleted or renamed.
 
     Args:
         path: The database file; the lock files have its name with ``-turn`` and the like appended.
@@ -51,7 +59,10 @@ class TurnLock:
 
     def __init__(self, path: Path) -> None:
         self._paths = tuple(path.with_name(path.name + suffix) for suffix in _LINE)
+        self._directory = str(path.parent)
+        self._seen: tuple[int, int, int] | None = None  # the directory, and when it had last changed
         self._files: list[int] = []
+        self.undisturbed = False
 
     @contextmanager
     def turn(self, deadline: float) -> Iterator[None]:
@@ -64,6 +75,19 @@ class TurnLock:
             TimeoutError: It did not come in time.
             OSError: The lock files cannot be opened or locked.
         """
+        turn = self._queue(deadline)
+        self.undisturbed = self._look()
+        while not self.undisturbed and not self._is_there(turn):
+            _unlock(turn)  # it was deleted: others lock the one that took its place
+            self.close()
+            turn = self._queue(deadline)
+        try:
+            yield
+        finally:
+            _unlock(turn)
+
+    def _queue(self, deadline: float) -> int:
+        """Move up in the queue until it is this one's turn; return the file locked for it."""
         behind: int | None = None
         for place in self._open():
             try:
@@ -72,10 +96,28 @@ class TurnLock:
                 if behind is not None:
                     _unlock(behind)
             behind = turn = place
+        return turn
+
+    def _look(self) -> bool:
+        """Return whether nothing in the directory was made, deleted or renamed since the last turn."""
         try:
-            yield
-        finally:
-            _unlock(turn)
+            status = os.stat(self._directory)  # noqa: PTH116  # at half the cost of Path.stat
+        except FileNotFoundError:
+            return False
+        before, changed_at = self._seen, status.st_mtime_ns
+        self._seen = status.st_dev, status.st_ino, changed_at
+        if before == self._seen:
+            return True
+        if time.time_ns() - changed_at < _TICK:
+            self._seen = None  # what happens a moment later may leave the same time
+        return False
+
+    def _is_there(self, turn: int) -> bool:
+        try:
+            there = self._paths[-1].stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(turn))
 
     def close(self) -> None:
         """Close the lock files; the next turn opens them again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import NEVER, seconds
@@ -10,10 +9,11 @@ from llm_router.domain.quota import Demand
 from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import lifetime, terms_in_force
 from llm_router.stores.sqlite.cooldowns import Cooldowns
-from llm_router.stores.sqlite.epochs import Epochs
+from llm_router.stores.sqlite.epoch import Epoch, read_epoch, settle_epoch, write_epoch
 from llm_router.stores.sqlite.journal import Entry, Journal
 from llm_router.stores.sqlite.ledger_table import LedgerTable, RowQuotaSet
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
+from llm_router.stores.sqlite.sources import Sources
 
 if TYPE_CHECKING:
     import sqlite3
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
     from llm_router.stores.base import Taking
+    from llm_router.stores.sqlite.epoch import Loss
 
 __all__ = ["State"]
 
@@ -40,28 +41,19 @@ _MAX_QUOTA_SETS = 50_000
 class State:
     """The state behind a connection. Every method runs inside a transaction that holds the write lock.
 
+    Attributes:
+        epoch: The epoch of the file.
+
     Between :meth:`begin` and :meth:`save` the memory is ahead of the file. If the transaction fails in
     between, the whole object must be discarded. ``now`` is in microseconds since the epoch.
-
-    Args:
-        connection: The connection.
-        known: The records that the caller of the store knows; see :class:`ExternalStore`.
-        epoch: The beginning of the file's epoch, as the process knew it before; 0 if it knew none.
-        damaged: Whether something was lost while the process had the file open.
     """
 
-    def __init__(
-        self,
-        connection: sqlite3.Connection,
-        known: Mapping[Scope, float],
-        epoch: float,
-        *,
-        damaged: bool,
-    ) -> None:
+    def __init__(self, connection: sqlite3.Connection, known_since: float, loss: Loss | None) -> None:
         self._connection = connection
-        self._known = known
-        self._known_epoch = epoch
-        self._damaged = damaged
+        self.epoch = Epoch(known_since)
+        self._loss = loss
+        self._quiet_from = self._quiet_until = 0
+        self._epoch_changed = False
         self._sweep_at = self._sweep_ledgers_at = self._sweep_reservations_at = 0
         self._seen = 0  # the time of the last transaction
         self._ttl = 0.0, 0  # the last one, in seconds and in microseconds
@@ -73,7 +65,7 @@ class State:
         self._ledgers = LedgerTable(self._connection)
         self._reservations = Reservations(self._ledgers, self._journal)
         self._cooldowns = Cooldowns(self._connection)
-        self._epochs = Epochs(self._connection)
+        self._sources = Sources(self._connection)
         self._quota_sets: dict[Deployment, RowQuotaSet] = {}
 
     def begin(self, now: int) -> None:
@@ -90,23 +82,22 @@ class State:
         if changed and self._cooldowns.refresh():
             self._quota_sets.clear()
         if changed:
-            self._read_epoch(now)
+            self._settle_epoch(now)
         if now < self._seen:
             self._reservations.set_back(now)
         if (changed or now < self._seen) and self._cooldowns.set_back(now):
             self._quota_sets.clear()
         self._seen = now
 
-    def _read_epoch(self, now: int) -> None:
-        if self._epochs.since:
-            self._epochs.refresh()
-        elif self._epochs.open(now, self._known_epoch, damaged=self._damaged):
-            self._cooldowns.mark_changed()
-
-    @property
-    def epoch(self) -> float:
-        """When the epoch of the file began, in seconds."""
-        return self._epochs.since
+    def _settle_epoch(self, now: int) -> None:
+        """Take the epoch from the file, or begin one if the file has lost something."""
+        present = read_epoch(self._connection)
+        self.epoch = settle_epoch(present, self.epoch.since, self._loss, now)
+        self._loss = None
+        self._quiet_from, self._quiet_until = self.epoch.quiet
+        if self.epoch is not present:
+            write_epoch(self._connection, self.epoch)
+            self._epoch_changed = present is not None  # then others may have read that one
 
     def save(self, now: int) -> None:
         """Write what has changed, and forget some of what is over."""
@@ -115,6 +106,7 @@ class State:
         self._shorten_journal(now)
         self._reservations.write(entry)
         self._cooldowns.write(entry)
+        entry.cooldowns, self._epoch_changed = entry.cooldowns or self._epoch_changed, False
         if entry:
             self._journal.append(entry)
         if not now < self._sweep_reservations_at <= now + _RESERVATIONS_EVERY:
@@ -136,73 +128,54 @@ class State:
     # --- the operations -------------------------------------------------------------------------------
 
     def reserve(
-        self, now: int, reservation_id: str, candidates: tuple[Deployment, ...], demand: Demand, ttl: float
+        self,
+        now: int,
+        reservation_id: str,
+        candidates: tuple[Deployment, ...],
+        demand: Demand,
+        ttl: float,
+        known: Mapping[Scope, float],
     ) -> Decision:
         """Reserve from the first candidate with room; see :class:`RateLimitStore`."""
         refusals: tuple[Refusal, ...] = ()
         lost: tuple[Deployment, ...] = ()
-        known, since = self._known, self._epochs.since
-        quiet_until = self._epochs.quiet_until(now)
         requests, tokens = demand.requests, demand.tokens
+        since, reset_at = self.epoch.since, self.epoch.reset_at
+        is_quiet = self._quiet_from <= now < self._quiet_until
         for deployment in candidates:
-            is_lost = bool(known) and known.get(deployment.model_scope, since) != since
-            if is_lost or quiet_until:
-                moment = seconds(quiet_until or now)
-                refusals += (Refusal(deployment, RECOUNT, moment, moment),)
-                lost += (deployment,) if is_lost else ()
-                continue
+            if is_quiet or known:
+                is_lost = known.get(deployment.model_scope, since) != since
+                if is_lost:
+                    lost += (deployment,)
+                if is_lost or is_quiet:
+                    at = seconds(self._quiet_until if is_quiet else now)
+                    refusals += (Refusal(deployment, RECOUNT, at, at),)
+                    continue
             quotas = self._quotas_of(deployment, now)
             cooldown = self._cooldowns.latest(deployment, now)
             if cooldown is not None or not quotas.fits(requests, tokens, now):
                 refusals += (quotas.refuse(deployment, cooldown, demand, now),)
                 self._keep_moved(quotas)
                 continue
-            headroom = daily_headroom = 1.0
-            if quotas.ledgers:  # else nothing is taken, so nothing will be settled
-                if not quotas.row.changed:
-                    self._ledgers.change(quotas.row)
-                marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
-                if ttl != self._ttl[0]:
-                    self._ttl = ttl, lifetime(ttl)
-                self._reservations.add(
-                    reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
-                )
-            probes = self._cooldowns.probe(deployment, now)
-            return Decision(
-                deployment,
-                headroom,
-                daily_headroom,
-                refusals,
-                probes,
-                self._cooldowns.lifts,
-                since,
-                lost,
-                self._epochs.reset_at,
-            )
-        return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts, 0.0, lost, self._epochs.reset_at)
-
-    def charge(
-        self,
-        now: int,
-        source: str,
-        sequence: int,
-        deployment: Deployment,
-        missing: tuple[Taking, ...],
-        counted: tuple[Taking, ...],
-        since: float,
-    ) -> float:
-        """Count what was taken without asking; see :class:`RateLimitStore`."""
-        if self._epochs.is_new_charge(source, deployment.model_scope, sequence, now):
-            lost = counted if since != self._epochs.since else ()
-            quotas = self._quotas_of(deployment, now)
-            if (missing or lost) and quotas.ledgers:
+            if not quotas.ledgers:
+                # Nothing is taken, so nothing will be settled.
+                probes = self._cooldowns.probe(deployment, now)
+                lifts = self._cooldowns.lifts
+                return Decision(deployment, 1.0, 1.0, refusals, probes, lifts, since, lost, reset_at)
+            if not quotas.row.changed:
                 self._ledgers.change(quotas.row)
-                quotas.charge(sorted((*missing, *lost), key=attrgetter("at")), now)
-        return self._epochs.since
-
-    def announce(self, now: int, source: str) -> int:
-        """Remember that a process is alive; return how many are; see :class:`ExternalStore`."""
-        return self._epochs.announce(source, now)
+            marks, headroom, daily_headroom = quotas.take(requests, tokens, now)
+            if ttl != self._ttl[0]:
+                self._ttl = ttl, lifetime(ttl)
+            self._reservations.add(
+                reservation_id, Reservation(now + self._ttl[1], demand, quotas, marks, now)
+            )
+            probes = self._cooldowns.probe(deployment, now)
+            lifts = self._cooldowns.lifts
+            return Decision(
+                deployment, headroom, daily_headroom, refusals, probes, lifts, since, lost, reset_at
+            )
+        return Decision(None, 0.0, 0.0, refusals, (), self._cooldowns.lifts, 0.0, lost, reset_at)
 
     def settle(self, now: int, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
@@ -215,6 +188,29 @@ class State:
         if requests or tokens:
             self._ledgers.change(quotas.row)
             quotas.correct(reservation.marks, requests, tokens, now)
+
+    def charge(
+        self,
+        now: int,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: tuple[Taking, ...],
+        counted: tuple[Taking, ...],
+        since: float,
+    ) -> float:
+        """Count what was taken without asking, or was lost; see :class:`RateLimitStore`."""
+        if self._sources.begin_charge(source, deployment.model_scope, sequence, now):
+            quotas = self._quotas_of(deployment, now)
+            takings = missing + self.epoch.lost(counted, since)
+            if quotas.ledgers and takings:
+                self._ledgers.change(quotas.row)
+                quotas.charge(takings, now)
+        return self.epoch.since
+
+    def announce(self, now: int, source: str) -> int:
+        """Record that a process is alive; return how many were in the last minute."""
+        return self._sources.announce(source, now)
 
     def cool_down(self, now: int, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`."""
@@ -262,7 +258,7 @@ class State:
     def _sweep(self, now: int) -> None:
         """Delete rows that no longer matter, a bounded number at a time; soon again if there are more."""
         self._cooldowns.sweep(now)
-        self._epochs.sweep(now)
+        self._sources.sweep(now, _SWEEP_AT_ONCE)
         self._sweep_at = now + _MINUTE
         if not now < self._sweep_ledgers_at <= now + _HOUR:
             swept = self._ledgers.sweep(now - _DAY, _SWEEP_AT_ONCE)

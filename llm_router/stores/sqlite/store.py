@@ -44,6 +44,13 @@ class SQLiteStore:
     The store may be used from several event loops one after the other, and in a forked child, which opens the
     file for itself. After :meth:`aclose` the next call opens it again. The file must be on a local disk.
 
+    If the file is deleted or replaced while stores have it open, or SQLite's files beside it (``-wal`` and
+    ``-shm``) are, each store notices it at its next call and opens what is there now; see
+    :class:`ExternalStore` for what becomes of the count. With ``-wal`` or ``-shm`` nothing that was committed
+    is lost, unless another process has begun to use new ones before any store noticed. It cannot notice that
+    the file was deleted or replaced while no process had it open, that another program has written into it
+    (``cp`` over an open file does), nor what a power failure has taken.
+
     In addition to what :class:`RateLimitStore` says, every method raises:
 
     * :class:`~llm_router.errors.StoreUnavailableError` if the file is not available within ``timeout``, or
@@ -55,7 +62,7 @@ class SQLiteStore:
         path: The database file. Lock files and SQLite's own files lie beside it.
         clock: The source of time; the machine's clock by default.
         timeout: The most seconds that a call waits for other processes. A file system that hangs is not
-            covered.
+            covered. Above 0.
         synchronous: SQLite's setting of that name: what a power failure may lose.
     """
 
@@ -67,8 +74,6 @@ class SQLiteStore:
         timeout: float = 5.0,
         synchronous: Synchronous = "NORMAL",
     ) -> None:
-        self.known: MutableMapping[Scope, float] = {}
-        """See :class:`ExternalStore`."""
         self._path = Path(path).absolute()
         self._clock = clock or SystemClock()
         if not 0 < real(timeout) < math.inf:
@@ -78,6 +83,8 @@ class SQLiteStore:
             )
         self._timeout = float(timeout)
         self._synchronous = synchronous
+        self.known: MutableMapping[Scope, float] = {}
+        """See :class:`ExternalStore`."""
         self._worker: Worker | None = None
         self._retired: Worker | None = None
         self._finalizer: weakref.finalize[[Worker], SQLiteStore] | None = None
@@ -86,8 +93,9 @@ class SQLiteStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve in the file; see :class:`RateLimitStore`."""
-        arguments = reservation_id, tuple(candidates), bounded(demand), ttl
-        return await self._submit(State.reserve, *arguments)
+        return await self._submit(
+            State.reserve, reservation_id, tuple(candidates), bounded(demand), ttl, self.known
+        )
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
@@ -107,17 +115,22 @@ class SQLiteStore:
         since: float = 0.0,
     ) -> float:
         """Count what was taken without asking, or was lost; see :class:`RateLimitStore`."""
-        return await self._submit(
-            State.charge, source, sequence, deployment, tuple(missing), tuple(counted), since
-        )
+        takings = tuple(missing), tuple(counted)
+        return await self._submit(State.charge, source, sequence, deployment, *takings, since)
 
     async def announce(self, source: str) -> int:
         """Record that a process is alive; see :class:`ExternalStore`."""
         return await self._submit(State.announce, source)
 
     async def advice(self) -> list[str]:
-        """Return nothing: all that SQLite needs is a local disk."""
-        return []
+        """Return what endangers the count; see :class:`ExternalStore`."""
+        if self._synchronous != "OFF":
+            return []
+        advice = (
+            f"SQLite store {str(self._path)!r}: a power failure may lose counts and damage the file; "
+            "use synchronous=NORMAL"
+        )
+        return [advice]
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`."""
@@ -154,8 +167,8 @@ class SQLiteStore:
             clock=self._clock,
             timeout=self._timeout,
             synchronous=self._synchronous,
-            known=self.known,
             predecessor=self._retired,
+            known_since=self._worker.known_since if self._worker is not None else 0.0,
         )
         self._finalizer = weakref.finalize(self, _stop, worker)
         return worker

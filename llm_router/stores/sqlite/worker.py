@@ -19,19 +19,21 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from llm_router.domain.calendar import microseconds
-from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect
+from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect, disconnect
+from llm_router.stores.sqlite.databasefiles import DatabaseFiles
+from llm_router.stores.sqlite.epoch import Loss
 from llm_router.stores.sqlite.faults import explain
 from llm_router.stores.sqlite.filelock import TurnLock
 from llm_router.stores.sqlite.state import State
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from llm_router.domain.clock import Clock
-    from llm_router.domain.deployment import Scope
     from llm_router.stores.sqlite.database import Synchronous
+    from llm_router.stores.sqlite.databasefiles import Identities, Identity
 
 __all__ = ["Call", "Worker"]
 
@@ -86,8 +88,8 @@ class Worker:
         clock: The source of time.
         timeout: The most seconds that a call waits for its transaction to start, from its submission.
         synchronous: SQLite's setting of that name.
-        known: The records that the caller of the store knows; see :class:`ExternalStore`.
         predecessor: A worker whose calls precede those of this one.
+        known_since: When the last epoch of the file began that this process has seen; 0 if none.
     """
 
     def __init__(
@@ -97,26 +99,26 @@ class Worker:
         clock: Clock,
         timeout: float,
         synchronous: Synchronous,
-        known: Mapping[Scope, float],
         predecessor: Worker | None = None,
+        known_since: float = 0.0,
     ) -> None:
         self._path = path
+        self._files = DatabaseFiles(path)
         self._clock = clock
         self._timeout = timeout
         self._synchronous = synchronous
-        self._known = known
         self._predecessor = predecessor
         self._calls: deque[Call | None] = deque()  # None: no more follow
         self._idle = False
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self._beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm")]
         self._turns = TurnLock(path)
         self._transaction = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._state: State | None = None
-        self._identity: tuple[int, int] | None = None
-        self._companions: list[tuple[int, int]] = []  # the files that SQLite keeps beside it
-        self._epoch = 0.0 if predecessor is None else predecessor.epoch
+        self._database: Identity | None = None  # the file that the connection is to
+        self._opened: Identities | None = None  # the same with its companions, once SQLite has opened them
+        self._loss: Loss | None = None  # noticed since the last transaction
+        self.known_since = known_since
         self._checkpoint_due = _CHECKPOINT_EVERY
         self._checkpointing: threading.Thread | None = None
         self._stopping = False
@@ -124,11 +126,6 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name=_THREAD, daemon=True)
         _workers.add(self)
         self._thread.start()
-
-    @property
-    def epoch(self) -> float:
-        """When the epoch of the file began, as this worker knew it last; 0 if it never did."""
-        return self._epoch
 
     # --- from any thread ------------------------------------------------------------------------------
 
@@ -156,6 +153,7 @@ class Worker:
     def _run(self) -> None:
         if self._predecessor is not None:
             self._predecessor.join()
+            self.known_since = max(self.known_since, self._predecessor.known_since)
             self._predecessor = None
         while not self._stopping:
             self._idle = True
@@ -209,6 +207,7 @@ class Worker:
             if self._connection is not None:
                 with contextlib.suppress(OSError):
                     stack.enter_context(self._turns.turn(time.monotonic() + self._timeout))
+                    self._leave_lost_files()
             stack.enter_context(self._transaction)
             self._disconnect()
         self._turns.close()
@@ -217,10 +216,17 @@ class Worker:
         deadline = calls[0].since + self._timeout
         if self._connection is None:
             self._prepare_directory()
-        with self._turns.turn(deadline), self._transaction:
+        with self._turns.turn(deadline):
+            self._leave_lost_files()
+            self._run_transaction(calls, deadline, may_take=may_take)
+
+    def _run_transaction(self, calls: list[Call], deadline: float, *, may_take: bool) -> None:
+        with self._transaction:
             try:
                 connection, state = self._connect(deadline)
                 begin(connection, deadline)
+                if self._opened is None:
+                    self._opened = self._files.find()
                 if may_take:
                     self._take(calls)
                 now = microseconds(self._clock.time())
@@ -229,10 +235,7 @@ class Worker:
                     call.answer = call.method(state, now, *call.arguments)
                 state.save(now)
                 connection.execute("COMMIT")
-                self._epoch = state.epoch
-                if not self._companions:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._companions = [_identity(path) for path in self._beside]
+                self.known_since, self._loss = state.epoch.since, None
                 self._checkpoint_due -= 1
             except BaseException:
                 self._disconnect()  # this rolls back, and forgets what is in memory
@@ -261,38 +264,53 @@ class Worker:
     def _check_file(self) -> None:
         """Make sure that the file is ours; if another store of this process has it open, it is."""
         with contextlib.suppress(FileNotFoundError):
-            identity = _identity(self._path)
-            if not any(worker.has_open(identity) for worker in tuple(_workers)):
+            database, _, _ = self._files.find()
+            if not any(worker.has_open(database) for worker in tuple(_workers)):
                 check_header(self._path)
 
-    def has_open(self, identity: tuple[int, int]) -> bool:
-        """Return whether this worker is connected to the file with that device and inode."""
-        return self._connection is not None and self._identity == identity
+    def has_open(self, database: Identity | None) -> bool:
+        """Return whether this worker is connected to a database file."""
+        return self._database is not None and self._database == database
 
     def _connect(self, deadline: float) -> tuple[sqlite3.Connection, State]:
-        """Return the connection and its state, new ones if a file has been replaced or deleted."""
-        damaged = False
-        if self._connection is not None and self._state is not None:
-            with contextlib.suppress(FileNotFoundError):
-                if _identity(self._path) == self._identity and (
-                    not self._companions or [_identity(path) for path in self._beside] == self._companions
-                ):
-                    return self._connection, self._state
-            damaged = True
-            self._disconnect()
-        with _opening:
-            self._check_file()
-            self._connection = connect(self._path, self._synchronous, deadline)
-            self._identity = _identity(self._path)
-        self._state = State(self._connection, self._known, self._epoch, damaged=damaged)
+        """Return the connection and its state."""
+        if self._connection is None or self._state is None:
+            with _opening:
+                self._check_file()
+                self._connection = connect(self._path, self._synchronous, deadline)
+                self._database, _, _ = self._files.find()
+            self._state = State(self._connection, self.known_since, self._loss)
         return self._connection, self._state
 
+    def _leave_lost_files(self) -> None:
+        """Close the connection if its files were deleted or replaced, so that the next one is to new ones.
+
+        Call it in a turn, so that no process writes, and outside the transaction of this worker.
+        """
+        opened, connection = self._opened, self._connection
+        if self._turns.undisturbed or opened is None or connection is None or self._files.find() == opened:
+            return
+        if self._files.find()[0] == opened[0]:
+            self._await_checkpoint()
+            self._loss = Loss(kept=self._files.rescue(opened, connection))
+        else:
+            self._loss = Loss(kept=False)
+        for worker in tuple(_workers):  # the connections of a process to one database share its -shm
+            worker.leave(opened[0])
+        self._files.clear(opened)
+
+    def leave(self, database: Identity | None) -> None:
+        """Close the connection, between two transactions, if it is to this database file."""
+        with self._transaction:
+            if self.has_open(database):
+                self._await_checkpoint()
+                self._disconnect()
+
     def _disconnect(self) -> None:
-        connection, self._connection, self._state = self._connection, None, None
-        self._companions = []
+        connection, opened = self._connection, self._opened
+        self._connection = self._state = self._database = self._opened = None
         if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
+            disconnect(connection, is_current=opened is None or self._files.find() == opened)
 
     # --- around a fork --------------------------------------------------------------------------------
 
@@ -311,11 +329,6 @@ class Worker:
         self.forked = True
         self._turns.close()
         self._transaction.release()
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = os.stat(path)  # noqa: PTH116  # once per transaction, at half the cost of Path.stat
-    return status.st_dev, status.st_ino
 
 
 def _answer(calls: list[Call]) -> None:

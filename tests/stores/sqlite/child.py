@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import sys
+import time
 import warnings
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from llm_router import Deployment, Key, Metric, Quota, Secret
 from llm_router.domain.quota import Demand
 from llm_router.errors import StoreError
+from llm_router.stores.base import Taking
 from llm_router.stores.sqlite import SQLiteStore
 
 
@@ -55,6 +57,29 @@ async def endless(path: Path, rpm: int) -> None:
     while True:
         for granted in await asyncio.gather(*(take(store, [only], 1) for _ in range(5))):
             print(granted, flush=True)
+
+
+async def careful(path: Path, rpm: int) -> None:
+    """Take until the quota is spent, and charge what the file has lost; print how many were granted."""
+    store = SQLiteStore(path)
+    [only] = deployments(1, int(rpm), 10**9)
+    takings: list[Taking] = []
+    since, charges, refused = 0.0, 0, 0
+    print("ready", flush=True)
+    sys.stdin.readline()
+    while refused < 20:
+        decision = await store.reserve(f"{os.getpid()}-{next(_NUMBERS)}", [only], Demand(), 600.0)
+        if decision.deployment is not None:
+            takings.append(Taking(time.time(), Demand()))
+            since = store.known[only.model_scope] = decision.since
+        elif decision.lost:
+            charges += 1
+            since = await store.charge(str(os.getpid()), charges, only, [], takings, since)
+            store.known[only.model_scope] = since
+        refused += bool(decision.refusals) and decision.refusals[0].reason == "rpm"
+        await asyncio.sleep(0.005)
+    await store.aclose()
+    print(len(takings), charges, flush=True)
 
 
 async def _take_some(store: SQLiteStore, count: int) -> int:
@@ -121,6 +146,7 @@ async def leave_open(path: Path) -> None:
 
 
 SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, None] | None]] = {
+    "careful": careful,
     "endless": endless,
     "fork": fork,
     "hammer": hammer,

@@ -1,0 +1,86 @@
+"""The files that make up an open database, and whether they are still those that were opened.
+
+SQLite notices neither that its files were deleted nor that others lie in their place: it goes on with those
+that it has open, while other processes use the new ones, and each of them grants the whole quota.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DatabaseFiles", "Identities", "Identity"]
+
+Identity = tuple[int, int]
+"""The device and the inode of a file. None other can have it while the file is open."""
+
+Identities = tuple[Identity | None, Identity | None, Identity | None]
+"""Those of the database, its WAL and its index of the WAL (-shm); None for a file that is not there."""
+
+
+class DatabaseFiles:
+    """The files of the database at ``path``, as any other process would find them now."""
+
+    def __init__(self, path: Path) -> None:
+        self._database, self._wal, self._index = (f"{path}{suffix}" for suffix in ("", "-wal", "-shm"))
+
+    def find(self) -> Identities:
+        """Return which files are there."""
+        return _identify(self._database), _identify(self._wal), _identify(self._index)
+
+    def rescue(self, opened: Identities, connection: sqlite3.Connection) -> bool:
+        """Return whether all that was committed is in the files that are there, after helping with it.
+
+        Of a WAL that was deleted the connection still has the contents, and moves them into the database.
+
+        Args:
+            opened: The files of the connection; the database is still there, but one of the others is not.
+            connection: It, outside a transaction, and in a turn, so that no other one writes.
+        """
+        _, wal, index = self.find()
+        if wal == opened[1]:
+            return True  # the index is made anew from the WAL
+        if wal is not None and not (index == opened[2] and self._is_empty(self._wal)):
+            return False  # another process has begun to use it, with what was in the database
+        try:
+            busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            return False
+        return not busy and pages == moved
+
+    def clear(self, opened: Identities) -> None:
+        """Remove those of the files opened that are still there though others are not.
+
+        Otherwise SQLite would take them for a part of what is there instead. Call it in a turn, when the
+        connection is closed.
+        """
+        database, wal, index = self.find()
+        if index == opened[2]:
+            is_left_over = wal == opened[1] and database != opened[0]
+            if is_left_over or (wal is not None and self._is_empty(self._wal)):
+                _remove(self._wal)
+            _remove(self._index)
+
+    @staticmethod
+    def _is_empty(name: str) -> bool:
+        with contextlib.suppress(OSError):
+            return os.stat(name).st_size == 0  # noqa: PTH116
+        return False
+
+
+def _identify(name: str) -> Identity | None:
+    try:
+        status = os.stat(name)  # noqa: PTH116  # at half the cost of Path.stat
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _remove(name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)  # noqa: PTH108

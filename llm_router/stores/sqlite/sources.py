@@ -1,0 +1,56 @@
+"""What a database file remembers of the processes that use it: their last charges, and who is alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm_router.domain.calendar import microseconds
+from llm_router.stores.base import CHARGES_KEPT
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from llm_router.domain.deployment import Scope
+
+__all__ = ["Sources"]
+
+_ALIVE_FOR = 60_000_000
+
+_LARGEST = 2**62
+"""A sequence beyond it, which SQLite could not store, counts as this one."""
+
+_SELECT = "SELECT sequence FROM charges WHERE source = ? AND scope = ?"
+_INSERT = "INSERT OR REPLACE INTO charges (source, scope, sequence, came) VALUES (?, ?, ?, ?)"
+_SWEEP = """
+    DELETE FROM charges WHERE (source, scope) IN (SELECT source, scope FROM charges WHERE came <= ? LIMIT ?)
+"""
+_ANNOUNCE = "INSERT OR REPLACE INTO processes (source, seen) VALUES (?, ?)"
+_FORGET = "DELETE FROM processes WHERE seen <= ? OR seen > ?"
+_COUNT = "SELECT count(*) FROM processes"
+
+
+class Sources:
+    """The processes of a file. Nothing of it is in memory: it is rarely asked for."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def begin_charge(self, source: str, scope: Scope, sequence: int, now: int) -> bool:
+        """Record a charge; return whether it is a new one of its source and model, which must be counted."""
+        sequence = max(-_LARGEST, min(sequence, _LARGEST))
+        found = self._connection.execute(_SELECT, (source, scope)).fetchone()
+        is_new = found is None or sequence > found[0]
+        self._connection.execute(_INSERT, (source, scope, sequence if is_new else found[0], now))
+        return is_new
+
+    def announce(self, source: str, now: int) -> int:
+        """Record that a process is alive; return how many were in the last minute."""
+        # What is later than now was written before the clock was set back.
+        self._connection.execute(_FORGET, (now - _ALIVE_FOR, now))
+        self._connection.execute(_ANNOUNCE, (source, now))
+        (count,) = self._connection.execute(_COUNT).fetchone()
+        return int(count)
+
+    def sweep(self, now: int, most: int) -> None:
+        """Forget old charges, at most ``most`` of them."""
+        self._connection.execute(_SWEEP, (now - microseconds(CHARGES_KEPT), most))
