@@ -341,7 +341,10 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
-            await self._close(exc)
+            if (reporter := self._sender.reporter) is None:
+                await self._lease.close()
+            else:
+                await self._close_reported(reporter, exc)
         if exc_type is None:
             self._record()
             if isinstance(self._outcome, ProviderError):
@@ -420,13 +423,9 @@ class OpenAttempt:
 
     # --- after the call -------------------------------------------------------------------------------
 
-    async def _close(self, raised: BaseException | None) -> None:
-        """Settle or release the quota."""
-        lease, reporter = self._lease, self._sender.reporter
-        if reporter is None:
-            await lease.close()
-            return
-        deployment = lease.state.deployment
+    async def _close_reported(self, reporter: Reporter, raised: BaseException | None) -> None:
+        """Settle or release the quota, and report that the attempt ended, perhaps by ``raised``."""
+        lease, deployment = self._lease, self._lease.state.deployment
         seconds = self._latency or self._sender.clock.time() - self._began
         reporter.attempt_ended(self._send, deployment, seconds, self._outcome, raised)
         try:

@@ -15,6 +15,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.request import Request
 from llm_router.domain.version import installed_version
 from llm_router.observe._otel_content import input_messages, output_messages, system_instructions
 from llm_router.observe.base import (
@@ -125,7 +126,9 @@ class OpenTelemetryObserver:
     def observe(self, event: Event) -> None:
         """Record an event, if it is about a request."""
         if isinstance(event, SendBegan):
-            self._open[event.request_id] = self._begin(event)
+            began = self._open[event.request_id] = self._begin(event)
+            if self._content and began.span.is_recording():
+                _record_prompt(began.span, event.request)
         elif isinstance(event, RequestEvent) and (send := self._open.get(event.request_id)) is not None:
             match event:
                 case AttemptBegan():
@@ -160,15 +163,11 @@ class OpenTelemetryObserver:
         span = self._tracer.start_span(
             _span_name(model), kind=SpanKind.CLIENT, attributes=attributes, start_time=_nanoseconds(event.at)
         )
-        if self._content and span.is_recording():
-            span.set_attribute("gen_ai.input.messages", input_messages(request.contents))
-            if request.system_instruction is not None:
-                instructions = system_instructions(request.system_instruction)
-                span.set_attribute("gen_ai.system_instructions", instructions)
         return _Open(span, model, event.streamed, None if event.streamed else _enter(span))
 
     def _end(self, send: _Open, event: SendEnded) -> None:
-        span, response, failure = send.span, event.response, error_type(event.error)
+        _leave(send.token)
+        span, response = send.span, event.response
         span.set_attribute("llm_router.attempts", event.attempts)
         span.set_attribute("llm_router.waited", event.waited)
         answered = None
@@ -189,8 +188,7 @@ class OpenTelemetryObserver:
                 span.set_attribute("gen_ai.response.finish_reasons", [response.finish_reason])
             if self._content and response.success:
                 span.set_attribute("gen_ai.output.messages", output_messages(response))
-        failure = _mark(span, event.error, failure)
-        _leave(send.token)
+        failure = _mark(span, event.error)
         span.end(_nanoseconds(event.at))
         more = {"gen_ai.response.model": answered, "error.type": failure}
         self._duration.record(event.seconds, self._attributes(event, send.last, send.model, more))
@@ -229,14 +227,14 @@ class OpenTelemetryObserver:
 
     def _end_attempt(self, send: _Open, event: AttemptEnded) -> None:
         span, send.attempt = send.attempt, None
-        token, send.attempt_token = send.attempt_token, None
+        _leave(send.attempt_token)
+        send.attempt_token = None
         send.last_error = error_type(event.error)
         if span is not None:
             _set_known(span, {"gen_ai.response.model": event.response_model})
             if event.finish_reason is not None:
                 span.set_attribute("gen_ai.response.finish_reasons", [event.finish_reason])
-            _mark(span, event.error, send.last_error)
-            _leave(token)
+            _mark(span, event.error)
             span.end(_nanoseconds(event.at))
         usage, deployment = event.usage, event.deployment
         for kind, tokens in (
@@ -304,8 +302,15 @@ def _set_known(span: Span, attributes: Mapping[str, Plain | None]) -> None:
             span.set_attribute(name, value)
 
 
-def _mark(span: Span, error: BaseException | None, failure: str | None) -> str | None:
+def _record_prompt(span: Span, request: Request) -> None:
+    span.set_attribute("gen_ai.input.messages", input_messages(request.contents))
+    if request.system_instruction is not None:
+        span.set_attribute("gen_ai.system_instructions", system_instructions(request.system_instruction))
+
+
+def _mark(span: Span, error: BaseException | None) -> str | None:
     """Mark a span that failed; return the type of the error. A reader who leaves early is not an error."""
+    failure = error_type(error)
     if failure is None:
         return None
     if isinstance(error, GeneratorExit):

@@ -318,6 +318,17 @@ async def test_what_is_done_by_hand(make_router: MakeRouter, pools: Pools, seen:
     assert seen.names == ["lifted"]
 
 
+async def test_a_refusal_that_all_keys_get_lifts_what_it_imposed(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder
+) -> None:
+    """Where several keys are forbidden at once, the quarantines of the first are ended again."""
+    provider.script(*[ProviderError("forbidden", kind="key", code=403) for _ in range(3)])
+    async with make_router(pools.many(3), observers=[seen], max_retries=2, base_backoff=0.0) as router:
+        await router.send("x")
+    assert len(seen.of(Quarantined)) == len(seen.of(Lifted)) == 2
+    assert {event.scope for event in seen.of(Quarantined)} == {event.scope for event in seen.of(Lifted)}
+
+
 async def test_a_replaced_secret_lifts(
     make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, seen: Recorder
 ) -> None:
