@@ -63,11 +63,6 @@ class KeyManager:
         """
         return await self._statuses(self._deployments())
 
-    @property
-    def waiting(self) -> int:
-        """How many requests of this process wait for capacity."""
-        return self.selector.waiting
-
     async def snapshots(self) -> list[DeploymentSnapshot]:
         """Return the quotas and the cooldown of every active deployment, as the store has them now.
 

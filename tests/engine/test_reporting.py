@@ -138,7 +138,7 @@ async def test_a_refused_attempt_goes_elsewhere(
 async def test_a_limit_is_learnt_once(
     make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock, seen: Recorder
 ) -> None:
-    """The same limit stated again is no news; another one is, and so is any after they were forgotten."""
+    """The same limit stated again is not reported; another one is, and so is any after they were forgotten."""
     async with make_router([pools.one(key_id="k", rpm=100)], observers=[seen], max_retries=0) as router:
         for limit in (7, 7, 8, 8):
             provider.script(minute_429(limit=limit))
