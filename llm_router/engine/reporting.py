@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
@@ -71,7 +72,8 @@ class Reporter:
         for number, observer in enumerate(self._observers):
             try:
                 found: object = observer.observe(event)  # type: ignore[func-returns-value]  # a user's may
-            except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            # Nothing is awaited here, so that a cancellation can only be the observer's own doing.
+            except (Exception, asyncio.CancelledError, GeneratorExit) as error:  # noqa: BLE001 - any of a user
                 self._blame(number, own_error(observer, "observe", error))
             else:
                 if found is not None:

@@ -138,7 +138,7 @@ async def test_a_refused_attempt_goes_elsewhere(
 async def test_a_limit_is_learnt_once(
     make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock, seen: Recorder
 ) -> None:
-    """The same limit stated again is not reported; another one is, and so is any after they were forgotten."""
+    """The same limit stated again is not reported; another one is, as is any after a lift."""
     async with make_router([pools.one(key_id="k", rpm=100)], observers=[seen], max_retries=0) as router:
         for limit in (7, 7, 8, 8):
             provider.script(minute_429(limit=limit))
@@ -412,16 +412,22 @@ async def test_an_observer_cannot_break_a_send(
         def observe(self, event: Event) -> None:
             raise ValueError(f"{event} AIza-text")
 
+    class Cancelling:
+        def observe(self, event: Event) -> None:
+            raise asyncio.CancelledError
+
     class Late:
         async def observe(self, event: Event) -> None:
             await asyncio.sleep(1)
 
-    observers: list[Any] = [Broken(), seen, Late()]
+    observers: list[Any] = [Broken(), seen, Late(), Cancelling()]
     async with make_router([pools.one()], observers=observers) as router:
         for _ in range(2):
             assert (await router.send("x")).success
     assert len(seen.events) == 10
-    raised, returned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    raised, returned, cancelled = messages
+    assert "Cancelling.observe() raised CancelledError" in cancelled
     assert "Broken.observe() raised ValueError (line" in raised
     assert "AIza" not in raised
     assert "Late.observe() must return None (what it returns is not awaited), not a coroutine" in returned
