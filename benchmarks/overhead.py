@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any
 
 from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
@@ -18,7 +20,7 @@ from _subjects import (
     use_each_once,
 )
 
-from llm_router import Request, Router
+from llm_router import Request, Router, observe
 
 __all__ = ["run"]
 
@@ -31,8 +33,9 @@ Sample = Callable[[], Awaitable[Mapping[str, float]]]
 async def run(scale: Scale) -> Report:
     """Measure the overhead of a send."""
     ours = await _ours(scale)
+    observed = await _observed(scale)
     litellm = await _litellm(scale)
-    return Report("overhead", [ours, litellm, _targets(ours)])
+    return Report("overhead", [ours, observed, litellm, _targets(ours)])
 
 
 async def _ours(scale: Scale) -> Table:
@@ -74,6 +77,70 @@ async def _send(scale: Scale, n: int, kind: str, url: str | None) -> Row:
         )
     measures = _added(found["send"]["time"], found["direct"]["time"])
     return Row(_case(kind, n), "llm_router", measures, (_case("memory", 10), "llm_router"))
+
+
+async def _observed(scale: Scale) -> Table:
+    table = Table.about(
+        "What observers cost: router.send() with and without, instant provider, 10 deployments in memory",
+        "five events a send; the baseline is a send without observers, in turn with the others",
+        '"none, again" is the same once more: by how much it differs from 1.00 is what a ratio can be off',
+    )
+    observers, missing = _observers()
+    async with AsyncExitStack() as stack:
+        sends: dict[str, Sample] = {}
+        for name, observer in observers.items():
+            pool, watching = deployments(10), () if observer is None else (observer,)
+            store = await stack.enter_async_context(open_store("memory"))
+            router = Router(pool, provider=Instant(), store=store, observers=watching)
+            await stack.enter_async_context(router)
+            await use_each_once(store, pool)
+            sends[name] = _timed(_plain_send(router), scale, _STRIDE)
+        found = await in_turn(sends, scale.runs)
+    baseline = (_case("memory", 10), "no observers")
+    for name, samples in found.items():
+        table.add(Row(baseline[0], name, {"send": Measure(samples["time"], "µs")}, baseline))
+    for name, note in missing.items():
+        table.add(Row(baseline[0], name, note=note))
+    return table
+
+
+def _observers() -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the observers to measure, and which cannot be measured and why."""
+    quiet = logging.getLogger("llm_router.quiet")
+    quiet.setLevel(logging.INFO)
+    found: dict[str, Any] = {
+        "no observers": None,
+        "none, again": None,
+        "one that does nothing": _Idle(),
+        "logging, not at DEBUG": observe.LoggingObserver(quiet),
+    }
+    missing: dict[str, str] = {}
+    try:
+        found["Prometheus"] = observe.PrometheusObserver(require("prometheus_client").CollectorRegistry())
+    except NotInstalledError as error:
+        missing["Prometheus"] = str(error)
+    try:
+        metrics, trace = require("opentelemetry.sdk.metrics"), require("opentelemetry.sdk.trace")
+        found["OpenTelemetry, SDK"] = observe.OpenTelemetryObserver(
+            trace.TracerProvider(), metrics.MeterProvider()
+        )
+    except NotInstalledError as error:
+        missing["OpenTelemetry, SDK"] = str(error)
+    return found, missing
+
+
+class _Idle:
+    """An observer that does nothing."""
+
+    def observe(self, event: object) -> None:
+        """Do nothing."""
+
+
+def _plain_send(router: Router) -> Callable[[], Awaitable[object]]:
+    async def send() -> None:
+        await router.send("hello")
+
+    return send
 
 
 def _ignore() -> None:

@@ -38,6 +38,7 @@ from llm_router.errors import (
     UnknownModelError,
     UnknownWorkloadError,
 )
+from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import (
     FailureKind,
     FaultScope,
@@ -95,6 +96,7 @@ __all__ = [
     "Router",
     "RouterClosedError",
     "RouterLoopError",
+    "RouterObserver",
     "RouterOptions",
     "Secret",
     "SelectionStrategy",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
@@ -25,6 +25,7 @@ from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments, check_numbers
+from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.retry import RetryPolicy
@@ -34,6 +35,7 @@ from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError
+from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
@@ -70,6 +72,7 @@ class RouterOptions(TypedDict, total=False):
     base_url: str | None
     histories: HistoryStore | None
     history_tokens: Mapping[str, int] | None
+    observers: Iterable[RouterObserver]
 
 
 class Router:
@@ -103,6 +106,8 @@ class Router:
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
         histories: Keeps conversations; the memory of this process by default.
         history_tokens: Tokens of history sent along, per workload.
+        observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
+            caller closes them, if they need it.
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
@@ -129,6 +134,7 @@ class Router:
         base_url: str | None = None,
         histories: HistoryStore | None = None,
         history_tokens: Mapping[str, int] | None = None,
+        observers: Iterable[RouterObserver] = (),
     ) -> None:
         active = tuple(deployments)
         check_deployments(active, workloads)
@@ -142,29 +148,34 @@ class Router:
             history_tokens=budgets,
         )
         clock = clock or SystemClock()
+        reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
         opened = self._open_store(store, clock, on_store_failure, local_share)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
+        self._unwatch = _watch(opened, reporter)
 
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         selector = Selector(
-            opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle
+            opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
             selector,
-            Judge(policy, pool, opened, clock),
+            Judge(policy, pool, opened, clock, reporter),
             policy,
             clock,
             deadlines,
             check_wait(max_wait),
+            reporter=reporter,
         )
-        self.keys = KeyManager(pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock)
+        self.keys = KeyManager(
+            pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock, reporter
+        )
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,
@@ -298,6 +309,8 @@ class Router:
                   default, None (or more than a year) for no bound.
                 * ``max_wait``: most seconds to wait for capacity, infinity (or more than a year) for a year;
                   None for the router's default. Where nothing will have room, the answer comes at once.
+                * ``metadata``: words to find the request by, such as ``{"tenant": "acme"}``, in the attempts
+                  of the response, in events and in metrics; the provider does not see them.
 
         Returns:
             The response. Whatever fails between router and provider is in it, and is not raised.
@@ -395,6 +408,7 @@ class Router:
         """
         self._sender.closed = True
         self._sender.selector.close()
+        self._unwatch()
         while self._owned:
             await self._owned.pop().aclose()
 
@@ -411,6 +425,13 @@ class Router:
 
     def __repr__(self) -> str:
         return f"Router({len(self.keys.pool)} deployments, {type(self.keys.store).__name__})"
+
+
+def _watch(store: RateLimitStore, reporter: Reporter | None) -> Callable[[], None]:
+    """Have it reported when the store fails and answers again; return how to stop that."""
+    if reporter is None or not isinstance(store, FailoverStore):
+        return lambda: None
+    return store.watch(reporter.store_changed)
 
 
 def _checked(strategy: SelectionStrategy | None) -> SelectionStrategy:

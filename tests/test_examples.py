@@ -18,6 +18,7 @@ SCRIPTS = {
     "custom_strategy": "paid, paid",
     "custom_store": "refused only-key",
     "streaming": "after 4 messages",
+    "observability": "tokens: {'acme': ",
 }
 """The examples to run with Python, and what each prints."""
 

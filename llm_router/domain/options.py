@@ -35,3 +35,7 @@ class SendOptions(TypedDict, total=False):
     than a year) for no bound."""
     max_wait: float | None
     """Most seconds to wait for capacity, infinity for a year; None for the router's default."""
+    metadata: Mapping[str, str] | None
+    """Words to find the request by, such as ``{"tenant": "acme", "feature": "search"}``: in the attempts of
+    the response, in the events that observers get, and in metrics. At most 16; the provider does not see
+    them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -39,12 +40,14 @@ class Attempt:
         model: The model asked.
         latency: Seconds until it ended.
         error: What went wrong, or None.
+        metadata: What the caller gave as ``metadata``; empty if nothing.
     """
 
     key_id: str
     model: str
     latency: float
     error: SendError | None = None
+    metadata: Mapping[str, str] = attrs.field(factory=dict, hash=False)
 
 
 @attrs.frozen

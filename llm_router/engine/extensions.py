@@ -14,7 +14,7 @@ __all__ = ["CheckedStrategy", "broken_promise", "own_error"]
 _PROMISE = "return candidates that it was given, each once at most"
 
 
-def own_error(extension: object, method: str, error: Exception) -> ExtensionError:
+def own_error(extension: object, method: str, error: BaseException) -> ExtensionError:
     """Return the error for an exception that a method must not raise; ``error`` itself is not kept.
 
     Its text may contain a key, and so may the local variables in its traceback. The new error names only its

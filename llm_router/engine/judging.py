@@ -16,6 +16,7 @@ from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.pool import Pool
+from llm_router.engine.reporting import Reporter
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
 from llm_router.errors import ProviderError, StoreError
 from llm_router.stores.base import RateLimitStore
@@ -46,12 +47,14 @@ class Judge:
         pool: Where deployments are parked or avoided.
         store: Where cooldowns are shared.
         clock: Where time comes from.
+        reporter: Reports to observers, or None.
     """
 
     policy: RetryPolicy
     pool: Pool
     store: RateLimitStore
     clock: Clock
+    reporter: Reporter | None = None
     _refused: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _missing: deque[tuple[float, str, str, str]] = attrs.field(
         factory=lambda: deque(maxlen=_REMEMBERED), init=False
@@ -104,7 +107,7 @@ class Judge:
         for probe in probes:
             if probe.is_quarantine:
                 _log.info("%s is used again: %s", state.deployment.id, probe.reason)
-            await self._share(Cooldown.lift(probe.scope))
+            await self._share(Cooldown.lift(probe.scope), state)
             self.pool.rouse(probe.scope, self.clock.time())
 
     async def _acquit_forbidden(
@@ -116,7 +119,7 @@ class Judge:
             if other.deployment.key.key_id not in key_ids or cooldown is None or not cooldown.is_quarantine:
                 continue
             if cooldown.since > now - FORBIDDEN_WITHIN:
-                await self._share(Cooldown.lift(cooldown.scope))
+                await self._share(Cooldown.lift(cooldown.scope), state)
                 self.pool.rouse(cooldown.scope, now)
         self.pool.readmit_models(now)
         self._missing.clear()
@@ -164,9 +167,11 @@ class Judge:
                 cooldown.reason,
             )
         self.pool.cool_down(cooldown)
-        await self._share(cooldown)
+        await self._share(cooldown, state)
 
-    async def _share(self, cooldown: Cooldown) -> None:
+    async def _share(self, cooldown: Cooldown, state: DeploymentState) -> None:
+        if self.reporter is not None:
+            self.reporter.imposed(cooldown, state.deployment)
         try:
             await self.store.cool_down(cooldown)
         except StoreError as error:  # this process keeps to it all the same

@@ -13,11 +13,12 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.pool import Pool
+from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.statuses import count_unusable, describe
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import StoreError, StoreUnavailableError, UnknownKeyError, UnknownModelError
-from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
+from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["KeyManager"]
 
@@ -41,6 +42,7 @@ class KeyManager:
         selector: Knows how many requests wait.
         upstreams: The providers.
         clock: Where time comes from.
+        reporter: Reports to observers, or None.
     """
 
     pool: Pool
@@ -49,6 +51,7 @@ class KeyManager:
     selector: Selector
     upstreams: Sequence[Upstream]
     clock: Clock
+    reporter: Reporter | None = None
 
     # --- reporting ------------------------------------------------------------------------------------
 
@@ -59,6 +62,14 @@ class KeyManager:
             StoreError: The store failed.
         """
         return await self._statuses(self._deployments())
+
+    async def snapshots(self) -> list[DeploymentSnapshot]:
+        """Return the quotas and the cooldown of every active deployment, as the store has them now.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        return await self.store.snapshot(list(self.pool.states))
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
@@ -252,6 +263,8 @@ class KeyManager:
                 self.pool.cool_down(cooldown)
             else:
                 self.pool.rouse(cooldown.scope, self.clock.time())
+            if self.reporter is not None:
+                self.reporter.imposed(cooldown)
             await self.store.cool_down(cooldown)
         trouble = self.store.trouble if isinstance(self.store, FrontingStore) else None
         if trouble is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.pool import Pool
+from llm_router.engine.reporting import Reporter
 from llm_router.errors import StoreError
 from llm_router.stores.base import RateLimitStore, Refusal
 
@@ -25,14 +27,16 @@ class Quarantines:
     Args:
         store: Where they are.
         pool: Whose deployments they concern.
+        reporter: Reports to observers, or None.
 
     Attributes:
         lifts: What the store last reported as ``Decision.lifts``; None before its first reply.
     """
 
-    def __init__(self, store: RateLimitStore, pool: Pool) -> None:
+    def __init__(self, store: RateLimitStore, pool: Pool, reporter: Reporter | None = None) -> None:
         self._store = store
         self._pool = pool
+        self._reporter = reporter
         self.lifts: int | None = None
         self._met: set[Scope] = set()
 
@@ -59,6 +63,8 @@ class Quarantines:
             _log.debug("a quarantine could not be ended: %s", error)
             return False
         self._pool.rouse(cooldown.scope, now)
+        if self._reporter is not None and change.until == -math.inf:
+            self._reporter.imposed(change, refusal.deployment)
         return True
 
     def _change(self, cooldown: Cooldown, refusal: Refusal, now: float) -> Cooldown | None:

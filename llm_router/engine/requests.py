@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import NoReturn
 
@@ -16,6 +17,7 @@ from llm_router.errors import InvalidRequestError
 
 __all__ = [
     "MAX_SECONDS",
+    "check_metadata",
     "check_request",
     "check_timeout",
     "check_wait",
@@ -29,6 +31,9 @@ MAX_SECONDS = 366 * 86_400.0
 for which nothing will ever have room is answered at once."""
 
 _MAX_OUTPUT_TOKENS = 2**31 - 1
+_METADATA_ENTRIES = 16
+_METADATA_LENGTH = 256
+_METADATA_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _NOT_CONFIGS = (str, bytes, int, float, list, tuple, set)
 
 
@@ -90,6 +95,32 @@ def check_wait(max_wait: object) -> float:
     if not seconds >= 0:
         raise InvalidRequestError(f"max_wait must be 0 s or more, not {shown(max_wait)}")
     return min(seconds, MAX_SECONDS)
+
+
+def check_metadata(metadata: object) -> Mapping[str, str]:
+    """Return a copy of the metadata of a send.
+
+    Raises:
+        InvalidRequestError: They do not map a few names to short strings.
+    """
+    if not isinstance(metadata, Mapping):
+        name = type(metadata).__name__
+        raise InvalidRequestError(f"metadata must map names to strings, not be a {name}")
+    for name, value in metadata.items():
+        if not isinstance(name, str) or not _METADATA_NAME.fullmatch(name):
+            raise InvalidRequestError(
+                f"metadata: a name must have 1 to 64 of the characters A-Z a-z 0-9 _ . -, unlike {name!r}"
+            )
+        if not isinstance(value, str) or len(value) > _METADATA_LENGTH:
+            what = f"{len(value)} characters" if isinstance(value, str) else f"a {type(value).__name__}"
+            raise InvalidRequestError(
+                f"metadata: {name!r} must be a string of at most {_METADATA_LENGTH} characters, not {what}"
+            )
+    if len(metadata) > _METADATA_ENTRIES:
+        raise InvalidRequestError(
+            f"metadata may have {_METADATA_ENTRIES} entries at most, not {len(metadata)}"
+        )
+    return dict(metadata)
 
 
 def reject_wish(workload: object, model_preference: object, fallback: object) -> NoReturn:

@@ -20,6 +20,7 @@ from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
+from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.search import FIRST_CANDIDATES, Unsuitable, further, retry_at
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
@@ -49,6 +50,7 @@ class Selector:
         deadlines: Limits the waits.
         gate: Where requests pass between reservation and network.
         throttle: Bounds the calls per second, or None.
+        reporter: Reports to observers, or None.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Selector:
         deadlines: Deadlines,
         gate: DispatchGate,
         throttle: Throttle | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -68,8 +71,9 @@ class Selector:
         self._deadlines = deadlines
         self._gate = gate
         self._throttle = throttle
+        self._reporter = reporter
         self._lines: dict[FallbackOrder, WaitingLine] = {}
-        self._quarantines = Quarantines(store, pool)
+        self._quarantines = Quarantines(store, pool, reporter)
         self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
@@ -98,7 +102,8 @@ class Selector:
             if line is None:
                 line = self._lines[send.order] = WaitingLine(outcome, self._clock, self._deadlines)
         try:
-            return await line.wait(deadline, partial(self._try, send))
+            with waiting(self._reporter, send, "quota"):
+                return await line.wait(deadline, partial(self._try, send))
         finally:
             if not line.members and self._lines.get(send.order) is line:
                 del self._lines[send.order]
@@ -208,17 +213,20 @@ class Selector:
                 self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
             )
         if decision.refusals:
-            await self._note_refusals(decision.refusals, refused, lease, now)
+            await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
 
     async def _note_refusals(
         self,
+        send: SendState,
         refusals: tuple[Refusal, ...],
         refused: dict[DeploymentState, Refusal],
         lease: Lease | None,
         now: float,
     ) -> None:
         """Note the refusals of a reserve, but for quarantines that have no reason any more."""
+        if self._reporter is not None:
+            self._reporter.refused(send, refusals, now)
         try:
             for refusal in refusals:
                 if refusal.cooldown is None or not await self._quarantines.reopen(refusal, now):
@@ -281,6 +289,11 @@ class Lease:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.leave()
+
+    @property
+    def used(self) -> Demand:
+        """What :meth:`close` settles: nothing if nothing was sent."""
+        return self._used
 
     def settle_at(self, tokens: int) -> None:
         """Note how many input tokens the provider counted."""

@@ -20,8 +20,10 @@ from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
+from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.requests import (
     MAX_SECONDS,
+    check_metadata,
     check_request,
     check_timeout,
     check_wait,
@@ -65,6 +67,7 @@ _MAX_TTL = 7 * 86_400.0
 _EVERY_PROVIDER: frozenset[str] = frozenset()
 _END = Reply("")
 _NO_USAGE = Usage()
+_NO_METADATA: Mapping[str, str] = {}
 
 
 @attrs.define(eq=False)
@@ -81,6 +84,7 @@ class Sender:
         deadlines: Limits the calls.
         max_wait: Most seconds to wait for capacity, for callers that do not say.
         closed: Whether requests are no longer accepted.
+        reporter: Reports to observers; None where nothing observes.
     """
 
     orders: FallbackOrders
@@ -92,6 +96,7 @@ class Sender:
     deadlines: Deadlines
     max_wait: float
     closed: bool = False
+    reporter: Reporter | None = None
 
     # --- the loops ------------------------------------------------------------------------------------
 
@@ -104,9 +109,19 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self._begin("send", prompt, options)
-        while send.response is None and (attempt := await self._next_attempt(send)) is not None:
-            async with attempt:
-                await attempt.call()
+        reporter = self.reporter
+        if reporter is not None:
+            reporter.send_began(send, streamed=False)
+        try:
+            while send.response is None and (attempt := await self._next_attempt(send)) is not None:
+                async with attempt:
+                    await attempt.call()
+        except BaseException as error:
+            if reporter is not None:
+                reporter.send_ended(send, error)
+            raise
+        if reporter is not None:
+            reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -124,10 +139,20 @@ class Sender:
         send = await self._begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        while send.response is None and (attempt := await self._next_attempt(send)) is not None:
-            async with attempt:
-                while (piece := await attempt.read()) is not None:
-                    yield Chunk(piece.text, piece.raw)
+        reporter = self.reporter
+        if reporter is not None:
+            reporter.send_began(send, streamed=True)
+        try:
+            while send.response is None and (attempt := await self._next_attempt(send)) is not None:
+                async with attempt:
+                    while (piece := await attempt.read()) is not None:
+                        yield Chunk(piece.text, piece.raw)
+        except BaseException as error:
+            if reporter is not None:
+                reporter.send_ended(send, error)
+            raise
+        if reporter is not None:
+            reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -154,6 +179,7 @@ class Sender:
         fallback: Fallback = "any",
         timeout: float | None = 60.0,
         max_wait: float | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> SendState:
         """Check what is asked for, and find out where to look for a deployment."""
         if self.closed:
@@ -182,6 +208,7 @@ class Sender:
         else:
             limit = math.inf if timeout is None else check_timeout(timeout)
         wait = self.max_wait if max_wait is None else check_wait(max_wait)
+        words = _NO_METADATA if metadata is None else check_metadata(metadata)
         if model_preference is not None and isinstance(model_preference, str):
             model_preference = plain_model(model_preference)
         try:
@@ -196,14 +223,16 @@ class Sender:
             rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
             order = self.orders[workload, model_preference, fallback, rejecting]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
-        return SendState(request, order, tokens, limit, wait, ttl, self.clock.time(), task)
+        now = self.clock.time()
+        return SendState(request, order, tokens, limit, wait, ttl, now, task, model_preference, words)
 
     # --- between attempts -----------------------------------------------------------------------------
 
     async def _next_attempt(self, send: SendState) -> OpenAttempt | None:
         """Return an attempt with a lease; or None, having given the send its response, if there is none."""
         if send.backoff > 0:
-            await sleep(self.clock, send.backoff)
+            with waiting(self.reporter, send, "backoff"):
+                await sleep(self.clock, send.backoff)
         asked = self.clock.time()
         max_wait = send.max_wait - send.waited
         if send.attempts:
@@ -219,6 +248,8 @@ class Sender:
         send.waited += now - asked
         if isinstance(outcome, Lease):
             return OpenAttempt(self, send, outcome)
+        if self.reporter is not None:
+            self.reporter.nothing_has_room(send, outcome.retry_at, now)
         _fail(send, explain_shortage(send.order, send.error, outcome, now), now)
         return None
 
@@ -235,7 +266,8 @@ class Sender:
                 backoff = self.policy.backoff(tries)
                 if tries > self.policy.max_retries or backoff >= _time_left(send, self.clock.time()):
                     raise
-            await sleep(self.clock, backoff)
+            with waiting(self.reporter, send, "store"):
+                await sleep(self.clock, backoff)
         raise AssertionError("count() has no end")
 
 
@@ -269,6 +301,8 @@ class OpenAttempt:
         send.tried.add(lease.state)
         lease.mark_sent()
         self._began = self._sender.clock.time()
+        if (reporter := self._sender.reporter) is not None:
+            reporter.attempt_began(send, lease.state.deployment, lease.demand, self._began)
         return self
 
     async def call(self) -> None:
@@ -307,7 +341,10 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
-            await self._lease.close()
+            if (reporter := self._sender.reporter) is None:
+                await self._lease.close()
+            else:
+                await self._close_reported(reporter, exc)
         if exc_type is None:
             self._record()
             if isinstance(self._outcome, ProviderError):
@@ -386,11 +423,22 @@ class OpenAttempt:
 
     # --- after the call -------------------------------------------------------------------------------
 
+    async def _close_reported(self, reporter: Reporter, raised: BaseException | None) -> None:
+        """Settle or release the quota, and report that the attempt ended, perhaps by ``raised``."""
+        lease, deployment = self._lease, self._lease.state.deployment
+        seconds = self._latency or self._sender.clock.time() - self._began
+        reporter.attempt_ended(self._send, deployment, seconds, self._outcome, raised)
+        try:
+            await lease.close()
+        finally:
+            reporter.settled(self._send, deployment, lease.demand, lease.used)
+
     def _record(self) -> None:
         """Record the attempt; give the send its response, unless a failure is still to be judged."""
         send, outcome, deployment = self._send, self._outcome, self._lease.state.deployment
         error = outcome if isinstance(outcome, SendError) else None
-        send.attempts.append(Attempt(deployment.key.key_id, deployment.model, self._latency, error))
+        key_id = deployment.key.key_id
+        send.attempts.append(Attempt(key_id, deployment.model, self._latency, error, send.metadata))
         if isinstance(outcome, Reply):
             blocked = outcome.blocked
             if blocked is not None:

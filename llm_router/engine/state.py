@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -29,6 +30,9 @@ class SendState:
         ttl: Seconds after which a reservation expires if this process dies.
         started: Seconds since the epoch.
         task: The task that waits for the response, if it is one and the same to the end.
+        model: The model asked for, or None.
+        metadata: What the caller gave to be found again in attempts and events.
+        request_id: Names the request in events; empty where nothing observes it.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
         tried: The deployments they were made on.
@@ -49,6 +53,9 @@ class SendState:
     ttl: float
     started: float
     task: asyncio.Task[Any] | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
+    request_id: str = ""
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)
     tried: set[DeploymentState] = attrs.field(factory=set)

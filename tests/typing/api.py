@@ -44,6 +44,7 @@ from llm_router import (
     open_store,
 )
 from llm_router.conversations import Turn
+from llm_router.observe import AttemptEnded, Event, PrometheusObserver
 from llm_router.stores import Decision, DeploymentSnapshot, Taking
 from llm_router.testing import Call, FakeProvider, ManualClock
 
@@ -84,6 +85,15 @@ class MyStrategy:
 
     def order(self, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
         return sorted(candidates, key=lambda candidate: candidate.load)
+
+
+class MyObserver:
+    """An observer of a user."""
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, AttemptEnded):
+            assert_type(event.deployment, Deployment)
+            assert_type(event.tenant, str | None)
 
 
 class MyProvider:
@@ -154,6 +164,8 @@ def make_routers() -> None:
     Router(deployments(), store=MyStrategy())  # type: ignore[arg-type]
 
     options: RouterOptions = {"max_retries": 5, "max_wait": 2.0}
+    Router(deployments(), observers=[MyObserver()])
+    Router(deployments(), observers=[MyStrategy()])  # type: ignore[list-item]
     assert_type(Router.from_config(), Router)
     assert_type(Router.from_config(Path("keys.json"), env={"API_KEY_first": "x"}, **options), Router)
     Router.from_config("keys.json", env_file=None, store=store, strategy=MyStrategy(), local_share=0.5)
@@ -171,6 +183,9 @@ async def send(router: Router) -> None:
     response = await router.send("Hello", **options)
     assert_type(response, Response)
     assert_type(await router.send(Request(contents="Hello"), max_wait=5.0, temperature=0.2), Response)
+    assert_type(await router.send("Hello", metadata={"tenant": "acme"}), Response)
+    assert_type(await PrometheusObserver().refresh(router.keys), None)
+    await router.send("Hello", metadata={"tenant": 1})  # type: ignore[dict-item]
     await router.send("Hello", workloads="heavy")  # type: ignore[call-arg]
     await router.send("Hello", fallback="perhaps")  # type: ignore[arg-type]
 

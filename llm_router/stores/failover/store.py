@@ -116,6 +116,7 @@ class FailoverStore:
         self._untold = UntoldCooldowns()
         self._unsettled: dict[str, tuple[OpenReservation, Demand]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[Callable[[str | None], None]] = []
 
     # --- the store ------------------------------------------------------------------------------------
 
@@ -246,6 +247,19 @@ class FailoverStore:
         await asyncio.gather(*mine, return_exceptions=True)
         if self._owns_store:
             await self.behind.aclose()
+
+    def watch(self, watcher: Callable[[str | None], None]) -> Callable[[], None]:
+        """Have ``watcher`` called whenever :attr:`trouble` begins or ends, with its new value.
+
+        Return what ends that; it may be called twice. The watcher must not raise.
+        """
+        self._watchers.append(watcher)
+
+        def stop() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return stop
 
     @property
     def trouble(self) -> str | None:
@@ -482,10 +496,13 @@ class FailoverStore:
         return True
 
     def _do_without(self, shard: Shard, trouble: str) -> None:
-        level = logging.WARNING if self.trouble is None else logging.DEBUG
+        is_first = self.trouble is None
+        level = logging.WARNING if is_first else logging.DEBUG
         shard.do_without(trouble, self._clock.time())
         self._careful = True
         _log.log(level, "the store fails, going on %s: %s", _CONSEQUENCES[self._policy], trouble)
+        if is_first:
+            self._notify(trouble)
 
     def _probe_if_due(self, shard: Shard) -> None:
         if shard.probe_is_due(self._clock.time()):
@@ -502,6 +519,12 @@ class FailoverStore:
         self._trust_no_more(shard, self._clock.time())
         level = logging.WARNING if self.trouble is None else logging.DEBUG
         _log.log(level, "the store answers again")
+        if self.trouble is None:
+            self._notify(None)
+
+    def _notify(self, trouble: str | None) -> None:
+        for watcher in list(self._watchers):
+            watcher(trouble)
 
     async def _catch_up(self, shard: Shard) -> None:
         """Tell a shard what was spent and which cooldowns began, until nothing is left to tell."""
