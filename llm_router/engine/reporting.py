@@ -41,7 +41,7 @@ from llm_router.observe.base import (
 from llm_router.providers.base import Reply
 from llm_router.stores.base import Refusal
 
-__all__ = ["Reporter", "reporter_for", "waiting"]
+__all__ = ["Reporter", "reporter_for", "sending", "waiting"]
 
 _log = logging.getLogger("llm_router")
 
@@ -87,7 +87,18 @@ class Reporter:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    def send_began(self, send: SendState, *, streamed: bool) -> None:
+    @contextmanager
+    def sending(self, send: SendState, *, streamed: bool) -> Generator[None]:
+        """Report that a send begins, and how it ends."""
+        self._send_began(send, streamed=streamed)
+        try:
+            yield
+        except BaseException as error:
+            self._send_ended(send, error)
+            raise
+        self._send_ended(send)
+
+    def _send_began(self, send: SendState, *, streamed: bool) -> None:
         """Give the send its id, and report that it began."""
         send.request_id = secrets.token_hex(8)
         self.report(
@@ -102,7 +113,7 @@ class Reporter:
             )
         )
 
-    def send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
+    def _send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
         """Report that a send has its response, or that the caller gets ``raised`` instead."""
         now, response = self._clock.time(), send.response if raised is None else None
         self.report(
@@ -275,6 +286,11 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
         if isinstance(observer, type) or not isinstance(observer, RouterObserver):
             raise ConfigError(f"an observer must have a method observe(event), unlike {observer!r}")
     return Reporter(watching, clock) if watching else None
+
+
+def sending(reporter: Reporter | None, send: SendState, *, streamed: bool) -> AbstractContextManager[None]:
+    """Return the block in which a request is sent."""
+    return _UNWATCHED if reporter is None else reporter.sending(send, streamed=streamed)
 
 
 def waiting(reporter: Reporter | None, send: SendState, reason: WaitReason) -> AbstractContextManager[None]:

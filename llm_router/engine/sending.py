@@ -20,7 +20,7 @@ from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
-from llm_router.engine.reporting import Reporter, waiting
+from llm_router.engine.reporting import Reporter, sending, waiting
 from llm_router.engine.requests import (
     MAX_SECONDS,
     check_metadata,
@@ -109,19 +109,10 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self._begin("send", prompt, options)
-        reporter = self.reporter
-        if reporter is not None:
-            reporter.send_began(send, streamed=False)
-        try:
+        with sending(self.reporter, send, streamed=False):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
-        except BaseException as error:
-            if reporter is not None:
-                reporter.send_ended(send, error)
-            raise
-        if reporter is not None:
-            reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -139,20 +130,11 @@ class Sender:
         send = await self._begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        reporter = self.reporter
-        if reporter is not None:
-            reporter.send_began(send, streamed=True)
-        try:
+        with sending(self.reporter, send, streamed=True):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         yield Chunk(piece.text, piece.raw)
-        except BaseException as error:
-            if reporter is not None:
-                reporter.send_ended(send, error)
-            raise
-        if reporter is not None:
-            reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
