@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from _soak.windows import PacificDay, SlidingWindow
+from _soak.windows import PacificDay, SlidingWindow, next_midnight
 from _soak.world import Change, Death, Limits, Others, Outage, Prompt, Retirement, Wording, World
 from llm_router import Clock, Deployment, FailureKind, Metric, ProviderError, Reply, Request, Usage
 from llm_router.errors import QuotaViolation
@@ -39,6 +39,8 @@ class Counts:
         refused: 429s.
         failed: Requests that met an outage, a dead key or a retired model.
         in_outage: Requests that met an outage.
+        sent_later: Requests after the first midnight of the run.
+        refused_later: 429s after it.
         back: Seconds from the end of the last outage to the first request admitted after it.
     """
 
@@ -47,6 +49,8 @@ class Counts:
     refused: int = 0
     failed: int = 0
     in_outage: int = 0
+    sent_later: int = 0
+    refused_later: int = 0
     back: float | None = None
 
 
@@ -94,6 +98,7 @@ class HiddenProvider:
         self._world = world
         self._clock = clock
         self._starts = clock.time()
+        self._second_day = next_midnight(self._starts)
         self._random = random.Random(seed)
         self._seed = seed
         self._buckets: dict[tuple[str, str], _Bucket] = {}
@@ -125,7 +130,9 @@ class HiddenProvider:
     def decide(self, deployment: Deployment, prompt: Prompt) -> ProviderError | None:
         """Count a request that arrives now, and return None; or return why it is refused."""
         now, counts = self._clock.time(), self.counts
+        is_later = now >= self._second_day
         counts.sent += 1
+        counts.sent_later += is_later
         failure = self._failure(deployment, now)
         if failure is not None:
             counts.failed += 1
@@ -135,6 +142,7 @@ class HiddenProvider:
             free_at = bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
             if free_at > now:
                 counts.refused += 1
+                counts.refused_later += is_later
                 return self._refusal(deployment.model, metric, limit, free_at - now)
         bucket.take(now, prompt.counted)
         counts.admitted += 1

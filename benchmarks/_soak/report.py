@@ -93,6 +93,8 @@ _UNITS = {
     "failed": "",
     "with room": "",
     "longest wait": "s",
+    "429s, first day": "%",
+    "429s, later": "%",
     "in outage": "",
     "back after": "s",
 }
@@ -107,6 +109,10 @@ def _figures(world: World, outcome: Outcome, oracle: Outcome) -> dict[str, float
         "with room": float(fates.failed_with_room),
         "longest wait": fates.longest,
     }
+    if world.hours > 24:
+        first = counts.refused - counts.refused_later, counts.sent - counts.sent_later
+        figures["429s, first day"] = 100 * first[0] / max(first[1], 1)
+        figures["429s, later"] = 100 * counts.refused_later / max(counts.sent_later, 1)
     lost = sum(event.seconds for event in world.events if isinstance(event, Outage))
     if lost and counts.back is not None:
         figures["in outage"] = counts.in_outage * 600.0 / lost

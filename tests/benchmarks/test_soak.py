@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -173,6 +173,18 @@ def test_a_refusal_for_the_day_asks_for_a_short_delay(
     assert [each.metric for each in refusal.violations] == [Metric.RPD]
 
 
+def test_later_days_are_counted_apart(world: ModuleType, open_desk: Callable[..., Desk]) -> None:
+    """What comes after the first midnight of a run counts in the whole and among the later days."""
+    desk = open_desk(hidden={"model": world.Limits(rpd=1)})
+    desk.ask()
+    desk.ask()
+    desk.clock.shift(86_400.0)
+    for _ in range(3):
+        desk.ask()
+    counts = desk.provider.counts
+    assert (counts.sent, counts.refused, counts.sent_later, counts.refused_later) == (5, 3, 3, 2)
+
+
 def test_tokens_are_counted_as_they_are_and_not_as_estimated(
     world: ModuleType, open_desk: Callable[..., Desk]
 ) -> None:
@@ -271,10 +283,10 @@ def test_time_stands_still_while_something_outside_is_awaited(load: Callable[[st
         began: float = loop.time()
         await loop.awaited(work)()
         timer.cancel()
-        return loop.time() - began
+        took: float = loop.time() - began
+        return took
 
-    took: Coroutine[Any, Any, float] | float = virtual.run(main)
-    assert took == 0.0
+    assert virtual.run(main) == 0.0
 
 
 def test_a_virtual_loop_that_waits_for_nothing_says_so(
