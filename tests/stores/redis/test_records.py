@@ -393,6 +393,7 @@ async def test_only_what_a_replica_misses_is_charged_again(pair: Pair, clock: Ma
         await two.store.settle("two 1", Demand(1, 0))
         await one.store.settle("one 2", Demand(1, 200))  # the last write that is replicated
         pair.separate()
+        clock.shift(1.0)
         for process in (one, two, two):
             await process.reserve(a)
             clock.shift(1.0)
@@ -414,25 +415,6 @@ async def test_only_what_a_replica_misses_is_charged_again(pair: Pair, clock: Ma
         for process in (one, two):
             assert (await process.reserve(a)).since == since
         assert await one.used(a) == 8
-
-
-async def test_what_was_taken_just_before_the_last_write_that_is_left_is_charged_again(
-    pair: Pair, clock: ManualClock
-) -> None:
-    """A process knows the time of a grant only as well as its calls are short."""
-    a = deployment()
-    async with opened(Process("one", clock, pair), Process("two", clock, pair)) as (one, two):
-        await one.reserve(a)
-        clock.shift(1.0)
-        await two.reserve(a)  # the last write that is replicated
-        pair.separate()
-        await one.reserve(a)
-        one._counted[a][-1] = Taking(clock.time() - 0.02, ONE)  # half of its call before
-        await pair.move()
-        clock.shift(1.0)
-        assert (await one.reserve(a)).lost == (a,)
-        await one.charge(a)
-        assert await one.used(a) == 3
 
 
 async def test_another_server_is_noticed_though_it_has_the_script(

@@ -8,7 +8,6 @@ local charge_prefix  -- of the keys of charges; set by batch.lua
 local function load_charges()
   local LASTS = 25 * 3600 * 1000 -- as in stores/base.py
   local DIGITS = 20
-  local CLOSE = 0.05 * 1e6 -- how well a caller knows when something was taken: as well as its calls are short
   local charges = {}
   local made = {}      -- key -> the sequence of the last charge
 
@@ -57,7 +56,7 @@ local function load_charges()
     end
     if since ~= s[SINCE] then
       for i = 1, #counted, 3 do
-        if since ~= s[FORMER] or counted[i] > s[GAP] - CLOSE then
+        if since ~= s[FORMER] or counted[i] > s[GAP] then
           count(deployment, counted[i], counted[i + 1], counted[i + 2])
         end
       end
