@@ -19,25 +19,51 @@ local function load_charges()
     return string.rep("0", DIGITS - #value) .. value
   end
 
-  -- Change each quota of a deployment by what was taken from it at a time, at the latest now.
-  local function count(deployment, at, requests, tokens)
-    local s = deployment.scope
-    at = min(at, now)
-    for _, terms in ipairs(deployment.terms) do
-      local amount, kind = terms.tokens and tokens or requests, kind_of(terms.kind)
-      if amount <= 0 then
-        amount = 0
-      elseif terms.kind ~= STEADY then
-        kind.correct(s, terms.at, at, amount)
-      elseif at > now - terms.span then
-        kind.take(s, terms.at, amount) -- how much of it has drained is not known
-      end
-      if s[9] ~= "" and amount > 0 and not terms.daily then
-        changing = changing or load_changing()
-        changing.count(s, terms.metric, amount)
+  -- Add to a list of takings those of another one that were made after a time.
+  local function collect(list, takings, after)
+    for i = 1, #takings, 3 do
+      if takings[i] > after then
+        local length = #list
+        list[length + 1], list[length + 2], list[length + 3] = min(takings[i], now), takings[i + 1], takings[i + 2]
       end
     end
-    spent = spent + 2
+  end
+
+  local function count_each(s, terms, takings, which)
+    local kind = kind_of(terms.kind)
+    for i = 1, #takings, 3 do
+      local at, amount = takings[i], takings[i + which]
+      if amount > 0 and terms.daily then
+        kind.correct(s, terms.at, at, amount)
+      elseif amount > 0 and at > now - terms.span then
+        kind.take(s, terms.at, amount) -- how much of it has drained is not known
+      end
+    end
+    spent = spent + #takings / 3
+  end
+
+  -- Count takings for a daily ledger that is kept aside.
+  local function count_aside(s, terms, takings, which)
+    local total = 0
+    for i = 1, #takings, 3 do
+      total = total + takings[i + which]
+    end
+    changing = changing or load_changing()
+    if total > 0 then changing.count(s, terms.metric, total) end
+  end
+
+  -- Count takings, each {time, requests, tokens}, for each quota of a deployment.
+  local function count(deployment, takings)
+    local s = deployment.scope
+    for _, terms in ipairs(deployment.terms) do
+      local which = terms.tokens and 2 or 1
+      if terms.kind == ROLLING then
+        kind_of(ROLLING).charge(s, terms.at, takings, which)
+      else
+        count_each(s, terms, takings, which)
+      end
+      if s[9] ~= "" and not terms.daily then count_aside(s, terms, takings, which) end
+    end
   end
 
   -- `charge`: {source, sequence, since, {at, requests, tokens, …}, {at, requests, tokens, …}}; see batch.lua. Return
@@ -51,16 +77,11 @@ local function load_charges()
     spent = spent + 5
     if sequence <= last then return s[SINCE] end
     made[key] = sequence
-    for i = 1, #missing, 3 do
-      count(deployment, missing[i], missing[i + 1], missing[i + 2])
-    end
-    if since ~= s[SINCE] then
-      for i = 1, #counted, 3 do
-        if since ~= s[FORMER] or counted[i] > s[GAP] then
-          count(deployment, counted[i], counted[i + 1], counted[i + 2])
-        end
-      end
-    end
+    local takings = {}
+    collect(takings, missing, -NEVER)
+    -- Of what the former record counted, what was counted up to its last write is in this one.
+    if since ~= s[SINCE] then collect(takings, counted, since == s[FORMER] and s[GAP] or -NEVER) end
+    if takings[1] then count(deployment, takings) end
     s[2] = max(s[2], now + deployment.terms.keeping) -- the caller knows it from now on
     touch(s)
     return s[SINCE]
