@@ -109,7 +109,7 @@ local function load_entries()
     local list, total, is_swept, horizon = unfold(s, b), 0, false, now - s[b + SPAN]
     for i = 1, #takings, 3 do
       local at, amount = takings[i], takings[i + which]
-      if amount > 0 and (at > horizon or list[1] and at >= list[1][1]) then
+      if amount > 0 and at > horizon then
         if #list >= MAX_ENTRIES and not is_swept then list, is_swept = without_empty(list), true end
         local index, crowded = place_of(list, at), #list >= MAX_ENTRIES
         local before, after = list[index], list[index + 1]
