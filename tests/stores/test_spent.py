@@ -11,7 +11,7 @@ import pytest
 
 from llm_router import Cooldown, Demand, Deployment, MemoryStore, Metric, Quota, Refill, Router
 from llm_router.domain.cooldown import LearntLimit
-from llm_router.errors import StoreError, StoreTimeoutError, StoreUnavailableError
+from llm_router.errors import StoreCorruptError, StoreError, StoreTimeoutError, StoreUnavailableError
 from llm_router.stores import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
@@ -615,6 +615,101 @@ async def test_a_settle_that_overload_refused_is_made_later(
     assert not front._unsettled
     assert await used(remote, limited) == {"rpm": 2, "tpm": 500}
     await front.aclose()
+
+
+@pytest.mark.parametrize("is_careful", [False, True])
+@pytest.mark.parametrize("failure", [OUTAGE, TIMEOUT])
+async def test_a_grant_stands_though_another_record_could_not_be_charged(
+    front: FailoverStore,
+    remote: Remote,
+    pools: Pools,
+    clock: ManualClock,
+    failure: StoreError,
+    is_careful: bool,
+) -> None:
+    """What was lost is charged at the next call; the grant is taken once, and can be given back."""
+    limited, other = pools.one(rpm=20), pools.one(rpm=20)
+    await granted(front, other, 1, "a")
+    if is_careful:
+        remote.fail(OUTAGE)
+        await granted(front, limited, 1, "b")
+        await recover(front, remote, clock, limited)
+        await front.release("b0")
+    reserve, charge, ids = remote.reserve, remote.charge, []
+
+    async def loses(reservation_id: str, candidates: Sequence[Deployment], *args: Any) -> Decision:
+        left = [each for each in candidates if each is not other]
+        if not left:
+            return Decision(None, 0.0, 0.0, lost=(other,))
+        ids.append(reservation_id)
+        decision = await reserve(reservation_id, left, *args)
+        decision.lost = tuple(each for each in candidates if each is other)
+        return decision
+
+    async def fails(*_: Any) -> float:
+        raise failure
+
+    remote.reserve, remote.charge = loses, fails  # type: ignore[method-assign]
+    decision = await front.reserve("r", [other, limited], Demand(1, 10), 600.0)
+    assert decision.deployment is limited
+    assert front.trouble is None
+    assert ids == ["r"]
+    remote.reserve, remote.charge = reserve, charge  # type: ignore[method-assign]
+    before = await used(remote, limited)
+    await front.release("r")
+    assert (await used(remote, limited))["rpm"] == before["rpm"] - 1
+
+
+async def test_a_charge_that_fails_before_anything_is_granted_is_a_failure_of_the_store(
+    front: FailoverStore, remote: Remote, pools: Pools
+) -> None:
+    """The policy decides, as it does when the reserve itself fails."""
+    limited = pools.one(rpm=20)
+    await granted(front, limited, 1, "a")
+    reserve, lost = remote.reserve, [True]
+
+    async def loses(*args: Any) -> Decision:
+        if not lost:
+            return await reserve(*args)
+        remote.fail(OUTAGE)
+        return Decision(None, 0.0, 0.0, lost=(limited,))
+
+    remote.reserve = loses  # type: ignore[method-assign]
+    assert (await front.reserve("b", [limited], Demand(1, 10), 600.0)).deployment is limited
+    assert front.trouble == "cannot be reached"
+
+
+async def test_what_the_store_cannot_read_holds_up_nothing_else(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A settlement or a cooldown that it refuses for good is told once; those behind it are told."""
+    ill, well = pools.one(rpm=20, tpm=10_000), pools.one(rpm=20, tpm=10_000)
+    for name, each in (("ill", ill), ("well", well)):
+        await front.reserve(name, [each], Demand(1, 10), 600.0)
+    remote.fail(OUTAGE)
+    for name, each in (("ill", ill), ("well", well)):
+        await front.settle(name, Demand(1, 500))
+        await front.cool_down(Cooldown(each.model_scope, clock.time() + 300.0, "rests"))
+    settle, cool_down = remote.settle, remote.cool_down
+
+    async def settles(reservation_id: str, used: Demand) -> None:
+        if reservation_id == "ill":
+            raise StoreCorruptError("holds something else")
+        await settle(reservation_id, used)
+
+    async def cools(cooldown: Cooldown) -> None:
+        if cooldown.scope == ill.model_scope:
+            raise StoreCorruptError("holds something else")
+        await cool_down(cooldown)
+
+    monkeypatch.setattr(remote, "settle", settles)
+    monkeypatch.setattr(remote, "cool_down", cools)
+    await recover(front, remote, clock, well)
+    assert (await used(remote, well))["tpm"] == 500
+    [snapshot] = await remote.snapshot([well])
+    assert snapshot.cooldown is not None
+    assert not front._untold
+    assert not front._unsettled
 
 
 def test_takings_are_shown() -> None:

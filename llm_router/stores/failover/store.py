@@ -139,7 +139,12 @@ class FailoverStore:
         if decision.deployment is not None:
             self._note_grant(reservation_id, decision, demand, ttl, now)
         if decision.lost or decision.reset_at:
-            await self._heed_loss(decision, candidates)
+            try:
+                await self._heed_loss(decision, candidates)
+            except StoreError as error:
+                if decision.deployment is not None:  # it stands, and the next call notices the loss again
+                    return decision
+                await self._fail(error, candidates)
             if decision.deployment is None and decision.lost:
                 return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         return decision
@@ -313,13 +318,15 @@ class FailoverStore:
                     decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
                 else:
                     decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
+                if decision.deployment is not None:
+                    self._note_grant(reservation_id, decision, demand, ttl, began)
                 if decision.lost or decision.reset_at:
                     await self._heed_loss(decision, candidates)
             except StoreError as error:
+                if decision.deployment is not None:  # it stands, and the next call notices the loss again
+                    break
                 await self._fail(error, candidates)
                 continue
-            if decision.deployment is not None:
-                self._note_grant(reservation_id, decision, demand, ttl, began)
             if decision.deployment is not None or not decision.lost:
                 break
         return decision
@@ -545,12 +552,14 @@ class FailoverStore:
     async def _settle_what_is_left(self, shard: int | None = None) -> None:
         for key, (made, used) in list(self._unsettled.items()):
             if shard is None or self.shard_of(made.record.deployment) == shard:
-                await self._teller.settle(key, made, used)
+                with suppress(StoreCorruptError):  # of this one alone, which the store can settle no more
+                    await self._teller.settle(key, made, used)
                 self._unsettled.pop(key, None)
 
     async def _tell_cooldowns(self) -> None:
         while (cooldown := self._untold.first()) is not None:
-            await self.behind.cool_down(cooldown)
+            with suppress(StoreCorruptError):  # of this one alone, whose place holds something else
+                await self.behind.cool_down(cooldown)
             self._untold.told(cooldown)
 
     def _untold_records(self, shard: Shard) -> list[Record]:

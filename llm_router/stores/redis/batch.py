@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import attrs
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
+from llm_router.domain.calendar import seconds
 from llm_router.domain.clock import Clock
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from llm_router.stores.redis.deadline import Deadline
@@ -38,6 +40,12 @@ _TRIES = 3
 _CHECK_EVERY = 5.0
 """Seconds between two checks whether the server is the one that it was."""
 
+_OK = (b"ok", "ok")
+"""The status of a message that was done, by whatever client."""
+
+_ABOUT_MEMORY = 'local told = redis.pcall("INFO", "memory") return type(told) == "string" and told or ""'
+"""A script, so that it reaches the node of a cluster that has its key."""
+
 _STEP = 0.1
 """Seconds by which this machine's clock may drift between two calls; by more, it was set."""
 
@@ -55,6 +63,7 @@ class Server:
         ahead: Microseconds by which its clock is ahead of this machine's; None before its first reply.
         shard: The number of the shard, or None if the store is not divided.
         epoch: When the epoch of the shard began, in microseconds on its own clock; 0 before its first reply.
+        reset_at: When the shard last lost something, in seconds on this machine's clock; 0 if it never did.
     """
 
     address: str
@@ -65,6 +74,8 @@ class Server:
     ahead: int | None = None
     shard: int | None = None
     epoch: int = 0
+    reset_at: float = 0.0
+    _reset: int = 0  # the same in microseconds on the server's clock
     _checked_at: float = -math.inf
     _looked: tuple[float, float] = attrs.field(init=False, factory=lambda: (time.time(), time.monotonic()))
 
@@ -82,6 +93,14 @@ class Server:
         """
         earliest = now - round(self._look() * 1e6)
         self.ahead = min(max(self.ahead or 0, earliest), earliest + round(took * 1e6))
+
+    def set_epoch(self, epoch: int, reset: int) -> None:
+        """Record what a reply says; one that another lane's reply has overtaken says nothing new."""
+        if epoch > self.epoch or (epoch == self.epoch and reset > self._reset):
+            self.epoch = epoch
+            if reset != self._reset:
+                # Once, so that the number stays the same while the difference of the clocks is measured anew.
+                self._reset, self.reset_at = reset, seconds(reset - (self.ahead or 0)) if reset else 0.0
 
     def must_check(self) -> bool:
         """Return whether the server is to check now and then that it is the one it was."""
@@ -145,16 +164,21 @@ class Batcher:
             await keeper.aclose()
 
     async def eviction_policy(self) -> str | None:
-        """Return which keys the server drops when its memory is full; None if it does not say."""
+        """Return which keys the shard's server drops when its memory is full; None if it does not say."""
+        key = self._server.encoder.names.epoch
         try:
             async with asyncio.timeout(self._server.timeout):
-                info = await self._client.execute_command("INFO", "memory")
-        except (OSError, TimeoutError, RedisError):
+                await self._open()
+                told = await self._client.execute_command("EVAL", _ABOUT_MEMORY, 1, key)
+        except (OSError, TimeoutError, RedisError, RedisClusterException):
             return None
-        if isinstance(info, dict) and "maxmemory_policy" not in info:  # of a cluster: by node
-            info = next(iter(info.values()), None)
-        policy = info.get("maxmemory_policy") if isinstance(info, dict) else None
-        return None if policy is None else str(policy)
+        found = re.search(r"^maxmemory_policy:(\S+)", _text(told), re.MULTILINE)
+        return found[1] if found else None
+
+    async def _open(self) -> None:
+        if self._keeper is None and self._owned:
+            self._keeper = self._keep()
+            await anext(self._keeper)
 
     async def _keep(self) -> AsyncGenerator[None, None]:
         # An event loop closes its asynchronous generators when it shuts down. So a store that was not closed
@@ -170,9 +194,7 @@ class Batcher:
 
     async def _send_all(self) -> None:
         try:
-            if self._keeper is None and self._owned:
-                self._keeper = self._keep()
-                await anext(self._keeper)
+            await self._open()
             self._since = self._loop.time()  # since when the loop was not blocked
             while self._queue:
                 await self._send()
@@ -216,13 +238,16 @@ class Batcher:
                 operation.future.cancel()
             raise
         except Exception as error:  # noqa: BLE001 - every caller must get it
+            self._server.distrust()
             if is_timeout(error):  # the queue has waited as long: with one more try it would wait too long
                 batch.extend(operation for operation, _ in self._queue)
                 self._queue.clear()
             self._fail(batch, error)
         else:
             for operation, result in zip(batch, results, strict=False):
-                if not operation.future.done():
+                if isinstance(result, Exception):
+                    _set_exception(operation, result)
+                elif not operation.future.done():
                     operation.future.set_result(result)
             self._queue.extendleft((operation, since) for operation in reversed(batch[len(results) :]))
         finally:
@@ -235,16 +260,21 @@ class Batcher:
         if server.clock is None and server.ahead is None:
             await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, _now, text, descriptions, numbers, lifts, done, *epoch = await self._run(batch, deadline)
-            if status in (b"ok", "ok"):
-                server.epoch, reset_at = epoch
-                return decode(batch[:done], descriptions, numbers, lifts, reset_at, server.ahead or 0)
-            name = text.decode(errors="replace") if isinstance(text, bytes) else text
-            if status in (b"corrupt", "corrupt"):
-                raise StoreCorruptError(
-                    f"the Redis server at {server.address} holds something else at the key {name!r}: "
-                    "use another namespace, or delete the key"
+            status, now, text, descriptions, numbers, lifts, done, *more = await self._run(batch, deadline)
+            if status in _OK:
+                epoch, reset_at, failures = more
+                server.set_epoch(epoch, reset_at)
+                ahead = server.ahead or 0
+                called_at = seconds(int(now) - ahead)
+                results = decode(
+                    batch[:done], descriptions, numbers, lifts, server.reset_at, called_at, ahead
                 )
+                for number, key, reason in zip(*(failures[part::3] for part in range(3)), strict=True):
+                    results[number - 1] = self._failure(_text(key), _text(reason))
+                return results
+            name = _text(text)
+            if status in (b"corrupt", "corrupt"):
+                raise self._corrupt(name)
             if name:
                 server.encoder.add_zone(name)
         raise StoreUnavailableError(
@@ -261,12 +291,8 @@ class Batcher:
             return self._encode(batch, deadline.when, checked=True)[1]
 
         sent = time.monotonic()
-        try:
-            reply = await server.script.run(self._client, keys, arguments, unknown)
-        except Exception:
-            server.distrust()
-            raise
-        if is_checked:
+        reply = await server.script.run(self._client, keys, arguments, unknown)
+        if is_checked and reply[0] in _OK and reply[7]:  # else what it found was not written
             server.note_check()
         if server.clock is None:
             server.set_now(int(reply[1]), time.monotonic() - sent)
@@ -292,16 +318,36 @@ class Batcher:
         latest = now + round((deadline - self._loop.time()) * 1e6)
         return message.finish(now, 0, latest, self._server.epoch, checked=checked)
 
+    def _corrupt(self, key: str) -> StoreCorruptError:
+        server = self._server
+        return StoreCorruptError(
+            f"the Redis server at {server.address} holds something else at the key {key!r}: use another "
+            "namespace, or delete the key",
+            shard=server.shard,
+        )
+
+    def _failure(self, key: str, reason: str) -> Exception:
+        """Return why one operation of a batch failed: by its key, or in the server's words."""
+        return self._corrupt(key) if key else self._explain(ResponseError(reason))
+
+    def _explain(self, error: Exception) -> Exception:
+        # Without the original as its cause: the frames of a client hold a password.
+        server = self._server
+        failure = explain(error, server.address, server.timeout) or error
+        if isinstance(failure, StoreError):
+            failure.shard = server.shard
+        return failure
+
     def _fail(self, batch: Sequence[Operation], error: Exception) -> None:
         for operation in batch:
             if isinstance(error, StoreError):
-                failure: Exception = type(error)(*error.args)
+                _set_exception(operation, type(error)(*error.args, shard=self._server.shard))
             else:
-                # Without the original as its cause: the frames of a client hold a password.
-                failure = explain(error, self._server.address, self._server.timeout) or error
-            if isinstance(failure, StoreError):
-                failure.shard = self._server.shard
-            _set_exception(operation, failure)
+                _set_exception(operation, self._explain(error))
+
+
+def _text(text: str | bytes) -> str:
+    return text.decode(errors="replace") if isinstance(text, bytes) else text
 
 
 def _set_exception(operation: Operation, error: Exception) -> None:

@@ -59,7 +59,9 @@ def read_url(url: str) -> Address:
             "the URL of the Redis store cannot be understood: it should look like "
             "redis://user:password@host:6379/0, with special characters of the password percent-encoded"
         )
-    shards = options.pop("shards", [None])[-1]
+    shards, *more = options.pop("shards", [None])
+    if more:
+        raise ConfigError(f"the URL of the Redis store at {name} says shards more than once: write it once")
     is_cluster = parts.scheme in _CLUSTERS
     address = Address(name, _without_shards(url), is_cluster, shards)
     if not _is_usable(address):

@@ -21,7 +21,7 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         "refused the login: check the user and password of its URL",
     ),
     (
-        "NOPERM",
+        "NOPERM|ACL failure|can't run this command",  # of a script, by version
         (exceptions.NoPermissionError, exceptions.AuthorizationError),
         (
             "denies this user a command or key: allow it the keys of the namespace and the commands EVALSHA, "

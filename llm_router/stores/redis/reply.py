@@ -32,8 +32,15 @@ _THE_SAME = 8
 """Says in the code of a refusal that both of its times are the same."""
 
 _LOST, _FOREIGN = 6, 7
-_REASONS = {5: RECOUNT, _LOST: RECOUNT, _FOREIGN: "unreadable record"}
+_UNREADABLE = "unreadable record"
+_REASONS = {5: RECOUNT, _LOST: RECOUNT, _FOREIGN: _UNREADABLE}
 """The numbers of the reasons that are no metrics."""
+
+_NO_COOLDOWN_KNOWN = -1
+"""In place of the number of a cooldown: its key, or that of the record, holds something else."""
+
+_UNREADABLE_FOR = 60.0
+"""Seconds for which a deployment is refused then; as in ``lua/reserve.lua``."""
 
 _MAX_WARNED = 1_000
 
@@ -46,17 +53,18 @@ def decode(
     descriptions: Sequence[str | bytes],
     numbers: list[int],
     lifts: int,
-    reset_at: int,
+    reset_at: float,
+    now: float,
     ahead: int,
 ) -> list[Any]:
     """Return the results of ``operations``, in order, from the parts of an ``"ok"`` reply.
 
     The times in the reply are on the server's clock, which is ``ahead`` microseconds ahead of the callers'
-    clock; those in the results are on the callers' clock.
+    clock; those in the results are on the callers' clock, as are ``reset_at`` and ``now`` (seconds).
     """
     pairs = zip(descriptions[::2], descriptions[1::2], strict=True)
     cooldowns = [read_description(text, until, ahead) for text, until in pairs]
-    reader = _Reader(numbers, cooldowns, lifts, seconds(reset_at - ahead) if reset_at else 0.0, ahead)
+    reader = _Reader(numbers, cooldowns, lifts, reset_at, now, ahead)
     return [reader.read(operation) for operation in operations]
 
 
@@ -67,8 +75,8 @@ def _warn_of(deployment: Deployment) -> None:
     if deployment.model_scope not in _warned and len(_warned) < _MAX_WARNED:
         _warned.add(deployment.model_scope)
         _log.warning(
-            "the Redis key of %s holds something else, so it cannot be used: delete the key that ends with "
-            "%r, or use another namespace",
+            "a Redis key of %s holds something else, so it cannot be used: delete the key whose name has "
+            "'scope:%s' in it, or that of its key, project or provider, or use another namespace",
             deployment.id,
             deployment.model_scope,
         )
@@ -77,12 +85,19 @@ def _warn_of(deployment: Deployment) -> None:
 class _Reader:
     """Reads the numbers of a reply, one result after the other."""
 
-    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_numbers", "_reset_at")
+    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_now", "_numbers", "_reset_at")
 
     def __init__(
-        self, numbers: list[int], cooldowns: list[Cooldown], lifts: int, reset_at: float, ahead: int
+        self,
+        numbers: list[int],
+        cooldowns: list[Cooldown],
+        lifts: int,
+        reset_at: float,
+        now: float,
+        ahead: int,
     ) -> None:
         self._ahead = ahead
+        self._now = now
         self._reset_at = reset_at
         self._numbers = numbers
         self._cooldowns: list[Cooldown | None] = [None, *cooldowns]
@@ -157,4 +172,8 @@ class _Reader:
         for _ in range(count):
             metric, limit, used, resets_at = self._take(4)
             quotas.append(QuotaSnapshot(METRICS[metric - 1], limit, used, self._moment(resets_at)))
+        if cooldown == _NO_COOLDOWN_KNOWN:
+            until = self._now + _UNREADABLE_FOR
+            unreadable = Cooldown(deployment.model_scope, until, _UNREADABLE)
+            return DeploymentSnapshot(deployment, tuple(quotas), unreadable)
         return DeploymentSnapshot(deployment, tuple(quotas), self._cooldowns[cooldown])

@@ -17,7 +17,7 @@ __all__ = ["Client", "Script", "load_script"]
 _PARTS = (
     ("packed", "layout", "ledgers", "entries", "rolling", "steady", "daily", "kinds"),
     ("scopes", "epoch", "changing", "cooldowns", "reservations"),
-    ("deployments", "full", "reserve", "batch"),
+    ("deployments", "full", "reserve", "charging", "batch"),
 )
 """The files that make up the script, in groups; each file uses those before it.
 

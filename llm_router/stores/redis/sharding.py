@@ -108,7 +108,7 @@ class Sharding:
         """Ask the shards of the candidates in turn, once for each run of candidates in the same shard."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._timeout
-        decision = Decision(None, 0.0, 0.0)
+        decision, first_reset = Decision(None, 0.0, 0.0), None
         for shard, run in self._runs(candidates):
             if loop.time() > give_up:
                 raise StoreTimeoutError(
@@ -124,11 +124,14 @@ class Sharding:
             decision.lost = lost + decision.lost
             self._lifts[shard] = decision.lifts
             decision.lifts = sum(self._lifts)
+            first_reset = decision.reset_at if first_reset is None else first_reset
             if decision.deployment is not None:
                 await self._spread(lanes, shard, decision.probes)
                 break
             if self._made.pop(reservation_id, None) is None:
                 break  # settled or released meanwhile: the next run must not take anything
+        if decision.deployment is None and first_reset is not None:
+            decision.reset_at = first_reset
         return decision
 
     async def settle(self, lanes: Lanes, reservation_id: str, used: Demand) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
+from llm_router.errors import ConfigError
 from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.redis.batch import Batcher, Server
 from llm_router.stores.redis.client import (
@@ -28,6 +30,8 @@ from llm_router.stores.redis.wire import Announce, Charge, Encoder, Reserve, Set
 __all__ = ["RedisStore"]
 
 _NOTHING = Demand(0, 0)
+
+_LONGEST_TIMEOUT = 366 * 86_400.0
 
 _LANES = 2
 """Batchers of one loop, so that the server runs one batch while the next is made.
@@ -71,7 +75,8 @@ class RedisStore:
         shards: The number of shards, 1 to 256; by default the number in the URL, or 1.
 
     Raises:
-        ConfigError: The URL cannot be used, the namespace is empty, or ``shards`` is not such a number.
+        ConfigError: The URL cannot be used, the namespace is empty, or ``timeout`` or ``shards`` is not such
+            a number.
     """
 
     def __init__(
@@ -83,19 +88,25 @@ class RedisStore:
         timeout: float = 2.0,
         shards: int | None = None,
     ) -> None:
+        seconds = real(timeout)
+        if not 0.0 < seconds <= _LONGEST_TIMEOUT:
+            raise ConfigError(
+                f"timeout must be a number of seconds above 0 (at most {_LONGEST_TIMEOUT:.0f}), "
+                f"not {shown(timeout)}"
+            )
         self._target = read_url(url_or_client) if isinstance(url_or_client, str) else url_or_client
         address, in_url = address_of(url_or_client), None
         if isinstance(self._target, Address):
             address, in_url = self._target.name, self._target.shards
         self._namespace = namespace
         self._address = address
-        self._sharding = Sharding(requested_shards(shards, in_url), timeout, address)
+        self._sharding = Sharding(requested_shards(shards, in_url), seconds, address)
         self.known: MutableMapping[Scope, float] = {}
         """See :class:`~llm_router.stores.base.ExternalStore`."""
         self._servers = [
             Server(
                 address,
-                timeout,
+                seconds,
                 load_script(),
                 Encoder(names, self.known),
                 clock,
@@ -167,17 +178,18 @@ class RedisStore:
     async def advice(self) -> list[str]:
         """Return a warning if the server may evict keys, and so forget what was spent.
 
-        A server that does not tell its settings is taken to be well.
+        A server that does not tell its settings is taken to be well. Of a cluster, each node that has a shard
+        is asked.
         """
-        policy = await self._lanes_of(asyncio.get_running_loop())[0][0].eviction_policy()
-        if policy in (None, "noeviction"):
-            return []
-        advice = (
+        lanes = self._lanes_of(asyncio.get_running_loop())
+        policies = await asyncio.gather(*(lane[0].eviction_policy() for lane in lanes))
+        return [
             f"the Redis server at {self._address} evicts keys when its memory is full "
             f"(maxmemory-policy {policy}), and with them what was spent, so that limits may be exceeded: "
             "set maxmemory-policy to noeviction, or use another server"
-        )
-        return [advice]
+            for policy in dict.fromkeys(policies)
+            if policy not in (None, "noeviction")
+        ]
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down; see :class:`RateLimitStore`.

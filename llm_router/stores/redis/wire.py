@@ -12,6 +12,7 @@ from asyncio import Future
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from hashlib import blake2b
+from urllib.parse import quote
 
 import attrs
 
@@ -62,6 +63,14 @@ _MAX_ENCODED = 50_000
 
 _LONGEST = 1e9
 """The most seconds that a reservation lasts: 31 years."""
+
+_MOST = 1 << 40
+"""The largest amount that is sent: of thousands of them the script still knows the sum exactly."""
+
+_LATEST = 1e12
+"""A time, in seconds since the epoch, that is later than that of any record."""
+
+_MAX_SEQUENCE = 10**20
 
 _NOTHING = Demand(0, 0)
 
@@ -163,9 +172,13 @@ _LEARNT_PROFILE = _profile(_LEARNT_QUOTAS)
 _SPANS = tuple(map(microseconds, (LEARNT_FOR, PROBE_TIME, STRIKES_KEPT)))
 
 
-def _field(reservation_id: str) -> bytes:
-    """Return the hash field of a reservation; different ids have different fields."""
-    return reservation_id.encode("utf-8", "surrogatepass")
+def _name(text: str) -> bytes:
+    """Return the name of a reservation or process on the server; different texts have different names."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _amount(amount: int) -> int:
+    return min(max(int(amount), 0), _MOST)
 
 
 @attrs.frozen
@@ -278,9 +291,9 @@ class Message:
             candidates, demand = tuple(operation.candidates), operation.demand
             shortlist = self._shortlists.get(candidates) or self._shortlist(candidates)
             lasts = microseconds(min(operation.ttl, _LONGEST)) if operation.ttl > 0.0 else 0  # NaN is not
-            self._add(_RESERVE, shortlist, demand, lasts, _field(operation.reservation_id))
+            self._add(_RESERVE, shortlist, demand, lasts, _name(operation.reservation_id))
         elif isinstance(operation, Settle):
-            self._add(_SETTLE, 0, operation.used, 0, _field(operation.reservation_id))
+            self._add(_SETTLE, 0, operation.used, 0, _name(operation.reservation_id))
             self._settles += 1
         elif isinstance(operation, CoolDown):
             self._add(_COOL_DOWN, self._cooldown(operation), _NOTHING, 0, b"")
@@ -290,10 +303,13 @@ class Message:
             number = Demand(self._charge(operation), 0)
             self._add(_CHARGE, self._shortlist((operation.deployment,)), number, 0, b"")
         else:
-            self._add(_ANNOUNCE, 0, _NOTHING, 0, operation.source.encode())
+            self._add(_ANNOUNCE, 0, _NOTHING, 0, _name(operation.source))
 
     def _add(self, kind: int, argument: int, demand: Demand, lasts: int, field: bytes) -> None:
-        numbers = _OPERATION.pack(kind, argument, demand.requests, demand.tokens, lasts, len(field))
+        requests, tokens = demand.requests, demand.tokens
+        if requests > _MOST or tokens > _MOST:
+            requests, tokens = _amount(requests), _amount(tokens)
+        numbers = _OPERATION.pack(kind, argument, requests, tokens, lasts, len(field))
         self._operations.append(numbers + field)
 
     def _shortlist(self, shortlist: tuple[Deployment, ...]) -> int:
@@ -312,7 +328,8 @@ class Message:
         others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
         known = self._encoder.known
         since = known.get(deployment.model_scope, 0.0) if known else 0.0
-        self._records.append(_DEPLOYMENT.pack(others, profile, microseconds(since)))
+        began = microseconds(since) if 0.0 < since < _LATEST else 0
+        self._records.append(_DEPLOYMENT.pack(others, profile, began))
         self._models.append(encoded.model)
         number = self._numbers[deployment] = len(self._records)
         return number
@@ -324,24 +341,31 @@ class Message:
         learnt = [
             number
             for entry in cooldown.learnt
-            for number in (_NUMBERS[entry.metric], -1 if entry.limit is None else entry.limit)
+            for number in (_NUMBERS[entry.metric], -1 if entry.limit is None else _amount(entry.limit))
         ]
-        until, half_open = microseconds(cooldown.until), int(cooldown.half_open)
+        until, half_open = min(microseconds(cooldown.until), NEVER), int(cooldown.half_open)
         self._rare.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
         return len(self._rare)
 
     def _charge(self, charge: Charge) -> int:
         """Add a charge and return its number."""
-        ahead = self._ahead
+        ahead, sequence = self._ahead, charge.sequence
+        if not 0 <= sequence < _MAX_SEQUENCE:
+            raise ValueError(f"the sequence of a charge must be from 0 to 10^20 - 1, not {sequence}")
         lists = [
             [
                 number
                 for taking in takings
-                for number in (microseconds(taking.at) + ahead, taking.used.requests, taking.used.tokens)
+                for number in (
+                    microseconds(taking.at) + ahead,
+                    _amount(taking.used.requests),
+                    _amount(taking.used.tokens),
+                )
             ]
             for takings in (charge.missing, charge.counted)
         ]
-        self._rare.append([charge.source, charge.sequence, microseconds(charge.since), *lists])
+        source = quote(_name(charge.source), safe="")
+        self._rare.append([source, f"{sequence:020d}", microseconds(charge.since), *lists])
         return len(self._rare)
 
     def finish(
@@ -382,6 +406,7 @@ class Message:
             names.others_before,
             names.epoch,
             names.processes,
+            names.reservations_before,
         )
         return keys, arguments
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 START = 1_800_041_000.25
 SPAN = 60.3
-HASH = "{llm_router}:reservations"
+HASH = "{llm_router}:reservations:3"
 
 
 def deployment(*quotas: Quota) -> Deployment:

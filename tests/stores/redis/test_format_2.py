@@ -76,6 +76,40 @@ async def test_a_reservation_can_still_be_settled(former: RedisServer, clock: Ma
         assert [quota.used for quota in snapshot.quotas] == [3, 935, 3]
 
 
+async def test_a_reservation_that_an_earlier_version_keeps_elsewhere_is_settled_once(
+    former: RedisServer, clock: ManualClock
+) -> None:
+    """In either format; what is not settled is left to expire with the rest."""
+    limited = deployment("a", *QUOTAS)
+    with former.client() as client:
+        before = set(client.hkeys("{llm_router}:reservations"))
+        async with opened(former, clock) as store:
+            await store.reserve("new", [limited], Demand(1, 10), 60.0)
+            present = client.hget("{llm_router}:reservations:3", "new")
+            client.delete("{llm_router}:reservations:3")
+            client.hset("{llm_router}:reservations", "new", present)  # as a version in between did
+            for _ in range(2):
+                await store.settle("r3", Demand(1, 7))
+                await store.release("new")
+            [snapshot] = await store.snapshot([limited])
+            assert [quota.used for quota in snapshot.quotas] == [4, 942, 4]
+        assert set(client.hkeys("{llm_router}:reservations")) == before - {b"r3"}
+
+
+async def test_what_an_earlier_version_left_of_another_type_is_no_reservation(server: RedisServer) -> None:
+    """The present hash is all that counts then."""
+    limited = deployment("a", Quota(Metric.RPM, 5))
+    with server.client() as client:
+        client.set("{llm_router}:reservations", "x")
+        async with opened(server, ManualClock(START)) as store:
+            await store.reserve("r", [limited], Demand(), 60.0)
+            await store.release("r")
+            await store.release("unknown")
+            [snapshot] = await store.snapshot([limited])
+            assert snapshot.quotas[0].used == 0
+        assert client.get("{llm_router}:reservations") == b"x"
+
+
 async def test_cooldowns_and_learnt_limits_still_apply(former: RedisServer, clock: ManualClock) -> None:
     """With all that was known of them; the limits even after the cooldowns."""
     rests = deployment("b", Quota(Metric.RPM, 10))
@@ -110,10 +144,10 @@ async def test_a_quarantine_that_is_lifted_does_not_come_back(
 async def test_what_the_previous_release_uses_is_left_as_it_was(
     former: RedisServer, clock: ManualClock
 ) -> None:
-    """It may still be running; only the reservations are shared with it."""
+    """It may still be running; nothing is shared with it but what it reserved."""
     limited = deployment("a", *QUOTAS)
     with former.client() as client:
-        before = {key: client.dump(key) for key in client.scan_iter("*scope*")}
+        before = {key: client.dump(key) for key in client.scan_iter()}
         async with opened(former, clock) as store:
             await store.reserve("new", [limited], Demand(1, 10), 60.0)
             await store.settle("new", Demand(1, 7))

@@ -61,11 +61,19 @@ async def used(store: RateLimitStore, *deployments: Deployment) -> list[int]:
 
 
 def test_one_shard_has_the_same_names_as_ever() -> None:
-    """Without shards the names are those from before there were shards."""
+    """Without shards the hash tag is as it was before there were any; each name has the format's version."""
     [names] = key_names("llm_router", 1)
     assert names.scopes == "{llm_router}:scope:"
-    assert names.reservations == "{llm_router}:reservations"
-    assert names.sweep == "{llm_router}:sweep"
+    assert names.version == ":3"
+    assert names.full == "{llm_router}:full:3:"
+    assert names.reservations == "{llm_router}:reservations:3"
+    assert names.sweep == "{llm_router}:sweep:3"
+    assert names.others == "{llm_router}:others:3"
+    assert names.epoch == "{llm_router}:epoch:3"
+    assert names.charges == "{llm_router}:charge:3:"
+    assert names.processes == "{llm_router}:processes:3"
+    assert names.reservations_before == "{llm_router}:reservations"
+    assert names.others_before == "{llm_router}:others"
 
 
 @pytest.mark.parametrize("shards", [2, 3, 4, 7, 16, 100])
@@ -79,9 +87,9 @@ def test_shards_are_evenly_distributed_over_the_slots(shards: int, namespace: st
 def test_the_shard_of_a_project_never_changes() -> None:
     """Another version, process or machine must look in the same place: these values are permanent."""
     assert [names.sweep for names in key_names("llm_router", 3)] == [
-        "{llm_router:0.2}:sweep",
-        "{llm_router:1.12}:sweep",
-        "{llm_router:2.3}:sweep",
+        "{llm_router:0.2}:sweep:3",
+        "{llm_router:1.12}:sweep:3",
+        "{llm_router:2.3}:sweep:3",
     ]
     scopes = [model_scope("gemini", f"key-{n}", "flash") for n in range(10)]
     assert [shard_of(scope, 4) for scope in scopes] == [0, 1, 3, 1, 3, 1, 1, 1, 2, 2]

@@ -108,7 +108,7 @@ async def test_expired_reservations_are_swept_out(server: RedisServer) -> None:
             clock.shift(1.0)
             await store.reserve(f"alive {number}", [a], ONE, TTL)
     with server.client() as client:
-        assert client.hlen("{llm_router}:reservations") == 20
+        assert client.hlen("{llm_router}:reservations:3") == 20
 
 
 @pytest.mark.parametrize("odd", ["", "\0x", "a b\n", "é", "\ud800", '"\\', "{x}:*", "0" * 1000])
@@ -468,13 +468,18 @@ async def test_a_foreign_key_closes_one_deployment(
         spoil(client, name)
         before = client.dump(name)
         async with opened(server.url) as store:
+
+            async def fail_to_charge() -> None:
+                with pytest.raises(StoreCorruptError, match="something else"):
+                    await store.charge("me", 1, a, [Taking(time.time(), ONE)])
+
             ids = [id_ for id_ in map(str, range(100)) if hash(id_) % 2 == hash("r") % 2][:4]  # in one call
             first, second, third, *_ = await asyncio.gather(
                 store.reserve(ids[0], [a, b], ONE, TTL),
                 store.reserve(ids[1], [b], ONE, TTL),
                 store.reserve(ids[2], [a], ONE, TTL),
                 store.settle("r", Demand(1, 1)),
-                store.charge("me", 1, a, [Taking(time.time(), ONE)]),
+                fail_to_charge(),
             )
             assert [snapshot.quotas[0].used for snapshot in await store.snapshot([a, b])] == [0, 2]
         assert client.dump(name) == before
@@ -486,8 +491,7 @@ async def test_a_foreign_key_closes_one_deployment(
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda client: client.set("{llm_router}:reservations", "a string"),
-        lambda client: client.hset("{llm_router}:reservations", "r", "nonsense"),
+        lambda client: client.set("{llm_router}:reservations:3", "a string"),
         lambda client: client.set("{llm_router}:epoch:3", "nonsense"),
     ],
 )

@@ -1,9 +1,10 @@
 -- Runs the operations of one batch in order, as one atomic step.
 --
 -- Input. KEYS: the hash of reservations, the key with the state of its sweep (reservations.lua), the key of what
--- concerns keys, projects and providers, and the same of format 2 (scopes.lua), the epoch (epoch.lua), the sorted set of
--- the processes. Keys of scopes and charges are used as well; they share the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian.
--- Times are in microseconds. A place in another argument is a byte, counted from 1.
+-- concerns keys, projects and providers, and the same of format 2 (cooldowns.lua), the epoch (epoch.lua), the sorted set
+-- of the processes, the hash of reservations of earlier releases. Keys of scopes and charges are used as well; they share
+-- the hash tag of KEYS. Most arguments are packed, described here as for the struct library and little-endian. Times are
+-- in microseconds. A place in another argument is a byte, counted from 1.
 --   ARGV[1]  I8 the caller's clock, 0 to use the server's; I8 from when and I8 until when the message makes sense, by
 --            the server's clock: the midnights are right, and the caller still waits; I8 how long a learnt limit
 --            lasts, I8 a probe of a half-open cooldown, I8 the memory of an ended one; I4 how many settles there are;
@@ -26,18 +27,22 @@
 --            configured.
 --   ARGV[8]  time zones: s name, five I8: consecutive midnights, with now before the third
 --   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
---            [metric, limit, or -1 to forget it, …]]; for "until exact" also "lift", "retry" and "probe"; and after these the charges, each
---            as in epoch.lua
+--            [metric, limit, or -1 to forget it, …]]; for "until exact" also "lift", "retry" and "probe"; and charges,
+--            each [source, sequence as 20 digits, when the record began that the caller knows, or 0, the takings that
+--            were never counted, those that were counted in that record]; of each taking the time, requests, tokens
 --   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
 --   ARGV[11] prefix of the key of a companion (full.lua); the name of the scope follows
 --   ARGV[12] prefix of the key of a charge; its source and the name of the scope follow
 --   ARGV[13] and on: for each deployment, the key of the companion of its model's scope
 --
--- Reply: {status, now, text, descriptions, numbers, lifts, done, epoch, reset_at}.
+-- Reply: {status, now, text, descriptions, numbers, lifts, done, epoch, reset_at, failures}.
 --   "ok"       descriptions: two for each number, what was sent and the present end (as "until exact");
 --              lifts: a number that changes whenever a cooldown is lifted, or ended for a retry;
 --              done: how many operations, from the first on, were done: at least one; the others are to be sent again;
---              epoch: when it began; reset_at: when the shard last lost something, or 0
+--              epoch: when it began, or 0 if the server accepts no writes (and nothing was to be written);
+--              reset_at: when the shard last lost something, or 0
+--              failures: for each operation that failed alone its number, from 1, a key that holds something else, or
+--              nothing, and in the latter case the error of the server
 --              numbers, for each operation but settles and cooldowns in turn:
 --                reserve: four times the number of refusals, plus one if the next candidate was taken, or two if it
 --                  also probes cooldowns; for each refusal the reason (a metric; 0 for a cooldown; 5 if the shard or
@@ -47,17 +52,26 @@
 --                  cooldown that applies (0 for none), retry_at and wake_at; if one was taken, the share that remains
 --                  of its tightest quota and of its tightest daily one, in units of 2^-53, and when its record began; if
 --                  it probes cooldowns, how many, and the number of the description of each
---                charge: when the record of the deployment began
---                announce: how many processes were alive in the last minute
---                snapshot, for each deployment: how many quotas, the number of the description of its cooldown
---                  or 0; for each quota the metric, the limit, used, resets_at
+--                charge: when the record of the deployment began; 0 if it failed
+--                announce: how many processes were alive in the last minute; 0 if it failed
+--                snapshot, for each deployment: how many quotas, the number of the description of its cooldown,
+--                  or 0, or -1 if its key holds something else; for each quota the metric, the limit, used, resets_at
 --   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
 --              needed
 --   "corrupt"  nothing was done: `text` is a key that holds something else
 
-local RESERVE, SETTLE, COOL_DOWN, CHARGE, ANNOUNCE = 1, 2, 3, 5, 6
+local RESERVE, SETTLE, COOL_DOWN, SNAPSHOT, CHARGE, ANNOUNCE = 1, 2, 3, 4, 5, 6
 local BUDGET = 4000  -- how much may be spent before a call ends, so that others need not wait for long
 local OPERATION = "<BI4I8I8I8I4c0"
+
+local done = 0       -- how many operations were begun
+local failures = {}
+
+local function fail(key, text, number)
+  insert(failures, number or done)
+  insert(failures, key)
+  insert(failures, text or "")
+end
 
 -- Change what was taken from a ledger. If it was of another kind then, what was used more counts as taken now, and what
 -- was used less is not given back.
@@ -80,7 +94,10 @@ end
 local function settle(id, used_requests, used_tokens)
   spent = spent + 5
   local requests, tokens, name, marks, is_format_2 = remove_reservation(id)
-  if not requests then return end
+  if not requests then
+    if tokens then fail(tokens) end
+    return
+  end
   requests, tokens = used_requests - requests, used_tokens - tokens
   if requests == 0 and tokens == 0 then return end
   local s = get_scope(name)
@@ -104,7 +121,7 @@ local function snapshot(shortlist)
     local s, all, cooling = deployment.scope, deployment.terms, deployment.cooling
     spent = spent + 8
     refusing = refusing or load_refusing()
-    reply(#all, cooling and refusing.describe(cooling[6], cooling[7]) or 0)
+    reply(#all, deployment.is_foreign and -1 or cooling and refusing.describe(cooling[6], cooling[7]) or 0)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
       reply(terms.metric, terms.limit)
@@ -116,20 +133,34 @@ end
 local function charge(shortlist, item)
   local number = unpack_from("<I2", ARGV[5], shortlist + 2)
   charges = charges or load_charges()
+  local since, key = charges.make(opened[number] or open_deployment(number), item)
+  if not since then fail(key) end
   length = length + 1
-  numbers[length] = charges.make(opened[number] or open_deployment(number), item)
+  numbers[length] = since or 0
 end
 
-local announced = {} -- the names of processes, and where the reply to each belongs
+-- The names of processes, where the reply to each belongs, and the number of the operation.
+local announced = {}
 
-local function write_announcements()
+local function write_announcement(name)
   local ALIVE = 60 * 1e6
-  for i = 1, #announced do
-    call("ZADD", KEYS[6], digits(now), announced[i][1])
-    call("ZREMRANGEBYSCORE", KEYS[6], "-inf", digits(now - ALIVE))
-    call("ZREMRANGEBYSCORE", KEYS[6], "(" .. digits(now), "+inf") -- from before the clock was set back
-    call("PEXPIRE", KEYS[6], digits(2 * ALIVE / 1000))
-    numbers[announced[i][2]] = call("ZCARD", KEYS[6])
+  call("ZADD", KEYS[6], digits(now), name)
+  call("ZREMRANGEBYSCORE", KEYS[6], "-inf", digits(now - ALIVE))
+  call("ZREMRANGEBYSCORE", KEYS[6], "(" .. digits(now), "+inf") -- from before the clock was set back
+  call("PEXPIRE", KEYS[6], digits(2 * ALIVE / 1000))
+  return call("ZCARD", KEYS[6])
+end
+
+-- Last, since what fails here must not fail what was written before.
+local function write_announcements()
+  for _, announcement in ipairs(announced) do
+    local name, place, number = unpack(announcement)
+    local is_written, answer = pcall(write_announcement, name)
+    numbers[place] = is_written and answer or 0
+    if not is_written then
+      local text = type(answer) == "table" and answer.err or tostring(answer)
+      fail(string.find(text, "WRONGTYPE", 1, true) and KEYS[6] or "", text, number)
+    end
   end
 end
 
@@ -178,12 +209,13 @@ local function fetch_settled(operations)
 end
 
 local function run(settles)
-  local operations, imposed, at, done = ARGV[4], nil, 1, 0
+  local operations, imposed, at, only_reads = ARGV[4], nil, 1, true
   fetch_first()
   if settles > 0 then fetch_settled(operations) end
   while at < #operations and spent < BUDGET do
     local kind, argument, requests, tokens, lasts, id, following = unpack_from(OPERATION, operations, at)
     at, done = following, done + 1
+    if kind ~= SNAPSHOT then only_reads = false end
     if kind == RESERVE then
       reserve(id, argument, requests, tokens, lasts)
     elseif kind == SETTLE then
@@ -191,19 +223,32 @@ local function run(settles)
     elseif kind == COOL_DOWN then
       imposed = imposed or cjson.decode(ARGV[9])
       cooldowns = cooldowns or load_cooldowns()
-      cooldowns.impose(imposed[argument])
+      local key = cooldowns.impose(imposed[argument])
+      if key then fail(key) end
       opened = {}
     elseif kind == CHARGE then
       imposed = imposed or cjson.decode(ARGV[9])
       charge(argument, imposed[requests])
     elseif kind == ANNOUNCE then
       length = length + 1
-      announced[#announced + 1] = { id, length }
+      announced[#announced + 1] = { id, length, done }
     else
       snapshot(argument)
     end
   end
-  return done
+  return only_reads
+end
+
+-- What is written first fails as a whole, and leaves everything as it was.
+local function write()
+  if cooldowns then cooldowns.check() end
+  write_reservations()
+  write_scopes()
+  if full then full.write() end
+  if cooldowns then cooldowns.write() end
+  write_epoch()
+  if charges then charges.write() end
+  write_announcements()
 end
 
 local earliest, latest, settles, known_epoch, is_checked
@@ -220,15 +265,14 @@ corrupt = read_others(state[2], state[3])
 if not read_epoch(state[4], known_epoch, is_checked == 1) then corrupt = KEYS[5] end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0, 0 } end
 if now < earliest or now > latest then return { "again", now, "", {}, {}, 0, 0 } end
-local done = run(settles)
+local only_reads = run(settles)
 if missing_zone then return { "again", now, missing_zone, {}, {}, 0, 0 } end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0, 0 } end
--- Nothing has been written so far: an error up to here, or in the first write, leaves everything as it was.
-write_scopes()
-write_reservations()
-if full then full.write() end
-if cooldowns then cooldowns.write() end
-write_epoch()
-if charges then charges.write() end
-if announced[1] then write_announcements() end
-return { "ok", now, "", descriptions, numbers, lifts, done, epoch, reset_at }
+-- Nothing has been written so far. A server that accepts no writes may be read all the same: what a snapshot would write
+-- is not needed for its answer.
+if not only_reads then
+  write()
+elseif not pcall(write) then
+  epoch, reset_at = 0, 0
+end
+return { "ok", now, "", descriptions, numbers, lifts, done, epoch, reset_at, failures }

@@ -53,6 +53,7 @@ local function load_cooldowns()
 
   -- Look at one of the scopes of a deployment: is its cooldown the last to end, or is it to be probed?
   local function see(deployment, s)
+    if s[FOREIGN] then deployment.is_foreign, deployment.closed = true, true end
     if s[3] > now then
       if not deployment.cooling or exact(s[6]) > exact(deployment.cooling[6]) then deployment.cooling = s end
     elseif s[5] == 1 and forgotten_at(s) > now then
@@ -88,9 +89,11 @@ local function load_cooldowns()
   -- Let one request probe a half-open cooldown that has ended: the others wait for a while.
   function cooldowns.probe(s) set_end(s, now + probe_time) end
 
-  -- `cooldown`: {scope, until, until exact, description, half-open, {metric, limit, …}}; see batch.lua.
+  -- `cooldown`: {scope, until, until exact, description, half-open, {metric, limit, …}}; see batch.lua. Return the key
+  -- of the scope if it holds something else.
   function cooldowns.impose(cooldown)
     local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[6]
+    if s[FOREIGN] then return s[KEY] end
     if text == "lift" or text == "retry" then
       -- Never a number that was used before the key expired.
       if s[3] ~= 0 then lifts, changed = lifts == 0 and now or lifts + 1, true end
@@ -115,9 +118,13 @@ local function load_cooldowns()
     end
   end
 
+  -- Fail if what is to be written has a key of another type: MGET ignores that, but GET refuses it.
+  function cooldowns.check()
+    if changed then call("GET", KEYS[3]) end
+  end
+
   function cooldowns.write()
     if not changed then return end
-    call("GET", KEYS[3]) -- refuses a key of another type, which MGET ignores
     local parts, count = {}, 0
     for name, ends in pairs(ends_of) do
       if ends > now then

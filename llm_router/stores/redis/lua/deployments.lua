@@ -46,6 +46,15 @@ local open_deployment = (function()
     return form
   end
 
+  -- For how long a record is kept after a taking: as long as a process may know it (stores/failover/takings.py).
+  local function keeping_of(terms)
+    local longest = 60 * 1e6
+    for i = 1, #terms do
+      if not terms[i].daily then longest = max(longest, terms[i].span) end
+    end
+    return longest
+  end
+
   -- The quotas of a profile: as received, and as terms under their own limits.
   local function profile_at(place)
     local profile = profiles[place]
@@ -57,7 +66,7 @@ local open_deployment = (function()
         at = quota[9]
         profile.quotas[i], profile.terms[i] = quota, terms_of(quota, quota[3], NEVER)
       end
-      profile.terms.taken_from = form_of(profile.terms)
+      profile.terms.taken_from, profile.terms.keeping = form_of(profile.terms), keeping_of(profile.terms)
       profiles[place] = profile
     end
     return profile
@@ -74,7 +83,7 @@ local open_deployment = (function()
     for metric, quota in ipairs(profile_at(1).quotas) do
       if learnt[metric] then insert(terms, terms_of(quota, learnt[metric][1], learnt[metric][2])) end
     end
-    terms.taken_from = form_of(terms)
+    terms.taken_from, terms.keeping = form_of(terms), keeping_of(terms)
     return terms
   end
 
@@ -104,7 +113,6 @@ local open_deployment = (function()
     local model = sub(key, #full_prefix + 1)
     local s, profile = get_scope(model), profile_at(place)
     local terms = profile.terms
-    if s[SINCE] < epoch then renew(s) end
     if s[8] ~= "" then
       rare = rare or load_rare()
       local learnt, is_set_back = rare.learnt_limits(s)
@@ -122,6 +130,7 @@ local open_deployment = (function()
       deployment.lost = true
       miss(s)
     end
+    deployment.is_foreign = s[FOREIGN]
     deployment.closed = s[FOREIGN] or deployment.lost or s[FORMER] == 1 and record_quiet_until(s) > 0
     if s[3] > 0 or others_until > now then
       cooldowns = cooldowns or load_cooldowns()

@@ -93,6 +93,42 @@ local function load_entries()
     fold(s, b, list)
   end
 
+  -- The place in a list of the last entry that starts at or before a time; 0 if none does.
+  local function place_of(list, at)
+    local low, high = 1, #list
+    while low <= high do
+      local middle = floor((low + high) / 2)
+      if list[middle][1] <= at then low = middle + 1 else high = middle - 1 end
+    end
+    return high
+  end
+
+  -- Insert takings {time, requests, tokens, …}, none of them in the future, of which the requests (1) or the tokens (2)
+  -- count. The entries are decoded and encoded once for all of them.
+  function entries.charge(s, b, takings, which)
+    local list, total, is_swept, horizon = unfold(s, b), 0, false, now - s[b + SPAN]
+    for i = 1, #takings, 3 do
+      local at, amount = takings[i], takings[i + which]
+      if amount > 0 and at > horizon then
+        if #list >= MAX_ENTRIES and not is_swept then list, is_swept = without_empty(list), true end
+        local index, crowded = place_of(list, at), #list >= MAX_ENTRIES
+        local before, after = list[index], list[index + 1]
+        if before and (at <= before[2] or at - before[1] <= s[b + RESOLUTION] or crowded) then
+          before[2], before[3] = max(at, before[2]), before[3] + amount
+        elseif crowded then
+          after[1], after[3] = at, after[3] + amount
+        else
+          insert(list, index + 1, { at, at, amount })
+        end
+        total = total + amount
+      end
+    end
+    spent = spent + #list + #takings / 3
+    s[b + USED] = s[b + USED] + total
+    fold(s, b, list)
+    decoded[s] = nil
+  end
+
   -- The log, from that of format 2, which had 16 digits for each number.
   function entries.import(_, _, text)
     local list = {}

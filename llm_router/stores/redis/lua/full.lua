@@ -22,6 +22,7 @@ local profile_of = {} -- number of a deployment -> the fingerprint of its profil
 local sole_profile   -- the fingerprint of the profile of all deployments, or 0; set by batch.lua
 
 local KNOWN = "<I6ddddddBHd"
+local SHORTEST = 6 + 6 * 8 + 1 + 2 + 8 + 2 * 8 -- bytes of a companion without steps
 
 local function load_full()
   local ANY = 2 ^ 52   -- more than any amount

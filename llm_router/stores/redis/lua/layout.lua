@@ -3,7 +3,7 @@
 -- Each scope is one value, so that a call reads and writes it at most once. In the script it is an array:
 --   1  version of this format; as it is stored, plus 16 times the number of ledgers that follow, plus 128 if the scope
 --      has a companion (full.lua)
---   2  when the last reservation on it is forgotten
+--   2  until when it is kept at least: a process may know it, or have a reservation on it
 --   3  when its cooldown ends; 0 if there is none
 --   4  when that end was set
 --   5  1 if the cooldown is half-open: at its end one request goes first; else 0
@@ -16,7 +16,8 @@
 --  13  of what the former counted, everything up to then is in this one; and 14 when it was last written
 --  15  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
 -- followed by what is not stored: the name of the scope, its key, what is stored there, whether it changed, whether it
--- has a companion, whether its key holds something else, which is left as it is.
+-- has a companion, whether its key holds something else, which is left as it is (the key is that of format 2 then, if
+-- that one does).
 -- Times are in microseconds.
 
 local METRICS = 4

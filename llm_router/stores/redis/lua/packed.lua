@@ -12,7 +12,8 @@ local concat, insert = table.concat, table.insert
 local NEVER = 2 ^ 62 -- later than every time
 
 local now            -- microseconds, set by batch.lua
-local corrupt        -- a key whose value is not ours
+local epoch = 0      -- when the epoch of the shard began; see epoch.lua
+local corrupt        -- a key that holds something else, so that nothing can be done
 local fetched = {}   -- key -> its value, or false
 local spent = 0      -- roughly how many microseconds the call has taken so far; see batch.lua
 

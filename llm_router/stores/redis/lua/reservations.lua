@@ -3,6 +3,8 @@
 -- KEYS[1]: the hash. Field: the id. Value: "<expires> <requests> <tokens> <name of the model's scope>@<lasts>.<turn>",
 -- then " <metric> <mark>" for each quota that it was taken from. The mark begins with 0 if the quota was steady, with
 -- 00 if it was daily. In format 2 the name was followed by the marks, and these had no zeros.
+-- KEYS[7]: the same of earlier releases, in either format. What is not in KEYS[1] is looked for there; nothing is added,
+-- and what expires there does so with the hash.
 -- KEYS[2]: the byte 1, five doubles and a text: when the hash expires; when to look for expired fields next (before
 -- Redis 7.4 a field cannot expire by itself); the latest time seen; how often the clock was found to be set back; when
 -- it was so last; and the cursor of HSCAN to go on with. With fakeredis, which has no struct library, it is text, as in
@@ -15,13 +17,15 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
   local written = {}       -- the arguments of HSET
   local length = 0         -- how many of them there are
   local dropped = {}       -- ids to delete
+  local former = {}        -- id -> whether it is in KEYS[7]
   local latest_end = 0     -- when the last of those written expires
 
   local kept_until, sweep_at, cursor, seen, turn, set_back_at = 0, 0, "0", 0, 0, 0
-  local is_set_back = false
+  local is_set_back, is_stored = false, false
 
   -- Read the value of KEYS[2], and find out whether the clock was set back since it was written.
   local function read(value)
+    is_stored = value and true
     if value and byte(value) == 1 then
       local at
       kept_until, sweep_at, seen, turn, set_back_at, at = unpack_from("<xddddd", value)
@@ -50,9 +54,15 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
 
   -- Read the reservations with these ids.
   local function fetch(ids)
-    local values = call("HMGET", KEYS[1], unpack(ids))
+    local values, others = call("HMGET", KEYS[1], unpack(ids)), {}
     for i = 1, #ids do
       reservations[ids[i]] = values[i]
+      if not values[i] then others[#others + 1] = ids[i] end
+    end
+    if not others[1] then return end
+    values = redis.pcall("HMGET", KEYS[7], unpack(others))
+    for i = 1, values.err and 0 or #others do
+      reservations[others[i]], former[others[i]] = values[i], values[i] and true
     end
   end
 
@@ -64,19 +74,16 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
   end
 
   -- Remove a reservation and return it: requests, tokens, name of the scope, marks, whether they are of format 2; nil
-  -- if there is none, or if it has expired.
+  -- if there is none, or if it has expired; nil and the key if that holds something else, which is left as it is.
   local function remove(id)
     local value = reservations[id]
     reservations[id] = false
     if not value then return nil end
-    dropped[#dropped + 1] = id
     local expires, requests, tokens, name, lasts, made_in, marks =
       match(value, "^(%d+) (%d+) (%d+) ([^ @]+)@?(%d*)%.?(%d*)([ %d]*)$")
-    if not expires then
-      corrupt = corrupt or KEYS[1]
-      return nil
-    end
-    if now >= end_of(expires, lasts, made_in) then return nil end
+    if not expires then return nil, former[id] and KEYS[7] or KEYS[1] end
+    dropped[#dropped + 1] = id
+    if now >= (former[id] and tonumber(expires) or end_of(expires, lasts, made_in)) then return nil end
     return tonumber(requests), tonumber(tokens), name, marks, lasts == ""
   end
 
@@ -118,12 +125,19 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
   end
 
   local function write()
+    if not is_stored and (length > 0 or is_set_back) then call("GET", KEYS[2]) end -- refuses a key of another type
     if length > 0 then call("HSET", KEYS[1], unpack(written)) end
-    local gone = {}
+    local gone, gone_there = {}, {}
     for i = 1, #dropped do
-      if not reservations[dropped[i]] then gone[#gone + 1] = dropped[i] end
+      local id = dropped[i]
+      if former[id] then
+        insert(gone_there, id)
+      elseif not reservations[id] then
+        gone[#gone + 1] = id
+      end
     end
     if gone[1] then call("HDEL", KEYS[1], unpack(gone)) end
+    if gone_there[1] then call("HDEL", KEYS[7], unpack(gone_there)) end
     if length > 0 or is_set_back then prolong() end
   end
 

@@ -146,7 +146,8 @@ local function load_refusing()
     if length > 0 then
       local values = call("MGET", unpack(keys))
       for i = 1, length do
-        knowledge[asked[i]] = values[i]
+        local value = values[i]
+        knowledge[asked[i]] = value and #value >= SHORTEST and value -- anything else that is as long fits no profile
       end
     end
     return list
@@ -226,7 +227,8 @@ local refusing -- its functions, once needed
 local function grant(id, deployment, requests, tokens, lasts)
   local s, expires = deployment.scope, now + lasts
   add_reservation(id, lasts, requests, tokens, deployment.name, take(deployment, requests, tokens))
-  if expires > s[2] then s[2] = expires end
+  local kept = max(expires, now + deployment.terms.keeping)
+  if kept > s[2] then s[2] = kept end
   touch(s)
   if deployment.due then
     refusing = refusing or load_refusing()
@@ -239,7 +241,7 @@ local FEW, SOME = 8, 4
 -- Refuse because of something that was lost, or cannot be read.
 local function refuse_closed(deployment)
   local FOREIGN_FOR = 60 * 1e6
-  if deployment.scope[FOREIGN] then return reply(7 + 8, now + FOREIGN_FOR) end
+  if deployment.is_foreign then return reply(7 + 8, now + FOREIGN_FOR) end
   reply((deployment.lost and 6 or 5) + 8, max(now, record_quiet_until(deployment.scope)))
 end
 

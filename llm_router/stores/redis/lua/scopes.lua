@@ -74,6 +74,13 @@ local function load_rare()
     touch(s)
   end
 
+  -- Let the record of an earlier epoch go on in this one. The server keeps the order of its writes, so that what was
+  -- counted up to the last one is there.
+  function rare.renew(s)
+    s[FORMER], s[GAP], s[SINCE] = s[SINCE], s[WRITTEN], max(now, epoch, s[SINCE] + 1)
+    touch(s)
+  end
+
   -- Fill an empty scope from the value of its key in format 2, which did not say when a cooldown was imposed; return
   -- whether it is one.
   function rare.import(s, value)
@@ -110,10 +117,11 @@ local get_scope, write_scopes, kept_until = (function()
   local LAYOUT = "<BdddBsssssddddBddddddddI4BddddddddI4BddddddddI4BddddddddI4"
   local HEAD, BLOCK = 15, 11 -- how much of it describes the fields before the ledgers, and a ledger
 
+  -- The scope of a value; false, or an error, if it is not one.
   local function decode(value)
     if not struct then
       local is_json, s = pcall(cjson.decode, value)
-      return is_json and type(s) == "table" and s[1] == VERSION and s
+      return is_json and type(s) == "table" and s[1] == VERSION and #s == FIELDS and s
     end
     local first = byte(value)
     local count = (first % 128 - VERSION) / 16
@@ -123,8 +131,10 @@ local get_scope, write_scopes, kept_until = (function()
     local at = s[stored + 1]
     for text = FIRST_LEDGER + LEDGER - 1, stored, LEDGER do
       local stop = at + s[text]
+      if s[text - LEDGER + 1] > DAILY then return false end
       s[text], at = stop > at and sub(value, at, stop - 1) or "", stop
     end
+    if at ~= #value + 1 then return false end
     for b = stored + 1, FIELDS, LEDGER do
       s[b] = 0
     end
@@ -155,7 +165,7 @@ local get_scope, write_scopes, kept_until = (function()
   end
 
   local function empty()
-    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "", now, 0, 0, now }
+    local s = { VERSION, 0, 0, 0, 0, "", "", "", "", "", max(now, epoch), 0, 0, now }
     for b = FIRST_LEDGER, FIELDS, LEDGER do
       s[b] = 0
     end
@@ -186,7 +196,7 @@ local get_scope, write_scopes, kept_until = (function()
     return latest
   end
 
-  -- Return the scope with a name; an empty one if nothing is stored.
+  -- Return the scope with a name; an empty one if nothing is stored, or something else.
   local function get(name)
     local s = scopes[name]
     if s then return s end
@@ -199,7 +209,8 @@ local get_scope, write_scopes, kept_until = (function()
       value, is_foreign = false, true
     elseif value then
       spent = spent + #value / 2000
-      s = decode(value)
+      local is_read, found = pcall(decode, value)
+      s = is_read and found
       is_foreign = not s
     end
     s = s or empty()
@@ -210,9 +221,18 @@ local get_scope, write_scopes, kept_until = (function()
       local former = redis.pcall("GET", prefix .. name)
       if former then
         rare = rare or load_rare()
-        s[FOREIGN] = type(former) == "table" or not rare.import(s, former)
+        local is_read, is_former = pcall(rare.import, s, former)
+        if not is_read or not is_former then
+          s = empty()
+          s[NAME], s[KEY], s[FOREIGN] = name, prefix .. name, true
+          scopes[name] = s
+          return s
+        end
         s[2] = tidy(s) -- from now on this one counts, for as long as the former is there
       end
+    elseif s[SINCE] < epoch then
+      rare = rare or load_rare()
+      rare.renew(s)
     end
     if s[4] > now then
       rare = rare or load_rare()
