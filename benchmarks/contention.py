@@ -1,7 +1,11 @@
-"""Contention: several processes on the same strict quotas, and what reached the provider."""
+"""Contention: several processes on the same strict quotas, and what reached the provider.
+
+``python benchmarks/contention.py --events`` shows what reaches it when the store fails or forgets.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import itertools
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from _events import measure_events
 from _fleet import run_together
 from _harness import Measure, Report, Row, Scale, Table
 from _peers import NotInstalledError, check
@@ -18,7 +23,7 @@ from _subjects import redis_server, scratch
 
 from llm_router.emulator import GeminiEmulator, QuotaSpec
 
-__all__ = ["run"]
+__all__ = ["main", "run"]
 
 _MINUTE = 60
 _LONGEST_BURST = 20.0
@@ -241,3 +246,21 @@ def _targets(tables: list[Table]) -> Table:
     targets.add(Row("all traffic: no upstream 429", "llm_router", {"reached": Measure((refused,), "")}))
     targets.add(Row("all traffic: utilisation ≥ 99 %", "llm_router", {"reached": Measure((least,), "%")}))
     return targets
+
+
+def main() -> None:
+    """Measure contention as ``run.py`` does, or only the events."""
+    parser = argparse.ArgumentParser(description="Several processes on the same quotas.")
+    parser.add_argument(
+        "--events", action="store_true", help="only let the store fail and forget (5 minutes)"
+    )
+    parser.add_argument("--short", action="store_true", help="only check that it runs")
+    options = parser.parse_args()
+    if options.events:
+        print(asyncio.run(measure_events()).text())
+    else:
+        print(asyncio.run(run(Scale.smallest() if options.short else Scale())).text())
+
+
+if __name__ == "__main__":
+    main()
