@@ -7,12 +7,10 @@ import math
 import attrs
 
 from llm_router.domain.deployment import Scope
+from llm_router.domain.limits import LEARNT_FOR, LearntLimit
 from llm_router.domain.quota import Metric
 
 __all__ = ["LEARNT_FOR", "PROBE_TIME", "STRIKES_KEPT", "Cooldown", "LearntLimit"]
-
-LEARNT_FOR = 24 * 3600.0
-"""Seconds for which a limit learnt from a refusal applies."""
 
 PROBE_TIME = 60.0
 """Seconds for which the one request that probes a half-open scope keeps the others waiting."""
@@ -22,32 +20,19 @@ STRIKES_KEPT = 25 * 3600.0
 
 
 _DISABLED = "disabled"
-
-
-@attrs.frozen
-class LearntLimit:
-    """A limit that the provider stated in a refusal.
-
-    Attributes:
-        metric: What it limits.
-        limit: Requests or tokens per window; None to forget what was learnt before.
-    """
-
-    metric: Metric
-    limit: int | None
+_LONG_AGO = 1.0
 
 
 def _lowest(learnt: tuple[LearntLimit, ...]) -> tuple[LearntLimit, ...]:
     """Return the lowest limit for each metric: one refusal may name several quotas of the same."""
     if len(learnt) <= 1:
         return learnt
-    limits: dict[Metric, int | None] = {}
+    lowest: dict[Metric, LearntLimit] = {}
     for entry in learnt:
-        known = limits.get(entry.metric)
-        limits[entry.metric] = (
-            entry.limit if known is None or entry.limit is None else min(known, entry.limit)
-        )
-    return tuple(LearntLimit(metric, limit) for metric, limit in limits.items())
+        known = lowest.get(entry.metric)
+        if known is None or known.limit is None or entry.limit is None or entry.limit < known.limit:
+            lowest[entry.metric] = entry
+    return tuple(lowest.values())
 
 
 @attrs.frozen
@@ -88,6 +73,11 @@ class Cooldown:
         """Whether somebody decided that the scope is not to be used; then nothing is wrong with it."""
         return self.until == math.inf and self.reason.startswith(_DISABLED)
 
+    @property
+    def only_teaches(self) -> bool:
+        """Whether it cools nothing down, but teaches limits; see :meth:`learn`."""
+        return self.until == _LONG_AGO
+
     @classmethod
     def disable(cls, scope: Scope, reason: str = "") -> Cooldown:
         """Return the value that keeps ``scope`` out of use until it is lifted."""
@@ -101,6 +91,11 @@ class Cooldown:
         """
         learnt = tuple(LearntLimit(metric, None) for metric in Metric) if limits else ()
         return cls(scope, -math.inf, "lifted", learnt)
+
+    @classmethod
+    def learn(cls, scope: Scope, *limits: LearntLimit) -> Cooldown:
+        """Return the value that teaches ``limits`` of ``scope``, and cools nothing down."""
+        return cls(scope, _LONG_AGO, "limits learnt", limits)
 
     @classmethod
     def retry(cls, scope: Scope) -> Cooldown:

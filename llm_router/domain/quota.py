@@ -16,6 +16,7 @@ __all__ = [
     "MAX_LIMIT",
     "MAX_WINDOW",
     "MINUTE",
+    "PROVIDER_TIMEZONE",
     "TOKEN_METRICS",
     "Demand",
     "Metric",
@@ -37,6 +38,9 @@ MAX_WINDOW = 1e9
 
 MAX_GUARD = 86_400.0
 """The longest guard, in seconds."""
+
+PROVIDER_TIMEZONE = "America/Los_Angeles"
+"""Where Google's day ends."""
 
 TOKEN_METRICS = frozenset(metric.value for metric in Metric if metric.counts_tokens)
 """The metrics that count tokens, as a refusal names them."""
@@ -66,6 +70,8 @@ class Quota:
         burst: Size of a steady bucket, in requests or tokens: the most it gives at once, and so the largest
             request it ever admits. None means 5 % of a limit in requests, half of one in tokens; at least 1.
         timezone: The time zone of a daily quota's midnight, as an IANA name.
+        adaptive: Whether the limit is only where to start: what is learnt takes its place, lower or higher.
+            Otherwise what is learnt never raises it.
     """
 
     metric: Metric
@@ -74,7 +80,8 @@ class Quota:
     window: float = MINUTE
     guard: float = GUARD
     burst: int | None = None
-    timezone: str = "America/Los_Angeles"
+    timezone: str = PROVIDER_TIMEZONE
+    adaptive: bool = False
 
     def __attrs_post_init__(self) -> None:
         name = self.metric.value

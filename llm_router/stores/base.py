@@ -9,6 +9,7 @@ import attrs
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.domain.quota import Demand, Metric
 
 __all__ = [
@@ -109,12 +110,25 @@ class QuotaSnapshot:
         limit: The limit in force, learnt or configured.
         used: Requests or tokens that were taken and have not come back.
         resets_at: When all of it will be back if nothing more is taken, in seconds since the Unix epoch.
+        learnt: What was learnt of the limit, or None. It is in force unless the configuration allows less.
     """
 
     metric: Metric
     limit: int
     used: int
     resets_at: float
+    learnt: LimitRecord | None = None
+
+    def source_on(self, deployment: Deployment) -> LimitSource:
+        """Return how the limit in force is known on a deployment."""
+        configured = {quota.metric: quota for quota in deployment.quotas}.get(self.metric)
+        if self.learnt is not None and (
+            configured is None or configured.adaptive or self.limit < configured.limit
+        ):
+            return self.learnt.source
+        if configured is not None and not configured.adaptive:
+            return LimitSource.CONFIGURED
+        return LimitSource.UNKNOWN
 
 
 @attrs.frozen
@@ -223,8 +237,9 @@ class RateLimitStore(Protocol):
         half-open cooldown that has ended is remembered for another ``STRIKES_KEPT`` (25 hours), unless it is
         lifted.
 
-        The limits learnt with it apply for 24 hours, for each metric the one that was learnt last. They only
-        ever lower a configured limit, and add a limit where none is configured.
+        The limits learnt with it apply for ``LEARNT_FOR`` (14 days), for each metric the one that was learnt
+        last; :meth:`Cooldown.learn` only teaches limits. They lower a configured limit, replace one that is
+        adaptive, and add a limit where none is configured. One that rises by itself does so for all callers.
         When a learnt limit is forgotten, nothing is refused because of it any more.
         """
         ...

@@ -9,19 +9,20 @@ from weakref import WeakSet
 
 from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock, SystemClock
-from llm_router.domain.cooldown import LEARNT_FOR
 from llm_router.domain.quota import MAX_LIMIT, Demand, Metric, Quota
 from llm_router.stores.base import CHARGES_KEPT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import (
     MAX_TTL,
     QuotaLedger,
     QuotaSet,
+    StoredLimit,
     bounded,
     carry_over,
     due_cooldowns,
     forgotten_at,
     impose,
     latest_cooldown,
+    learn,
     lifetime,
     make_ledger,
     moved_back,
@@ -62,7 +63,7 @@ class _ModelQuotas:
 
     def __init__(self) -> None:
         self.ledgers: dict[Metric, QuotaLedger] = {}
-        self.learnt: dict[Metric, tuple[int, int]] = {}  # the limit, and when it ends
+        self.learnt: dict[Metric, StoredLimit] = {}
 
 
 _Reservation = tuple[float, int, int, QuotaSet, list[int], int]
@@ -225,11 +226,11 @@ class MemoryStore:
         """Find or create the quota set of a deployment, under the limits now in force."""
         model = self._quotas_of(deployment.model_scope)
         if model.learnt:
-            model.learnt = {metric: entry for metric, entry in model.learnt.items() if entry[1] > now}
+            model.learnt = {metric: entry for metric, entry in model.learnt.items() if entry.until > now}
         ledgers = tuple(
-            self._ledger(model, now, *terms) for terms in terms_in_force(deployment, model.learnt)
+            self._ledger(model, now, *terms) for terms in terms_in_force(deployment, model.learnt, now)
         )
-        valid_until = min((until for _, until in model.learnt.values()), default=NEVER)
+        valid_until = min((entry.in_force(now)[1] for entry in model.learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
         quotas = self._quota_sets[deployment] = QuotaSet(ledgers, valid_until, self._version)
@@ -251,17 +252,16 @@ class MemoryStore:
                 ledger = present.ledger
                 ledger.configure(quota, limit)
             present = model.ledgers[quota.metric] = QuotaLedger(quota, ledger)
-        present.limit_expires = limit_expires
+        present.limit_expires, present.learnt = limit_expires, model.learnt.get(quota.metric)
         return present
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
-        """Record limits that the provider stated, in place of those that it stated before."""
+        """Record limits that were learnt, in place of those before."""
         model = self._quotas_of(cooldown.scope)
         for learnt in cooldown.learnt:
-            if learnt.limit is None:
-                model.learnt.pop(learnt.metric, None)
-            else:
-                model.learnt[learnt.metric] = learnt.limit, now + microseconds(LEARNT_FOR)
+            kept = learn(model.learnt.pop(learnt.metric, None), learnt, now)
+            if kept is not None:
+                model.learnt[learnt.metric] = kept
         self._version += 1
 
     # --- forgetting -----------------------------------------------------------------------------------
@@ -320,10 +320,8 @@ class MemoryStore:
                 self._reservations[key] = (now + expires - made, *terms, now)  # type: ignore[assignment]
         for charge, (sequence, charged_at) in self._charges.items():
             self._charges[charge] = sequence, min(charged_at, now)
-        longest = now + microseconds(LEARNT_FOR)
         for model in self._model_quotas.values():
-            for metric, (limit, until) in model.learnt.items():
-                model.learnt[metric] = limit, min(until, longest)
+            model.learnt = {metric: entry.moved_back(now) for metric, entry in model.learnt.items()}
         self._version += 1
 
 

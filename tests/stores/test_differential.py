@@ -40,6 +40,7 @@ def _assert_same_snapshot(one: DeploymentSnapshot, other: DeploymentSnapshot) ->
     assert [(quota.metric, quota.limit, quota.used) for quota in one.quotas] == [
         (quota.metric, quota.limit, quota.used) for quota in other.quotas
     ]
+    assert [quota.learnt for quota in one.quotas] == [quota.learnt for quota in other.quotas]
     assert all(_close(a.resets_at, b.resets_at) for a, b in zip(one.quotas, other.quotas, strict=True))
     assert (one.cooldown is None) == (other.cooldown is None)
     if one.cooldown is not None and other.cooldown is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_router import RateLimitStore
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
@@ -139,9 +139,9 @@ async def test_a_day_that_has_just_begun_stays(store_backend: Backend) -> None:
         assert await grants(store, limited)
 
 
-async def test_a_learnt_limit_is_forgotten_a_day_after_a_correction(store_backend: Backend) -> None:
+async def test_a_learnt_limit_is_forgotten_two_weeks_after_a_correction(store_backend: Backend) -> None:
     """However far ahead the clock was when it was learnt."""
-    clock = ManualClock(START + 9 * DAY)
+    clock = ManualClock(START + 90 * DAY)
     limited = deployment(Quota(Metric.RPM, 10))
     async with store_backend.open(clock) as store:
         learnt = (LearntLimit(Metric.RPM, 2),)
@@ -150,9 +150,9 @@ async def test_a_learnt_limit_is_forgotten_a_day_after_a_correction(store_backen
         assert not await grants(store, limited)
         set_to(clock, START + 1.0)
         assert [await grants(store, limited) for _ in range(3)] == [True, True, False]
-        set_to(clock, START + DAY - 1.0)
+        set_to(clock, START + LEARNT_FOR - 1.0)
         assert [await grants(store, limited) for _ in range(3)] == [True, True, False]
-        set_to(clock, START + DAY + SPAN)
+        set_to(clock, START + LEARNT_FOR + SPAN)
         assert all([await grants(store, limited) for _ in range(10)])
 
 

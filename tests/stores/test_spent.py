@@ -11,8 +11,9 @@ import pytest
 
 from llm_router import Cooldown, Demand, Deployment, MemoryStore, Metric, Quota, Refill, Router
 from llm_router.domain.cooldown import LearntLimit
+from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.errors import StoreCorruptError, StoreError, StoreTimeoutError, StoreUnavailableError
-from llm_router.stores import Decision, DeploymentSnapshot, Taking
+from llm_router.stores import Decision, DeploymentSnapshot, RateLimitStore, Taking
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -162,6 +163,76 @@ async def test_alone_learnt_limits_are_cut_to_the_share(
     assert await granted(front, during, 9, "d") == 9
     await front.cool_down(Cooldown(during.model_scope, 1.0, "429", learnt))
     assert await granted(front, during, 9, "e") <= 5
+
+
+async def test_alone_a_limit_rises_and_replaces_an_adaptive_one(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """The share is that of the limit in force: 20 in place of 4, and then 40, shown by the store before."""
+    limited = Deployment(pools.one().key, "m", "light", quotas=(Quota(Metric.RPM, 4, adaptive=True),))
+    rises = LearntLimit(Metric.RPM, 20, LimitSource.INFERRED, raised=40, raise_after=90.0)
+    await remote.cool_down(Cooldown.learn(limited.model_scope, rises))
+    [seen] = await front.snapshot([limited])
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 9, "a") == 5
+    clock.shift(89.0)
+    assert await granted(front, limited, 9, "b") == 5
+    clock.shift(1.0)
+    assert await granted(front, limited, 9, "c") == 5
+    [alone] = await front.snapshot([limited])
+    assert alone.quotas[0].limit == 10
+    assert alone.quotas[0].learnt == seen.quotas[0].learnt
+
+
+async def record_of(store: RateLimitStore, deployment: Deployment) -> LimitRecord:
+    [snapshot] = await store.snapshot([deployment])
+    assert snapshot.quotas[0].learnt is not None
+    return snapshot.quotas[0].learnt
+
+
+async def learn(store: RateLimitStore, deployment: Deployment, limit: int, replaces: float | None) -> None:
+    entry = LearntLimit(Metric.RPM, limit, raised=limit + 1, raise_after=50.0, replaces=replaces)
+    await store.cool_down(Cooldown.learn(deployment.model_scope, entry))
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_limits_learnt_alone_replace_what_the_store_had(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, *, is_seen: bool
+) -> None:
+    """Of several that replace each other the last is told, and it rises when it was to."""
+    limited = pools.one(rpm=20)
+    await learn(front, limited, 8, None)
+    if is_seen:
+        await front.snapshot([limited])
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 1, "a") == 1
+    clock.shift(1.0)
+    for limit in (7, 6, 5):
+        await learn(front, limited, limit, (await record_of(front, limited)).learnt_at)
+        await front.cool_down(Cooldown.retry(limited.model_scope))
+    await learn(front, limited, 9, 1.0)  # not obeyed
+    clock.shift(20.0)
+    await recover(front, remote, clock, limited)
+    record = await record_of(remote, limited)
+    assert (record.limit, record.raised) == (5, 6)
+    assert abs(record.raise_at - record.learnt_at - 29.0) < 1e-3
+
+
+async def test_a_limit_learnt_alone_does_not_replace_a_newer_one(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """What another process has learnt meanwhile stays; the next snapshot shows it."""
+    limited = pools.one(rpm=20)
+    await learn(front, limited, 8, None)
+    known = await record_of(front, limited)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 1, "a") == 1
+    await learn(front, limited, 7, known.learnt_at)
+    remote.fail(None)
+    await learn(remote, limited, 3, known.learnt_at)
+    await recover(front, remote, clock, limited)
+    assert (await record_of(remote, limited)).limit == 3
+    assert (await record_of(front, limited)).limit == 3
 
 
 @pytest.mark.parametrize(("peers", "share"), [(1, 36), (4, 9), (12, 3)])

@@ -8,14 +8,14 @@ from operator import attrgetter
 
 import attrs
 
-from llm_router.domain.calendar import microseconds
+from llm_router.domain.calendar import NEVER, microseconds
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
 from llm_router.stores.failover.takings import Entry, OwnTakings, Record, takings
-from llm_router.stores.ledger import terms_in_force
+from llm_router.stores.ledger import StoredLimit, terms_in_force
 from llm_router.stores.memory import MemoryStore
 
 __all__ = ["LOCAL_SHARE", "Alone"]
@@ -28,6 +28,17 @@ _JUST_BEFORE = 1.0
 _ROUNDING = 1e-6
 
 
+@attrs.frozen
+class _Share:
+    """A deployment with its share of the limits in force: what was learnt of them, from when, until when."""
+
+    deployment: Deployment
+    share: Deployment
+    learnt: Mapping[Metric, StoredLimit] | None
+    since: int
+    until: int
+
+
 class Alone:
     """A share of every quota, in memory, on top of what this process has taken already.
 
@@ -38,7 +49,7 @@ class Alone:
         share: The share, above 0 and at most 1.
         own: What this process took. It must go on being told what is granted here.
         clock: The source of time.
-        learnt: The limits learnt for each scope of a model, and when each ends (seconds since the epoch).
+        learnt: The limits learnt for each scope of a model. What a scope has is replaced when it changes.
         cooldowns: What cools down.
     """
 
@@ -47,7 +58,7 @@ class Alone:
         share: float,
         own: OwnTakings,
         clock: Clock,
-        learnt: Mapping[Scope, Mapping[Metric, tuple[int, float]]],
+        learnt: Mapping[Scope, Mapping[Metric, StoredLimit]],
         cooldowns: Sequence[Cooldown],
     ) -> None:
         self.share = share
@@ -56,7 +67,7 @@ class Alone:
         self._learnt = learnt
         self._cooldowns = list(cooldowns)
         self._store = MemoryStore(clock=clock)
-        self._shares: dict[str, tuple[Deployment, Deployment]] = {}
+        self._shares: dict[str, _Share] = {}
         self._began = clock.time()
         self._charged: set[Scope] = set()
 
@@ -83,10 +94,18 @@ class Alone:
         self._shares.clear()
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Return the state of the shares."""
+        """Return the state of the shares, with what was learnt of the limits that they are shares of."""
         await self._replay()
         shares = await self._store.snapshot([await self._share_of(deployment) for deployment in deployments])
-        return [attrs.evolve(s, deployment=d) for s, d in zip(shares, deployments, strict=True)]
+        return [self._described(s, d) for s, d in zip(shares, deployments, strict=True)]
+
+    def _described(self, share: DeploymentSnapshot, deployment: Deployment) -> DeploymentSnapshot:
+        learnt = self._limits_of(deployment, microseconds(self._clock.time()))
+        quotas = (
+            attrs.evolve(quota, learnt=learnt[quota.metric].record()) if quota.metric in learnt else quota
+            for quota in share.quotas
+        )
+        return attrs.evolve(share, deployment=deployment, quotas=tuple(quotas))
 
     async def _replay(self) -> None:
         while self._cooldowns:
@@ -94,28 +113,33 @@ class Alone:
 
     async def _share_of(self, deployment: Deployment) -> Deployment:
         """Return the deployment with its share of every limit in force; charge what was taken from it."""
-        known = self._shares.get(deployment.id)
-        if known is None or known[0] is not deployment:
-            quotas = tuple(_share(quota, self.share) for quota in self._in_force(deployment))
-            share = attrs.evolve(deployment, quotas=quotas)
-            known = self._shares[deployment.id] = (deployment, share)
-        scope = deployment.model_scope
+        known, scope = self._shares.get(deployment.id), deployment.model_scope
+        now, learnt = microseconds(self._clock.time()), self._learnt.get(scope)
+        if (
+            known is None
+            or known.deployment is not deployment
+            or known.learnt is not learnt
+            or not known.since <= now < known.until
+        ):
+            quotas, until = self._in_force(deployment, now)
+            share = attrs.evolve(deployment, quotas=tuple(_share(quota, self.share) for quota in quotas))
+            known = self._shares[deployment.id] = _Share(deployment, share, learnt, now, until)
         if scope not in self._charged:
             self._charged.add(scope)
             record = self._own.get(scope)
             if record is not None:
-                await self._charge(known[1], record)
-        return known[1]
+                await self._charge(known.share, record)
+        return known.share
 
-    def _in_force(self, deployment: Deployment) -> list[Quota]:
-        """Return the quotas of a deployment under the limits now in force."""
-        now = self._clock.time()
-        learnt = {
-            metric: (limit, microseconds(until))
-            for metric, (limit, until) in self._learnt.get(deployment.model_scope, {}).items()
-            if until > now
-        }
-        return [_at_most(quota, limit) for quota, limit, _ in terms_in_force(deployment, learnt)]
+    def _limits_of(self, deployment: Deployment, now: int) -> dict[Metric, StoredLimit]:
+        learnt = self._learnt.get(deployment.model_scope, {})
+        return {metric: entry for metric, entry in learnt.items() if entry.until > now}
+
+    def _in_force(self, deployment: Deployment, now: int) -> tuple[list[Quota], int]:
+        """Return the quotas of a deployment under the limits now in force, and until when they are."""
+        learnt = self._limits_of(deployment, now)
+        quotas = [_under(quota, limit) for quota, limit, _ in terms_in_force(deployment, learnt, now)]
+        return quotas, min((entry.in_force(now)[1] for entry in learnt.values()), default=NEVER)
 
     async def _charge(self, share: Deployment, record: Record) -> None:
         """Count what this process took before, and what others took as far as it knows."""
@@ -147,7 +171,7 @@ def _missing(share: Deployment, own: Sequence[Entry], headroom: float, *, daily:
     return Demand(others[False], others[True])
 
 
-def _at_most(quota: Quota, limit: int) -> Quota:
+def _under(quota: Quota, limit: int) -> Quota:
     if limit == quota.limit:
         return quota
     burst = None if quota.burst is None else max(1, min(quota.burst, limit))

@@ -1,4 +1,4 @@
-"""The cooldowns that a store has not been told of, and the limits that this process knows of."""
+"""The cooldowns that this process knows of, and those that a store has not been told of."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import math
 import attrs
 
 from llm_router.domain.calendar import microseconds
-from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
+from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import Metric
 from llm_router.stores.ledger import impose
 
-__all__ = ["KnownCooldowns", "UntoldCooldowns"]
+__all__ = ["KnownCooldowns", "UntoldCooldowns", "as_of"]
 
 
 class KnownCooldowns:
-    """What cools down as far as this process was told, and what was learnt with it.
-
-    Attributes:
-        learnt: The limits learnt for each scope of a model, and when each ends (seconds since the epoch).
-    """
+    """What cools down as far as this process was told."""
 
     def __init__(self) -> None:
-        self.learnt: dict[Scope, dict[Metric, tuple[int, float]]] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
 
     def add(self, cooldown: Cooldown, now: float) -> None:
@@ -31,22 +25,10 @@ class KnownCooldowns:
         kept = impose(self._cooldowns.pop(cooldown.scope, None), cooldown, microseconds(now))
         if kept is not None:
             self._cooldowns[cooldown.scope] = attrs.evolve(kept, learnt=())
-        if cooldown.learnt:
-            limits = self.learnt.setdefault(cooldown.scope, {})
-            for entry in cooldown.learnt:
-                limits.pop(entry.metric, None)
-                if entry.limit is not None:
-                    limits[entry.metric] = entry.limit, now + LEARNT_FOR
 
     def in_force(self, now: float) -> list[Cooldown]:
         """Return what cools down now, and forget the rest."""
         self._cooldowns = {scope: c for scope, c in self._cooldowns.items() if c.until > now}
-        for scope, limits in list(self.learnt.items()):
-            left = {metric: entry for metric, entry in limits.items() if entry[1] > now}
-            if left:
-                self.learnt[scope] = left
-            else:
-                del self.learnt[scope]
         return list(self._cooldowns.values())
 
 
@@ -54,7 +36,7 @@ class UntoldCooldowns:
     """The cooldowns that a store is to be told of when it answers again, in their order.
 
     At most a few of a scope are kept, since one that ends later takes the place of another. What was learnt
-    with one that was replaced is kept.
+    with one that was replaced is kept; of each metric only what was learnt last, which is told once.
     """
 
     def __init__(self) -> None:
@@ -63,10 +45,11 @@ class UntoldCooldowns:
     def __bool__(self) -> bool:
         return bool(self._by_scope)
 
-    def add(self, cooldown: Cooldown) -> None:
-        """Note one more."""
-        scope = cooldown.scope
-        untold = self._by_scope.setdefault(scope, [])
+    def add(self, cooldown: Cooldown, now: float) -> None:
+        """Note one more; ``now`` is in seconds since the epoch."""
+        cooldown = _delayed(cooldown, now)
+        untold = self._by_scope.setdefault(cooldown.scope, [])
+        untold[:] = [_without(each, cooldown.learnt) for each in untold]
         last = untold[-1] if untold else None
         if cooldown.until == -math.inf:
             # What was learnt before stays, unless it is lifted as well.
@@ -80,7 +63,7 @@ class UntoldCooldowns:
             untold.append(cooldown)
 
     def first(self) -> Cooldown | None:
-        """Return the one to tell next."""
+        """Return the one to tell next; see :func:`as_of`."""
         return next((untold[0] for untold in self._by_scope.values()), None)
 
     def told(self, cooldown: Cooldown) -> None:
@@ -89,6 +72,29 @@ class UntoldCooldowns:
         untold[:] = [each for each in untold if each is not cooldown]
         if not untold:
             self._by_scope.pop(cooldown.scope, None)
+
+
+def as_of(cooldown: Cooldown, now: float) -> Cooldown:
+    """Return a cooldown from :meth:`UntoldCooldowns.first` as it is to be told at ``now``.
+
+    Its limits rise when they were to, however long the store was away: as they are kept, ``raise_after`` is
+    a time, in seconds since the epoch.
+    """
+    return _delayed(cooldown, -now)
+
+
+def _delayed(cooldown: Cooldown, by: float) -> Cooldown:
+    if all(entry.raise_after == math.inf for entry in cooldown.learnt):
+        return cooldown
+    learnt = (attrs.evolve(entry, raise_after=entry.raise_after + by) for entry in cooldown.learnt)
+    return attrs.evolve(cooldown, learnt=tuple(learnt))
+
+
+def _without(cooldown: Cooldown, replaced: tuple[LearntLimit, ...]) -> Cooldown:
+    """Return a cooldown without the limits that others replace."""
+    metrics = {entry.metric for entry in replaced}
+    left = tuple(entry for entry in cooldown.learnt if entry.metric not in metrics)
+    return cooldown if len(left) == len(cooldown.learnt) else attrs.evolve(cooldown, learnt=left)
 
 
 def _is_plain(cooldown: Cooldown) -> bool:

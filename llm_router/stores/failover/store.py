@@ -32,7 +32,8 @@ from llm_router.stores.base import (
     Taking,
 )
 from llm_router.stores.failover.alone import LOCAL_SHARE, Alone
-from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns
+from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns, as_of
+from llm_router.stores.failover.limits import KnownLimits
 from llm_router.stores.failover.peers import LocalShare, Peers
 from llm_router.stores.failover.shards import Shard
 from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, longest_window
@@ -113,6 +114,7 @@ class FailoverStore:
         self._shards: dict[int, Shard] = {}
         self._careful = False  # whether any shard is in trouble, or not to be trusted yet
         self._cooldowns = KnownCooldowns()
+        self._limits = KnownLimits()
         self._untold = UntoldCooldowns()
         self._unsettled: dict[str, tuple[OpenReservation, Demand]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,18 +205,23 @@ class FailoverStore:
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down, here and in the store; see :class:`RateLimitStore`.
 
-        While this process is on its own, the store is told later.
+        While this process is on its own, the store is told later. Of the limits learnt meanwhile, one that
+        replaces a certain limit then counts unless another process has replaced that one.
         """
-        self._cooldowns.add(cooldown, self._clock.time())
+        now = self._clock.time()
+        self._cooldowns.add(cooldown, now)
+        later = attrs.evolve(cooldown, learnt=self._limits.learn(cooldown, now))
         for shard in self._shards.values():
             if shard.alone is not None:
                 await shard.alone.cool_down(cooldown)
         if self.trouble is not None:
-            self._untold.add(cooldown)
+            self._untold.add(later, now)
             return
         failure = await self._pass_on(lambda: self.behind.cool_down(cooldown), None)
-        if failure is not None:
-            self._untold.add(cooldown)
+        if failure is None:
+            self._limits.told(cooldown)
+        else:
+            self._untold.add(later, now)
             if self.trouble is None:
                 raise failure
 
@@ -222,14 +229,14 @@ class FailoverStore:
         """Return the state that is decisive now; see :class:`RateLimitStore`."""
         if self.trouble is None:
             try:
-                return await self.behind.snapshot(deployments)
+                return await self._see(deployments)
             except StoreError as error:
                 await self._fail(error, deployments)
         snapshots: list[DeploymentSnapshot] = []
         for shard, run in self._runs(deployments):
             self._probe_if_due(shard)
             if shard.trouble is None:
-                snapshots += await self.behind.snapshot(run)
+                snapshots += await self._see(run)
             elif self._policy == "closed":
                 raise self._refusal(shard)
             else:
@@ -237,6 +244,14 @@ class FailoverStore:
         if not deployments:
             for shard in self._shards.values():
                 self._probe_if_due(shard)
+        return snapshots
+
+    async def _see(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Return what the store shows, and note its limits, unless this process learnt others meanwhile."""
+        changes = self._limits.changes
+        snapshots = await self.behind.snapshot(deployments)
+        if changes == self._limits.changes and not self._untold:
+            self._limits.see(snapshots)
         return snapshots
 
     async def aclose(self) -> None:
@@ -385,8 +400,10 @@ class FailoverStore:
 
     def _alone(self, shard: Shard) -> Alone:
         if shard.alone is None:
-            cooldowns = self._cooldowns.in_force(self._clock.time())
-            shard.alone = Alone(self._peers.share, self._own, self._clock, self._cooldowns.learnt, cooldowns)
+            now = self._clock.time()
+            self._limits.forget(now)
+            cooldowns, learnt = self._cooldowns.in_force(now), self._limits.learnt
+            shard.alone = Alone(self._peers.share, self._own, self._clock, learnt, cooldowns)
         return shard.alone
 
     def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
@@ -559,7 +576,8 @@ class FailoverStore:
     async def _tell_cooldowns(self) -> None:
         while (cooldown := self._untold.first()) is not None:
             with suppress(StoreCorruptError):  # of this one alone, whose place holds something else
-                await self.behind.cool_down(cooldown)
+                await self.behind.cool_down(as_of(cooldown, self._clock.time()))
+                self._limits.told(cooldown)
             self._untold.told(cooldown)
 
     def _untold_records(self, shard: Shard) -> list[Record]:

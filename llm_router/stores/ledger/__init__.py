@@ -23,6 +23,7 @@ from llm_router.stores.ledger.ledgers import (
     RollingLedger,
     SteadyLedger,
 )
+from llm_router.stores.ledger.limits import StoredLimit, learn, learnt_terms, read_learnt, write_learnt
 from llm_router.stores.ledger.quota_set import (
     QuotaLedger,
     QuotaSet,
@@ -44,16 +45,21 @@ __all__ = [
     "QuotaSet",
     "RollingLedger",
     "SteadyLedger",
+    "StoredLimit",
     "bounded",
     "carry_over",
     "due_cooldowns",
     "forgotten_at",
     "impose",
     "latest_cooldown",
+    "learn",
     "learnt_quota",
+    "learnt_terms",
     "lifetime",
     "make_ledger",
     "moved_back",
     "probed",
+    "read_learnt",
     "terms_in_force",
+    "write_learnt",
 ]

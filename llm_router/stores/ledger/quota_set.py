@@ -12,6 +12,7 @@ from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal, T
 from llm_router.stores.ledger.base import Ledger
 from llm_router.stores.ledger.bounds import bounded
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
+from llm_router.stores.ledger.limits import StoredLimit
 
 __all__ = ["QuotaLedger", "QuotaSet", "carry_over", "learnt_quota", "make_ledger", "terms_in_force"]
 
@@ -53,14 +54,16 @@ class QuotaLedger:
         quota: The quota, as configured or learnt.
         ledger: What is taken, under the limit in force.
         limit_expires: When that limit ends if it is a learnt one, else NEVER; in microseconds.
+        learnt: What was learnt of the limit, or None.
     """
 
-    __slots__ = ("counts_tokens", "is_daily", "ledger", "limit_expires", "quota")
+    __slots__ = ("counts_tokens", "is_daily", "learnt", "ledger", "limit_expires", "quota")
 
     def __init__(self, quota: Quota, ledger: Ledger) -> None:
         self.quota = quota
         self.ledger = ledger
         self.limit_expires = NEVER
+        self.learnt: StoredLimit | None = None
         self.counts_tokens = quota.metric.counts_tokens
         self.is_daily = quota.refill is Refill.DAILY
 
@@ -154,7 +157,8 @@ class QuotaSet:
         for each in self.ledgers:
             ledger = each.ledger
             resets_at = seconds(ledger.resets_at(now))
-            quotas.append(QuotaSnapshot(each.quota.metric, ledger.limit, ledger.used(now), resets_at))
+            learnt = each.learnt.record() if each.learnt is not None else None
+            quotas.append(QuotaSnapshot(each.quota.metric, ledger.limit, ledger.used(now), resets_at, learnt))
         return DeploymentSnapshot(deployment, tuple(quotas), cooldown)
 
 
@@ -164,19 +168,23 @@ def learnt_quota(metric: Metric, limit: int) -> Quota:
 
 
 def terms_in_force(
-    deployment: Deployment, learnt: Mapping[Metric, tuple[int, int]]
+    deployment: Deployment, learnt: Mapping[Metric, StoredLimit], now: int
 ) -> Iterator[tuple[Quota, int, int]]:
-    """Yield each quota of a deployment, its limit in force, and when that ends (NEVER if configured).
+    """Yield each quota of a deployment, its limit in force, and when that changes (NEVER if configured).
 
     Args:
         deployment: The deployment.
-        learnt: The limits learnt for the scope of its model, and when each ends.
+        learnt: The limits learnt for the scope of its model.
+        now: In microseconds.
     """
     configured = {quota.metric: quota for quota in deployment.quotas}
     for metric, quota in configured.items():
-        limit, until = learnt.get(metric, (quota.limit, NEVER))
-        yield (quota, limit, until) if limit < quota.limit else (quota, quota.limit, NEVER)
+        limit, until = learnt[metric].in_force(now) if metric in learnt else (quota.limit, NEVER)
+        if limit < quota.limit or (quota.adaptive and until < NEVER):
+            yield quota, limit, until
+        else:
+            yield quota, quota.limit, NEVER
     for metric in Metric:
         if metric in learnt and metric not in configured:
-            limit, until = learnt[metric]
+            limit, until = learnt[metric].in_force(now)
             yield learnt_quota(metric, limit), limit, until

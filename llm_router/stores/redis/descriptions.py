@@ -7,9 +7,9 @@ import math
 
 import attrs
 
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import Metric
+from llm_router.stores.ledger import read_learnt, write_learnt
 
 __all__ = ["describe", "dump", "order_of", "read_description", "shifted"]
 
@@ -27,7 +27,9 @@ def describe(cooldown: Cooldown) -> str:
         "reason": cooldown.reason,
     }
     if cooldown.learnt:
-        told["learnt"] = [[limit.metric.value, limit.limit] for limit in cooldown.learnt]
+        told["learnt"], details = write_learnt(cooldown.learnt)
+        if details:  # apart, because earlier versions read pairs
+            told["learnt_details"] = details
     for name in sorted(_FIELDS - {"learnt", *told}):
         if value := getattr(cooldown, name):
             told[name] = value
@@ -39,14 +41,18 @@ def read_description(text: str | bytes, until: str | bytes, ahead: int) -> Coold
     told = json.loads(text)
     if isinstance(told, list):
         told = dict(zip(("scope", "until", "reason", "learnt"), told, strict=True))
-    limits = tuple(LearntLimit(Metric(metric), limit) for metric, limit in told.get("learnt", ()))
+    limits = read_learnt(told.get("learnt", ()), told.get("learnt_details", ()))
     told |= {"scope": Scope(told["scope"]), "until": float(until), "learnt": limits}
     known = {name: value for name, value in told.items() if name in _FIELDS}  # a later release may say more
     return shifted(Cooldown(**known), -ahead)
 
 
 def shifted(cooldown: Cooldown, ahead: int) -> Cooldown:
-    """Return the same cooldown on a clock that is ``ahead`` microseconds ahead."""
+    """Return the same cooldown on a clock that is ``ahead`` microseconds ahead.
+
+    What is learnt with it stays: a limit rises after a while, and replaces one that is known by a time that
+    is never shifted.
+    """
     if not ahead:
         return cooldown
     since = cooldown.since + ahead / 1e6 if cooldown.since else 0.0

@@ -9,10 +9,12 @@ from typing import Any
 from llm_router.domain.calendar import NEVER, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.limits import LimitRecord
 from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.redis.descriptions import read_description
 from llm_router.stores.redis.wire import (
     METRICS,
+    SOURCES,
     Announce,
     Charge,
     CoolDown,
@@ -30,6 +32,9 @@ _PROBING = 2
 
 _THE_SAME = 8
 """Says in the code of a refusal that both of its times are the same."""
+
+_IS_LEARNT = 8
+"""Says in the number of a metric that what was learnt of its limit follows."""
 
 _LOST, _FOREIGN = 6, 7
 _UNREADABLE = "unreadable record"
@@ -170,10 +175,18 @@ class _Reader:
         count, cooldown = self._take(2)
         quotas = []
         for _ in range(count):
-            metric, limit, used, resets_at = self._take(4)
-            quotas.append(QuotaSnapshot(METRICS[metric - 1], limit, used, self._moment(resets_at)))
+            code, limit, used, resets_at = self._take(4)
+            learnt = self._limit() if code & _IS_LEARNT else None
+            metric = METRICS[(code & 7) - 1]
+            quotas.append(QuotaSnapshot(metric, limit, used, self._moment(resets_at), learnt))
         if cooldown == _NO_COOLDOWN_KNOWN:
             until = self._now + _UNREADABLE_FOR
             unreadable = Cooldown(deployment.model_scope, until, _UNREADABLE)
             return DeploymentSnapshot(deployment, tuple(quotas), unreadable)
         return DeploymentSnapshot(deployment, tuple(quotas), self._cooldowns[cooldown])
+
+    def _limit(self) -> LimitRecord:
+        # The time at which it was learnt says which one it is, so it is not shifted: by the time it is sent
+        # back, the clocks may be found to differ by something else.
+        limit, source, learnt_at, raised, raise_at = self._take(5)
+        return LimitRecord(limit, SOURCES[source - 1], seconds(learnt_at), raised, self._moment(raise_at))

@@ -19,14 +19,16 @@ import attrs
 from llm_router.domain.calendar import NEVER, microseconds, midnights
 from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
-from llm_router.stores.ledger import learnt_quota
+from llm_router.stores.ledger import learnt_quota, learnt_terms
 from llm_router.stores.redis.descriptions import describe, dump, order_of, shifted
 from llm_router.stores.redis.keys import KeyNames
 
 __all__ = [
     "METRICS",
+    "SOURCES",
     "Announce",
     "Charge",
     "CoolDown",
@@ -44,6 +46,11 @@ METRICS = (Metric.RPM, Metric.TPM, Metric.RPD, Metric.TPD)
 """The metrics in the order of their numbers, from 1."""
 
 _NUMBERS = {metric: number for number, metric in enumerate(METRICS, 1)}
+
+SOURCES = (LimitSource.CONFIGURED, LimitSource.STATED, LimitSource.INFERRED, LimitSource.UNKNOWN)
+"""The sources of limits in the order of their numbers, from 1, which are stored."""
+
+_SOURCES = {source: number for number, source in enumerate(SOURCES, 1)}
 _KINDS = {Refill.ROLLING: 1, Refill.STEADY: 2, Refill.DAILY: 3}
 
 _HEAD = struct.Struct("<QQQQQQI6sQ?")
@@ -152,7 +159,8 @@ class _EncodedDeployment:
 
 
 def _profile(quotas: Collection[Quota]) -> bytes:
-    packed = [bytes((len(quotas),))]
+    adaptive = sum(4 << _NUMBERS[quota.metric] for quota in quotas if quota.adaptive)
+    packed = [bytes((len(quotas) + adaptive,))]
     for quota in quotas:
         numbers = (
             quota.limit,
@@ -165,6 +173,14 @@ def _profile(quotas: Collection[Quota]) -> bytes:
         packed.append(quota.timezone.encode() + b"\0")
     profile = b"".join(packed)
     return blake2b(profile, digest_size=_FINGERPRINT).digest() + profile
+
+
+def _limit(learnt: LearntLimit) -> tuple[int, ...]:
+    """Return a learnt limit as the script reads it; ``replaces`` is by the server's clock already."""
+    limit, raised, after = learnt_terms(learnt.limit or 0, learnt)
+    replaces = -1 if learnt.replaces is None else microseconds(learnt.replaces)
+    limit = -1 if learnt.limit is None else limit
+    return _NUMBERS[learnt.metric], limit, raised, after, _SOURCES[learnt.source], replaces
 
 
 _LEARNT_QUOTAS = tuple(learnt_quota(metric, 0) for metric in METRICS)
@@ -338,11 +354,7 @@ class Message:
         """Add a cooldown and return its number."""
         cooldown = shifted(operation.cooldown, self._ahead)
         end = operation.order or repr(float(cooldown.until))
-        learnt = [
-            number
-            for entry in cooldown.learnt
-            for number in (_NUMBERS[entry.metric], -1 if entry.limit is None else _amount(entry.limit))
-        ]
+        learnt = [_limit(entry) for entry in cooldown.learnt]
         until, half_open = min(microseconds(cooldown.until), NEVER), int(cooldown.half_open)
         self._rare.append([cooldown.scope, until, end, describe(cooldown), half_open, learnt])
         return len(self._rare)

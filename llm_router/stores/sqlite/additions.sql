@@ -39,3 +39,24 @@ CREATE INDEX IF NOT EXISTS charges_came ON charges (came);
 
 -- The processes that announced themselves, and when they last did, in microseconds.
 CREATE TABLE IF NOT EXISTS processes (source TEXT PRIMARY KEY, seen INTEGER NOT NULL) WITHOUT ROWID;
+
+-- The rest of a learnt limit. It applies as long as the limit in learnt_limit still has the same end; a limit without
+-- it was stated by the provider, and was learnt 24 hours before its end by a program that kept it for that long.
+CREATE TABLE IF NOT EXISTS limit_details (
+    scope TEXT NOT NULL,
+    metric TEXT NOT NULL,
+    until INTEGER NOT NULL,
+    learnt_at INTEGER NOT NULL,
+    raised INTEGER NOT NULL,
+    raise_at INTEGER NOT NULL,  -- 2^62: never
+    source TEXT NOT NULL,
+    PRIMARY KEY (scope, metric)
+) WITHOUT ROWID;
+
+-- JSON: what each of the limits in cooldown.learnt says besides its metric and limit, if one does. It applies as long
+-- as the cooldown of the scope still has the same end.
+CREATE TABLE IF NOT EXISTS cooldown_limits (
+    scope TEXT PRIMARY KEY,
+    until REAL NOT NULL,
+    details TEXT NOT NULL
+) WITHOUT ROWID;

@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from llm_router.domain.calendar import microseconds
-from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
+from llm_router.domain.calendar import NEVER
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Metric
-from llm_router.stores.ledger import due_cooldowns, forgotten_at, impose, latest_cooldown, moved_back, probed
+from llm_router.stores.ledger import (
+    StoredLimit,
+    due_cooldowns,
+    forgotten_at,
+    impose,
+    latest_cooldown,
+    learn,
+    moved_back,
+    probed,
+    read_learnt,
+    write_learnt,
+)
 from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
@@ -20,25 +32,46 @@ if TYPE_CHECKING:
 __all__ = ["Cooldowns"]
 
 _SELECT = """
-    SELECT cooldown.scope, cooldown.until, reason, learnt, half_open, strikes, since, credential, imposed
-    FROM cooldown LEFT JOIN cooldown_details AS details
+    SELECT cooldown.scope, cooldown.until, reason, learnt, limits.details,
+        half_open, strikes, since, credential, imposed
+    FROM cooldown
+    LEFT JOIN cooldown_details AS details
     ON details.scope = cooldown.scope AND details.until = cooldown.until
+    LEFT JOIN cooldown_limits AS limits ON limits.scope = cooldown.scope AND limits.until = cooldown.until
 """
 _INSERT = "INSERT OR REPLACE INTO cooldown (scope, until, reason, learnt) VALUES (?, ?, ?, ?)"
 _INSERT_DETAILS = """
     INSERT OR REPLACE INTO cooldown_details (scope, until, half_open, strikes, since, credential, imposed)
     VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+_INSERT_LIMITS = "INSERT OR REPLACE INTO cooldown_limits (scope, until, details) VALUES (?, ?, ?)"
+_DELETE_LIMITS = "DELETE FROM cooldown_limits WHERE scope = ?"
 _DELETE = "DELETE FROM cooldown WHERE scope = ?"
-_SWEEP_DETAILS = "DELETE FROM cooldown_details WHERE scope NOT IN (SELECT scope FROM cooldown)"
+_SWEEP_DETAILS = (
+    "DELETE FROM cooldown_details WHERE scope NOT IN (SELECT scope FROM cooldown)",
+    "DELETE FROM cooldown_limits WHERE scope NOT IN (SELECT scope FROM cooldown)",
+)
 _SELECT_LIFTS = "SELECT count FROM lifts"
 _COUNT_LIFT = "UPDATE lifts SET count = count + 1"
-_SELECT_LEARNT = "SELECT scope, metric, value, until FROM learnt_limit"
+_SELECT_LEARNT = """
+    SELECT learnt.scope, learnt.metric, value, learnt.until, learnt_at, raised, raise_at, source
+    FROM learnt_limit AS learnt LEFT JOIN limit_details AS details
+    ON details.scope = learnt.scope AND details.metric = learnt.metric AND details.until = learnt.until
+"""
 _INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, ?, ?, ?)"
-_DELETE_LEARNT = "DELETE FROM learnt_limit WHERE scope = ? AND metric = ?"
-_SWEEP_LEARNT = "DELETE FROM learnt_limit WHERE until <= ?"
+_INSERT_LEARNT_DETAILS = """
+    INSERT OR REPLACE INTO limit_details (scope, metric, until, learnt_at, raised, raise_at, source)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_DELETE_LEARNT = (
+    "DELETE FROM learnt_limit WHERE scope = ? AND metric = ?",
+    "DELETE FROM limit_details WHERE scope = ? AND metric = ?",
+)
 
-_Learnt = dict["Scope", dict[Metric, tuple[int, int]]]
+_FORMERLY_FOR = 24 * 3_600_000_000
+"""Microseconds for which earlier versions kept a learnt limit."""
+
+_Learnt = dict["Scope", dict[Metric, StoredLimit]]
 
 
 class Cooldowns:
@@ -68,8 +101,8 @@ class Cooldowns:
         self._imposed = {row[0]: row[-1] for row in rows if row[-1] is not None}
         (self.lifts,) = self._connection.execute(_SELECT_LIFTS).fetchone()
         learnt: _Learnt = {}
-        for scope, metric, limit, until in self._connection.execute(_SELECT_LEARNT):
-            learnt.setdefault(scope, {})[Metric(metric)] = limit, until
+        for scope, metric, *terms in self._connection.execute(_SELECT_LEARNT):
+            learnt.setdefault(scope, {})[Metric(metric)] = _limit(*terms)
         before, self._learnt = self._learnt, learnt
         return learnt != before
 
@@ -78,27 +111,24 @@ class Cooldowns:
         for scope in [scope for scope, imposed in self._imposed.items() if imposed > now]:
             if scope in self.present:
                 self._replace(scope, moved_back(self.present[scope], self._imposed[scope], now), now)
-        longest = now + microseconds(LEARNT_FOR)
         late = [
-            (scope, metric, limit)
+            (scope, metric, entry.moved_back(now))
             for scope, limits in self._learnt.items()
-            for metric, (limit, end) in limits.items()
-            if end > longest
+            for metric, entry in limits.items()
+            if entry.moved_back(now) is not entry
         ]
-        for scope, metric, limit in late:
-            self._learnt[scope][metric] = limit, longest
-            self._connection.execute(_INSERT_LEARNT, (scope, metric.value, limit, longest))
-        self._changed = self._changed or bool(late)
+        for scope, metric, entry in late:
+            self._keep(scope, metric, entry)
         return bool(late)
 
     def latest(self, deployment: Deployment, now: int) -> Cooldown | None:
         """Return the cooldown that ends last among those of the deployment's scopes."""
         return latest_cooldown(self.present, deployment, now) if self.present else None
 
-    def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, int]]:
-        """Return the learnt limits in force for a scope, and when each ends."""
+    def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, StoredLimit]:
+        """Return the learnt limits of a scope that are not forgotten yet."""
         learnt = self._learnt.get(scope)
-        return {metric: entry for metric, entry in learnt.items() if entry[1] > now} if learnt else {}
+        return {metric: entry for metric, entry in learnt.items() if entry.until > now} if learnt else {}
 
     def put(self, cooldown: Cooldown, now: int) -> None:
         """Add, lift or retry the cooldown of a scope, and record the limits learnt with it."""
@@ -132,13 +162,16 @@ class Cooldowns:
             self._imposed.pop(scope, None)
         if ended:
             self._connection.executemany(_DELETE, [(scope,) for scope in ended])
-            self._connection.execute(_SWEEP_DETAILS)
-        if self._connection.execute(_SWEEP_LEARNT, (now,)).rowcount:
-            ended = [
-                key for key, limits in self._learnt.items() if all(end <= now for _, end in limits.values())
-            ]
-            for scope in ended:
-                del self._learnt[scope]
+            for statement in _SWEEP_DETAILS:
+                self._connection.execute(statement)
+        over = [
+            (scope, metric)
+            for scope, limits in self._learnt.items()
+            for metric, entry in limits.items()
+            if entry.until <= now
+        ]
+        for scope, metric in over:
+            self._forget(scope, metric)
 
     def _replace(self, scope: Scope, kept: Cooldown | None, now: int) -> None:
         """Keep ``kept`` as the cooldown of a scope from now on; None for none."""
@@ -149,23 +182,40 @@ class Cooldowns:
             self._connection.execute(_DELETE, (scope,))
             return
         self.present[scope], self._imposed[scope] = kept, now
-        learnt = json.dumps([[limit.metric, limit.limit] for limit in kept.learnt])
+        learnt, more = write_learnt(kept.learnt)
         details = kept.half_open, kept.strikes, kept.since, kept.credential, now
-        self._connection.execute(_INSERT, (scope, kept.until, kept.reason, learnt))
+        self._connection.execute(_INSERT, (scope, kept.until, kept.reason, json.dumps(learnt)))
         self._connection.execute(_INSERT_DETAILS, (scope, kept.until, *details))
+        if more:
+            self._connection.execute(_INSERT_LIMITS, (scope, kept.until, json.dumps(more)))
+        else:
+            self._connection.execute(_DELETE_LIMITS, (scope,))
 
     def _learn(self, cooldown: Cooldown, now: int) -> None:
-        """Record limits that the provider stated, in place of those that it stated before."""
-        scope, end = cooldown.scope, now + microseconds(LEARNT_FOR)
-        limits = self._learnt[scope] = self.learnt_limits(scope, now)
+        """Record limits that were learnt, in place of those before."""
+        scope = cooldown.scope
         for learnt in cooldown.learnt:
-            if learnt.limit is None:
-                limits.pop(learnt.metric, None)
-                self._connection.execute(_DELETE_LEARNT, (scope, learnt.metric.value))
-            else:
-                limits[learnt.metric] = learnt.limit, end
-                self._connection.execute(_INSERT_LEARNT, (scope, learnt.metric.value, learnt.limit, end))
+            present = self._learnt.get(scope, {}).get(learnt.metric)
+            kept = learn(present, learnt, now)
+            if kept is not None and kept is not present:
+                self._keep(scope, learnt.metric, kept)
+            elif kept is None and present is not None:
+                self._forget(scope, learnt.metric)
+
+    def _keep(self, scope: Scope, metric: Metric, entry: StoredLimit) -> None:
         self._changed = True
+        self._learnt.setdefault(scope, {})[metric] = entry
+        terms = entry.learnt_at, entry.raised, entry.raise_at, entry.source.value
+        self._connection.execute(_INSERT_LEARNT, (scope, metric.value, entry.limit, entry.until))
+        self._connection.execute(_INSERT_LEARNT_DETAILS, (scope, metric.value, entry.until, *terms))
+
+    def _forget(self, scope: Scope, metric: Metric) -> None:
+        self._changed = True
+        del self._learnt[scope][metric]
+        if not self._learnt[scope]:
+            del self._learnt[scope]
+        for statement in _DELETE_LEARNT:
+            self._connection.execute(statement, (scope, metric.value))
 
 
 def _cooldown(
@@ -173,12 +223,21 @@ def _cooldown(
     until: float,
     reason: str,
     learnt: str,
+    more: str | None,
     half_open: int | None,
     strikes: int,
     since: float,
     credential: str,
 ) -> Cooldown:
-    limits = tuple(LearntLimit(Metric(metric), limit) for metric, limit in json.loads(learnt))
+    limits = read_learnt(json.loads(learnt), json.loads(more or "[]"))
     if half_open is None:  # no details: an earlier version wrote it
         return Cooldown(scope, until, reason, limits)
     return Cooldown(scope, until, reason, limits, bool(half_open), strikes, since, credential)
+
+
+def _limit(
+    limit: int, until: int, learnt_at: int | None, raised: int, raise_at: int, source: str
+) -> StoredLimit:
+    if learnt_at is None:  # no details: an earlier version wrote it
+        return StoredLimit(limit, limit, NEVER, until - _FORMERLY_FOR, LimitSource.STATED)
+    return StoredLimit(limit, raised, raise_at, learnt_at, LimitSource(source))

@@ -40,7 +40,8 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 _ADDITIONS = "additions.sql"
 """Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
 
-_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'record'"
+_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'cooldown_limits'"
+"""Finds the last table that was added."""
 
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"

@@ -246,8 +246,10 @@ class State:
         """Find or create the quota set of a deployment, under the limits now in force."""
         row = self._ledgers.row(deployment.model_scope)
         learnt = self._cooldowns.learnt_limits(row.scope, now)
-        ledgers = tuple(row.configure(now, *terms) for terms in terms_in_force(deployment, learnt))
-        valid_until = min((until for _, until in learnt.values()), default=NEVER)
+        ledgers = tuple(row.configure(now, *terms) for terms in terms_in_force(deployment, learnt, now))
+        for each in ledgers:
+            each.learnt = learnt.get(each.quota.metric)
+        valid_until = min((entry.in_force(now)[1] for entry in learnt.values()), default=NEVER)
         if len(self._quota_sets) >= _MAX_QUOTA_SETS:
             self._quota_sets.clear()
         quotas = self._quota_sets[deployment] = RowQuotaSet(row, ledgers, valid_until)

@@ -29,6 +29,7 @@ from llm_router.testing.store_contract.cooldowns import CooldownContract
 from llm_router.testing.store_contract.daily import DailyContract
 from llm_router.testing.store_contract.decisions import DecisionContract
 from llm_router.testing.store_contract.half_open import HalfOpenContract
+from llm_router.testing.store_contract.limits import LimitContract
 from llm_router.testing.store_contract.reservations import ReservationContract
 from llm_router.testing.store_contract.rolling import RollingContract
 from llm_router.testing.store_contract.sharing import SharingContract
@@ -44,6 +45,7 @@ class StoreContract(
     DecisionContract,
     ReservationContract,
     CooldownContract,
+    LimitContract,
     ChargeContract,
     HalfOpenContract,
     SharingContract,

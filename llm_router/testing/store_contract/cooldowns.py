@@ -1,23 +1,19 @@
-"""The contract of cooldowns: what cools down, until when, and which limits are learnt with it."""
+"""The contract of cooldowns: what cools down, and until when."""
 
 from __future__ import annotations
 
 import math
 
-from llm_router.domain.cooldown import Cooldown, LearntLimit
-from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import Metric
+from llm_router.domain.cooldown import Cooldown
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
-    SPAN,
     START,
     ContractBase,
     close,
     deployment,
     grants,
     move_to,
-    quotas_of,
     reserve,
     rpm,
     tpm,
@@ -30,7 +26,7 @@ _DAY = 24 * 3600.0
 
 
 class CooldownContract(ContractBase):
-    """Cooldowns, quarantines and learnt limits."""
+    """Cooldowns and quarantines."""
 
     async def test_a_cooldown_refuses_until_its_end(self) -> None:
         """Refused a millisecond before the end, granted at the end; the refusal has its reason and end."""
@@ -189,134 +185,3 @@ class CooldownContract(ContractBase):
             await store.cool_down(Cooldown(limited.key_scope, math.inf, "invalid key"))
             await store.release("one")
             assert await used(store, limited) == [0, 0]
-
-    # --- learnt limits --------------------------------------------------------------------------------
-
-    async def test_a_learnt_limit_lowers_the_configured_one(self) -> None:
-        """At once, and what was taken is kept; a lower configured limit stays in force."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(10), tpm(100))
-            for later in range(4):
-                move_to(clock, START + later)
-                assert await grants(store, limited, tokens=1)
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=3, tpm=500))
-            quotas = await quotas_of(store, limited)
-            assert [quotas[Metric.RPM].limit, quotas[Metric.TPM].limit] == [3, 100]
-            [refusal] = (await reserve(store, limited)).refusals
-            assert refusal.reason == "rpm"
-            assert close(refusal.retry_at, START + 1.0 + SPAN)
-
-    async def test_a_learnt_limit_is_added_where_none_is_configured(self) -> None:
-        """At the end of the quotas, per minute or per day according to the metric."""
-        async with self.open_store(ManualClock(START)) as store:
-            limited = deployment(rpm(10))
-            assert await grants(store, limited, tokens=50)
-            await store.cool_down(_learnt(limited.model_scope, START, rpd=2))
-            assert list(await quotas_of(store, limited)) == [Metric.RPM, Metric.RPD]
-            granted = [await grants(store, limited) for _ in range(3)]
-            assert granted == [True, True, False]
-            [refusal] = (await reserve(store, limited)).refusals
-            assert refusal.reason == "rpd"
-
-    async def test_a_learnt_limit_holds_for_a_day(self) -> None:
-        """It applies until a millisecond before 24 hours, and no longer at 24 hours."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(4))
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=1, tpm=100))
-            move_to(clock, START + _DAY - MS)
-            assert [await grants(store, limited) for _ in range(2)] == [True, False]
-            assert not await grants(store, limited, requests=0, tokens=101)
-            move_to(clock, START + _DAY)
-            assert list(await quotas_of(store, limited)) == [Metric.RPM]
-            assert [await grants(store, limited, tokens=999) for _ in range(4)] == [True] * 3 + [False]
-
-    async def test_of_learnt_limits_the_last_holds(self) -> None:
-        """A newer statement replaces an older one, be it lower or higher; of one refusal the lowest holds."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(10))
-            for limit, expected in ((5, 5), (7, 7), (2, 2), (9, 9), (12, 10)):
-                await store.cool_down(_learnt(limited.model_scope, START, rpm=limit))
-                assert (await quotas_of(store, limited))[Metric.RPM].limit == expected
-                clock.shift(60.0)
-            several = tuple(LearntLimit(Metric.RPM, limit) for limit in (6, 4, 8))
-            await store.cool_down(Cooldown(limited.model_scope, START, "says several", several))
-            assert (await quotas_of(store, limited))[Metric.RPM].limit == 4
-
-    async def test_learnt_limits_are_forgotten_on_request(self) -> None:
-        """A lift may end them as well; a plain lift does not."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(10))
-            await store.cool_down(_learnt(limited.model_scope, START + 60.0, rpm=3, tpm=500))
-            await store.cool_down(Cooldown.lift(limited.model_scope))
-            assert [await grants(store, limited, tokens=100) for _ in range(4)] == [True] * 3 + [False]
-            await store.cool_down(Cooldown.lift(limited.model_scope, limits=True))
-            assert list(await quotas_of(store, limited)) == [Metric.RPM]
-            assert [await grants(store, limited, tokens=999) for _ in range(8)] == [True] * 7 + [False]
-
-    async def test_a_limit_learnt_again_holds_for_another_day(self) -> None:
-        """Each time the provider states it, the 24 hours start again."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(10))
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
-            clock.shift(_DAY / 2)
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
-            move_to(clock, START + 1.5 * _DAY - MS)
-            assert (await quotas_of(store, limited))[Metric.RPM].limit == 1
-            move_to(clock, START + 1.5 * _DAY)
-            assert (await quotas_of(store, limited))[Metric.RPM].limit == 10
-
-    async def test_a_learnt_limit_of_zero_closes_until_it_is_forgotten(self) -> None:
-        """Nothing fits while it is in force; the refusal says when that ends: no caller waits for ever."""
-        clock = ManualClock(START)
-        async with self.open_store(clock) as store:
-            limited = deployment(rpm(10))
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=0))
-            clock.shift(100.0)
-            [refusal] = (await reserve(store, limited)).refusals
-            assert refusal.reason == "rpm"
-            assert close(refusal.retry_at, START + _DAY)
-            assert close(refusal.wake_at, START + _DAY)
-            move_to(clock, START + _DAY)
-            assert await grants(store, limited)
-
-    async def test_a_learnt_limit_belongs_to_the_model_of_a_project(self) -> None:
-        """It applies to other keys of the project, and not to another model of the key."""
-        async with self.open_store(ManualClock(START)) as store:
-            limited = deployment(rpm(9), key="a", project="p")
-            sibling = deployment(rpm(9), key="b", project="p")
-            other = deployment(rpm(9), key="a", project="p", model="other")
-            assert await grants(store, sibling)
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
-            assert not await grants(store, sibling)
-            assert not await grants(store, limited)
-            assert await grants(store, other)
-
-    async def test_a_limit_is_learnt_with_a_cooldown_that_is_shorter_than_another(self) -> None:
-        """The limit stays if a later cooldown wins, and if the cooldown is lifted."""
-        async with self.open_store(ManualClock(START)) as store:
-            limited = deployment(rpm(9))
-            await store.cool_down(Cooldown(limited.model_scope, START + 50.0, "long"))
-            await store.cool_down(_learnt(limited.model_scope, START + 5.0, rpm=1))
-            [snapshot] = await store.snapshot([limited])
-            assert snapshot.cooldown is not None
-            assert snapshot.cooldown.reason == "long"
-            await store.cool_down(Cooldown.lift(limited.model_scope))
-            assert [await grants(store, limited) for _ in range(2)] == [True, False]
-
-    async def test_a_limit_can_be_learnt_before_the_deployment_is_seen(self) -> None:
-        """It applies from the first reserve."""
-        async with self.open_store(ManualClock(START)) as store:
-            limited = deployment(rpm(9))
-            await store.cool_down(_learnt(limited.model_scope, START, rpm=1))
-            assert [await grants(store, limited) for _ in range(2)] == [True, False]
-
-
-def _learnt(scope: str, until: float, **limits: int) -> Cooldown:
-    """Make a cooldown that teaches ``limits``."""
-    learnt = tuple(LearntLimit(Metric(metric), limit) for metric, limit in limits.items())
-    return Cooldown(Scope(scope), until, "the provider said so", learnt)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
@@ -120,7 +120,7 @@ async def test_cooldowns_and_learnt_limits_still_apply(former: RedisServer, cloc
         clock.shift(296.0)
         granted = [await store.reserve(f"new {n}", [rests], Demand(), 60.0) for n in range(4)]
         assert [decision.deployment is rests for decision in granted] == [True] * 3 + [False]
-        clock.shift(A_DAY)
+        clock.shift(LEARNT_FOR)
         [snapshot] = await store.snapshot([rests])
         assert snapshot.quotas[0].limit == 10
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from llm_router import RateLimitStore
-from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
@@ -187,6 +187,30 @@ async def test_what_changes_is_noticed_at_once(server: RedisServer, change: str)
             await store.cool_down(Cooldown.lift(limited.model_scope))
         wanted = raised if change in ("limit", "profile") else limited
         assert (await reserve(other, wanted, tokens=0)).deployment is wanted
+
+
+async def test_a_full_deployment_opens_when_its_limit_rises(server: RedisServer) -> None:
+    """At that time, or as soon as another process has learnt a higher one."""
+    clock = ManualClock(START)
+    adaptive = Quota(Metric.RPM, 2, adaptive=True)
+    rises, higher = deployment("rises", adaptive), deployment("higher", adaptive)
+    async with AsyncExitStack() as stack:
+        stores = [RedisStore(server.url, clock=clock) for _ in range(2)]
+        one, other = [await stack.enter_async_context(aclosing(store)) for store in stores]
+        learnt = LearntLimit(Metric.RPM, 3, raised=4, raise_after=20.0)
+        for each in (rises, higher):
+            await other.cool_down(Cooldown.learn(each.model_scope, learnt))
+            for _ in range(3):
+                assert (await reserve(one, each)).deployment is each
+        for _ in range(2):
+            refused = await reserve(one, rises, higher)
+            assert [refusal.retry_at for refusal in refused.refusals] == [START + 20.0] * 2
+        with server.client() as client:
+            assert len(list(client.scan_iter("*:full:*"))) == 2
+        await other.cool_down(Cooldown.learn(higher.model_scope, LearntLimit(Metric.RPM, 5)))
+        assert (await reserve(one, rises, higher)).deployment is higher
+        clock.shift(20.0)
+        assert (await reserve(one, rises, higher)).deployment is rises
 
 
 async def test_a_cooldown_of_a_full_deployment_is_told_whole(server: RedisServer) -> None:

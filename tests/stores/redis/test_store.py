@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError, StoreCorruptError, StoreTimeoutError, StoreUnavailableError
@@ -152,6 +153,50 @@ async def test_the_servers_time_counts_without_a_clock(
         assert (quota.metric, quota.limit, quota.used) == (same.metric, same.limit, same.used)
         assert abs(quota.resets_at + 90_000 - same.resets_at) < 10  # on the clock of the caller
     assert abs(refusal.retry_at + 90_000 - true_time() - 60.3) < 10
+
+
+async def test_the_time_at_which_a_limit_was_learnt_says_which_it_is_on_any_clock(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same for all callers, and after the clock of one was set."""
+    a = deployment("a", Quota(Metric.RPM, 9))
+    rises = LearntLimit(Metric.RPM, 5, LimitSource.INFERRED, raised=6, raise_after=500.0)
+    true_time = time.time
+    async with opened(server.url) as right, opened(server.url) as wrong:
+        await right.cool_down(Cooldown.learn(a.model_scope, rises))
+        [expected] = [quota.learnt for quota in (await right.snapshot([a]))[0].quotas]
+        monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() - 90_000.123457)
+        [seen] = [quota.learnt for quota in (await wrong.snapshot([a]))[0].quotas]
+        assert expected is not None
+        assert seen is not None
+        assert seen.learnt_at == expected.learnt_at
+        assert abs(seen.raise_at + 90_000.123457 - expected.raise_at) < 10
+        monkeypatch.setattr("llm_router.stores.redis.batch.time.time", lambda: true_time() + 77.7)
+        again = LearntLimit(Metric.RPM, 4, replaces=seen.learnt_at)
+        await wrong.cool_down(Cooldown.learn(a.model_scope, again))
+        assert [quota.limit for quota in (await right.snapshot([a]))[0].quotas] == [4]
+
+
+async def test_a_limit_that_an_earlier_version_learnt_was_stated_a_day_before_its_end(
+    server: RedisServer,
+) -> None:
+    """An earlier version finds the metric, the limit and the end first, and writes nothing else."""
+    clock = ManualClock(1_800_041_000.25)
+    a = deployment("a", Quota(Metric.RPM, 9))
+    rises = LearntLimit(Metric.RPM, 5, LimitSource.INFERRED, raised=6, raise_after=500.0)
+    async with opened(server.url, clock=clock) as store:
+        await store.cool_down(Cooldown.learn(a.model_scope, rises))
+        with server.client() as client:
+            [key] = [key for key in client.scan_iter("*") if b"model:" in key]
+            value = client.get(key)
+            text = b"1 5 1801250600250000 :3,1800041000250000,6,1800041500250000;"
+            assert text in value
+            client.set(key, value.replace(text, b"1 3 1800127400250000 "))
+        [quota] = (await store.snapshot([a]))[0].quotas
+        assert (quota.limit, quota.learnt) == (
+            3,
+            LimitRecord(3, LimitSource.STATED, clock.time(), 3, math.inf),
+        )
 
 
 async def test_a_clock_that_is_set_while_running_is_noticed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -13,6 +14,7 @@ import pytest
 
 from llm_router import Deployment, Key, Secret
 from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.sqlite import SQLiteStore
 from llm_router.stores.sqlite.database import APPLICATION_ID, SCHEMA_VERSION
@@ -99,3 +101,22 @@ async def test_an_earlier_version_sees_a_half_open_cooldown_as_a_plain_one(
     )
     [snapshot] = await open_store().snapshot([FIRST])
     assert snapshot.cooldown == Cooldown(FIRST.key_scope, NOW + 400.0, "busy")
+
+
+async def test_a_limit_that_an_earlier_version_learnt_was_stated_a_day_before_its_end(
+    store: SQLiteStore, open_store: Callable[..., SQLiteStore], query: Callable[..., list[Any]]
+) -> None:
+    """Details of a limit apply to that limit only: what an earlier version writes takes their place."""
+    rises = LearntLimit(Metric.RPM, 4, LimitSource.INFERRED, raised=5, raise_after=20.0)
+    await store.cool_down(Cooldown.learn(FIRST.model_scope, rises))
+    await store.aclose()
+    [snapshot] = await open_store().snapshot([FIRST])
+    assert snapshot.quotas[0].learnt == LimitRecord(4, LimitSource.INFERRED, NOW, 5, NOW + 20.0)
+    query(
+        "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, 'rpm', 3, ?)",
+        FIRST.model_scope,
+        round((NOW + 86_400.0) * 1e6),
+    )
+    [snapshot] = await open_store().snapshot([FIRST])
+    assert snapshot.quotas[0].limit == 3
+    assert snapshot.quotas[0].learnt == LimitRecord(3, LimitSource.STATED, NOW, 3, math.inf)

@@ -18,7 +18,8 @@ from unittest.mock import Mock
 import pytest
 
 from llm_router import Deployment, RateLimitStore
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
+from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.errors import ConfigError, StoreUnavailableError
 from llm_router.stores import Decision
@@ -78,14 +79,18 @@ async def test_counts_cooldowns_and_learnt_limits_survive_a_restart(
     deployment = pools.one(rpm=15, rpd=100, tpm=None)
     first = open_store()
     await reserve_many(first, deployment, 4)
-    cooldown = Cooldown(deployment.model_scope, clock.time() + 30.0, "stated", (LearntLimit(Metric.RPM, 9),))
+    learnt = (
+        LearntLimit(Metric.RPM, 9),
+        LearntLimit(Metric.TPM, 50, LimitSource.INFERRED, raised=60, raise_after=20.0, replaces=0.0),
+    )
+    cooldown = Cooldown(deployment.model_scope, clock.time() + 30.0, "stated", learnt)
     await first.cool_down(cooldown)
     before = await first.snapshot([deployment])
     await first.aclose()
     second = open_store()
     assert await second.snapshot([deployment]) == before
     assert before[0].cooldown == cooldown
-    assert [(quota.limit, quota.used) for quota in before[0].quotas] == [(9, 4), (100, 4)]
+    assert [(quota.limit, quota.used) for quota in before[0].quotas] == [(9, 4), (100, 4), (50, 0)]
 
 
 async def test_a_reservation_is_settled_by_a_store_that_never_saw_its_deployment(
@@ -468,13 +473,15 @@ async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(
     """What has ended is deleted; a quarantine stays."""
     first, second = pools.one(), pools.one()
     await store.cool_down(
-        Cooldown(first.model_scope, clock.time() + 5.0, "short", (LearntLimit(Metric.RPM, 3),))
+        Cooldown(first.model_scope, clock.time() + 5.0, "short", (LearntLimit(Metric.RPM, 3, raised=4),))
     )
     await store.cool_down(Cooldown(second.key_scope, float("inf"), "dead"))
-    clock.shift(DAY + 61.0)
+    clock.shift(LEARNT_FOR + 61.0)
     await store.snapshot([first])
     assert query("SELECT scope FROM cooldown") == [(second.key_scope,)]
     assert query("SELECT * FROM learnt_limit") == []
+    assert query("SELECT * FROM limit_details") == []
+    assert query("SELECT * FROM cooldown_limits") == []
     [snapshot] = await store.snapshot([first])
     assert (snapshot.cooldown, snapshot.quotas[0].limit) == (None, 15)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.limits import LearntLimit, LimitRecord
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ else:
 
 __all__ = ["StoreModel"]
 
-_LEARNT_FOR = 24 * 3_600_000_000
+_LEARNT_FOR = 14 * 24 * 3_600_000_000
 _STRIKES_KEPT = 25 * 3_600_000_000
 _PROBE_TIME = 60.0
 
@@ -40,12 +41,13 @@ class _Reservation:
 
 @attrs.frozen
 class _Term:
-    """One quota of a deployment under the limit in force, and when that limit expires if it was learnt."""
+    """One quota of a deployment under the limit in force, when that changes, and what was learnt of it."""
 
     quota: Quota
     limit: int
     limit_expires: float
     history: History
+    record: LimitRecord | None = None
 
 
 class StoreModel:
@@ -55,7 +57,7 @@ class StoreModel:
         self._histories: dict[tuple[Scope, Metric, Refill], History] = {}
         self._reservations: dict[str, _Reservation] = {}
         self._cooldowns: dict[Scope, Cooldown] = {}
-        self._learnt: defaultdict[Scope, list[tuple[int, Metric, int | None]]] = defaultdict(list)
+        self._learnt: defaultdict[Scope, list[tuple[int, LearntLimit]]] = defaultdict(list)
         self._lifts: int | None = None  # what the last decision said
         self._lifted: bool | None = False  # whether something was lifted since then; None for perhaps
 
@@ -106,7 +108,7 @@ class StoreModel:
                 self._cooldowns[scope] = attrs.evolve(waiting, until=now / 1e6)
         elif _end(cooldown) > max(now, -math.inf if present is None else _end(present)):
             self._cooldowns[scope] = cooldown
-        self._learnt[cooldown.scope] += [(now, entry.metric, entry.limit) for entry in cooldown.learnt]
+        self._learnt[cooldown.scope] += [(now, entry) for entry in cooldown.learnt]
 
     def check_snapshot(self, snapshot: DeploymentSnapshot, now: int) -> None:
         """Check what a store reports about a deployment."""
@@ -115,6 +117,7 @@ class StoreModel:
         assert [quota.metric for quota in snapshot.quotas] == [term.quota.metric for term in terms]
         for reported, term in zip(snapshot.quotas, terms, strict=True):
             assert reported.limit == term.limit
+            assert reported.learnt == term.record
             least, most = term.history.used_range(term.quota, term.limit, now)
             assert 0 <= least <= reported.used <= most, (reported, least, most)
             first, last = term.history.reset_range(term.quota, term.limit, now)
@@ -220,16 +223,17 @@ class StoreModel:
     def _terms(self, deployment: Deployment, now: int) -> Iterator[_Term]:
         learnt = self._learnt_limits(deployment.model_scope, now)
         for quota in deployment.quotas:
-            limit, until = learnt.pop(quota.metric, (quota.limit, math.inf))
-            if limit >= quota.limit:
+            record = learnt.pop(quota.metric, None)
+            limit, until = (quota.limit, math.inf) if record is None else _in_force(record, now)
+            if limit >= quota.limit and not quota.adaptive:
                 limit, until = quota.limit, math.inf
-            yield _Term(quota, limit, until, self._history_of(deployment, quota))
+            yield _Term(quota, limit, until, self._history_of(deployment, quota), record)
         for metric in Metric:
             if metric in learnt:
-                limit, until = learnt[metric]
+                limit, until = _in_force(learnt[metric], now)
                 refill = Refill.DAILY if metric.is_daily else Refill.ROLLING
                 quota = Quota(metric, limit, refill)
-                yield _Term(quota, limit, until, self._history_of(deployment, quota))
+                yield _Term(quota, limit, until, self._history_of(deployment, quota), learnt[metric])
 
     def _history_of(self, deployment: Deployment, quota: Quota) -> History:
         name = deployment.model_scope, quota.metric, quota.refill
@@ -238,14 +242,37 @@ class StoreModel:
         self._histories[name].see(quota)
         return self._histories[name]
 
-    def _learnt_limits(self, scope: Scope, now: int) -> dict[Metric, tuple[int, float]]:
-        """Go through every limit ever learnt for a scope: the last one stays in force for its time."""
-        limits: dict[Metric, tuple[int, float]] = {}
-        for moment, metric, limit in self._learnt[scope]:
-            limits.pop(metric, None)
-            if limit is not None:
-                limits[metric] = limit, moment + _LEARNT_FOR
-        return {metric: (limit, until) for metric, (limit, until) in limits.items() if until > now}
+    def _learnt_limits(self, scope: Scope, now: int) -> dict[Metric, LimitRecord]:
+        """Go through every limit ever learnt for a scope: the last one that was obeyed stays for its time."""
+        records: dict[Metric, LimitRecord] = {}
+        for moment, entry in self._learnt[scope]:
+            present = records.get(entry.metric)
+            if present is not None and moment >= micros(present.learnt_at) + _LEARNT_FOR:
+                present = records.pop(entry.metric)
+                present = None
+            if entry.replaces not in (None, 0.0 if present is None else present.learnt_at):
+                continue
+            records.pop(entry.metric, None)
+            if entry.limit is not None:
+                learnt_at = moment if present is None else max(moment, micros(present.learnt_at) + 1)
+                records[entry.metric] = LimitRecord(
+                    entry.limit,
+                    entry.source,
+                    learnt_at / 1e6,
+                    entry.limit if entry.raised is None else entry.raised,
+                    (moment + micros(entry.raise_after)) / 1e6 if entry.raise_after < math.inf else math.inf,
+                )
+        return {
+            metric: record
+            for metric, record in records.items()
+            if micros(record.learnt_at) + _LEARNT_FOR > now
+        }
+
+
+def _in_force(record: LimitRecord, now: int) -> tuple[int, float]:
+    """Return the limit at a time, and when another one takes its place."""
+    forgotten, rises = float(micros(record.learnt_at) + _LEARNT_FOR), micros_or_inf(record.raise_at)
+    return (record.raised, forgotten) if now >= rises else (record.limit, min(rises, forgotten))
 
 
 def _end(cooldown: Cooldown) -> float:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 
@@ -113,6 +114,24 @@ class Player:
         await self.store.cool_down(cooldown)
         self.model.cool_down(cooldown, self._now)
 
+    async def learn(
+        self, which: int, metric: Metric, limit: int | None, more: int, raise_after: float, replaces: str
+    ) -> None:
+        """Learn a limit that may rise, in place of any, of the present one, or of one that is not there."""
+        deployment = self.world.deployments[which % len(self.world.deployments)]
+        if metric in {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}:
+            return
+        scope = deployment.model_scope
+        [snapshot] = await self.store.snapshot([deployment])
+        records = {quota.metric: quota.learnt for quota in snapshot.quotas if quota.learnt is not None}
+        learnt_at = records[metric].learnt_at if metric in records else 0.0
+        expected = {"any": None, "present": learnt_at, "other": learnt_at + 1.0}[replaces]
+        raised = None if limit is None else limit + more
+        entry = LearntLimit(metric, limit, LimitSource.INFERRED, raised, raise_after, expected)
+        cooldown = Cooldown.learn(scope, entry)
+        await self.store.cool_down(cooldown)
+        self.model.cool_down(cooldown, self._now)
+
     async def quarantine(self, which: int, kind: int, seconds: float, strikes: int) -> None:
         """Quarantine a scope until one request tries it."""
         scope = self.world.deployments[which % len(self.world.deployments)].scopes[kind]
@@ -161,14 +180,14 @@ def worlds() -> SearchStrategy[World]:
         metrics = draw(st.lists(st.sampled_from(list(Metric)), unique=True, max_size=4))
         chosen = []
         for metric in metrics:
-            limit = draw(limits[metric])
+            limit, adaptive = draw(limits[metric]), draw(st.booleans())
             if metric.is_daily:
-                chosen.append(Quota(metric, limit, Refill.DAILY))
+                chosen.append(Quota(metric, limit, Refill.DAILY, adaptive=adaptive))
             else:
                 refill = draw(st.sampled_from([Refill.ROLLING, Refill.ROLLING, Refill.STEADY]))
                 burst = draw(st.none() | st.integers(1, max(1, min(limit, 500))))
                 guard = draw(st.sampled_from([0.3, 0.3, 0.3, 0.0, 2.0]))
-                chosen.append(Quota(metric, limit, refill, guard=guard, burst=burst))
+                chosen.append(Quota(metric, limit, refill, guard=guard, burst=burst, adaptive=adaptive))
         return tuple(chosen)
 
     @st.composite
@@ -191,7 +210,7 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
     requests = st.sampled_from([1, 1, 1, 1, 0, 2, 5, 40])
     tokens = st.sampled_from([0, 1, 1, 7, 7, 20, 50, 99, 200, 450, 3_000, 30_000])
     seconds = st.sampled_from(
-        [0.000001, 0.01, 0.2, 0.25, 0.3, 1.0, 4.0, 17.3, 59.999, 60.0, 60.3, 3_600.0, 90_010.0]
+        [0.000001, 0.01, 0.2, 0.25, 0.3, 1.0, 4.0, 17.3, 59.999, 60.0, 60.3, 3_600.0, 90_010.0, 604_800.0]
     )
     strikes = st.integers(1, 4)
     ttl = st.sampled_from([0.5, 5.0, 60.0, 600.0])
@@ -199,6 +218,9 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
     learnt = st.dictionaries(
         st.sampled_from(list(Metric)), st.sampled_from([0, 1, 4, 100, 5_000]), max_size=2
     )
+    metrics, amounts = st.sampled_from(list(Metric)), st.sampled_from([None, 0, 1, 3, 100, 241, 5_000])
+    more, rises = st.sampled_from([0, 1, 2, 200]), st.sampled_from([0.0, 1.0, 20.0, 90_010.0, math.inf])
+    replaces = st.sampled_from(["any", "present", "other"])
     # The weight of each call, and its arguments.
     calls: dict[str, tuple[int, SearchStrategy[Any]]] = {
         "reserve": (12, st.tuples(st.lists(index, min_size=1, max_size=8), requests, tokens, ttl)),
@@ -207,6 +229,7 @@ def plays(most: int = 60) -> SearchStrategy[list[Operation]]:
         "wait": (3, st.tuples(seconds)),
         "retry": (4, st.tuples(st.sampled_from([0.0, 0.0, 0.001]))),
         "cool_down": (1, st.tuples(index, st.integers(0, 3), ends, learnt)),
+        "learn": (2, st.tuples(index, metrics, amounts, more, rises, replaces)),
         "quarantine": (1, st.tuples(index, st.integers(0, 3), st.sampled_from([1.0, 20.0, 70.0]), strikes)),
         "try_again": (1, st.tuples(index, st.integers(0, 3))),
         "look": (1, st.tuples()),

@@ -21,15 +21,18 @@
 --   ARGV[5]  shortlists: I2 how many deployments, I2 the number of each, from 1; after the last one two bytes more
 --   ARGV[6]  deployments: I4 the place of its other scopes, I4 the place of its profile, I8 when its record began, as
 --            far as the caller knows, or 0
---   ARGV[7]  profiles: I6 a fingerprint of what follows; B how many quotas; of each B metric 1-4, B kind (ledgers.lua),
---            I8 limit, I8 window, I8 window and guard, I8 guard, I8 capacity, s time zone. The first profile belongs to
---            no deployment: it describes, metric by metric, the quota that a learnt limit creates where none is
---            configured.
+--   ARGV[7]  profiles: I6 a fingerprint of what follows; B how many quotas, plus 8 for an adaptive one of requests per
+--            minute, 16 of tokens per minute, 32 of requests per day, 64 of tokens per day; of each B metric 1-4, B kind
+--            (ledgers.lua), I8 limit, I8 window, I8 window and guard, I8 guard, I8 capacity, s time zone. The first
+--            profile belongs to no deployment: it describes, metric by metric, the quota that a learnt limit creates
+--            where none is configured.
 --   ARGV[8]  time zones: s name, five I8: consecutive midnights, with now before the third
 --   ARGV[9]  JSON, or nothing: cooldowns, each [scope, until, until exact, description, 1 if it is half-open or 0,
---            [metric, limit, or -1 to forget it, …]]; for "until exact" also "lift", "retry" and "probe"; and charges,
---            each [source, sequence as 20 digits, when the record began that the caller knows, or 0, the takings that
---            were never counted, those that were counted in that record]; of each taking the time, requests, tokens
+--            [limits, each [metric, limit, or -1 to forget it, what it is raised to, after how many microseconds, the
+--            source 1-4, when that was learnt which it replaces: 0 for nothing, -1 for anything]]]; for "until exact"
+--            also "lift", "retry" and "probe"; and charges, each [source, sequence as 20 digits, when the record began
+--            that the caller knows, or 0, the takings that were never counted, those that were counted in that record];
+--            of each taking the time, requests, tokens
 --   ARGV[10] other scopes: for each deployment, or several, s key, s project, s provider
 --   ARGV[11] prefix of the key of a companion (full.lua); the name of the scope follows
 --   ARGV[12] prefix of the key of a charge; its source and the name of the scope follow
@@ -55,7 +58,9 @@
 --                charge: when the record of the deployment began; 0 if it failed
 --                announce: how many processes were alive in the last minute; 0 if it failed
 --                snapshot, for each deployment: how many quotas, the number of the description of its cooldown,
---                  or 0, or -1 if its key holds something else; for each quota the metric, the limit, used, resets_at
+--                  or 0, or -1 if its key holds something else; for each quota the metric, plus 8 if something was
+--                  learnt of it, the limit, used, resets_at; then what was learnt: the limit, the source, when, what
+--                  it is raised to, and when
 --   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
 --              needed
 --   "corrupt"  nothing was done: `text` is a key that holds something else
@@ -124,8 +129,15 @@ local function snapshot(shortlist)
     reply(#all, deployment.is_foreign and -1 or cooling and refusing.describe(cooling[6], cooling[7]) or 0)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
-      reply(terms.metric, terms.limit)
+      local entry = deployment.learnt and deployment.learnt[terms.metric]
+      reply(terms.metric + (entry and 8 or 0), terms.limit)
       reply(kind.used(s, terms.at), kind.resets_at(s, terms.at))
+      if entry then
+        for field = 1, 5 do
+          length = length + 1
+          numbers[length] = entry[field]
+        end
+      end
     end
   end
 end

@@ -89,8 +89,8 @@ local function load_cooldowns()
   -- Let one request probe a half-open cooldown that has ended: the others wait for a while.
   function cooldowns.probe(s) set_end(s, now + probe_time) end
 
-  -- `cooldown`: {scope, until, until exact, description, half-open, {metric, limit, …}}; see batch.lua. Return the key
-  -- of the scope if it holds something else.
+  -- `cooldown`: {scope, until, until exact, description, half-open, {limits}}; see batch.lua. Return the key of the
+  -- scope if it holds something else.
   function cooldowns.impose(cooldown)
     local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[6]
     if s[FOREIGN] then return s[KEY] end
@@ -110,8 +110,8 @@ local function load_cooldowns()
     if limits[1] then
       rare = rare or load_rare()
       local learnt = rare.learnt_limits(s)
-      for i = 1, #limits, 2 do
-        learnt[limits[i]] = limits[i + 1] >= 0 and { limits[i + 1], now + learnt_for } or nil
+      for i = 1, #limits do
+        rare.learn(learnt, limits[i])
       end
       rare.set_learnt_limits(s, learnt)
       touch(s)

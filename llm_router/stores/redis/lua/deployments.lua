@@ -18,8 +18,9 @@ local open_deployment = (function()
 
   local profiles = {}  -- place -> its quotas
 
-  -- A quota under a limit, in the form that its ledger needs; `limit_expires` is the end of a learnt limit.
-  local function terms_of(quota, limit, limit_expires)
+  -- A quota under a limit, in the form that its ledger needs. `limit_starts` and `limit_expires` are from when and until
+  -- when a learnt limit is in force.
+  local function terms_of(quota, limit, limit_expires, limit_starts)
     local metric, kind = quota[1], quota[2]
     return {
       metric = metric,
@@ -34,6 +35,7 @@ local open_deployment = (function()
       capacity = min(quota[7], limit),
       zone = quota[8],
       limit_expires = limit_expires,
+      limit_starts = limit_starts,
     }
   end
 
@@ -59,9 +61,9 @@ local open_deployment = (function()
   local function profile_at(place)
     local profile = profiles[place]
     if not profile then
-      local count, at = unpack_from("B", ARGV[7], place + 6)
-      profile = { quotas = {}, terms = {} }
-      for i = 1, count do
+      local flags, at = unpack_from("B", ARGV[7], place + 6)
+      profile = { quotas = {}, terms = {}, flags = flags }
+      for i = 1, flags % 8 do
         local quota = { unpack_from("<BBI8I8I8I8I8s", ARGV[7], at) }
         at = quota[9]
         profile.quotas[i], profile.terms[i] = quota, terms_of(quota, quota[3], NEVER)
@@ -72,16 +74,20 @@ local open_deployment = (function()
     return profile
   end
 
-  -- The terms of a scope under its learnt limits, which lower configured limits and add missing ones.
+  -- The terms of a scope under its learnt limits, which lower configured limits, replace adaptive ones and add missing
+  -- ones.
   local function learnt_terms(profile, learnt)
-    local terms = {}
+    local terms, is_configured = {}, {}
     for i, quota in ipairs(profile.quotas) do
-      local entry = learnt[quota[1]]
-      terms[i] = entry and entry[1] < quota[3] and terms_of(quota, entry[1], entry[2]) or profile.terms[i]
-      learnt[quota[1]] = nil
+      local metric = quota[1]
+      local entry = learnt[metric]
+      local own = entry and terms_of(quota, rare.in_force(entry))
+      terms[i] = own and (own.limit < quota[3] or rare.is_adaptive(profile.flags, metric)) and own or profile.terms[i]
+      is_configured[metric] = true
     end
     for metric, quota in ipairs(profile_at(1).quotas) do
-      if learnt[metric] then insert(terms, terms_of(quota, learnt[metric][1], learnt[metric][2])) end
+      local entry = learnt[metric]
+      if entry and not is_configured[metric] then insert(terms, terms_of(quota, rare.in_force(entry))) end
     end
     terms.taken_from, terms.keeping = form_of(terms), keeping_of(terms)
     return terms
@@ -112,10 +118,11 @@ local open_deployment = (function()
     local key, others, place, since = named(number)
     local model = sub(key, #full_prefix + 1)
     local s, profile = get_scope(model), profile_at(place)
-    local terms = profile.terms
+    local terms, learnt = profile.terms, nil
     if s[8] ~= "" then
       rare = rare or load_rare()
-      local learnt, is_set_back = rare.learnt_limits(s)
+      local is_set_back
+      learnt, is_set_back = rare.learnt_limits(s)
       if is_set_back then
         rare.set_learnt_limits(s, learnt)
         touch(s)
@@ -125,7 +132,7 @@ local open_deployment = (function()
     for i = 1, #terms do
       open_ledger(s, terms[i])
     end
-    local deployment = { scope = s, terms = terms, marks = {}, marked = "", name = " " .. model .. "@" }
+    local deployment = { scope = s, terms = terms, learnt = learnt, marks = {}, marked = "", name = " " .. model .. "@" }
     if since ~= 0 and since ~= s[SINCE] then
       deployment.lost = true
       miss(s)

@@ -40,7 +40,7 @@ local function load_full()
     local from, till = s[4], s[3] > now and s[3] or now + 86400 * 1e6
     for _, terms in ipairs(all) do
       local starts, ends = kind_of(terms.kind).holds(s, terms.at)
-      if terms.limit_expires < NEVER then starts = max(starts, terms.limit_expires - learnt_for) end
+      if terms.limit_expires < NEVER then starts = max(starts, terms.limit_starts) end
       from, till = max(from, starts), min(till, ends, terms.limit_expires)
     end
     return from, till

@@ -9,7 +9,9 @@
 --   5  1 if the cooldown is half-open: at its end one request goes first; else 0
 --   6  its end as the caller gave it, as text: seconds, or inf
 --   7  description of the cooldown
---   8  learnt limits, as text: metric, limit and end of each, a space after every number
+--   8  learnt limits, as text: of each the metric, the limit and the end, a space after every number, and then
+--      ":<source>,<when it was learnt>,<what it is raised to>,<when>;"; earlier versions, which read it as well, left that
+--      out, and kept what the provider had stated for a day
 --   9  daily ledgers that are kept aside, as text; see changing.lua
 --  10  rolling ledgers for which the clock was set back, as text; see entries.lua
 --  11  when the record began (epoch.lua), and 12 the one that it goes on from; 0 for none, 1 if one was lost

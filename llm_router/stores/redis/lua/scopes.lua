@@ -23,32 +23,71 @@ end
 local function load_rare()
   local rare = {}
 
-  -- The learnt limits of a scope that are in force: metric -> {limit, end}; and whether the clock was set back.
+  local FORMERLY_FOR = 86400 * 1e6 -- how long earlier versions kept a learnt limit
+  local STATED = 2
+  local AT_ONCE = 1000 -- limits learnt at one moment are each a microsecond later, and so a little ahead of the clock
+
+  -- The learnt limits of a scope that are not forgotten: metric -> {limit, source, when it was learnt, what it is raised
+  -- to, when}; and whether the clock was set back.
   function rare.learnt_limits(s)
-    local learnt, is_set_back = {}, false
-    for metric, limit, ends in string.gmatch(s[8], "(%d+) (%d+) (%d+) ") do
-      ends = tonumber(ends)
-      if ends > now + learnt_for then
-        ends, is_set_back = now + learnt_for, true
+    local learnt, is_set_back, text = {}, false, s[8]
+    for metric, limit, ends, at in string.gmatch(text, "(%d+) (%d+) (%d+) ()") do
+      local source, learnt_at, raised, raise_at = match(text, "^:(%d+),(%d+),(%d+),(%d+);", at)
+      local entry
+      if source then
+        entry = { tonumber(limit), tonumber(source), tonumber(learnt_at), tonumber(raised), tonumber(raise_at) }
+      else
+        entry = { tonumber(limit), STATED, tonumber(ends) - FORMERLY_FOR, tonumber(limit), NEVER }
       end
-      if ends > now then learnt[tonumber(metric)] = { tonumber(limit), ends } end
+      if entry[3] > now + AT_ONCE then
+        if entry[5] < NEVER then entry[5] = now + entry[5] - entry[3] end
+        entry[3], is_set_back = now, true
+      end
+      if entry[3] + learnt_for > now then learnt[tonumber(metric)] = entry end
     end
     return learnt, is_set_back
   end
 
   function rare.set_learnt_limits(s, learnt)
-    s[8] = ""
+    local parts = {}
     for metric, entry in pairs(learnt) do
-      s[8] = s[8] .. digits(metric) .. " " .. digits(entry[1]) .. " " .. digits(entry[2]) .. " "
+      local limit, source, learnt_at, raised, raise_at = unpack(entry)
+      insert(parts, digits(metric) .. " " .. digits(limit) .. " " .. digits(learnt_at + learnt_for) .. " :")
+      insert(parts, concat({ digits(source), digits(learnt_at), digits(raised), digits(raise_at) }, ",") .. ";")
     end
+    s[8] = concat(parts)
   end
 
-  -- Drop the learnt limits that have ended, and return when the last of the others does.
+  -- Learn a limit of a scope: `change` is {metric, limit, what it is raised to, after how long, source, replaces}; see
+  -- batch.lua.
+  function rare.learn(learnt, change)
+    local metric, limit, raised, after, source, replaces = unpack(change)
+    local present = learnt[metric]
+    if replaces >= 0 and replaces ~= (present and present[3] or 0) then return end
+    -- Two of one microsecond must differ, or the second of two that replace the same one would be obeyed, too.
+    local learnt_at = present and max(now, present[3] + 1) or now
+    learnt[metric] = limit >= 0 and { limit, source, learnt_at, raised, min(now + after, NEVER) } or nil
+  end
+
+  -- The limit in force of a learnt one, when that changes, and since when it is in force.
+  function rare.in_force(entry)
+    local forgotten = entry[3] + learnt_for
+    if now >= entry[5] then return entry[4], forgotten, entry[5] end
+    return entry[1], min(entry[5], forgotten), entry[3]
+  end
+
+  -- Whether a quota of a profile is adaptive; the flags are in batch.lua.
+  function rare.is_adaptive(flags, metric)
+    return floor(flags / 2 ^ (metric + 2)) % 2 == 1
+  end
+
+  -- Drop the learnt limits that are forgotten, and return when the last of the others will be.
   function rare.tidy_limits(s)
+    if s[8] == "" then return 0 end
     local learnt, latest = rare.learnt_limits(s), 0
     rare.set_learnt_limits(s, learnt)
     for _, entry in pairs(learnt) do
-      latest = max(latest, entry[2])
+      latest = max(latest, entry[3] + learnt_for)
     end
     return latest
   end
