@@ -13,6 +13,8 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from _harness import Report, Scale, machine
@@ -36,16 +38,28 @@ async def run(scale: Scale) -> Report:
 
 def report(names: list[str], options: Options, sizes: tuple[int, ...] = SIZES) -> Report:
     """Run the named rows; return their tables."""
-    logging.getLogger("llm_router").setLevel(logging.ERROR)  # quarantines are expected here
     began = time.perf_counter()
     found = Report("soak")
     rows = [name for name in names if name != FAIRNESS]
-    if rows:
-        found.tables.append(soak(rows, options))
-    if FAIRNESS in names:
-        found.tables.append(fairness(sizes, options))
+    with _quietly():
+        if rows:
+            found.tables.append(soak(rows, options))
+        if FAIRNESS in names:
+            found.tables.append(fairness(sizes, options))
     found.seconds = time.perf_counter() - began
     return found
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Log errors only: quarantines are expected here."""
+    log = logging.getLogger("llm_router")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def main(arguments: list[str] | None = None) -> int:

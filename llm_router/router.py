@@ -166,7 +166,7 @@ class Router:
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
             selector,
-            Judge(policy, pool, opened, clock, reporter),
+            Judge(policy, pool, opened, clock, reporter, selector.look_again),
             policy,
             clock,
             deadlines,

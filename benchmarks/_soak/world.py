@@ -59,6 +59,15 @@ class Limits:
             for metric, limit in self.items()
         )
 
+    @staticmethod
+    def to_be_learnt() -> tuple[Quota, ...]:
+        """Return the quotas of a model of which a configuration says nothing."""
+        return (
+            Quota(Metric.RPM, 4, adaptive=True),
+            Quota(Metric.TPM, 10**15, adaptive=True),
+            Quota(Metric.RPD, 10**15, Refill.DAILY, adaptive=True),
+        )
+
     def scaled(self, factor: float) -> Limits:
         """Return these limits times ``factor``, each at least 1."""
         values = {metric.value: max(1, round(limit * factor)) for metric, limit in self.items()}
@@ -151,7 +160,7 @@ class World:
 
     Attributes:
         hidden: The limits of each model, known to the provider and the oracle only.
-        configured: What keys.json says of them; a model without an entry has no limits there.
+        configured: What keys.json says of them; those of a model without an entry are to be learnt.
         projects: How many keys there are, each with a project of its own as far as is known.
         siblings: The keys that secretly belong to the project of the first key.
         wording: How much a 429 says, in all models or by the model.
@@ -185,7 +194,9 @@ class World:
                 Key(f"key-{n}", Secret(f"secret-{n}")),
                 model,
                 "light",
-                quotas=self.configured.get(model, Limits()).quotas(),
+                quotas=(
+                    self.configured[model].quotas() if model in self.configured else Limits.to_be_learnt()
+                ),
             )
             for n in range(self.projects)
             for model in self.hidden

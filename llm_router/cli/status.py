@@ -10,10 +10,18 @@ from llm_router.cli.options import KEYS, AsJson, Keys, Store
 from llm_router.cli.output import FAILED, complain, print_json, printable, say, show_table
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import Health, KeyStatus, LimitStatus
 from llm_router.errors import StoreError
 
 __all__ = ["state_of", "status"]
+
+_MINUTE, _HOUR = 60.0, 3600.0
+
+_SOURCES = {
+    "stated": "stated by the provider",
+    "inferred": "inferred from its refusals",
+    "unknown": "not refused so far; grew",
+}
 
 _COLUMNS = ("key", "model", "project", "workload", "priority", "state", "rpm", "tpm", "rpd", "tpd")
 
@@ -45,6 +53,10 @@ def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -
 def _show(health: Health, statuses: list[KeyStatus]) -> None:
     if statuses:
         show_table(_COLUMNS, [_row(row) for row in statuses])
+        for row in statuses:
+            for metric, limit in row["limits"].items():
+                if limit["learnt_ago"] is not None:
+                    say(printable(f"{row['key_id']} {row['model']}: {_learnt(metric, limit)}"))
     say(
         f"{'healthy' if health['healthy'] else 'not healthy'}: "
         f"{health['active_keys']} of {health['total_keys']} keys active, "
@@ -69,6 +81,23 @@ def _row(row: KeyStatus) -> tuple[str, ...]:
         row["rpd_usage"],
         row["tpd_usage"],
     )
+
+
+def _learnt(metric: str, limit: LimitStatus) -> str:
+    """Say in words what was learnt of a limit, when, and from what."""
+    words = f"{metric} {limit['limit']}"
+    if limit["configured"] is not None:
+        words += f" instead of {limit['configured']}"
+    words += f", {_SOURCES[limit['source']]} {_ago(limit['learnt_ago'] or 0.0)} ago"
+    if limit["raised_in"]:
+        words += f"; more is tried in {_ago(limit['raised_in'])}"
+    return words
+
+
+def _ago(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    return f"{seconds / _MINUTE:.0f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"
 
 
 def state_of(row: KeyStatus) -> str:

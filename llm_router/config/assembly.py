@@ -9,7 +9,7 @@ import attrs
 from llm_router.config.environment import Environment, secret_name
 from llm_router.config.findings import Report
 from llm_router.config.keyfile import Entry, KeyFile
-from llm_router.config.models import BUILT_IN, Model, quotas
+from llm_router.config.models import BUILT_IN, LEARN, Model, merged, quotas
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
@@ -96,17 +96,7 @@ class Assembly:
             self.report.error(f"{file}: keys", 'no key is active: set "active": true on at least one')
 
     def _check_models(self) -> None:
-        """Warn about models without limits, and about limits of models that are not deployed."""
-        silent: set[str] = set()
-        for entry in self.file.entries:
-            stated = entry.limits or self._model(entry.model).limits
-            if not stated and entry.model not in BUILT_IN and entry.model not in silent:
-                silent.add(entry.model)
-                self.report.warning(
-                    entry.where,
-                    f"model {entry.model!r} has no limits here and none are built in, so it is treated as "
-                    'unlimited until the provider refuses a request: add "limits"',
-                )
+        """Warn about limits of models that are not deployed."""
         deployed = {entry.model for entry in self.file.entries}
         for name in self.file.models:
             if deployed and name not in deployed:
@@ -154,13 +144,14 @@ class Assembly:
 
     def _deployment(self, entry: Entry, key: Key) -> Deployment:
         model = self._model(entry.model)
-        limits = {**BUILT_IN.get(entry.model, _UNKNOWN).limits, **model.limits, **entry.limits}
+        built_in = BUILT_IN.get(entry.model, _UNKNOWN)
+        limits, starts = merged(built_in.limits, model.limits, entry.limits)
         return Deployment(
             key,
             entry.model,
             workload=entry.workload or self._workload(entry.model),
             priority=entry.priority,
-            quotas=quotas(limits, model, self.guard),
+            quotas=quotas(limits, model, self.guard, starts),
             weight=entry.weight,
         )
 
@@ -180,4 +171,5 @@ class Assembly:
 
 
 def _shown(made: tuple[Quota, ...]) -> str:
-    return ", ".join(f"{quota.metric.value} {quota.limit}" for quota in made) or "unlimited"
+    shown = (f"{quota.metric.value} {LEARN if quota.adaptive else quota.limit}" for quota in made)
+    return ", ".join(shown) or "unlimited"

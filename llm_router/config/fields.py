@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 
 from llm_router.config.findings import Report
+from llm_router.config.models import LEARN, Limit
 from llm_router.config.redaction import is_placeholder, is_secret_field
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.numbers import real
@@ -169,15 +170,19 @@ class Fields:
         self._wrong(name, f"a whole number of {least} or more (at most {MOST})", _digits(value))
         return None
 
-    def limit(self, name: str) -> int | None:
+    def limit(self, name: str) -> Limit:
         """Read a limit; None means unlimited, so check first whether the field is there."""
         value = self._raw[name]
         if value is None:
             return None
+        if value == LEARN:
+            return LEARN
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST:
             return value
         self._wrong(
-            name, f"a whole number of 0 or more (at most {MOST}), or null for unlimited", _digits(value)
+            name,
+            f'a whole number of 0 or more (at most {MOST}), "learn", or null for unlimited',
+            _digits(value),
         )
         return None
 
@@ -195,6 +200,10 @@ class Fields:
     def inner(self, raw: Mapping[str, object], name: str) -> Fields:
         """Return a reader for an object inside this one."""
         return Fields(raw, self.where, self.report, prefix=f"{self._prefix}{name}.", variable=self.variable)
+
+    def says(self, name: str, word: str) -> bool:
+        """Return whether a field holds a certain word."""
+        return name in self and self._raw[name] == word
 
     def child(self, name: str) -> Fields | None:
         """Return a reader for an object in a field; the caller closes it."""

@@ -18,10 +18,10 @@ The whole format (``…`` marks what may be omitted)::
           },
           "limits": {                       … or the same fields beside model_name
             "rpm": 15,                      … requests per minute
-            "tpm": 1000000,                 … input tokens per minute
+            "tpm": "learn",                 … input tokens per minute; "learn": by what the provider refuses
             "rpd": 1500,                    … requests per day
             "tpd": null                     … input tokens per day; null is unlimited
-          }
+          }                                   "limits": "learn" is short for "learn" in the first three
         },
         {
           "key_id": "gemini-key-02",
@@ -43,8 +43,10 @@ The whole format (``…`` marks what may be omitted)::
     }
 
 The limit of each metric comes from the first of these that states it: the item of the entry's ``models``, the
-entry, the top-level ``models``, the built-in table. A metric that none of them states is unlimited. Each tag
-comes from the item of ``models``, then from the entry. Any other field is an error, and so is a secret.
+entry, the top-level ``models``, the built-in table. A number is a cap: what is learnt from refusals may be
+less, never more. Where ``"learn"`` overrides a number, that is where learning starts. A metric that none of
+them states is unlimited; of a model of which none is stated, the first three are learnt. Each tag comes from
+the item of ``models``, then from the entry. Any other field is an error, and so is a secret.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from llm_router.config.environment import secret_name
 from llm_router.config.fields import Fields, describe, is_name
 from llm_router.config.findings import Report
 from llm_router.config.jsonfile import read_json
-from llm_router.config.models import Limits, Model
+from llm_router.config.models import LEARN, LEARNT_METRICS, Limit, Limits, Model
 from llm_router.config.redaction import is_placeholder
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.quota import Metric, Refill
@@ -182,6 +184,7 @@ def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str,
         refill = fields.choice("refill", (Refill.ROLLING.value, Refill.STEADY.value))
         burst = fields.whole("burst", least=1)
         rpm = limits.get(Metric.RPM)
+        rpm = None if rpm == LEARN else rpm
         if burst is not None and refill != Refill.STEADY.value:
             fields.error("burst", 'needs a steady refill: add "refill": "steady", or remove the burst')
         elif burst is not None and rpm is not None and burst > max(rpm, 1):
@@ -190,8 +193,10 @@ def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str,
         yield name, Model(limits, workload, Refill(refill or Refill.ROLLING), burst)
 
 
-def _read_limits(fields: Fields) -> dict[Metric, int | None]:
+def _read_limits(fields: Fields) -> dict[Metric, Limit]:
     limits = {metric: fields.limit(metric.value) for metric in Metric if metric.value in fields}
+    if fields.says("limits", LEARN):
+        return {**dict.fromkeys(LEARNT_METRICS, LEARN), **limits}
     nested = fields.child("limits")
     if nested is None:
         return limits
@@ -261,7 +266,7 @@ def _read_entry(
 
 def _read_deployed(
     fields: Fields, workloads: tuple[str, ...]
-) -> Iterator[tuple[str, str | None, _Tags, dict[Metric, int | None]]]:
+) -> Iterator[tuple[str, str | None, _Tags, dict[Metric, Limit]]]:
     """Yield place, model, tags and limits of each item of ``models``, or of ``model_name``."""
     model, items = fields.model_name("model_name"), fields.items("models")
     if "model_name" in fields and "models" in fields:

@@ -4,7 +4,27 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-__all__ = ["Health", "KeyStatus"]
+__all__ = ["Health", "KeyStatus", "LimitStatus"]
+
+
+class LimitStatus(TypedDict):
+    """One quota of a deployment, with the limit in force and how it is known."""
+
+    used: int
+    """Requests or tokens that were taken and have not come back."""
+    limit: int | None
+    """How many are admitted; None while nothing is known of it."""
+    configured: int | None
+    """How many the configuration allows at most; None if it leaves the limit to be learnt."""
+    source: str
+    """``configured``, ``stated`` by the provider, ``inferred`` from its refusals, or ``unknown``: nothing was
+    refused so far."""
+    learnt_ago: float | None
+    """Seconds since the limit was learnt; None if it is not a learnt one."""
+    raised_in: float | None
+    """Seconds until more is tried; 0 while it is, None if it will not be."""
+    resets_in: float
+    """Seconds until all is back if nothing more is taken."""
 
 
 class KeyStatus(TypedDict):
@@ -31,6 +51,8 @@ class KeyStatus(TypedDict):
     """The metrics whose quota is used up now, such as ``["rpm"]``; empty if there is room in all of them."""
     room_in: float | None
     """Seconds after which there is room again, at the latest; 0 if there is now, None for never."""
+    limits: dict[str, LimitStatus]
+    """The quotas by metric; a metric without a limit is missing."""
     rpm_usage: str
     """``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is counted then."""
     tpm_usage: str

@@ -54,6 +54,7 @@ class DeploymentState(Candidate):
         daily_headroom: Share (0 to 1) of its tightest daily quota that remained at the last grant.
         minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
             assumed to come back evenly over a minute, so this plus the present time estimates what remains.
+        limits_due: Seconds since the epoch from when on an answer at the limit may raise it.
     """
 
     group: Group = attrs.field(kw_only=True, repr=False)
@@ -67,6 +68,7 @@ class DeploymentState(Candidate):
     features: dict[str, float] | None = attrs.field(default=None, kw_only=True, repr=False)
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
+    limits_due: float = attrs.field(default=0.0, init=False)
 
     @property
     def is_parked(self) -> bool:

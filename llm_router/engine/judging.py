@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 import attrs
 
 from llm_router.domain.clock import Clock
-from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
 from llm_router.engine.index import DeploymentState
+from llm_router.engine.learning import LimitLearner
+from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
@@ -33,6 +36,10 @@ _BLAMES = (FailureKind.KEY, FailureKind.MODEL)
 _REMEMBERED = 256
 """Most scopes of which it is remembered when they were last refused."""
 
+_PASSING = (FailureKind.QUOTA, FailureKind.SERVER)
+
+_NO_INFERENCE = Inference()
+
 _WITNESSES = 3
 _WITNESSED_WITHIN = 600.0
 """Projects that are told within so many seconds that a model does not exist before it is gone for all."""
@@ -48,6 +55,7 @@ class Judge:
         store: Where cooldowns are shared.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
+        on_room: Called when requests that wait may find room.
     """
 
     policy: RetryPolicy
@@ -55,10 +63,15 @@ class Judge:
     store: RateLimitStore
     clock: Clock
     reporter: Reporter | None = None
+    on_room: Callable[[], None] = lambda: None
+    learner: LimitLearner = attrs.field(init=False)
     _refused: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _missing: deque[tuple[float, str, str, str]] = attrs.field(
         factory=lambda: deque(maxlen=_REMEMBERED), init=False
     )
+
+    def __attrs_post_init__(self) -> None:
+        self.learner = LimitLearner(self.pool, self.store, self.clock, self.on_room, self.reporter)
 
     async def judge(
         self,
@@ -77,7 +90,8 @@ class Judge:
         """
         now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
         scope = store_scope(error, deployment)
-        strikes = max((probe.strikes for probe in probes if probe.scope == scope), default=0)
+        probed = max((p for p in probes if p.scope == scope), key=attrgetter("strikes"), default=None)
+        strikes, since = (0, None) if probed is None else (probed.strikes, probed.since or None)
         # What was sent before such a refusal was acted upon belongs to the same event.
         repeated = not strikes and self._refused.get(scope, began) > began
         if error.kind in PATH_FAILURES:
@@ -88,17 +102,35 @@ class Judge:
                 return await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
         elif not breaker.is_clear:
             breaker.record_success()
-        verdict = self.policy.judge(error, state, now, strikes, repeated=repeated)
+        inference = _NO_INFERENCE
+        if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
+            inference = await self.learner.infer(error, state, began, probed, repeated=repeated)
+        verdict = self.policy.judge(
+            error, state, now, strikes, repeated=repeated, since=since, inference=inference
+        )
+        await self._carry_out(verdict, error, state, probed)
+        return verdict
+
+    async def _carry_out(
+        self, verdict: Verdict, error: ProviderError, state: DeploymentState, probed: Cooldown | None
+    ) -> None:
+        now, scope = self.clock.time(), state.deployment.model_scope
         if verdict.avoid_until is not None:
             self.pool.avoid(state, verdict.avoid_until, str(error))
         if verdict.feature_until is not None and error.feature is not None:
-            self.pool.avoid_feature(deployment.model_scope, error.feature, verdict.feature_until)
-        if verdict.cooldown is not None:
+            self.pool.avoid_feature(scope, error.feature, verdict.feature_until)
+        if verdict.learnt:
             self._note(scope, now)
+            await self.learner.learn(state, verdict.learnt)
+        ends = now if verdict.cooldown is None else verdict.cooldown.until
+        if probed is not None and error.kind in _PASSING and ends < now + PROBE_TIME:
+            # Others must not wait for this probe for longer than what it found lasts.
+            await self._share(Cooldown.lift(probed.scope), state)
+        if verdict.cooldown is not None:
+            self._note(verdict.cooldown.scope, now)
             await self._impose(verdict.cooldown, state, now)
             if error.kind is FailureKind.MODEL and error.scope is FaultScope.DEPLOYMENT:
                 self._witness(state, verdict.cooldown, now)
-        return verdict
 
     async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
         """Lift the half-open cooldowns that a successful attempt has probed."""

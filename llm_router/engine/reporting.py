@@ -240,8 +240,10 @@ class Reporter:
     def imposed(self, cooldown: Cooldown, deployment: Deployment | None = None) -> None:
         """Report a cooldown, quarantine or lift that this process decided on, and what was learnt with it."""
         now, scope, reason, until = self._clock.time(), cooldown.scope, cooldown.reason, cooldown.until
-        event: Event
-        if until == -math.inf:
+        event: Event | None
+        if cooldown.only_teaches:
+            event = None
+        elif until == -math.inf:
             event = Lifted(at=now, scope=scope, deployment=deployment, reason=reason)
         elif cooldown.is_disabled:
             event = Disabled(at=now, scope=scope, deployment=deployment, reason=reason)
@@ -252,14 +254,16 @@ class Reporter:
             )
         else:
             event = CooledDown(at=now, scope=scope, deployment=deployment, reason=reason, until=until)
-        self.report(event)
+        if event is not None:
+            self.report(event)
         for learnt in cooldown.learnt:
             if learnt.limit is None:
                 self._learnt.pop((scope, learnt.metric), None)
             elif deployment is not None and self._learnt.get((scope, learnt.metric)) != learnt.limit:
                 self._learnt[scope, learnt.metric] = learnt.limit
+                metric, limit, source = learnt.metric, learnt.limit, learnt.source.value
                 self.report(
-                    LimitLearnt(at=now, deployment=deployment, metric=learnt.metric, limit=learnt.limit)
+                    LimitLearnt(at=now, deployment=deployment, metric=metric, limit=limit, source=source)
                 )
 
     # --- the store ------------------------------------------------------------------------------------

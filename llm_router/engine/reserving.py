@@ -212,6 +212,7 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
             )
+            lease.is_last = not (decision.headroom and decision.daily_headroom)
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
@@ -253,9 +254,22 @@ class Lease:
         gate: Held until the request is dispatched.
         on_return: Called with the state when quota came back early.
         probes: The half-open cooldowns that the request probes.
+
+    Attributes:
+        is_last: Whether it took the last of a quota.
     """
 
-    __slots__ = ("_gate", "_on_return", "_store", "_used", "demand", "probes", "reservation_id", "state")
+    __slots__ = (
+        "_gate",
+        "_on_return",
+        "_store",
+        "_used",
+        "demand",
+        "is_last",
+        "probes",
+        "reservation_id",
+        "state",
+    )
 
     def __init__(
         self,
@@ -275,6 +289,7 @@ class Lease:
         self.reservation_id = reservation_id
         self.state = state
         self.demand = demand
+        self.is_last = False
 
     def mark_sent(self) -> None:
         """Note that the request goes out now: from here on its quota may be used."""

@@ -8,11 +8,14 @@ from enum import Enum, auto
 import attrs
 
 from llm_router.domain.calendar import next_midnight
-from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
+from llm_router.domain.limits import LearntLimit
+from llm_router.domain.quota import PROVIDER_TIMEZONE
 from llm_router.engine.credentials import mark
 from llm_router.engine.index import DeploymentState
+from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
 __all__ = ["Next", "RetryPolicy", "Verdict", "store_scope"]
@@ -28,6 +31,15 @@ _KEY_LADDER = (10.0, 86_400.0)
 """The same for what is called invalid or suspended: asked for confirmation first, then once a day."""
 
 _OPEN_DAY = 0.05
+
+_OUTAGE = 3
+"""Failures of a deployment in a row after which one request at a time tries whether it is over."""
+
+_ESCALATION = 3.0
+"""How many times as long each further refusal without an explanation lasts."""
+
+
+_NOTHING_INFERRED = Inference()
 
 
 class Next(Enum):
@@ -53,6 +65,7 @@ class Verdict:
             avoid the (project, model), or None.
         unfit: Whether the model cannot serve this request, whatever the key.
         overloaded: Whether the model is overloaded: after two of its keys, another model is tried first.
+        learnt: The limits that every process that shares the store is to keep to from now on.
     """
 
     next: Next
@@ -61,6 +74,15 @@ class Verdict:
     feature_until: float | None = None
     unfit: bool = False
     overloaded: bool = False
+    learnt: tuple[LearntLimit, ...] = ()
+
+
+@attrs.frozen
+class _Strikes:
+    """How often in a row a scope was refused before, and since when."""
+
+    count: int
+    since: float
 
 
 @attrs.frozen
@@ -93,6 +115,8 @@ class RetryPolicy:
         strikes: int = 0,
         *,
         repeated: bool = False,
+        since: float | None = None,
+        inference: Inference = _NOTHING_INFERRED,
     ) -> Verdict:
         """Return what ``error`` on a deployment means, and count it against the deployment.
 
@@ -103,6 +127,8 @@ class RetryPolicy:
             strikes: How often in a row the scope of the failure was refused before.
             repeated: Whether the request was on its way before such a failure was last acted upon: then it is
                 the same event, and does not count again.
+            since: When the first of those strikes was; None if there were none.
+            inference: What the refusal says about limits.
         """
         match error.kind:
             case FailureKind.REQUEST:
@@ -112,76 +138,101 @@ class RetryPolicy:
                 cooldown = None if repeated else _quarantine(error, state.deployment, now, strikes)
                 return Verdict(Next.ELSEWHERE, cooldown)
             case FailureKind.QUOTA:
-                return self._judge_quota(error, state, now, strikes, repeated=repeated)
+                if repeated:
+                    return Verdict(Next.ELSEWHERE, learnt=inference.learnt)
+                return self._judge_quota(error, state, now, _Strikes(strikes, since or now), inference)
             case FailureKind.SERVER:
-                state.failures += 1
-                until = now + self.ceiling(state.failures)
-                scope = state.deployment.model_scope
-                return Verdict(Next.BACK_OFF, Cooldown(scope, until, f"provider: {error}"), overloaded=True)
+                cooldown = None if repeated else self._overload(error, state, now, strikes)
+                return Verdict(Next.BACK_OFF, cooldown, overloaded=True)
             case _:
                 # The path is this process's own: no other process need avoid the deployment.
                 state.failures += 1
                 return Verdict(Next.BACK_OFF, avoid_until=now + self.ceiling(state.failures))
 
-    def _judge_quota(
-        self, error: ProviderError, state: DeploymentState, now: float, strikes: int, *, repeated: bool
-    ) -> Verdict:
-        scope = store_scope(error, state.deployment)
-        # What a refusal of a whole project states are not the limits of the deployment.
-        learnt = tuple(
-            LearntLimit(violation.metric, violation.limit)
-            for violation in error.violations
-            if violation.metric is not None and violation.limit and error.scope is not FaultScope.PROJECT
+    def _overload(self, error: ProviderError, state: DeploymentState, now: float, strikes: int) -> Cooldown:
+        """Return the cooldown of an overloaded model; after a few in a row one request goes first."""
+        state.failures = max(state.failures, strikes) + 1
+        until, half_open = now + self.ceiling(state.failures), state.failures >= _OUTAGE
+        return Cooldown(
+            state.deployment.model_scope,
+            until,
+            f"provider: {error}",
+            half_open=half_open,
+            strikes=state.failures if half_open else 0,
+            since=now,
         )
-        named = [violation.metric for violation in error.violations if violation.metric is not None]
-        if error.scope is FaultScope.FEATURE and error.feature is not None:
-            until = now + self._minute_delay(error, state, explained=True)
-            return Verdict(Next.ELSEWHERE, feature_until=until)
-        if any(violation.limit == 0 for violation in error.violations):
-            if repeated:
-                return Verdict(Next.ELSEWHERE)
-            reason = "no quota for this model in this project (limit 0)"
-            return Verdict(Next.ELSEWHERE, _quarantine(error, state.deployment, now, strikes, reason))
-        if any(metric.is_daily for metric in named):
-            return Verdict(Next.ELSEWHERE, self._daily_cooldown(error, state, now, strikes, learnt))
-        until = now + self._minute_delay(error, state, explained=bool(named) or repeated)
-        names = ", ".join(metric.value for metric in named) or "unnamed quota"
-        return Verdict(Next.ELSEWHERE, Cooldown(scope, until, f"{names} spent, says the provider", learnt))
 
-    def _minute_delay(self, error: ProviderError, state: DeploymentState, *, explained: bool) -> float:
-        """Return how many seconds a minute's refusal lasts: from 1 to 900."""
-        delay = error.retry_delay
-        if delay is None:
-            delay = self.random.uniform(*_UNEXPLAINED)
-        elif delay > _SHORTEST_REFUSAL:
-            return min(delay, _LONGEST_UNEXPLAINED)
-        else:  # "retry at once" is said by mistake: wait, and longer each time that it is said again
-            delay, explained = _SHORTEST_REFUSAL, False
-        if explained:
-            return delay
-        state.failures += 1
-        return min(delay * 2.0 ** min(state.failures - 1, 16), _LONGEST_UNEXPLAINED)
-
-    def _daily_cooldown(
+    def _judge_quota(
         self,
         error: ProviderError,
         state: DeploymentState,
         now: float,
-        strikes: int,
-        learnt: tuple[LearntLimit, ...],
+        strikes: _Strikes,
+        inference: Inference,
+    ) -> Verdict:
+        named = [violation.metric for violation in error.violations if violation.metric is not None]
+        if error.scope is FaultScope.FEATURE and error.feature is not None:
+            until = now + self._minute_delay(error, 0)
+            return Verdict(Next.ELSEWHERE, feature_until=until)
+        if any(violation.limit == 0 for violation in error.violations):
+            reason = "no quota for this model in this project (limit 0)"
+            return Verdict(Next.ELSEWHERE, _quarantine(error, state.deployment, now, strikes.count, reason))
+        if any(metric.is_daily for metric in named) or inference.is_day_confirmed:
+            is_certain = inference.is_day_confirmed or strikes.count > 0
+            cooldown = self._daily_cooldown(error, state, now, is_certain=is_certain)
+        elif inference.is_explained:
+            cooldown = None
+        else:
+            cooldown = self._minute_cooldown(error, state, now, strikes, inference.pause)
+        return Verdict(Next.ELSEWHERE, cooldown, learnt=inference.learnt)
+
+    def _minute_delay(self, error: ProviderError, strikes: int, pause: float = 0.0) -> float:
+        """Return how many seconds a minute's refusal lasts: from 1 to 900.
+
+        What the provider asks for; otherwise, and if that is to retry at once, longer with each strike.
+        """
+        delay = error.retry_delay
+        if delay is None:
+            delay = self.random.uniform(pause, 2.0 * pause) if pause else self.random.uniform(*_UNEXPLAINED)
+        elif delay > _SHORTEST_REFUSAL:
+            return min(delay, _LONGEST_UNEXPLAINED)
+        else:  # said by mistake
+            delay = _SHORTEST_REFUSAL
+        return min(delay * _ESCALATION ** min(strikes, 16), _LONGEST_UNEXPLAINED)
+
+    def _minute_cooldown(
+        self, error: ProviderError, state: DeploymentState, now: float, strikes: _Strikes, pause: float
+    ) -> Cooldown:
+        """Return the cooldown of a refusal that the store's count does not explain.
+
+        At its end one request goes first. Each time that it is refused as well, the next one waits longer.
+        """
+        named = [violation.metric.value for violation in error.violations if violation.metric is not None]
+        reason = f"{', '.join(named) or 'unnamed quota'} spent, says the provider"
+        until = now + self._minute_delay(error, strikes.count, pause)
+        scope = store_scope(error, state.deployment)
+        return Cooldown(scope, until, reason, half_open=True, strikes=strikes.count + 1, since=strikes.since)
+
+    def _daily_cooldown(
+        self, error: ProviderError, state: DeploymentState, now: float, *, is_certain: bool
     ) -> Cooldown:
         """Return the cooldown of a daily refusal.
 
         It lasts until midnight, unless our own ledger gives reason to doubt it: then one request tries again
         after the delay that the provider asks for.
         """
-        daily = [quota for quota in state.deployment.quotas if quota.metric.is_daily]
         scope, reason = store_scope(error, state.deployment), "daily quota spent, says the provider"
-        midnight = next_midnight(now, daily[0].timezone if daily else "America/Los_Angeles") + 1.0
-        if bool(daily) and state.daily_headroom > _OPEN_DAY and strikes == 0:
-            until = min(now + self._minute_delay(error, state, explained=True), midnight)
-            return Cooldown(scope, until, reason, learnt, half_open=True, strikes=1, since=now)
-        return Cooldown(scope, midnight, reason, learnt, since=now)
+        midnight = _end_of_day(state.deployment, now)
+        is_counted = any(quota.metric.is_daily for quota in state.deployment.quotas)
+        if is_counted and state.daily_headroom > _OPEN_DAY and not is_certain:
+            until = min(now + self._minute_delay(error, 0), midnight)
+            return Cooldown(scope, until, reason, half_open=True, strikes=1, since=now)
+        return Cooldown(scope, midnight, reason, since=now)
+
+
+def _end_of_day(deployment: Deployment, now: float) -> float:
+    timezones = (quota.timezone for quota in deployment.quotas if quota.metric.is_daily)
+    return next_midnight(now, next(timezones, PROVIDER_TIMEZONE)) + 1.0
 
 
 def store_scope(error: ProviderError, deployment: Deployment) -> Scope:

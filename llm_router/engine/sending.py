@@ -13,6 +13,7 @@ import attrs
 
 from llm_router.domain.clock import Clock, sleep
 from llm_router.domain.deployment import plain_model
+from llm_router.domain.kinds import FailureKind
 from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
@@ -331,8 +332,8 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
-            elif self._lease.probes and isinstance(self._outcome, Reply):
-                await self._sender.judge.acquit(self._lease.state, self._lease.probes)
+            elif isinstance(self._outcome, Reply):
+                await self._acquit()
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -431,6 +432,14 @@ class OpenAttempt:
         elif not isinstance(outcome, ProviderError):
             _fail(send, outcome, self._sender.clock.time())
 
+    async def _acquit(self) -> None:
+        """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
+        lease, judge = self._lease, self._sender.judge
+        if lease.probes:
+            await judge.acquit(lease.state, lease.probes)
+        if lease.is_last and self._began + self._latency >= lease.state.limits_due:
+            await judge.learner.grow(lease.state)
+
     async def _judge(self, error: ProviderError) -> None:
         """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
         send, sender = self._send, self._sender
@@ -444,6 +453,9 @@ class OpenAttempt:
             return
         made = len(send.attempts)
         send.backoff = sender.policy.backoff(made) if verdict.next is Next.BACK_OFF else 0.0
+        if error.kind is FailureKind.QUOTA and send.waited < send.max_wait:
+            send.refused += 1  # who would have waited for quota has not used up an attempt
+        made -= send.refused
         # What was passed on cannot be taken back: after the first piece there is no other attempt.
         if self._texts or made > sender.policy.max_retries or _time_left(send, now) <= send.backoff:
             error.retry_after = retry_after(send.order, now)

@@ -41,6 +41,7 @@ class SendState:
         unfit: The groups whose model cannot serve the request.
         overloaded: The groups of which two deployments were overloaded: asked again only as a last resort.
         features: The features of the request that have quotas of their own, as far as they matter now.
+        refused: How many attempts were refused for want of quota while the request could have waited for it.
         backoff: Seconds to wait before the next attempt.
         response: What the caller gets; once there is one, no further attempt is made.
     """
@@ -64,5 +65,6 @@ class SendState:
     unfit: set[Group] = attrs.field(factory=set)
     overloaded: dict[Group, int] = attrs.field(factory=dict)
     features: frozenset[str] = frozenset()
+    refused: int = 0
     backoff: float = 0.0
     response: Response | None = None

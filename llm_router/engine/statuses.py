@@ -6,8 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 
-from llm_router.domain.quota import Metric, Refill
-from llm_router.domain.status import KeyStatus
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.limits import LimitSource
+from llm_router.domain.quota import MAX_LIMIT, Metric, Refill
+from llm_router.domain.status import KeyStatus, LimitStatus
 from llm_router.engine.index import DeploymentState
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
@@ -24,7 +26,11 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
-    usages = {quota.metric: f"{quota.used}/{quota.limit}" for quota in snapshot.quotas}
+    limits = {quota.metric: _limit_of(quota, deployment, now) for quota in snapshot.quotas}
+    usages = {
+        metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
+        for metric, limit in limits.items()
+    }
     spent = [quota for quota in snapshot.quotas if quota.used >= quota.limit]
     room_at = _room_at(snapshot, spent, state, now)
     return KeyStatus(
@@ -42,10 +48,27 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
         reason=reason if until > now else None,
         spent=[quota.metric.value for quota in spent],
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
+        limits={metric.value: limit for metric, limit in limits.items()},
         rpm_usage=usages.get(Metric.RPM, "0/∞"),
         tpm_usage=usages.get(Metric.TPM, "0/∞"),
         rpd_usage=usages.get(Metric.RPD, "0/∞"),
         tpd_usage=usages.get(Metric.TPD, "0/∞"),
+    )
+
+
+def _limit_of(quota: QuotaSnapshot, deployment: Deployment, now: float) -> LimitStatus:
+    configured = {each.metric: each for each in deployment.quotas}.get(quota.metric)
+    source, learnt = quota.source_on(deployment), quota.learnt
+    if source is LimitSource.CONFIGURED:
+        learnt = None
+    return LimitStatus(
+        used=quota.used,
+        limit=quota.limit if quota.limit < MAX_LIMIT else None,
+        configured=None if configured is None or configured.adaptive else configured.limit,
+        source=source.value,
+        learnt_ago=None if learnt is None else max(now - learnt.learnt_at, 0.0),
+        raised_in=None if learnt is None or learnt.raise_at == math.inf else max(learnt.raise_at - now, 0.0),
+        resets_in=max(quota.resets_at - now, 0.0),
     )
 
 

@@ -347,7 +347,8 @@ class LimitLearnt(Event):
         deployment: The deployment that was tried; the limit applies to its (project, model).
         metric: What is limited.
         limit: Requests or tokens per window.
-        source: How it is known: ``"stated"`` by the provider in a refusal.
+        source: How it is known: ``"stated"`` by the provider in a refusal, ``"inferred"`` from refusals that
+            named no number, or ``"unknown"``: nothing was refused so far, and it rises with each answer.
     """
 
     name: ClassVar[str] = "limit_learnt"

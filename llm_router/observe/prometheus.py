@@ -282,8 +282,7 @@ def _where(deployment: Deployment, metric: Metric) -> _Where:
 
 def _limits_of(snapshot: DeploymentSnapshot) -> Iterable[tuple[_Where, _Limit]]:
     deployment = snapshot.deployment
-    configured = {each.metric: each.limit for each in deployment.quotas}
     for quota in snapshot.quotas:
-        source = "configured" if configured.get(quota.metric) == quota.limit else "stated"
+        source = quota.source_on(deployment).value
         left = max(1 - quota.used / quota.limit, 0.0) if quota.limit else 0.0
         yield _where(deployment, quota.metric), _Limit(quota.limit, source, left)

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import attrs
 import pytest
 
 from llm_router import Deployment, FailureKind, Key, Metric, ProviderError, Secret
@@ -333,6 +334,45 @@ def test_a_router_with_right_limits_is_never_refused(world: ModuleType, runs: Mo
     )
     assert outcome.counts.refused == outcome.fates.failed == 0
     assert outcome.counts.admitted >= 0.97 * 6 * 10 * 30
+
+
+@pytest.mark.parametrize(
+    ("row", "refused"),
+    [
+        ("unknown-bare", 0.01),
+        ("unknown-named", 0.01),
+        ("high-bare", 0.015),
+        ("high-named", 0.015),
+        ("others-bare", 0.05),
+        pytest.param("others-stated", 0.05, marks=pytest.mark.slow),
+        pytest.param("siblings-bare", 0.05, marks=pytest.mark.slow),
+        pytest.param("siblings-stated", 0.05, marks=pytest.mark.slow),
+    ],
+)
+def test_limits_that_nobody_stated_are_found_and_kept(
+    load: Callable[[str], ModuleType], runs: ModuleType, row: str, refused: float
+) -> None:
+    """In the first hour few requests are refused, and nearly all of the quota is used."""
+    hour = attrs.evolve(load("_soak.rows").ROWS[row].world(1), hours=1.0)
+    outcome = runs.simulate(hour, runs.Setup("llm_router"))
+    oracle = runs.simulate(hour, runs.Setup("oracle"))
+    assert outcome.refused < refused
+    used = outcome.fates.answered / oracle.fates.answered
+    assert used > (0.85 if "others" in row else 0.97)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ["day-named", "day-bare"])
+def test_a_daily_limit_is_known_from_the_second_day_on(
+    load: Callable[[str], ModuleType], runs: ModuleType, row: str
+) -> None:
+    """At most one request a day and deployment is refused, and no quota is left."""
+    days = load("_soak.rows").ROWS[row].world(1)
+    outcome = runs.simulate(days, runs.Setup("llm_router"))
+    oracle = runs.simulate(days, runs.Setup("oracle"))
+    assert outcome.refused < 0.05
+    assert outcome.fates.answered == oracle.fates.answered
+    assert outcome.counts.refused_later <= days.projects
 
 
 def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:

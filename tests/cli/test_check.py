@@ -42,7 +42,7 @@ def test_every_error_is_listed(
 def test_warnings_alone_are_0(run: Callable[..., Result], home: Path) -> None:
     """Warnings do not make the check fail."""
     keys = json.loads((home / "keys.json").read_text())
-    del keys["keys"][0]["limits"]
+    keys["models"] = {"misspelt": {"rpm": 1}}
     (home / "keys.json").write_text(json.dumps(keys))
     result = run("check", "--json")
     (finding,) = json.loads(result.stdout)

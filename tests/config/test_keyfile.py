@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from tests.config.conftest import Project
 
 
-LIMIT = "must be a whole number of 0 or more (at most 1000000000000000), or null for unlimited; found "
+LIMIT = (
+    'must be a whole number of 0 or more (at most 1000000000000000), "learn", or null for unlimited; found '
+)
 
 
 def test_plain_form(project: Project) -> None:

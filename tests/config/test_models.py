@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router.domain.quota import GUARD, Refill
+from llm_router.domain.quota import GUARD, MAX_LIMIT, Refill
 
 if TYPE_CHECKING:
     from tests.config.conftest import Project
@@ -83,29 +83,53 @@ def test_burst_follows_a_lower_limit(project: Project, rpm: int) -> None:
     assert project.load().deployments[0].quotas[0].capacity == rpm
 
 
-def test_unknown_model_is_unlimited(project: Project, caplog: pytest.LogCaptureFixture) -> None:
-    """A model without limits is unlimited; one warning says so and is logged, however many keys have it."""
-    settings = project.write(*(project.entry(f"k{n}", model_name="new") for n in range(3))).load()
-    assert [deployment.quotas for deployment in settings.deployments] == [(), (), ()]
-    (warning,) = settings.warnings
-    assert warning.startswith(f"{project.path}: keys[0] (k0): model 'new' has no limits here and none are ")
-    assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
-        ("llm_router", "WARNING", warning)
+COUNTED = dict.fromkeys(("rpm", "tpm", "rpd"), (MAX_LIMIT, True))
+LEARNT = {"rpm": 4, "tpm": MAX_LIMIT, "rpd": MAX_LIMIT}
+
+
+def terms(project: Project) -> list[dict[str, tuple[int, bool]]]:
+    """Return limit and adaptivity of each quota of each deployment."""
+    return [
+        {quota.metric.value: (quota.limit, quota.adaptive) for quota in deployment.quotas}
+        for deployment in project.load().deployments
     ]
 
 
+def test_the_limits_of_an_unknown_model_are_learnt(project: Project) -> None:
+    """A few requests a minute go first; tokens and days are only counted until something is refused."""
+    project.write(*(project.entry(f"k{n}", model_name="new") for n in range(2)))
+    assert terms(project) == [{metric: (limit, True) for metric, limit in LEARNT.items()}] * 2
+    assert project.load().warnings == ()
+
+
 @pytest.mark.parametrize(
-    ("own", "models"),
+    ("own", "models", "expected"),
     [
-        ({"rpm": 3}, {}),
-        ({"limits": {"rpm": None}}, {}),
-        ({}, {"new": {"rpd": 3}}),
-        ({}, {"new": {"rpd": None}}),
+        ({"rpm": 3}, {}, {"rpm": (3, False)}),
+        ({"limits": {"rpm": None}}, {}, {}),
+        ({}, {"new": {"rpd": 3}}, {"rpd": (3, False)}),
+        ({}, {"new": {"rpd": None}}, {}),
+        ({"limits": "learn"}, {}, {metric: (limit, True) for metric, limit in LEARNT.items()}),
+        ({"limits": "learn"}, {"new": {"rpm": 15}}, {**COUNTED, "rpm": (15, True)}),
+        ({"rpm": 3}, {"new": {"limits": "learn"}}, {**COUNTED, "rpm": (3, False)}),
+        ({"limits": {"rpm": 15, "rpd": "learn"}}, {}, {"rpm": (15, False), "rpd": (MAX_LIMIT, True)}),
+        ({"rpm": "learn", "tpd": "learn"}, {}, {"rpm": (4, True), "tpd": (MAX_LIMIT, True)}),
+        ({"limits": "learn", "tpm": 900}, {}, {**COUNTED, "rpm": (4, True), "tpm": (900, False)}),
     ],
 )
-def test_stated_limits_need_no_warning(project: Project, own: dict[str, Any], models: dict[str, Any]) -> None:
-    """There is no warning if any limit of an unknown model is stated."""
-    assert project.write(project.entry(model_name="new", **own), models=models).load().warnings == ()
+def test_a_number_is_a_cap_and_learn_is_a_start(
+    project: Project, own: dict[str, Any], models: dict[str, Any], expected: dict[str, tuple[int, bool]]
+) -> None:
+    """What is not mentioned of a model is unlimited if anything is; "learn" starts from what it overrides."""
+    project.write(project.entry(model_name="new", **own), models=models)
+    assert terms(project) == [expected]
+    assert project.load().warnings == ()
+
+
+def test_learning_starts_from_the_built_in_table(project: Project) -> None:
+    """An entry may leave the limits of a model that is built in to be learnt."""
+    project.write(project.entry(model_name="gemini-1.5-pro", limits="learn"))
+    assert terms(project) == [{"rpm": (2, True), "tpm": (32_000, True), "rpd": (50, True)}]
 
 
 def test_models_without_a_key(project: Project) -> None:

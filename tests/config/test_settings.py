@@ -43,12 +43,12 @@ def test_example_without_secrets() -> None:
 
 def test_check_reports_everything(project: Project) -> None:
     """A check returns errors and warnings together, in order, and logs nothing."""
-    project.write(project.entry("a", model_name="new"), project.entry("b", rpm=-1), models={"x": {"rpm": 1}})
+    project.write(project.entry("a"), project.entry("b", rpm=-1), models={"x": {"rpm": 1}, "y": {"rpm": 1}})
     findings = check_settings(str(project.path), env=project.env)
     assert [(finding.level, finding.where.removeprefix(f"{project.path}: ")) for finding in findings] == [
         ("error", "keys[1] (b): rpm"),
-        ("warning", "keys[0] (a)"),
         ("warning", "models.x"),
+        ("warning", "models.y"),
     ]
 
 
@@ -74,7 +74,7 @@ def test_wrong_guard(project: Project, guard: float) -> None:
 def test_settings_hide_secrets(project: Project, caplog: pytest.LogCaptureFixture) -> None:
     """Neither settings nor logs show a secret or a password, and settings refuse to be pickled."""
     caplog.set_level(logging.DEBUG)
-    project.write(project.entry(model_name="new")).env.update(
+    project.write(models={"new": {"rpm": 1}}).env.update(
         REDIS_URL=f"redis://me:{PASSWORD}@localhost/0?password={PASSWORD}",
         GOOGLE_GEMINI_BASE_URL=f"http://me:{PASSWORD}@localhost/",
     )

@@ -22,7 +22,8 @@ from llm_router import (
     Refill,
     StoreUnavailableError,
 )
-from llm_router.domain.cooldown import LearntLimit
+from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Lease, Selector
@@ -112,6 +113,17 @@ async def test_a_status_describes_its_deployment(
         "reason": None,
         "spent": [],
         "room_in": 0.0,
+        "limits": {
+            "rpm": {
+                "used": 0,
+                "limit": 15,
+                "configured": 15,
+                "source": "configured",
+                "learnt_ago": None,
+                "raised_in": None,
+                "resets_in": 0.0,
+            }
+        },
         "rpm_usage": "0/15",
         "tpm_usage": "0/∞",
         "rpd_usage": "0/∞",
@@ -146,6 +158,35 @@ async def test_a_usage_shows_a_learnt_limit(
     await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 1.0, "rpm spent", learnt))
     [status] = await make_keys([deployment]).get_all_key_statuses()
     assert status["rpm_usage"] == "0/4"
+
+
+async def test_a_status_says_how_a_limit_is_known(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """What was learnt, from what, how long ago, and when more is tried; what is unknown has no limit."""
+    quotas = (
+        Quota(Metric.RPM, 4, adaptive=True),
+        Quota(Metric.TPM, MAX_LIMIT, adaptive=True),
+        Quota(Metric.RPD, 50, Refill.DAILY),
+    )
+    deployment = attrs.evolve(make_deployment(), quotas=quotas)
+    learnt = LearntLimit(Metric.RPM, 10, LimitSource.INFERRED, raised=11, raise_after=120.0)
+    too_many = LearntLimit(Metric.RPD, 200)
+    await store.cool_down(Cooldown.learn(deployment.model_scope, learnt, too_many))
+    clock.shift(30.0)
+    [status] = await make_keys([deployment]).get_all_key_statuses()
+    rpm, tpm, rpd = (status["limits"][metric] for metric in ("rpm", "tpm", "rpd"))
+    assert (rpm["limit"], rpm["configured"], rpm["source"]) == (10, None, "inferred")
+    assert (rpm["learnt_ago"], rpm["raised_in"]) == (30.0, 90.0)
+    assert (tpm["limit"], tpm["configured"], tpm["source"], tpm["learnt_ago"]) == (
+        None,
+        None,
+        "unknown",
+        None,
+    )
+    assert (rpd["limit"], rpd["configured"], rpd["source"]) == (50, 50, "configured")
+    assert (tpm["learnt_ago"], rpd["learnt_ago"]) == (None, None)
+    assert (status["rpm_usage"], status["tpm_usage"], status["rpd_usage"]) == ("0/10", "0/∞", "0/50")
 
 
 async def test_inactive_deployments_come_last_and_are_marked(

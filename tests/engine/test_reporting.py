@@ -124,7 +124,7 @@ async def test_a_refused_attempt_goes_elsewhere(
     async with make_router([first, second], observers=[seen]) as router:
         assert (await router.send("x")).success
     assert seen.names == [
-        *("send_began", "attempt_began", "attempt_ended", "settled", "cooled_down", "limit_learnt"),
+        *("send_began", "attempt_began", "attempt_ended", "settled", "limit_learnt", "cooled_down"),
         *("attempt_began", "attempt_ended", "settled", "send_ended"),
     ]
     assert [event.is_rate_limited for event in seen.of(AttemptEnded)] == [True, False]

@@ -12,6 +12,7 @@ import pytest
 from llm_router import Deployment, FailureKind, Metric, ProviderError, Quota, Refill
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.engine.index import DeploymentState
+from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.errors import QuotaViolation
@@ -182,20 +183,55 @@ def test_a_delay_that_the_provider_states_is_kept_exactly(
 def test_unexplained_refusals_cool_down_for_longer_each_time(
     policy: RetryPolicy, state: DeploymentState, violations: tuple[QuotaViolation, ...]
 ) -> None:
-    """Without a delay or a quota name the cooldown doubles with each refusal, up to 15 minutes."""
-    error = refusal(*violations)
-    assert [cooldown_length(policy, error, state) for _ in range(7)] == [
-        45.0,
-        90.0,
-        180.0,
-        360.0,
-        720.0,
-        900.0,
-        900.0,
-    ]
-    state.failures = 100_000
-    assert cooldown_length(policy, error, state) == 900.0
-    assert cooldown_after(policy, error, state).reason == "unnamed quota spent, says the provider"
+    """Without a delay or a quota name the cooldown lasts thrice as long each time, up to 15 minutes."""
+    error, lengths = refusal(*violations), []
+    for strikes in (0, 1, 2, 3, 100_000):
+        cooldown = policy.judge(error, state, NOW, strikes, since=NOW - 1.0).cooldown
+        assert cooldown is not None
+        assert (cooldown.half_open, cooldown.strikes, cooldown.since) == (True, strikes + 1, NOW - 1.0)
+        assert cooldown.reason == "unnamed quota spent, says the provider"
+        lengths.append(cooldown.until - NOW)
+    assert lengths == [45.0, 135.0, 405.0, 900.0, 900.0]
+    assert state.failures == 0
+
+
+def test_an_outage_is_probed_by_one_request_at_a_time(policy: RetryPolicy, state: DeploymentState) -> None:
+    """From the third failure in a row on; those on their way together are one, and strikes are shared."""
+    error = ProviderError("overloaded", kind="server", code=503)
+    found = [policy.judge(error, state, NOW).cooldown for _ in range(3)]
+    assert [cooldown is not None and cooldown.half_open for cooldown in found] == [False, False, True]
+    assert policy.judge(error, state, NOW, repeated=True) == Verdict(Next.BACK_OFF, overloaded=True)
+    state.failures = 0
+    cooldown = policy.judge(error, state, NOW, 6).cooldown
+    assert cooldown is not None
+    assert (cooldown.half_open, cooldown.strikes) == (True, 7)
+    assert cooldown.until - NOW == policy.ceiling(7)
+
+
+def test_a_confirmed_day_lasts_until_midnight(policy: RetryPolicy, state: DeploymentState) -> None:
+    """Though the refusal names nothing."""
+    inference = Inference(is_day_confirmed=True)
+    cooldown = policy.judge(refusal(), state, NOW, 7, inference=inference).cooldown
+    assert cooldown is not None
+    assert (cooldown.until - NOW, cooldown.half_open) == (20 * HOUR + 1.0, False)
+
+
+def test_refusals_of_one_event_count_once(policy: RetryPolicy, state: DeploymentState) -> None:
+    """What was on its way already only helps to find the limit."""
+    inference = Inference((LearntLimit(Metric.RPM, 3),))
+    verdict = policy.judge(refusal(), state, NOW, repeated=True, inference=inference)
+    assert verdict == Verdict(Next.ELSEWHERE, learnt=inference.learnt)
+
+
+def test_a_refusal_that_the_count_explains_cools_nothing_down(
+    policy: RetryPolicy, state: DeploymentState
+) -> None:
+    """The learnt limit keeps the deployment closed for exactly as long as needed."""
+    inference = Inference((LearntLimit(Metric.RPM, 3),), is_explained=True)
+    error = refusal(QuotaViolation(Metric.RPM, None), delay=36.0)
+    assert policy.judge(error, state, NOW, inference=inference) == Verdict(
+        Next.ELSEWHERE, learnt=inference.learnt
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
@@ -217,18 +253,6 @@ def test_the_reason_names_the_spent_quotas(policy: RetryPolicy, state: Deploymen
     """The reason lists all quotas of the refusal in the provider's order."""
     error = refusal(QuotaViolation(Metric.TPM, None), QuotaViolation(Metric.RPM, None))
     assert cooldown_after(policy, error, state).reason == "tpm, rpm spent, says the provider"
-
-
-def test_stated_limits_are_learnt(policy: RetryPolicy, state: DeploymentState) -> None:
-    """A limit is learnt if the refusal states both a known metric and a number."""
-    error = refusal(
-        QuotaViolation(Metric.RPM, 15),
-        QuotaViolation(Metric.TPM, None),
-        QuotaViolation(None, 7),
-        QuotaViolation(Metric.RPD, 200),
-    )
-    learnt = cooldown_after(policy, error, state).learnt
-    assert learnt == (LearntLimit(Metric.RPM, 15), LearntLimit(Metric.RPD, 200))
 
 
 @pytest.mark.parametrize("metric", [Metric.RPM, Metric.RPD, None])
@@ -254,7 +278,6 @@ def test_a_daily_refusal_lasts_until_midnight_at_the_provider(
     error = refusal(QuotaViolation(Metric.RPD, 200), delay=36.0)
     cooldown = cooldown_after(policy, error, state)
     assert cooldown.until == NOW + 20 * HOUR + 1.0
-    assert cooldown.learnt == (LearntLimit(Metric.RPD, 200),)
     assert "daily" in cooldown.reason
 
 

@@ -1,0 +1,148 @@
+"""Learn limits: read the count behind a refusal or an answer, and share what the controller makes of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Scope
+from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.engine.index import DeploymentState
+from llm_router.engine.limits import (
+    WINDOW,
+    Circumstances,
+    Inference,
+    after_answer,
+    after_refusal,
+    first_inferences,
+    for_another_project,
+)
+from llm_router.engine.pool import Pool
+from llm_router.engine.reporting import Reporter
+from llm_router.errors import ProviderError, StoreError
+from llm_router.stores.base import QuotaSnapshot, RateLimitStore
+
+__all__ = ["LimitLearner"]
+
+_log = logging.getLogger("llm_router")
+
+_LOOKED_AT = 5.0
+"""Seconds for which one answer alone looks at the limits that it may raise."""
+
+_REMEMBERED = 256
+"""Most (project, model) of which it is remembered when their limit was found."""
+
+_OTHERS = 64
+"""Most other projects that start from a limit that was learnt on one."""
+
+
+@attrs.define(eq=False)
+class LimitLearner:
+    """Learns limits from refusals and answers.
+
+    Attributes:
+        pool: The deployments.
+        store: Where limits are kept, and what is counted.
+        clock: Where time comes from.
+        on_room: Called when requests that wait may find room.
+        reporter: Reports to observers, or None.
+    """
+
+    pool: Pool
+    store: RateLimitStore
+    clock: Clock
+    on_room: Callable[[], None]
+    reporter: Reporter | None = None
+    _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
+
+    async def infer(
+        self,
+        error: ProviderError,
+        state: DeploymentState,
+        began: float,
+        probed: Cooldown | None,
+        *,
+        repeated: bool,
+    ) -> Inference:
+        """Return what a refusal says about limits; have other projects of the model start from them.
+
+        Args:
+            error: The refusal.
+            state: The deployment.
+            began: When the refused request was sent, in seconds since the epoch.
+            probed: The half-open cooldown that the request probed, or None.
+            repeated: Whether it was on its way before another refusal was acted upon.
+        """
+        now, scope = self.clock.time(), state.deployment.model_scope
+        [quotas] = await self._quotas_of([state])
+        finding = repeated and self._found.get(scope, -math.inf) >= began
+        strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
+        when = Circumstances(now, began, strikes, since, repeated, finding)
+        inference = after_refusal(error, state.deployment, quotas, when)
+        state.limits_due = min(state.limits_due, now + WINDOW)
+        news = first_inferences(inference.learnt, quotas)
+        if news:
+            self._note(scope, now)
+            others = self._other_projects(state)
+            for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
+                if prior := for_another_project(news, other.deployment, its_quotas):
+                    await self.learn(other, prior)
+        return inference
+
+    async def grow(self, state: DeploymentState) -> None:
+        """Let limits rise that an answer has proven too low, if it is time to look at them."""
+        now = self.clock.time()
+        state.limits_due = now + _LOOKED_AT
+        [quotas] = await self._quotas_of([state])
+        growth = after_answer(state.deployment, quotas, now)
+        state.limits_due = growth.due
+        if growth.learnt:
+            await self.learn(state, growth.learnt)
+            self.pool.return_quota(state.deployment.model_scope, now)
+            self.on_room()
+
+    async def learn(self, state: DeploymentState, limits: tuple[LearntLimit, ...]) -> None:
+        """Share limits of the (project, model) of a deployment, and say so."""
+        lesson = Cooldown.learn(state.deployment.model_scope, *limits)
+        for entry in lesson.learnt:
+            level = logging.DEBUG if entry.source is LimitSource.UNKNOWN else logging.INFO
+            text = "%s: at most %s %s from now on (%s)"
+            _log.log(level, text, state.deployment.id, entry.limit, entry.metric.value, entry.source.value)
+        if self.reporter is not None:
+            self.reporter.imposed(lesson, state.deployment)
+        try:
+            await self.store.cool_down(lesson)
+        except StoreError as error:
+            _log.debug("a limit could not be shared: %s", error)
+
+    def _note(self, scope: Scope, now: float) -> None:
+        self._found.pop(scope, None)
+        self._found[scope] = now
+        if len(self._found) > _REMEMBERED:
+            del self._found[next(iter(self._found))]
+
+    def _other_projects(self, state: DeploymentState) -> list[DeploymentState]:
+        """Return a deployment of the same model in each other project, at most a few."""
+        found = {state.deployment.model_scope: state}
+        for group in self.pool.groups.values():
+            if (group.upstream, group.model) == (state.group.upstream, state.group.model):
+                for other in group.states:
+                    if len(found) <= _OTHERS:
+                        found.setdefault(other.deployment.model_scope, other)
+        del found[state.deployment.model_scope]
+        return list(found.values())
+
+    async def _quotas_of(self, states: list[DeploymentState]) -> list[tuple[QuotaSnapshot, ...]]:
+        if not states:
+            return []
+        try:
+            snapshots = await self.store.snapshot([state.deployment for state in states])
+        except StoreError as error:
+            _log.debug("the count behind a refusal or an answer could not be read: %s", error)
+            return [()] * len(states)
+        return [snapshot.quotas for snapshot in snapshots]

@@ -1,0 +1,344 @@
+"""Decide what refusals and answers say about limits: the controller of learnt limits, without any I/O.
+
+A refusal that names a number is believed. One without teaches what was admitted in the window before it: the
+store's own count then refuses in time. A learnt limit rises by itself after a while, by one request, for all
+who share the store: if that earns a refusal, the next try waits twice as long; if a window passes without
+one, the steps become longer. Where nothing is known, a few requests go first, and more with each answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from llm_router.domain.calendar import next_midnight
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
+from llm_router.domain.quota import GUARD, MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Refill
+from llm_router.errors import ProviderError
+from llm_router.stores.base import QuotaSnapshot
+
+__all__ = [
+    "FIRST_WAIT",
+    "LONGEST_WAIT",
+    "WINDOW",
+    "Circumstances",
+    "Growth",
+    "Inference",
+    "after_answer",
+    "after_refusal",
+    "first_inferences",
+    "for_another_project",
+]
+
+WINDOW = MINUTE + GUARD
+"""Seconds after which what was admitted no longer counts."""
+
+FIRST_WAIT = 120.0
+"""Seconds after which one request more is tried for the first time."""
+
+LONGEST_WAIT = 1800.0
+"""Most seconds between two such tries. At a limit of 10 a minute each costs one refusal of 300 requests; half
+of it is how long a limit that was raised goes unnoticed, on average."""
+
+_PROVEN_AFTER = 10.0
+"""Seconds after which a limit that was raised has proven itself, if more than before was admitted: at a limit
+that is spent, the first request more is refused at once."""
+
+_CHECK = 600.0
+"""Seconds after which an answer at a known limit is a reason to look for what others have learnt."""
+
+_DAY_SPENT = 3600.0
+"""Seconds for which refusals have no explanation before they are taken for those of a spent day."""
+
+_LOWERED = 4
+"""A refusal below a limit lowers it by at most one part of this many."""
+
+_SHORTEST_PAUSE = 3.0
+
+_UNKNOWN_GROWTH = 8
+"""Where nothing is known, each answer at the limit raises it by one part of this many: by one of eight."""
+
+_TOKEN_STEP = 50
+"""A step of a token limit is one part of this many."""
+
+
+@attrs.frozen
+class Inference:
+    """What a refusal says.
+
+    Attributes:
+        learnt: The limits to learn.
+        is_explained: Whether the store's own count refuses now, for as long as needed: no cooldown must.
+        is_day_confirmed: Whether the day's quota is known to be spent: trying once more would not help.
+        pause: Seconds after which, or twice that, to try again if the provider says nothing and the count
+            does not explain the refusal; 0 if nothing was admitted for a whole window.
+    """
+
+    learnt: tuple[LearntLimit, ...] = ()
+    is_explained: bool = False
+    is_day_confirmed: bool = False
+    pause: float = 0.0
+
+
+@attrs.frozen
+class Circumstances:
+    """When a refused request was sent, and what had happened before.
+
+    Attributes:
+        now: Seconds since the epoch.
+        began: When the request was sent, likewise.
+        strikes: How often in a row it was refused before, each time after it had been left alone.
+        since: When the first of those strikes was, in seconds since the epoch.
+        repeated: Whether it was on its way before another refusal was acted upon: both are one event.
+        finding: Whether that was the event in which the limit was found.
+    """
+
+    now: float
+    began: float
+    strikes: int = 0
+    since: float = math.inf
+    repeated: bool = False
+    finding: bool = False
+
+
+@attrs.frozen
+class Growth:
+    """What an answer says.
+
+    Attributes:
+        learnt: The limits to learn.
+        due: When the next answer says something new, in seconds since the epoch.
+    """
+
+    learnt: tuple[LearntLimit, ...]
+    due: float
+
+
+def after_refusal(
+    error: ProviderError, deployment: Deployment, quotas: Sequence[QuotaSnapshot], when: Circumstances
+) -> Inference:
+    """Return what a refusal for want of quota says about the limits of a deployment.
+
+    Args:
+        error: The refusal.
+        deployment: The deployment.
+        quotas: Its quotas after the refused request was given back.
+        when: The circumstances.
+    """
+    counted = {quota.metric: quota for quota in quotas}
+    stated = _named(error)
+    daily = {metric: limit for metric, limit in stated.items() if metric.is_daily}
+    if not stated and _is_day_over(counted, when):
+        daily, when = {Metric.RPD: None}, attrs.evolve(when, strikes=max(when.strikes, 1))
+    if daily:
+        return _day_spent(daily, counted, deployment, when)
+    steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
+    learnt: list[LearntLimit] = []
+    is_explained, pause = True, 0.0
+    for metric, limit in (stated or {_likeliest(counted): None}).items():
+        quota = None if metric in steady else counted.get(metric)
+        entry, is_closed = _admitted(metric, limit, quota, when)
+        is_explained = is_explained and is_closed
+        if entry is not None:
+            learnt.append(entry)
+        if quota is not None and quota.used and quota.limit and quota.learnt is not None:
+            pause = max(_SHORTEST_PAUSE, MINUTE / quota.limit)
+    return Inference(tuple(learnt), is_explained, pause=pause)
+
+
+def _named(error: ProviderError) -> dict[Metric, int | None]:
+    """Return the metrics that a refusal names, and for each the lowest limit that it states, if any."""
+    named: dict[Metric, int | None] = {}
+    for violation in error.violations:
+        if violation.metric is not None:
+            limits = (violation.limit, named.get(violation.metric))
+            named[violation.metric] = min((limit for limit in limits if limit is not None), default=None)
+    return named
+
+
+def _is_day_over(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> bool:
+    """Return whether a refusal that names nothing is one of a spent day."""
+    day = counted.get(Metric.RPD)
+    if day is not None and day.learnt is not None and day.used >= day.learnt.limit:
+        return True  # one more was tried than yesterday
+    return when.strikes > 0 and when.now - when.since >= _DAY_SPENT
+
+
+def _admitted(
+    metric: Metric, stated: int | None, quota: QuotaSnapshot | None, when: Circumstances
+) -> tuple[LearntLimit | None, bool]:
+    """Return the limit to learn for a metric, if any, and whether the count now refuses by itself."""
+    as_stated = None if stated is None else _with_rise(LearntLimit(metric, stated), FIRST_WAIT)
+    if quota is None or quota.used < 1:
+        return as_stated, False
+    used, record = quota.used, quota.learnt
+    if record is None or record.source is LimitSource.UNKNOWN:
+        # Far below what is expected, the minute may be at fault: others used the quota, or the store is new.
+        expected = quota.limit * _LIKELY if stated is None else stated
+        if when.strikes == 0 and used < expected:
+            return as_stated, False
+        return _found(metric, used, stated, FIRST_WAIT), True
+    if when.repeated or when.began <= record.learnt_at:
+        # Each that is given back shows more exactly what was admitted; but where others use the quota as
+        # well, that is less than what will be.
+        is_exact = when.finding and used < record.limit
+        return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, True
+    waited = max(WINDOW, min(record.raise_at - record.learnt_at, LONGEST_WAIT))
+    if used >= record.limit:  # one more was tried
+        return _found(metric, record.limit, stated, min(2.0 * waited, LONGEST_WAIT)), True
+    # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
+    limit = max(used, record.limit - max(1, record.limit // _LOWERED))
+    return _found(metric, limit, stated, WINDOW), False
+
+
+def _found(metric: Metric, limit: int, stated: int | None, wait: float) -> LearntLimit:
+    source = LimitSource.INFERRED if stated is None or limit < stated else LimitSource.STATED
+    return _with_rise(LearntLimit(metric, limit if stated is None else min(limit, stated), source), wait)
+
+
+def _with_rise(learnt: LearntLimit, after: float, step: int | None = None) -> LearntLimit:
+    assert learnt.limit is not None  # noqa: S101 - it is one that is in force
+    step = _step(learnt.metric, learnt.limit) if step is None else step
+    return attrs.evolve(learnt, raised=learnt.limit + step, raise_after=after)
+
+
+def _step(metric: Metric, limit: int) -> int:
+    return max(1, limit // _TOKEN_STEP) if metric.counts_tokens else 1
+
+
+def _likeliest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:
+    """Return the metric that a refusal without a name is about: the one of which the most is used."""
+    minutes = [quota for metric, quota in counted.items() if not metric.is_daily and quota.limit > 0]
+    fullest = max(minutes, key=lambda quota: quota.used / quota.limit, default=None)
+    if fullest is None or fullest.used < _LIKELY * fullest.limit:
+        return Metric.RPM
+    return fullest.metric
+
+
+_LIKELY = 0.5
+"""The share of a limit below which it is not what was spent."""
+
+
+def _day_spent(
+    daily: Mapping[Metric, int | None],
+    counted: Mapping[Metric, QuotaSnapshot],
+    deployment: Deployment,
+    when: Circumstances,
+) -> Inference:
+    """Return what a refusal for the day says: once it is certain, its count is tomorrow's limit.
+
+    Tomorrow one request more is tried.
+    """
+    timezones = {quota.metric: quota.timezone for quota in deployment.quotas}
+    learnt: list[LearntLimit] = []
+    is_confirmed = when.strikes > 0
+    for metric, stated in daily.items():
+        quota = counted.get(metric)
+        used = 0 if quota is None else quota.used
+        record = None if quota is None else quota.learnt
+        known = stated if record is None else min(record.limit, stated or record.limit)
+        is_confirmed = is_confirmed or (known is not None and 0 < known <= used)
+    if is_confirmed:
+        learnt = _mistaken(counted, when)
+        for metric, stated in daily.items():
+            quota = counted.get(metric)
+            limit = stated or (0 if quota is None else quota.used)
+            if limit > 0:
+                source = LimitSource.INFERRED if stated is None else LimitSource.STATED
+                midnight = next_midnight(when.now, timezones.get(metric, PROVIDER_TIMEZONE))
+                learnt.append(_with_rise(LearntLimit(metric, limit, source), midnight - when.now))
+    else:
+        learnt = [LearntLimit(metric, stated) for metric, stated in daily.items() if stated]
+    return Inference(tuple(learnt), is_explained=False, is_day_confirmed=is_confirmed)
+
+
+def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> list[LearntLimit]:
+    """Return what ends the limits of a minute that were inferred while in truth the day was over."""
+    known = {metric: quota.learnt for metric, quota in counted.items() if not metric.is_daily}
+    return [
+        LearntLimit(metric, None, replaces=record.learnt_at)
+        for metric, record in known.items()
+        if record is not None
+        and record.source is LimitSource.INFERRED
+        and record.learnt_at >= when.since - 2.0 * WINDOW
+    ]
+
+
+def first_inferences(
+    learnt: Sequence[LearntLimit], quotas: Sequence[QuotaSnapshot]
+) -> tuple[LearntLimit, ...]:
+    """Return those of the limits inferred for a minute before which nothing was known."""
+    known = {
+        quota.metric
+        for quota in quotas
+        if quota.learnt is not None and quota.learnt.source is not LimitSource.UNKNOWN
+    }
+    return tuple(entry for entry in learnt if not entry.metric.is_daily and entry.metric not in known)
+
+
+def for_another_project(
+    learnt: Sequence[LearntLimit], deployment: Deployment, quotas: Sequence[QuotaSnapshot]
+) -> tuple[LearntLimit, ...]:
+    """Return what another project of the same model learns from what was learnt on one: where to start.
+
+    Only where nothing is known yet, and less than that was tried.
+    """
+    adaptive = {quota.metric for quota in deployment.quotas if quota.adaptive}
+    present = {quota.metric: quota for quota in quotas if quota.metric in adaptive}
+    prior: list[LearntLimit] = []
+    for entry in learnt:
+        quota = present.get(entry.metric)
+        if quota is None or entry.limit is None or quota.limit > entry.limit:
+            continue
+        record = quota.learnt
+        if record is None or record.source is LimitSource.UNKNOWN:
+            replaces = 0.0 if record is None else record.learnt_at
+            prior.append(attrs.evolve(entry, source=LimitSource.INFERRED, replaces=replaces))
+    return tuple(prior)
+
+
+def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: float) -> Growth:
+    """Return what an answer says of the limits of a deployment one of whose quotas is used up.
+
+    Args:
+        deployment: The deployment.
+        quotas: Its quotas after the answer.
+        now: Seconds since the epoch.
+    """
+    configured = {quota.metric: quota for quota in deployment.quotas}
+    learnt: list[LearntLimit] = []
+    due = now + _CHECK
+    for quota in quotas:
+        terms = configured.get(quota.metric)
+        record, is_adaptive = quota.learnt, terms is not None and terms.adaptive
+        if record is None:
+            if is_adaptive and quota.limit < MAX_LIMIT:  # nothing was refused so far
+                due = now
+                if quota.used >= quota.limit:
+                    learnt.append(_one_of_eight(quota, 0.0))
+        elif terms is not None and not is_adaptive and record.limit >= terms.limit:
+            continue  # the configuration allows no more
+        elif record.source is LimitSource.UNKNOWN:
+            due = now
+            if quota.used >= quota.limit:
+                learnt.append(_one_of_eight(quota, record.learnt_at))
+        elif (proven_at := record.raise_at + (0.0 if quota.metric.is_daily else _PROVEN_AFTER)) > now:
+            due = min(due, proven_at)
+        elif quota.used > record.limit:
+            learnt.append(_longer_step(quota.metric, record))
+    return Growth(tuple(learnt), due)
+
+
+def _one_of_eight(quota: QuotaSnapshot, replaces: float) -> LearntLimit:
+    limit = quota.limit + max(1, quota.limit // _UNKNOWN_GROWTH)
+    return LearntLimit(quota.metric, limit, LimitSource.UNKNOWN, replaces=replaces)
+
+
+def _longer_step(metric: Metric, record: LimitRecord) -> LearntLimit:
+    """Return the limit that has proven itself, to rise by twice as much as it just did."""
+    learnt = LearntLimit(metric, record.raised, record.source, replaces=record.learnt_at)
+    step = 2 * max(record.raised - record.limit, 1)
+    return _with_rise(learnt, 0.0 if metric.is_daily else _PROVEN_AFTER, step)

@@ -1,0 +1,284 @@
+"""What the controller of learnt limits concludes from refusals and answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from llm_router import Deployment, Metric, ProviderError, Quota, Refill
+from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
+from llm_router.domain.quota import MAX_LIMIT
+from llm_router.engine.limits import (
+    FIRST_WAIT,
+    LONGEST_WAIT,
+    WINDOW,
+    Circumstances,
+    Inference,
+    after_answer,
+    after_refusal,
+    first_inferences,
+    for_another_project,
+)
+from llm_router.errors import QuotaViolation
+from llm_router.stores.base import QuotaSnapshot
+
+MakeDeployment = Callable[..., Deployment]
+
+NOW = 1_800_014_400.0
+"""Noon UTC: four in the morning in Los Angeles."""
+
+TO_MIDNIGHT = 20 * 3600.0
+STATED, INFERRED, UNKNOWN = LimitSource.STATED, LimitSource.INFERRED, LimitSource.UNKNOWN
+RPM, TPM, RPD = Metric.RPM, Metric.TPM, Metric.RPD
+
+
+def refusal(*violations: tuple[Metric, int | None]) -> ProviderError:
+    named = tuple(QuotaViolation(metric, limit) for metric, limit in violations)
+    return ProviderError("refused", kind="quota", code=429, violations=named)
+
+
+def counted(metric: Metric, used: int, limit: int, learnt: LimitRecord | None = None) -> QuotaSnapshot:
+    return QuotaSnapshot(metric, limit, used, NOW + 60.0, learnt)
+
+
+def record(
+    limit: int,
+    source: LimitSource = INFERRED,
+    *,
+    ago: float = 1000.0,
+    wait: float = FIRST_WAIT,
+    raised: int | None = None,
+) -> LimitRecord:
+    """Make the record of a limit that was learnt some seconds ago, and rises ``wait`` after that."""
+    learnt_at = NOW - ago
+    return LimitRecord(limit, source, learnt_at, limit + 1 if raised is None else raised, learnt_at + wait)
+
+
+def found(
+    metric: Metric, limit: int, source: LimitSource = INFERRED, wait: float = FIRST_WAIT
+) -> LearntLimit:
+    """Return a limit that rises by one request, or by 2 % of the tokens, after ``wait`` seconds."""
+    step = max(1, limit // 50) if metric.counts_tokens else 1
+    return LearntLimit(metric, limit, source, limit + step, wait)
+
+
+@pytest.fixture
+def conclude(make_deployment: MakeDeployment) -> Callable[..., Inference]:
+    """Draw the conclusion from a refusal of a request that was sent a second ago."""
+
+    def after(
+        *quotas: QuotaSnapshot,
+        named: tuple[tuple[Metric, int | None], ...] = (),
+        configured: tuple[Quota, ...] = (Quota(RPM, 15),),
+        **circumstances: Any,
+    ) -> Inference:
+        deployment = attrs.evolve(make_deployment(), quotas=configured)
+        when = Circumstances(NOW, **{"began": NOW - 1.0, **circumstances})
+        return after_refusal(refusal(*named), deployment, quotas, when)
+
+    return after
+
+
+# --- refusals for the minute --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", [(), ((RPM, None),)])
+def test_what_was_admitted_is_the_limit(
+    conclude: Callable[..., Inference], named: tuple[tuple[Metric, int | None], ...]
+) -> None:
+    """A refusal without a number teaches the count of the window before it, which explains it."""
+    assert conclude(counted(RPM, 10, 15), named=named) == Inference((found(RPM, 10),), is_explained=True)
+
+
+def test_a_limit_far_below_what_is_expected_needs_a_second_refusal(
+    conclude: Callable[..., Inference],
+) -> None:
+    """The first may be the fault of the minute; after the deployment was left alone it is believed."""
+    assert conclude(counted(RPM, 3, 15)) == Inference()
+    assert conclude(counted(RPM, 3, 15), strikes=1) == Inference((found(RPM, 3),), is_explained=True)
+
+
+def test_nothing_is_learnt_where_nothing_was_admitted(conclude: Callable[..., Inference]) -> None:
+    """Without a request in the window, or without a count, a refusal must be waited out."""
+    assert conclude(counted(RPM, 0, 15)) == conclude() == Inference()
+
+
+def test_a_stated_limit_is_believed(conclude: Callable[..., Inference]) -> None:
+    """Down and up; the lowest of several; it explains the refusal if as much was counted."""
+    stated = ((RPM, 12), (RPM, 10), (RPM, None))
+    assert conclude(counted(RPM, 10, 15), named=stated) == Inference(
+        (found(RPM, 10, STATED),), is_explained=True
+    )
+    assert conclude(counted(RPM, 7, 15), named=stated) == Inference((found(RPM, 10, STATED),))
+    before = record(5, ago=10.0)
+    assert conclude(counted(RPM, 0, 5, before), named=stated).learnt == (found(RPM, 10, STATED),)
+
+
+def test_a_bare_refusal_is_about_the_fullest_quota(conclude: Callable[..., Inference]) -> None:
+    """Of requests, unless more than half of the tokens are used and a larger share of them."""
+    configured = (Quota(RPM, 10), Quota(TPM, 1000))
+    for requests, tokens, expected in (
+        (9, 800, found(RPM, 9)),
+        (6, 900, found(TPM, 900)),
+        (5, 400, found(RPM, 5)),
+    ):
+        quotas = counted(RPM, requests, 10), counted(TPM, tokens, 1000)
+        assert conclude(*quotas, configured=configured).learnt == (expected,)
+
+
+def test_a_steady_quota_is_not_counted_by_windows(conclude: Callable[..., Inference]) -> None:
+    """What it owes says nothing of what was admitted; a stated limit is believed."""
+    steady = (Quota(RPM, 15, Refill.STEADY),)
+    assert conclude(counted(RPM, 10, 15), configured=steady) == Inference()
+    stated = conclude(counted(RPM, 10, 15), configured=steady, named=((RPM, 9),))
+    assert stated == Inference((found(RPM, 9, STATED),))
+
+
+def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable[..., Inference]) -> None:
+    """Up to half an hour."""
+    for wait, longer in ((FIRST_WAIT, 2 * FIRST_WAIT), (1000.0, LONGEST_WAIT), (math.inf, LONGEST_WAIT)):
+        known = record(10, wait=wait)
+        inference = conclude(counted(RPM, 10, 11, known))
+        assert inference.learnt == (found(RPM, 10, wait=longer),)
+        assert inference.is_explained
+
+
+def test_a_refusal_below_the_limit_lowers_it(conclude: Callable[..., Inference]) -> None:
+    """To what was admitted, at most by a quarter at a time, with a pause; it rises again soon."""
+    for used, limit in ((9, 9), (5, 8), (1, 8)):
+        inference = conclude(counted(RPM, used, 10, record(10)))
+        assert inference == Inference((found(RPM, limit, wait=WINDOW),), pause=6.0)
+    assert conclude(counted(RPM, 1, 2, record(2))).learnt == (found(RPM, 1, wait=WINDOW),)
+
+
+def test_refusals_of_one_event_find_the_limit_exactly(conclude: Callable[..., Inference]) -> None:
+    """Those in flight when a limit was found each lower it to what is left."""
+    known = record(12, ago=0.5)
+    again = conclude(counted(RPM, 11, 12, known), repeated=True, finding=True)
+    assert again == Inference((found(RPM, 11),), is_explained=True, pause=5.0)
+    for circumstances in ({"repeated": True}, {"began": NOW - 0.6}):
+        inference = conclude(counted(RPM, 11, 12, known), **circumstances)
+        assert (inference.learnt, inference.is_explained) == ((), True)
+
+
+# --- refusals for the day -----------------------------------------------------------------------------
+
+DAILY = (Quota(RPD, 1500, Refill.DAILY),)
+
+
+def test_a_day_is_believed_when_it_is_confirmed(conclude: Callable[..., Inference]) -> None:
+    """Its count is tomorrow's limit, and one more is tried then; minutes teach nothing about days."""
+    day = counted(RPD, 250, 1500)
+    first = conclude(day, counted(RPM, 9, 15), named=((RPD, None), (RPM, None)), configured=DAILY)
+    assert first == Inference()
+    second = conclude(day, named=((RPD, None),), configured=DAILY, strikes=1)
+    tomorrow = found(RPD, 250, wait=TO_MIDNIGHT)
+    assert second == Inference((tomorrow,), is_day_confirmed=True)
+
+
+def test_a_day_that_was_expected_to_end_needs_no_second_refusal(conclude: Callable[..., Inference]) -> None:
+    """At the limit that was learnt yesterday, or that the refusal states."""
+    known = record(250, ago=86_400.0, wait=3600.0)
+    again = conclude(counted(RPD, 250, 251, known), named=((RPD, None),), configured=DAILY)
+    assert again == Inference((found(RPD, 250, wait=TO_MIDNIGHT),), is_day_confirmed=True)
+    stated = conclude(counted(RPD, 251, 1500), named=((RPD, 250),), configured=DAILY)
+    assert stated == Inference((found(RPD, 250, STATED, TO_MIDNIGHT),), is_day_confirmed=True)
+    early = conclude(counted(RPD, 100, 1500), named=((RPD, 250),), configured=DAILY)
+    assert early == Inference((LearntLimit(RPD, 250),))
+
+
+@pytest.mark.parametrize("configured", [DAILY, ()])
+def test_what_is_refused_for_an_hour_is_a_spent_day(
+    conclude: Callable[..., Inference], configured: tuple[Quota, ...]
+) -> None:
+    """Its count is tomorrow's limit, and what seemed to be the limit of a minute meanwhile is forgotten."""
+    mistaken, day = record(3, ago=3_650.0), counted(RPD, 250, 1500)
+    quotas = (counted(RPM, 0, 3, mistaken), day) if configured else (counted(RPM, 0, 3, mistaken),)
+    long = {"strikes": 9, "since": NOW - 3600.0, "configured": configured}
+    assert conclude(*quotas, **{**long, "since": NOW - 3599.0}) == Inference()
+    inference = conclude(*quotas, **long)
+    assert inference.is_day_confirmed
+    assert inference.learnt[0] == LearntLimit(RPM, None, replaces=mistaken.learnt_at)
+    assert inference.learnt[1:] == ((found(RPD, 250, wait=TO_MIDNIGHT),) if configured else ())
+    elder = counted(RPM, 0, 3, record(3, ago=9_000.0))
+    assert conclude(elder, day, **long).learnt == (found(RPD, 250, wait=TO_MIDNIGHT),)
+
+
+def test_a_bare_refusal_beyond_yesterdays_count_ends_the_day(conclude: Callable[..., Inference]) -> None:
+    """One more was tried; that is the one refusal of the day."""
+    known = record(250, ago=86_400.0, wait=3600.0)
+    inference = conclude(counted(RPM, 2, 15), counted(RPD, 250, 251, known), configured=DAILY)
+    assert inference == Inference((found(RPD, 250, wait=TO_MIDNIGHT),), is_day_confirmed=True)
+
+
+# --- other projects -----------------------------------------------------------------------------------
+
+
+def test_what_one_project_found_is_where_others_start(make_deployment: MakeDeployment) -> None:
+    """Where a limit is to be learnt, nothing is known, and no more was admitted."""
+    news = first_inferences((found(RPM, 10), found(RPD, 99)), (counted(RPM, 10, 12, record(11, UNKNOWN)),))
+    assert news == (found(RPM, 10),)
+    assert first_inferences((found(RPM, 10),), (counted(RPM, 10, 12, record(11)),)) == ()
+    other = attrs.evolve(make_deployment(), quotas=(Quota(RPM, 4, adaptive=True),))
+    for quota, replaces in (
+        (counted(RPM, 2, 4), 0.0),
+        (counted(RPM, 7, 7, record(7, UNKNOWN, ago=5.0)), NOW - 5.0),
+    ):
+        expected = attrs.evolve(found(RPM, 10), replaces=replaces)
+        assert for_another_project(news, other, (quota,)) == (expected,)
+    for quota in (counted(RPM, 12, 12, record(12, UNKNOWN)), counted(RPM, 3, 3, record(3))):
+        assert for_another_project(news, other, (quota,)) == ()
+    assert for_another_project(news, make_deployment(), (counted(RPM, 2, 15),)) == ()
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adaptive(make_deployment: MakeDeployment) -> Deployment:
+    """A deployment of which nothing is known."""
+    quotas = (Quota(RPM, 4, adaptive=True), Quota(TPM, MAX_LIMIT, adaptive=True))
+    return attrs.evolve(make_deployment(), quotas=quotas)
+
+
+def test_an_unknown_limit_grows_with_each_answer_at_it(adaptive: Deployment) -> None:
+    """By one of eight requests, at least by one; tokens are only counted."""
+    tokens = counted(TPM, 9_000, MAX_LIMIT)
+    growth = after_answer(adaptive, (counted(RPM, 4, 4), tokens), NOW)
+    assert growth.learnt == (LearntLimit(RPM, 5, UNKNOWN, replaces=0.0),)
+    assert growth.due == NOW
+    growth = after_answer(adaptive, (counted(RPM, 80, 80, record(80, UNKNOWN, ago=3.0)), tokens), NOW)
+    assert growth.learnt == (LearntLimit(RPM, 90, UNKNOWN, replaces=NOW - 3.0),)
+    assert after_answer(adaptive, (counted(RPM, 79, 80, record(80, UNKNOWN)), tokens), NOW).learnt == ()
+
+
+def test_a_limit_that_was_raised_rises_in_longer_steps(adaptive: Deployment) -> None:
+    """If more than before was admitted, and not refused for ten seconds."""
+    known = record(10, ago=FIRST_WAIT + 10.0, raised=12)
+    growth = after_answer(adaptive, (counted(RPM, 11, 12, known),), NOW)
+    assert growth.learnt == (LearntLimit(RPM, 12, INFERRED, 16, 10.0, known.learnt_at),)
+    assert after_answer(adaptive, (counted(RPM, 10, 12, known),), NOW).learnt == ()
+    early = record(10, ago=FIRST_WAIT + 1.0, raised=12)
+    growth = after_answer(adaptive, (counted(RPM, 11, 12, early),), NOW)
+    assert growth.learnt == ()
+    assert growth.due == pytest.approx(NOW + 9.0)
+
+
+def test_a_day_that_admits_more_rises_at_once(make_deployment: MakeDeployment) -> None:
+    """There is no window to wait for."""
+    deployment = attrs.evolve(make_deployment(), quotas=DAILY)
+    known = record(250, ago=86_400.0, wait=3600.0)
+    growth = after_answer(deployment, (counted(RPD, 251, 251, known),), NOW)
+    assert growth.learnt == (LearntLimit(RPD, 251, INFERRED, 253, 0.0, known.learnt_at),)
+
+
+def test_a_configured_limit_is_never_exceeded(make_deployment: MakeDeployment) -> None:
+    """Nothing is to be learnt at it; the next look is minutes away."""
+    deployment = attrs.evolve(make_deployment(), quotas=(Quota(RPM, 15),))
+    for learnt in (None, record(15, STATED), record(20, STATED)):
+        growth = after_answer(deployment, (counted(RPM, 15, 15, learnt),), NOW)
+        assert (growth.learnt, growth.due) == ((), NOW + 600.0)
