@@ -61,8 +61,8 @@ def record(
 def found(
     metric: Metric, limit: int, source: LimitSource = INFERRED, wait: float = FIRST_WAIT
 ) -> LearntLimit:
-    """Return a limit that rises by one request, or by 2 % of the tokens, after ``wait`` seconds."""
-    step = max(1, limit // 50) if metric.counts_tokens else 1
+    """Return a limit that rises by one request, or by 1 % of the tokens, after ``wait`` seconds."""
+    step = max(1, limit // 100) if metric.counts_tokens else 1
     return LearntLimit(metric, limit, source, limit + step, wait)
 
 
@@ -123,7 +123,7 @@ def test_a_bare_refusal_is_about_the_fullest_quota(conclude: Callable[..., Infer
     configured = (Quota(RPM, 10), Quota(TPM, 1000))
     for requests, tokens, expected in (
         (9, 800, found(RPM, 9)),
-        (6, 900, found(TPM, 900)),
+        (6, 900, found(TPM, 975)),
         (5, 400, found(RPM, 5)),
     ):
         quotas = counted(RPM, requests, 10), counted(TPM, tokens, 1000)
@@ -145,6 +145,31 @@ def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable
         inference = conclude(counted(RPM, 10, 11, known))
         assert inference.learnt == (found(RPM, 10, wait=longer),)
         assert inference.is_explained
+
+
+def test_a_small_limit_is_tried_less_often(conclude: Callable[..., Inference]) -> None:
+    """So that the tries cost the same share of what is sent: below 10 a minute they are rarer."""
+    for limit, longest in ((10, LONGEST_WAIT), (5, 2 * LONGEST_WAIT), (1, 10 * LONGEST_WAIT)):
+        known = record(limit, ago=100_000.0, wait=20_000.0)
+        inference = conclude(counted(RPM, limit, limit + 1, known))
+        assert inference.learnt == (found(RPM, limit, wait=longest),)
+
+
+def test_a_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..., Inference]) -> None:
+    """What is under way is only estimated, so that the count is not exact; one event takes it off once."""
+    configured, tokens = (Quota(TPM, 1000),), ((TPM, None),)
+    terms: dict[str, Any] = {"configured": configured, "named": tokens}
+    assert conclude(counted(TPM, 980, 1000), **terms) == Inference((found(TPM, 975),), is_explained=True)
+    assert conclude(counted(TPM, 800, 1000), **terms) == Inference((found(TPM, 975),))
+    lower = record(800)
+    assert conclude(counted(TPM, 790, 800, lower), **terms).learnt == (found(TPM, 780),)
+    assert conclude(counted(TPM, 790, 800, lower), repeated=True, **terms).learnt == ()
+    stated = {**terms, "named": ((TPM, 600),)}
+    assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 585),), is_explained=True)
+    assert conclude(counted(TPM, 200, 1000), strikes=1, **terms).learnt == (found(TPM, 200),)
+    unknown = (Quota(TPM, MAX_LIMIT, adaptive=True),)
+    found_first = conclude(counted(TPM, 700, MAX_LIMIT), strikes=1, configured=unknown, named=tokens)
+    assert found_first.learnt == (found(TPM, 700),)
 
 
 def test_a_refusal_below_the_limit_lowers_it(conclude: Callable[..., Inference]) -> None:
