@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Clock", "SystemClock", "Timer", "sleep"]
+__all__ = ["Clock", "SystemClock", "Timer", "monotonic", "sleep"]
 
 
 class Timer(Protocol):
@@ -24,7 +24,12 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """A source of time."""
+    """A source of time.
+
+    It may have another method, ``monotonic() -> float``: the seconds since any moment, as :meth:`call_later`
+    counts them, which no correction of the clock moves. Waits, timeouts and latencies go by it; without it
+    they go by :meth:`time`.
+    """
 
     def time(self) -> float:
         """Return the time in seconds since the Unix epoch."""
@@ -40,7 +45,8 @@ class SystemClock:
 
     __slots__ = ()
 
-    # Bound directly, since every send reads it several times.
+    # Bound directly, since every send reads them several times.
+    monotonic = staticmethod(time.monotonic)
     time = staticmethod(time.time)
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
@@ -49,6 +55,21 @@ class SystemClock:
 
     def __repr__(self) -> str:
         return "SystemClock()"
+
+
+def monotonic(clock: Clock) -> Callable[[], float]:
+    """Return what reads the seconds on ``clock`` that its corrections do not move.
+
+    That is its method ``monotonic``; or ``time`` if it has none, or inherits one and has a ``time`` or
+    ``call_later`` of its own, which may run at another speed. Look it up once per clock.
+    """
+    for kind in type(clock).__mro__:
+        if "monotonic" in vars(kind):
+            steady: Callable[[], float] = clock.monotonic  # type: ignore[attr-defined]  # not in the protocol
+            return steady
+        if "time" in vars(kind) or "call_later" in vars(kind):
+            break
+    return clock.time
 
 
 async def sleep(clock: Clock, seconds: float) -> None:

@@ -49,7 +49,7 @@ class CircuitBreaker:
     def record_failure(self, key_id: str, now: float) -> None:
         """Note that a request through ``key_id`` did not reach the provider."""
         self.is_clear = False
-        self._failures = {key: at for key, at in self._failures.items() if at > now - _SPAN}
+        self._failures = {key: at for key, at in self._failures.items() if now - _SPAN < at <= now}
         self._failures[key_id] = now
         if len(self._failures) >= _KEYS and now >= self.open_until:
             self._open(now)
@@ -67,7 +67,9 @@ class CircuitBreaker:
         """
         self.is_clear = False
         self._failures.clear()  # it can be reached
-        recent = {what: entry for what, entry in self._forbidden.items() if entry[0] > now - FORBIDDEN_WITHIN}
+        recent = {
+            what: entry for what, entry in self._forbidden.items() if now - FORBIDDEN_WITHIN < entry[0] <= now
+        }
         self._forbidden = {**recent, (key_id, model): (now, project)}
         projects = {project for _, project in self._forbidden.values()}
         models = {model for _, model in self._forbidden}

@@ -91,7 +91,7 @@ class DeploymentState(Candidate):
     def refusal_for_all(self, now: float) -> Refusal | None:
         """Return the store's latest refusal if it is fresh and would be the same for any request."""
         refusal = self.refusal
-        if refusal is None or now - self.refused_at >= _FRESH or refusal.reason in TOKEN_METRICS:
+        if refusal is None or not 0 <= now - self.refused_at < _FRESH or refusal.reason in TOKEN_METRICS:
             return None
         return refusal
 

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 import attrs
 
-from llm_router.domain.clock import Clock
+from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
@@ -65,12 +65,14 @@ class Judge:
     reporter: Reporter | None = None
     on_room: Callable[[], None] = lambda: None
     learner: LimitLearner = attrs.field(init=False)
+    _monotonic: Callable[[], float] = attrs.field(init=False)
     _refused: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _missing: deque[tuple[float, str, str, str]] = attrs.field(
         factory=lambda: deque(maxlen=_REMEMBERED), init=False
     )
 
     def __attrs_post_init__(self) -> None:
+        self._monotonic = monotonic(self.clock)
         self.learner = LimitLearner(self.pool, self.store, self.clock, self.on_room, self.reporter)
 
     async def judge(
@@ -86,7 +88,7 @@ class Judge:
             error: The failure.
             state: The deployment.
             probes: The half-open cooldowns that the attempt probed.
-            began: When the attempt began, in seconds since the epoch.
+            began: When the attempt began, on the monotonic clock.
         """
         now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
         scope = store_scope(error, deployment)
@@ -104,7 +106,8 @@ class Judge:
             breaker.record_success()
         inference = _NO_INFERENCE
         if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
-            inference = await self.learner.infer(error, state, began, probed, repeated=repeated)
+            sent_at = now - (self._monotonic() - began)
+            inference = await self.learner.infer(error, state, sent_at, probed, repeated=repeated)
         verdict = self.policy.judge(
             error, state, now, strikes, repeated=repeated, since=since, inference=inference
         )
@@ -120,17 +123,17 @@ class Judge:
         if verdict.feature_until is not None and error.feature is not None:
             self.pool.avoid_feature(scope, error.feature, verdict.feature_until)
         if verdict.learnt:
-            self._note(scope, now)
+            self._note(scope)
             await self.learner.learn(state, verdict.learnt)
         ends = now if verdict.cooldown is None else verdict.cooldown.until
         if probed is not None and error.kind in _PASSING and ends < now + PROBE_TIME:
             # Others must not wait for this probe for longer than what it found lasts.
             await self._share(Cooldown.lift(probed.scope), state)
         if verdict.cooldown is not None:
-            self._note(verdict.cooldown.scope, now)
+            self._note(verdict.cooldown.scope)
             await self._impose(verdict.cooldown, state, now)
             if error.kind is FailureKind.MODEL and error.scope is FaultScope.DEPLOYMENT:
-                self._witness(state, verdict.cooldown, now)
+                self._witness(state, verdict.cooldown)
 
     async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
         """Lift the half-open cooldowns that a successful attempt has probed."""
@@ -172,15 +175,15 @@ class Judge:
             return False
         return snapshot.cooldown is not None and snapshot.cooldown.is_disabled
 
-    def _note(self, scope: Scope, now: float) -> None:
+    def _note(self, scope: Scope) -> None:
         self._refused.pop(scope, None)
-        self._refused[scope] = now
+        self._refused[scope] = self._monotonic()
         if len(self._refused) > _REMEMBERED:
             del self._refused[next(iter(self._refused))]
 
-    def _witness(self, state: DeploymentState, cooldown: Cooldown, now: float) -> None:
+    def _witness(self, state: DeploymentState, cooldown: Cooldown) -> None:
         """Avoid a model on every key once several projects were told that it does not exist."""
-        provider, model = state.group.upstream.name, state.group.model
+        now, provider, model = self._monotonic(), state.group.upstream.name, state.group.model
         self._missing.append((now, provider, model, state.deployment.key.project))
         projects = {
             project

@@ -109,6 +109,17 @@ class Pool:
                         group.rouse(state)
         self._avoided_models.clear()
 
+    def set_back(self, seconds: float, now: float) -> None:
+        """Avoid nothing for longer than was meant: the clock was set back by ``seconds``, to ``now``."""
+        for group in self.groups.values():
+            group.avoided_until -= seconds
+            for state in group.states:
+                if state.avoided_until > now:
+                    state.avoided_until -= seconds
+                    group.rouse(state)
+                    if state.avoided_until > now:
+                        group.park(state, state.avoided_until)
+
     def forgive(self, deployment: Deployment) -> None:
         """Stop avoiding a deployment, for whatever reason this process does so."""
         state = self.states.get(deployment)

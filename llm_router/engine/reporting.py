@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-from llm_router.domain.clock import Clock
+from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import Metric
@@ -63,6 +63,7 @@ class Reporter:
     def __init__(self, observers: Sequence[RouterObserver], clock: Clock) -> None:
         self._observers = tuple(observers)
         self._clock = clock
+        self._monotonic = monotonic(clock)
         self._blamed: set[int] = set()
         self._learnt: dict[tuple[Scope, Metric], int] = {}
         self._lost_at: float | None = None
@@ -103,7 +104,7 @@ class Reporter:
         send.request_id = secrets.token_hex(8)
         self.report(
             SendBegan(
-                at=send.started,
+                at=self._clock.time(),
                 request_id=send.request_id,
                 workload=send.order.workload,
                 metadata=send.metadata,
@@ -115,15 +116,15 @@ class Reporter:
 
     def _send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
         """Report that a send has its response, or that the caller gets ``raised`` instead."""
-        now, response = self._clock.time(), send.response if raised is None else None
+        response = send.response if raised is None else None
         self.report(
             SendEnded(
-                at=now,
+                at=self._clock.time(),
                 request_id=send.request_id,
                 workload=send.order.workload,
                 metadata=send.metadata,
                 deployment=None if send.last is None else send.last.deployment,
-                seconds=now - send.started,
+                seconds=self._monotonic() - send.started,
                 waited=send.waited,
                 attempts=len(send.attempts),
                 error=raised if response is None else response.error,
@@ -134,23 +135,22 @@ class Reporter:
     @contextmanager
     def waiting(self, send: SendState, reason: WaitReason) -> Generator[None]:
         """Report that a request waits inside the block, and afterwards for how long it did."""
-        began = self._clock.time()
+        at, began = self._clock.time(), self._monotonic()
         request_id, workload, metadata = send.request_id, send.order.workload, send.metadata
         self.report(
-            Waiting(at=began, request_id=request_id, workload=workload, metadata=metadata, reason=reason)
+            Waiting(at=at, request_id=request_id, workload=workload, metadata=metadata, reason=reason)
         )
         try:
             yield
         finally:
-            now = self._clock.time()
             self.report(
                 Waited(
-                    at=now,
+                    at=self._clock.time(),
                     request_id=request_id,
                     workload=workload,
                     metadata=metadata,
                     reason=reason,
-                    seconds=now - began,
+                    seconds=self._monotonic() - began,
                 )
             )
 
@@ -180,11 +180,11 @@ class Reporter:
 
     # --- attempts -------------------------------------------------------------------------------------
 
-    def attempt_began(self, send: SendState, deployment: Deployment, reserved: Demand, now: float) -> None:
+    def attempt_began(self, send: SendState, deployment: Deployment, reserved: Demand) -> None:
         """Report that the next attempt of a send begins."""
         self.report(
             AttemptBegan(
-                at=now,
+                at=self._clock.time(),
                 request_id=send.request_id,
                 workload=send.order.workload,
                 metadata=send.metadata,
@@ -270,13 +270,13 @@ class Reporter:
 
     def store_changed(self, trouble: str | None) -> None:
         """Report that the store fails, or with None that it answers again."""
-        now = self._clock.time()
+        at, now = self._clock.time(), self._monotonic()
         if trouble is None:
-            self.report(StoreBack(at=now, seconds=now - (now if self._lost_at is None else self._lost_at)))
+            self.report(StoreBack(at=at, seconds=now - (now if self._lost_at is None else self._lost_at)))
             self._lost_at = None
         else:
             self._lost_at = now
-            self.report(StoreLost(at=now, reason=trouble))
+            self.report(StoreLost(at=at, reason=trouble))
 
 
 def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter | None:

@@ -14,7 +14,7 @@ from functools import partial
 from operator import attrgetter
 from typing import Any
 
-from llm_router.domain.clock import Clock, Timer
+from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.index import DeploymentState, FallbackOrder
@@ -35,6 +35,9 @@ __all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
 _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
+
+_SET_BACK = 1.0
+"""Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
 
 _deployment = attrgetter("deployment")
 
@@ -68,6 +71,8 @@ class Selector:
         self._pool = pool
         self._strategy = strategy
         self._clock = clock
+        self._monotonic = monotonic(clock)
+        self._ahead = clock.time() - self._monotonic()
         self._deadlines = deadlines
         self._gate = gate
         self._throttle = throttle
@@ -91,12 +96,12 @@ class Selector:
             StoreError: The store failed.
             RouterClosedError: The selector was closed meanwhile.
         """
-        deadline = self._clock.time() + max_wait
+        deadline = self._monotonic() + max_wait
         line = self._lines.get(send.order)
         # With no waiter to overtake, or no time to queue, there is no line to join.
-        if line is None or max_wait <= 0 or line.shortage.retry_at > deadline:
+        if line is None or max_wait <= 0 or self._is_after(line.shortage.retry_at, deadline):
             outcome = await self._try(send)
-            if isinstance(outcome, Lease) or max_wait <= 0 or outcome.retry_at > deadline:
+            if isinstance(outcome, Lease) or max_wait <= 0 or self._is_after(outcome.retry_at, deadline):
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
@@ -107,6 +112,10 @@ class Selector:
         finally:
             if not line.members and self._lines.get(send.order) is line:
                 del self._lines[send.order]
+
+    def _is_after(self, moment: float, deadline: float) -> bool:
+        """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""
+        return moment > self._clock.time() + (deadline - self._monotonic())
 
     def quota_returned(self, state: DeploymentState) -> None:
         """Note that quota of a deployment came back early."""
@@ -140,8 +149,7 @@ class Selector:
             lease = await self._reserve(send, shortlist, refused)
             if lease is not None:
                 return lease
-        for upstream in send.order.upstreams:
-            upstream.breaker.heed(self._clock.time())
+        self._heed_the_clock(send.order)
         for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
@@ -150,6 +158,15 @@ class Selector:
             send.overloaded.clear()
             return await self._try(send)
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+
+    def _heed_the_clock(self, order: FallbackOrder) -> None:
+        """See that nothing is avoided for longer because the clock was set back."""
+        now = self._clock.time()
+        for upstream in order.upstreams:
+            upstream.breaker.heed(now)
+        before, self._ahead = self._ahead, now - self._monotonic()
+        if self._ahead < before - _SET_BACK:
+            self._pool.set_back(before - self._ahead, now)
 
     async def _reserve(
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
@@ -405,6 +422,7 @@ class DispatchGate:
     def __init__(self, clock: Clock, grace: float) -> None:
         self.busy = 0
         self._clock = clock
+        self._time = monotonic(clock)
         self._grace = grace
         self._permits = 1
         self._queue: deque[tuple[float, asyncio.Future[None]]] = deque()
@@ -444,7 +462,7 @@ class DispatchGate:
 
     async def _wait(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._clock.time() + self._grace, turn
+        entry = self._time() + self._grace, turn
         self._queue.append(entry)
         if self._timer is None:
             self._moved = True
@@ -463,12 +481,12 @@ class DispatchGate:
                 self._timer = None
 
     def _set_timer(self) -> None:
-        self._due = self._clock.time() + _BEAT
+        self._due = self._time() + _BEAT
         self._timer = self._clock.call_later(_BEAT, self._beat)
 
     def _beat(self) -> None:
         """Let requests through whose grace has passed, as many as does no harm."""
-        now = self._clock.time()
+        now = self._time()
         self._lag = max(now - self._due, self._lag * _FADE)
         if self._moved:
             self._moved, self._quiet_since = False, now

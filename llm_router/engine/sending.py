@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import attrs
 
-from llm_router.domain.clock import Clock, sleep
+from llm_router.domain.clock import Clock, monotonic, sleep
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.kinds import FailureKind
 from llm_router.domain.numbers import real
@@ -86,6 +86,7 @@ class Sender:
         max_wait: Most seconds to wait for capacity, for callers that do not say.
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
+        now: Reads the monotonic clock.
     """
 
     orders: FallbackOrders
@@ -98,6 +99,10 @@ class Sender:
     max_wait: float
     closed: bool = False
     reporter: Reporter | None = None
+    now: Callable[[], float] = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.now = monotonic(self.clock)
 
     # --- the loops ------------------------------------------------------------------------------------
 
@@ -206,8 +211,7 @@ class Sender:
             rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
             order = self.orders[workload, model_preference, fallback, rejecting]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
-        now = self.clock.time()
-        return SendState(request, order, tokens, limit, wait, ttl, now, task, model_preference, words)
+        return SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
 
     # --- between attempts -----------------------------------------------------------------------------
 
@@ -216,7 +220,7 @@ class Sender:
         if send.backoff > 0:
             with waiting(self.reporter, send, "backoff"):
                 await sleep(self.clock, send.backoff)
-        asked = self.clock.time()
+        asked = self.now()
         max_wait = send.max_wait - send.waited
         if send.attempts:
             # A retry may sit out the short cooldown that its own failure caused.
@@ -225,15 +229,16 @@ class Sender:
         try:
             outcome = await self._acquire(send, max_wait)
         except StoreError as error:
-            _fail(send, store_failure(error), self.clock.time())
+            _fail(send, store_failure(error), self.now())
             return None
-        now = self.clock.time()
+        now = self.now()
         send.waited += now - asked
         if isinstance(outcome, Lease):
             return OpenAttempt(self, send, outcome)
+        at = self.clock.time()
         if self.reporter is not None:
-            self.reporter.nothing_has_room(send, outcome.retry_at, now)
-        _fail(send, explain_shortage(send.order, send.error, outcome, now), now)
+            self.reporter.nothing_has_room(send, outcome.retry_at, at)
+        _fail(send, explain_shortage(send.order, send.error, outcome, at), now)
         return None
 
     async def _acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
@@ -247,7 +252,7 @@ class Sender:
                 return await self.selector.acquire(send, max_wait)
             except StoreTimeoutError:
                 backoff = self.policy.backoff(tries)
-                if tries > self.policy.max_retries or backoff >= _time_left(send, self.clock.time()):
+                if tries > self.policy.max_retries or backoff >= _time_left(send, self.now()):
                     raise
             with waiting(self.reporter, send, "store"):
                 await sleep(self.clock, backoff)
@@ -283,9 +288,9 @@ class OpenAttempt:
         send.last = lease.state
         send.tried.add(lease.state)
         lease.mark_sent()
-        self._began = self._sender.clock.time()
+        self._began = self._sender.now()
         if (reporter := self._sender.reporter) is not None:
-            reporter.attempt_began(send, lease.state.deployment, lease.demand, self._began)
+            reporter.attempt_began(send, lease.state.deployment, lease.demand)
         return self
 
     async def call(self) -> None:
@@ -384,7 +389,7 @@ class OpenAttempt:
     def _finish(self, outcome: Reply | SendError) -> None:
         """Note what came of the call, and learn from an answer."""
         self._outcome = outcome
-        self._latency = self._sender.clock.time() - self._began
+        self._latency = self._sender.now() - self._began
         if isinstance(outcome, Reply):
             state = self._lease.state
             state.failures = 0
@@ -409,7 +414,7 @@ class OpenAttempt:
     async def _close_reported(self, reporter: Reporter, raised: BaseException | None) -> None:
         """Settle or release the quota, and report that the attempt ended, perhaps by ``raised``."""
         lease, deployment = self._lease, self._lease.state.deployment
-        seconds = self._latency or self._sender.clock.time() - self._began
+        seconds = self._latency or self._sender.now() - self._began
         reporter.attempt_ended(self._send, deployment, seconds, self._outcome, raised)
         try:
             await lease.close()
@@ -428,16 +433,16 @@ class OpenAttempt:
                 error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)
             elif outcome.failed is not None:
                 error = EmptyAnswerError(f"the answer is not usable: {outcome.failed}", reason=outcome.failed)
-            send.response = _respond(send, outcome, error, self._sender.clock.time())
+            send.response = _respond(send, outcome, error, self._sender.now())
         elif not isinstance(outcome, ProviderError):
-            _fail(send, outcome, self._sender.clock.time())
+            _fail(send, outcome, self._sender.now())
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
         lease, judge = self._lease, self._sender.judge
         if lease.probes:
             await judge.acquit(lease.state, lease.probes)
-        if lease.is_last and self._began + self._latency >= lease.state.limits_due:
+        if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
             await judge.learner.grow(lease.state)
 
     async def _judge(self, error: ProviderError) -> None:
@@ -445,7 +450,7 @@ class OpenAttempt:
         send, sender = self._send, self._sender
         send.error = error
         verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
-        now = sender.clock.time()
+        now = sender.now()
         self._leave_out(verdict, error)
         if verdict.next is Next.GIVE_UP or send.unfit.issuperset(send.order.groups):
             error.retry_after = None
@@ -458,7 +463,7 @@ class OpenAttempt:
         made -= send.refused
         # What was passed on cannot be taken back: after the first piece there is no other attempt.
         if self._texts or made > sender.policy.max_retries or _time_left(send, now) <= send.backoff:
-            error.retry_after = retry_after(send.order, now)
+            error.retry_after = retry_after(send.order, sender.clock.time())
             _fail(send, error, now)
 
     def _leave_out(self, verdict: Verdict, error: ProviderError) -> None:
@@ -518,7 +523,7 @@ def _estimates(upstreams: tuple[Upstream, ...], request: Request) -> dict[Upstre
 
 
 def _time_left(send: SendState, now: float) -> float:
-    """Return the seconds left for attempts and backoffs."""
+    """Return the seconds left for attempts and backoffs, where ``now`` is on the monotonic clock."""
     return send.timeout - (now - send.started - send.waited)
 
 

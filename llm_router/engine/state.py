@@ -28,7 +28,7 @@ class SendState:
         timeout: Seconds for all attempts and backoffs together, not counting the wait for capacity.
         max_wait: Most seconds to wait for capacity, over all attempts.
         ttl: Seconds after which a reservation expires if this process dies.
-        started: Seconds since the epoch.
+        started: When it began, on the monotonic clock.
         task: The task that waits for the response, if it is one and the same to the end.
         model: The model asked for, or None.
         metadata: What the caller gave to be found again in attempts and events.

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import anyio
 
-from llm_router.domain.clock import Clock, Timer
+from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.errors import RouterLoopError
 
 __all__ = ["Deadlines", "TimeLimit", "finish"]
@@ -39,10 +39,22 @@ class Deadlines:
         loop: The event loop that it works on; None before the first.
     """
 
-    __slots__ = ("_adopting", "_clock", "_due", "_exited", "_heap", "_numbers", "_process", "_timer", "loop")
+    __slots__ = (
+        "_adopting",
+        "_clock",
+        "_due",
+        "_exited",
+        "_heap",
+        "_numbers",
+        "_process",
+        "_time",
+        "_timer",
+        "loop",
+    )
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._time = monotonic(clock)
         self._heap: list[tuple[float, int, TimeLimit]] = []  # by their end; exited ones stay a while
         self._exited = 0
         self._numbers = itertools.count()
@@ -82,7 +94,7 @@ class Deadlines:
         """Watch ``limit``, whose block begins now on ``loop``."""
         if loop is not self.loop:
             self.adopt(loop)
-        ends = self._clock.time() + limit.seconds
+        ends = self._time() + limit.seconds
         heapq.heappush(self._heap, (ends, next(self._numbers), limit))
         if ends < self._due:
             self._wait_for(ends, limit.seconds)
@@ -103,7 +115,7 @@ class Deadlines:
 
     def _look(self) -> None:
         """Cut short the blocks whose time is over, and wait for the next."""
-        now, heap = self._clock.time(), self._heap
+        now, heap = self._time(), self._heap
         self._timer, self._due = None, math.inf
         if heap and heap[0][0] - now > heap[0][2].seconds:
             self._start_again(now)
@@ -117,7 +129,10 @@ class Deadlines:
             self._wait_for(heap[0][0], heap[0][0] - now)
 
     def _start_again(self, now: float) -> None:
-        """Give every limit its whole time once more, because the clock was set back; none lasts longer."""
+        """Give every limit its whole time once more, because the clock was set back; none lasts longer.
+
+        That happens only to a clock that has no monotonic time.
+        """
         self._heap[:] = [(now + limit.seconds, number, limit) for _, number, limit in self._heap]
         heapq.heapify(self._heap)
 

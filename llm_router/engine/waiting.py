@@ -9,7 +9,7 @@ from typing import TypeVar
 import anyio
 import attrs
 
-from llm_router.domain.clock import Clock
+from llm_router.domain.clock import Clock, monotonic
 from llm_router.engine.backoff import ProbeBackoff
 from llm_router.engine.timing import Deadlines
 from llm_router.stores.base import Refusal
@@ -49,6 +49,7 @@ class WaitingLine:
         self.members = 0
         self.shortage = shortage
         self._clock = clock
+        self._monotonic = monotonic(clock)
         self._deadlines = deadlines
         self._lock = anyio.Lock(fast_acquire=True)
         self._alarm: asyncio.Event | None = None
@@ -63,12 +64,12 @@ class WaitingLine:
         """Wait until ``attempt`` finds room, or cannot do so before the deadline.
 
         Args:
-            deadline: Seconds since the epoch.
+            deadline: On the monotonic clock.
             attempt: Tries once; called only while this request is the head of the line.
         """
         self.members += 1
         try:
-            with self._deadlines.limit(deadline - self._clock.time()) as limit:
+            with self._deadlines.limit(deadline - self._monotonic()) as limit:
                 async with self._lock:
                     outcome = await self._head(deadline, attempt)
             return self.shortage if limit.expired else outcome
@@ -86,12 +87,13 @@ class WaitingLine:
                 self._backoff.succeeded()
                 return outcome
             self.shortage = outcome
-            if outcome.retry_at > deadline:
+            now = self._clock.time()
+            ends = now + (deadline - self._monotonic())  # on the clock as it is set now
+            if outcome.retry_at > ends:
                 return outcome
             if is_time:
                 self._backoff.failed()
-            now = self._clock.time()
-            is_time = await self._sleep(self._backoff.until(now, outcome.retry_at, deadline) - now, alarm)
+            is_time = await self._sleep(self._backoff.until(now, outcome.retry_at, ends) - now, alarm)
 
     async def _sleep(self, seconds: float, alarm: asyncio.Event) -> bool:
         """Sleep for ``seconds`` or until the alarm; return whether it was the full time."""

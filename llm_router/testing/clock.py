@@ -45,12 +45,17 @@ class ManualClock:
 
     def __init__(self, start: float = 1_800_000_000.0) -> None:
         self._now = start
+        self._jumped = 0.0
         self._order = itertools.count()
         self._timers: list[tuple[float, int, _ManualTimer]] = []
 
     def time(self) -> float:
         """Return the clock's time, in seconds since the Unix epoch."""
         return self._now
+
+    def monotonic(self) -> float:
+        """Return the seconds by which the clock was moved since some moment; jumps do not count."""
+        return self._now - self._jumped
 
     def call_later(self, delay: float, callback: Callable[[], object]) -> Timer:
         """Call ``callback`` once the clock has moved ``delay`` seconds."""
@@ -70,6 +75,7 @@ class ManualClock:
     def jump(self, seconds: float) -> None:
         """Set the clock forward or back, as a correction does; pending timers keep the time they had left."""
         self._now += seconds
+        self._jumped += seconds
         self._timers = [(due + seconds, order, timer) for due, order, timer in self._timers]
 
     async def advance(self, seconds: float) -> None:
