@@ -100,7 +100,8 @@ class Router:
             every quota, ``"closed"`` answers with unsuccessful responses, ``"open"`` goes on without limits.
         local_share: That share, above 0 and at most 1; ``"auto"`` is one over the number of processes that
             used the store in the last minute.
-        max_requests_per_second: Most calls that this process sends per second; None for no bound.
+        max_requests_per_second: Most calls that this process sends per second; None for no bound. A send
+            whose turn does not come within its ``max_wait`` and ``timeout`` is answered at once.
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
             four categories of the Gemini API.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
@@ -157,7 +158,7 @@ class Router:
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
-        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
+        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second, clock)
         selector = Selector(
             opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )

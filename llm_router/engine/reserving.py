@@ -26,7 +26,7 @@ from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
 from llm_router.engine.waiting import Shortage, WaitingLine
-from llm_router.errors import RouterClosedError, StoreError
+from llm_router.errors import QuotaExhaustedError, RouterClosedError, StoreError
 from llm_router.stores.base import RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
@@ -94,6 +94,7 @@ class Selector:
 
         Raises:
             StoreError: The store failed.
+            QuotaExhaustedError: The throttle does not let the request pass in time.
             RouterClosedError: The selector was closed meanwhile.
         """
         deadline = self._monotonic() + max_wait
@@ -130,6 +131,8 @@ class Selector:
     def close(self) -> None:
         """Grant no further lease; what waits is told so."""
         self._closed = True
+        if self._throttle is not None:
+            self._throttle.release()
         self.look_again()
 
     @property
@@ -175,7 +178,7 @@ class Selector:
         if send.tried:
             candidates = sorted(candidates, key=send.tried.__contains__)
         if self._throttle is not None:
-            await self._throttle.wait()
+            await self._pace(send, self._throttle)
         if not self._gate.try_enter():
             await self._gate.enter()
         lease = None
@@ -189,6 +192,20 @@ class Selector:
             await lease.close()
             self._check_open()
         return lease
+
+    async def _pace(self, send: SendState, throttle: Throttle) -> None:
+        """Wait for the turn of a call.
+
+        Raises:
+            QuotaExhaustedError: It does not come within the time that the request has.
+        """
+        left = send.started + send.max_wait + send.timeout - self._monotonic()
+        seconds = await throttle.wait(max(left, 0.0))
+        if seconds:
+            raise QuotaExhaustedError(
+                f"this process sends no faster than max_requests_per_second allows: retry in {seconds:.1f} s",
+                retry_after=seconds,
+            )
 
     def _check_open(self) -> None:
         if self._closed:

@@ -47,6 +47,7 @@ from llm_router.errors import (
     InvalidRequestError,
     LLMRouterError,
     ProviderError,
+    QuotaExhaustedError,
     RouterClosedError,
     SendError,
     StoreError,
@@ -231,6 +232,9 @@ class Sender:
         except StoreError as error:
             _fail(send, store_failure(error), self.now())
             return None
+        except QuotaExhaustedError as error:
+            _fail(send, error.with_traceback(None), self.now())
+            return None
         now = self.now()
         send.waited += now - asked
         if isinstance(outcome, Lease):
@@ -246,6 +250,7 @@ class Sender:
 
         Raises:
             StoreError: The store failed, or stays overloaded.
+            QuotaExhaustedError: The throttle does not let the request pass in time.
         """
         for tries in itertools.count(1):
             try:
