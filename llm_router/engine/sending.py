@@ -68,6 +68,7 @@ _MAX_TTL = 7 * 86_400.0
 
 _EVERY_PROVIDER: frozenset[str] = frozenset()
 _END = Reply("")
+_NO_ANSWER = Reply("", failed="NO_CANDIDATES")
 _NO_USAGE = Usage()
 _NO_METADATA: Mapping[str, str] = {}
 
@@ -389,6 +390,8 @@ class OpenAttempt:
     def _whole_answer(self) -> Reply:
         outcome = self._outcome
         assert isinstance(outcome, Reply)  # noqa: S101 - a failure ends the reading
+        if not self._texts:  # a stream that yields nothing is not an answer
+            return _NO_ANSWER
         return attrs.evolve(outcome, text="".join(self._texts))
 
     def _finish(self, outcome: Reply | SendError) -> None:

@@ -53,9 +53,14 @@ def read_reply(response: Any, *, limited: bool = False) -> Reply | None:
     if reply is not None:
         return reply
     usage = _usage(response.usage_metadata)
-    if usage in (None, Usage()):
+    return _usage_alone(Reply("", usage, model=response.model_version, raw=response), limited=limited)
+
+
+def _usage_alone(reply: Reply, *, limited: bool) -> Reply | None:
+    """Return the answer that consists of the usage in ``reply``, or None if there is none."""
+    usage = reply.usage
+    if usage is None or usage == Usage():
         return None
-    reply = Reply("", usage, model=response.model_version, raw=response)
     if limited or usage.thinking_tokens:
         return attrs.evolve(reply, finish_reason=_MAX_TOKENS)
     return attrs.evolve(reply, failed=_NO_CANDIDATES)
@@ -155,7 +160,8 @@ class ReplyReader:
         reply, whole = _read_candidate(response), self._whole
         if reply is None:
             usage = _usage(response.usage_metadata) or whole.usage
-            self._whole = attrs.evolve(whole, text="", usage=usage, raw=response)
+            model = response.model_version or whole.model
+            self._whole = attrs.evolve(whole, text="", usage=usage, model=model, raw=response)
             return self._whole
         self._has_candidate = True
         self._has_content = self._has_content or _has_content((response.candidates or [None])[0])
@@ -175,9 +181,8 @@ class ReplyReader:
     def end(self) -> Reply | None:
         """Return what the end of the stream says of the answer, or None if nothing.
 
-        A model that reaches the limit while it thinks may answer with its usage alone.
+        An answer may consist of its usage alone, as for :func:`read_reply`.
         """
-        if self._has_candidate or self._whole.usage in (None, Usage()) or not self._limited:
-            return None
-        self.is_complete = True
-        return attrs.evolve(self._whole, finish_reason=_MAX_TOKENS)
+        reply = None if self._has_candidate else _usage_alone(self._whole, limited=self._limited)
+        self.is_complete = self.is_complete or reply is not None
+        return reply

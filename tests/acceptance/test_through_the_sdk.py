@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import Any
 
 import pytest
 
@@ -222,3 +224,45 @@ async def test_a_stream_is_tried_elsewhere_until_its_first_piece(
                     read += 1
         assert (read, stream.response.success) == (pieces, succeeds)
         assert stream.response.attempts == emulator.requests == upstream
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "no candidates": {"candidates": [], "usageMetadata": {"promptTokenCount": 3}},
+    "usage alone": {"usageMetadata": {"promptTokenCount": 3}},
+    "thoughts alone": {"usageMetadata": {"promptTokenCount": 3, "thoughtsTokenCount": 9}},
+    "STOP": {"candidates": [{"finishReason": "STOP"}], "usageMetadata": {"promptTokenCount": 3}},
+    "MAX_TOKENS": {"candidates": [{"finishReason": "MAX_TOKENS"}]},
+    "OTHER": {"candidates": [{"finishReason": "OTHER"}]},
+    "MALFORMED_FUNCTION_CALL": {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]},
+    "no parts": {"candidates": [{"content": {"role": "model"}, "finishReason": "STOP"}]},
+    "empty text": {"candidates": [{"content": {"parts": [{"text": ""}]}, "finishReason": "STOP"}]},
+    "prompt blocked": {"promptFeedback": {"blockReason": "SAFETY"}},
+    "answer blocked": {"candidates": [{"finishReason": "SAFETY"}]},
+    "text": {"candidates": [{"content": {"parts": [{"text": "Hi."}]}, "finishReason": "STOP"}]},
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_output_tokens": 5}], ids=["", "limited"])
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+async def test_a_stream_ends_as_a_send_does(answer: dict[str, Any], options: Any) -> None:
+    """The same answer is the same response, streamed or not, after one request and with no cooldown."""
+    found = []
+    for streamed in (False, True):
+        async with GeminiEmulator() as emulator, Router(pool(keys=2), base_url=emulator.url) as router:
+            body = b"data: " + json.dumps(answer).encode() + b"\r\n\r\n" if streamed else answer
+            headers = {"Content-Type": "text/event-stream"} if streamed else {}
+            emulator.inject(Fault.status(200, body=body, headers=headers))
+            if streamed:
+                async with router.stream("x", **options) as stream:
+                    response = await stream.collect()
+            else:
+                response = await router.send("x", **options)
+            statuses = await router.get_all_key_statuses()
+            assert not any(status["in_cooldown"] for status in statuses)
+            assert (emulator.requests, response.attempts) == (1, 1)
+            reason = getattr(response.error, "reason", None)
+            kind = type(response.error)
+            found.append(
+                (response.success, response.answer, response.finish_reason, kind, reason, response.usage)
+            )
+    assert found[0] == found[1]

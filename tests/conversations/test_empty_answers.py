@@ -88,7 +88,8 @@ async def test_a_stream_without_content_is_not_remembered(
     async with make_router([pools.one()]) as router:
         conversation = router.conversation("a")
         async with conversation.stream("one") as stream:
-            await stream.collect()
+            response = await stream.collect()
+        assert (response.success, response.answer) == (bool(pieces), "")
         assert await conversation.history() == ()
         assert (await conversation.send("two")).success
     assert provider.calls[1].request.contents == [user_says({"text": "two"})]

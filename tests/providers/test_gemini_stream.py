@@ -323,14 +323,17 @@ async def test_an_answer_without_candidates(
     assert replies[-1].usage.input_tokens > 0
 
 
-async def test_a_usage_alone_is_an_answer_that_broke_off(
+async def test_a_usage_alone_is_an_answer_that_failed(
     emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
 ) -> None:
-    """Without a limit to explain it, a stream of usage has broken off."""
-    emulator.inject(Fault.no_content(""))
-    error = await failure_after(1, open_provider(emulator.url), deployment)
-    assert (error.kind, error.scope) == (FailureKind.NETWORK, "path")
-    assert "broke off" in str(error)
+    """Without a limit to explain it, a stream of usage has failed as the same answer in one piece has."""
+    emulator.inject(Fault.no_content(""), times=2)
+    provider = open_provider(emulator.url)
+    *_, last = await read(provider, deployment)
+    whole = await provider.generate(deployment, HELLO)
+    assert (last.text, last.finish_reason, last.failed) == ("", None, "NO_CANDIDATES")
+    assert (last.failed, last.usage, last.model) == (whole.failed, whole.usage, whole.model)
+    assert emulator.requests == 2
 
 
 async def test_a_refused_connection(
