@@ -27,7 +27,7 @@ __all__ = ["DeploymentState", "FallbackOrder", "Group", "ReadyRing", "Ring", "St
 
 _FRESH = 0.1
 """Seconds for which a refusal that does not depend on the request's size is cached. Quota that another
-process gives back early may be noticed that much later."""
+process gives back early may be noticed that much later; what it lifts is noticed at once."""
 
 _STALE_ENTRIES = 64
 """Heap entries of deployments that are no longer parked, kept before the heap may be compacted."""

@@ -21,7 +21,7 @@ from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
-from llm_router.engine.search import FIRST_CANDIDATES, Unsuitable, further, retry_at
+from llm_router.engine.search import FIRST_CANDIDATES, Unsuitable, cooled_down, further, retry_at
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -153,10 +153,20 @@ class Selector:
             if lease is not None:
                 return lease
         self._heed_the_clock(send.order)
+        is_asked = bool(shortlist)
         for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
+            is_asked = True
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
+        if not is_asked and (cooled := cooled_down(send.order, refused)):
+            # All that is known was found out for others. Meanwhile another process may have lifted something.
+            before = self._quarantines.lifts
+            lease = await self._reserve(send, cooled, refused)
+            if lease is not None:
+                return lease
+            if self._quarantines.lifts != before:
+                return await self._try(send)
         if send.overloaded:  # nothing else has room: better an overloaded model than none
             send.overloaded.clear()
             return await self._try(send)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from operator import attrgetter
 
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group, is_stale
@@ -18,6 +18,7 @@ __all__ = [
     "MAX_CANDIDATES",
     "Unsuitable",
     "available_at",
+    "cooled_down",
     "further",
     "ranking",
     "retry_at",
@@ -143,6 +144,13 @@ def _overlooked(
             refused[state] = known
             before = min(before, known.retry_at)
     return overlooked
+
+
+def cooled_down(order: FallbackOrder, refused: Iterable[DeploymentState]) -> list[DeploymentState]:
+    """Return a few deployments that were refused because of a cooldown: what another process may lift."""
+    known = itertools.chain(refused, soonest(order, MAX_CANDIDATES))
+    cooled = (state for state in known if state.refusal is not None and state.refusal.cooldown is not None)
+    return list(dict.fromkeys(itertools.islice(cooled, FIRST_CANDIDATES)))
 
 
 def retry_at(order: FallbackOrder, now: float, refused: Mapping[DeploymentState, Refusal]) -> float:

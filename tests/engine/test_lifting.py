@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from llm_router import (
     UnknownKeyError,
     UnknownModelError,
 )
+from llm_router.domain.quota import Demand
 from llm_router.errors import QuotaViolation
 from llm_router.stores import Decision
 from llm_router.stores.failover import FailoverStore
@@ -354,3 +355,83 @@ async def test_a_lift_forgets_learnt_limits(
     assert [(await two.send("x")).success for _ in range(3)] == [True, True, False]
     await one.keys.lift("k", "model-a")
     assert sum([(await one.send("x")).success for _ in range(20)]) == 13
+
+
+# --- seen by the next send ----------------------------------------------------------------------------
+
+
+class Counting(MemoryStore):
+    """A store that counts what it is asked.
+
+    Attributes:
+        asked: The number of candidates of each reserve.
+    """
+
+    asked: list[int]
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        self.asked.append(len(candidates))
+        return await super().reserve(reservation_id, candidates, demand, ttl)
+
+
+@pytest.mark.parametrize("sends", [0, 1, 3])
+@pytest.mark.parametrize("count", [1, 40, 300])
+@pytest.mark.parametrize("spent", [0, 20])
+@pytest.mark.parametrize("how", ["lift", "enable"])
+async def test_the_next_send_sees_what_another_process_lifted(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    clock: ManualClock,
+    sends: int,
+    count: int,
+    spent: int,
+    how: str,
+) -> None:
+    """With everything parked, however often that was found a moment ago, by a clock that stands still."""
+    store = MemoryStore(clock=clock)
+    pool = [deployment(f"k{n}") for n in range(count)] + [deployment(f"s{n}", rpm=1) for n in range(spent)]
+    one, two = (make_router(pool, store=store, max_retries=0) for _ in range(2))
+    for n in range(count):
+        await two.keys.disable(f"k{n}")
+    for _ in range(spent):
+        assert (await one.send("x")).success
+    if how == "lift":
+        for n in range(count):
+            await store.cool_down(Cooldown.lift(pool[n].key_scope))
+            await store.cool_down(Cooldown(pool[n].key_scope, math.inf, "said to be invalid"))
+    assert not any([(await one.send("x")).success for _ in range(sends)])
+    await getattr(two.keys, how)(f"k{count - 1}")
+    assert (await one.send("x")).key_id == f"k{count - 1}"
+
+
+async def test_a_crowd_that_is_refused_asks_little(make_router: MakeRouter, clock: ManualClock) -> None:
+    """Of many requests refused at once, one asks about every deployment, and each other about a few."""
+    store = Counting(clock=clock)
+    store.asked = []
+    pool = [deployment(f"k{n}") for n in range(500)]
+    async with make_router(pool, store=store) as router:
+        for each in pool:
+            await store.cool_down(Cooldown(each.key_scope, clock.time() + 300, "busy"))
+        assert not (await router.send("x")).success
+        first, store.asked = sum(store.asked), []
+        assert first == 500
+        for _ in range(50):
+            assert not (await router.send("x")).success
+        assert len(store.asked) == 50
+        assert max(store.asked) <= 8
+
+
+async def test_a_crowd_without_quota_asks_nothing(make_router: MakeRouter, clock: ManualClock) -> None:
+    """Where nothing is cooled down, nothing can be lifted: what was found a moment ago holds."""
+    store = Counting(clock=clock)
+    store.asked = []
+    async with make_router([deployment(f"k{n}", rpm=1) for n in range(20)], store=store) as router:
+        for _ in range(21):
+            response = await router.send("x")
+        assert not response.success
+        store.asked = []
+        for _ in range(50):
+            assert not (await router.send("x")).success
+        assert store.asked == []
