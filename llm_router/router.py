@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
@@ -24,7 +24,7 @@ from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
-from llm_router.engine.pool_check import check_deployments, check_numbers
+from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
@@ -148,6 +148,7 @@ class Router:
             max_requests_per_second=max_requests_per_second,
             history_tokens=budgets,
         )
+        check_policy(on_store_failure, get_args(StoreFailurePolicy))
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
@@ -196,8 +197,10 @@ class Router:
         """Open the store unless it was given; put a failover in front unless it cannot fail or has one."""
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
+            url = "memory://" if store is None else store
             # A store's own clock is the better one for sharing: Redis goes by its server's.
-            store = open_store(store or "memory://", clock=None if isinstance(clock, SystemClock) else clock)
+            store = open_store(url, clock=None if isinstance(clock, SystemClock) else clock)
+        check_store(store)
         if isinstance(store, MemoryStore | FailoverStore):
             if owned:
                 self._owned.append(store)

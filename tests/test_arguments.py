@@ -34,6 +34,7 @@ from llm_router import (
     UnknownWorkloadError,
 )
 from llm_router.stores import Decision
+from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -396,3 +397,26 @@ def test_the_guard_of_from_config(tmp_path: Path) -> None:
     for guard in (-1, NAN, INF, 1e13, True, "1", None):
         with pytest.raises(ConfigError, match="guard must be 0 s or more"):
             Router.from_config(tmp_path / "keys.json", guard=guard, provider=FakeProvider())
+
+
+@pytest.mark.parametrize(
+    "store", [5, "", "memory", b"memory://", Path("state.db"), MemoryStore, object(), False]
+)
+def test_what_is_not_a_store_is_refused(make_router: Callable[..., Router], pools: Pools, store: Any) -> None:
+    """What is neither the URL of a store nor has its methods makes no router; the message says what does."""
+    with pytest.raises(ConfigError, match="memory://"):
+        make_router([pools.one()], store=store)
+
+
+@pytest.mark.parametrize("policy", ["x", "", "Local", None, True, 5, []])
+def test_a_policy_that_does_not_exist_is_refused(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, policy: Any
+) -> None:
+    """Whatever the store, the message names the policies that there are."""
+    for store in (
+        "memory://",
+        MemoryStore(clock=clock),
+        FailoverStore(MemoryStore(clock=clock), clock=clock),
+    ):
+        with pytest.raises(ConfigError, match="'closed', 'local' or 'open'"):
+            make_router([pools.one()], store=store, on_store_failure=policy)

@@ -31,6 +31,12 @@ _FAULTS = tuple(
         (r"^[A-Za-z][A-Za-z0-9+.-]*://", "is a URL: give it the key alone"),
         (r"\\[nr]$", "ends with the text of a line break: remove it"),
         (r"^[\w.-]+=[^=]", "has a name and = in front of the key: give it the key alone"),
+        (r"^=", "has a = in front of the key: remove it"),
+        (
+            r"(?i)^[\w.-]*(key|secret|token)[\w.-]*:|:AIza",
+            "has a name and : in front of the key: give it the key alone",
+        ),
+        (r"\$\{|^\$|^\{\{|^%\w+%$", "names a variable that nothing replaces: give it the key itself"),
     )
 )
 """What no key looks like, whatever its provider; the first match is reported."""

@@ -1,4 +1,4 @@
-"""Check what a router is made from: its deployments and its numbers."""
+"""Check what a router is made from: its deployments, its numbers and its store."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["check_deployments", "check_numbers"]
+__all__ = ["check_deployments", "check_numbers", "check_policy", "check_store"]
 
 _MIN_RATE, _MAX_RATE = 1e-6, 1e9
 _MIN_SHARE = 1e-6
+_STORE_METHODS = ("reserve", "settle", "release", "charge", "cool_down", "snapshot", "aclose")
 
 
 def check_deployments(deployments: Sequence[Deployment], workloads: Sequence[str]) -> None:
@@ -88,6 +89,33 @@ def check_numbers(
     for workload, tokens in history_tokens.items():
         name = f"history_tokens[{workload!r}]"
         _require(name, tokens, "a whole number of 0 or more", ok=_is_count(tokens))
+
+
+def check_policy(policy: object, policies: Sequence[str]) -> None:
+    """Check what to do while the store fails, whether or not the store can fail.
+
+    Raises:
+        ConfigError: It is not one of ``policies``.
+    """
+    *most, last = map(repr, policies)
+    _require("on_store_failure", policy, f"{', '.join(most)} or {last}", ok=policy in policies)
+
+
+def check_store(store: object) -> None:
+    """Check that ``store`` has the methods of a store.
+
+    Raises:
+        ConfigError: It lacks one, or is a class.
+    """
+    lacking = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
+    if lacking or isinstance(store, type):
+        remedy = "pass the URL of a store, such as memory://, or an object with the methods of RateLimitStore"
+        why = (
+            "a class"
+            if isinstance(store, type)
+            else f"an object of type {type(store).__name__} without {lacking[0]}()"
+        )
+        raise ConfigError(f"store must be a store, not {why}: {remedy}")
 
 
 def _is_count(value: object) -> bool:

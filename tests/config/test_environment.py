@@ -279,6 +279,19 @@ KEY = "Qx7kZp93LmVt20WsRb81"  # no part of it may be shown
         (f"{KEY}\x1b[0m", "contains spaces, control characters or letters that no API key has"),
         (f"{KEY}\u200b", "contains spaces, control characters or letters that no API key has"),
         (f"\ufeff{KEY}", "contains spaces, control characters or letters that no API key has"),
+        (f"={KEY}", "has a = in front of the key: remove it"),
+        (f"=={KEY}", "has a = in front of the key: remove it"),
+        (f"key:{KEY}", "has a name and : in front of the key: give it the key alone"),
+        (f"{NAME}:{KEY}", "has a name and : in front of the key: give it the key alone"),
+        (f"x-goog-api-key:{KEY}", "has a name and : in front of the key: give it the key alone"),
+        (f"gemini:AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
+        (f":AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
+        (f"${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
+        (f"prefix${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
+        (f"${{{KEY}:-}}", "names a variable that nothing replaces: give it the key itself"),
+        (f"${KEY.replace('-', '_')}", "names a variable that nothing replaces: give it the key itself"),
+        (f"%{KEY.replace('-', '_')}%", "names a variable that nothing replaces: give it the key itself"),
+        (f"{{{{{KEY}}}}}", "is a placeholder"),
         (f"{KEY}\\n", "ends with the text of a line break: remove it"),
     ],
 )
@@ -294,7 +307,18 @@ def test_a_secret_that_cannot_be_one(bare: Project, value: str, problem: str) ->
 
 @pytest.mark.parametrize(
     "value",
-    ["AIzaSyA-1_b", "AQ.Ab8RN6L", "sk-proj-x_y", "ya29.a0Af/_-~", "abc==", "a+b/c=", "x:y", "{not-a-name"],
+    [
+        "AIzaSyA-1_b",
+        "AQ.Ab8RN6L",
+        "sk-proj-x_y",
+        "ya29.a0Af/_-~",
+        "abc==",
+        "a+b/c=",
+        "x:y",
+        "{not-a-name",
+        "ab$c",
+        "10%_x",
+    ],
 )
 def test_a_secret_that_may_be_one(bare: Project, value: str) -> None:
     """Whatever its prefix, its alphabet and its padding, what may be a key is one."""
