@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import certifi
 
+from llm_router.providers._gemini_sse import EventContent
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
@@ -57,6 +58,7 @@ with warnings.catch_warnings():
                 if response.status == _OK:
                     if _is_stream(response):
                         OPEN_STREAM.set(functools.partial(_close, response))
+                        response.content = EventContent(response.content)  # type: ignore[assignment]  # duck
                     else:
                         await response.read()
                     return response

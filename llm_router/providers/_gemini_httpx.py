@@ -8,10 +8,12 @@ import importlib
 import importlib.util
 import os
 import ssl
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from google.genai import errors as sdk_errors
 
+from llm_router.providers._gemini_sse import event_bytes
 from llm_router.providers._gemini_transport import (
     CONNECT_TIMEOUT,
     KEEPALIVE,
@@ -61,11 +63,17 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
                 if not stream:
                     return await _read(response)
                 OPEN_STREAM.set(response.aclose)
+                # aiter_lines() reads it as well.
+                response.aiter_bytes = functools.partial(_event_bytes, response.aiter_bytes)
                 return response
             failure: Exception = await _http_failure(response)
         except _PATH_ERRORS as error:
             failure = _path_failure(error)
         raise failure
+
+
+def _event_bytes(aiter_bytes: Callable[..., AsyncIterator[bytes]], *args: Any) -> AsyncIterator[bytes]:
+    return event_bytes(aiter_bytes(*args))
 
 
 async def _trace(event: str, _info: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from llm_router import Deployment, Reply
 from llm_router.domain.request import Request
 from llm_router.emulator import Fault
 from llm_router.errors import ProviderError
+from llm_router.providers._gemini_sse import event_bytes
 from llm_router.providers.base import FailureKind, StreamingProvider
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import GeminiEmulator
@@ -240,6 +241,61 @@ async def test_what_comes_after_the_end_of_an_answer(
     assert (reply.text, reply.finish_reason) == ("Hello.", "STOP")
     assert "".join(piece.text for piece in more) == ""
     assert emulator.requests == 1
+
+
+FRAMED = {
+    "comment": b": ping\r\n\r\n" + events(ANSWER),
+    "comment in front of the data": b": ping\n" + events(ANSWER),
+    "other fields": b"event: message\r\nid: 3\r\nretry: 10\r\n" + events(ANSWER),
+    "other fields without a space": b"event:message\nid:3\n" + events(ANSWER, ending=b"\n\n"),
+    "data without a space": events(ANSWER).replace(b"data: ", b"data:"),
+    "data with spaces": events(ANSWER).replace(b"data: ", b"data:   "),
+    "empty events": b"data:\r\n\r\ndata: \r\n\r\n\r\n" + events(ANSWER),
+    "after the data": events(ANSWER, ending=b"\r\nevent: message\r\n\r\n"),
+    "without an end": b": ping\n" + events(ANSWER, ending=b""),
+    "a large comment": b":" + b"-" * 100_000 + b"\n\n" + events(ANSWER),
+}
+
+
+@pytest.mark.parametrize("body", FRAMED.values(), ids=FRAMED.keys())
+async def test_framing_that_the_sdk_does_not_know(
+    emulator: GeminiEmulator,
+    open_provider: Callable[..., GeminiProvider],
+    deployment: Deployment,
+    body: bytes,
+) -> None:
+    """Comments and other fields of server-sent events, which proxies add, do not cost the answer."""
+    emulator.inject(Fault.status(200, body=body, headers={"Content-Type": "text/event-stream"}))
+    replies = await read(open_provider(emulator.url), deployment)
+    assert ("".join(reply.text for reply in replies), replies[-1].finish_reason) == ("Hello.", "STOP")
+    assert emulator.requests == 1
+
+
+async def _chunks(*chunks: bytes) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+BODIES = [body[-1_000:] for body in FRAMED.values()]
+
+
+@pytest.mark.parametrize(
+    "body", [*BODIES, b'{"error":\n {"code": 503}}', b"", b"\n", b"a\nb"], ids=range(len(BODIES) + 4)
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+async def test_events_may_come_in_chunks_of_any_size(body: bytes, size: int) -> None:
+    """However the bytes are cut, the lines are the same, and no framing is among them."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    cut = b"".join([lines async for lines in event_bytes(_chunks(*pieces))])
+    whole = b"".join([lines async for lines in event_bytes(_chunks(body))])
+    assert cut == whole
+    assert not any(line.startswith((b":", b"event", b"id", b"retry")) for line in whole.splitlines())
+
+
+async def test_a_line_is_passed_on_once_it_is_whole() -> None:
+    """What has come is not held back until the next event."""
+    lines = event_bytes(_chunks(b"data: 1\n\nda", b"ta: 2\n", b"\n", b"data: 3"))
+    assert [line async for line in lines] == [b"data: 1\n\n", b"data: 2\n", b"\n", b"data: 3"]
 
 
 async def test_the_usage_after_the_end_of_an_answer(
