@@ -159,7 +159,7 @@ class Router:
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
-        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second, clock)
+        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         selector = Selector(
             opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )

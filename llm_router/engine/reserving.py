@@ -131,8 +131,6 @@ class Selector:
     def close(self) -> None:
         """Grant no further lease; what waits is told so."""
         self._closed = True
-        if self._throttle is not None:
-            self._throttle.release()
         self.look_again()
 
     @property
