@@ -148,6 +148,103 @@ async def test_alone_only_a_share_of_the_room_is_taken(
     assert await granted(front, limited, 20, "c") == 10
 
 
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_refusal_shows_that_there_is_no_room(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, metric: Metric, before: int
+) -> None:
+    """A process that was refused takes nothing alone until a window or a day is over."""
+    refill = Refill.DAILY if metric.is_daily else Refill.ROLLING
+    limited = Deployment(pools.one().key, "m", "light", quotas=(Quota(metric, 40, refill),))
+    assert await granted(front, limited, before, "a", 1) == before
+    for n in range(40 - before):
+        await remote.reserve(f"other{n}", [limited], Demand(1, 1), 600.0)
+    clock.shift(5.0)
+    assert await granted(front, limited, 1, "b", 1) == 0
+    clock.shift(5.0)
+    assert await granted(front, limited, 1, "c", 1) == 0  # nothing has come back: as old as the first
+    remote.fail(OUTAGE)
+    clock.shift(55.0)
+    assert await granted(front, limited, 9, "d", 1) == 0
+    clock.shift(86_400.0 if metric.is_daily else 0.4)
+    assert await granted(front, limited, 40, "e", 1) == 10
+
+
+async def test_a_refusal_of_much_leaves_a_share_of_the_rest(
+    front: FailoverStore, remote: Remote, pools: Pools
+) -> None:
+    """Less than 400 of 1,000 tokens were left: this process takes a quarter of 400 alone."""
+    limited = pools.one(rpm=None, tpm=1_000)
+    await remote.reserve("other", [limited], Demand(1, 700), 60.0)
+    assert await granted(front, limited, 1, "a", 400) == 0
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 40, "b", 10) == 10
+
+
+async def test_a_refusal_because_of_a_cooldown_shows_no_room(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """It says nothing of the quotas: the whole share is left."""
+    limited = pools.one(rpm=40)
+    await remote.cool_down(Cooldown(limited.model_scope, clock.time() + 5.0, "rests"))
+    assert await granted(front, limited, 1, "a") == 0
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 40, "b") == 10
+
+
+async def test_a_snapshot_shows_the_room(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Of each quota: 32 are left in the minute, but 20 in the day, of which 5 are a quarter."""
+    limited = pools.one(rpm=40, rpd=60)
+    assert await granted(front, limited, 1, "a") == 1
+    for n in range(31):
+        await remote.reserve(f"early{n}", [limited], Demand(1, 1), 60.0)
+    clock.shift(120.0)
+    for n in range(8):
+        await remote.reserve(f"late{n}", [limited], Demand(1, 1), 60.0)
+    await front.snapshot([limited])
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 40, "b") == 5
+    await front.aclose()
+
+
+async def test_what_a_store_shows_that_has_lost_something_is_not_believed(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """Others may not have told it yet what they took; what was seen before counts for a window."""
+    limited = pools.one(rpm=40)
+    for n in range(36):
+        await remote.reserve(f"other{n}", [limited], Demand(1, 1), 600.0)
+    assert await granted(front, limited, 1, "a") == 1
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 1, "b") == 0
+    remote.fail(None)
+    for n in range(36):
+        await remote.release(f"other{n}")
+    await recover(front, remote, clock, limited)
+    await front.snapshot([limited])
+    assert await granted(front, limited, 1, "c") == 0
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 1, "d") == 0
+    clock.shift(60.4)
+    assert await granted(front, limited, 40, "e") == 10
+
+
+async def test_rooms_are_forgotten(remote: Remote, pools: Pools, clock: ManualClock) -> None:
+    """A day after they were shown, and where the clock was set back behind them."""
+    front, limited, other = FailoverStore(remote, clock=clock), pools.one(rpm=1), pools.one(rpm=None)
+    for shift in (90_001.0, -3_600.0):
+        assert await granted(front, limited, 2, f"{shift}a") == 1
+        assert front._rooms.get(Metric.RPM, limited.model_scope) is not None
+        clock._now += shift
+        await granted(front, other, 1, f"{shift}b")
+        await settle_down()
+        assert front._rooms.get(Metric.RPM, limited.model_scope) is None
+        clock.shift(7_200.0)
+    await front.aclose()
+
+
 @pytest.mark.parametrize("quotas", [(), (Quota(Metric.RPM, 200),)])
 async def test_alone_learnt_limits_are_cut_to_the_share(
     front: FailoverStore, remote: Remote, pools: Pools, quotas: tuple[Quota, ...]

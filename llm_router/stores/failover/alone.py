@@ -8,13 +8,14 @@ from operator import attrgetter
 
 import attrs
 
-from llm_router.domain.calendar import NEVER, microseconds
+from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
-from llm_router.stores.failover.takings import Entry, OwnTakings, Record, takings
+from llm_router.stores.failover.rooms import Room, Rooms
+from llm_router.stores.failover.takings import OwnTakings, Record, takings
 from llm_router.stores.ledger import StoredLimit, terms_in_force
 from llm_router.stores.memory import MemoryStore
 
@@ -30,9 +31,13 @@ _ROUNDING = 1e-6
 
 @attrs.frozen
 class _Share:
-    """A deployment with its share of the limits in force: what was learnt of them, from when, until when."""
+    """A deployment, its quotas under the limits in force, and a share of them.
+
+    Which depends on what was learnt, and is so from ``since`` until ``until``.
+    """
 
     deployment: Deployment
+    quotas: tuple[Quota, ...]
     share: Deployment
     learnt: Mapping[Metric, StoredLimit] | None
     since: int
@@ -48,6 +53,7 @@ class Alone:
     Args:
         share: The share, above 0 and at most 1.
         own: What this process took. It must go on being told what is granted here.
+        rooms: The room that refusals and snapshots of the store showed.
         clock: The source of time.
         learnt: The limits learnt for each scope of a model. What a scope has is replaced when it changes.
         cooldowns: What cools down.
@@ -57,12 +63,14 @@ class Alone:
         self,
         share: float,
         own: OwnTakings,
+        rooms: Rooms,
         clock: Clock,
         learnt: Mapping[Scope, Mapping[Metric, StoredLimit]],
         cooldowns: Sequence[Cooldown],
     ) -> None:
         self.share = share
         self._own = own
+        self._rooms = rooms
         self._clock = clock
         self._learnt = learnt
         self._cooldowns = list(cooldowns)
@@ -123,12 +131,11 @@ class Alone:
         ):
             quotas, until = self._in_force(deployment, now)
             share = attrs.evolve(deployment, quotas=tuple(_share(quota, self.share) for quota in quotas))
-            known = self._shares[deployment.id] = _Share(deployment, share, learnt, now, until)
+            known = _Share(deployment, tuple(quotas), share, learnt, now, until)
+            self._shares[deployment.id] = known
         if scope not in self._charged:
             self._charged.add(scope)
-            record = self._own.get(scope)
-            if record is not None:
-                await self._charge(known.share, record)
+            await self._charge(known)
         return known.share
 
     def _limits_of(self, deployment: Deployment, now: int) -> dict[Metric, StoredLimit]:
@@ -141,34 +148,45 @@ class Alone:
         quotas = [_under(quota, limit) for quota, limit, _ in terms_in_force(deployment, learnt, now)]
         return quotas, min((entry.in_force(now)[1] for entry in learnt.values()), default=NEVER)
 
-    async def _charge(self, share: Deployment, record: Record) -> None:
+    async def _charge(self, known: _Share) -> None:
         """Count what this process took before, and what others took as far as it knows."""
-        earlier = [entry for entry in record.entries if entry.at <= self._began]
-        charges = takings([entry for entry in earlier if entry.requests or entry.tokens])
-        told_at, window = record.told_at, record.window
-        today = [entry for entry in earlier if entry.at <= told_at]
-        recent = [entry for entry in today if entry.at > told_at - window]
-        # Of the room that the store showed last, this process takes its share: what is left of its share of
-        # the limit beyond that counts as taken.
-        by_window = _missing(share, recent, record.headroom, daily=False)
-        by_day = _missing(share, today, record.daily_headroom, daily=True)
-        if by_window.requests or by_window.tokens:
-            charges.append(Taking(told_at, by_window))
-        if by_day.requests or by_day.tokens:  # only of the day: just before the window
-            charges.append(Taking(told_at - window - _JUST_BEFORE, by_day))
-        await self._store.charge(_SOURCE, 1, share, sorted(charges, key=attrgetter("at")))
+        scope = known.deployment.model_scope
+        record = self._own.get(scope)
+        entries = [] if record is None else [each for each in record.entries if each.requests or each.tokens]
+        own, others = takings(entries), list[Taking]()
+        longest = max((quota.window + quota.guard for quota in known.share.quotas), default=0.0)
+        pairs = zip(known.quotas, known.share.quotas, strict=True)
+        for quota, share in sorted(pairs, key=lambda pair: pair[0].refill is Refill.DAILY):
+            at, headroom = _headroom(quota, record, self._rooms.get(quota.metric, scope))
+            at = min(at, self._clock.time())
+            began = _began(quota, at)
+            # Of the room that the store showed last, this process takes its share: what is left of its share
+            # of the limit beyond that counts as taken.
+            counted = sum(each.used.amount(quota.metric) for each in own + others if began < each.at <= at)
+            rest = math.ceil(share.limit * (1.0 - headroom) - _ROUNDING) - counted
+            if rest > 0:
+                if quota.refill is Refill.DAILY:  # only of the day: just before the windows
+                    at = max(began + _ROUNDING, at - longest - _JUST_BEFORE)
+                others.append(Taking(at, Demand(0, rest) if quota.metric.counts_tokens else Demand(rest, 0)))
+        charges = [taking for taking in own if taking.at <= self._began] + others
+        await self._store.charge(_SOURCE, 1, known.share, sorted(charges, key=attrgetter("at")))
 
 
-def _missing(share: Deployment, own: Sequence[Entry], headroom: float, *, daily: bool) -> Demand:
-    """Return what others took of the share of a deployment, going by the headroom that the store showed."""
-    mine = {True: sum(entry.tokens for entry in own), False: sum(entry.requests for entry in own)}
-    others = {True: 0, False: 0}
-    for quota in share.quotas:
-        if (quota.refill is Refill.DAILY) is daily:
-            counts_tokens = quota.metric.counts_tokens
-            taken = math.ceil(quota.limit * (1.0 - headroom) - _ROUNDING) - mine[counts_tokens]
-            others[counts_tokens] = max(others[counts_tokens], taken)
-    return Demand(others[False], others[True])
+def _headroom(quota: Quota, record: Record | None, room: Room | None) -> tuple[float, float]:
+    """Return the share of a quota that was left when the store showed it last, and when that was."""
+    if room is not None and (record is None or room.at >= record.told_at):
+        return room.at, min(room.left / max(quota.limit, 1), 1.0)
+    if record is None or record.told_at == -math.inf:
+        return 0.0, 1.0
+    is_daily = quota.refill is Refill.DAILY
+    return record.told_at, record.daily_headroom if is_daily else record.headroom
+
+
+def _began(quota: Quota, at: float) -> float:
+    """Return since when a taking counted at a time, in seconds since the epoch."""
+    if quota.refill is Refill.DAILY:
+        return seconds(midnights(microseconds(at), quota.timezone)[0])
+    return at - quota.window - quota.guard
 
 
 def _under(quota: Quota, limit: int) -> Quota:

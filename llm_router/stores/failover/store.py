@@ -35,6 +35,7 @@ from llm_router.stores.failover.alone import LOCAL_SHARE, Alone
 from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns, as_of
 from llm_router.stores.failover.limits import KnownLimits
 from llm_router.stores.failover.peers import LocalShare, Peers
+from llm_router.stores.failover.rooms import Rooms
 from llm_router.stores.failover.shards import Shard
 from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, longest_window
 from llm_router.stores.failover.telling import Teller
@@ -113,6 +114,7 @@ class FailoverStore:
         self._teller = Teller(store, self._own, self._peers, self._clock)
         self._shards: dict[int, Shard] = {}
         self._careful = False  # whether any shard is in trouble, or not to be trusted yet
+        self._rooms = Rooms()
         self._cooldowns = KnownCooldowns()
         self._limits = KnownLimits()
         self._untold = UntoldCooldowns()
@@ -138,6 +140,8 @@ class FailoverStore:
         except StoreError as error:
             await self._fail(error, candidates)
             return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
+        if decision.refusals:
+            self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
         if decision.deployment is not None:
             self._note_grant(reservation_id, decision, demand, ttl, now)
         if decision.lost or decision.reset_at:
@@ -152,11 +156,18 @@ class FailoverStore:
         return decision
 
     def _note_grant(
-        self, reservation_id: str, decision: Decision, demand: Demand, ttl: float, began: float
+        self,
+        reservation_id: str,
+        decision: Decision,
+        demand: Demand,
+        ttl: float,
+        began: float,
+        *,
+        shows_room: bool = True,
     ) -> None:
         """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
         at = (began + self._clock.time()) / 2
-        self._own.note_grant(reservation_id, decision, demand, ttl, at, in_store=True)
+        self._own.note_grant(reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle where the reservation was made; see :class:`RateLimitStore`."""
@@ -250,6 +261,8 @@ class FailoverStore:
         """Return what the store shows, and note its limits, unless this process learnt others meanwhile."""
         changes = self._limits.changes
         snapshots = await self.behind.snapshot(deployments)
+        if not self._careful:  # else others may not have told the store yet what they took
+            self._rooms.note_snapshots(snapshots, self._clock.time())
         if changes == self._limits.changes and not self._untold:
             self._limits.see(snapshots)
         return snapshots
@@ -329,12 +342,15 @@ class FailoverStore:
                 return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
             began = self._clock.time()
             try:
-                if self._is_cautious(shard, candidates):
+                is_cautious = self._is_cautious(shard, candidates)
+                if is_cautious:
                     decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
                 else:
                     decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
+                    self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
                 if decision.deployment is not None:
-                    self._note_grant(reservation_id, decision, demand, ttl, began)
+                    # What others took and have not told yet is not in the room that it shows.
+                    self._note_grant(reservation_id, decision, demand, ttl, began, shows_room=not is_cautious)
                 if decision.lost or decision.reset_at:
                     await self._heed_loss(decision, candidates)
             except StoreError as error:
@@ -378,6 +394,7 @@ class FailoverStore:
             except BaseException:
                 await alone.settle(reservation_id, _NOTHING)
                 raise
+            self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
             if decision.deployment is not None:
                 break
             await alone.settle(reservation_id, _NOTHING)
@@ -403,7 +420,7 @@ class FailoverStore:
             now = self._clock.time()
             self._limits.forget(now)
             cooldowns, learnt = self._cooldowns.in_force(now), self._limits.learnt
-            shard.alone = Alone(self._peers.share, self._own, self._clock, learnt, cooldowns)
+            shard.alone = Alone(self._peers.share, self._own, self._rooms, self._clock, learnt, cooldowns)
         return shard.alone
 
     def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
@@ -449,6 +466,7 @@ class FailoverStore:
 
     async def _announce(self) -> None:
         """Announce this process, and do what calls left undone that failed though the store answers."""
+        self._rooms.forget(self._clock.time(), self._own.longest_window)
         with suppress(StoreError):
             await self._peers.announce()
             await self._peers.warn_once()

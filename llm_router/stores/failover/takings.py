@@ -100,7 +100,7 @@ class Record:
         window: Seconds of its longest rolling or steady window, with the guard; at least a minute.
         zones: The time zones of its daily quotas.
         since: When the record of the store began that counted the entries; 0 if none did.
-        headroom: What the store said last of the quotas of a window; see :class:`Decision`.
+        headroom: What the last grant of the store said of the quotas of a window; see :class:`Decision`.
         daily_headroom: What it said of the daily ones.
         told_at: When it said so.
         entries: The takings, oldest first.
@@ -302,8 +302,19 @@ class OwnTakings:
         now: float,
         *,
         in_store: bool,
+        shows_room: bool = True,
     ) -> None:
-        """Note that a reserve was granted, by the store or without it."""
+        """Note that a reserve was granted, by the store or without it.
+
+        Args:
+            reservation_id: Its id.
+            decision: The grant.
+            demand: What it took.
+            ttl: Seconds after which it expires.
+            now: When it was made, in seconds since the epoch.
+            in_store: Whether the store made it.
+            shows_room: Whether the store can be trusted to know what others took.
+        """
         deployment = decision.deployment
         assert deployment is not None  # noqa: S101 - a grant names it
         scope = deployment.model_scope
@@ -312,8 +323,9 @@ class OwnTakings:
             record = self._records[scope] = _record_of(deployment)
         entry = record.add(demand, now, counted=in_store)
         if in_store:
-            record.headroom, record.daily_headroom = decision.headroom, decision.daily_headroom
-            record.told_at = now
+            if shows_room:
+                record.headroom, record.daily_headroom = decision.headroom, decision.daily_headroom
+                record.told_at = now
             if decision.since != record.since or scope not in self.known:
                 self.counted_in(record, decision.since)
         made = OpenReservation(record, entry, demand, now, now + ttl, in_store, record.since)
