@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 from typing import Literal
 
+from llm_router.domain.clock import Clock
 from llm_router.stores.base import ExternalStore, RateLimitStore
 
 __all__ = ["LocalShare", "Peers"]
@@ -18,6 +20,9 @@ LocalShare = float | Literal["auto"]
 
 _FIRST_ANNOUNCEMENT, _LAST_ANNOUNCEMENT = 1.0, 10.0
 
+_COUNTS_FOR = 60.0
+"""Seconds for which a count is believed: as long as a process counts after its announcement."""
+
 
 class Peers:
     """The processes of a store, this one among them, as the store counts them.
@@ -25,15 +30,18 @@ class Peers:
     Args:
         store: The store; one that is no :class:`ExternalStore` counts nothing.
         share: The share of each process, or ``"auto"`` for one over their number.
-        first_share: The share as long as their number is not known.
+        first_share: The share while their number is not known. If it was known earlier, the share is not
+            above what it was then.
+        clock: The source of time.
     """
 
-    def __init__(self, store: RateLimitStore, share: LocalShare, first_share: float) -> None:
+    def __init__(self, store: RateLimitStore, share: LocalShare, first_share: float, clock: Clock) -> None:
         self._store = store if isinstance(store, ExternalStore) else None
         self._share = share
         self._first_share = first_share
+        self._clock = clock
         self._process, self._name = os.getpid(), _new_name()
-        self._count: int | None = None
+        self._count, self._counted_at = 0, -math.inf
         self._advised = False
         self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
 
@@ -49,7 +57,11 @@ class Peers:
         """The share of every quota that this process may take alone."""
         if self._share != "auto":
             return self._share
-        return self._first_share if self._count is None else 1.0 / max(self._count, 1)
+        if not self._count:
+            return self._first_share
+        share = 1.0 / self._count
+        is_known = 0.0 <= self._clock.time() - self._counted_at <= _COUNTS_FOR
+        return share if is_known else min(share, self._first_share)
 
     def is_due(self, now: float) -> bool:
         """Return whether this process should announce itself, which it is taken to do then."""
@@ -67,7 +79,8 @@ class Peers:
             StoreError: The store failed.
         """
         if self._store is not None:
-            self._count = await self._store.announce(self.name)
+            began = self._clock.time()
+            self._count, self._counted_at = await self._store.announce(self.name), began
 
     async def warn_once(self) -> None:
         """Log what in the setup of the store endangers the count, the first time.

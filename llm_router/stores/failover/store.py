@@ -81,7 +81,8 @@ class FailoverStore:
         policy: What to do while the store fails.
         local_share: The share of every quota for ``local``, above 0 and at most 1. ``"auto"``: one over the
             number of processes that announced themselves to the store within a minute.
-        first_share: What takes the place of ``"auto"`` as long as the store has not said how many they are.
+        first_share: What takes the place of ``"auto"`` while the store has not said within a minute how many
+            they are, unless the last number makes it less.
         owns_store: Whether closing this store closes the store behind it.
         clock: The source of time; the machine's clock by default.
 
@@ -110,7 +111,7 @@ class FailoverStore:
         self._owns_store = owns_store
         self._clock = clock or SystemClock()
         self._own = OwnTakings(store.known if isinstance(store, ExternalStore) else {})
-        self._peers = Peers(store, local_share, first_share)
+        self._peers = Peers(store, local_share, first_share, self._clock)
         self._teller = Teller(store, self._own, self._peers, self._clock)
         self._shards: dict[int, Shard] = {}
         self._careful = False  # whether any shard is in trouble, or not to be trusted yet
@@ -130,9 +131,7 @@ class FailoverStore:
         """Reserve in the store, or as the policy says; see :class:`RateLimitStore`."""
         now, own = self._clock.time(), self._own
         if not own.seen <= now < own.due:
-            own.heed(now)
-            if self._peers.is_due(now):
-                self._start(self._announce())
+            self._heed(now)
         if self._careful:
             return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         try:
@@ -155,6 +154,12 @@ class FailoverStore:
                 return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         return decision
 
+    def _heed(self, now: float) -> None:
+        """Do what is due: on any call, though at most about once a second."""
+        self._own.heed(now)
+        if self._peers.is_due(now):
+            self._start(self._announce())
+
     def _note_grant(
         self,
         reservation_id: str,
@@ -171,7 +176,10 @@ class FailoverStore:
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle where the reservation was made; see :class:`RateLimitStore`."""
-        made = self._own.close(reservation_id, used)
+        now, own = self._clock.time(), self._own
+        made = own.close(reservation_id, used)
+        if not own.seen <= now < own.due:
+            self._heed(now)
         if not self._careful and (made is None or made.in_store):
             try:
                 return await self.behind.settle(reservation_id, used)
@@ -220,6 +228,7 @@ class FailoverStore:
         replaces a certain limit then counts unless another process has replaced that one.
         """
         now = self._clock.time()
+        self._heed(now)
         self._cooldowns.add(cooldown, now)
         later = attrs.evolve(cooldown, learnt=self._limits.learn(cooldown, now))
         for shard in self._shards.values():
@@ -238,6 +247,7 @@ class FailoverStore:
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Return the state that is decisive now; see :class:`RateLimitStore`."""
+        self._heed(self._clock.time())
         if self.trouble is None:
             try:
                 return await self._see(deployments)
