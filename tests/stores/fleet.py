@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.deployment import Deployment
     from llm_router.stores import RateLimitStore
+    from llm_router.stores.failover import StoreFailurePolicy
     from llm_router.testing import ManualClock
 
 __all__ = ["Fleet"]
@@ -47,11 +48,16 @@ class Fleet:
     @classmethod
     @asynccontextmanager
     async def opened(
-        cls, open_store: Callable[[], RateLimitStore], processes: int, clock: ManualClock, limited: Deployment
+        cls,
+        open_store: Callable[[], RateLimitStore],
+        processes: int,
+        clock: ManualClock,
+        limited: Deployment,
+        policy: StoreFailurePolicy = "local",
     ) -> AsyncIterator[Self]:
         """Open as many processes, each with a store of its own behind it."""
         async with AsyncExitStack() as stack:
-            stores = [FailoverStore(open_store(), clock=clock) for _ in range(processes)]
+            stores = [FailoverStore(open_store(), clock=clock, policy=policy) for _ in range(processes)]
             for store in stores:
                 await stack.enter_async_context(aclosing(store))
             yield cls(stores, clock, limited, eager=2)

@@ -640,6 +640,42 @@ async def test_after_the_caution_the_store_is_asked_directly(
     assert not front._careful
 
 
+async def test_a_second_loss_is_noticed_though_the_share_is_used_up(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is asked, and takes nothing; it is not asked of what a cooldown alone refuses."""
+    limited, stated, free = pools.one(rpm=20), pools.one(rpm=None), pools.one(rpm=None)
+    reset_at, reserve, asked = 0.0, remote.reserve, list[Deployment]()
+
+    async def loses(*args: Any) -> Decision:
+        asked[:] = args[1]
+        decision = await reserve(*args)
+        decision.reset_at = reset_at
+        return decision
+
+    monkeypatch.setattr(remote, "reserve", loses)
+    await front.cool_down(Cooldown(stated.model_scope, 1.0, "429", (LearntLimit(Metric.RPM, 4),)))
+    assert await granted(front, limited, 9, "a") == 9
+    assert await granted(front, stated, 1, "b") == 1
+    await remote.cool_down(Cooldown.learn(stated.model_scope, LearntLimit(Metric.RPM, None)))
+    reset_at = clock.time()
+    assert await granted(front, limited, 1, "c") == 1
+    await settle_down()
+    for n in range(2):
+        clock.shift(5.0)
+        reset_at = clock.time()
+        remote.calls.clear()
+        decision = await front.reserve(f"d{n}", [limited, stated], Demand(1, 10), 60.0)
+        assert [refusal.reason for refusal in decision.refusals] == ["rpm", "rpm"]
+        await settle_down()
+        assert remote.calls.count("charge") == 2
+    assert await used(remote, limited) == {"rpm": 10}
+    assert await used(remote, stated) == {}
+    await front.cool_down(Cooldown(free.key_scope, clock.time() + 9.0, "rests"))
+    await front.reserve("e", [limited, free], Demand(1, 10), 60.0)
+    assert asked == [limited]
+
+
 async def test_caution_lets_a_second_candidate_serve(
     front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
 ) -> None:

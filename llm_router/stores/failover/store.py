@@ -14,7 +14,7 @@ import attrs
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import Demand
+from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.errors import (
     ConfigError,
     StoreCorruptError,
@@ -53,7 +53,8 @@ _CALLS = 2
 _TURNS = 4
 """Times that a reserve is made again because the store had lost something, or failed."""
 
-_NOTHING = Demand(0, 0)
+_NOTHING, _TOO_MUCH = Demand(0, 0), Demand(MAX_LIMIT, MAX_LIMIT)
+"""What always fits, and what fits nothing that has a limit."""
 
 
 class FailoverStore:
@@ -398,6 +399,9 @@ class FailoverStore:
             granted = await alone.reserve(reservation_id, left, demand, ttl)
             refusals += granted.refusals
             if granted.deployment is None:
+                if left is candidates:  # the store was not asked
+                    decision = await self._look(reservation_id, granted.refusals, ttl)
+                    lost = decision.lost
                 break
             try:
                 decision = await self.behind.reserve(reservation_id, [granted.deployment], demand, ttl)
@@ -412,6 +416,16 @@ class FailoverStore:
             lost += decision.lost
             left = left[left.index(granted.deployment) + 1 :]
         return attrs.evolve(decision, refusals=refusals, lost=lost)
+
+    async def _look(self, reservation_id: str, refusals: Sequence[Refusal], ttl: float) -> Decision:
+        """Return what the store has lost again, and take nothing: a process must charge that in any case."""
+        limited = [each.deployment for each in refusals if each.deployment.quotas or each.cooldown is None]
+        if not limited:
+            return Decision(None, 0.0, 0.0)
+        decision = await self.behind.reserve(reservation_id, limited, _TOO_MUCH, ttl)
+        if decision.deployment is not None:  # the store knows no limit of it
+            await self.behind.release(reservation_id)
+        return attrs.evolve(decision, deployment=None, probes=())
 
     def _is_cautious(self, shard: Shard, candidates: Sequence[Deployment]) -> bool:
         """Whether others may not have told the shard yet what they took in the present window."""

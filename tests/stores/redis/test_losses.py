@@ -20,6 +20,7 @@ from llm_router.testing import ManualClock
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from llm_router.stores.failover import StoreFailurePolicy
     from tests.stores.fleet import Fleet
     from tests.stores.servers import RedisServer
 else:
@@ -224,4 +225,32 @@ async def test_no_window_sees_more_than_the_limit(
             # Where none can reach the server each keeps to its share, whatever the others had taken before.
             shares = (processes - 1) * (LIMIT // processes) if event in ("restarted", "frozen") else 0
             assert LIMIT <= fleet.most_in(60.0) <= LIMIT + shares
+            assert fleet.since(clock.time() - 61.0) == LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("event", ["flushall", "restarted"])
+@pytest.mark.parametrize("policy", ["closed", "local"])
+@pytest.mark.parametrize("gap", [1, 20])
+async def test_what_is_lost_twice_within_a_window_is_charged_twice(
+    servers: ModuleType, redis_binary: Any, event: str, policy: StoreFailurePolicy, gap: int
+) -> None:
+    """A process that has spent more than its share looks whether that is lost, though it may take no more."""
+    limited, clock = deployment(), ManualClock(START)
+    with servers.running(redis_binary) as server:
+        open_store = partial(RedisStore, server.url, clock=clock, timeout=0.2)
+        async with Fleet.opened(open_store, 3, clock, limited, policy) as fleet:
+            await fleet.run(2)
+            clock.shift(100.0)
+            await fleet.run(12, idle=fleet.stores[1:])
+            for _ in range(2):
+                if event == "restarted":
+                    server.kill()
+                    server.start()
+                else:
+                    with server.client() as client:
+                        client.flushall()
+                await fleet.run(gap, idle=fleet.stores[1:])
+            await fleet.run(100)
+            assert fleet.most_in(60.0) == LIMIT
             assert fleet.since(clock.time() - 61.0) == LIMIT
