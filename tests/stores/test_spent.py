@@ -14,7 +14,9 @@ from llm_router.domain.cooldown import LearntLimit
 from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.errors import StoreCorruptError, StoreError, StoreTimeoutError, StoreUnavailableError
 from llm_router.stores import Decision, DeploymentSnapshot, RateLimitStore, Taking
+from llm_router.stores.base import Refusal
 from llm_router.stores.failover import FailoverStore
+from llm_router.stores.failover.rooms import Rooms
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -231,18 +233,18 @@ async def test_what_a_store_shows_that_has_lost_something_is_not_believed(
     assert await granted(front, limited, 40, "e") == 10
 
 
-async def test_rooms_are_forgotten(remote: Remote, pools: Pools, clock: ManualClock) -> None:
-    """A day after they were shown, and where the clock was set back behind them."""
-    front, limited, other = FailoverStore(remote, clock=clock), pools.one(rpm=1), pools.one(rpm=None)
-    for shift in (90_001.0, -3_600.0):
-        assert await granted(front, limited, 2, f"{shift}a") == 1
-        assert front._rooms.get(Metric.RPM, limited.model_scope) is not None
-        clock._now += shift
-        await granted(front, other, 1, f"{shift}b")
-        await settle_down()
-        assert front._rooms.get(Metric.RPM, limited.model_scope) is None
-        clock.shift(7_200.0)
-    await front.aclose()
+def test_rooms_are_forgotten(pools: Pools) -> None:
+    """A day after they were shown, or a longer window; and where the clock was set back behind them."""
+    limited, rooms = pools.one(rpm=1), Rooms()
+    for forgets_at, window, is_kept in [
+        (90_101.0, 0.0, False),
+        (90_101.0, 1e6, True),
+        (99.0, 60.0, False),
+        (100.0, 60.0, True),
+    ]:
+        rooms.note_refusals([Refusal(limited, "rpm", 170.0, 170.0)], Demand(), 100.0)
+        rooms.forget(forgets_at, window)
+        assert (rooms.get(Metric.RPM, limited.model_scope) is not None) is is_kept
 
 
 @pytest.mark.parametrize("quotas", [(), (Quota(Metric.RPM, 200),)])
@@ -279,6 +281,53 @@ async def test_alone_a_limit_rises_and_replaces_an_adaptive_one(
     [alone] = await front.snapshot([limited])
     assert alone.quotas[0].limit == 10
     assert alone.quotas[0].learnt == seen.quotas[0].learnt
+
+
+@pytest.mark.parametrize("is_used_before", [True, False])
+async def test_alone_a_limit_that_another_process_learnt_is_known(
+    remote: Remote, pools: Pools, clock: ManualClock, *, is_used_before: bool
+) -> None:
+    """It is looked at on calls that are made anyway: at the first one, and again within about a minute."""
+    limited, front = pools.one(rpm=100), FailoverStore(remote, clock=clock, local_share=0.5)
+    if is_used_before:
+        assert await granted(front, limited, 1, "a") == 1
+        await settle_down()
+    await remote.cool_down(Cooldown.learn(limited.model_scope, LearntLimit(Metric.RPM, 10)))
+    for n in range(8):
+        clock.shift(10.0)
+        await granted(front, limited, 1, f"b{n}-")
+        await settle_down()
+    clock.shift(61.0)
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 40, "c") == 5
+    await front.aclose()
+
+
+async def test_looking_at_limits_costs_little(remote: Remote, pools: Pools, clock: ManualClock) -> None:
+    """Each model is looked at once a minute or less, a few at a time, and never before a grant."""
+    pool = [pools.one(rpm=None) for _ in range(40)]
+    front, snapshot, looks = FailoverStore(remote, clock=clock), remote.snapshot, list[Deployment]()
+
+    async def seen(deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        assert 0 < len(deployments) <= 32
+        looks.extend(deployments)
+        return await snapshot(deployments)
+
+    remote.snapshot = seen  # type: ignore[method-assign]
+    for second in range(240):
+        await front.reserve(f"r{second}", pool[second % 40 :] + pool[: second % 40], Demand(), 60.0)
+        clock.shift(1.0)
+        await settle_down()
+    assert set(looks) == set(pool)
+    assert 120 <= len(looks) <= 160
+    remote.fail(OUTAGE)
+    await front.reserve("alone", pool, Demand(), 60.0)
+    remote.calls.clear()
+    clock.shift(90.0)
+    await front.reserve("later", pool, Demand(), 60.0)
+    await settle_down()
+    assert "snapshot" not in remote.calls
+    await front.aclose()
 
 
 async def record_of(store: RateLimitStore, deployment: Deployment) -> LimitRecord:
@@ -653,7 +702,11 @@ async def test_a_second_loss_is_noticed_though_the_share_is_used_up(
         decision.reset_at = reset_at
         return decision
 
+    async def fails(_: str) -> int:
+        raise OUTAGE  # or the limit that the store has forgotten would be noticed
+
     monkeypatch.setattr(remote, "reserve", loses)
+    monkeypatch.setattr(remote, "announce", fails)
     await front.cool_down(Cooldown(stated.model_scope, 1.0, "429", (LearntLimit(Metric.RPM, 4),)))
     assert await granted(front, limited, 9, "a") == 9
     assert await granted(front, stated, 1, "b") == 1

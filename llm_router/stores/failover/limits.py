@@ -8,13 +8,19 @@ import attrs
 
 from llm_router.domain.calendar import microseconds
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.quota import Metric
 from llm_router.stores.base import DeploymentSnapshot
 from llm_router.stores.ledger import StoredLimit, learn
 
 __all__ = ["KnownLimits"]
+
+_EVERY = 60.0
+"""Seconds between two looks at what the store knows of a model."""
+
+_AT_ONCE = 32
+"""Models that are looked at together, so that other calls need not wait for long."""
 
 
 class KnownLimits:
@@ -32,6 +38,19 @@ class KnownLimits:
         self.learnt: dict[Scope, dict[Metric, StoredLimit]] = {}
         self.changes = 0
         self._in_store: dict[tuple[Scope, Metric], float] = {}
+        self._looked_at: dict[Scope, float] = {}
+
+    def unseen(self, deployments: Iterable[Deployment], now: float) -> list[Deployment]:
+        """Return a few that the store has not shown for a minute, which they are taken to be now."""
+        self._looked_at = {scope: at for scope, at in self._looked_at.items() if now - _EVERY < at <= now}
+        due = {each.model_scope: each for each in deployments if each.model_scope not in self._looked_at}
+        unseen = list(due.values())[:_AT_ONCE]
+        self.looked_at(unseen, now)
+        return unseen
+
+    def looked_at(self, deployments: Iterable[Deployment], now: float) -> None:
+        """Note that the store showed these, in seconds since the epoch."""
+        self._looked_at.update((each.model_scope, now) for each in deployments)
 
     def learn(self, cooldown: Cooldown, now: float) -> tuple[LearntLimit, ...]:
         """Learn the limits of a cooldown; return those that count, to tell the store if it does not answer.

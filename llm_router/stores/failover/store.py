@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Literal
@@ -132,7 +132,7 @@ class FailoverStore:
         """Reserve in the store, or as the policy says; see :class:`RateLimitStore`."""
         now, own = self._clock.time(), self._own
         if not own.seen <= now < own.due:
-            self._heed(now)
+            self._heed(now, candidates)
         if self._careful:
             return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         try:
@@ -155,11 +155,11 @@ class FailoverStore:
                 return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         return decision
 
-    def _heed(self, now: float) -> None:
+    def _heed(self, now: float, wanted: Iterable[Deployment] = ()) -> None:
         """Do what is due: on any call, though at most about once a second."""
         self._own.heed(now)
         if self._peers.is_due(now):
-            self._start(self._announce())
+            self._start(self._announce(wanted))
 
     def _note_grant(
         self,
@@ -272,6 +272,7 @@ class FailoverStore:
         """Return what the store shows, and note its limits, unless this process learnt others meanwhile."""
         changes = self._limits.changes
         snapshots = await self.behind.snapshot(deployments)
+        self._limits.looked_at(deployments, self._clock.time())
         if not self._careful:  # else others may not have told the store yet what they took
             self._rooms.note_snapshots(snapshots, self._clock.time())
         if changes == self._limits.changes and not self._untold:
@@ -488,15 +489,19 @@ class FailoverStore:
                 with suppress(StoreError):  # it is charged when it is asked for, or when the store answers
                     await self._teller.charge(record)
 
-    async def _announce(self) -> None:
-        """Announce this process, and do what calls left undone that failed though the store answers."""
-        self._rooms.forget(self._clock.time(), self._own.longest_window)
+    async def _announce(self, wanted: Iterable[Deployment] = ()) -> None:
+        """Announce this process, look at what it uses, and do what calls left undone that failed."""
+        now = self._clock.time()
+        self._rooms.forget(now, self._own.longest_window)
         with suppress(StoreError):
             await self._peers.announce()
             await self._peers.warn_once()
             if not self._careful:
                 await self._settle_what_is_left()
                 await self._tell_cooldowns()
+            used = (record.deployment for record in self._own)
+            if self.trouble is None and (unseen := self._limits.unseen([*wanted, *used], now)):
+                await self._see(unseen)
 
     def _start(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
