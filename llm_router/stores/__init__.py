@@ -5,9 +5,11 @@ from llm_router.stores.base import (
     DeploymentSnapshot,
     ExternalStore,
     QuotaSnapshot,
+    Ranking,
     RateLimitStore,
     Refusal,
     Sharded,
+    Standing,
     Taking,
 )
 from llm_router.stores.memory import MemoryStore
@@ -18,8 +20,10 @@ __all__ = [
     "ExternalStore",
     "MemoryStore",
     "QuotaSnapshot",
+    "Ranking",
     "RateLimitStore",
     "Refusal",
     "Sharded",
+    "Standing",
     "Taking",
 ]

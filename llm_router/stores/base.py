@@ -21,9 +21,11 @@ __all__ = [
     "ExternalStore",
     "FrontingStore",
     "QuotaSnapshot",
+    "Ranking",
     "RateLimitStore",
     "Refusal",
     "Sharded",
+    "Standing",
     "Taking",
 ]
 
@@ -303,6 +305,31 @@ class ExternalStore(Protocol):
 
     async def advice(self) -> list[str]:
         """Return what in the setup of the server or file endangers the count: one sentence each."""
+        ...
+
+
+@attrs.frozen
+class Standing:
+    """One process among those that share a store.
+
+    Attributes:
+        count: How many were alive in the last minute, itself included.
+        rank: Its place among them, from 0, which no other one has; None if the store does not know.
+    """
+
+    count: int
+    rank: int | None = None
+
+
+@runtime_checkable
+class Ranking(Protocol):
+    """What an :class:`ExternalStore` also offers if it puts the processes in an order.
+
+    By their ranks they can divide a quota that is smaller than their number, each on its own.
+    """
+
+    async def standing(self, source: str) -> Standing:
+        """Announce a process, as :meth:`ExternalStore.announce` does; return its place among the others."""
         ...
 
 

@@ -702,11 +702,11 @@ async def test_a_second_loss_is_noticed_though_the_share_is_used_up(
         decision.reset_at = reset_at
         return decision
 
-    async def fails(_: str) -> int:
+    async def fails(_: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         raise OUTAGE  # or the limit that the store has forgotten would be noticed
 
     monkeypatch.setattr(remote, "reserve", loses)
-    monkeypatch.setattr(remote, "announce", fails)
+    monkeypatch.setattr(remote, "snapshot", fails)
     await front.cool_down(Cooldown(stated.model_scope, 1.0, "429", (LearntLimit(Metric.RPM, 4),)))
     assert await granted(front, limited, 9, "a") == 9
     assert await granted(front, stated, 1, "b") == 1
@@ -722,11 +722,12 @@ async def test_a_second_loss_is_noticed_though_the_share_is_used_up(
         assert [refusal.reason for refusal in decision.refusals] == ["rpm", "rpm"]
         await settle_down()
         assert remote.calls.count("charge") == 2
-    assert await used(remote, limited) == {"rpm": 10}
-    assert await used(remote, stated) == {}
     await front.cool_down(Cooldown(free.key_scope, clock.time() + 9.0, "rests"))
     await front.reserve("e", [limited, free], Demand(1, 10), 60.0)
     assert asked == [limited]
+    monkeypatch.undo()
+    assert await used(remote, limited) == {"rpm": 10}
+    assert await used(remote, stated) == {}
 
 
 async def test_caution_lets_a_second_candidate_serve(

@@ -13,7 +13,8 @@ from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
+from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal, Taking
+from llm_router.stores.failover.peers import Part
 from llm_router.stores.failover.rooms import Room, Rooms
 from llm_router.stores.failover.takings import OwnTakings, Record, takings
 from llm_router.stores.ledger import StoredLimit, terms_in_force
@@ -23,6 +24,9 @@ __all__ = ["LOCAL_SHARE", "Alone"]
 
 LOCAL_SHARE = 0.25
 """The share of every quota that a process takes alone if it does not know how many share the store."""
+
+_ASK_AGAIN = 10.0
+"""Seconds after which something is worth asking for again that is more than the part of this process."""
 
 _SOURCE = "own"
 _JUST_BEFORE = 1.0
@@ -51,7 +55,7 @@ class Alone:
     the last reply of the store showed. What this process took itself counts against both.
 
     Args:
-        share: The share, above 0 and at most 1.
+        part: What this process may take of every quota.
         own: What this process took. It must go on being told what is granted here.
         rooms: The room that refusals and snapshots of the store showed.
         clock: The source of time.
@@ -61,14 +65,14 @@ class Alone:
 
     def __init__(
         self,
-        share: float,
+        part: Part,
         own: OwnTakings,
         rooms: Rooms,
         clock: Clock,
         learnt: Mapping[Scope, Mapping[Metric, StoredLimit]],
         cooldowns: Sequence[Cooldown],
     ) -> None:
-        self.share = share
+        self._part = part
         self._own = own
         self._rooms = rooms
         self._clock = clock
@@ -86,7 +90,7 @@ class Alone:
         await self._replay()
         shares = {await self._share_of(deployment): deployment for deployment in candidates}
         decision = await self._store.reserve(reservation_id, list(shares), demand, ttl)
-        decision.refusals = tuple(attrs.evolve(r, deployment=shares[r.deployment]) for r in decision.refusals)
+        decision.refusals = tuple(self._described(r, shares[r.deployment], demand) for r in decision.refusals)
         if decision.deployment is not None:
             decision.deployment = shares[decision.deployment]
         return decision
@@ -105,9 +109,19 @@ class Alone:
         """Return the state of the shares, with what was learnt of the limits that they are shares of."""
         await self._replay()
         shares = await self._store.snapshot([await self._share_of(deployment) for deployment in deployments])
-        return [self._described(s, d) for s, d in zip(shares, deployments, strict=True)]
+        return [self._shown(s, d) for s, d in zip(shares, deployments, strict=True)]
 
-    def _described(self, share: DeploymentSnapshot, deployment: Deployment) -> DeploymentSnapshot:
+    def _described(self, refusal: Refusal, deployment: Deployment, demand: Demand) -> Refusal:
+        """Return a refusal of the deployment itself: what exceeds the part alone is not refused for ever."""
+        if refusal.retry_at == math.inf and refusal.cooldown is None:
+            quotas = self._shares[deployment.id].quotas
+            if all(demand.amount(quota.metric) <= quota.limit for quota in quotas):
+                later = self._clock.time() + _ASK_AGAIN
+                wake_at = min(refusal.wake_at, later)
+                return attrs.evolve(refusal, deployment=deployment, retry_at=later, wake_at=wake_at)
+        return attrs.evolve(refusal, deployment=deployment)
+
+    def _shown(self, share: DeploymentSnapshot, deployment: Deployment) -> DeploymentSnapshot:
         learnt = self._limits_of(deployment, microseconds(self._clock.time()))
         quotas = (
             attrs.evolve(quota, learnt=learnt[quota.metric].record()) if quota.metric in learnt else quota
@@ -130,7 +144,7 @@ class Alone:
             or not known.since <= now < known.until
         ):
             quotas, until = self._in_force(deployment, now)
-            share = attrs.evolve(deployment, quotas=tuple(_share(quota, self.share) for quota in quotas))
+            share = attrs.evolve(deployment, quotas=tuple(self._part.of(quota, scope) for quota in quotas))
             known = _Share(deployment, tuple(quotas), share, learnt, now, until)
             self._shares[deployment.id] = known
         if scope not in self._charged:
@@ -194,14 +208,3 @@ def _under(quota: Quota, limit: int) -> Quota:
         return quota
     burst = None if quota.burst is None else max(1, min(quota.burst, limit))
     return attrs.evolve(quota, limit=limit, burst=burst)
-
-
-def _share(quota: Quota, share: float) -> Quota:
-    """Return a share of ``quota``; less than one request per window becomes one in a longer window."""
-    limit = quota.limit * share
-    if limit >= 1 or quota.limit == 0:
-        whole = int(limit)
-        burst = None if quota.burst is None else max(1, min(whole, int(quota.burst * share)))
-        return attrs.evolve(quota, limit=whole, burst=burst)
-    stretched = quota.window if quota.refill is Refill.DAILY else quota.window / limit
-    return attrs.evolve(quota, limit=1, window=stretched, burst=None)

@@ -7,11 +7,16 @@ import math
 import os
 import secrets
 from typing import Literal
+from zlib import crc32
+
+import attrs
 
 from llm_router.domain.clock import Clock
-from llm_router.stores.base import ExternalStore, RateLimitStore
+from llm_router.domain.deployment import Scope
+from llm_router.domain.quota import Quota, Refill
+from llm_router.stores.base import ExternalStore, Ranking, RateLimitStore, Standing
 
-__all__ = ["LocalShare", "Peers"]
+__all__ = ["LocalShare", "Part", "Peers"]
 
 _log = logging.getLogger("llm_router")
 
@@ -22,6 +27,55 @@ _FIRST_ANNOUNCEMENT, _LAST_ANNOUNCEMENT = 1.0, 10.0
 
 _COUNTS_FOR = 60.0
 """Seconds for which a count is believed: as long as a process counts after its announcement."""
+
+
+@attrs.frozen
+class Part:
+    """What this process may take of every quota alone.
+
+    Attributes:
+        share: Its share, above 0 and at most 1.
+        standing: Its place among the processes that divide every quota, or None if each takes a fixed share.
+    """
+
+    share: float
+    standing: Standing | None = None
+
+    def of(self, quota: Quota, scope: Scope) -> Quota:
+        """Return its part of a quota of a model's scope.
+
+        What is divided is divided into whole requests or tokens, so that the parts of all are the whole. If
+        there are fewer than processes, the ranks decide who has one: for each scope in another way.
+        """
+        if self.standing is None:
+            return _cut(quota, self.share)
+        steady = quota.refill is Refill.STEADY
+        whole = quota.capacity if steady else quota.limit
+        among = min(self.standing.count, max(whole, 1))
+        limit = _whole_part(quota.limit, among, self.standing, scope)
+        capacity = _whole_part(whole, among, self.standing, scope)
+        burst = max(1, min(limit, capacity)) if steady else None
+        return attrs.evolve(quota, limit=limit, burst=burst)
+
+
+def _whole_part(amount: int, among: int, standing: Standing, scope: Scope) -> int:
+    """Return the part of an amount that is divided among the first so many processes."""
+    whole, rest = divmod(amount, among)
+    if standing.rank is None:
+        return whole if among == standing.count else 0
+    place = (standing.rank + crc32(scope.encode())) % standing.count
+    return whole + (place < rest) if place < among else 0
+
+
+def _cut(quota: Quota, share: float) -> Quota:
+    """Return a share of a quota; less than one request per window becomes one in a longer window."""
+    limit = quota.limit * share
+    if limit >= 1 or quota.limit == 0:
+        whole = int(limit)
+        burst = None if quota.burst is None else max(1, min(whole, int(quota.burst * share)))
+        return attrs.evolve(quota, limit=whole, burst=burst)
+    stretched = quota.window if quota.refill is Refill.DAILY else quota.window / limit
+    return attrs.evolve(quota, limit=1, window=stretched, burst=None)
 
 
 class Peers:
@@ -41,7 +95,8 @@ class Peers:
         self._first_share = first_share
         self._clock = clock
         self._process, self._name = os.getpid(), _new_name()
-        self._count, self._counted_at = 0, -math.inf
+        self._standing, self._counted_at = Standing(0), -math.inf
+        self._back_at = 0.0
         self._advised = False
         self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
 
@@ -55,19 +110,27 @@ class Peers:
     @property
     def share(self) -> float:
         """The share of every quota that this process may take alone."""
+        return self.part.share
+
+    @property
+    def part(self) -> Part:
+        """What this process may take of every quota alone."""
         if self._share != "auto":
-            return self._share
-        if not self._count:
-            return self._first_share
-        share = 1.0 / self._count
-        is_known = 0.0 <= self._clock.time() - self._counted_at <= _COUNTS_FOR
-        return share if is_known else min(share, self._first_share)
+            return Part(self._share)
+        if not self._standing.count:
+            return Part(self._first_share)
+        count, rank = self._standing.count, self._standing.rank
+        if not 0.0 <= self._clock.time() - self._counted_at <= _COUNTS_FOR:
+            count = max(count, math.ceil(1.0 / self._first_share))
+        return Part(1.0 / count, Standing(count, rank))
 
     def is_due(self, now: float) -> bool:
         """Return whether this process should announce itself, which it is taken to do then."""
         # A time further ahead than the interval was set before the clock was set back.
         if self._store is None or self._announce_at - _LAST_ANNOUNCEMENT <= now < self._announce_at:
             return False
+        if now - self._announce_at > _COUNTS_FOR:
+            self._announce_every = _FIRST_ANNOUNCEMENT
         self._announce_at = now + self._announce_every
         self._announce_every = min(2 * self._announce_every, _LAST_ANNOUNCEMENT)
         return True
@@ -80,7 +143,16 @@ class Peers:
         """
         if self._store is not None:
             began = self._clock.time()
-            self._count, self._counted_at = await self._store.announce(self.name), began
+            if isinstance(self._store, Ranking):
+                standing = await self._store.standing(self.name)
+            else:
+                standing = Standing(await self._store.announce(self.name))
+            if not 0.0 <= began - self._counted_at <= _COUNTS_FOR:
+                self._back_at = began
+            # Of processes that come back together the first ones do not see the others at once.
+            if standing.count >= self._standing.count or began - self._back_at >= _LAST_ANNOUNCEMENT:
+                self._standing = standing
+            self._counted_at = began
 
     async def warn_once(self) -> None:
         """Log what in the setup of the store endangers the count, the first time.

@@ -66,6 +66,10 @@ class FailoverStore:
     waits for it. When the store answers, it is told what was spent and which cooldowns began meanwhile. Each
     change of state is logged once. Of a divided store, each shard fails and returns by itself.
 
+    With ``"auto"`` each process takes whole requests or tokens, all of them together at most the limit. Where
+    there are fewer than processes, only some have one, for each model others (see :class:`Ranking`). Of a
+    share that you choose yourself, less than one request per window becomes one in a longer window.
+
     This process keeps a ledger of what it took itself in every window and day that still counts. On its own
     it takes at most its share of each limit, and of the room that the store showed last; what it spent
     before counts against both. If the store has lost something (see :class:`ExternalStore`), the process
@@ -445,7 +449,7 @@ class FailoverStore:
             now = self._clock.time()
             self._limits.forget(now)
             cooldowns, learnt = self._cooldowns.in_force(now), self._limits.learnt
-            shard.alone = Alone(self._peers.share, self._own, self._rooms, self._clock, learnt, cooldowns)
+            shard.alone = Alone(self._peers.part, self._own, self._rooms, self._clock, learnt, cooldowns)
         return shard.alone
 
     def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
@@ -491,16 +495,20 @@ class FailoverStore:
 
     async def _announce(self, wanted: Iterable[Deployment] = ()) -> None:
         """Announce this process, look at what it uses, and do what calls left undone that failed."""
-        now = self._clock.time()
-        self._rooms.forget(now, self._own.longest_window)
         with suppress(StoreError):
-            await self._peers.announce()
+            await asyncio.gather(self._peers.announce(), self._look_around(wanted))
             await self._peers.warn_once()
             if not self._careful:
                 await self._settle_what_is_left()
                 await self._tell_cooldowns()
-            used = (record.deployment for record in self._own)
-            if self.trouble is None and (unseen := self._limits.unseen([*wanted, *used], now)):
+
+    async def _look_around(self, wanted: Iterable[Deployment]) -> None:
+        """Look now and then at what others learnt of the limits of what this process uses."""
+        now = self._clock.time()
+        self._rooms.forget(now, self._own.longest_window)
+        used = (record.deployment for record in self._own)
+        if self.trouble is None and (unseen := self._limits.unseen([*wanted, *used], now)):
+            with suppress(StoreError):
                 await self._see(unseen)
 
     def _start(self, work: Awaitable[None]) -> None:

@@ -10,7 +10,7 @@ from llm_router.domain.calendar import NEVER, seconds
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.limits import LimitRecord
-from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
+from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, QuotaSnapshot, Refusal, Standing
 from llm_router.stores.redis.descriptions import read_description
 from llm_router.stores.redis.wire import (
     METRICS,
@@ -109,7 +109,7 @@ class _Reader:
         self._lifts = lifts
         self._at = 0
 
-    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | float | None:
+    def read(self, operation: Operation) -> Decision | list[DeploymentSnapshot] | Standing | float | None:
         """Read the next result, which is that of ``operation``."""
         if isinstance(operation, Reserve):
             return self._decision(operation.candidates)
@@ -118,7 +118,8 @@ class _Reader:
         if isinstance(operation, Charge):
             return seconds(self._take(1)[0])
         if isinstance(operation, Announce):
-            return self._take(1)[0]
+            count, rank = self._take(2)
+            return Standing(count, rank if rank >= 0 else None)
         return self._lifts if isinstance(operation, CoolDown) else None
 
     def _take(self, count: int) -> list[int]:

@@ -12,7 +12,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
 from llm_router.errors import ConfigError
-from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
+from llm_router.stores.base import Decision, DeploymentSnapshot, Standing, Taking
 from llm_router.stores.redis.batch import Batcher, Server
 from llm_router.stores.redis.client import (
     Address,
@@ -170,6 +170,13 @@ class RedisStore:
 
     async def announce(self, source: str) -> int:
         """Record that a process is alive; see :class:`~llm_router.stores.base.ExternalStore`."""
+        return (await self.standing(source)).count
+
+    async def standing(self, source: str) -> Standing:
+        """Record that a process is alive; see :class:`~llm_router.stores.base.Ranking`.
+
+        Of more than 1,000 processes none has a rank.
+        """
         loop = asyncio.get_running_loop()
         operation = Announce(loop.create_future(), source)
         self._lanes_of(loop)[0][0].add(operation)

@@ -21,7 +21,7 @@ from llm_router.domain.cooldown import LEARNT_FOR, PROBE_TIME, STRIKES_KEPT, Coo
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
-from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
+from llm_router.stores.base import Decision, DeploymentSnapshot, Standing, Taking
 from llm_router.stores.ledger import learnt_quota, learnt_terms
 from llm_router.stores.redis.descriptions import describe, dump, order_of, shifted
 from llm_router.stores.redis.keys import KeyNames
@@ -134,9 +134,9 @@ class Charge:
 
 @attrs.define(eq=False)
 class Announce:
-    """An announcement, and the future of the number of processes."""
+    """An announcement, and the future of the place of the process among the others."""
 
-    future: Future[int]
+    future: Future[Standing]
     source: str
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import microseconds
-from llm_router.stores.base import CHARGES_KEPT
+from llm_router.stores.base import CHARGES_KEPT, Standing
 
 if TYPE_CHECKING:
     import sqlite3
@@ -26,7 +26,7 @@ _SWEEP = """
 """
 _ANNOUNCE = "INSERT OR REPLACE INTO processes (source, seen) VALUES (?, ?)"
 _FORGET = "DELETE FROM processes WHERE seen <= ? OR seen > ?"
-_COUNT = "SELECT count(*) FROM processes"
+_COUNT = "SELECT count(*), coalesce(sum(source < ?), 0) FROM processes"
 
 
 class Sources:
@@ -43,13 +43,12 @@ class Sources:
         self._connection.execute(_INSERT, (source, scope, sequence if is_new else found[0], now))
         return is_new
 
-    def announce(self, source: str, now: int) -> int:
-        """Record that a process is alive; return how many were in the last minute."""
+    def announce(self, source: str, now: int) -> Standing:
+        """Record that a process is alive; return its place among those that were in the last minute."""
         # What is later than now was written before the clock was set back.
         self._connection.execute(_FORGET, (now - _ALIVE_FOR, now))
         self._connection.execute(_ANNOUNCE, (source, now))
-        (count,) = self._connection.execute(_COUNT).fetchone()
-        return int(count)
+        return Standing(*self._connection.execute(_COUNT, (source,)).fetchone())
 
     def sweep(self, now: int, most: int) -> None:
         """Forget old charges, at most ``most`` of them."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
-    from llm_router.stores.base import Taking
+    from llm_router.stores.base import Standing, Taking
     from llm_router.stores.sqlite.epoch import Loss
 
 __all__ = ["State"]
@@ -208,8 +208,8 @@ class State:
                 quotas.charge(takings, now)
         return self.epoch.since
 
-    def announce(self, now: int, source: str) -> int:
-        """Record that a process is alive; return how many were in the last minute."""
+    def announce(self, now: int, source: str) -> Standing:
+        """Record that a process is alive; return its place among those that were in the last minute."""
         return self._sources.announce(source, now)
 
     def cool_down(self, now: int, cooldown: Cooldown) -> None:

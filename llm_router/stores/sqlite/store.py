@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
-    from llm_router.stores.base import Decision, DeploymentSnapshot, Taking
+    from llm_router.stores.base import Decision, DeploymentSnapshot, Standing, Taking
     from llm_router.stores.sqlite.database import Synchronous
 
 __all__ = ["SQLiteStore"]
@@ -120,6 +120,10 @@ class SQLiteStore:
 
     async def announce(self, source: str) -> int:
         """Record that a process is alive; see :class:`ExternalStore`."""
+        return (await self.standing(source)).count
+
+    async def standing(self, source: str) -> Standing:
+        """Record that a process is alive; see :class:`Ranking`."""
         return await self._submit(State.announce, source)
 
     async def advice(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric
-from llm_router.stores.base import ExternalStore, RateLimitStore, Taking
+from llm_router.stores.base import ExternalStore, Ranking, RateLimitStore, Standing, Taking
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
@@ -207,3 +207,21 @@ class ChargeContract(ContractBase):
             assert await store.announce("b") == 2
             move_to(clock, START + 61.0)
             assert await store.announce("b") == 1
+
+    async def test_processes_that_announce_themselves_are_ranked(self) -> None:
+        """By their names, so that no two of one rank are counted, whenever each asked last."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            if not isinstance(store, Ranking):
+                return
+            for name in "cab":
+                await store.standing(name)
+            assert [await store.standing(name) for name in "bca"] == [
+                Standing(3, 1),
+                Standing(3, 2),
+                Standing(3, 0),
+            ]
+            move_to(clock, START + 30.0)
+            assert await store.standing("b") == Standing(3, 1)
+            move_to(clock, START + 61.0)
+            assert await store.standing("b") == Standing(1, 0)

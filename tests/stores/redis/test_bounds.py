@@ -11,6 +11,7 @@ import pytest
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
+from llm_router.stores.base import Standing
 from llm_router.stores.redis import RedisStore
 from llm_router.testing.clock import ManualClock
 
@@ -90,3 +91,11 @@ async def test_a_sweep_goes_on_after_the_clock_was_set_back(server: RedisServer)
             clock.shift(1.0)
     with server.client() as client:
         assert client.hlen(HASH) == 40
+
+
+async def test_a_thousand_processes_are_ranked_and_more_are_counted(server: RedisServer) -> None:
+    """To rank one takes a look at all of them, which would keep other callers waiting."""
+    async with aclosing(RedisStore(server.url, clock=ManualClock(START))) as store:
+        await asyncio.gather(*(store.announce(f"{n:04}") for n in range(1_000)))
+        assert await store.standing("0007") == Standing(1_000, 7)
+        assert await store.standing("more") == Standing(1_001, None)

@@ -56,7 +56,8 @@
 --                  of its tightest quota and of its tightest daily one, in units of 2^-53, and when its record began; if
 --                  it probes cooldowns, how many, and the number of the description of each
 --                charge: when the record of the deployment began; 0 if it failed
---                announce: how many processes were alive in the last minute; 0 if it failed
+--                announce: how many processes were alive in the last minute, and how many of their names are less than
+--                  this one, or -1 if they are too many to look; 0 and -1 if it failed
 --                snapshot, for each deployment: how many quotas, the number of the description of its cooldown,
 --                  or 0, or -1 if its key holds something else; for each quota the metric, plus 8 if something was
 --                  learnt of it, the limit, used, resets_at; then what was learnt: the limit, the source, when, what
@@ -154,21 +155,29 @@ end
 -- The names of processes, where the reply to each belongs, and the number of the operation.
 local announced = {}
 
+-- Return how many processes are alive, and how many of their names are less than this one; -1 if they are too many.
 local function write_announcement(name)
-  local ALIVE = 60 * 1e6
+  local ALIVE, MANY = 60 * 1e6, 1000
   call("ZADD", KEYS[6], digits(now), name)
   call("ZREMRANGEBYSCORE", KEYS[6], "-inf", digits(now - ALIVE))
   call("ZREMRANGEBYSCORE", KEYS[6], "(" .. digits(now), "+inf") -- from before the clock was set back
   call("PEXPIRE", KEYS[6], digits(2 * ALIVE / 1000))
-  return call("ZCARD", KEYS[6])
+  local count, rank = call("ZCARD", KEYS[6]), -1
+  if count <= MANY then
+    rank = 0
+    for _, other in ipairs(call("ZRANGE", KEYS[6], 0, -1)) do
+      if other < name then rank = rank + 1 end
+    end
+  end
+  return count, rank
 end
 
 -- Last, since what fails here must not fail what was written before.
 local function write_announcements()
   for _, announcement in ipairs(announced) do
     local name, place, number = unpack(announcement)
-    local is_written, answer = pcall(write_announcement, name)
-    numbers[place] = is_written and answer or 0
+    local is_written, answer, rank = pcall(write_announcement, name)
+    numbers[place], numbers[place + 1] = is_written and answer or 0, is_written and rank or -1
     if not is_written then
       local text = type(answer) == "table" and answer.err or tostring(answer)
       fail(string.find(text, "WRONGTYPE", 1, true) and KEYS[6] or "", text, number)
@@ -242,8 +251,8 @@ local function run(settles)
       imposed = imposed or cjson.decode(ARGV[9])
       charge(argument, imposed[requests])
     elseif kind == ANNOUNCE then
-      length = length + 1
-      announced[#announced + 1] = { id, length, done }
+      announced[#announced + 1] = { id, length + 1, done }
+      length = length + 2
     else
       snapshot(argument)
     end
