@@ -96,7 +96,7 @@ class Peers:
         self._clock = clock
         self._process, self._name = os.getpid(), _new_name()
         self._standing, self._counted_at = Standing(0), -math.inf
-        self._back_at = 0.0
+        self._ranked_at = -math.inf
         self._advised = False
         self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
 
@@ -147,11 +147,13 @@ class Peers:
                 standing = await self._store.standing(self.name)
             else:
                 standing = Standing(await self._store.announce(self.name))
+            # Where processes come back together, or the store has lost their names, the first ones do not see
+            # the others at once: a smaller number is believed after a minute.
             if not 0.0 <= began - self._counted_at <= _COUNTS_FOR:
-                self._back_at = began
-            # Of processes that come back together the first ones do not see the others at once.
-            if standing.count >= self._standing.count or began - self._back_at >= _LAST_ANNOUNCEMENT:
-                self._standing = standing
+                self._ranked_at = began
+            is_old = not 0.0 <= began - self._ranked_at <= _COUNTS_FOR
+            if is_old or standing.count >= self._standing.count:
+                self._standing, self._ranked_at = standing, began
             self._counted_at = began
 
     async def warn_once(self) -> None:
