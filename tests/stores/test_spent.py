@@ -667,6 +667,20 @@ async def test_after_an_outage_a_window_of_caution(
     assert await granted(front, limited, 20, "d") == 20
 
 
+async def test_a_daily_quota_is_spent_with_caution_for_a_minute(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock
+) -> None:
+    """No window says for how long others may not have told yet what they spent."""
+    limited = pools.one(rpm=None, rpd=20)
+    await granted(front, limited, 1, "a")
+    remote.fail(OUTAGE)
+    await granted(front, limited, 1, "b")
+    await recover(front, remote, clock, limited)
+    assert await granted(front, limited, 20, "c") == 3
+    clock.shift(60.0)
+    assert await granted(front, limited, 20, "d") == 15
+
+
 @pytest.mark.parametrize("ahead", [0.0, 0.5])
 async def test_after_the_caution_the_store_is_asked_directly(
     front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, ahead: float

@@ -37,7 +37,7 @@ from llm_router.stores.failover.limits import KnownLimits
 from llm_router.stores.failover.peers import LocalShare, Peers
 from llm_router.stores.failover.rooms import Rooms
 from llm_router.stores.failover.shards import Shard
-from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, longest_window
+from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, cautious_for
 from llm_router.stores.failover.telling import Teller
 
 __all__ = ["FailoverStore", "StoreFailurePolicy"]
@@ -434,7 +434,7 @@ class FailoverStore:
 
     def _is_cautious(self, shard: Shard, candidates: Sequence[Deployment]) -> bool:
         """Whether others may not have told the shard yet what they took in the present window."""
-        is_cautious = shard.is_cautious(self._clock.time(), max(map(longest_window, candidates)))
+        is_cautious = shard.is_cautious(self._clock.time(), max(map(cautious_for, candidates)))
         if not is_cautious:
             self._careful = not all(each.is_plain for each in self._shards.values())
         return is_cautious

@@ -11,7 +11,7 @@ import attrs
 
 from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.domain.deployment import Deployment, Scope
-from llm_router.domain.quota import Demand, Refill
+from llm_router.domain.quota import MINUTE, Demand, Refill
 from llm_router.stores.base import Decision, Taking
 
 __all__ = [
@@ -20,8 +20,8 @@ __all__ = [
     "OpenReservation",
     "OwnTakings",
     "Record",
+    "cautious_for",
     "excess",
-    "longest_window",
     "takings",
 ]
 
@@ -401,7 +401,7 @@ def takings(entries: Iterable[Entry]) -> list[Taking]:
     return [Taking(entry.at, Demand(entry.requests, entry.tokens)) for entry in entries]
 
 
-def longest_window(deployment: Deployment) -> float:
+def _longest_window(deployment: Deployment) -> float:
     """Return the seconds of the longest window of a deployment, with the guard; 0 without one."""
     return max(
         (quota.window + quota.guard for quota in deployment.quotas if quota.refill is not Refill.DAILY),
@@ -409,6 +409,11 @@ def longest_window(deployment: Deployment) -> float:
     )
 
 
+def cautious_for(deployment: Deployment) -> float:
+    """Return for how many seconds others may not have told yet what they took of a deployment."""
+    return _longest_window(deployment) or MINUTE
+
+
 def _record_of(deployment: Deployment) -> Record:
     zones = {quota.timezone for quota in deployment.quotas if quota.refill is Refill.DAILY}
-    return Record(deployment, max(longest_window(deployment), 60.0), frozenset(zones))
+    return Record(deployment, max(_longest_window(deployment), MINUTE), frozenset(zones))
