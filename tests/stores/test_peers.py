@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from llm_router import Demand, Deployment, MemoryStore, Metric, Quota, Refill, StoreUnavailableError
 from llm_router.domain.deployment import Scope
-from llm_router.stores import Ranking, Standing
+from llm_router.stores import Decision, Ranking, Standing
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.failover.peers import Part, Peers
 from llm_router.testing import ManualClock
@@ -72,13 +72,13 @@ class Shared(MemoryStore):
         self._seen: dict[str, float] = {}
         self._time = clock.time
 
-    async def reserve(self, *args: object) -> object:  # type: ignore[override]
+    async def reserve(self, *args: Any, **options: Any) -> Decision:
         self._answer()
-        return await super().reserve(*args)  # type: ignore[arg-type]
+        return await super().reserve(*args, **options)
 
-    async def charge(self, *args: object) -> float:
+    async def charge(self, *args: Any, **options: Any) -> float:
         self._answer()
-        return await super().charge(*args)  # type: ignore[arg-type]
+        return await super().charge(*args, **options)
 
     async def announce(self, source: str) -> int:
         return (await self.standing(source)).count

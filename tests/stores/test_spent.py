@@ -233,6 +233,30 @@ async def test_what_a_store_shows_that_has_lost_something_is_not_believed(
     assert await granted(front, limited, 40, "e") == 10
 
 
+async def test_the_grant_that_shows_a_loss_shows_no_room(
+    front: FailoverStore, remote: Remote, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others had taken is not in it, nor in a snapshot: what was shown before counts."""
+    limited, reset_at, reserve = pools.one(rpm=40), clock.time(), remote.reserve
+    for n in range(36):
+        await remote.reserve(f"other{n}", [limited], Demand(1, 1), 600.0)
+    assert await granted(front, limited, 1, "a") == 1
+
+    async def loses(*args: Any) -> Decision:
+        decision = await reserve(*args)
+        decision.reset_at = reset_at
+        return decision
+
+    for n in range(36):
+        await remote.release(f"other{n}")
+    monkeypatch.setattr(remote, "reserve", loses)
+    clock.shift(1.0)
+    await front.snapshot([limited])
+    assert await granted(front, limited, 1, "b") == 1
+    remote.fail(OUTAGE)
+    assert await granted(front, limited, 1, "c") == 0
+
+
 def test_rooms_are_forgotten(pools: Pools) -> None:
     """A day after they were shown, or a longer window; and where the clock was set back behind them."""
     limited, rooms = pools.one(rpm=1), Rooms()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import TOKEN_METRICS, Demand, Metric
+from llm_router.domain.quota import MINUTE, TOKEN_METRICS, Demand, Metric
 from llm_router.stores.base import CHARGES_KEPT, DeploymentSnapshot, Refusal
 
 __all__ = ["Room", "Rooms"]
@@ -53,13 +53,13 @@ class Rooms:
                 rooms[scope] = Room(now, left, now)
 
     def note_snapshots(self, snapshots: Iterable[DeploymentSnapshot], now: float) -> None:
-        """Note what snapshots show."""
+        """Note what snapshots show, where no refusal did within a minute."""
         for snapshot in snapshots:
             scope = snapshot.deployment.model_scope
             for quota in snapshot.quotas:
                 rooms, left = self._by_metric[quota.metric.value], max(quota.limit - quota.used, 0)
                 known = rooms.get(scope)
-                if left or known is None or not known.until > now >= known.at:
+                if known is None or not now - MINUTE < known.at <= now:
                     rooms[scope] = Room(now, left, now)
 
     def forget(self, now: float, window: float) -> None:

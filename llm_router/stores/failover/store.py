@@ -14,7 +14,7 @@ import attrs
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import MAX_LIMIT, Demand
+from llm_router.domain.quota import MAX_LIMIT, MINUTE, Demand
 from llm_router.errors import (
     ConfigError,
     StoreCorruptError,
@@ -147,7 +147,8 @@ class FailoverStore:
         if decision.refusals:
             self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
         if decision.deployment is not None:
-            self._note_grant(reservation_id, decision, demand, ttl, now)
+            shows_room = not _tells_of_loss(decision, self._shard(decision.deployment))
+            self._note_grant(reservation_id, decision, demand, ttl, now, shows_room=shows_room)
         if decision.lost or decision.reset_at:
             try:
                 await self._heed_loss(decision, candidates)
@@ -163,7 +164,8 @@ class FailoverStore:
         """Do what is due: on any call, though at most about once a second."""
         self._own.heed(now)
         if self._peers.is_due(now):
-            self._start(self._announce(wanted))
+            self._start(self._announce())
+            self._start(self._look_around(wanted))
 
     def _note_grant(
         self,
@@ -173,7 +175,7 @@ class FailoverStore:
         ttl: float,
         began: float,
         *,
-        shows_room: bool = True,
+        shows_room: bool,
     ) -> None:
         """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
         at = (began + self._clock.time()) / 2
@@ -276,12 +278,18 @@ class FailoverStore:
         """Return what the store shows, and note its limits, unless this process learnt others meanwhile."""
         changes = self._limits.changes
         snapshots = await self.behind.snapshot(deployments)
-        self._limits.looked_at(deployments, self._clock.time())
+        now = self._clock.time()
+        self._limits.looked_at(deployments, now)
         if not self._careful:  # else others may not have told the store yet what they took
-            self._rooms.note_snapshots(snapshots, self._clock.time())
+            self._rooms.note_snapshots([each for each in snapshots if self._is_news(each, now)], now)
         if changes == self._limits.changes and not self._untold:
             self._limits.see(snapshots)
         return snapshots
+
+    def _is_news(self, snapshot: DeploymentSnapshot, now: float) -> bool:
+        """Whether no grant has shown the room lately, which says more: also whether something was lost."""
+        record = self._own.get(snapshot.deployment.model_scope)
+        return record is None or not now - MINUTE < record.told_at <= now
 
     async def aclose(self) -> None:
         """Release what this store holds open."""
@@ -358,15 +366,15 @@ class FailoverStore:
                 return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
             began = self._clock.time()
             try:
-                is_cautious = self._is_cautious(shard, candidates)
-                if is_cautious:
+                if self._is_cautious(shard, candidates):
                     decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
                 else:
                     decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
                     self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
                 if decision.deployment is not None:
                     # What others took and have not told yet is not in the room that it shows.
-                    self._note_grant(reservation_id, decision, demand, ttl, began, shows_room=not is_cautious)
+                    shows_room = shard.is_plain and not _tells_of_loss(decision, shard)
+                    self._note_grant(reservation_id, decision, demand, ttl, began, shows_room=shows_room)
                 if decision.lost or decision.reset_at:
                     await self._heed_loss(decision, candidates)
             except StoreError as error:
@@ -493,10 +501,10 @@ class FailoverStore:
                 with suppress(StoreError):  # it is charged when it is asked for, or when the store answers
                     await self._teller.charge(record)
 
-    async def _announce(self, wanted: Iterable[Deployment] = ()) -> None:
-        """Announce this process, look at what it uses, and do what calls left undone that failed."""
+    async def _announce(self) -> None:
+        """Announce this process, and do what calls left undone that failed though the store answers."""
         with suppress(StoreError):
-            await asyncio.gather(self._peers.announce(), self._look_around(wanted))
+            await self._peers.announce()
             await self._peers.warn_once()
             if not self._careful:
                 await self._settle_what_is_left()
@@ -648,3 +656,8 @@ _CONSEQUENCES = {
     "local": "with this process's share of every quota",
     "open": "without limits",
 }
+
+
+def _tells_of_loss(decision: Decision, shard: Shard) -> bool:
+    """Return whether a reply says that the store lost something, which this process did not know."""
+    return bool(decision.reset_at) and decision.reset_at != shard.reset_at
