@@ -14,7 +14,7 @@ from llm_router import Deployment, Reply
 from llm_router.domain.request import Request
 from llm_router.emulator import Fault
 from llm_router.errors import ProviderError
-from llm_router.providers._gemini_sse import event_bytes
+from llm_router.providers._gemini_sse import EventContent, event_bytes
 from llm_router.providers.base import FailureKind, StreamingProvider
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import GeminiEmulator
@@ -290,6 +290,28 @@ async def test_events_may_come_in_chunks_of_any_size(body: bytes, size: int) -> 
     whole = b"".join([lines async for lines in event_bytes(_chunks(body))])
     assert cut == whole
     assert not any(line.startswith((b":", b"event", b"id", b"retry")) for line in whole.splitlines())
+
+
+class Lines:
+    """The content of a response, read line by line as older SDKs do."""
+
+    total_bytes = 7
+
+    def __init__(self, body: bytes) -> None:
+        self._lines = body.splitlines(keepends=True)
+
+    async def readline(self, *, max_line_length: int) -> bytes:
+        return self._lines.pop(0)[:max_line_length] if self._lines else b""
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+async def test_line_by_line_is_the_same(body: bytes) -> None:
+    """An SDK that reads lines gets those that one gets which reads chunks; the rest is the content's own."""
+    content, found = EventContent(Lines(body)), []
+    while line := await content.readline(max_line_length=1 << 20):
+        found.append(line)
+    assert b"".join(found) == b"".join([lines async for lines in event_bytes(_chunks(body))])
+    assert content.total_bytes == 7
 
 
 async def test_a_line_is_passed_on_once_it_is_whole() -> None:
