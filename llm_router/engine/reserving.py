@@ -100,19 +100,22 @@ class Selector:
         deadline = self._monotonic() + max_wait
         line = self._lines.get(send.order)
         # With no waiter to overtake, or no time to queue, there is no line to join.
-        if line is None or max_wait <= 0 or self._is_after(line.shortage.retry_at, deadline):
+        if (
+            line is None
+            or not line.members
+            or max_wait <= 0
+            or self._is_after(line.shortage.retry_at, deadline)
+        ):
             outcome = await self._try(send)
             if isinstance(outcome, Lease) or max_wait <= 0 or self._is_after(outcome.retry_at, deadline):
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
                 line = self._lines[send.order] = WaitingLine(outcome, self._clock, self._deadlines)
-        try:
-            with waiting(self._reporter, send, "quota"):
-                return await line.wait(deadline, partial(self._try, send))
-        finally:
-            if not line.members and self._lines.get(send.order) is line:
-                del self._lines[send.order]
+            elif not line.members:
+                line.shortage = outcome
+        with waiting(self._reporter, send, "quota"):
+            return await line.wait(deadline, partial(self._try, send))
 
     def _is_after(self, moment: float, deadline: float) -> bool:
         """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""

@@ -10,13 +10,16 @@ import anyio
 import attrs
 
 from llm_router.domain.clock import Clock, monotonic
-from llm_router.engine.backoff import ProbeBackoff
 from llm_router.engine.timing import Deadlines
+from llm_router.engine.turns import Turns
 from llm_router.stores.base import Refusal
 
 __all__ = ["Shortage", "WaitingLine"]
 
 _T = TypeVar("_T")
+
+_SHORTEST_REST = 0.001
+"""Seconds below which a rest is not worth a timer; the next one is longer by as much."""
 
 
 @attrs.frozen
@@ -34,6 +37,8 @@ class Shortage:
 
 class WaitingLine:
     """The requests that wait for the same deployments: the lock is the line, its holder the head.
+
+    An empty line is kept: its turns among the lines of other processes go on.
 
     Args:
         shortage: Why they wait.
@@ -53,7 +58,7 @@ class WaitingLine:
         self._deadlines = deadlines
         self._lock = anyio.Lock(fast_acquire=True)
         self._alarm: asyncio.Event | None = None
-        self._backoff = ProbeBackoff()
+        self._turns = Turns()
 
     def notify(self) -> None:
         """Wake the head of the line: quota came back early."""
@@ -77,23 +82,32 @@ class WaitingLine:
             self.members -= 1
 
     async def _head(self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]) -> _T | Shortage:
-        """Try, and sleep until it makes sense to try again."""
-        is_time = False  # whether this try is made because a deployment should have room by now
+        """Rest, try, and sleep until it makes sense to try again."""
+        await self._rest(deadline)
+        is_due = False  # whether this try is made because a deployment should have room by now
         while True:
             # Made before asking: what comes back while the store is being asked must not be missed.
             alarm = self._alarm = asyncio.Event()
             outcome = await attempt()
             if not isinstance(outcome, Shortage):
-                self._backoff.succeeded()
+                self._turns.granted(self._clock.time(), is_due=is_due)
                 return outcome
             self.shortage = outcome
             now = self._clock.time()
             ends = now + (deadline - self._monotonic())  # on the clock as it is set now
             if outcome.retry_at > ends:
                 return outcome
-            if is_time:
-                self._backoff.failed()
-            is_time = await self._sleep(self._backoff.until(now, outcome.retry_at, ends) - now, alarm)
+            until = self._turns.refused(now, outcome.retry_at, ends, is_due=is_due)
+            is_due = await self._sleep(until - now, alarm)
+
+    async def _rest(self, deadline: float) -> None:
+        """Let other processes have their turn after a grant, unless quota comes back early."""
+        now = self._clock.time()
+        ends = now + (deadline - self._monotonic())
+        seconds = self._turns.next(now, ends) - now
+        if seconds > _SHORTEST_REST:
+            self._alarm = asyncio.Event()
+            await self._sleep(seconds, self._alarm)
 
     async def _sleep(self, seconds: float, alarm: asyncio.Event) -> bool:
         """Sleep for ``seconds`` or until the alarm; return whether it was the full time."""
