@@ -31,7 +31,10 @@ _SOON = 2.0
 """Seconds between two returns of quota above which it costs little if every line asks each time."""
 
 _SHORT = 0.25
-"""The same above which a rest, which is then long, takes two grants in a row that point to others."""
+"""The same below which a rest is short."""
+
+_MANY = 6
+"""Lines that came before this one, fewer of which may be chance."""
 
 _FORGOTTEN = 120.0
 """Seconds after which it does not matter any more that others have competed."""
@@ -153,7 +156,7 @@ class Turns:
         if not self._crowd:
             return 0.0
         gap, others = self._gaps / self._crowd, self._crowd
-        if gap > _SHORT:
+        if others < _MANY or gap > _SHORT:  # it takes two grants in a row that point to others
             others = min(others, self._crowd_before)
         return min(_REST * gap * max(others - 1, 0), LONGEST_REST)
 
