@@ -56,7 +56,8 @@ def test_a_line_that_asked_in_vain_asks_earlier() -> None:
 def test_what_comes_back_at_once_is_taken_faster_and_faster() -> None:
     """A line alone takes hundreds of grants in less than a second, the first ones in small steps."""
     turns, now = _waited()
-    start, times = now, []
+    times: list[float] = []
+    start = now
     for _ in range(600):
         turns.granted(now, is_due=not times)
         now = max(now, turns.next(now))
