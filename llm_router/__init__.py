@@ -7,6 +7,13 @@ from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.explanation import (
+    Exclusion,
+    ExplainedCandidate,
+    ExplainedQuota,
+    ExplainedTier,
+    Explanation,
+)
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
@@ -66,6 +73,11 @@ __all__ = [
     "Demand",
     "Deployment",
     "EmptyAnswerError",
+    "Exclusion",
+    "ExplainedCandidate",
+    "ExplainedQuota",
+    "ExplainedTier",
+    "Explanation",
     "ExtensionError",
     "FailureKind",
     "FaultScope",

@@ -14,11 +14,13 @@ from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, 
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import GUARD
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
+from llm_router.engine.explaining import Explainer
 from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
@@ -160,8 +162,9 @@ class Router:
         deadlines = Deadlines(clock)
         guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
+        checked = _checked(strategy)
         selector = Selector(
-            opened, pool, _checked(strategy), clock, deadlines, DispatchGate(clock, guard), throttle, reporter
+            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(
@@ -175,6 +178,7 @@ class Router:
             check_wait(max_wait),
             reporter=reporter,
         )
+        self._explainer = Explainer(self._sender, opened, checked)
         self.keys = KeyManager(
             pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock, reporter
         )
@@ -375,6 +379,36 @@ class Router:
     async def send_chat(self, *, conv_id: str, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send the next turn of the conversation ``conv_id``; ``options`` are those of :meth:`send`."""
         return await self.conversation(conv_id).send(prompt, **options)
+
+    async def explain(self, prompt: Any, **options: Unpack[SendOptions]) -> Explanation:
+        """Explain what :meth:`send` would decide now: which deployment it would take, and why not the others.
+
+        Nothing is sent, no quota is taken, and no turn is used up: without requests in between, ``send`` then
+        takes what is explained. That is so for the first attempt, with these exceptions: a strategy of your
+        own that cannot be copied (``copy.deepcopy``) is asked itself; where a store has several shards, each
+        send draws one at random; beyond 128 deployments, only those that would be asked first are explained;
+        and requests that wait in line go first.
+
+        What this process knows (rings and turns, failures, circuit breakers) is its own, so another process
+        may decide otherwise. Quotas, limits and cooldowns are those of the store.
+
+        Args:
+            prompt: As for :meth:`send`.
+            options: As for :meth:`send`; ``timeout``, ``max_wait`` and ``metadata`` change nothing.
+
+        Returns:
+            The tiers with their candidates, best first: rank, quotas, and what excludes them.
+
+        Raises:
+            UnknownWorkloadError: As for :meth:`send`.
+            UnknownModelError: As for :meth:`send`.
+            InvalidRequestError: As for :meth:`send`.
+            RouterClosedError: The router is closed.
+            RouterLoopError: As for :meth:`send`.
+            ExtensionError: As for :meth:`send`.
+            StoreError: The store failed.
+        """
+        return await self._explainer.explain(prompt, **options)
 
     async def health_check(self) -> Health:
         """Report whether a send has a chance, and what is wrong. Never raises for a failing store.

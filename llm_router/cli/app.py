@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_router.cli import batch, check, compare, demo, emulator, keys, send, status
+from llm_router.cli import batch, check, compare, demo, emulator, explain, keys, send, status
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
 
@@ -57,6 +57,7 @@ for _command in (
     send.send,
     batch.batch,
     compare.compare,
+    explain.explain,
     status.status,
     check.check,
     emulator.emulator,

@@ -11,9 +11,10 @@ import itertools
 import math
 import random
 from bisect import bisect_left, insort
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from copy import copy
 from operator import itemgetter
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import attrs
 
@@ -115,6 +116,10 @@ class Ring(Protocol):
         """Return up to ``count`` deployments that are not in ``skip``; the next draw starts further on."""
         ...
 
+    def copy(self, twins: Mapping[DeploymentState, DeploymentState]) -> Ring:
+        """Return a ring of the twins of its deployments, to try out what a draw would return."""
+        ...
+
 
 class ReadyRing:
     """An array with a cursor that moves on with every draw, so that each deployment gets its turn."""
@@ -160,6 +165,12 @@ class ReadyRing:
         if len(drawn) < count < size:  # some of these are skipped, but others in the ring may not be
             drawn = [state for state in states if state not in skip]
         return drawn[:count]
+
+    def copy(self, twins: Mapping[DeploymentState, DeploymentState]) -> ReadyRing:
+        """Return a ring of the twins of its deployments, whose next draw is the same."""
+        ring = copy(self)
+        ring.states = [twins[state] for state in self.states]
+        return ring
 
 
 class Group:
@@ -244,6 +255,23 @@ class Group:
             entry = heapq.heappop(parked)
             if not is_stale(entry):
                 self._make_ready(entry[2])
+
+    def copy(self) -> Group:
+        """Return a copy with deployments of its own, to try out what a draw would return.
+
+        Only what belongs to the provider is shared: its circuit breaker and the correction of estimates.
+        """
+        group = Group(self.upstream, self.workload, self.model, self._make_ring)
+        twins = {state: copy(state) for state in self.states}
+        for twin in twins.values():
+            twin.group = group
+        group.states = list(twins.values())
+        group._rings = {priority: ring.copy(twins) for priority, ring in self._rings.items()}
+        group.ready = [(priority, group._rings[priority]) for priority, _ in self.ready]
+        group.parked = [(until, number, twins[state]) for until, number, state in self.parked]
+        group.avoided_until = self.avoided_until
+        group._sequence = itertools.count(max((number for _, number, _ in self.parked), default=-1) + 1)
+        return group
 
     def _make_ready(self, state: DeploymentState) -> None:
         priority = state.deployment.priority
@@ -359,6 +387,17 @@ class FallbackOrder:
     def arrange(self, states: Sequence[DeploymentState]) -> Sequence[DeploymentState]:
         """Return states of one tier in the order in which a store should be asked; here, as they are."""
         return states
+
+    def copy(self) -> Self:
+        """Return a copy of the order and its groups; what is drawn from it moves nothing in this one."""
+        groups = {group: group.copy() for group in self.groups}
+        tiers = tuple(
+            tuple(
+                Step(step.distance, tuple(groups[group] for group in step.groups), step.turn) for step in tier
+            )
+            for tier in self.tiers
+        )
+        return attrs.evolve(self, tiers=tiers, groups=tuple(groups.values()))
 
     @property
     def size(self) -> int:

@@ -6,7 +6,7 @@ import logging
 import math
 
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
@@ -54,7 +54,9 @@ class Quarantines:
         cooldown = refusal.cooldown
         if cooldown is None or not cooldown.credential:
             return False
-        change = self._change(cooldown, refusal, now)
+        change = self._change(cooldown, refusal.deployment, now)
+        if change is None or change.until > -math.inf:  # the credential is the same
+            self._met.add(cooldown.scope)
         if change is None:
             return False
         try:
@@ -67,10 +69,13 @@ class Quarantines:
             self._reporter.imposed(change, refusal.deployment)
         return True
 
-    def _change(self, cooldown: Cooldown, refusal: Refusal, now: float) -> Cooldown | None:
-        if not is_marked(refusal.deployment, cooldown.credential):
+    def would_reopen(self, cooldown: Cooldown, deployment: Deployment, now: float) -> bool:
+        """Return whether a request that meets ``cooldown`` on ``deployment`` now would end it, or try it."""
+        return cooldown.credential != "" and self._change(cooldown, deployment, now) is not None
+
+    def _change(self, cooldown: Cooldown, deployment: Deployment, now: float) -> Cooldown | None:
+        if not is_marked(deployment, cooldown.credential):
             return Cooldown.lift(cooldown.scope)
-        if cooldown.scope in self._met:
+        if cooldown.scope in self._met or now - cooldown.since < _WORTH_A_TRY:
             return None
-        self._met.add(cooldown.scope)
-        return Cooldown.retry(cooldown.scope) if now - cooldown.since >= _WORTH_A_TRY else None
+        return Cooldown.retry(cooldown.scope)

@@ -54,6 +54,9 @@ class Selector:
         gate: Where requests pass between reservation and network.
         throttle: Bounds the calls per second, or None.
         reporter: Reports to observers, or None.
+
+    Attributes:
+        quarantines: The quarantines that this process meets.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Selector:
         self._throttle = throttle
         self._reporter = reporter
         self._lines: dict[FallbackOrder, WaitingLine] = {}
-        self._quarantines = Quarantines(store, pool, reporter)
+        self.quarantines = Quarantines(store, pool, reporter)
         self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
@@ -248,8 +251,8 @@ class Selector:
                     self.quota_returned(state)
             raise
         now = self._clock.time()
-        if decision.lifts != self._quarantines.lifts:
-            self._quarantines.notice_lifts(decision.lifts, now)
+        if decision.lifts != self.quarantines.lifts:
+            self.quarantines.notice_lifts(decision.lifts, now)
         lease = None
         if decision.deployment is not None:
             state = self._pool.states[decision.deployment]
@@ -275,7 +278,7 @@ class Selector:
             self._reporter.refused(send, refusals, now)
         try:
             for refusal in refusals:
-                if refusal.cooldown is None or not await self._quarantines.reopen(refusal, now):
+                if refusal.cooldown is None or not await self.quarantines.reopen(refusal, now):
                     self._pool.note_refusal(refusal, now)
                     refused[self._pool.states[refusal.deployment]] = refusal
         except BaseException:

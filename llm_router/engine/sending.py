@@ -116,7 +116,7 @@ class Sender:
             RouterClosedError: The router is closed, or was before an attempt was sent.
             TypeError: There is no such option.
         """
-        send = await self._begin("send", prompt, options)
+        send = await self.begin("send", prompt, options)
         with sending(self.reporter, send, streamed=False):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
@@ -135,7 +135,7 @@ class Sender:
             RouterClosedError: As for :meth:`send`.
             TypeError: As for :meth:`send`.
         """
-        send = await self._begin("stream", prompt, options)
+        send = await self.begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
         with sending(self.reporter, send, streamed=True):
@@ -148,8 +148,14 @@ class Sender:
 
     # --- before the first attempt ---------------------------------------------------------------------
 
-    def _begin(self, method: str, prompt: Any, options: SendOptions) -> Awaitable[SendState]:
-        """Call :meth:`_start`; an option that it does not have is one that ``method`` does not have."""
+    def begin(self, method: str, prompt: Any, options: SendOptions) -> Awaitable[SendState]:
+        """Check what is asked of ``method``, and return its state before the first attempt.
+
+        Raises:
+            InvalidRequestError: As for :meth:`send`.
+            RouterClosedError: As for :meth:`send`.
+            TypeError: As for :meth:`send`.
+        """
         try:
             return self._start(prompt, **options)
         except TypeError:  # in binding the arguments: nothing of it has run yet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
@@ -50,6 +50,14 @@ class ShardedRing:
             rings.remove(ring)
             drawn += ring.draw(count - len(drawn), skip)
         return drawn
+
+    def copy(self, twins: Mapping[DeploymentState, DeploymentState]) -> ShardedRing:
+        """Return a ring of the twins of its deployments; the shard of its next draw is drawn anew."""
+        ring = ShardedRing()
+        for shard, inner in self._rings.items():
+            ring._rings[shard] = inner.copy(twins)
+        ring._size = self._size
+        return ring
 
 
 @attrs.frozen(eq=False)

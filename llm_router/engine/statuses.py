@@ -13,7 +13,7 @@ from llm_router.domain.status import KeyStatus, LimitStatus
 from llm_router.engine.index import DeploymentState
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
-__all__ = ["count_unusable", "describe"]
+__all__ = ["count_unusable", "describe", "limit_of"]
 
 
 def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> KeyStatus:
@@ -26,7 +26,7 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
-    limits = {quota.metric: _limit_of(quota, deployment, now) for quota in snapshot.quotas}
+    limits = {quota.metric: limit_of(quota, deployment, now) for quota in snapshot.quotas}
     usages = {
         metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
         for metric, limit in limits.items()
@@ -56,7 +56,14 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
     )
 
 
-def _limit_of(quota: QuotaSnapshot, deployment: Deployment, now: float) -> LimitStatus:
+def limit_of(quota: QuotaSnapshot, deployment: Deployment, now: float) -> LimitStatus:
+    """Return the limit in force of a quota of ``deployment``, and how it is known.
+
+    Args:
+        quota: The quota, as the store has it.
+        deployment: The deployment.
+        now: Seconds since the epoch.
+    """
     configured = {each.metric: each for each in deployment.quotas}.get(quota.metric)
     source, learnt = quota.source_on(deployment), quota.learnt
     if source is LimitSource.CONFIGURED:

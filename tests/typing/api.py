@@ -18,6 +18,11 @@ from llm_router import (
     Cooldown,
     Demand,
     Deployment,
+    Exclusion,
+    ExplainedCandidate,
+    ExplainedQuota,
+    ExplainedTier,
+    Explanation,
     Health,
     HistoryStore,
     Key,
@@ -243,6 +248,23 @@ async def look(router: Router) -> None:
     assert_type(statuses[0]["cooldown_remaining"], float | None)
     statuses[0]["rpm"]  # type: ignore[typeddict-item]
     assert_type(router.closed, bool)
+
+
+async def explain(router: Router) -> None:
+    """Ask where a send would go."""
+    options: SendOptions = {"workload": "light", "fallback": "none"}
+    explanation = await router.explain("Hello", **options)
+    assert_type(explanation, Explanation)
+    assert_type(explanation.tiers, tuple[ExplainedTier, ...])
+    assert_type(explanation.taken, ExplainedCandidate | None)
+    assert_type(explanation.retry_after, float | None)
+    for candidate in explanation.candidates:
+        assert_type(candidate.rank, int | None)
+        assert_type(candidate.exclusion, Exclusion | None)
+        assert_type(candidate.usable_in, float | None)
+        assert_type(candidate.quotas, tuple[ExplainedQuota, ...])
+        assert_type(candidate.quotas[0].status["limit"], int | None)
+    await router.explain("Hello", workloads="light")  # type: ignore[call-arg]
 
 
 def script(provider: FakeProvider) -> None:

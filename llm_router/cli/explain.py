@@ -1,0 +1,121 @@
+"""``llm-router explain``: what a send would decide now, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import attrs
+import typer
+
+from llm_router.cli.options import KEYS, AsJson, Keys, Prompt, Store, System, prompt_text
+from llm_router.cli.output import FAILED, print_json, printable, say, show_table
+from llm_router.cli.routers import open_router
+from llm_router.config import load_settings
+from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
+from llm_router.domain.request import Fallback
+
+__all__ = ["explain"]
+
+_COLUMNS = ("tier", "rank", "key", "model", "workload", "priority", "left", "decision", "quotas")
+
+_WORDS = {
+    Exclusion.QUARANTINED: "quarantined: {}",
+    Exclusion.COOLING_DOWN: "cooling down: {}",
+    Exclusion.AVOIDED: "avoided: {}",
+    Exclusion.QUOTA: "{} has no room",
+    Exclusion.PARKED: "parked: {}",
+}
+
+
+def explain(
+    prompt: Prompt,
+    *,
+    workload: Annotated[
+        str | None, typer.Option("--workload", help="Preferred workload, such as light, medium or heavy.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Preferred model.")] = None,
+    fallback: Annotated[
+        str, typer.Option("--fallback", help="How far from these it may go: any, model or none.")
+    ] = "any",
+    system: System = None,
+    as_json: AsJson = False,
+    keys: Keys = KEYS,
+    store: Store = None,
+) -> None:
+    """Explain where a prompt would be sent now, and why not elsewhere.
+
+    Nothing is sent, and no quota is taken. What only a running program knows is not shown, such as which
+    deployments it avoids. If nothing has room now, the exit code is 1.
+    """
+    text = prompt_text(prompt)
+    settings = load_settings(keys, store_needed=store is None)
+    within: Fallback = fallback  # type: ignore[assignment]  # the router refuses what it does not know
+
+    async def ask() -> Explanation:
+        async with open_router(settings, store) as router:
+            return await router.explain(
+                text,
+                workload=workload,
+                model_preference=model,
+                fallback=within,
+                system_instruction=system,
+            )
+
+    explanation = asyncio.run(ask())
+    if as_json:
+        print_json({"available": explanation.taken is not None, **attrs.asdict(explanation)})
+    else:
+        _show(explanation)
+    if explanation.taken is None:
+        raise typer.Exit(FAILED)
+
+
+def _show(explanation: Explanation) -> None:
+    rows = [
+        _row(number, candidate)
+        for number, tier in enumerate(explanation.tiers, 1)
+        for candidate in tier.candidates
+    ]
+    show_table(_COLUMNS, rows)
+    if explanation.left_out:
+        say(f"and {explanation.left_out} more deployments, which would be asked later")
+    taken = explanation.taken
+    if taken is not None:
+        say(printable(f"would be sent through {taken.key_id}/{taken.model}, reserving {taken.tokens} tokens"))
+    elif explanation.retry_after is None:
+        say("nothing has room, and waiting does not help")
+    else:
+        say(f"nothing has room now: retry in {explanation.retry_after:.1f} s")
+
+
+def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
+    return (
+        str(tier),
+        "-" if candidate.rank is None else str(candidate.rank),
+        candidate.key_id,
+        candidate.model,
+        candidate.workload,
+        str(candidate.priority),
+        f"{candidate.headroom:.0%}",
+        printable(_decision(candidate)),
+        ", ".join(map(_quota, candidate.quotas)) or "no limits",
+    )
+
+
+def _decision(candidate: ExplainedCandidate) -> str:
+    """Say in words whether a deployment would be taken, and if not, why and until when."""
+    if candidate.exclusion is None:
+        return "taken" if candidate.is_taken else "has room"
+    reason = candidate.reason or candidate.exclusion.value
+    words = _WORDS.get(candidate.exclusion, "{}").format(reason)
+    if candidate.usable_in is not None:
+        return f"{words}, for {candidate.usable_in:.0f} s"
+    return f"{words}, for good" if candidate.exclusion is Exclusion.QUOTA else words
+
+
+def _quota(quota: ExplainedQuota) -> str:
+    limit = quota.status["limit"]
+    amount = f" + {quota.amount}" if quota.metric.counts_tokens else ""
+    shown = f"{quota.status['used']}{amount}/{'∞' if limit is None else limit}"
+    return f"{quota.metric.value} {shown} {quota.status['source']}"

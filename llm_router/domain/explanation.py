@@ -1,0 +1,145 @@
+"""What a send would decide now, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import StrEnum
+
+import attrs
+
+from llm_router.domain.quota import Metric
+from llm_router.domain.request import Fallback
+from llm_router.domain.status import LimitStatus
+
+__all__ = ["Exclusion", "ExplainedCandidate", "ExplainedQuota", "ExplainedTier", "Explanation"]
+
+
+class Exclusion(StrEnum):
+    """Why a deployment cannot be taken now."""
+
+    DISABLED = "disabled"
+    """The key or the model is disabled by hand."""
+    QUARANTINED = "quarantined"
+    """It is out of use until a request that tries again succeeds, or until it is lifted."""
+    COOLING_DOWN = "cooling down"
+    """It cools down, for all processes."""
+    AVOIDED = "avoided"
+    """This process alone avoids it."""
+    UNREACHABLE = "unreachable"
+    """The circuit breaker of its provider is open, in this process."""
+    QUOTA = "quota"
+    """A quota has no room for the request."""
+    PARKED = "parked"
+    """Its quotas have room again, but this process does not know that yet, and asks others first."""
+    STRATEGY = "strategy"
+    """The strategy leaves it out."""
+
+
+@attrs.frozen(kw_only=True)
+class ExplainedQuota:
+    """One quota of a deployment, and whether the request fits.
+
+    Attributes:
+        metric: What is counted.
+        amount: What the request would take, in requests or tokens.
+        fits: Whether there is room for it now.
+        fits_in: Seconds until there is, at the latest, if no other request takes any; 0 if there is now, None
+            for never. Where the amount exceeds a learnt limit: until that rises, which may not be enough.
+        status: What is used, the limit in force and how it is known, as in ``KeyStatus["limits"]``.
+    """
+
+    metric: Metric
+    amount: int
+    fits: bool
+    fits_in: float | None
+    status: LimitStatus
+
+
+@attrs.frozen(kw_only=True)
+class ExplainedCandidate:
+    """One deployment, as a send would see it now.
+
+    Attributes:
+        key_id: The key.
+        model: The model.
+        provider: The provider.
+        project: What the provider bills and limits.
+        workload: The workload that it is meant for.
+        priority: Lower numbers are tried first.
+        distance: Workloads between its own and the one asked for; 0 if none was asked for.
+        rank: Its place among those that a send would ask, over all tiers, from 1; None if it would not ask.
+        is_taken: Whether a send would take it: it is the first with room.
+        headroom: Share (0 to 1) of its tightest quota that remains, as this process estimates it for ranking.
+        failures: Transient failures in a row, which rank it lower.
+        tokens: Input tokens that would be reserved.
+        quotas: Its quotas; those without a limit are missing.
+        exclusion: What keeps it out of use the longest; None if it is taken, or would be if those before it
+            had no room.
+        reason: The same in words, such as the reason of the cooldown or the metric of the quota; None without
+            an exclusion.
+        usable_in: Seconds until it can be taken, at the latest, if no other request takes its quota; 0 if it
+            can be now, None if waiting does not help or nothing is known of it.
+    """
+
+    key_id: str
+    model: str
+    provider: str
+    project: str
+    workload: str
+    priority: int
+    distance: int
+    rank: int | None
+    is_taken: bool
+    headroom: float
+    failures: int
+    tokens: int
+    quotas: tuple[ExplainedQuota, ...]
+    exclusion: Exclusion | None
+    reason: str | None
+    usable_in: float | None
+
+
+@attrs.frozen
+class ExplainedTier:
+    """One tier of the fallback order.
+
+    Attributes:
+        size: How many deployments it has.
+        candidates: Those that are explained: first the ones that a send would ask, best first, then the
+            excluded ones, first usable first.
+    """
+
+    size: int
+    candidates: tuple[ExplainedCandidate, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """What a send would decide now.
+
+    Attributes:
+        workload: The workload asked for, or None.
+        model: The model asked for, or None.
+        fallback: How far from these the send may go.
+        tiers: The tiers of the fallback order, best first.
+        retry_after: Seconds until the first of the candidates is usable; 0 if one would be taken now, None if
+            waiting does not help.
+        left_out: How many deployments are not explained, since there are too many.
+    """
+
+    workload: str | None
+    model: str | None
+    fallback: Fallback
+    tiers: tuple[ExplainedTier, ...]
+    retry_after: float | None
+    left_out: int = 0
+
+    @property
+    def candidates(self) -> Iterator[ExplainedCandidate]:
+        """The explained deployments of all tiers, in their order."""
+        return (candidate for tier in self.tiers for candidate in tier.candidates)
+
+    @property
+    def taken(self) -> ExplainedCandidate | None:
+        """The deployment that a send would take; None if none of the explained ones has room."""
+        return next((candidate for candidate in self.candidates if candidate.is_taken), None)

@@ -1,0 +1,178 @@
+"""Explain what a send would decide now, without deciding it."""
+
+from __future__ import annotations
+
+import math
+from operator import itemgetter
+from typing import Any, Unpack
+
+import attrs
+
+from llm_router.domain.explanation import (
+    Exclusion,
+    ExplainedCandidate,
+    ExplainedQuota,
+    ExplainedTier,
+    Explanation,
+)
+from llm_router.domain.options import SendOptions
+from llm_router.domain.quota import Demand
+from llm_router.engine.index import DeploymentState, Step
+from llm_router.engine.rehearsal import Rehearsal, choose, demand_on, room_at
+from llm_router.engine.sending import Sender
+from llm_router.engine.statuses import limit_of
+from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
+from llm_router.strategies.base import SelectionStrategy
+
+__all__ = ["Explainer"]
+
+_Excluded = tuple[float, Exclusion | None, str | None]
+"""Until when (seconds since the epoch), how, and why."""
+
+_until = itemgetter(0)
+
+
+@attrs.frozen(eq=False, repr=False)
+class Explainer:
+    """Explains sends: rehearses them on copies, and on one snapshot of the store.
+
+    Attributes:
+        sender: Checks and estimates requests as for a send.
+        store: Keeps the quotas.
+        strategy: Ranks.
+    """
+
+    sender: Sender
+    store: RateLimitStore
+    strategy: SelectionStrategy
+
+    async def explain(self, prompt: Any, **options: Unpack[SendOptions]) -> Explanation:
+        """Explain what ``send(prompt, **options)`` would decide now; see :meth:`Router.explain`.
+
+        Raises:
+            InvalidRequestError: As for a send.
+            RouterClosedError: The router is closed.
+            StoreError: The store failed.
+            TypeError: There is no such option.
+        """
+        send = await self.sender.begin("explain", prompt, options)
+        clock = self.sender.clock
+        chosen = choose(send.order, self.strategy, clock.time())
+        snapshots = dict(zip(chosen, await self.store.snapshot(chosen), strict=True))
+        # From here on nothing is awaited: what is read of this process is of one moment.
+        rehearsal = Rehearsal(send, self.strategy, self.sender.selector.quarantines, snapshots, clock.time())
+        rehearsal.run()
+        tiers = tuple(_tier(tier, rehearsal) for tier in send.order.tiers)
+        waits = (each.usable_in for tier in tiers for each in tier.candidates if each.usable_in is not None)
+        return Explanation(
+            workload=send.order.workload,
+            model=send.model,
+            fallback=options.get("fallback", "any"),
+            tiers=tiers,
+            retry_after=0.0 if rehearsal.taken is not None else min(waits, default=None),
+            left_out=send.order.size - len(chosen),
+        )
+
+
+def _tier(tier: tuple[Step, ...], rehearsal: Rehearsal) -> ExplainedTier:
+    found: list[ExplainedCandidate] = []
+    size = 0
+    for step in tier:
+        for group in step.groups:
+            size += len(group.states)
+            found += (
+                _candidate(state, step.distance, snapshot, rehearsal)
+                for state in group.states
+                if (snapshot := rehearsal.snapshots.get(state.deployment)) is not None
+            )
+    return ExplainedTier(size, tuple(sorted(found, key=_place)))
+
+
+def _place(candidate: ExplainedCandidate) -> tuple[float, float]:
+    """Return what sorts candidates: by rank, and those that are not asked by when they are usable."""
+    rank, usable_in = candidate.rank, candidate.usable_in
+    return math.inf if rank is None else rank, math.inf if usable_in is None else usable_in
+
+
+def _candidate(
+    state: DeploymentState, distance: int, snapshot: DeploymentSnapshot, rehearsal: Rehearsal
+) -> ExplainedCandidate:
+    deployment, now = state.deployment, rehearsal.now
+    asked = rehearsal.asked.get(deployment)
+    rank, tokens = (None, demand_on(rehearsal.send, [state]).tokens) if asked is None else asked
+    demand, is_taken = Demand(1, tokens), deployment is rehearsal.taken
+    until, exclusion, reason = now, None, None
+    if not is_taken:
+        until, exclusion, reason = _excluded(state, snapshot, demand, rehearsal)
+    return ExplainedCandidate(
+        key_id=deployment.key.key_id,
+        model=deployment.model,
+        provider=deployment.key.provider,
+        project=deployment.key.project,
+        workload=deployment.workload,
+        priority=deployment.priority,
+        distance=distance,
+        rank=rank,
+        is_taken=is_taken,
+        headroom=max(state.headroom_at(now), 0.0),
+        failures=state.failures,
+        tokens=tokens,
+        quotas=_quotas(state, snapshot, demand, now),
+        exclusion=exclusion,
+        reason=reason,
+        usable_in=_seconds_until(until, now),
+    )
+
+
+def _quotas(
+    state: DeploymentState, snapshot: DeploymentSnapshot, demand: Demand, now: float
+) -> tuple[ExplainedQuota, ...]:
+    found: list[ExplainedQuota] = []
+    for quota in snapshot.quotas:
+        amount = demand.amount(quota.metric)
+        at = room_at(quota, state, amount, now)
+        found.append(
+            ExplainedQuota(
+                metric=quota.metric,
+                amount=amount,
+                fits=at <= now,
+                fits_in=_seconds_until(at, now),
+                status=limit_of(quota, snapshot.deployment, now),
+            )
+        )
+    return tuple(found)
+
+
+def _excluded(
+    state: DeploymentState, snapshot: DeploymentSnapshot, demand: Demand, rehearsal: Rehearsal
+) -> _Excluded:
+    """Return what keeps a deployment out of use the longest."""
+    now = rehearsal.now
+    found: list[_Excluded] = []
+    cooldown, refusal = rehearsal.cooldown_of(snapshot), state.refusal
+    noted = None if refusal is None else refusal.reason
+    if cooldown is not None:
+        kind = Exclusion.COOLING_DOWN
+        if cooldown.is_disabled or cooldown.is_quarantine:
+            kind = Exclusion.DISABLED if cooldown.is_disabled else Exclusion.QUARANTINED
+        found.append((cooldown.until, kind, cooldown.reason))
+    if state.avoided_until > now:
+        found.append((state.avoided_until, Exclusion.AVOIDED, noted))
+    if state.group.breaker.open_until > now:
+        until = state.group.breaker.open_until
+        found.append((until, Exclusion.UNREACHABLE, "the provider cannot be reached"))
+    for quota in snapshot.quotas:
+        at = room_at(quota, state, demand.amount(quota.metric), now)
+        if at > now:
+            found.append((at, Exclusion.QUOTA, quota.metric.value))
+    if found:
+        return max(found, key=_until)
+    if state.deployment in rehearsal.asked:
+        return now, None, None
+    if state.is_parked and state.wakes_at > now:
+        return state.wakes_at, Exclusion.PARKED, noted
+    return math.inf, Exclusion.STRATEGY, "the strategy leaves it out"
+
+
+def _seconds_until(moment: float, now: float) -> float | None:
+    return None if moment == math.inf else max(moment - now, 0.0)
