@@ -97,7 +97,7 @@ def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
         candidate.model,
         candidate.workload,
         str(candidate.priority),
-        f"{candidate.headroom:.0%}",
+        f"{min((quota.remaining for quota in candidate.quotas), default=1.0):.0%}",
         printable(_decision(candidate)),
         ", ".join(map(_quota, candidate.quotas)) or "no limits",
     )

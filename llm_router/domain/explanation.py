@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import StrEnum
 
 import attrs
@@ -42,6 +41,7 @@ class ExplainedQuota:
     Attributes:
         metric: What is counted.
         amount: What the request would take, in requests or tokens.
+        remaining: Share (0 to 1) of the limit that remains before the request; 1 while no limit is known.
         fits: Whether there is room for it now.
         fits_in: Seconds until there is, at the latest, if no other request takes any; 0 if there is now, None
             for never. Where the amount exceeds a learnt limit: until that rises, which may not be enough.
@@ -50,6 +50,7 @@ class ExplainedQuota:
 
     metric: Metric
     amount: int
+    remaining: float
     fits: bool
     fits_in: float | None
     status: LimitStatus
@@ -135,9 +136,9 @@ class Explanation:
     left_out: int = 0
 
     @property
-    def candidates(self) -> Iterator[ExplainedCandidate]:
+    def candidates(self) -> tuple[ExplainedCandidate, ...]:
         """The explained deployments of all tiers, in their order."""
-        return (candidate for tier in self.tiers for candidate in tier.candidates)
+        return tuple(candidate for tier in self.tiers for candidate in tier.candidates)
 
     @property
     def taken(self) -> ExplainedCandidate | None:

@@ -135,6 +135,7 @@ def _quotas(
             ExplainedQuota(
                 metric=quota.metric,
                 amount=amount,
+                remaining=max(1.0 - quota.used / quota.limit, 0.0) if quota.limit else 0.0,
                 fits=at <= now,
                 fits_in=_seconds_until(at, now),
                 status=limit_of(quota, snapshot.deployment, now),

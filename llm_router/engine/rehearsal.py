@@ -31,12 +31,8 @@ def choose(order: FallbackOrder, strategy: SelectionStrategy, now: float) -> lis
     known = [state for group in order.groups for state in group.states]
     if len(known) > MAX_CANDIDATES:
         order, strategy = order.copy(), _twin(strategy)
-        seen: dict[DeploymentState, None] = {}
-        while len(seen) < MAX_CANDIDATES:
-            drawn = order.draw(strategy, now, FIRST_CANDIDATES + 3 * len(seen), seen)
-            if not drawn:
-                break
-            seen.update(dict.fromkeys(drawn))
+        seen = dict.fromkeys(order.draw(strategy, now, FIRST_CANDIDATES))
+        seen |= dict.fromkeys(order.draw(strategy, now, MAX_CANDIDATES, seen))
         rest = (state for group in order.groups for state in group.states)
         known = list(dict.fromkeys(itertools.chain(seen, soonest(order, MAX_CANDIDATES), rest)))
     return [state.deployment for state in known[:MAX_CANDIDATES]]
@@ -156,7 +152,10 @@ class Rehearsal:
             self._notice_lifts(order)
 
     def cooldown_of(self, snapshot: DeploymentSnapshot) -> Cooldown | None:
-        """Return the cooldown that would refuse a deployment, or None."""
+        """Return the cooldown that would refuse a deployment, or None.
+
+        A snapshot has only the last to end: beneath a quarantine that the send would end none is seen.
+        """
         cooldown = snapshot.cooldown
         if cooldown is None or cooldown.until <= self.now or cooldown.scope in self.reopened:
             return None

@@ -320,6 +320,7 @@ async def test_a_spent_quota(make_router: MakeRouter, pools: Pools, clock: Manua
         [found] = explanation.candidates
         rpm, tpm = found.quotas
         assert (rpm.amount, rpm.fits, tpm.amount, tpm.fits) == (1, False, 5, False)
+        assert (rpm.remaining, tpm.remaining) == (0.0, pytest.approx(0.4))
         assert (rpm.status["used"], rpm.status["limit"], rpm.status["source"]) == (2, 2, "configured")
         assert explanation.retry_after == found.usable_in == pytest.approx(60.3)
         assert (found.exclusion, found.reason) == (Exclusion.QUOTA, "rpm")

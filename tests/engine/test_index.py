@@ -7,9 +7,11 @@ import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import pytest
+
 from llm_router import Candidate, Cooldown, LeastLoaded
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.search import soonest
+from llm_router.engine.search import FIRST_CANDIDATES, soonest
 from llm_router.stores.base import Decision, Refusal
 
 if TYPE_CHECKING:
@@ -152,3 +154,33 @@ def test_the_daily_share_does_not_recover_by_the_minute(
     short, _ = pool
     short.observe(Decision(short.deployment, 0.9, 0.1), 0.0)
     assert _ids(make_order(pool).draw(LeastLoaded(), 3600.0, 8)) == ["fresh", "short-of-day"]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_copy_draws_the_same_and_moves_nothing(
+    pools: Pools, make_pool: MakePool, make_order: MakeOrder, seed: int
+) -> None:
+    """Whatever was parked and drawn before, a copy draws what comes next, and moves nothing."""
+    draw = random.Random(seed)
+    deployments = [
+        pools.one(
+            draw.choice(["model-a", "model-b"]), draw.choice(["light", "heavy"]), priority=draw.randrange(2)
+        )
+        for _ in range(30)
+    ]
+    pool = make_pool(deployments)
+    order = make_order(pool, "light")
+    for step in range(30):
+        now = 1_000.0 + step
+        for state in draw.sample(list(pool), 3):
+            state.group.park(state, now + draw.randrange(1, 9))
+        twin = order.copy()
+        expected = [
+            [state.deployment for state in twin.draw(LeastLoaded(), now, FIRST_CANDIDATES)] for _ in range(3)
+        ]
+        for state in [state for group in twin.groups for state in group.states]:
+            state.group.park(state, math.inf)
+        found = [
+            [state.deployment for state in order.draw(LeastLoaded(), now, FIRST_CANDIDATES)] for _ in range(3)
+        ]
+        assert found == expected

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llm_router import Cooldown, Demand, Deployment, LeastLoaded, MemoryStore, Router
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.search import FIRST_CANDIDATES, further
+from llm_router.engine.sharding import ShardedRing
 from llm_router.stores import Decision
 from llm_router.stores.base import Refusal
 from llm_router.testing import ManualClock
@@ -47,6 +48,20 @@ class ShardedStore(MemoryStore):
 
 def _shortlists(order: FallbackOrder, count: int) -> list[Sequence[DeploymentState]]:
     return [order.draw(LeastLoaded(), NOW, FIRST_CANDIDATES) for _ in range(count)]
+
+
+def test_a_copy_can_be_drawn_from(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:
+    """A copy has the same deployments in every shard, and what is drawn from it moves nothing here."""
+    order = make_order(make_pool(pools.many(20), ShardedStore()))
+    [group] = order.groups
+    [(_, ring)] = group.ready
+    assert isinstance(ring, ShardedRing)
+    before = {shard: (inner.cursor, list(inner.states)) for shard, inner in ring._rings.items()}
+    twin = order.copy()
+    drawn = twin.draw(LeastLoaded(), NOW, 20)
+    assert {state.deployment for state in drawn} == {state.deployment for state in group.states}
+    assert not {*drawn} & {*group.states}
+    assert {shard: (inner.cursor, list(inner.states)) for shard, inner in ring._rings.items()} == before
 
 
 def test_a_shortlist_stays_inside_one_shard(pools: Pools, make_pool: MakePool, make_order: MakeOrder) -> None:

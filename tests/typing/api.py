@@ -263,6 +263,7 @@ async def explain(router: Router) -> None:
         assert_type(candidate.exclusion, Exclusion | None)
         assert_type(candidate.usable_in, float | None)
         assert_type(candidate.quotas, tuple[ExplainedQuota, ...])
+        assert_type(candidate.quotas[0].remaining, float)
         assert_type(candidate.quotas[0].status["limit"], int | None)
     await router.explain("Hello", workloads="light")  # type: ignore[call-arg]
 
