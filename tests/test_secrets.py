@@ -87,6 +87,7 @@ async def test_no_output_of_a_router_contains_a_key(pools: Pools, caplog: pytest
             except Exception as error:  # noqa: BLE001 - every error is searched
                 said += [_dump(error), repr(error), str(pickle.dumps(str(error)))]
         said += [json.dumps(await router.get_all_key_statuses()), json.dumps(await router.health_check())]
+        said += [repr(await router.explain("x")), json.dumps(attrs.asdict(await router.explain("x")))]
         said += [repr(router), repr(router.keys), repr(store), repr(list(router.keys.pool))]
         said += [repr(await store.snapshot(deployments))]
     assert len(said) > 20
