@@ -165,11 +165,11 @@ class Selector:
                 return lease
         if not is_asked and (cooled := cooled_down(send.order, refused)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
-            before = self._quarantines.lifts
+            before = self.quarantines.lifts
             lease = await self._reserve(send, cooled, refused)
             if lease is not None:
                 return lease
-            if self._quarantines.lifts != before:
+            if self.quarantines.lifts != before:
                 return await self._try(send)
         if send.overloaded:  # nothing else has room: better an overloaded model than none
             send.overloaded.clear()

@@ -55,7 +55,8 @@ async def state_of(router: Router, store: MemoryStore) -> list[Any]:
     found: list[Any] = [await store.snapshot(list(router.keys.pool.states)), copy.copy(store._cooldowns)]
     found += [copy.copy(store._reservations), repr(store)]
     for group in router.keys.pool.groups.values():
-        found += [(priority, ring.cursor, list(ring.states)) for priority, ring in group._rings.items()]
+        rings: dict[int, Any] = dict(group._rings)
+        found += [(priority, ring.cursor, list(ring.states)) for priority, ring in rings.items()]
         found += [list(group.ready), list(group.parked), group.avoided_until, copy.copy(group.breaker)]
         found += [group.correction.factor]
     for order in router._sender.orders.values():
@@ -320,7 +321,8 @@ async def test_a_spent_quota(make_router: MakeRouter, pools: Pools, clock: Manua
         [found] = explanation.candidates
         rpm, tpm = found.quotas
         assert (rpm.amount, rpm.fits, tpm.amount, tpm.fits) == (1, False, 5, False)
-        assert (rpm.remaining, tpm.remaining) == (0.0, pytest.approx(0.4))
+        assert rpm.remaining == 0.0
+        assert tpm.remaining == pytest.approx(0.4)
         assert (rpm.status["used"], rpm.status["limit"], rpm.status["source"]) == (2, 2, "configured")
         assert explanation.retry_after == found.usable_in == pytest.approx(60.3)
         assert (found.exclusion, found.reason) == (Exclusion.QUOTA, "rpm")
@@ -404,7 +406,8 @@ async def test_what_lasts_longest_is_the_reason(
         await router.send("x")
         await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 5.0, "briefly"))
         [found] = (await router.explain("x")).candidates
-        assert (found.exclusion, found.usable_in) == (Exclusion.QUOTA, pytest.approx(60.3))
+        assert found.exclusion is Exclusion.QUOTA
+        assert found.usable_in == pytest.approx(60.3)
         await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 500.0, "for longer"))
         [found] = (await router.explain("x")).candidates
         assert (found.exclusion, found.reason) == (Exclusion.COOLING_DOWN, "for longer")
