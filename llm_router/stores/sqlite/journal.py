@@ -24,6 +24,7 @@ __all__ = ["Entry", "Journal"]
 _SELECT = "SELECT number, ledgers, opened, taken, closed, cooldowns FROM journal"
 _NEWER = _SELECT + " WHERE number > ? ORDER BY number"
 _OLDER = _SELECT + " WHERE number < ? ORDER BY number"
+_EXISTS = "SELECT 1 FROM journal WHERE number = ?"
 _ONE = _SELECT + " WHERE number = ?"
 _FIRST = "SELECT min(number) FROM journal"
 _INSERT = "INSERT INTO journal (number, ledgers, opened, taken, closed, cooldowns) VALUES (?, ?, ?, ?, ?, ?)"
@@ -35,6 +36,9 @@ table, which saves writing it; but each process that opens the file has to read 
 
 _BYTES_AT_ONCE = _MAX_BYTES // 64
 """Approximate bytes that one transaction moves into the tables, so that no turn takes long."""
+
+_SKIPPED = 1_000_000
+"""More rows than are added between two transactions of a connection."""
 
 _ROW_BYTES = 512
 """What a row counts in addition to its contents: reading it takes time, however little it holds."""
@@ -90,6 +94,14 @@ class Journal:
                 self._note(*row[:5])
         self.number = max(self.number, 0)
         return [_entry(*row) for row in rows]
+
+    def has_gone_back(self) -> bool:
+        """Return whether the newest row known is gone, which is always kept: it is an older file by now."""
+        return self.number > 0 and self._connection.execute(_EXISTS, (self.number,)).fetchone() is None
+
+    def skip(self, number: int) -> None:
+        """Go on far beyond a number: other connections, which may know rows that are gone, start over."""
+        self.number = max(self.number, number) + _SKIPPED
 
     @decoding
     def find(self, number: int) -> Entry:

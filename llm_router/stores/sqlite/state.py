@@ -9,7 +9,7 @@ from llm_router.domain.quota import Demand
 from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, Refusal
 from llm_router.stores.ledger import lifetime, terms_in_force
 from llm_router.stores.sqlite.cooldowns import Cooldowns
-from llm_router.stores.sqlite.epoch import Epoch, read_epoch, settle_epoch, write_epoch
+from llm_router.stores.sqlite.epoch import Epoch, Loss, read_epoch, settle_epoch, write_epoch
 from llm_router.stores.sqlite.journal import Entry, Journal
 from llm_router.stores.sqlite.ledger_table import LedgerTable, RowQuotaSet
 from llm_router.stores.sqlite.reservations import Reservation, Reservations
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
     from llm_router.stores.base import Standing, Taking
-    from llm_router.stores.sqlite.epoch import Loss
 
 __all__ = ["State"]
 
@@ -71,6 +70,10 @@ class State:
     def begin(self, now: int) -> None:
         """Read what other connections have written since the last transaction."""
         entries = self._journal.read()
+        known = 0
+        if not entries and self._journal.has_gone_back():
+            known = self._journal.number
+            entries, self._loss = None, Loss(kept=False)
         if entries is None:
             self._start_over()
             entries = self._journal.read() or []
@@ -83,6 +86,8 @@ class State:
             self._quota_sets.clear()
         if changed:
             self._settle_epoch(now)
+        if known and self._epoch_changed:
+            self._journal.skip(known)
         if now < self._seen:
             self._reservations.set_back(now)
         if (changed or now < self._seen) and self._cooldowns.set_back(now):

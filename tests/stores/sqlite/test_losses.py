@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import sqlite3
+from contextlib import aclosing, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,33 @@ async def test_what_was_spent_counts_after_a_file_was_deleted(
         assert fleet.most_in(60.0) == LIMIT
         for each in suffix.split(" "):
             path.with_name(path.name + each).unlink()
+        await fleet.run(200)
+        assert fleet.most_in(60.0) == LIMIT
+        assert fleet.since(clock.time() - 61.0) == LIMIT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 4])
+@pytest.mark.parametrize("event", ["an older copy over it", "deleted rows"])
+@pytest.mark.parametrize("idle", [False, True])
+async def test_what_was_spent_counts_after_a_file_was_changed_in_its_place(
+    tmp_path: Path, clock: ManualClock, pools: Pools, processes: int, event: str, *, idle: bool
+) -> None:
+    """Where the newest row is gone the file has lost something; those that idle notice it later."""
+    limited, path = pools.one(rpm=LIMIT), tmp_path / "state.db"
+    async with Fleet.opened(partial(SQLiteStore, path, clock=clock), processes, clock, limited) as fleet:
+        await fleet.run(60)
+        copies = {each: each.read_bytes() for each in tmp_path.glob("state.db*")}
+        await fleet.run(35)
+        if event == "deleted rows":
+            with closing(sqlite3.connect(path)) as connection:
+                connection.executescript("DELETE FROM journal; DELETE FROM ledgers")
+        else:
+            for each, content in copies.items():
+                with each.open("r+b") as file:
+                    file.truncate(len(content))
+                    file.write(content)
+        await fleet.run(30, idle=fleet.stores[: processes // 2 if idle else 0])
         await fleet.run(200)
         assert fleet.most_in(60.0) == LIMIT
         assert fleet.since(clock.time() - 61.0) == LIMIT
