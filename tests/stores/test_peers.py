@@ -158,6 +158,26 @@ async def test_fewer_processes_are_believed_a_little_later(clock: ManualClock) -
     assert first.share == 1.0
 
 
+async def test_what_a_store_counts_that_has_lost_the_names_is_not_believed(clock: ManualClock) -> None:
+    """A process that had just begun does not know how many there are; one that began earlier does."""
+    shared = Shared(clock)
+    long, short = (Peers(shared, "auto", 0.25, clock) for _ in range(2))
+    await long.announce()
+    clock.shift(11.0)
+    await long.announce()
+    shared._seen.clear()
+    await short.announce()
+    assert (long.share, short.share) == (1.0, 1.0)
+    clock.shift(1.0)
+    for each in (long, short):
+        each.names_were_lost(clock.time())
+        await each.announce()
+    assert (long.share, short.share) == (0.5, 0.25)
+    clock.shift(10.0)
+    await short.announce()
+    assert short.share == 0.5
+
+
 async def test_alone_what_exceeds_a_part_is_not_refused_for_ever(pools: Pools, clock: ManualClock) -> None:
     """It is asked for again soon, unless it exceeds the limit itself."""
     limited, shared = pools.one(rpm=None, tpm=1_000), Shared(clock)

@@ -96,7 +96,7 @@ class Peers:
         self._clock = clock
         self._process, self._name = os.getpid(), _new_name()
         self._standing, self._counted_at = Standing(0), -math.inf
-        self._ranked_at = -math.inf
+        self._ranked_at = self._back_at = self._names_again_at = -math.inf
         self._advised = False
         self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
 
@@ -150,11 +150,23 @@ class Peers:
             # Where processes come back together, or the store has lost their names, the first ones do not see
             # the others at once: a smaller number is believed after a minute.
             if not 0.0 <= began - self._counted_at <= _COUNTS_FOR:
-                self._ranked_at = began
+                self._ranked_at = self._back_at = began
             is_old = not 0.0 <= began - self._ranked_at <= _COUNTS_FOR
-            if is_old or standing.count >= self._standing.count:
+            is_more = standing.count >= self._standing.count
+            if began < self._names_again_at:  # others have not announced themselves again yet
+                is_old, is_more = False, is_more and self._standing.count > 0
+            if is_old or is_more:
                 self._standing, self._ranked_at = standing, began
             self._counted_at = began
+
+    def names_were_lost(self, at: float) -> None:
+        """Note that the store lost the names of the processes: what it counts says nothing for a while.
+
+        Nor does what it counted before, if this process had just begun to announce itself.
+        """
+        self._names_again_at = at + _LAST_ANNOUNCEMENT
+        if self._clock.time() < self._names_again_at and at < self._back_at + _LAST_ANNOUNCEMENT:
+            self._standing = Standing(0)
 
     async def warn_once(self) -> None:
         """Log what in the setup of the store endangers the count, the first time.

@@ -485,6 +485,7 @@ class FailoverStore:
             shard.reset_at = decision.reset_at
             if decision.reset_at:
                 self._trust_no_more(shard, decision.reset_at)
+                self._peers.names_were_lost(decision.reset_at)
                 shard.alone = None  # with what was taken up to now
                 self._start(self._charge_all(shard))
         for deployment in decision.lost:
