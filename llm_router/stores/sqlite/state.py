@@ -71,7 +71,7 @@ class State:
         """Read what other connections have written since the last transaction."""
         entries = self._journal.read()
         known = 0
-        if not entries and self._journal.has_gone_back():
+        if entries == [] and self._journal.has_gone_back():
             known = self._journal.number
             entries, self._loss = None, Loss(kept=False)
         if entries is None:
