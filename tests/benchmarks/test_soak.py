@@ -336,6 +336,7 @@ def test_a_router_with_right_limits_is_never_refused(world: ModuleType, runs: Mo
     assert outcome.counts.admitted >= 0.97 * 6 * 10 * 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "refused"),
     [
@@ -344,9 +345,9 @@ def test_a_router_with_right_limits_is_never_refused(world: ModuleType, runs: Mo
         ("high-bare", 0.015),
         ("high-named", 0.015),
         ("others-bare", 0.05),
-        pytest.param("others-stated", 0.05, marks=pytest.mark.slow),
-        pytest.param("siblings-bare", 0.05, marks=pytest.mark.slow),
-        pytest.param("siblings-stated", 0.05, marks=pytest.mark.slow),
+        ("others-stated", 0.05),
+        ("siblings-bare", 0.05),
+        ("siblings-stated", 0.05),
     ],
 )
 def test_limits_that_nobody_stated_are_found_and_kept(

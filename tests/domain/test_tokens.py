@@ -42,6 +42,7 @@ def test_bounds(text: str) -> None:
     assert 1 <= estimate_tokens(text) <= max(1, len(text.encode("utf-8", "surrogatepass")))
 
 
+@pytest.mark.slow
 @given(st.text(), st.text())
 def test_joined_texts_count_about_as_much(first: str, second: str) -> None:
     """Two texts have about as many tokens together as apart."""

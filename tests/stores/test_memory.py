@@ -208,6 +208,7 @@ def test_a_forked_child_is_warned_once(clock: ManualClock, pools: Pools) -> None
     assert "forked process" in lines[0]
 
 
+@pytest.mark.slow
 async def test_many_abandoned_reservations_are_swept_within_a_minute(clock: ManualClock) -> None:
     """By the calls of others, one a second, each of which looks at a bounded part of them."""
     store = MemoryStore(clock=clock)

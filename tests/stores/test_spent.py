@@ -847,6 +847,7 @@ async def test_a_clock_that_is_set_back_keeps_nothing_for_a_day(
     assert await granted(front, limited, 9, "d") == 4
 
 
+@pytest.mark.slow
 async def test_the_ledger_of_this_process_stays_small(
     front: FailoverStore, pools: Pools, clock: ManualClock
 ) -> None:

@@ -383,6 +383,7 @@ async def pair(servers: ModuleType, redis_binary: Path) -> AsyncIterator[Pair]:
             yield pair
 
 
+@pytest.mark.slow
 async def test_only_what_a_replica_misses_is_charged_again(pair: Pair, clock: ManualClock) -> None:
     """What was replicated is there, and counts once; settlements and cooldowns meanwhile change nothing."""
     a, other = deployment(), deployment("other")
@@ -417,6 +418,7 @@ async def test_only_what_a_replica_misses_is_charged_again(pair: Pair, clock: Ma
         assert await one.used(a) == 8
 
 
+@pytest.mark.slow
 async def test_another_server_is_noticed_though_it_has_the_script(
     pair: Pair, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,6 +442,7 @@ async def test_another_server_is_noticed_though_it_has_the_script(
         assert await one.used(a) == 2
 
 
+@pytest.mark.slow
 async def test_another_server_is_noticed_though_its_clock_differs(pair: Pair) -> None:
     """Its first answer says only that: the message is sent once more, and asks for the run again."""
     a = deployment()
@@ -483,6 +486,7 @@ async def test_a_failed_call_makes_the_next_one_ask(lone: RedisServer, clock: Ma
         assert asked() == 0
 
 
+@pytest.mark.slow
 async def test_a_replica_can_be_read(servers: ModuleType, redis_binary: Path, clock: ManualClock) -> None:
     """A snapshot changes nothing that the primary needs, not even the epoch."""
     a = deployment()

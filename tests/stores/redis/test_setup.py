@@ -73,6 +73,7 @@ async def test_advice_leaves_no_connection(server: RedisServer) -> None:
         assert client.info("clients")["connected_clients"] == before
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_delays_no_call_beyond_the_timeout(
     servers: ModuleType, redis_binary: Path
 ) -> None:
