@@ -27,6 +27,7 @@ def prompts(home: Path) -> Path:
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("args", COMMANDS)
 @pytest.mark.parametrize("named", [False, True])
 def test_a_state_file_that_cannot_be_written_is_2(

@@ -104,7 +104,7 @@ class Wire:
         return [content["parts"] for content in self.bodies[-1]["contents"]]
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=[pytest.param("aiohttp", marks=pytest.mark.slow), "httpx"])
 async def wire(request: pytest.FixtureRequest) -> AsyncGenerator[Wire]:
     bodies: list[dict[str, Any]] = []
 

@@ -162,7 +162,9 @@ class World:
                 pass
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed > 5 else ()) for seed in range(24)]
+)
 async def test_what_is_explained_is_what_a_send_takes(
     seed: int, clock: ManualClock, make_router: MakeRouter
 ) -> None:

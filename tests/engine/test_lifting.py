@@ -376,6 +376,7 @@ class Counting(MemoryStore):
         return await super().reserve(reservation_id, candidates, demand, ttl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sends", [0, 1, 3])
 @pytest.mark.parametrize("count", [1, 40, 300])
 @pytest.mark.parametrize("spent", [0, 20])

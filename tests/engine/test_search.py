@@ -231,6 +231,7 @@ class Counting(MemoryStore):
         return await super().reserve(reservation_id, candidates, demand, ttl)
 
 
+@pytest.mark.slow
 async def test_the_last_of_many_with_room_is_found(
     make_router: Callable[..., Router], pools: Pools, clock: ManualClock
 ) -> None:

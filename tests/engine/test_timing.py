@@ -86,6 +86,7 @@ async def test_errors_of_the_block_pass_through(clock: ManualClock) -> None:
     assert clock.pending == 0
 
 
+@pytest.mark.slow
 async def test_a_thousand_limits_share_a_timer(clock: ManualClock) -> None:
     """Each limit is kept, in whatever order they end; the timer goes when none needs it."""
     deadlines = Deadlines(clock)

@@ -413,6 +413,7 @@ def test_charges_come_back_in_their_own_time(
         assert least <= ledger.used(then) <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [240, 10**6])
 @pytest.mark.parametrize("is_shuffled", [False, True])
 def test_thousands_of_charges_stay_bounded(limit: int, is_shuffled: bool) -> None:
@@ -508,6 +509,7 @@ def test_a_steady_ledger_remembers_a_bounded_number_of_holes() -> None:
     assert 0 <= ledger.used(_NOW) <= 4 * (1_000 - MAX_ENTRIES)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(
     steps=st.lists(

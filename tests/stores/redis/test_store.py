@@ -375,6 +375,7 @@ async def test_a_client_made_elsewhere_is_used_and_left_open(server: RedisServer
 # --- failures -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_frozen_server_delays_no_caller_beyond_the_timeout(
     servers: ModuleType, redis_binary: Path, no_longer_than: Callable[[float], AbstractContextManager[None]]
 ) -> None:
