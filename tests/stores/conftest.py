@@ -1,7 +1,7 @@
 """The stores on which every test of the contract runs.
 
 A new store needs one entry in ``BACKENDS``: an async context manager that sets up whatever the store keeps
-its state in, and yields a :class:`Backend` on it. Those that are not in ``QUICK`` are marked as slow.
+its state in, and yields a :class:`Backend` on it. Those that are not in ``QUICK_STORES`` are marked as slow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llm_router.stores import MemoryStore
 from llm_router.stores.sqlite import SQLiteStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Container
     from types import ModuleType
 
     from llm_router.domain.clock import Clock
@@ -124,11 +124,15 @@ BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
 
 
 SERVERS = redis_servers.find_servers()
-QUICK = {"memory", "sqlite", next(iter(SERVERS))}
+QUICK = {next(iter(SERVERS))}
+"""The Redis of the quick lane, in which one server is enough for what concerns Redis alone."""
+
+QUICK_STORES = {"memory", "sqlite"}
+"""The stores of the quick lane: the contract runs over the others in the slow one."""
 
 
-def _slow_unless_quick(name: str, value: object) -> object:
-    return pytest.param(value, id=name, marks=() if name in QUICK else pytest.mark.slow)
+def _slow_unless_quick(name: str, value: object, quick: Container[str] = QUICK) -> object:
+    return pytest.param(value, id=name, marks=() if name in quick else pytest.mark.slow)
 
 
 @pytest.fixture(params=[_slow_unless_quick(name, path) for name, path in SERVERS.items()])
@@ -144,7 +148,7 @@ def servers() -> ModuleType:
     return redis_servers
 
 
-@pytest.fixture(params=[_slow_unless_quick(name, name) for name in sorted(BACKENDS)])
+@pytest.fixture(params=[_slow_unless_quick(name, name, QUICK_STORES) for name in sorted(BACKENDS)])
 async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
     """Provide each kind of store in turn."""
     async with BACKENDS[request.param](tmp_path) as backend:
