@@ -366,13 +366,13 @@ def test_limits_that_nobody_stated_are_found_and_kept(
 def test_a_daily_limit_is_known_from_the_second_day_on(
     load: Callable[[str], ModuleType], runs: ModuleType
 ) -> None:
-    """At most one request a day and deployment is refused, and no quota is left."""
+    """One request a day and deployment is refused, or two that were sent together; no quota is left."""
     days = load("_soak.rows").ROWS["day-bare"].world(1)
     outcome = runs.simulate(days, runs.Setup("llm_router"))
     oracle = runs.simulate(days, runs.Setup("oracle"))
     assert outcome.refused < 0.05
     assert outcome.fates.answered == oracle.fates.answered
-    assert outcome.counts.refused_later <= days.projects
+    assert outcome.counts.refused_later <= 2 * days.projects
 
 
 def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:
