@@ -12,6 +12,7 @@ from _peers import NotInstalledError, litellm_router
 from _subjects import FREE, PROMPT_TOKENS, deployments, open_store, redis_server, use_each_once
 
 from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, Request, SystemClock
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.pool import Pool
@@ -58,7 +59,8 @@ class Selecting:
         index = Pool(pool, {upstream.name: upstream})
         gate, deadlines = DispatchGate(time_source, GUARD), Deadlines(time_source)
         self._selector = Selector(store, index, LeastLoaded(), time_source, deadlines, gate)
-        self._order = FallbackOrders(index, ("light", "medium", "heavy"))[None, None, "any", frozenset()]
+        orders = FallbackOrders(index, ("light", "medium", "heavy"))
+        self._order = orders[None, None, "any", frozenset(), GENERATE]
         self._tokens = {upstream: PROMPT_TOKENS}
         self._time = time_source.time
         self._clock = clock

@@ -22,6 +22,7 @@ import attrs
 from _harness import Measure, Report, Row, Scale, Table, percentile
 
 from llm_router import Demand, Deployment, Key, LeastLoaded, MemoryStore, Metric, Quota, Refill, Secret
+from llm_router.domain.methods import GENERATE
 from llm_router.engine.backoff import ProbeBackoff
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import DeploymentState, FallbackOrder
@@ -144,7 +145,7 @@ class _Simulation:
     def run(self) -> Counts:
         for _ in range(self._world.processes):
             index = Pool(self._pool, {"gemini": Upstream("gemini", FakeProvider())})
-            order = FallbackOrders(index, ("light",))[None, None, "any", frozenset()]
+            order = FallbackOrders(index, ("light",))[None, None, "any", frozenset(), GENERATE]
             process = _Process(index, order)
             self._after(self._pause(), self._arrive, process)
         while self._events:

@@ -11,6 +11,7 @@ from llm_router.config.findings import Report
 from llm_router.config.keyfile import Entry, KeyFile
 from llm_router.config.models import BUILT_IN, LEARN, Model, merged, quotas
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.methods import usual_methods
 from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
 
@@ -153,6 +154,7 @@ class Assembly:
             priority=entry.priority,
             quotas=quotas(limits, model, self.guard, starts),
             weight=entry.weight,
+            methods=model.methods or usual_methods(entry.model),
         )
 
     def _model(self, name: str) -> Model:

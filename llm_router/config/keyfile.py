@@ -36,7 +36,8 @@ The whole format (``…`` marks what may be omitted)::
           "limits": {…},                    … as above; or the same fields here
           "workload": "medium",             … the workload of its deployments
           "refill": "rolling",              … or "steady", for a provider that smooths its limits
-          "burst": 1                        … with "steady" only: most requests at once, 1 to rpm
+          "burst": 1,                       … with "steady" only: most requests at once, 1 to rpm
+          "methods": ["generateContent"]    … what it can be asked for; default: what its name says
         }
       },
       "workloads": ["light", "medium", "heavy"]   … from lightest to heaviest
@@ -63,6 +64,7 @@ from llm_router.config.jsonfile import read_json
 from llm_router.config.models import LEARN, LEARNT_METRICS, Limit, Limits, Model
 from llm_router.config.redaction import is_placeholder
 from llm_router.domain.deployment import plain_model
+from llm_router.domain.methods import METHODS
 from llm_router.domain.quota import Metric, Refill
 
 __all__ = ["Entry", "KeyFile", "read_keyfile"]
@@ -189,8 +191,17 @@ def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str,
             fields.error("burst", 'needs a steady refill: add "refill": "steady", or remove the burst')
         elif burst is not None and rpm is not None and burst > max(rpm, 1):
             fields.error("burst", f"must be between 1 and rpm, which is {rpm}; found {burst}: lower it")
+        methods = _read_methods(fields)
         fields.close()
-        yield name, Model(limits, workload, Refill(refill or Refill.ROLLING), burst)
+        yield name, Model(limits, workload, Refill(refill or Refill.ROLLING), burst, methods)
+
+
+def _read_methods(fields: Fields) -> frozenset[str] | None:
+    found = fields.items("methods", nested=False)
+    for place, item in enumerate(found or ()):
+        if item not in METHODS:
+            fields.refuse_item(f"methods[{place}]", item, f"one of {', '.join(sorted(METHODS))}")
+    return None if found is None else frozenset(map(str, found))
 
 
 def _read_limits(fields: Fields) -> dict[Metric, Limit]:

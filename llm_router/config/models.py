@@ -40,12 +40,14 @@ class Model:
         workload: The workload that the model is meant for, or None if it is not stated.
         refill: How the per-minute quotas refill: rolling or steady.
         burst: The size of the steady bucket of ``rpm``, in requests; None for the default of a quota.
+        methods: What the model can be asked for, or None for what its name says.
     """
 
     limits: Limits = attrs.field(factory=dict)
     workload: str | None = None
     refill: Refill = Refill.ROLLING
     burst: int | None = None
+    methods: frozenset[str] | None = None
 
 
 def _row(workload: str, rpm: int, tpm: int, rpd: int) -> Model:

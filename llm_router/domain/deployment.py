@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NewType
 from urllib.parse import quote
 
 import attrs
 
+from llm_router.domain.methods import usual_methods
 from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
 
@@ -31,6 +33,10 @@ Its parts are percent-encoded, so that no character in an id can make two scopes
 def plain_model(name: str) -> str:
     """Return the name of a model without ``models/``, so that each model has one name, and one quota."""
     return name.removeprefix("models/")
+
+
+def _methods(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(names)
 
 
 def _scope(kind: str, *parts: str) -> Scope:
@@ -90,6 +96,8 @@ class Deployment:
         priority: Lower numbers are tried first; 0 is allowed.
         quotas: The limits of its (project, model); a metric without a quota is unlimited.
         weight: Its share of the traffic under a weighted strategy.
+        methods: What it can be asked for, of :data:`~llm_router.domain.methods.METHODS`; by default what the
+            name of the model says. A fallback never takes a request to a model that cannot do it.
     """
 
     key: Key
@@ -98,6 +106,9 @@ class Deployment:
     priority: int = 1
     quotas: tuple[Quota, ...] = ()
     weight: float = 1.0
+    methods: frozenset[str] = attrs.field(
+        default=attrs.Factory(lambda made: usual_methods(made.model), takes_self=True), converter=_methods
+    )
     id: str = attrs.field(init=False)
     """``key_id/model``, unique within a router."""
     model_scope: Scope = attrs.field(init=False, repr=False)

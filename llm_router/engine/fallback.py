@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from llm_router.domain.methods import ANY_METHOD, IMAGES, SPEECH
 from llm_router.domain.request import Fallback
 from llm_router.engine.index import FallbackOrder, Group, Step
 from llm_router.engine.pool import Pool
@@ -12,8 +13,11 @@ from llm_router.errors import InvalidRequestError, UnknownModelError, UnknownWor
 
 __all__ = ["FallbackOrders", "Wish"]
 
-Wish = tuple[str | None, str | None, Fallback, frozenset[str]]
-"""The workload and the model asked for, how far from them a request may go, and providers to leave out."""
+Wish = tuple[str | None, str | None, Fallback, frozenset[str], str]
+"""The workload and the model asked for, how far from them a request may go, providers to leave out, and the
+method that the model must have."""
+
+_OTHER_OUTPUTS = frozenset({IMAGES, SPEECH})
 
 _FALLBACKS = ("any", "model", "none")
 
@@ -23,7 +27,9 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
 
     Looking one up raises UnknownWorkloadError if the workload is not configured, UnknownModelError if no
     deployment serves the model, and InvalidRequestError if the fallback is not one of ``any``, ``model``,
-    ``none``, or leaves no deployment.
+    ``none``, or leaves no deployment, or none that can do what is asked.
+
+    A model that answers with pictures or sound is only in the tiers that name it.
 
     Args:
         pool: Where the groups come from.
@@ -37,10 +43,16 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
         self._models = sorted({group.model for group in pool.groups.values()})
 
     def __missing__(self, wish: Wish) -> FallbackOrder:
-        workload, model, fallback, excluded = wish
+        workload, model, fallback, excluded, method = wish
         self._check(workload, model, fallback)
         tiers: list[tuple[Step, ...]] = []
-        left = [group for group in self._pool.groups.values() if group.upstream.name not in excluded]
+        left = [
+            group
+            for group in self._pool.groups.values()
+            if group.upstream.name not in excluded and _can_serve(group, method, model)
+        ]
+        if not left or (model is not None and all(group.model != model for group in left)):
+            raise InvalidRequestError(_no_method(method, model))
         for accepts in _tiers(workload, model, fallback):
             accepted = [group for group in left if accepts(group)]
             left = [group for group in left if not accepts(group)]
@@ -94,3 +106,18 @@ def _tiers(workload: str | None, model: str | None, fallback: Fallback) -> list[
     if fallback == "any" or not tiers:
         tiers.append(lambda _: True)
     return tiers
+
+
+def _can_serve(group: Group, method: str, model: str | None) -> bool:
+    if method == ANY_METHOD or group.model == model:
+        return method in group.methods or method == ANY_METHOD
+    return method in group.methods and _OTHER_OUTPUTS.isdisjoint(group.methods)
+
+
+def _no_method(method: str, model: str | None) -> str:
+    if model is None:
+        return f"no deployment has a model for {method}: add one to keys.json, or state its methods there"
+    return (
+        f"model {model!r} cannot do {method}, as far as its name says: use another model, "
+        f'or state "methods": ["{method}"] for it in keys.json'
+    )

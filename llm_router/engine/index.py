@@ -19,6 +19,7 @@ from typing import ClassVar, Protocol, Self
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import MINUTE, TOKEN_METRICS
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
@@ -174,12 +175,13 @@ class ReadyRing:
 
 
 class Group:
-    """The deployments of one (provider, workload, model): rings of ready ones, a heap of parked ones.
+    """The deployments of one (provider, workload, model, methods): rings of ready and a heap of parked ones.
 
     Args:
         upstream: The provider.
         workload: The workload.
         model: The model.
+        methods: What the model can be asked for.
         make_ring: Makes a ring; a store with several shards needs another kind.
 
     Attributes:
@@ -198,6 +200,7 @@ class Group:
         "avoided_until",
         "breaker",
         "correction",
+        "methods",
         "model",
         "parked",
         "ready",
@@ -207,11 +210,17 @@ class Group:
     )
 
     def __init__(
-        self, upstream: Upstream, workload: str, model: str, make_ring: Callable[[], Ring] = ReadyRing
+        self,
+        upstream: Upstream,
+        workload: str,
+        model: str,
+        make_ring: Callable[[], Ring] = ReadyRing,
+        methods: frozenset[str] = frozenset({GENERATE}),
     ) -> None:
         self.upstream = upstream
         self.workload = workload
         self.model = model
+        self.methods = methods
         self.breaker = upstream.breaker
         self.correction = upstream.correction(model)
         self.states: list[DeploymentState] = []
@@ -261,7 +270,7 @@ class Group:
 
         Only what belongs to the provider is shared: its circuit breaker and the correction of estimates.
         """
-        group = Group(self.upstream, self.workload, self.model, self._make_ring)
+        group = Group(self.upstream, self.workload, self.model, self._make_ring, self.methods)
         twins = {state: copy(state) for state in self.states}
         for twin in twins.values():
             twin.group = group

@@ -25,7 +25,7 @@ class Pool:
 
     Attributes:
         sharded: Whether the store has several shards.
-        groups: The groups by (provider, workload, model).
+        groups: The groups by (provider, workload, model, methods).
         states: What is known of each deployment.
     """
 
@@ -37,17 +37,18 @@ class Pool:
     ) -> None:
         shard_of = shards.shard_of if shards is not None and shards.shards > 1 else None
         self.sharded = shard_of is not None
-        self.groups: dict[tuple[str, str, str], Group] = {}
+        self.groups: dict[tuple[str, str, str, frozenset[str]], Group] = {}
         self.states: dict[Deployment, DeploymentState] = {}
         self._by_scope: defaultdict[Scope, list[DeploymentState]] = defaultdict(list)
         self._avoided_models: set[tuple[str, str]] = set()
         make_ring = ShardedRing if self.sharded else ReadyRing
         for deployment in deployments:
             name, workload, model = deployment.key.provider, deployment.workload, deployment.model
-            group = self.groups.get((name, workload, model))
+            kind = name, workload, model, deployment.methods
+            group = self.groups.get(kind)
             if group is None:
-                group = Group(upstreams[name], workload, model, make_ring)
-                self.groups[name, workload, model] = group
+                group = Group(upstreams[name], workload, model, make_ring, deployment.methods)
+                self.groups[kind] = group
             shard = 0 if shard_of is None else shard_of(deployment)
             state = self.states[deployment] = group.add(deployment, shard)
             for scope in deployment.scopes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.methods import METHODS
 from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
@@ -54,6 +55,10 @@ def _check_alone(deployment: Deployment, workloads: Sequence[str]) -> None:
         raise ConfigError(f"{name}: priority must be a number, not {shown(deployment.priority)}")
     if not 0 <= real(deployment.weight) < math.inf:
         raise ConfigError(f"{name}: weight must be a number of 0 or more, not {shown(deployment.weight)}")
+    if not deployment.methods <= METHODS or not deployment.methods:
+        raise ConfigError(
+            f"{name} has methods {sorted(deployment.methods)}: use some of {', '.join(sorted(METHODS))}"
+        )
     if len(_by_metric(deployment)) < len(deployment.quotas):
         stated = ", ".join(f"{quota.metric.value} {quota.limit}" for quota in deployment.quotas)
         raise ConfigError(f"{name} has two quotas of one metric ({stated}): keep one")

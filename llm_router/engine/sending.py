@@ -14,6 +14,7 @@ import attrs
 from llm_router.domain.clock import Clock, monotonic, sleep
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.kinds import FailureKind
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
@@ -208,7 +209,7 @@ class Sender:
         if model_preference is not None and isinstance(model_preference, str):
             model_preference = plain_model(model_preference)
         try:
-            order = self.orders[workload, model_preference, fallback, _EVERY_PROVIDER]
+            order = self.orders[workload, model_preference, fallback, _EVERY_PROVIDER, GENERATE]
         except TypeError:  # what was given is not hashable
             reject_wish(workload, model_preference, fallback)
         if len(order.upstreams) == 1:
@@ -217,7 +218,7 @@ class Sender:
         else:
             tokens = _estimates(order.upstreams, request)
             rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
-            order = self.orders[workload, model_preference, fallback, rejecting]
+            order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         return SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_router import Deployment, LeastLoaded, MemoryStore, RateLimitStore, Request
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
 from llm_router.domain.request import Fallback
 from llm_router.engine.fallback import FallbackOrders
@@ -64,7 +65,7 @@ def make_order() -> MakeOrder:
     def make(
         pool: Pool, workload: str | None = None, model: str | None = None, fallback: Fallback = "any"
     ) -> FallbackOrder:
-        return FallbackOrders(pool, WORKLOADS)[workload, model, fallback, frozenset()]
+        return FallbackOrders(pool, WORKLOADS)[workload, model, fallback, frozenset(), GENERATE]
 
     return make
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_router import InvalidRequestError, LeastLoaded, UnknownModelError, UnknownWorkloadError
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.request import Fallback
 from llm_router.engine.fallback import FallbackOrders
 
@@ -31,7 +32,7 @@ def orders(pools: Pools, make_pool: MakePool) -> FallbackOrders:
 
 
 def _order(orders: FallbackOrders, workload: str | None, model: str | None, fallback: Fallback) -> list[str]:
-    order = orders[workload, model, fallback, frozenset()]
+    order = orders[workload, model, fallback, frozenset(), GENERATE]
     return [state.deployment.key.key_id for state in order.draw(LeastLoaded(), 0.0, 8)]
 
 
@@ -89,14 +90,14 @@ def test_no_deployment_is_in_two_tiers(orders: FallbackOrders) -> None:
 def test_unknown_names_are_errors_that_list_the_known(orders: FallbackOrders) -> None:
     """The error for a misspelt name lists the valid ones."""
     with pytest.raises(UnknownWorkloadError, match="'light', 'medium', 'heavy'"):
-        orders["hefty", None, "any", frozenset()]
+        orders["hefty", None, "any", frozenset(), GENERATE]
     with pytest.raises(UnknownModelError, match="'exp', 'flash', 'pro'"):
-        orders[None, "gpt", "any", frozenset()]
+        orders[None, "gpt", "any", frozenset(), GENERATE]
     with pytest.raises(InvalidRequestError, match="any, model, none"):
-        orders[None, None, "sometimes", frozenset()]  # type: ignore[index]
+        orders[None, None, "sometimes", frozenset(), GENERATE]  # type: ignore[index]
 
 
 def test_an_impossible_pair_without_fallback_is_an_error(orders: FallbackOrders) -> None:
     """A model that no deployment has for the workload cannot be requested with fallback ``none``."""
     with pytest.raises(InvalidRequestError, match="fallback='model'"):
-        orders["light", "exp", "none", frozenset()]
+        orders["light", "exp", "none", frozenset(), GENERATE]

@@ -34,6 +34,7 @@ from llm_router import (
     Usage,
 )
 from llm_router.domain.clock import sleep
+from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import DeploymentState
@@ -357,7 +358,7 @@ async def test_an_attempt_left_by_an_exception_concludes_nothing(
     deployment = make_deployment(tpm=100)
     provider = FakeProvider(["a long answer"])
     sender = make_sender([deployment], {"gemini": provider})
-    send = make_send(sender.orders[None, None, "any", frozenset()], tokens=20)
+    send = make_send(sender.orders[None, None, "any", frozenset(), GENERATE], tokens=20)
     lease = await sender.selector.acquire(send, 0.0)
     assert isinstance(lease, Lease)
     with pytest.raises(KeyError):
