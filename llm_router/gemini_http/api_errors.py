@@ -14,9 +14,15 @@ from llm_router.gemini_http.quota_names import SERVICE, exceeded_line, quota_id,
 __all__ = [
     "API_KEY_INVALID",
     "ApiError",
+    "cache_denied",
+    "exhausted",
+    "file_denied",
+    "invalid_authorization",
     "invalid_key",
+    "missing_authorization",
     "missing_key",
     "model_not_found",
+    "multiple_credentials",
     "no_contents",
     "not_found",
     "not_json",
@@ -84,6 +90,34 @@ def missing_key() -> ApiError:
     return ApiError(403, "PERMISSION_DENIED", message)
 
 
+def multiple_credentials() -> ApiError:
+    """Return the error for a request with more than one credential."""
+    message = "Multiple authentication credentials received. Please pass only one."
+    return ApiError(400, "INVALID_ARGUMENT", message)
+
+
+def missing_authorization() -> ApiError:
+    """Return the error of the OpenAI paths for a request without the header Authorization."""
+    return ApiError(400, "INVALID_ARGUMENT", "Missing Authorization header.")
+
+
+def invalid_authorization() -> ApiError:
+    """Return the error of the OpenAI paths for a header Authorization without a bearer token."""
+    return ApiError(400, "INVALID_ARGUMENT", "Invalid Authorization header.")
+
+
+def file_denied(name: str) -> ApiError:
+    """Return the error for the file ``files/abc`` that does not exist, or belongs to another project."""
+    file_id = name.removeprefix("files/")
+    message = f"You do not have permission to access the File {file_id} or it may not exist."
+    return ApiError(403, "PERMISSION_DENIED", message)
+
+
+def cache_denied() -> ApiError:
+    """Return the error for cached content that does not exist, or belongs to another project."""
+    return ApiError(403, "PERMISSION_DENIED", "CachedContent not found (or permission denied)")
+
+
 def model_not_found(model: str, version: str, method: str) -> ApiError:
     """Return the error for a model that does not exist."""
     message = (
@@ -133,6 +167,14 @@ def quota_exceeded(model: str, limits: Mapping[Metric, int | None], retry_in: fl
         {"@type": _type("RetryInfo"), "retryDelay": write_duration(retry_in)},
     )
     return ApiError(429, "RESOURCE_EXHAUSTED", message, details)
+
+
+def exhausted(message: str, retry_in: float | None = None) -> ApiError:
+    """Return a 429 that names no quota, with a ``RetryInfo`` unless ``retry_in`` (seconds) is None."""
+    if retry_in is None:
+        return ApiError(429, "RESOURCE_EXHAUSTED", message)
+    info: Body = {"@type": _type("RetryInfo"), "retryDelay": write_duration(retry_in)}
+    return ApiError(429, "RESOURCE_EXHAUSTED", f"{message} {retry_sentence(retry_in)}", (info,))
 
 
 def _violation(metric: Metric, limit: int | None, model: str) -> Body:

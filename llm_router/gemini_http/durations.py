@@ -13,6 +13,7 @@ __all__ = [
     "read_retry_sentence",
     "retry_sentence",
     "write_duration",
+    "write_retry_after",
 ]
 
 ENDLESS = 1e9
@@ -32,6 +33,11 @@ def write_duration(seconds: float) -> str:
     """Return ``seconds`` to the microsecond, such as ``"36.4s"``; less than 0 is ``"0s"``."""
     micros = round(max(seconds, 0.0) * 1e6)
     return f"{micros // 1_000_000}.{micros % 1_000_000:06d}".rstrip("0").rstrip(".") + "s"
+
+
+def write_retry_after(seconds: float) -> str:
+    """Return ``seconds`` as the value of a Retry-After header: whole seconds, rounded up, at least 1."""
+    return str(max(1, math.ceil(min(seconds, ENDLESS))))
 
 
 def read_duration(value: Any) -> float | None:

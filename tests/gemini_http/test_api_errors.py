@@ -60,3 +60,29 @@ def test_a_refusal_may_state_no_limit() -> None:
 def test_a_key_that_is_not_valid_has_a_reason() -> None:
     """The reason lets a client tell an invalid key from an invalid request."""
     assert detail(api_errors.invalid_key(), "ErrorInfo")["reason"] == api_errors.API_KEY_INVALID
+
+
+def test_a_refusal_may_name_no_quota() -> None:
+    """It has a delay, in details and message, only if one is known."""
+    error = api_errors.exhausted("Nothing has room.", 1.5)
+    assert (error.code, error.status) == (429, "RESOURCE_EXHAUSTED")
+    assert error.message == "Nothing has room. Please retry in 1.5s."
+    assert detail(error, "RetryInfo")["retryDelay"] == "1.5s"
+    assert "details" not in api_errors.exhausted("Nothing has room.").body["error"]
+
+
+def test_what_belongs_to_another_project_is_denied_by_name() -> None:
+    """A file is named without its collection, as the API does."""
+    error = api_errors.file_denied("files/abc")
+    assert error.code == 403
+    assert error.message == "You do not have permission to access the File abc or it may not exist."
+    assert api_errors.cache_denied().code == 403
+
+
+def test_authorization_of_openai_s_paths() -> None:
+    """An absent header and one without a token are refused with a 400, as Google does."""
+    errors = [api_errors.missing_authorization(), api_errors.invalid_authorization()]
+    assert [(error.code, error.message.split()[0]) for error in errors] == [
+        (400, "Missing"),
+        (400, "Invalid"),
+    ]

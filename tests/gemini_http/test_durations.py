@@ -13,6 +13,7 @@ from llm_router.gemini_http.durations import (
     read_retry_sentence,
     retry_sentence,
     write_duration,
+    write_retry_after,
 )
 
 
@@ -68,3 +69,11 @@ def test_a_delay_may_be_nonsense(value: Any, seconds: float | None) -> None:
 def test_a_sentence_may_ask_for_too_long() -> None:
     """The sentence of a message has the same bounds."""
     assert read_retry_sentence("Please retry in 99999999999s.") == ENDLESS
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "1"), (1.0, "1"), (36.4, "37"), (float("inf"), "1000000000")]
+)
+def test_the_header_has_whole_seconds(seconds: float, text: str) -> None:
+    """Retry-After never asks for less than the delay, and never for no delay."""
+    assert write_retry_after(seconds) == text
