@@ -140,8 +140,10 @@ class FileService:
     def _keep(self, upload: _Upload) -> Body:
         """Make a file of a finished upload, and return its description."""
         now, data = self._clock.time(), bytes(upload.data)
-        name = upload.described.get("name") or self._shelf.new_name()
-        kind = upload.described.get("mimeType") or upload.kind
+        described = upload.described
+        name = described.get("name") or self._shelf.new_name()
+        kind = described.get("mimeType") or described.get("mime_type") or upload.kind
+        display_name = described.get("displayName") or described.get("display_name")
         resource: Body = {
             "name": name,
             "mimeType": kind,
@@ -154,8 +156,8 @@ class FileService:
             "state": "ACTIVE",
             "source": "UPLOADED",
         }
-        if "displayName" in upload.described:
-            resource["displayName"] = upload.described["displayName"]
+        if display_name:
+            resource["displayName"] = display_name
         self._shelf.put(name, upload.project, _File(resource, data), now + _LIFE)
         return resource
 
