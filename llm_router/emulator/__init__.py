@@ -3,6 +3,7 @@
 Needs starlette and uvicorn (the extra ``emulator``).
 """
 
+from llm_router.emulator.answers import FunctionCall
 from llm_router.emulator.bucket import Counts, QuotaSpec
 from llm_router.emulator.emulator import GeminiEmulator
 from llm_router.emulator.faults import Fault, FaultKind, FaultRule
@@ -15,6 +16,7 @@ __all__ = [
     "Fault",
     "FaultKind",
     "FaultRule",
+    "FunctionCall",
     "GeminiEmulator",
     "QuotaSpec",
     "count_input_tokens",

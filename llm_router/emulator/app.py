@@ -2,39 +2,71 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.routing import Route as StarletteRoute
 
-from llm_router.emulator import replies
+from llm_router.emulator.calls import Call, parsed
 from llm_router.emulator.exchange import ConnectionGoneError, Exchange
 from llm_router.emulator.refusals import RefusalError
-from llm_router.emulator.service import Call
-from llm_router.gemini_http.api_errors import invalid_key, missing_key, model_not_found, not_found, not_json
-from llm_router.gemini_http.routes import API_VERSIONS, Method, Route, parse_path, read_key, wants_sse
+from llm_router.gemini_http.api_errors import (
+    invalid_authorization,
+    invalid_key,
+    missing_authorization,
+    missing_key,
+    multiple_credentials,
+    not_found,
+    usual_error,
+)
+from llm_router.gemini_http.credentials import Place, read_credentials
+from llm_router.gemini_http.routes import wants_sse
+from llm_router.gemini_http.targets import Operation, Protocol, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.types import Receive, Scope, Send
 
     from llm_router.emulator.connections import Connections
     from llm_router.emulator.keyring import Keyring
-    from llm_router.emulator.service import GeminiService, Settings
+    from llm_router.emulator.models import ModelService
 
 __all__ = ["GeminiApp"]
 
 _STATS = "/__emulator__/stats"
+_OPENAI_PATHS = "/openai/"
+_LIMITED = frozenset(
+    {
+        Operation.GENERATE,
+        Operation.STREAM,
+        Operation.EMBED,
+        Operation.BATCH_EMBED,
+        Operation.CHAT,
+        Operation.EMBEDDINGS,
+        Operation.CREATE_INTERACTION,
+    }
+)
+"""The operations that are subject to quota."""
+
+_OF_MODELS = frozenset(
+    {
+        Operation.GENERATE,
+        Operation.STREAM,
+        Operation.COUNT_TOKENS,
+        Operation.EMBED,
+        Operation.BATCH_EMBED,
+    }
+)
+"""The operations of a model that the path names, whose body is JSON."""
 
 
 class GeminiApp:
-    """An ASGI application with the paths of the Gemini API.
+    """An ASGI application with the paths of the Gemini API, and OpenAI's as Google serves them.
 
     Args:
-        settings: How the models behave.
-        service: The models.
+        handlers: What serves each operation.
+        models: Knows which models exist.
         keyring: The known keys.
         connections: The server's connections.
         stats: Returns what ``/__emulator__/stats`` shows.
@@ -42,15 +74,15 @@ class GeminiApp:
 
     def __init__(
         self,
-        settings: Settings,
-        service: GeminiService,
+        handlers: Mapping[Operation, Callable[[Call], Awaitable[None]]],
+        models: ModelService,
         keyring: Keyring,
         connections: Connections,
         stats: Callable[[], object],
     ) -> None:
         self.requests = 0
-        self._settings = settings
-        self._service = service
+        self._handlers = handlers
+        self._models = models
         self._keyring = keyring
         self._stats = stats
         # An endpoint that is an object gets the bare ASGI call: starlette makes no Request and no Response.
@@ -63,56 +95,65 @@ class GeminiApp:
         await self._starlette(scope, receive, send)
 
     async def _serve(self, scope: Scope, exchange: Exchange) -> None:
-        verb, path = scope["method"], scope["path"]
-        route = parse_path(path)
-        if route is None:
-            if (verb, path) != ("GET", _STATS):
+        path = _path(scope)
+        raw = await exchange.read()
+        target = parse_target(scope["method"], path)
+        handler = self._handlers.get(target.operation) if target is not None else None
+        if (
+            target is None
+            or handler is None
+            or (target.protocol == Protocol.OPENAI and _OPENAI_PATHS not in path)
+        ):
+            if (scope["method"], path) != ("GET", _STATS):
                 raise RefusalError.of(not_found())
             await exchange.reply_json(200, self._stats())
-        elif verb == "POST" and route.model:
-            await self._call(route, scope, exchange)
-        elif verb == "GET" and not route.model:
-            await self._list_models(scope, exchange)
-        elif verb == "GET" and not route.method:
-            await self._get_model(route, scope, exchange)
-        else:
-            raise RefusalError.of(not_found())
+            return
+        operation, query = target.operation, bytes(scope["query_string"]).decode("latin-1")
+        self.requests += operation in _LIMITED
+        openai = target.protocol == Protocol.OPENAI
+        key, project = self._authorize(scope, query, operation, openai=openai)
+        if target.model:
+            self._models.require(target.model, target.version, operation)
+        body = parsed(raw) if operation in _OF_MODELS else {}
+        await handler(
+            Call(
+                exchange=exchange,
+                method=operation,
+                model=target.model,
+                resource=target.resource,
+                project=project,
+                key=key,
+                query=query,
+                headers=scope["headers"],
+                raw=raw,
+                body=body,
+                openai=openai,
+                streams=operation == Operation.STREAM,
+                sse=wants_sse(query),
+            )
+        )
 
-    async def _list_models(self, scope: Scope, exchange: Exchange) -> None:
-        self._authorize(scope)
-        limit = self._settings.input_token_limit
-        models = [replies.model_resource(model, limit) for model in self._settings.models or ()]
-        await exchange.reply_json(200, {"models": models})
-
-    async def _get_model(self, route: Route, scope: Scope, exchange: Exchange) -> None:
-        self._authorize(scope)
-        self._require_model(route, "GetModel")
-        await exchange.reply_json(200, replies.model_resource(route.model, self._settings.input_token_limit))
-
-    async def _call(self, route: Route, scope: Scope, exchange: Exchange) -> None:
-        raw = await exchange.read()
-        serve = self._service.methods.get(route.method)
-        if serve is None or route.version not in API_VERSIONS:
-            raise RefusalError.of(not_found())
-        self.requests += route.method != Method.COUNT_TOKENS
-        key, project = self._authorize(scope)
-        self._require_model(route, route.method)
-        sse = wants_sse(_query(scope))
-        await serve(Call(exchange, route.model, route.method, sse, project, key, _parsed(raw)))
-
-    def _authorize(self, scope: Scope) -> tuple[str, str]:
-        """Return the key of a request and its project."""
-        key = read_key(scope["headers"], _query(scope))
+    def _authorize(self, scope: Scope, query: str, operation: Operation, *, openai: bool) -> tuple[str, str]:
+        """Return the key of a request and its project; both are empty for the later parts of an upload."""
+        credentials = read_credentials(scope["headers"], query)
+        if len(credentials) > 1:
+            raise RefusalError.of(multiple_credentials())
+        place, key = (credentials[0].place, credentials[0].value) if credentials else (None, "")
+        if openai and not key:
+            refused = invalid_authorization() if place == Place.BEARER else missing_authorization()
+            raise RefusalError.of(refused)
+        if openai and place != Place.BEARER:
+            raise RefusalError.of(missing_authorization())
+        if place == Place.BEARER and not openai:
+            raise RefusalError.of(usual_error(401))
         if not key:
+            if operation == Operation.UPLOAD and "upload_id=" in query:
+                return "", ""
             raise RefusalError.of(missing_key())
         project = self._keyring.project_of(key)
         if project is None:
             raise RefusalError.of(invalid_key())
         return key, project
-
-    def _require_model(self, route: Route, method: str) -> None:
-        if self._settings.models is not None and route.model not in self._settings.models:
-            raise RefusalError.of(model_not_found(route.model, route.version, method))
 
 
 class _Endpoint:
@@ -129,20 +170,12 @@ class _Endpoint:
         try:
             await self._handler(scope, exchange)
         except RefusalError as refusal:
-            await exchange.reply(refusal.code, refusal.body, headers=refusal.headers)
+            data = refusal.data(openai=_OPENAI_PATHS in _path(scope))
+            await exchange.reply(refusal.code, data, headers=refusal.headers)
         except ConnectionGoneError:
             pass
 
 
-def _query(scope: Scope) -> str:
-    return bytes(scope["query_string"]).decode("latin-1")
-
-
-def _parsed(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise RefusalError.of(not_json())
-    return body
+def _path(scope: Scope) -> str:
+    """Return the path as it was sent, not decoded."""
+    return bytes(scope["raw_path"]).decode("latin-1")

@@ -14,14 +14,15 @@ import attrs
 
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.quota import MINUTE
-from llm_router.emulator.app import GeminiApp
 from llm_router.emulator.bucket import Counts
+from llm_router.emulator.calls import Settings
 from llm_router.emulator.connections import Connections
 from llm_router.emulator.faults import GENERATE_METHODS, Fault, FaultRule, FaultRules
 from llm_router.emulator.keyring import Keyring
 from llm_router.emulator.quota import EmulatedQuotas
+from llm_router.emulator.responding import Responder, echo
 from llm_router.emulator.server import EmulatorServer
-from llm_router.emulator.service import GeminiService, Responder, Settings, echo
+from llm_router.emulator.wiring import make_app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping
@@ -50,7 +51,9 @@ class GeminiEmulator:
         default_quota: The quotas of each project on models not in ``quotas``; None is unlimited.
         clock: The clock for quotas and delays.
         window: Whether a minute is any span of 60 s (``sliding``) or a minute of the ``calendar``.
-        responder: Makes the text of each answer.
+        responder: Makes the text of each answer, or the :class:`FunctionCall` objects in its place, given
+            the model's name and the request as generateContent has it. The default one echoes the prompt,
+            answers ``call:NAME{"a": 1}`` with that call if NAME is declared, and a schema with fitting JSON.
         input_token_limit: Tokens of the largest prompt; a larger one uses quota and is refused with a 400.
         thought_tokens: Thought tokens reported with each answer.
         stream_chunks: The most chunks in which an answer is streamed.
@@ -89,8 +92,9 @@ class GeminiEmulator:
         self._quotas = EmulatedQuotas(quotas, default_quota, window=window, log_size=log_size)
         self._faults = FaultRules()
         self._connections = Connections(clock)
-        service = GeminiService(settings, self._quotas, self._faults, clock)
-        self._app = GeminiApp(settings, service, self._keyring, self._connections, self.stats)
+        self._app = make_app(
+            settings, self._quotas, self._faults, self._keyring, self._connections, clock, self.stats
+        )
         self._port = port
         self._server: EmulatorServer | None = None
 
@@ -195,15 +199,16 @@ class GeminiEmulator:
     ) -> FaultRule:
         """Give requests a fault from now on.
 
-        A request that a quota refuses gets its 429 and leaves the fault to a later request. countTokens and
-        the embedding methods show only delays, hanging, dropped connections and statuses.
+        A request that a quota refuses gets its 429 and leaves the fault to a later request. What does not
+        generate shows only delays, hanging, dropped connections, statuses, and empty or cut bodies.
 
         Args:
             fault: What goes wrong.
             model: Only requests to this model.
             key: Only requests with this API key.
             times: The number of requests; None is all.
-            methods: Only requests with these methods; None is every method that is a POST.
+            methods: Only requests with these methods, such as ``generateContent``, ``chat.completions`` or
+                ``files.get`` (see ``gemini_http.targets.Operation``); None is all.
 
         Returns:
             The rule, whose ``taken`` counts the requests that had the fault.

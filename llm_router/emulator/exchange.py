@@ -30,7 +30,14 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._connections = connections
+        self._scope = scope
         self._peer: tuple[str, int] = tuple(scope["client"])
+
+    @property
+    def own_url(self) -> str:
+        """The URL of the address on which the request arrived, whatever host it names."""
+        host, port = self._scope["server"]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def read(self) -> bytes:
         """Return the body of the request.

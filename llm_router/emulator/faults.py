@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 import attrs
 
 from llm_router.gemini_http.framing import dump
-from llm_router.gemini_http.routes import Method
+from llm_router.gemini_http.targets import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
 __all__ = ["GENERATE_METHODS", "Fault", "FaultKind", "FaultRule", "FaultRules"]
 
-GENERATE_METHODS: frozenset[str] = frozenset({Method.GENERATE, Method.STREAM})
-"""The methods a fault applies to by default."""
+GENERATE_METHODS: frozenset[str] = frozenset(
+    {Operation.GENERATE, Operation.STREAM, Operation.CHAT, Operation.CREATE_INTERACTION}
+)
+"""The methods a fault applies to by default: those that generate, on the paths of each protocol."""
 
 _CLIENT_ERRORS = range(400, 500)
 _FINAL_STATUSES = range(200, 1000)
@@ -207,7 +209,7 @@ class FaultRule:
     Attributes:
         fault: What goes wrong.
         model: The model of the requests; None is any.
-        methods: The methods of the requests, such as ``generateContent``; None is any.
+        methods: The methods of the requests, such as ``generateContent`` or ``files.get``; None is any.
         left: The number of requests still to have the fault; None is unlimited.
         taken: The number of requests that have had the fault.
     """
@@ -219,14 +221,14 @@ class FaultRule:
     taken: int = 0
     _key: str | None = attrs.field(default=None, repr=False)
 
-    def matches(self, model: str, key: str, method: str) -> bool:
+    def matches(self, model: str, key: str, method: str, *, streams: bool) -> bool:
         """Return whether a request with ``key`` to ``model`` is to have the fault."""
         return (
             self.left != 0
             and self.model in (None, model)
             and self._key in (None, key)
             and (self.methods is None or method in self.methods)
-            and (not self.fault.kind.needs_stream or method == Method.STREAM)
+            and (streams or not self.fault.kind.needs_stream)
         )
 
     def take(self) -> Fault:
@@ -254,6 +256,7 @@ class FaultRules:
         with self._lock:
             self._rules = ()
 
-    def match(self, model: str, key: str, method: str) -> FaultRule | None:
+    def match(self, model: str, key: str, method: str, *, streams: bool) -> FaultRule | None:
         """Return the rule for a request, without using it up."""
-        return next((rule for rule in self._rules if rule.matches(model, key, method)), None)
+        rules = self._rules
+        return next((rule for rule in rules if rule.matches(model, key, method, streams=streams)), None)

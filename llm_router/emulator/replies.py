@@ -1,73 +1,46 @@
-"""The JSON bodies of the emulator's answers, shaped like those of the real API. None contains a key."""
+"""The JSON bodies of generated answers in Gemini's own protocol. None contains a key."""
 
 from __future__ import annotations
 
-import hashlib
-import math
+from typing import TYPE_CHECKING
 
-import attrs
+from llm_router.gemini_http.framing import Body, dump, sse_event
 
-from llm_router.gemini_http.framing import Body
-from llm_router.gemini_http.routes import Method
+if TYPE_CHECKING:
+    from llm_router.emulator.answers import Answer, FunctionCall
+    from llm_router.gemini_http.api_errors import ApiError
 
-__all__ = [
-    "Answer",
-    "chunks",
-    "embedding",
-    "generated",
-    "model_resource",
-    "prompt_blocked",
-    "without_content",
-]
+__all__ = ["END", "chunks", "event", "failed", "generated", "prompt_blocked", "without_content"]
 
-
-@attrs.frozen
-class Answer:
-    """An answer of a model, with its usage.
-
-    Attributes:
-        model: The name of the model.
-        response_id: The id of the answer.
-        text: The whole text.
-        finish_reason: Why the text ends.
-        prompt_tokens: Tokens of the prompt.
-        output_tokens: Tokens of ``text``.
-        thought_tokens: Tokens of the thoughts before it.
-    """
-
-    model: str
-    response_id: str
-    text: str
-    finish_reason: str
-    prompt_tokens: int
-    output_tokens: int
-    thought_tokens: int = 0
+END = b""
+"""What follows the last event of a stream."""
 
 
 def generated(answer: Answer) -> Body:
     """Return the answer as one body."""
-    return _response(answer, answer.text, answer.finish_reason, answer.output_tokens)
+    return _response(answer, _parts(answer, answer.text), answer.finish_reason, answer.output_tokens)
 
 
 def chunks(answer: Answer, count: int) -> list[Body]:
-    """Return the answer as at most ``count`` chunks of a stream, each with the usage so far."""
-    size = max(1, math.ceil(len(answer.text) / count))
-    pieces = [answer.text[start : start + size] for start in range(0, len(answer.text), size)] or [""]
+    """Return the answer as at most ``count`` chunks of a stream, each with the usage so far.
+
+    Calls come whole in a chunk of their own, before the one with the finish reason.
+    """
+    reason = answer.finish_reason
+    if answer.calls:
+        calls = _response(answer, _parts(answer, ""), None, answer.output_tokens)
+        return [calls, _response(answer, [{"text": ""}], reason, answer.output_tokens)]
+    pieces = answer.pieces(count)
     last = len(pieces) - 1
     return [
-        _response(
-            answer,
-            piece,
-            answer.finish_reason if index == last else None,
-            answer.output_tokens if index == last else answer.output_tokens * (index + 1) // len(pieces),
-        )
-        for index, piece in enumerate(pieces)
+        _response(answer, [{"text": text}], reason if index == last else None, tokens)
+        for index, (text, tokens) in enumerate(pieces)
     ]
 
 
 def without_content(answer: Answer, finish_reason: str) -> Body:
     """Return the body of an answer without content; without a finish reason it has no candidates either."""
-    body = _response(answer, "", finish_reason, 0)
+    body = _response(answer, [], finish_reason, 0)
     if finish_reason:
         del body["candidates"][0]["content"]
     else:
@@ -77,13 +50,37 @@ def without_content(answer: Answer, finish_reason: str) -> Body:
 
 def prompt_blocked(answer: Answer, reason: str) -> Body:
     """Return the body for a prompt that was blocked for ``reason``."""
-    body = _response(answer, "", None, 0)
+    body = _response(answer, [], None, 0)
     del body["candidates"]
     return {"promptFeedback": {"blockReason": reason}, **body}
 
 
-def _response(answer: Answer, text: str, finish_reason: str | None, output_tokens: int) -> Body:
-    candidate: Body = {"content": {"parts": [{"text": text}], "role": "model"}, "index": 0}
+def failed(error: ApiError) -> Body:
+    """Return ``error`` as it comes in the place of a chunk."""
+    return error.body
+
+
+def event(body: Body) -> bytes:
+    """Return a chunk as a server-sent event."""
+    return sse_event(dump(body))
+
+
+def _parts(answer: Answer, text: str) -> list[Body]:
+    if not answer.calls:
+        return [{"text": text}]
+    return [_call_part(call, signed=index == 0) for index, call in enumerate(answer.calls)]
+
+
+def _call_part(call: FunctionCall, *, signed: bool) -> Body:
+    """Return the part of a call; only the first of an answer is signed."""
+    part: Body = {"functionCall": {"id": call.call_id, "name": call.name, "args": dict(call.args)}}
+    if signed:
+        part["thoughtSignature"] = call.signature
+    return part
+
+
+def _response(answer: Answer, parts: list[Body], finish_reason: str | None, output_tokens: int) -> Body:
+    candidate: Body = {"content": {"parts": parts, "role": "model"}, "index": 0}
     if finish_reason is not None:
         candidate["finishReason"] = finish_reason
     return {
@@ -102,28 +99,6 @@ def _usage(answer: Answer, output_tokens: int) -> Body:
     usage["promptTokensDetails"] = [{"modality": "TEXT", "tokenCount": answer.prompt_tokens}]
     if answer.thought_tokens:
         usage["thoughtsTokenCount"] = answer.thought_tokens
+    if answer.cached_tokens:
+        usage["cachedContentTokenCount"] = answer.cached_tokens
     return usage
-
-
-def embedding(text: str, dimensions: int) -> Body:
-    """Return a vector of length 1 that depends only on ``text``."""
-    digest = hashlib.shake_128(text.encode()).digest(dimensions)
-    values = [byte / 127.5 - 1.0 for byte in digest]
-    norm = math.sqrt(sum(value * value for value in values))
-    return {"values": [round(value / norm, 7) for value in values]}
-
-
-def model_resource(model: str, token_limit: int) -> Body:
-    """Return the description of a model."""
-    return {
-        "name": f"models/{model}",
-        "version": "001",
-        "displayName": model,
-        "description": "An emulated model.",
-        "inputTokenLimit": token_limit,
-        "outputTokenLimit": 65_536,
-        "supportedGenerationMethods": [Method.GENERATE, Method.STREAM, Method.COUNT_TOKENS, Method.EMBED],
-        "temperature": 1,
-        "topP": 0.95,
-        "topK": 64,
-    }

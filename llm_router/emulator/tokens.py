@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BYTES_PER_TOKEN", "OTHER_PART_TOKENS", "count_input_tokens", "count_text_tokens", "last_prompt"]
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "OTHER_PART_TOKENS",
+    "count_input_tokens",
+    "count_text_tokens",
+    "last_prompt",
+    "parts_of",
+    "turns",
+]
 
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes that make one token."""
@@ -40,27 +48,29 @@ def count_input_tokens(body: Mapping[str, Any]) -> int:
 
 def last_prompt(body: Mapping[str, Any]) -> str:
     """Return the text of the last turn of ``contents``."""
-    contents = _contents(body)
+    contents = turns(body)
     if not contents:
         return ""
-    texts = (part.get("text") for part in _parts_of(contents[-1]))
+    texts = (part.get("text") for part in parts_of(contents[-1]))
     return "".join(text for text in texts if isinstance(text, str))
 
 
 def _parts(body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    for content in _contents(body):
-        yield from _parts_of(content)
-    yield from _parts_of(body.get("systemInstruction", body.get("system_instruction")))
+    for content in turns(body):
+        yield from parts_of(content)
+    yield from parts_of(body.get("systemInstruction", body.get("system_instruction")))
 
 
-def _contents(body: Mapping[str, Any]) -> list[Any]:
+def turns(body: Mapping[str, Any]) -> list[Any]:
+    """Return the turns in ``contents``."""
     contents = body.get("contents")
     if isinstance(contents, dict):
         return [contents]
     return contents if isinstance(contents, list) else []
 
 
-def _parts_of(content: object) -> list[dict[str, Any]]:
+def parts_of(content: object) -> list[dict[str, Any]]:
+    """Return the parts of a turn that are objects."""
     parts = content.get("parts") if isinstance(content, dict) else None
     if isinstance(parts, dict):
         return [parts]

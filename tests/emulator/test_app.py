@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import pytest
-from google.genai import types
+from google.genai import errors, types
 
 from llm_router.emulator import GeminiEmulator, QuotaSpec, count_input_tokens
 
@@ -155,6 +155,21 @@ async def test_models(sdk: OpenSDK) -> None:
         model = await models.get(model="b")
     assert names == ["models/a", "models/b"]
     assert (model.name, model.input_token_limit) == ("models/b", 99)
+
+
+async def test_models_do_what_their_names_say(sdk: OpenSDK) -> None:
+    """A model that embeds does not generate, nor the other way round; the pages of the list are followed."""
+    names = ["a", "b", "c-embedding"]
+    async with GeminiEmulator(models=names) as emulator, sdk(emulator) as models:
+        pager = await models.list(config=types.ListModelsConfig(page_size=2))
+        found = {model.name: model.supported_actions or [] async for model in pager}
+        with pytest.raises(errors.ClientError, match="not supported for generateContent") as generating:
+            await models.generate_content(model="c-embedding", contents="hi")
+        with pytest.raises(errors.ClientError) as embedding:
+            await models.embed_content(model="a", contents="hi")
+    assert list(found) == [f"models/{name}" for name in names]
+    assert ["generateContent" in actions for actions in found.values()] == [True, True, False]
+    assert (generating.value.code, embedding.value.code) == (404, 404)
 
 
 async def test_stats_route(http: aiohttp.ClientSession) -> None:
