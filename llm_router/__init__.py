@@ -7,6 +7,7 @@ from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.exchange import Exchange, Head
 from llm_router.domain.explanation import (
     Exclusion,
     ExplainedCandidate,
@@ -14,13 +15,14 @@ from llm_router.domain.explanation import (
     ExplainedTier,
     Explanation,
 )
-from llm_router.domain.options import SendOptions
+from llm_router.domain.options import RelayOptions, SendOptions
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.relaying import Relay
 from llm_router.engine.streaming import Stream
 from llm_router.errors import (
     BlockedError,
@@ -43,6 +45,7 @@ from llm_router.errors import (
     StoreUnavailableError,
     UnknownKeyError,
     UnknownModelError,
+    UnknownPathError,
     UnknownWorkloadError,
 )
 from llm_router.observe.base import RouterObserver
@@ -51,6 +54,8 @@ from llm_router.providers.base import (
     FaultScope,
     PreparedProvider,
     Provider,
+    RelayingProvider,
+    RelayRequest,
     Reply,
     StreamingProvider,
 )
@@ -73,6 +78,7 @@ __all__ = [
     "Demand",
     "Deployment",
     "EmptyAnswerError",
+    "Exchange",
     "Exclusion",
     "ExplainedCandidate",
     "ExplainedQuota",
@@ -81,6 +87,7 @@ __all__ = [
     "ExtensionError",
     "FailureKind",
     "FaultScope",
+    "Head",
     "Health",
     "HistoryError",
     "HistoryStore",
@@ -101,6 +108,10 @@ __all__ = [
     "RateLimitStore",
     "Refill",
     "RefusedCandidate",
+    "Relay",
+    "RelayOptions",
+    "RelayRequest",
+    "RelayingProvider",
     "Reply",
     "Request",
     "Response",
@@ -123,6 +134,7 @@ __all__ = [
     "SystemClock",
     "UnknownKeyError",
     "UnknownModelError",
+    "UnknownPathError",
     "UnknownWorkloadError",
     "Usage",
     "Weighted",

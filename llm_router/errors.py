@@ -7,7 +7,8 @@
     ├── InvalidRequestError             the arguments of a call are wrong (also a ValueError)
     │   ├── UnknownWorkloadError
     │   ├── UnknownModelError
-    │   └── UnknownKeyError
+    │   ├── UnknownKeyError
+    │   └── UnknownPathError            the provider has no such path, for an exchange that is relayed
     ├── RouterClosedError               the router was used after ``aclose()``
     ├── HistoryError                    the history store of a conversation failed
     ├── RouterLoopError                 the router is in use on another event loop (also a RuntimeError)
@@ -57,6 +58,7 @@ __all__ = [
     "StoreUnavailableError",
     "UnknownKeyError",
     "UnknownModelError",
+    "UnknownPathError",
     "UnknownWorkloadError",
 ]
 
@@ -108,6 +110,10 @@ class UnknownModelError(InvalidRequestError):
 
 class UnknownKeyError(InvalidRequestError):
     """No key has this id."""
+
+
+class UnknownPathError(InvalidRequestError):
+    """The provider has no such path, or not with this HTTP method."""
 
 
 class RouterClosedError(LLMRouterError):
@@ -245,6 +251,9 @@ class ProviderError(SendError):
         charged: Whether the request may have used quota. False if it cannot have arrived, or if the
             provider refused it without counting it, as with a 429: its reservation is then released.
             Otherwise the reservation is settled.
+        body: The provider's answer, for a client whose exchange is relayed; empty if there is none. A key in
+            it is masked.
+        told: Whether that client has read the error in the answer itself.
 
     Raises:
         ValueError: ``kind`` or ``scope`` is a string that does not name a :class:`FailureKind` or
@@ -275,17 +284,8 @@ class ProviderError(SendError):
         self.retry_delay = retry_delay
         self.violations = violations
         self.charged = charged
-
-
-_SCOPES = {
-    FailureKind.REQUEST: FaultScope.REQUEST,
-    FailureKind.KEY: FaultScope.KEY,
-    FailureKind.MODEL: FaultScope.DEPLOYMENT,
-    FailureKind.QUOTA: FaultScope.DEPLOYMENT,
-    FailureKind.SERVER: FaultScope.DEPLOYMENT,
-    FailureKind.NETWORK: FaultScope.PATH,
-    FailureKind.TIMEOUT: FaultScope.PATH,
-}
+        self.body = b""
+        self.told = False
 
 
 class StoreError(LLMRouterError):

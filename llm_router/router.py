@@ -14,9 +14,10 @@ from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, 
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.exchange import Exchange
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
-from llm_router.domain.options import SendOptions
+from llm_router.domain.options import RelayOptions, SendOptions
 from llm_router.domain.quota import GUARD
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
@@ -27,6 +28,7 @@ from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
+from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
@@ -36,9 +38,9 @@ from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
-from llm_router.errors import ConfigError
+from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider
+from llm_router.providers.base import Provider, RelayingProvider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -157,6 +159,8 @@ class Router:
         opened = self._open_store(store, clock, on_store_failure, local_share)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
         self._unwatch = _watch(opened, reporter)
+        providers = (upstream.provider for upstream in upstreams.values())
+        self._relaying = next((each for each in providers if isinstance(each, RelayingProvider)), None)
 
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
@@ -177,6 +181,9 @@ class Router:
             deadlines,
             check_wait(max_wait),
             reporter=reporter,
+            not_relaying=frozenset(
+                each.name for each in upstreams.values() if each.provider is not self._relaying
+            ),
         )
         self._explainer = Explainer(self._sender, opened, checked)
         self.keys = KeyManager(
@@ -361,6 +368,48 @@ class Router:
             ExtensionError: As for :meth:`send`.
         """
         return Stream(self._sender.stream(prompt, **options))
+
+    def relay(self, exchange: Exchange, **options: Unpack[RelayOptions]) -> Relay:
+        """Forward an HTTP exchange byte for byte through the best deployment that has room for it.
+
+        It is what a drop-in client and a gateway are made of. The model that the exchange names is kept, and
+        any key that serves it may be used; ``workload:heavy`` in place of a model's name stands for whatever
+        serves that workload, and then only that name is changed. Embeddings, and whatever names a cache, a
+        file, an earlier interaction or a thought signature, never change model.
+
+        Args:
+            exchange: The request, without credentials.
+            options: Any of these:
+
+                * ``workload``, ``model_preference``, ``max_wait``, ``metadata``: as for :meth:`send`; they
+                  win over what the exchange names.
+                * ``fallback``: as for :meth:`send`; by default ``"model"`` where a model is named.
+                * ``timeout``: seconds until the answer begins, and then for each further piece of it.
+
+        Returns:
+            The answer: an asynchronous context manager. See :class:`~llm_router.Relay` for how to read it.
+
+        Raises:
+            InvalidRequestError: No provider of this router relays exchanges, or the exchange is not one of
+                its API: an unknown path (UnknownPathError), or a body that it cannot be meant with it.
+
+        Raises, when it is entered:
+            UnknownWorkloadError: As for :meth:`send`.
+            UnknownModelError: As for :meth:`send`.
+            InvalidRequestError: As for :meth:`send`.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+
+        Raises, while it is read:
+            SendError: The answer broke off.
+        """
+        provider = self._relaying
+        if provider is None:
+            raise InvalidRequestError("no provider of this router relays HTTP exchanges: use GeminiProvider")
+        relayed = provider.read_exchange(exchange)
+        return Relay(
+            partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
+        )
 
     async def send_one_shot(self, *, prompt: str, **options: Unpack[SendOptions]) -> Response:
         """Send one prompt; the same as :meth:`send`."""

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from llm_router.domain.request import Fallback
 
-__all__ = ["SendOptions"]
+__all__ = ["RelayOptions", "SendOptions"]
 
 
 class SendOptions(TypedDict, total=False):
@@ -39,3 +39,21 @@ class SendOptions(TypedDict, total=False):
     """Words to find the request by, such as ``{"tenant": "acme", "feature": "search"}``: in the attempts of
     the response, in the events that observers get, and in metrics. At most 16; the provider does not see
     them."""
+
+
+class RelayOptions(TypedDict, total=False):
+    """What ``Router.relay`` takes besides the exchange; every option may be left out."""
+
+    workload: str | None
+    """The workload wished for; None for what the exchange names."""
+    model_preference: str | None
+    """The model wished for; None for what the exchange names."""
+    fallback: Fallback | None
+    """As for a send; None for ``"model"`` where a model is named, and ``"any"`` otherwise."""
+    timeout: float | None
+    """Seconds until the answer begins, not counting the wait for capacity, and then for each further piece;
+    60 by default, None for no bound."""
+    max_wait: float | None
+    """As for a send."""
+    metadata: Mapping[str, str] | None
+    """As for a send."""

@@ -21,7 +21,14 @@ from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
-from llm_router.engine.search import FIRST_CANDIDATES, Unsuitable, cooled_down, further, retry_at
+from llm_router.engine.search import (
+    FIRST_CANDIDATES,
+    Unsuitable,
+    cooled_down,
+    further,
+    retry_at,
+    uncounted,
+)
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -149,9 +156,10 @@ class Selector:
         self._check_open()
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
-        if send.unfit or send.overloaded or send.features:
+        if send.unfit or send.overloaded or send.features or send.projects:
             skip = Unsuitable(send, self._clock.time())
-        shortlist = send.order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
+        draw = send.order.draw if send.requests else partial(uncounted, send.order)
+        shortlist = draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
         if shortlist:
             lease = await self._reserve(send, shortlist, refused)
             if lease is not None:
@@ -163,7 +171,7 @@ class Selector:
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
-        if not is_asked and (cooled := cooled_down(send.order, refused)):
+        if not is_asked and (cooled := cooled_down(send.order, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
             before = self.quarantines.lifts
             lease = await self._reserve(send, cooled, refused)
@@ -232,11 +240,11 @@ class Selector:
         # The largest of what each model may count, since it is not known yet which one is granted.
         groups = order_groups if len(order_groups) == 1 else {state.group for state in candidates}
         tokens = 0.0
-        for group in groups:
+        for group in groups if send.requests else ():
             needed = send.tokens[group.upstream] * group.correction.factor
             if needed > tokens:  # noqa: PLR1730 - three times as fast as max(), and in every send
                 tokens = needed
-        demand = Demand(1, round(tokens) or 1)
+        demand = Demand(1, round(tokens) or 1) if send.requests else _NOTHING
         reservation_id = new_reservation_id()
         deployments = list(map(_deployment, candidates))
         try:
@@ -260,7 +268,7 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
             )
-            lease.is_last = not (decision.headroom and decision.daily_headroom)
+            lease.is_last = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease

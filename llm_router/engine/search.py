@@ -23,6 +23,7 @@ __all__ = [
     "ranking",
     "retry_at",
     "soonest",
+    "uncounted",
 ]
 
 FIRST_CANDIDATES = 8
@@ -85,17 +86,20 @@ class Unsuitable(Container[DeploymentState]):
         now: Seconds since the epoch.
     """
 
-    __slots__ = ("_features", "_groups", "_now")
+    __slots__ = ("_features", "_groups", "_now", "_projects")
 
     def __init__(self, send: SendState, now: float) -> None:
         overloaded = {group for group, count in send.overloaded.items() if count >= _OVERLOADED}
         self._groups = send.unfit | overloaded
         self._features = send.features
+        self._projects = send.projects
         self._now = now
 
     def __contains__(self, item: object) -> bool:
         if not isinstance(item, DeploymentState):
             return False
+        if self._projects and item.deployment.key.project not in self._projects:
+            return True
         until = item.features or {}
         return item.group in self._groups or any(until.get(name, 0.0) > self._now for name in self._features)
 
@@ -146,10 +150,28 @@ def _overlooked(
     return overlooked
 
 
-def cooled_down(order: FallbackOrder, refused: Iterable[DeploymentState]) -> list[DeploymentState]:
+def uncounted(
+    order: FallbackOrder,
+    strategy: SelectionStrategy,
+    now: float,
+    count: int,
+    skip: Container[DeploymentState] = (),
+) -> list[DeploymentState]:
+    """Return deployments for a request that takes no quota, best first: also such as have none left."""
+    states = order.draw(strategy, now, count, skip)
+    parked = (each for each in _parked(order) if each not in skip and each.avoided_until <= now)
+    return [*states, *itertools.islice(parked, max(count - len(states), 0))]
+
+
+def cooled_down(
+    order: FallbackOrder, refused: Iterable[DeploymentState], skip: Container[DeploymentState] = ()
+) -> list[DeploymentState]:
     """Return a few deployments that were refused because of a cooldown: what another process may lift."""
-    known = itertools.chain(refused, soonest(order, MAX_CANDIDATES))
-    cooled = (state for state in known if state.refusal is not None and state.refusal.cooldown is not None)
+    known = (state for state in itertools.chain(refused, _parked(order)) if state not in skip)
+    looked_at = itertools.islice(known, MAX_CANDIDATES)
+    cooled = (
+        state for state in looked_at if state.refusal is not None and state.refusal.cooldown is not None
+    )
     return list(dict.fromkeys(itertools.islice(cooled, FIRST_CANDIDATES)))
 
 

@@ -13,6 +13,7 @@ import attrs
 
 from llm_router.domain.clock import Clock, monotonic, sleep
 from llm_router.domain.deployment import plain_model
+from llm_router.domain.exchange import Head
 from llm_router.domain.kinds import FailureKind
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.numbers import real
@@ -54,7 +55,7 @@ from llm_router.errors import (
     StoreError,
     StoreTimeoutError,
 )
-from llm_router.providers.base import Reply
+from llm_router.providers.base import RelayRequest, Reply
 
 __all__ = ["UNBOUNDED_TTL", "Sender", "estimate"]
 
@@ -76,7 +77,7 @@ _NO_METADATA: Mapping[str, str] = {}
 
 @attrs.define(eq=False)
 class Sender:
-    """Sends requests; :meth:`send` and :meth:`stream` are two loops over the same attempts.
+    """Sends requests; :meth:`send`, :meth:`stream`, :meth:`relay` are three loops over the same attempts.
 
     Attributes:
         orders: The fallback order of each wish.
@@ -89,6 +90,7 @@ class Sender:
         max_wait: Most seconds to wait for capacity, for callers that do not say.
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
+        not_relaying: The names of the providers that exchanges are not relayed to.
         now: Reads the monotonic clock.
     """
 
@@ -102,6 +104,7 @@ class Sender:
     max_wait: float
     closed: bool = False
     reporter: Reporter | None = None
+    not_relaying: frozenset[str] = _EVERY_PROVIDER
     now: Callable[[], float] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -147,6 +150,20 @@ class Sender:
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
+    async def relay(self, send: SendState) -> AsyncGenerator[Head | bytes | Response]:
+        """Yield the head and the bytes of the answer to an exchange, and last of all the response.
+
+        Another deployment is tried as long as the head was not yielded. Closing the generator aborts the call
+        that is open, and settles what is known to be used.
+        """
+        with sending(self.reporter, send, streamed=True):
+            while send.response is None and (attempt := await self._next_attempt(send)) is not None:
+                async with attempt:
+                    while (piece := await attempt.read()) is not None:
+                        yield piece.raw
+        assert send.response is not None  # noqa: S101 - as above
+        yield send.response
+
     # --- before the first attempt ---------------------------------------------------------------------
 
     def begin(self, method: str, prompt: Any, options: SendOptions) -> Awaitable[SendState]:
@@ -161,6 +178,60 @@ class Sender:
             return self._start(prompt, **options)
         except TypeError:  # in binding the arguments: nothing of it has run yet
             raise unknown_option(method, options) from None
+
+    async def begin_relay(
+        self,
+        relayed: RelayRequest,
+        *,
+        workload: str | None = None,
+        model_preference: str | None = None,
+        fallback: Fallback | None = None,
+        timeout: float | None = 60.0,
+        max_wait: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        projects: frozenset[str] = frozenset(),
+    ) -> SendState:
+        """Return the state of an exchange before the first attempt.
+
+        Raises:
+            InvalidRequestError: As for :meth:`send`.
+            RouterClosedError: As for :meth:`send`.
+        """
+        model = plain_model(model_preference or relayed.model or "") or None
+        if fallback is None:
+            fallback = "model" if model is not None else "any"
+        if not relayed.is_portable and fallback == "any":
+            fallback = "model"
+        self._enter()
+        if self.preparation.is_due:
+            await self.preparation.run()
+        limit = math.inf if timeout is None else check_timeout(timeout)
+        wait = self.max_wait if max_wait is None else check_wait(max_wait)
+        words = _NO_METADATA if metadata is None else check_metadata(metadata)
+        workload = workload or relayed.workload
+        try:
+            order = self.orders[workload, model, fallback, self.not_relaying, relayed.method]
+        except TypeError:  # as in _start
+            reject_wish(workload, model, fallback)
+        tokens = dict.fromkeys(order.upstreams, 1)
+        if relayed.requests:
+            tokens = {each: estimate(each, relayed.request, validate=False) for each in order.upstreams}
+        ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
+        ttl = max(ttl, UNBOUNDED_TTL) if relayed.streams else ttl
+        began = self.now()
+        send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
+        send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        return send
+
+    def _enter(self) -> asyncio.Task[Any] | None:
+        """Begin a request on the running loop; return the task that makes it, if there is one."""
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop() if task is None else task.get_loop()
+        if loop is not self.deadlines.loop:
+            self.deadlines.adopt(loop)
+        return task
 
     async def _start(
         self,
@@ -179,12 +250,7 @@ class Sender:
         metadata: Mapping[str, str] | None = None,
     ) -> SendState:
         """Check what is asked for, and find out where to look for a deployment."""
-        if self.closed:
-            raise RouterClosedError("this router is closed: make a new one")
-        task = asyncio.current_task()
-        loop = asyncio.get_running_loop() if task is None else task.get_loop()
-        if loop is not self.deadlines.loop:
-            self.deadlines.adopt(loop)
+        task = self._enter()
         if self.preparation.is_due:
             await self.preparation.run()
         request = Request(
@@ -317,8 +383,11 @@ class OpenAttempt:
         """Return the next piece of the answer, or None after the last one or a failure."""
         send, lease = self._send, self._lease
         if self._replies is None:
-            upstream = lease.state.group.upstream
-            self._replies = upstream.stream(lease.state.deployment, send.request, lease.mark_dispatched)
+            upstream, deployment = lease.state.group.upstream, lease.state.deployment
+            if send.relayed is None:
+                self._replies = upstream.stream(deployment, send.request, lease.mark_dispatched)
+            else:
+                self._replies = upstream.relay(deployment, send.relayed, lease.mark_dispatched)
         seconds = send.timeout if self._texts else _time_left(send, self._began)
         outcome = await self._bound(anext(self._replies, _END), seconds)
         if outcome is _END or isinstance(outcome, SendError):
@@ -412,7 +481,7 @@ class OpenAttempt:
             if not group.breaker.is_clear:
                 group.breaker.record_success()
             counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
-            if counted and counted != estimate * group.correction.factor:
+            if counted and self._send.requests and counted != estimate * group.correction.factor:
                 group.correction.learn(estimate, counted)
         elif not isinstance(outcome, SendError):
             raise self._lease.state.group.upstream.no_reply(outcome, streamed=False)
@@ -420,7 +489,7 @@ class OpenAttempt:
     def _count(self, reply: Reply) -> int:
         """Have the lease settled with the input tokens that ``reply`` reports; return them, 0 if none."""
         tokens = 0 if reply.usage is None else reply.usage.input_tokens
-        if tokens > 0:
+        if tokens > 0 and self._send.requests:
             self._lease.settle_at(tokens)
         return max(tokens, 0)
 

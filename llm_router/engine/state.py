@@ -13,6 +13,7 @@ from llm_router.domain.response import Attempt, Response
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import ProviderError
+from llm_router.providers.base import RelayRequest
 
 __all__ = ["SendState"]
 
@@ -32,6 +33,9 @@ class SendState:
         task: The task that waits for the response, if it is one and the same to the end.
         model: The model asked for, or None.
         metadata: What the caller gave to be found again in attempts and events.
+        relayed: The exchange, if it is one that is relayed; ``request`` then only describes it.
+        requests: How many requests of a quota each attempt takes; 0 for what the provider does not count.
+        projects: The only projects whose deployments can serve it; empty for all.
         request_id: Names the request in events; empty where nothing observes it.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
@@ -56,6 +60,9 @@ class SendState:
     task: asyncio.Task[Any] | None = None
     model: str | None = None
     metadata: Mapping[str, str] = attrs.field(factory=dict)
+    relayed: RelayRequest | None = None
+    requests: int = 1
+    projects: frozenset[str] = frozenset()
     request_id: str = ""
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)

@@ -14,7 +14,14 @@ from llm_router.engine.breaker import CircuitBreaker
 from llm_router.engine.estimates import TokenCorrection
 from llm_router.engine.extensions import broken_promise, own_error
 from llm_router.errors import ExtensionError, LLMRouterError
-from llm_router.providers.base import PreparedProvider, Provider, Reply, StreamingProvider
+from llm_router.providers.base import (
+    PreparedProvider,
+    Provider,
+    RelayingProvider,
+    RelayRequest,
+    Reply,
+    StreamingProvider,
+)
 
 __all__ = ["Preparation", "Upstream"]
 
@@ -66,6 +73,14 @@ class Upstream:
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
     ) -> AsyncGenerator[Reply]:
         yield await self.provider.generate(deployment, request, dispatched)
+
+    def relay(
+        self, deployment: Deployment, relayed: RelayRequest, dispatched: Callable[[], None]
+    ) -> AsyncGenerator[Reply]:
+        """Relay an exchange through the provider, which can."""
+        provider = self.provider
+        assert isinstance(provider, RelayingProvider)  # noqa: S101 - others get no exchange
+        return provider.relay(deployment, relayed, dispatched)
 
     async def close(self, pieces: AsyncGenerator[Reply]) -> None:
         """Close a stream.

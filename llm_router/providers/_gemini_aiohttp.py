@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import ssl
 import urllib.request
 import warnings
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import aiohttp
 import certifi
+from yarl import URL
 
 from llm_router.providers._gemini_sse import EventContent
 from llm_router.providers._gemini_transport import (
@@ -28,6 +31,9 @@ __all__ = ["AiohttpTransport"]
 _OK = 200
 _READ_BUFFER = 2**22
 """Bytes; as in the SDK's own sessions, for answers with inline images."""
+
+_LARGE = 2**20
+_OWN_HEADERS = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 _PROXIED = frozenset({"http", "https", "ws", "wss"})
 
@@ -69,6 +75,62 @@ with warnings.catch_warnings():
 
         def __del__(self, _warnings: Any = None, /) -> None:
             """Do not warn: a session closes with its loop, unless the loop was closed by hand."""
+
+        async def exchange(self, verb: str, url: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+            """Send a request as it is; a failed one raises a PathFailure."""
+            REQUEST_BEGUN.set(True)
+            # Beyond a megabyte aiohttp sends bytes in one go, with a warning, but a file piece by piece.
+            data = io.BytesIO(body) if len(body) > _LARGE else body or None
+            try:
+                response = await super()._request(
+                    verb,
+                    URL(url, encoded=True),
+                    data=data,
+                    headers=headers,
+                    skip_auto_headers=_OWN_HEADERS,
+                    allow_redirects=False,
+                    timeout=_timeout(None),
+                )
+            except _PATH_ERRORS as error:
+                failure = _path_failure(error)
+            else:
+                return _Answer(response)
+            raise failure
+
+
+class _Answer:
+    """An answer as :class:`RawAnswer` describes it."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        try:
+            return await self._response.read()
+        except _PATH_ERRORS as error:
+            failure = _path_failure(error)
+        raise failure
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        content = self._response.content
+        failure: PathFailure | None = None
+        while True:
+            try:
+                piece = await content.readany()
+            except _PATH_ERRORS as error:
+                failure = _path_failure(error)
+                break
+            if not piece:
+                return
+            yield piece
+        raise failure
+
+    async def aclose(self) -> None:
+        self._response.close()
 
 
 async def _dispatched(*_event: Any) -> None:
@@ -164,6 +226,10 @@ class AiohttpTransport:
             "client_args": {"verify": self._ssl},
             "async_client_args": {"verify": self._ssl, "ssl": self._ssl},
         }
+
+    async def exchange(self, verb: str, url: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+        """Send a request as it is; see :meth:`Transport.exchange`."""
+        return await self._session.exchange(verb, url, headers, body)
 
     def path_failure(self, error: Exception) -> PathFailure | None:
         """Return the failure that ``error`` stands for, or None if it is not one of aiohttp."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llm_router.domain.secret import Secret
     from llm_router.providers._gemini_transport import HttpFailure, PathFailure
 
-__all__ = ["MESSAGE_LIMIT", "from_http", "from_path", "not_a_key", "not_an_answer", "not_sent"]
+__all__ = ["MESSAGE_LIMIT", "from_http", "from_path", "not_a_key", "not_an_answer", "not_sent", "scrub_bytes"]
 
 MESSAGE_LIMIT = 500
 """The most characters of a message; the provider's words are cut to fit."""
@@ -100,6 +100,13 @@ def _message(what: str, words: str) -> str:
     words = " ".join(words.split())
     text = f"{what}: {words}" if words else what
     return text if len(text) <= MESSAGE_LIMIT else f"{text[: MESSAGE_LIMIT - 1]}…"
+
+
+def scrub_bytes(body: bytes, secret: Secret) -> bytes:
+    """Return the body of a failure with the key masked; one that is too large to be meant is cut."""
+    return _scrub(body[:_BODY_LIMIT].decode("utf-8", "surrogateescape"), secret).encode(
+        "utf-8", "surrogateescape"
+    )
 
 
 def _scrub(text: str, secret: Secret) -> str:

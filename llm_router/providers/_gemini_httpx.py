@@ -8,7 +8,7 @@ import importlib
 import importlib.util
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 from google.genai import errors as sdk_errors
@@ -70,6 +70,52 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
         except _PATH_ERRORS as error:
             failure = _path_failure(error)
         raise failure
+
+    async def exchange(self, verb: str, url: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+        """Send a request as it is; a failed one raises a PathFailure."""
+        REQUEST_BEGUN.set(True)
+        try:
+            request = _lib.Request(verb, url, headers={"host": _lib.URL(url).netloc, **headers}, content=body)
+            request.extensions = {"timeout": {"connect": CONNECT_TIMEOUT}, "trace": _trace}
+            return _Answer(await super().send(request, stream=True))
+        except _PATH_ERRORS as error:
+            failure = _path_failure(error)
+        raise failure
+
+
+class _Answer:
+    """An answer as :class:`RawAnswer` describes it."""
+
+    __slots__ = ("_response", "headers", "status")
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.status: int = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+
+    async def read(self) -> bytes:
+        try:
+            return bytes((await _read(self._response)).content)
+        except _PATH_ERRORS as error:
+            failure = _path_failure(error)
+        raise failure
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        failure: PathFailure | None = None
+        chunks = self._response.aiter_bytes()
+        while failure is None:
+            try:
+                piece = await anext(chunks, b"")
+            except _PATH_ERRORS as error:
+                failure = _path_failure(error)
+                break
+            if not piece:
+                return
+            yield piece
+        raise failure
+
+    async def aclose(self) -> None:
+        await self._response.aclose()
 
 
 def _event_bytes(aiter_bytes: Callable[..., AsyncIterator[bytes]], *args: Any) -> AsyncIterator[bytes]:
@@ -147,6 +193,11 @@ class HttpxTransport:
             "client_args": {"verify": self._ssl},
             "async_client_args": {"verify": self._ssl, "ssl": self._ssl},
         }
+
+    async def exchange(self, verb: str, url: str, headers: Mapping[str, str], body: bytes) -> _Answer:
+        """Send a request as it is; see :meth:`Transport.exchange`."""
+        answer: _Answer = await self._client.exchange(verb, url, headers, body)
+        return answer
 
     def path_failure(self, error: Exception) -> PathFailure | None:
         """Return the failure that ``error`` stands for, or None if it is not one of the library."""

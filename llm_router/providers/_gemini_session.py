@@ -17,15 +17,16 @@ import attrs
 from llm_router.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator
+    from collections.abc import AsyncGenerator, Generator, Mapping
 
     from llm_router.domain.deployment import Key
     from llm_router.domain.secret import Secret
-    from llm_router.providers._gemini_transport import PathFailure, Transport
+    from llm_router.providers._gemini_transport import PathFailure, RawAnswer, Transport
 
 __all__ = ["HttpBackend", "LoopSession", "check_backend", "check_base_url", "prepare"]
 
 _BASE_URL = "GOOGLE_GEMINI_BASE_URL"
+_DEFAULT_URL = "https://generativelanguage.googleapis.com"
 _URL_CHARACTERS = re.compile(r"[!-~]+")
 
 HttpBackend = Literal["aiohttp", "httpx", "auto"]
@@ -129,6 +130,15 @@ class LoopSession:
     def path_failure(self, error: Exception) -> PathFailure | None:
         """Return the failure that ``error``, raised while reading a stream, stands for; None if none."""
         return self._transport.path_failure(error)
+
+    async def exchange(self, verb: str, target: str, headers: Mapping[str, str], body: bytes) -> RawAnswer:
+        """Send a request as it is to the server, where ``target`` is its path and query.
+
+        Raises:
+            PathFailure: No answer came.
+        """
+        base = self._base_url or os.environ.get(_BASE_URL) or _DEFAULT_URL
+        return await self._transport.exchange(verb, base.rstrip("/") + target, headers, body)
 
     def client(self, key: Key) -> Any:
         """Return the SDK client of ``key``, made at the first call and again if its secret has changed."""

@@ -9,7 +9,7 @@ with its key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ __all__ = [
     "REQUEST_BEGUN",
     "HttpFailure",
     "PathFailure",
+    "RawAnswer",
     "Transport",
 ]
 
@@ -74,6 +75,40 @@ class PathFailure(Exception):  # noqa: N818 - a fact to translate, which no call
         super().__init__(self.text)
 
 
+class RawAnswer(Protocol):
+    """An answer of which the status and the headers have come."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers; names in any case find them."""
+        ...
+
+    async def read(self) -> bytes:
+        """Read the whole body.
+
+        Raises:
+            PathFailure: It broke off.
+        """
+        ...
+
+    def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield the body as it comes.
+
+        Raises:
+            PathFailure: It broke off.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection, unless the body was read to its end. May be called twice."""
+        ...
+
+
 class Transport(Protocol):
     """One HTTP session, shared by every key of one event loop. Construct it inside the running loop."""
 
@@ -84,6 +119,14 @@ class Transport(Protocol):
 
     def http_options(self) -> dict[str, Any]:
         """Return the fields of the SDK's ``HttpOptions`` that make a client use this session."""
+        ...
+
+    async def exchange(self, verb: str, url: str, headers: Mapping[str, str], body: bytes) -> RawAnswer:
+        """Send a request as it is, once, and return its answer, whatever the status.
+
+        Raises:
+            PathFailure: No answer came.
+        """
         ...
 
     def path_failure(self, error: Exception) -> PathFailure | None:

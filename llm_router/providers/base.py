@@ -8,11 +8,22 @@ from typing import Any, Protocol, runtime_checkable
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.exchange import Exchange, Head
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
+from llm_router.errors import LLMRouterError
 
-__all__ = ["FailureKind", "FaultScope", "PreparedProvider", "Provider", "Reply", "StreamingProvider"]
+__all__ = [
+    "FailureKind",
+    "FaultScope",
+    "PreparedProvider",
+    "Provider",
+    "RelayRequest",
+    "RelayingProvider",
+    "Reply",
+    "StreamingProvider",
+]
 
 
 @attrs.frozen
@@ -118,6 +129,73 @@ class StreamingProvider(Provider, Protocol):
         Raises:
             ProviderError: The call failed, before the first piece or after any, or the answer broke off.
         """
+        ...
+
+
+@attrs.frozen(kw_only=True)
+class RelayRequest:
+    """An HTTP exchange as its provider reads it, before a deployment is chosen.
+
+    Attributes:
+        exchange: The exchange.
+        method: What a model must be able to do for it, such as ``generateContent``; empty for anything.
+        model: The model that it names, or None.
+        workload: The workload that it names in place of a model, or None.
+        streams: Whether the answer is read while it comes.
+        requests: How many requests of a quota it takes: 0 for one that the provider does not count.
+        is_portable: Whether another model may answer than the one that it names.
+        resources: The names of what it needs that belongs to one project, such as ``files/abc``.
+        request: The same as a request of a send, to estimate its tokens and to report it.
+        details: What the provider wants to remember of it.
+    """
+
+    exchange: Exchange
+    method: str
+    model: str | None = None
+    workload: str | None = None
+    streams: bool = False
+    requests: int = 1
+    is_portable: bool = True
+    resources: tuple[str, ...] = ()
+    request: Request = attrs.field(repr=False)
+    details: Any = attrs.field(default=None, repr=False, eq=False)
+
+
+@runtime_checkable
+class RelayingProvider(Provider, Protocol):
+    """A provider that can forward an HTTP exchange as it is, with the key of a deployment."""
+
+    def read_exchange(self, exchange: Exchange) -> RelayRequest:
+        """Read what an exchange asks for, without I/O.
+
+        Raises:
+            InvalidRequestError: It cannot be forwarded: the path, the method or the body is wrong.
+        """
+        ...
+
+    def relay(
+        self, deployment: Deployment, relayed: RelayRequest, dispatched: Callable[[], None], /
+    ) -> AsyncGenerator[Reply]:
+        """Send an exchange once through ``deployment``, and yield its answer.
+
+        The first reply has a :class:`~llm_router.domain.exchange.Head` as its ``raw``, every further one
+        bytes of the body, as they came; their texts are empty. No reply is yielded before it is known, as far
+        as possible, that the answer is not a failure.
+
+        Args:
+            deployment: As for :meth:`Provider.generate`.
+            relayed: What to send.
+            dispatched: As for :meth:`Provider.generate`.
+
+        Raises:
+            ProviderError: The call failed, before the first reply or after any, or the answer broke off. An
+                answer of the provider that the client may get is the error's ``body``; an error that the
+                client has read in the answer itself is ``told``.
+        """
+        ...
+
+    def answer(self, exchange: Exchange, error: LLMRouterError, /) -> tuple[Head, bytes]:
+        """Return the answer, in the protocol of an exchange, that says why the provider has given none."""
         ...
 
 

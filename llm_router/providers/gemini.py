@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
+from llm_router.gemini_http.answers import answer_for
 from llm_router.providers._gemini_config import (
     DEFAULT_SAFETY,
     build_config,
@@ -23,6 +24,7 @@ from llm_router.providers._gemini_failures import (
     not_sent,
 )
 from llm_router.providers._gemini_history import contents_for
+from llm_router.providers._gemini_relay import read_exchange, relayed
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_request import limits_output
 from llm_router.providers._gemini_session import (
@@ -39,9 +41,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
     from llm_router.domain.deployment import Deployment
+    from llm_router.domain.exchange import Exchange, Head
     from llm_router.domain.request import Request
     from llm_router.domain.secret import Secret
-    from llm_router.providers.base import Reply
+    from llm_router.errors import LLMRouterError
+    from llm_router.providers.base import RelayRequest, Reply
 
 __all__ = ["GeminiProvider", "HttpBackend"]
 
@@ -146,6 +150,42 @@ class GeminiProvider:
             await call.aclose()
         if not call.is_complete:
             raise not_an_answer("it broke off")
+
+    def read_exchange(self, exchange: Exchange) -> RelayRequest:
+        """Read what an HTTP exchange asks for, without I/O.
+
+        Raises:
+            InvalidRequestError: The API has no such path, or the body is not what it needs.
+        """
+        return read_exchange(exchange)
+
+    async def relay(
+        self, deployment: Deployment, request: RelayRequest, dispatched: Callable[[], None] = _ignore
+    ) -> AsyncGenerator[Reply]:
+        """Send an exchange once through ``deployment``, and yield its answer as it comes.
+
+        Its bytes are passed on as they are. Of an answer that is not read while it comes nothing is yielded
+        before it has come whole; of another one, not before its first bytes.
+
+        Raises:
+            ProviderError: As for :meth:`stream`.
+        """
+        _begin(deployment, dispatched)
+        replies = relayed(await self._session(), deployment, request)
+        try:
+            while True:
+                outcome = await _outcome(anext(replies, None), deployment, request.request)
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                if outcome is None:
+                    break
+                yield outcome
+        finally:
+            await replies.aclose()
+
+    def answer(self, exchange: Exchange, error: LLMRouterError) -> tuple[Head, bytes]:
+        """Return the answer that says why the provider has given none, in the protocol of ``exchange``."""
+        return answer_for(exchange, error)
 
     async def prepare(self) -> None:
         """Import the SDK and read the certificates in a thread, so that the event loop is not blocked.

@@ -1,0 +1,45 @@
+"""An HTTP exchange: a request that belongs to no key yet, and how its answer begins."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["Exchange", "Head", "Headers"]
+
+Headers = tuple[tuple[str, str], ...]
+"""Headers in order, with names in lower case."""
+
+
+@attrs.frozen(kw_only=True)
+class Exchange:
+    """An HTTP request without credentials, which a router sends with the key that it chooses.
+
+    Attributes:
+        verb: The HTTP method, in upper case.
+        path: The path as the client wrote it, such as ``/v1beta/models/gemini-3.8-flash:generateContent``.
+        query: The query string without the question mark; a ``key`` in it is not sent.
+        headers: The headers, with names in lower case. Only those that the provider needs are sent on, and
+            never a credential.
+        body: The body; it is sent as it is.
+        openai: Whether ``/v1/models`` is meant in OpenAI's protocol: its path does not say.
+    """
+
+    verb: str = "POST"
+    path: str
+    query: str = attrs.field(default="", repr=False)
+    headers: Headers = attrs.field(default=(), repr=False)
+    body: bytes = attrs.field(default=b"", repr=False)
+    openai: bool = False
+
+
+@attrs.frozen
+class Head:
+    """How an answer begins.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Its headers, with names in lower case; without those that concern the connection.
+    """
+
+    status: int
+    headers: Headers = ()

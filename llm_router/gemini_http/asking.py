@@ -1,0 +1,253 @@
+"""What the body of a request says that a router must know: its model, its size, what one project owns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from llm_router.domain.deployment import plain_model
+from llm_router.gemini_http.targets import Operation, Protocol, Target
+
+__all__ = ["WORKLOAD_PREFIX", "Asked", "MalformedBodyError", "read_asked"]
+
+WORKLOAD_PREFIX = "workload:"
+"""What stands before a workload where a model's name stands: whatever serves that workload."""
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_decode = json.JSONDecoder().raw_decode
+_FILE_NAME = re.compile(r"files/[A-Za-z0-9_-]+")
+_SIGNATURE = re.compile(rb'"thought_?[sS]ignature"\s*:\s*"')
+_STREAMING = frozenset({Operation.STREAM})
+_STREAMED_BY_BODY = frozenset({Operation.CHAT, Operation.CREATE_INTERACTION})
+_DEEPEST = 24
+
+
+class MalformedBodyError(ValueError):
+    """The body is not a JSON object, or names no model where it must."""
+
+
+@attrs.frozen
+class Asked:
+    """What one request asks for.
+
+    Attributes:
+        model: The model's name without ``models/``; empty if there is none.
+        streams: Whether the answer comes in pieces.
+        resources: Names of what belongs to one project: files, cached contents, interactions.
+        is_portable: Whether another model could answer: nothing in it is for one model only.
+        contents: The prompt as decoded JSON, for an estimate of its tokens.
+        instruction: The system instruction, likewise.
+        config: What else counts as input, such as tools, by the names of the Gemini API.
+        model_span: Where in the body the JSON string of the model's name begins and ends; None if it is not
+            in the body.
+    """
+
+    model: str = ""
+    streams: bool = False
+    resources: tuple[str, ...] = ()
+    is_portable: bool = True
+    contents: Any = attrs.field(default=None, repr=False)
+    instruction: Any = attrs.field(default=None, repr=False)
+    config: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    model_span: tuple[int, int] | None = None
+
+    def renamed(self, body: bytes, model: str) -> bytes:
+        """Return ``body`` with another model's name in place of its own; all else is as it was."""
+        if self.model_span is None:
+            return body
+        start, end = self.model_span
+        return body[:start] + json.dumps(model).encode() + body[end:]
+
+
+def read_asked(target: Target, body: bytes) -> Asked:
+    """Read the body of a request.
+
+    Raises:
+        MalformedBodyError: It is not a JSON object, or names no model where it must.
+    """
+    operation = target.operation
+    if operation.method is None and not operation.creates:
+        return Asked(target.model, resources=_named(target))
+    if operation is Operation.UPLOAD:
+        return Asked(is_portable=False)
+    fields, spans = _members(body)
+    model, span = target.model, None
+    if operation.names_model_in_body:
+        named = fields.get("model")
+        if isinstance(named, str) and named:
+            model, span = plain_model(named), spans["model"]
+        elif operation is not Operation.CREATE_INTERACTION:
+            raise MalformedBodyError("the body names no model")
+    streams = operation in _STREAMING or (operation in _STREAMED_BY_BODY and fields.get("stream") is True)
+    if target.protocol is Protocol.OPENAI:
+        contents, instruction, config = _openai_input(fields)
+    else:
+        contents, instruction, config = _gemini_input(fields)
+    resources = (*_named(target), *_stored(fields, body))
+    signed = _SIGNATURE.search(body) is not None
+    return Asked(
+        model=model,
+        streams=streams,
+        resources=resources,
+        is_portable=not signed and not resources,
+        contents=contents,
+        instruction=instruction,
+        config=config,
+        model_span=span,
+    )
+
+
+def _named(target: Target) -> tuple[str, ...]:
+    return (target.resource,) if target.resource else ()
+
+
+def _members(body: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Return the members of a JSON object, and where in the body the value of ``model`` stands.
+
+    Decoding member by member costs what decoding the whole costs, and says where each value is.
+    """
+    members: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    malformed = False
+    try:
+        text = body.decode()
+        for name, start, end, value in _scan(text):
+            members[name] = value
+            if name == "model":
+                before = len(text[:start].encode())
+                spans[name] = before, before + len(text[start:end].encode())
+    except (ValueError, StopIteration, IndexError, RecursionError):
+        malformed = True
+    if malformed:
+        raise MalformedBodyError("the body is not a JSON object")
+    return members, spans
+
+
+def _scan(text: str) -> Iterator[tuple[str, int, int, Any]]:
+    """Yield name, start, end and value of each member of the JSON object that ``text`` is."""
+    at = _after_space(text, 0)
+    if text[at] != "{":
+        raise ValueError("not an object")
+    at = _after_space(text, at + 1)
+    if text[at] == "}":
+        _require_end(text, at + 1)
+        return
+    while True:
+        name, at = _decode(text, at)
+        at = _after_space(text, at)
+        if text[at] != ":" or not isinstance(name, str):
+            raise ValueError("not a member")
+        start = _after_space(text, at + 1)
+        value, end = _decode(text, start)
+        yield name, start, end, value
+        at = _after_space(text, end)
+        if text[at] == "}":
+            break
+        if text[at] != ",":
+            raise ValueError("no comma")
+        at = _after_space(text, at + 1)
+    _require_end(text, at + 1)
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None  # noqa: S101 - it matches nothing, too
+    return found.end()
+
+
+def _require_end(text: str, at: int) -> None:
+    if _after_space(text, at) != len(text):
+        raise ValueError("more than one object")
+
+
+def _get(fields: Mapping[str, Any], camel: str, snake: str) -> Any:
+    return fields[camel] if camel in fields else fields.get(snake)
+
+
+def _gemini_input(fields: dict[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Return contents, system instruction and the rest of a body of the Gemini API."""
+    inner = _get(fields, "generateContentRequest", "generate_content_request")
+    if isinstance(inner, dict):
+        fields = inner
+    contents = next((fields[name] for name in ("contents", "content", "input") if name in fields), None)
+    requests = fields.get("requests")
+    if contents is None and isinstance(requests, list):
+        contents = [each.get("content") for each in requests if isinstance(each, dict)]
+    return contents, _get(fields, "systemInstruction", "system_instruction"), fields
+
+
+def _openai_input(fields: dict[str, Any]) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Return the same of a body of the OpenAI API, in the form of the Gemini API."""
+    if "messages" not in fields:
+        return fields.get("input"), None, {}
+    messages = fields["messages"] if isinstance(fields["messages"], list) else []
+    contents = [part for message in messages if isinstance(message, dict) for part in _message(message)]
+    return contents, None, {"tools": fields.get("tools"), "response_schema": fields.get("response_format")}
+
+
+def _message(message: dict[str, Any]) -> Iterator[Any]:
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for part in content:
+            if isinstance(part, dict):
+                yield from _message_part(part)
+    if message.get("tool_calls"):
+        yield json.dumps(message["tool_calls"])
+
+
+def _message_part(part: dict[str, Any]) -> Iterator[Any]:
+    if isinstance(part.get("text"), str):
+        yield part["text"]
+    image = part.get("image_url")
+    if image is not None:
+        url = image.get("url") if isinstance(image, dict) else image
+        yield _blob(url) if isinstance(url, str) and url.startswith("data:") else {"file_uri": url}
+    sound = part.get("input_audio")
+    if isinstance(sound, dict):
+        blob = {"mime_type": f"audio/{sound.get('format')}", "data": sound.get("data")}
+        yield {"inline_data": blob}
+
+
+def _blob(url: str) -> dict[str, Any]:
+    kind, _, data = url.removeprefix("data:").partition(",")
+    return {"inline_data": {"mime_type": kind.partition(";")[0], "data": data}}
+
+
+def _stored(fields: Mapping[str, Any], body: bytes) -> tuple[str, ...]:
+    """Return the names of stored things that a body refers to."""
+    found: dict[str, None] = {}
+    cache = _get(fields, "cachedContent", "cached_content")
+    if isinstance(cache, str):
+        found[cache] = None
+    previous = _get(fields, "previousInteractionId", "previous_interaction_id")
+    if isinstance(previous, str):
+        found[f"interactions/{previous.removeprefix('interactions/')}"] = None
+    if b"files/" in body:  # a quick look spares most bodies the slow one
+        for uri in _uris(fields, 0):
+            name = _FILE_NAME.search(uri)
+            if name is not None:
+                found[name[0]] = None
+    return tuple(found)
+
+
+_URI_FIELDS = ("fileUri", "file_uri", "fileName", "file_name", "file_id", "uri")
+
+
+def _uris(value: Any, depth: int) -> Iterator[str]:
+    if depth > _DEEPEST:
+        return
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name in _URI_FIELDS and isinstance(inner, str):
+                yield inner
+            elif isinstance(inner, dict | list):
+                yield from _uris(inner, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _uris(inner, depth + 1)

@@ -1,0 +1,249 @@
+"""Forwarding an HTTP exchange to the Gemini API with the key of a deployment, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, quote, urlencode
+
+import attrs
+
+from llm_router.domain.exchange import Head
+from llm_router.domain.request import Request
+from llm_router.errors import InvalidRequestError, UnknownPathError
+from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
+from llm_router.gemini_http.routes import KEY_HEADER
+from llm_router.gemini_http.scanning import AnswerScanner
+from llm_router.gemini_http.targets import Operation, Protocol, Target, parse_target
+from llm_router.providers._gemini_failures import from_http, not_an_answer, scrub_bytes
+from llm_router.providers._gemini_transport import HttpFailure, PathFailure
+from llm_router.providers.base import RelayRequest, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+
+    from llm_router.domain.deployment import Deployment
+    from llm_router.domain.exchange import Exchange, Headers
+    from llm_router.errors import ProviderError
+    from llm_router.providers._gemini_session import LoopSession
+    from llm_router.providers._gemini_transport import RawAnswer
+
+__all__ = ["Relayed", "read_exchange", "relayed"]
+
+_OK_STATUSES = range(200, 300)
+_SENT_ON = frozenset({"accept", "content-type", "user-agent", "x-goog-api-client", "x-server-timeout"})
+_SENT_ON_PREFIXES = ("x-goog-upload-", "openai-beta")
+_PASSED_BACK = frozenset({"content-type", "content-disposition", "etag", "server-timing"})
+_PASSED_BACK_PREFIXES = ("x-goog-upload-",)
+_CREDENTIALS = frozenset({"key", "access_token", "oauth_token", "$alt.key"})
+
+_UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
+"""Operations of a model that the provider does not count as its requests."""
+
+_SCANNED = frozenset({Operation.GENERATE, Operation.STREAM, Operation.CHAT, Operation.EMBEDDINGS})
+"""Operations whose answers are read on the way: usage and the end."""
+
+
+@attrs.frozen
+class Relayed:
+    """What the adapter remembers of an exchange.
+
+    Attributes:
+        target: What it is for.
+        asked: What its body says.
+    """
+
+    target: Target
+    asked: Asked
+
+
+def read_exchange(exchange: Exchange) -> RelayRequest:
+    """Read what an exchange asks for.
+
+    Raises:
+        InvalidRequestError: The path is not one of the API, or the body is not what the path needs.
+    """
+    target = parse_target(exchange.verb, exchange.path, openai=exchange.openai)
+    if target is None:
+        raise UnknownPathError(f"the API has no {exchange.verb} {exchange.path[:200]!r}")
+    problem = ""
+    asked = Asked()
+    try:
+        asked = read_asked(target, exchange.body)
+    except MalformedBodyError as error:
+        problem = str(error)
+    if problem:
+        raise InvalidRequestError(problem)
+    operation = target.operation
+    workload = asked.model.removeprefix(WORKLOAD_PREFIX) if asked.model.startswith(WORKLOAD_PREFIX) else None
+    embeds = operation in (Operation.EMBED, Operation.BATCH_EMBED, Operation.EMBEDDINGS)
+    if workload is not None and embeds:
+        raise InvalidRequestError("embeddings of different models do not compare: name the model")
+    method = operation.method or ""
+    counted = bool(method) and operation not in _UNCOUNTED
+    return RelayRequest(
+        exchange=exchange,
+        method=method,
+        model=asked.model if asked.model and workload is None else None,
+        workload=workload,
+        streams=asked.streams,
+        requests=int(counted),
+        is_portable=asked.is_portable and not embeds,
+        resources=asked.resources,
+        request=Request(
+            contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
+        ),
+        details=Relayed(target, asked),
+    )
+
+
+async def relayed(
+    session: LoopSession, deployment: Deployment, request: RelayRequest
+) -> AsyncGenerator[Reply | ProviderError]:
+    """Send an exchange, and yield its answer, or last of all the error that it ended with.
+
+    Raises:
+        PathFailure: No answer came, or it broke off.
+    """
+    details: Relayed = request.details
+    answer = await session.exchange(*_outgoing(deployment, request, details))
+    try:
+        if answer.status not in _OK_STATUSES:
+            yield await _refusal(answer, deployment, request)
+            return
+        head = Reply("", raw=Head(answer.status, _passed_back(answer.headers)))
+        if request.streams:
+            async for reply in _stream(answer, head, deployment, request):
+                yield reply
+        elif details.target.operation is Operation.DOWNLOAD_FILE:
+            yield head
+            async for piece in answer.pieces():
+                yield Reply("", raw=piece)
+        else:
+            body = await answer.read()
+            if not _is_json(body):
+                yield not_an_answer("it is not JSON")
+                return
+            scanner = AnswerScanner(details.target.protocol)
+            if details.target.operation in _SCANNED:
+                scanner.feed(body)
+            yield attrs.evolve(_told(scanner), raw=head.raw)
+            yield attrs.evolve(_told(scanner), raw=body)
+    finally:
+        await answer.aclose()
+
+
+async def _stream(
+    answer: RawAnswer, head: Reply, deployment: Deployment, request: RelayRequest
+) -> AsyncGenerator[Reply | ProviderError]:
+    """Yield a streamed answer; it is held back until its first bytes show that it is none of an error."""
+    scanner = AnswerScanner(request.details.target.protocol)
+    held: Reply | None = head
+    async for piece in answer.pieces():
+        scanner.feed(piece)
+        if held is not None:
+            if scanner.error is not None:
+                continue  # it is all read, since nothing of it has been passed on
+            yield attrs.evolve(_told(scanner), raw=held.raw)
+            held = None
+        yield attrs.evolve(_told(scanner), raw=piece)
+    if scanner.error is not None:
+        error = _in_band(scanner, deployment, request)
+        error.told = held is None
+        yield error
+    elif held is not None or (not scanner.is_complete and request.details.target.operation in _SCANNED):
+        yield not_an_answer("it broke off")
+
+
+def _told(scanner: AnswerScanner) -> Reply:
+    return Reply("", scanner.usage, scanner.finish_reason, scanner.model)
+
+
+def _in_band(scanner: AnswerScanner, deployment: Deployment, request: RelayRequest) -> ProviderError:
+    """Translate an error object that came in place of a piece, under a status of 200."""
+    body = scanner.error or b""
+    text = body.decode("utf-8", "replace")
+    code = int(HTTPStatus.INTERNAL_SERVER_ERROR)
+    try:
+        found, end = json.JSONDecoder().raw_decode(text)
+        body = text[:end].encode()
+        stated = found["error"]["code"]
+        if isinstance(stated, int) and stated in range(400, 600):
+            code = stated
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # cut short: the words in it are read as far as they go
+    error = _failed(HttpFailure(code, body, None), deployment, request)
+    error.charged = True  # it was accepted: a limiter refuses before any answer begins
+    return error
+
+
+async def _refusal(answer: RawAnswer, deployment: Deployment, request: RelayRequest) -> ProviderError:
+    try:
+        body = await answer.read()
+    except PathFailure:
+        body = b""  # a body that breaks off does not hide the status
+    return _failed(HttpFailure(answer.status, body, answer.headers.get("retry-after")), deployment, request)
+
+
+def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest) -> ProviderError:
+    error = from_http(failure, deployment.key.secret, request.request)
+    error.body = scrub_bytes(failure.body, deployment.key.secret)
+    return error
+
+
+def _outgoing(
+    deployment: Deployment, request: RelayRequest, details: Relayed
+) -> tuple[str, str, Mapping[str, str], bytes]:
+    """Return verb, path with query, headers and body as they go upstream, with the key as the credential."""
+    exchange, target, asked = request.exchange, details.target, details.asked
+    path, body = _path(exchange.path, target), exchange.body
+    if request.requests and deployment.model != asked.model and asked.model:
+        if target.model:
+            path = path.replace(f"/models/{target.model}:", f"/models/{quote(deployment.model, safe='')}:", 1)
+        else:
+            body = asked.renamed(body, deployment.model)
+    elif target.model.startswith(WORKLOAD_PREFIX):  # a count of tokens
+        path = path.replace(f"/models/{target.model}:", f"/models/{quote(deployment.model, safe='')}:", 1)
+    headers = {
+        name: value
+        for name, value in exchange.headers
+        if name in _SENT_ON or name.startswith(_SENT_ON_PREFIXES)
+    }
+    headers["accept-encoding"] = "identity"
+    secret = deployment.key.secret.reveal().strip()
+    if target.protocol is Protocol.OPENAI:
+        headers["authorization"] = f"Bearer {secret}"
+    else:
+        headers[KEY_HEADER] = secret
+    query = _query(exchange.query)
+    return exchange.verb, f"{path}?{query}" if query else path, headers, body
+
+
+def _path(path: str, target: Target) -> str:
+    """Return the path at the API; a path as OpenAI's own begins ``/v1``, Google's ``/v1beta/openai``."""
+    if target.protocol is Protocol.OPENAI and "/openai/" not in path:
+        return f"/v1beta/openai{path.removeprefix('/v1')}"
+    return path
+
+
+def _query(query: str) -> str:
+    if not any(name in query for name in ("key", "token")):
+        return query
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return urlencode([(name, value) for name, value in pairs if name.lower() not in _CREDENTIALS])
+
+
+def _passed_back(headers: Mapping[str, str]) -> Headers:
+    named = ((name.lower(), value) for name, value in headers.items())
+    return tuple(
+        (name, value)
+        for name, value in named
+        if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
+    )
+
+
+def _is_json(body: bytes) -> bool:
+    """Return whether a body can be an answer of the API: nothing, or JSON that does not break off."""
+    text = body.strip()
+    return not text or (text[:1], text[-1:]) in ((b"{", b"}"), (b"[", b"]"))

@@ -1,0 +1,297 @@
+"""An HTTP exchange through the pool, against the emulator, over both HTTP libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from llm_router import (
+    Deployment,
+    Exchange,
+    Head,
+    InvalidRequestError,
+    Key,
+    Metric,
+    Quota,
+    Router,
+    Secret,
+    SendError,
+    UnknownPathError,
+)
+from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing import FakeProvider
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from llm_router import Response
+
+KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
+JSON = (("content-type", "application/json"),)
+
+
+def _deployment(project: str, model: str = "flash", workload: str = "medium", **limits: int) -> Deployment:
+    secret = next(key for key, owner in KEYS.items() if owner == project)
+    quotas = tuple(Quota(Metric(name), limit) for name, limit in limits.items())
+    return Deployment(Key(project, Secret(secret)), model, workload=workload, quotas=quotas)
+
+
+POOL = (
+    _deployment("alpha", rpm=10),
+    _deployment("beta", rpm=10),
+    _deployment("alpha", "lite", "light"),
+    _deployment("alpha", "text-embedding-9"),
+)
+
+
+@pytest.fixture
+async def emulator() -> AsyncIterator[GeminiEmulator]:
+    """Provide an emulator that both projects may send ten requests a minute to."""
+    async with GeminiEmulator(keys=KEYS, default_quota=QuotaSpec(rpm=10)) as emulator:
+        yield emulator
+
+
+@pytest.fixture(params=["aiohttp", "httpx"])
+async def router(request: pytest.FixtureRequest, emulator: GeminiEmulator) -> AsyncIterator[Router]:
+    """Provide a router over it; it closes its provider."""
+    backend: Literal["aiohttp", "httpx"] = request.param
+    provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
+    async with Router(POOL, provider=provider, base_backoff=0.001) as router:
+        yield router
+    await provider.aclose()
+
+
+def _generate(
+    model: str = "flash", text: str = "hello there", *, stream: bool = False, **fields: Any
+) -> Exchange:
+    method = "streamGenerateContent" if stream else "generateContent"
+    body = {"contents": [{"role": "user", "parts": [{"text": text}]}], **fields}
+    path = f"/v1beta/models/{model}:{method}"
+    return Exchange(
+        path=path, query="alt=sse" if stream else "", headers=JSON, body=json.dumps(body).encode()
+    )
+
+
+def _chat(model: str = "flash", **fields: Any) -> Exchange:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **fields}
+    return Exchange(path="/v1/chat/completions", headers=JSON, body=json.dumps(body).encode())
+
+
+async def _read(router: Router, exchange: Exchange, **options: Any) -> tuple[Head, bytes, Response]:
+    async with router.relay(exchange, **options) as answer:
+        body = b"".join([piece async for piece in answer])
+        return answer.head, body, answer.response
+
+
+async def _used(router: Router) -> dict[str, str]:
+    """Return what is counted of the requests of each deployment that has a limit."""
+    statuses = await router.get_all_key_statuses()
+    return {status["key_id"]: status["usage"]["rpm"] for status in statuses if status["model"] == "flash"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_answer_is_passed_on_as_it_came(
+    router: Router, emulator: GeminiEmulator, *, stream: bool
+) -> None:
+    """Status, content type and bytes are the server's; usage and finish reason are read on the way."""
+    head, body, response = await _read(router, _generate(stream=stream))
+    assert head.status == 200
+    expected = "text/event-stream" if stream else "application/json; charset=UTF-8"
+    assert dict(head.headers)["content-type"] == expected
+    assert body.startswith(b"data: {" if stream else b'{"candidates"')
+    assert response.success
+    assert response.finish_reason == "STOP"
+    assert (response.usage.input_tokens, response.usage.output_tokens) == (2, 6)
+    assert emulator.accepted == 1
+
+
+async def test_a_workload_stands_for_a_model(router: Router) -> None:
+    """Whatever serves the workload answers, and only the model's name is changed, in path or body."""
+    _, body, response = await _read(router, _generate("workload:light"))
+    assert response.model == "lite"
+    assert b"[lite] echo: hello there" in body
+    _, body, response = await _read(router, _chat("workload:light", user="workload:light"))
+    assert b"[lite] echo: hi" in body
+
+
+async def test_a_named_model_is_kept(router: Router, emulator: GeminiEmulator) -> None:
+    """Where its keys have no room, the answer is a 429 and no other model's, unless that is allowed."""
+    for _ in range(20):
+        await _read(router, _generate())
+    head, body, response = await _read(router, _generate())
+    assert head.status == 429
+    assert response.error is not None
+    stated = next(each for each in json.loads(body)["error"]["details"] if "retryDelay" in each)
+    assert 0 < float(stated["retryDelay"].removesuffix("s")) <= float(dict(head.headers)["retry-after"]) <= 61
+    assert (emulator.accepted, emulator.refused) == (20, 0)
+    _, _, response = await _read(router, _generate(), fallback="any")
+    assert response.model == "lite"
+
+
+async def test_what_only_one_model_understands_never_changes_model(router: Router) -> None:
+    """A thought signature in the history keeps the model, whatever the fallback."""
+    part = {"functionCall": {"name": "f"}, "thoughtSignature": "c2ln"}
+    for _ in range(20):
+        await _read(router, _generate())
+    signed = _generate(contents=[{"role": "model", "parts": [part]}])
+    head, _, _ = await _read(router, signed, fallback="any")
+    assert head.status == 429
+
+
+async def test_counting_takes_no_quota(router: Router, emulator: GeminiEmulator) -> None:
+    """Tokens are counted and models listed also where nothing has room for a prompt."""
+    for _ in range(20):
+        await _read(router, _generate())
+    path, body = "/v1beta/models/flash:countTokens", _generate().body
+    head, answer, _ = await _read(router, Exchange(path=path, body=body))
+    assert (head.status, "totalTokens" in json.loads(answer)) == (200, True)
+    head, answer, _ = await _read(router, Exchange(verb="GET", path="/v1beta/models"))
+    assert (head.status, "models" in json.loads(answer)) == (200, True)
+    assert await _used(router) == {"alpha": "10/10", "beta": "10/10"}
+    assert emulator.refused == 0
+
+
+async def test_embeddings_reach_embedding_models_only(router: Router) -> None:
+    """A model that cannot embed is refused before it costs anything."""
+    body = b'{"content":{"parts":[{"text":"a b c"}]}}'
+    path = "/v1beta/models/text-embedding-9:embedContent"
+    head, answer, _ = await _read(router, Exchange(path=path, body=body))
+    assert (head.status, "embedding" in json.loads(answer)) == (200, True)
+    with pytest.raises(InvalidRequestError, match="cannot do embedContent"):
+        await _read(router, Exchange(path="/v1beta/models/flash:embedContent", body=body))
+    with pytest.raises(InvalidRequestError, match="name the model"):
+        await _read(router, Exchange(path="/v1beta/models/workload:light:embedContent", body=body))
+
+
+FAULTS = {
+    "a refusal": Fault.status(429),
+    "a bare refusal": Fault.bare_429(),
+    "an overload": Fault.status(503),
+    "a broken answer": Fault.cut_json(),
+    "no answer": Fault.drop(),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+async def test_what_fails_is_tried_elsewhere(router: Router, emulator: GeminiEmulator, fault: Fault) -> None:
+    """Nothing of a failed attempt is seen by the client, and both attempts are known."""
+    emulator.inject(fault, key="AIzaOfAlpha")
+    emulator.inject(fault, key="AIzaOfAlpha")
+    seen = []
+    for _ in range(2):  # the first goes to either project
+        head, body, response = await _read(router, _generate())
+        assert (head.status, response.key_id) == (200, "beta")
+        json.loads(body)
+        seen.append(response.attempts)
+    assert max(seen) == 2
+
+
+async def test_an_error_that_begins_a_stream_is_tried_elsewhere(
+    router: Router, emulator: GeminiEmulator
+) -> None:
+    """An error object in place of the first piece has not been passed on."""
+    for key in KEYS:
+        emulator.inject(Fault.stream_error(503, after=0), key=key)
+    head, body, response = await _read(router, _generate(stream=True))
+    assert (head.status, response.success, response.attempts) == (200, True, 3)
+    assert b"error" not in body
+
+
+async def test_an_error_inside_a_stream_reaches_the_client(router: Router, emulator: GeminiEmulator) -> None:
+    """The client reads it itself; the stream ends cleanly, and the response knows of it."""
+    emulator.inject(Fault.stream_error(503, after=2))
+    head, body, response = await _read(router, _generate(stream=True, text="one two three four"))
+    assert head.status == 200
+    assert b'"error"' in body
+    assert not response.success
+    assert getattr(response.error, "code", None) == 503
+
+
+@pytest.mark.parametrize("fault", [Fault.stream_cut(after=2), Fault.stream_drop(after=2)])
+async def test_a_stream_that_breaks_off_is_not_taken_for_a_whole_one(
+    router: Router, emulator: GeminiEmulator, fault: Fault
+) -> None:
+    """Reading raises after the pieces that came, also where the connection was closed cleanly."""
+    emulator.inject(fault)
+    pieces: list[bytes] = []
+    with pytest.raises(SendError):
+        async with router.relay(_generate(stream=True, text="one two three four")) as answer:
+            pieces.extend([piece async for piece in answer])
+    assert answer.head.status == 200
+
+
+async def test_what_the_request_is_to_blame_for_is_the_providers_own_answer(
+    router: Router, emulator: GeminiEmulator
+) -> None:
+    """A 400 comes with its own body, at the first attempt."""
+    body = {"error": {"code": 400, "message": 'Unknown name "x"', "status": "INVALID_ARGUMENT"}}
+    emulator.inject(Fault.status(400, body=body))
+    head, answer, response = await _read(router, _generate())
+    assert (head.status, json.loads(answer), response.attempts) == (400, body, 1)
+
+
+async def test_openai_clients_get_openai_errors(router: Router, emulator: GeminiEmulator) -> None:
+    """A spent quota is the error object and the status that they know."""
+    for _ in range(20):
+        await _read(router, _chat())
+    head, body, _ = await _read(router, _chat())
+    error = json.loads(body)["error"]
+    assert (head.status, error["type"], error["code"]) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert emulator.refused == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"a":1}x', b'{"messages":[]}', b"\xff", b"[" * 5000])
+async def test_a_body_that_is_no_request_is_refused_before_it_costs_anything(
+    router: Router, emulator: GeminiEmulator, body: bytes
+) -> None:
+    """Nothing is sent."""
+    with pytest.raises(InvalidRequestError, match="the body"):
+        await _read(router, Exchange(path="/v1/chat/completions", body=body))
+    assert emulator.requests == 0
+
+
+@pytest.mark.parametrize("path", ["/", "/v1beta/models/a%2fb:generateContent", "/v1beta/../x", "/v9/models"])
+async def test_unknown_paths_are_refused(router: Router, emulator: GeminiEmulator, path: str) -> None:
+    """Only what the API has is forwarded."""
+    with pytest.raises(UnknownPathError):
+        await _read(router, Exchange(path=path, body=b"{}"))
+    assert emulator.requests == 0
+
+
+async def test_credentials_of_the_client_are_not_sent_on(router: Router, emulator: GeminiEmulator) -> None:
+    """The server sees one credential, in whatever place the client had put its own."""
+    headers = (*JSON, ("authorization", "Bearer x"), ("x-goog-api-key", "x"), ("openai-organization", "x"))
+    for exchange in (_generate(), _chat()):
+        sent = Exchange(path=exchange.path, query="key=x", headers=headers, body=exchange.body)
+        head, _, _ = await _read(router, sent)
+        assert head.status == 200
+    assert emulator.accepted == 2
+
+
+async def test_leaving_early_settles(router: Router, emulator: GeminiEmulator) -> None:
+    """A client that goes away in the middle leaves no reservation, whether it leaves or is cancelled."""
+    for _ in range(4):
+        async with router.relay(_generate(stream=True, text="one two three four")) as answer:
+            await anext(answer)
+    emulator.inject(Fault.hang())
+    reading = asyncio.ensure_future(_read(router, _generate()))
+    while not emulator.holding:
+        await asyncio.sleep(0.001)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    used = await _used(router)
+    assert sum(int(each.partition("/")[0]) for each in used.values()) == 5
+    statuses = await router.get_all_key_statuses()
+    assert {status["key_id"] for status in statuses} == {"alpha", "beta"}
+
+
+async def test_a_router_without_such_a_provider_says_so() -> None:
+    """An adapter of one's own that relays nothing is told at once."""
+    async with Router(POOL, provider=FakeProvider()) as router:
+        with pytest.raises(InvalidRequestError, match="no provider of this router relays"):
+            router.relay(_generate())
