@@ -26,7 +26,7 @@ from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import FakeProvider
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from llm_router import Response
 
@@ -90,7 +90,7 @@ async def _read(router: Router, exchange: Exchange, **options: Any) -> tuple[Hea
 async def _used(router: Router) -> dict[str, str]:
     """Return what is counted of the requests of each deployment that has a limit."""
     statuses = await router.get_all_key_statuses()
-    return {status["key_id"]: status["usage"]["rpm"] for status in statuses if status["model"] == "flash"}
+    return {status["key_id"]: status["rpm_usage"] for status in statuses if status["model"] == "flash"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -195,20 +195,10 @@ async def test_an_error_that_begins_a_stream_is_tried_elsewhere(
 ) -> None:
     """An error object in place of the first piece has not been passed on."""
     for key in KEYS:
-        emulator.inject(Fault.stream_error(503, after=0), key=key)
+        emulator.inject(Fault.stream_error(503, after=0), key=key, times=1)
     head, body, response = await _read(router, _generate(stream=True))
     assert (head.status, response.success, response.attempts) == (200, True, 3)
     assert b"error" not in body
-
-
-async def test_an_error_inside_a_stream_reaches_the_client(router: Router, emulator: GeminiEmulator) -> None:
-    """The client reads it itself; the stream ends cleanly, and the response knows of it."""
-    emulator.inject(Fault.stream_error(503, after=2))
-    head, body, response = await _read(router, _generate(stream=True, text="one two three four"))
-    assert head.status == 200
-    assert b'"error"' in body
-    assert not response.success
-    assert getattr(response.error, "code", None) == 503
 
 
 @pytest.mark.parametrize("fault", [Fault.stream_cut(after=2), Fault.stream_drop(after=2)])
@@ -272,15 +262,16 @@ async def test_credentials_of_the_client_are_not_sent_on(router: Router, emulato
     assert emulator.accepted == 2
 
 
-async def test_leaving_early_settles(router: Router, emulator: GeminiEmulator) -> None:
+async def test_leaving_early_settles(
+    router: Router, emulator: GeminiEmulator, until_holding: Callable[..., Coroutine[Any, Any, None]]
+) -> None:
     """A client that goes away in the middle leaves no reservation, whether it leaves or is cancelled."""
     for _ in range(4):
         async with router.relay(_generate(stream=True, text="one two three four")) as answer:
             await anext(answer)
     emulator.inject(Fault.hang())
     reading = asyncio.ensure_future(_read(router, _generate()))
-    while not emulator.holding:
-        await asyncio.sleep(0.001)
+    await until_holding(emulator)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading

@@ -38,6 +38,9 @@ _PASSED_BACK = frozenset({"content-type", "content-disposition", "etag", "server
 _PASSED_BACK_PREFIXES = ("x-goog-upload-",)
 _CREDENTIALS = frozenset({"key", "access_token", "oauth_token", "$alt.key"})
 
+_TELLING = 32
+"""Bytes with which a stream must have begun to tell an answer from an error; no answer is shorter."""
+
 _UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
 """Operations of a model that the provider does not count as its requests."""
 
@@ -139,15 +142,17 @@ async def _stream(
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Yield a streamed answer; it is held back until its first bytes show that it is none of an error."""
     scanner = AnswerScanner(request.details.target.protocol)
-    held: Reply | None = head
+    held: list[bytes] | None = []
     async for piece in answer.pieces():
         scanner.feed(piece)
-        if held is not None:
-            if scanner.error is not None:
-                continue  # it is all read, since nothing of it has been passed on
-            yield attrs.evolve(_told(scanner), raw=held.raw)
+        if held is None:
+            yield attrs.evolve(_told(scanner), raw=piece)
+            continue
+        held.append(piece)
+        if scanner.error is None and sum(map(len, held)) >= _TELLING:
+            yield attrs.evolve(_told(scanner), raw=head.raw)
+            yield attrs.evolve(_told(scanner), raw=b"".join(held))
             held = None
-        yield attrs.evolve(_told(scanner), raw=piece)
     if scanner.error is not None:
         error = _in_band(scanner, deployment, request)
         error.told = held is None
