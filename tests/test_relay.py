@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -286,3 +287,109 @@ async def test_a_router_without_such_a_provider_says_so() -> None:
     async with Router(POOL, provider=FakeProvider()) as router:
         with pytest.raises(InvalidRequestError, match="no provider of this router relays"):
             router.relay(_generate())
+
+
+async def _upload(router: Router, data: bytes) -> tuple[str, str]:
+    """Upload a file as the SDKs do; return its name and the key that it was uploaded with."""
+    start = Exchange(
+        path="/upload/v1beta/files",
+        headers=(
+            *JSON,
+            ("x-goog-upload-protocol", "resumable"),
+            ("x-goog-upload-command", "start"),
+            ("x-goog-upload-header-content-type", "text/plain"),
+            ("x-goog-upload-header-content-length", str(len(data))),
+        ),
+        body=b'{"file": {"displayName": "notes"}}',
+    )
+    head, _, first = await _read(router, start)
+    path, _, query = dict(head.headers)["x-goog-upload-url"].partition("?")
+    assert path == "/upload/v1beta/files"
+    headers = (("x-goog-upload-command", "upload, finalize"), ("x-goog-upload-offset", "0"))
+    head, body, last = await _read(router, Exchange(path=path, query=query, headers=headers, body=data))
+    assert first.key_id == last.key_id is not None
+    return json.loads(body)["file"]["name"], last.key_id
+
+
+async def _upload_for_each(router: Router) -> list[tuple[str, str]]:
+    """Upload a file for each project; which one is next is not said."""
+    files: dict[str, str] = {}
+    while len(files) < len(KEYS):
+        name, key = await _upload(router, b"some text")
+        files[key] = name
+    return [(name, key) for key, name in files.items()]
+
+
+async def test_a_file_stays_with_its_project(router: Router, emulator: GeminiEmulator) -> None:
+    """Whatever names it goes to the project that it was uploaded for, and waits for its quota."""
+    files = await _upload_for_each(router)
+    for name, key in files:
+        for _ in range(2):
+            head, _, response = await _read(router, Exchange(verb="GET", path=f"/v1beta/{name}"))
+            assert (head.status, response.key_id) == (200, key)
+        uri = f"https://generativelanguage.googleapis.com/v1beta/{name}"
+        asked = _generate(contents=[{"parts": [{"fileData": {"fileUri": uri, "mimeType": "text/plain"}}]}])
+        for _ in range(2):
+            head, _, response = await _read(router, asked, fallback="any")
+            assert (head.status, response.key_id, response.model) == (200, key, "flash")
+    name, key = files[0]
+    head, _, _ = await _read(router, Exchange(verb="DELETE", path=f"/v1beta/{name}"))
+    assert head.status == 200
+    assert await router._sender.resources.projects([name]) == frozenset()
+
+
+async def test_a_pinned_request_waits_for_its_project(router: Router) -> None:
+    """Room elsewhere is of no use to it, and it says when its own returns."""
+    name, key = await _upload(router, b"some text")
+    uri = f"https://generativelanguage.googleapis.com/v1beta/{name}"
+    asked = _generate(contents=[{"parts": [{"fileData": {"fileUri": uri, "mimeType": "text/plain"}}]}])
+    for _ in range(10):
+        _, _, response = await _read(router, asked)
+        assert response.key_id == key
+    head, _, response = await _read(router, asked)
+    assert (head.status, response.attempts) == (429, 0)
+    assert 0 < float(dict(head.headers)["retry-after"]) <= 61
+    assert (await _read(router, _generate()))[0].status == 200
+
+
+async def test_what_belongs_to_two_projects_cannot_meet(router: Router, emulator: GeminiEmulator) -> None:
+    """No key may use both, which is said before anything is sent."""
+    files = await _upload_for_each(router)
+    parts = [{"fileData": {"fileUri": f"https://host/v1beta/{name}"}} for name, _ in files]
+    before = emulator.requests
+    with pytest.raises(InvalidRequestError, match=r"files/.* belongs to project"):
+        await _read(router, _generate(contents=[{"parts": parts}]))
+    assert emulator.requests == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_interaction_is_continued_where_it_began(router: Router, *, stream: bool) -> None:
+    """Its id is read from the answer, also from that of a stream."""
+    path = "/v1beta/interactions"
+    keys = []
+    previous: dict[str, str] = {}
+    for _ in range(4):
+        asked = {"model": "flash", "input": "hi", "stream": stream, **previous}
+        head, body, response = await _read(router, Exchange(path=path, body=json.dumps(asked).encode()))
+        assert head.status == 200, body
+        found = re.search(rb'"id"\s*:\s*"([^"]+)"', body)
+        assert found is not None
+        previous = {"previous_interaction_id": found[1].decode()}
+        keys.append(response.key_id)
+    assert len(set(keys)) == 1
+
+
+async def test_a_cache_is_used_where_it_was_made(router: Router) -> None:
+    """It is of one model and one project."""
+    body = {
+        "model": "models/flash",
+        "contents": [{"role": "user", "parts": [{"text": "long " * 50}]}],
+        "ttl": "60s",
+    }
+    made = Exchange(path="/v1beta/cachedContents", headers=JSON, body=json.dumps(body).encode())
+    head, answer, first = await _read(router, made)
+    assert head.status == 200, answer
+    name = json.loads(answer)["name"]
+    for _ in range(3):
+        head, answer, response = await _read(router, _generate(cachedContent=name), fallback="any")
+        assert (head.status, response.key_id, response.model) == (200, first.key_id, "flash"), answer

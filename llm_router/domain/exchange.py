@@ -38,8 +38,13 @@ class Head:
 
     Attributes:
         status: The HTTP status.
-        headers: Its headers, with names in lower case; without those that concern the connection.
+        headers: Its headers, with names in lower case; without those that concern the connection. The URL of
+            an upload has neither scheme nor host: these are the client's own.
+        created: The name of what was made for the project of the key, such as ``files/abc``, or empty.
+        deleted: The name of what was deleted, or empty.
     """
 
     status: int
     headers: Headers = ()
+    created: str = ""
+    deleted: str = ""

@@ -35,6 +35,7 @@ from llm_router.engine.requests import (
     unknown_option,
 )
 from llm_router.engine.reserving import Lease, Selector
+from llm_router.engine.resources import MemoryOwners, Resources
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
@@ -90,6 +91,7 @@ class Sender:
         max_wait: Most seconds to wait for capacity, for callers that do not say.
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
+        resources: Which project the things belong to that exchanges have made.
         not_relaying: The names of the providers that exchanges are not relayed to.
         now: Reads the monotonic clock.
     """
@@ -104,6 +106,9 @@ class Sender:
     max_wait: float
     closed: bool = False
     reporter: Reporter | None = None
+    resources: Resources = attrs.field(
+        default=attrs.Factory(lambda made: Resources(MemoryOwners(made.clock)), takes_self=True)
+    )
     not_relaying: frozenset[str] = _EVERY_PROVIDER
     now: Callable[[], float] = attrs.field(init=False, repr=False)
 
@@ -160,6 +165,8 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
+                        if isinstance(piece.raw, Head):
+                            await self._note_resources(send, piece.raw)
                         yield piece.raw
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
@@ -189,7 +196,6 @@ class Sender:
         timeout: float | None = 60.0,
         max_wait: float | None = None,
         metadata: Mapping[str, str] | None = None,
-        projects: frozenset[str] = frozenset(),
     ) -> SendState:
         """Return the state of an exchange before the first attempt.
 
@@ -218,10 +224,19 @@ class Sender:
             tokens = {each: estimate(each, relayed.request, validate=False) for each in order.upstreams}
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         ttl = max(ttl, UNBOUNDED_TTL) if relayed.streams else ttl
+        projects = await self.resources.projects(relayed.resources) if relayed.resources else frozenset()
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
         return send
+
+    async def _note_resources(self, send: SendState, head: Head) -> None:
+        """Remember whose what the answer has made is, before the client can ask for it."""
+        assert send.last is not None  # noqa: S101 - it is what answers
+        if head.created:
+            await self.resources.remember(head.created, send.last.deployment.key.project)
+        if head.deleted:
+            await self.resources.forget(head.deleted)
 
     def _enter(self) -> asyncio.Task[Any] | None:
         """Begin a request on the running loop; return the task that makes it, if there is one."""

@@ -13,6 +13,7 @@ from llm_router.domain.exchange import Head
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError, UnknownPathError
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
+from llm_router.gemini_http.resources import UPLOAD_URL, created_name, upload_name, without_host
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.gemini_http.scanning import AnswerScanner
 from llm_router.gemini_http.targets import Operation, Protocol, Target, parse_target
@@ -40,6 +41,9 @@ _CREDENTIALS = frozenset({"key", "access_token", "oauth_token", "$alt.key"})
 
 _TELLING = 32
 """Bytes with which a stream must have begun to tell an answer from an error; no answer is shorter."""
+
+_NAMING = 16_384
+"""Bytes of a stream in which the name of what it makes must come; it is waited for so long."""
 
 _UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
 """Operations of a model that the provider does not count as its requests."""
@@ -93,7 +97,7 @@ def read_exchange(exchange: Exchange) -> RelayRequest:
         streams=asked.streams,
         requests=int(counted),
         is_portable=asked.is_portable and not embeds,
-        resources=asked.resources,
+        resources=asked.resources or upload_name(target.operation, exchange.query),
         request=Request(
             contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
         ),
@@ -115,7 +119,9 @@ async def relayed(
         if answer.status not in _OK_STATUSES:
             yield await _refusal(answer, deployment, request)
             return
-        head = Reply("", raw=Head(answer.status, _passed_back(answer.headers)))
+        head = Reply(
+            "", raw=Head(answer.status, _passed_back(answer.headers), deleted=_deleted(details.target))
+        )
         if request.streams:
             async for reply in _stream(answer, head, deployment, request):
                 yield reply
@@ -131,7 +137,8 @@ async def relayed(
             scanner = AnswerScanner(details.target.protocol)
             if details.target.operation in _SCANNED:
                 scanner.feed(body)
-            yield attrs.evolve(_told(scanner), raw=head.raw)
+            created = created_name(details.target.operation, body, head.raw.headers)
+            yield attrs.evolve(_told(scanner), raw=attrs.evolve(head.raw, created=created))
             yield attrs.evolve(_told(scanner), raw=body)
     finally:
         await answer.aclose()
@@ -141,6 +148,7 @@ async def _stream(
     answer: RawAnswer, head: Reply, deployment: Deployment, request: RelayRequest
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Yield a streamed answer; it is held back until its first bytes show that it is none of an error."""
+    operation = request.details.target.operation
     scanner = AnswerScanner(request.details.target.protocol)
     held: list[bytes] | None = []
     async for piece in answer.pieces():
@@ -149,16 +157,23 @@ async def _stream(
             yield attrs.evolve(_told(scanner), raw=piece)
             continue
         held.append(piece)
-        if scanner.error is None and sum(map(len, held)) >= _TELLING:
-            yield attrs.evolve(_told(scanner), raw=head.raw)
-            yield attrs.evolve(_told(scanner), raw=b"".join(held))
+        begun = b"".join(held)
+        created = created_name(operation, begun) if operation.creates else ""
+        least = _TELLING if created or not operation.creates else _NAMING
+        if scanner.error is None and len(begun) >= least:
+            yield attrs.evolve(_told(scanner), raw=attrs.evolve(head.raw, created=created))
+            yield attrs.evolve(_told(scanner), raw=begun)
             held = None
     if scanner.error is not None:
         error = _in_band(scanner, deployment, request)
         error.told = held is None
         yield error
-    elif held is not None or (not scanner.is_complete and request.details.target.operation in _SCANNED):
+    elif held is not None or (not scanner.is_complete and operation in _SCANNED):
         yield not_an_answer("it broke off")
+
+
+def _deleted(target: Target) -> str:
+    return target.resource if target.operation.value.endswith(".delete") else ""
 
 
 def _told(scanner: AnswerScanner) -> Reply:
@@ -242,7 +257,7 @@ def _query(query: str) -> str:
 def _passed_back(headers: Mapping[str, str]) -> Headers:
     named = ((name.lower(), value) for name, value in headers.items())
     return tuple(
-        (name, value)
+        (name, without_host(value) if name == UPLOAD_URL else value)
         for name, value in named
         if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
     )
