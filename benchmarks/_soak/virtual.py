@@ -76,6 +76,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
         return waiting
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ARG002
+        """Join the threads in real time: in virtual time, any ``timeout`` would be over at once."""
+        await self.awaited(super().shutdown_default_executor)()
+
     def await_methods(self, thing: object) -> None:
         """Replace every public asynchronous method of ``thing`` by its :meth:`awaited` form."""
         for name, method in inspect.getmembers(thing, inspect.iscoroutinefunction):
