@@ -9,6 +9,7 @@ import pytest
 
 from llm_router import Deployment
 from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.methods import usual_methods
 from llm_router.engine.pool import Pool
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal
@@ -53,12 +54,12 @@ def test_deployments_are_grouped_by_provider_workload_and_model(make_deployment:
     assert len(pool) == 12
     assert [state.deployment for state in pool] == deployments
     assert {name: len(group.states) for name, group in pool.groups.items()} == {
-        (provider, workload, model): count
+        (provider, workload, model, usual_methods(model)): count
         for provider in ("near", "far")
         for workload in ("light", "heavy")
         for model, count in (("a", 2), ("b", 1))
     }
-    assert all(group.upstream is upstreams[name] for (name, _, _), group in pool.groups.items())
+    assert all(group.upstream is upstreams[name] for (name, *_), group in pool.groups.items())
     assert not any(parked(pool))
     assert not pool.sharded
 
