@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,7 +30,7 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def test_functions_are_called_and_their_results_answered(sdk: OpenSDK) -> None:
+async def test_functions_are_called_and_their_results_answered(sdk: "OpenSDK") -> None:
     """A prompt asks for a call, the SDK makes it, and the answer has its result: two requests."""
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
         config = types.GenerateContentConfig(tools=[add])
@@ -45,7 +43,7 @@ async def test_functions_are_called_and_their_results_answered(sdk: OpenSDK) -> 
     assert plain.text == "[gemini-test] echo: call:unknown{}"
 
 
-async def test_a_responder_can_call(sdk: OpenSDK) -> None:
+async def test_a_responder_can_call(sdk: "OpenSDK") -> None:
     """Calls that a responder returns come whole in one chunk, the first with a signature of its own."""
 
     def respond(model: str, body: Mapping[str, Any]) -> list[FunctionCall]:
@@ -64,7 +62,7 @@ async def test_a_responder_can_call(sdk: OpenSDK) -> None:
     assert last.candidates[0].finish_reason == types.FinishReason.STOP
 
 
-async def test_a_signature_belongs_to_its_call(sdk: OpenSDK) -> None:
+async def test_a_signature_belongs_to_its_call(sdk: "OpenSDK") -> None:
     """A call that comes back with other arguments than those that were signed is refused."""
     tool = types.Tool(function_declarations=[types.FunctionDeclaration(name="f")])
     config = types.GenerateContentConfig(tools=[tool])
@@ -82,7 +80,7 @@ async def test_a_signature_belongs_to_its_call(sdk: OpenSDK) -> None:
             await models.generate_content(model=MODEL, contents=history, config=config)
 
 
-async def test_a_schema_is_answered_with_fitting_json(sdk: OpenSDK) -> None:
+async def test_a_schema_is_answered_with_fitting_json(sdk: "OpenSDK") -> None:
     """The SDK parses the answer into the model it was given."""
     config = types.GenerateContentConfig(response_mime_type="application/json", response_schema=Herd)
     async with GeminiEmulator() as emulator, sdk(emulator) as models:
