@@ -110,14 +110,14 @@ class _Passage:
                 limit.reschedule(None)  # from here on, the router limits each piece
                 self._deliver(Begun(_traced(answer), None))
                 async for piece in answer:
-                    await self._wait_for_room(len(piece))
+                    await self._wait_for_room()
+                    self._put_bytes += len(piece)
                     self._deliver(piece)
         except (InvalidRequestError, StoreError) as error:
             return Begun(*answer_for(call.exchange, error))
         return _END
 
-    async def _wait_for_room(self, size: int) -> None:
-        self._put_bytes += size
+    async def _wait_for_room(self) -> None:
         if self._put_bytes - self._taken_bytes <= _AHEAD:
             return
         self._room = asyncio.Event()
