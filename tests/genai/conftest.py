@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,23 +12,16 @@ import pytest
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.emulator import GeminiEmulator, QuotaSpec
-from llm_router.emulator.responding import echo
 from llm_router.genai import Client
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
 MODELS = {"flash": "medium", "lite": "light", "text-embedding-9": "medium"}
 
 
-def answer_at_length(model: str, body: Mapping[str, Any]) -> Any:
-    """Answer half a megabyte if the prompt asks for it, and else as the emulator does by itself."""
-    return "word " * 100_000 if "at length" in str(body["contents"]) else echo(model, body)
-
-
 @pytest.fixture
 def emulator() -> Iterator[GeminiEmulator]:
     """Provide an emulator that both projects may send ten requests a minute of each model to."""
-    quota = QuotaSpec(rpm=10)
-    emulator = GeminiEmulator(keys=KEYS, models=MODELS, default_quota=quota, responder=answer_at_length)
+    emulator = GeminiEmulator(keys=KEYS, models=MODELS, default_quota=QuotaSpec(rpm=10))
     with emulator.run_in_thread():
         yield emulator
 

@@ -13,6 +13,7 @@ from google.genai import errors, types
 
 from llm_router import Router, RouterClosedError
 from llm_router.emulator import Fault, GeminiEmulator
+from llm_router.engine.relaying import Relay
 from llm_router.genai import Client, passage, transports
 
 Count = Callable[..., Coroutine[Any, Any, int]]
@@ -30,16 +31,15 @@ async def generate(client: genai.Client, *, blocking: bool, **options: Any) -> A
     return await client.aio.models.generate_content(**PROMPT, **options)
 
 
-async def read(client: genai.Client, *, blocking: bool, **options: Any) -> list[str | None]:
+async def read(client: genai.Client, *, blocking: bool) -> list[str | None]:
     """Read a stream to its end."""
-    asked: Any = {**PROMPT, **options}
 
     def read_blocking() -> list[str | None]:
-        return [piece.text for piece in client.models.generate_content_stream(**asked)]
+        return [piece.text for piece in client.models.generate_content_stream(**PROMPT)]
 
     if blocking:
         return await asyncio.to_thread(read_blocking)
-    return [piece.text async for piece in await client.aio.models.generate_content_stream(**asked)]
+    return [piece.text async for piece in await client.aio.models.generate_content_stream(**PROMPT)]
 
 
 @pytest.fixture(params=[False, True], ids=["asynchronous", "blocking"])
@@ -176,21 +176,51 @@ async def test_closing_while_calls_are_under_way(
     await until_holding(emulator, 0)
 
 
+class Sliced:
+    """A relay whose answer comes in pieces of twenty bytes."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    async def __aenter__(self) -> Sliced:
+        await self._relay.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._relay.__aexit__(*error)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for piece in self._relay:
+            for at in range(0, len(piece), 20):
+                yield piece[at : at + 20]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._relay, name)
+
+
+@pytest.fixture
+def sliced(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Provide a client that reads only ten bytes ahead of its callers, of answers in many pieces."""
+    monkeypatch.setattr(passage, "_AHEAD", 10)
+    router = client._bridge.router
+    relay = router.relay
+    monkeypatch.setattr(router, "relay", lambda exchange, **options: Sliced(relay(exchange, **options)))
+    return client
+
+
 async def test_a_stream_that_nobody_reads(
-    client: Client, monkeypatch: pytest.MonkeyPatch, until_idle: UntilIdle, *, blocking: bool
+    sliced: Client, monkeypatch: pytest.MonkeyPatch, until_idle: UntilIdle, *, blocking: bool
 ) -> None:
     """It is given up, and whoever comes back to it is told."""
-    monkeypatch.setattr(passage, "_AHEAD", 10)
     monkeypatch.setattr(passage, "_IDLE", 0.05)
     held: Any
-    long: Any = {"model": "flash", "contents": "at length"}
     if blocking:
-        held = client.models.generate_content_stream(**long)
+        held = sliced.models.generate_content_stream(**PROMPT)
         await asyncio.to_thread(next, held)
     else:
-        held = await client.aio.models.generate_content_stream(**long)
+        held = await sliced.aio.models.generate_content_stream(**PROMPT)
         await anext(held)
-    await until_idle(client)
+    await until_idle(sliced)
     with pytest.raises(LIBRARY.ReadTimeout, match="nothing of the answer was read"):
         await (asyncio.to_thread(list, held) if blocking else _all_of(held))
 
@@ -199,11 +229,10 @@ async def _all_of(stream: AsyncIterator[Any]) -> list[Any]:
     return [piece async for piece in stream]
 
 
-async def test_a_slow_reader(client: Client, monkeypatch: pytest.MonkeyPatch, *, blocking: bool) -> None:
+async def test_a_slow_reader(sliced: Client, *, blocking: bool) -> None:
     """The server is not read faster than the caller, who gets all of it."""
-    monkeypatch.setattr(passage, "_AHEAD", 10)
-    pieces = await read(client, blocking=blocking, contents="at length")
-    assert len("".join(each or "" for each in pieces)) == 500_000
+    pieces = await read(sliced, blocking=blocking)
+    assert "".join(each or "" for each in pieces) == "[flash] echo: one two three four"
 
 
 async def test_no_key_in_a_traceback(client: Client, emulator: GeminiEmulator) -> None:

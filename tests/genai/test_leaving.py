@@ -150,17 +150,19 @@ from llm_router import Deployment, Key, Router, Secret
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
 pool = [Deployment(Key("alpha", Secret("AIzaOfAlpha")), "flash")]
 make = functools.partial(Router, pool, base_url=sys.argv[1])
-def ask(client): return client.models.generate_content(model="flash", contents="hi").text
 owning, given = Client(router=make), Client(router=make())
-print(ask(owning), ask(given), flush=True)
+prompt = {"model": "flash", "contents": "hi"}
+for client in (owning, given): print(client.models.generate_content(**prompt).text, flush=True)
 child = os.fork()
 if not child:
-    print(ask(owning), flush=True)
-    try: ask(given)
+    print(owning.models.generate_content(**prompt).text, flush=True)
+    try: given.models.generate_content(**prompt)
     except RuntimeError as error: print("child:", error, flush=True)
     owning.close()
     sys.exit(0)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask(owning), ask(given))
+print("child ended with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+for client in (owning, given): print(client.models.generate_content(**prompt).text, flush=True)
+# No function is defined here: with one, Python 3.13 dies of any httpx stream that is open at the end.
 stream = owning.models.generate_content_stream(model="flash", contents="one two three")
 next(stream)
 """
@@ -176,6 +178,5 @@ def test_forks_and_the_end_of_the_interpreter(emulator: GeminiEmulator) -> None:
     assert done.stderr == ""
     assert done.returncode == 0
     lines = done.stdout.splitlines()
-    assert lines[:2] == [f"{answer} {answer}", answer]
-    assert lines[2].startswith("child: this client came by a fork")
-    assert lines[3:] == [f"0 {answer} {answer}"]
+    assert lines.pop(3).startswith("child: this client came by a fork")
+    assert lines == [answer, answer, answer, "child ended with 0", answer, answer]
