@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Self, cast
 
 import pytest
 from google import genai
@@ -182,12 +182,12 @@ class Sliced:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
 
-    async def __aenter__(self) -> Sliced:
+    async def __aenter__(self) -> Self:
         await self._relay.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._relay.__aexit__(*error)
+        await self._relay.__aexit__(*cast("Any", error))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for piece in self._relay:
