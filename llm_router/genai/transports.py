@@ -21,7 +21,7 @@ from llm_router.gemini_http.wishes import read_wishes
 from llm_router.genai.bridge import Bridge
 from llm_router.genai.passage import AsyncPassage, Begun, BlockingPassage, Call
 
-__all__ = ["http_clients"]
+__all__ = ["http_clients", "http_library"]
 
 MAX_WAIT = 60.0
 """Most seconds to wait for quota, for clients that do not say."""
@@ -30,9 +30,13 @@ LONGEST = 600.0
 """Seconds for an answer to begin, and then for each piece of it, for calls that do not say."""
 
 
+_KNOWS_HTTPX2 = 3
+"""The first major version of the SDK all of whose calls can go through httpx2."""
+
+
 def http_clients(bridge: Bridge, max_wait: float | None) -> dict[str, Any]:
     """Return the fields of the SDK's ``HttpOptions`` that make a client go through a bridge."""
-    library = importlib.import_module(_library_name())
+    library = http_library()
     make, make_async = _types(library)
     # The SDK's own clients have no timeout either, unless a request has one.
     shared = {"timeout": None, "trust_env": False}
@@ -42,13 +46,13 @@ def http_clients(bridge: Bridge, max_wait: float | None) -> dict[str, Any]:
     }
 
 
-def _library_name() -> str:
-    """Return the library that the SDK would take: httpx2 from its version 3 on, where it is installed."""
+def http_library() -> Any:
+    """Import the library that the SDK would take: httpx2 from its version 3 on, where it is installed."""
     wished = os.environ.get("GOOGLE_GENAI_HTTP_CLIENT", "").lower().strip()
-    names = ("httpx2", "httpx") if int(genai.__version__.partition(".")[0]) > 2 else ("httpx",)  # noqa: PLR2004
+    names = ("httpx2", "httpx") if int(genai.__version__.partition(".")[0]) >= _KNOWS_HTTPX2 else ("httpx",)
     if wished in names:
         names = (wished,)
-    return next(name for name in names if importlib.util.find_spec(name) is not None)
+    return importlib.import_module(next(name for name in names if importlib.util.find_spec(name)))
 
 
 class _Pieces:

@@ -14,13 +14,14 @@ from google.genai import errors, types
 from llm_router import Router, RouterClosedError
 from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.engine.relaying import Relay
-from llm_router.genai import Client, passage, transports
+from llm_router.genai import Client, passage
+from llm_router.genai.transports import http_library
 
 Count = Callable[..., Coroutine[Any, Any, int]]
 UntilIdle = Callable[[Client], Coroutine[Any, Any, None]]
 UntilHolding = Callable[..., Coroutine[Any, Any, None]]
 
-LIBRARY: Any = __import__(transports._library_name())
+LIBRARY: Any = http_library()
 PROMPT: Any = {"model": "flash", "contents": "one two three four"}
 
 

@@ -1,0 +1,174 @@
+"""The drop-in client: its calls per second beside those of the bare SDK, on the same kind of transport."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import attrs
+from _fleet import child
+from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
+from _subjects import MODEL, deployments
+
+from llm_router import Router
+
+__all__ = ["run"]
+
+_PROMPT = "Say in one sentence what a token bucket is."
+_KEYS = 10
+_FACTOR = 4
+"""How much longer runs are here than elsewhere, because a call takes about a millisecond."""
+
+_BASELINE = "google-genai"
+_OURS = "llm_router.genai"
+_THREADS = (1, 8)
+_IN_FLIGHT = (1, 16)
+
+
+@attrs.frozen
+class Works:
+    """One call of a client, in each way in which it can be made."""
+
+    whole: Callable[[], Awaitable[object]]
+    streamed: Callable[[], Awaitable[object]]
+    whole_blocking: Callable[[], object]
+    streamed_blocking: Callable[[], object]
+
+
+async def run(scale: Scale) -> Report:
+    """Measure calls of both clients."""
+    table = Table.about(
+        "drop-in client: calls per second against the emulator (a separate process, over HTTP on loopback)",
+        "both clients are the SDK with an httpx client, share one process and take turns",
+        "CPU is the time of that process, without the emulator",
+        "the bare SDK has one key and reserves nothing; the router of the drop-in client has ten",
+    )
+    with child("emulator", {}) as url:
+        async with _clients(url) as clients:
+            for in_flight in _IN_FLIGHT[:1] if scale.short else _IN_FLIGHT:
+                for name in ("whole", "streamed"):
+                    works = {each: getattr(work, name) for each, work in clients.items()}
+                    sampler = partial(_sampler, in_flight=in_flight, seconds=_FACTOR * scale.seconds)
+                    table.add(*await _rows(scale, f"{in_flight} in flight, {name}", works, sampler))
+            for threads in _THREADS[:1] if scale.short else _THREADS:
+                for name in ("whole", "streamed"):
+                    works = {each: getattr(work, f"{name}_blocking") for each, work in clients.items()}
+                    sampler = partial(_blocking_sampler, threads=threads, seconds=_FACTOR * scale.seconds)
+                    case = f"{threads} thread{'s' * (threads > 1)}, blocking, {name}"
+                    table.add(*await _rows(scale, case, works, sampler))
+    return Report("dropin", [table, _targets(table)])
+
+
+async def _rows(
+    scale: Scale, case: str, works: Mapping[str, Any], sampler: Callable[[Any], Callable[[], Awaitable[Any]]]
+) -> list[Row]:
+    found = await in_turn({name: sampler(work) for name, work in works.items()}, scale.runs)
+    units = {"calls": "/s", "CPU per call": "µs"}
+    return [
+        Row(
+            case,
+            name,
+            {quantity: Measure(values, units[quantity]) for quantity, values in samples.items()},
+            (case, _BASELINE),
+        )
+        for name, samples in found.items()
+    ]
+
+
+def _sampler(
+    work: Callable[[], Awaitable[object]], *, in_flight: int, seconds: float
+) -> Callable[[], Awaitable[Mapping[str, float]]]:
+    async def sample() -> Mapping[str, float]:
+        calls = 0
+
+        async def counted() -> None:
+            nonlocal calls
+            await work()
+            calls += 1
+
+        began = time.process_time()
+        rate = await calls_per_second(counted, in_flight, seconds)
+        return {"calls": rate, "CPU per call": (time.process_time() - began) / calls * 1e6}
+
+    return sample
+
+
+def _blocking_sampler(
+    work: Callable[[], object], *, threads: int, seconds: float
+) -> Callable[[], Awaitable[Mapping[str, float]]]:
+    def sample() -> Mapping[str, float]:
+        counts = [0] * threads
+        end = time.perf_counter() + seconds
+
+        def repeat(number: int) -> None:
+            while time.perf_counter() < end or not counts[number]:
+                work()
+                counts[number] += 1
+
+        began, cpu = time.perf_counter(), time.process_time()
+        workers = [threading.Thread(target=repeat, args=(number,)) for number in range(threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        calls, cpu = sum(counts), time.process_time() - cpu
+        return {"calls": calls / (time.perf_counter() - began), "CPU per call": cpu / calls * 1e6}
+
+    return partial(asyncio.to_thread, sample)
+
+
+@asynccontextmanager
+async def _clients(url: str) -> AsyncIterator[Mapping[str, Works]]:
+    """Yield the calls of both clients."""
+    from google import genai  # noqa: PLC0415 - slow to import, and not always measured
+
+    from llm_router.genai import Client  # noqa: PLC0415 - as above
+    from llm_router.genai.transports import http_library  # noqa: PLC0415 - as above
+
+    lib = http_library()
+    limits = lib.Limits(max_connections=None)
+    with lib.Client(timeout=None, limits=limits) as http:
+        async with lib.AsyncClient(timeout=None, limits=limits) as http_async:
+            options = genai.types.HttpOptions(base_url=url, httpx_client=http, httpx_async_client=http_async)
+            bare = genai.Client(api_key="emulated-secret-0", http_options=options)
+            ours = Client(router=partial(Router, deployments(_KEYS), base_url=url))
+            yield {_BASELINE: _works(bare), _OURS: _works(ours)}
+            ours.close()
+
+
+def _works(client: Any) -> Works:
+    asked = {"model": MODEL, "contents": _PROMPT}
+
+    async def whole() -> None:
+        _check((await client.aio.models.generate_content(**asked)).text)
+
+    async def streamed() -> None:
+        _check([piece async for piece in await client.aio.models.generate_content_stream(**asked)])
+
+    def whole_blocking() -> None:
+        _check(client.models.generate_content(**asked).text)
+
+    def streamed_blocking() -> None:
+        _check(list(client.models.generate_content_stream(**asked)))
+
+    return Works(whole, streamed, whole_blocking, streamed_blocking)
+
+
+def _check(answer: Any) -> None:
+    if not answer:
+        raise RuntimeError("the emulator returned no answer")
+
+
+def _targets(table: Table) -> Table:
+    targets = Table("targets")
+    for row in table.rows:
+        ratio = table.ratio(row)
+        if row.subject == _OURS and ratio is not None:
+            measures = {"reached": Measure((ratio,), "×")}
+            targets.add(Row(f"{row.case}: ≥ 0.91 × the bare SDK", _OURS, measures))
+    return targets
