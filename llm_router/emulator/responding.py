@@ -20,6 +20,7 @@ It is given the model's name and the JSON body of the request, as ``generateCont
 """
 
 _ECHOED = 200
+_PARAMETERS = ("parameters", "parametersJsonSchema", "parameters_json_schema")  # as clients write it
 _CALL = re.compile(r"call:([A-Za-z_][\w.-]*)")
 _JSON = "application/json"
 
@@ -73,7 +74,8 @@ def _calls(body: Mapping[str, Any], *, answered: bool) -> tuple[FunctionCall, ..
         return asked
     made = {part["functionCall"].get("name") for turn in turns(body) for part in _call_parts(turn)}
     name = next((name for name in declared if name not in made), list(declared)[-1])
-    schema = declared[name].get("parameters") or declared[name].get("parametersJsonSchema") or {}
+    schemas = (declared[name].get(word) for word in _PARAMETERS)
+    schema: Mapping[str, Any] = next(filter(None, schemas), {})
     return (FunctionCall(name, example(schema) if schema else {}),)
 
 

@@ -7,6 +7,7 @@ import pytest
 from google.genai import errors, types
 
 from llm_router.emulator import FunctionCall, GeminiEmulator
+from llm_router.emulator.responding import echo
 from llm_router.emulator.schemas import example
 
 if TYPE_CHECKING:
@@ -114,3 +115,15 @@ def test_a_schema_of_itself_ends() -> None:
     """A recursive schema has an example of a few levels."""
     node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
     assert json.dumps(example({"$ref": "#/$defs/node", "$defs": {"node": node}})).count("next") == 6
+
+
+@pytest.mark.parametrize("word", ["parameters", "parametersJsonSchema", "parameters_json_schema"])
+def test_a_demanded_call_fits_its_schema(word: str) -> None:
+    """In whichever of the API's fields, and in whichever case, the schema came."""
+    schema = {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]}
+    body = {
+        "contents": [{"role": "user", "parts": [{"text": "hi"}]}],
+        "tools": [{"functionDeclarations": [{"name": "f", word: schema}]}],
+        "toolConfig": {"functionCallingConfig": {"mode": "ANY"}},
+    }
+    assert echo(MODEL, body) == (FunctionCall("f", {"size": 1}),)
