@@ -33,6 +33,9 @@ _DEEPEST = 16
 """Levels of nesting that are followed; what the API accepts is never deeper, except in JSON."""
 
 _TEXT_FIELDS = ("text", "code", "output")
+_PLAIN_FIELDS = {"role", "parts", "text"}
+"""All that most contents and parts have."""
+
 _NESTED_FIELDS = ("parts", "executable_code", "code_execution_result")
 _JSON_FIELDS = ("function_call", "function_response")
 _CONFIG_FIELDS = ("tools", "response_schema", "response_json_schema")
@@ -65,6 +68,11 @@ def _estimate(value: Any, depth: int = 0) -> int:
 
 def _estimate_part(value: Any, depth: int) -> int:
     """Estimate a content, a part, a file, or a Pillow image."""
+    if value.__class__ is dict and value.keys() <= _PLAIN_FIELDS:
+        text = value.get("text")
+        return (estimate_tokens(text) if text and isinstance(text, str) else 0) + _estimate(
+            value.get("parts"), depth + 1
+        )
     texts = (field(value, name) for name in _TEXT_FIELDS)
     tokens = sum(estimate_tokens(text) for text in texts if isinstance(text, str) and text)
     tokens += sum(_estimate(field(value, name), depth + 1) for name in _NESTED_FIELDS)

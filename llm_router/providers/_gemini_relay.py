@@ -138,8 +138,8 @@ async def relayed(
             if details.target.operation in _SCANNED:
                 scanner.feed(body)
             created = created_name(details.target.operation, body, head.raw.headers)
-            yield attrs.evolve(_told(scanner), raw=attrs.evolve(head.raw, created=created))
-            yield attrs.evolve(_told(scanner), raw=body)
+            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
+            yield _told(scanner, body)
     finally:
         await answer.aclose()
 
@@ -154,15 +154,15 @@ async def _stream(
     async for piece in answer.pieces():
         scanner.feed(piece)
         if held is None:
-            yield attrs.evolve(_told(scanner), raw=piece)
+            yield _told(scanner, piece)
             continue
         held.append(piece)
         begun = b"".join(held)
         created = created_name(operation, begun) if operation.creates else ""
         least = _TELLING if created or not operation.creates else _NAMING
         if scanner.error is None and len(begun) >= least:
-            yield attrs.evolve(_told(scanner), raw=attrs.evolve(head.raw, created=created))
-            yield attrs.evolve(_told(scanner), raw=begun)
+            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
+            yield _told(scanner, begun)
             held = None
     if scanner.error is not None:
         error = _in_band(scanner, deployment, request)
@@ -176,8 +176,8 @@ def _deleted(target: Target) -> str:
     return target.resource if target.operation.value.endswith(".delete") else ""
 
 
-def _told(scanner: AnswerScanner) -> Reply:
-    return Reply("", scanner.usage, scanner.finish_reason, scanner.model)
+def _told(scanner: AnswerScanner, raw: Head | bytes) -> Reply:
+    return Reply("", scanner.usage, scanner.finish_reason, scanner.model, raw=raw)
 
 
 def _in_band(scanner: AnswerScanner, deployment: Deployment, request: RelayRequest) -> ProviderError:

@@ -6,6 +6,7 @@ It is duck-typed, so that it needs no SDK: a config may be a dict (in snake_case
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,13 +26,16 @@ the name of that feature."""
 
 def field(value: Any, name: str) -> Any:
     """Return the field with a snake_case name, from a dict (in camelCase, too) or an object."""
-    if not isinstance(value, Mapping):
+    if value.__class__ is not dict and not isinstance(value, Mapping):
         return getattr(value, name, None)
     found = value.get(name)
-    if found is None and "_" in name:
-        head, *tail = name.split("_")
-        found = value.get(head + "".join(word.title() for word in tail))
-    return found
+    return value.get(_camel(name)) if found is None and "_" in name else found
+
+
+@cache
+def _camel(name: str) -> str:
+    head, *tail = name.split("_")
+    return head + "".join(word.title() for word in tail)
 
 
 def metered_tools(request: Request) -> tuple[str, ...]:
