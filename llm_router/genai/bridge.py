@@ -50,12 +50,21 @@ class Home:
         """How many calls are under way."""
         return len(self._tasks)
 
-    async def cancel(self) -> None:
-        """End the calls that are under way."""
-        tasks = list(self._tasks)
-        for task in tasks:
+    def cancel(self) -> None:
+        """Let the calls that are under way end. Call it on the loop."""
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def end(self) -> None:
+        """End the calls that are under way."""
+        self.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def post(self, action: Callable[[], object]) -> None:
+        """Have something done on the loop, unless that is closed. Any thread may call it, and a finaliser."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(action)
 
 
 class _Thread(threading.Thread):
@@ -68,6 +77,7 @@ class _Thread(threading.Thread):
         self._ready = threading.Event()
         self._stopping: asyncio.Event
         self.home: Home
+        _threads.add(self)
         self.start()
         self._ready.wait()
 
@@ -76,28 +86,25 @@ class _Thread(threading.Thread):
         # cannot be done; what matters then is only that nothing hangs.
         with contextlib.suppress(RuntimeError), asyncio.Runner() as runner:
             runner.run(self._live())
-        _threads.pop(self, None)
+        _threads.discard(self)
 
     async def _live(self) -> None:
         self.home = Home(asyncio.get_running_loop(), self._router)
         self._stopping = asyncio.Event()
         self._ready.set()
         await self._stopping.wait()
-        await self.home.cancel()
+        await self.home.end()
         if self._closes:
             await self._router.aclose()
 
-    def stop(self, process: int) -> None:
-        """Let the thread end, unless this is a child of the process that has it. Any thread may call it."""
-        if os.getpid() != process:
-            return
-        with contextlib.suppress(RuntimeError):  # it has ended
-            self.home.loop.call_soon_threadsafe(self._stopping.set)
+    def stop(self) -> None:
+        """Let the thread end. Any thread may call it, and a finaliser."""
+        self.home.post(self._stopping.set)
 
-    def stop_and_wait(self, process: int) -> None:
-        """End the thread, and wait for its end."""
-        self.stop(process)
-        if os.getpid() == process and threading.current_thread() is not self:
+    def stop_and_wait(self) -> None:
+        """End the thread."""
+        self.stop()
+        if threading.current_thread() is not self:
             self.join(_JOIN)
 
 
@@ -114,12 +121,14 @@ class Bridge:
 
     def __init__(self, source: RouterSource) -> None:
         self._source = source
+        self._owns = not isinstance(source, Router)
         self._closed = False
-        self._forget()
-        self._router: Router = self._make()
+        self._is_child = False
+        self._start_afresh()
+        self._router = self._make()
+        _bridges.add(self)
 
-    def _forget(self) -> None:
-        self._process = os.getpid()
+    def _start_afresh(self) -> None:
         self._lock = threading.Lock()
         self._home: Home | None = None
         self._thread: _Thread | None = None
@@ -127,6 +136,11 @@ class Bridge:
 
     def _make(self) -> Router:
         return self._source if isinstance(self._source, Router) else self._source()
+
+    @property
+    def router(self) -> Router:
+        """The router."""
+        return self._router
 
     def home(self) -> Home:
         """Return the loop to go to.
@@ -136,13 +150,12 @@ class Bridge:
             RouterLoopError: The router works on a loop that is open but does not run, or on one of the
                 process that this one was forked from.
         """
-        if os.getpid() != self._process:
-            self._after_fork()
         home = self._home
         if home is not None and self._router.loop is home.loop and not home.loop.is_closed():
             return home
         with self._lock:
-            return self._find_home()
+            self._home = self._find_home()
+            return self._home
 
     def home_of_blocking_call(self) -> Home:
         """Return the loop to go to from a thread that will wait for it.
@@ -159,62 +172,77 @@ class Bridge:
     def _find_home(self) -> Home:
         if self._closed:
             raise RouterClosedError("this client is closed: make a new one")
+        if self._is_child:
+            self._replace_router()
         loop = self._router.loop
         if self._thread is not None and loop in (None, self._thread.home.loop):
-            self._home = self._thread.home
-        elif loop is not None and not loop.is_closed():
-            if not loop.is_running():
-                raise RouterLoopError("the router works on an event loop that is open but does not run")
-            self._home = Home(loop, self._router)
-        else:
-            self._home = self._start().home
-        return self._home
+            return self._thread.home
+        if loop is None or loop.is_closed():
+            return self._start().home
+        if not loop.is_running():
+            raise RouterLoopError("the router works on an event loop that is open but does not run")
+        return Home(loop, self._router)
 
     def _start(self) -> _Thread:
-        thread = _Thread(self._router, closes=not isinstance(self._source, Router))
-        self._thread = thread
-        _threads[thread] = self._process
-        self._finalizer = weakref.finalize(self, thread.stop, self._process)
+        thread = self._thread = _Thread(self._router, closes=self._owns)
+        self._finalizer = weakref.finalize(self, thread.stop)
         self._finalizer.atexit = False
         return thread
 
-    def _after_fork(self) -> None:
-        """Leave what is the parent's alone; make a router of this process's own."""
-        _inherited.append((self._thread, self._router))
-        self._forget()
-        if isinstance(self._source, Router) and self._router.loop is not None:
+    def _replace_router(self) -> None:
+        """Make a router of this process's own."""
+        if not self._owns and self._router.loop is not None:
             raise RouterLoopError(
                 "this client came by a fork, and its router is the parent's: make both in the child, "
                 "or use Client.from_config"
             )
         self._router = self._make()
+        self._is_child = False
 
-    @property
-    def router(self) -> Router:
-        """The router."""
-        return self._router
+    def leave_to_parent(self) -> None:
+        """Forget, in a child, what is the parent's, and keep it from being collected."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        _inherited.append((self._thread, self._router))
+        self._start_afresh()
+        self._is_child = True
 
     def close(self) -> None:
         """End the calls that are under way, and the thread; close the router if the bridge made it."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            thread, self._thread, self._home = self._thread, None, None
+            if self._owns and not self._is_child and self._router.loop is None:
+                self._start()  # a router is closed on a loop, used or not
+            thread, home = self._thread, self._home
+            self._thread = self._home = None
         if self._finalizer is not None:
             self._finalizer.detach()
+        if home is not None and thread is None:
+            home.post(home.cancel)
         if thread is not None:
-            thread.stop_and_wait(self._process)
+            thread.stop_and_wait()
 
 
 def _at_exit() -> None:
     """End the threads that are left before the interpreter takes away what they need for it."""
-    for thread, process in list(_threads.items()):
-        thread.stop_and_wait(process)
+    for thread in list(_threads):
+        thread.stop_and_wait()
 
 
-_threads: dict[_Thread, int] = {}
-"""The threads that run, each with its process."""
+def _after_fork() -> None:
+    """Leave what is the parent's alone."""
+    _threads.clear()
+    for bridge in list(_bridges):
+        bridge.leave_to_parent()
 
+
+_threads: set[_Thread] = set()
+_bridges: weakref.WeakSet[Bridge] = weakref.WeakSet()
 _inherited: list[Any] = []
 """What belongs to the process that this one was forked from: collecting it would disturb its sockets."""
 
 atexit.register(_at_exit)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -116,7 +116,8 @@ class Client(genai.Client):
     def close(self) -> None:
         """End the calls that are under way, synchronous and asynchronous, and release everything.
 
-        A router that the client was given stays open. May be called twice.
+        A router that the client was given stays open. May be called twice. ``client.aio.aclose()`` does not
+        do this, as in the SDK: it closes nothing here.
         """
         self._bridge.close()
 

@@ -7,7 +7,6 @@ import contextlib
 import queue
 from collections import deque
 from collections.abc import Generator
-from typing import Any
 
 import attrs
 
@@ -155,18 +154,14 @@ class _Passage:
     def abandon(self) -> None:
         """End the call, unless it is over. Any thread may call it, and a finaliser."""
         if not self._is_over:
-            self._post(self._cancel)
-
-    def _post(self, action: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and so the call over
-            self._home.loop.call_soon_threadsafe(action)
+            self._home.post(self._cancel)
 
     def _accept(self, event: _Event) -> bytes:
         """Return the bytes of an event, empty after the last ones; raise what it failed with."""
         if isinstance(event, bytes):
             self._taken_bytes += len(event)
             if (room := self._room) is not None:
-                self._post(room.set)
+                self._home.post(room.set)
             return event
         if isinstance(event, BaseException):
             raise event

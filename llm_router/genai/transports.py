@@ -151,7 +151,11 @@ class _Transport:
     def _response(self, request: Any, begun: Begun, passage: Any) -> Any:
         headers = _headers(begun.head, request)
         if begun.body is not None:
-            return self._lib.Response(begun.head.status, headers=headers, content=begun.body)
+            response = self._lib.Response(begun.head.status, headers=headers, content=begun.body)
+            response.encoding = (
+                "utf-8"  # as JSON is; to find that out of the headers costs more than to decode
+            )
+            return response
         pieces = self._pieces(self._lib, passage, self._bridge, request)
         return self._lib.Response(begun.head.status, headers=headers, stream=pieces)
 

@@ -183,6 +183,16 @@ def test_what_cannot_be_meant(options: Any, named: str) -> None:
         Client(router=lambda: pytest.fail("made"), **options)
 
 
+async def test_a_client_that_was_never_used(make_router: Callable[..., Router]) -> None:
+    """Closing it closes its router, too; one that it was given stays open."""
+    routers = [make_router(), make_router()]
+    Client(router=lambda: routers[0]).close()
+    with Client(router=routers[1]):
+        pass
+    assert [each.closed for each in routers] == [True, False]
+    await routers[1].aclose()
+
+
 async def test_a_closed_client(client: Client) -> None:
     """It says so."""
     client.close()

@@ -177,6 +177,25 @@ async def test_closing_while_calls_are_under_way(
     await until_holding(emulator, 0)
 
 
+async def test_closing_a_client_of_a_router_in_use(
+    make_router: Callable[..., Router], emulator: GeminiEmulator, until_holding: UntilHolding
+) -> None:
+    """Its calls end as well, and those of the router go on."""
+    async with make_router() as router:
+        assert (await router.send("hi")).success
+        client = Client(router=router)
+        emulator.inject(Fault.hang())
+        sending = asyncio.create_task(router.send("hi"))
+        asking = asyncio.create_task(client.aio.models.generate_content(**PROMPT))
+        await until_holding(emulator, 2)
+        client.close()
+        with pytest.raises(RouterClosedError, match="closed"):
+            await asking
+        await until_holding(emulator, 1)
+        emulator.release()
+        assert (await sending).success
+
+
 class Sliced:
     """A relay whose answer comes in pieces of twenty bytes."""
 
