@@ -152,9 +152,7 @@ class _Transport:
         headers = _headers(begun.head, request)
         if begun.body is not None:
             response = self._lib.Response(begun.head.status, headers=headers, content=begun.body)
-            response.encoding = (
-                "utf-8"  # as JSON is; to find that out of the headers costs more than to decode
-            )
+            response.encoding = "utf-8"  # JSON's: looking for it in the headers takes longer than decoding
             return response
         pieces = self._pieces(self._lib, passage, self._bridge, request)
         return self._lib.Response(begun.head.status, headers=headers, stream=pieces)

@@ -7,6 +7,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +26,20 @@ def test_it_is_the_sdks_client(client: Client) -> None:
     assert isinstance(client, genai.Client)
     assert not client.vertexai
     assert "AIza" not in repr(vars(client._api_client))
+
+
+def test_from_config(emulator: GeminiEmulator, tmp_path: Path) -> None:
+    """A keys file and the environment are all that it needs; what is wrong in them is said at once."""
+    path = tmp_path / "keys.json"
+    path.write_text('{"keys": [{"key_id": "key-1", "model_name": "flash", "limits": {"rpm": 1}}]}', "utf-8")
+    env = {"API_KEY_key_1": "AIzaOfAlpha", "GOOGLE_GEMINI_BASE_URL": emulator.url}
+    with Client.from_config(path, env=env, env_file=None, store="memory://", max_wait=0) as client:
+        assert client.models.generate_content(model="flash", contents="hi").text == "[flash] echo: hi"
+        with pytest.raises(errors.ClientError) as caught:
+            client.models.generate_content(model="flash", contents="hi")
+        assert caught.value.code == 429
+    with pytest.raises(ConfigError, match="API_KEY_key_1"):
+        Client.from_config(path, env={}, env_file=None)
 
 
 async def test_an_asynchronous_call(client: Client, emulator: GeminiEmulator, count_used: Count) -> None:
