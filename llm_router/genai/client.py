@@ -15,6 +15,7 @@ from llm_router.engine.requests import check_wait
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.genai.bridge import Bridge, RouterSource
 from llm_router.genai.transports import http_clients
+from llm_router.providers._gemini_session import without_warnings_of_unused_keys
 from llm_router.router import Router, RouterOptions
 from llm_router.stores.base import RateLimitStore
 
@@ -72,11 +73,9 @@ class Client(genai.Client):
         wait = None if max_wait is None else _checked_wait(max_wait)
         options = _checked_options(http_options)
         self._bridge = Bridge(router)
-        super().__init__(
-            vertexai=False,
-            api_key=_NO_KEY,
-            http_options=options.model_copy(update=http_clients(self._bridge, wait)),
-        )
+        options = options.model_copy(update=http_clients(self._bridge, wait))
+        with without_warnings_of_unused_keys():
+            super().__init__(vertexai=False, api_key=_NO_KEY, http_options=options)
         # What opens a websocket asks the SDK for its URL or for its TLS options, or for both.
         api_client: Any = self._api_client
         api_client._websocket_base_url = _refuse_websockets  # noqa: SLF001

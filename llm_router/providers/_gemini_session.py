@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     from llm_router.domain.secret import Secret
     from llm_router.providers._gemini_transport import PathFailure, RawAnswer, Transport
 
-__all__ = ["HttpBackend", "LoopSession", "check_backend", "check_base_url", "prepare"]
+__all__ = [
+    "HttpBackend",
+    "LoopSession",
+    "check_backend",
+    "check_base_url",
+    "prepare",
+    "without_warnings_of_unused_keys",
+]
 
 _BASE_URL = "GOOGLE_GEMINI_BASE_URL"
 _DEFAULT_URL = "https://generativelanguage.googleapis.com"
@@ -157,12 +164,12 @@ class LoopSession:
             retry_options=types.HttpRetryOptions(attempts=1),
             **self._transport.http_options(),
         )
-        with _without_warnings_of_unused_keys():
+        with without_warnings_of_unused_keys():
             return genai.Client(vertexai=False, api_key=secret.reveal(), http_options=options)
 
 
 @contextlib.contextmanager
-def _without_warnings_of_unused_keys() -> Generator[None]:
+def without_warnings_of_unused_keys() -> Generator[None]:
     """Keep the SDK from warning, for each client, of keys in the environment that the client does not use.
 
     It does so if both of its own variables are set. Clients made by others meanwhile are not affected.

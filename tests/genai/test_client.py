@@ -28,6 +28,20 @@ def test_it_is_the_sdks_client(client: Client) -> None:
     assert "AIza" not in repr(vars(client._api_client))
 
 
+def test_the_environment_of_the_sdk(
+    make_router: Callable[..., Router], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it says of keys, servers and Vertex AI is for other clients, and nothing warns of it."""
+    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "GOOGLE_CLOUD_PROJECT", "GOOGLE_CLOUD_LOCATION"):
+        monkeypatch.setenv(name, "of-another-client")
+    monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://of-another-client.invalid/path")
+    with Client(router=make_router) as client:
+        assert client.models.generate_content(model="flash", contents="hi").text == "[flash] echo: hi"
+        assert "of-another-client" not in repr(vars(client._api_client)["_http_options"])
+    assert caplog.records == []
+
+
 def test_from_config(emulator: GeminiEmulator, tmp_path: Path) -> None:
     """A keys file and the environment are all that it needs; what is wrong in them is said at once."""
     path = tmp_path / "keys.json"
