@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
 from llm_router.default_router import get_key_manager, get_request_router
+from llm_router.domain.answers import FunctionCall, Step
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
@@ -87,6 +88,7 @@ __all__ = [
     "ExtensionError",
     "FailureKind",
     "FaultScope",
+    "FunctionCall",
     "Head",
     "Health",
     "HistoryError",
@@ -125,6 +127,7 @@ __all__ = [
     "SelectionStrategy",
     "SendError",
     "SendOptions",
+    "Step",
     "StoreCorruptError",
     "StoreError",
     "StoreTimeoutError",

@@ -204,12 +204,16 @@ class EmptyAnswerError(SendError):
     """The provider answered, and blocked nothing, but there is no usable content; the key is not at fault.
 
     Attributes:
-        reason: The provider's finish reason, such as ``MALFORMED_FUNCTION_CALL``, or ``NO_CANDIDATES``.
+        reason: The provider's finish reason, such as ``MALFORMED_FUNCTION_CALL``; ``NO_CANDIDATES``; or, for
+            an answer that does not have the form that its request asks for, ``NOT_JSON`` or
+            ``SCHEMA_MISMATCH``.
+        text: The text of the answer, as far as there is one.
     """
 
-    def __init__(self, message: str, *, reason: str) -> None:
+    def __init__(self, message: str, *, reason: str, text: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.text = text
 
 
 @attrs.frozen

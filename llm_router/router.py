@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
 from llm_router.conversations.base import HistoryStore
+from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
@@ -107,7 +108,7 @@ class Router:
         max_requests_per_second: Most calls that this process sends per second; None for no bound. A send
             whose turn does not come within its ``max_wait`` and ``timeout`` is answered at once.
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
-            four categories of the Gemini API.
+            four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
         histories: Keeps conversations; the memory of this process by default.
         history_tokens: Tokens of history sent along, per workload.
@@ -304,20 +305,28 @@ class Router:
         merged: RouterOptions = {**defaults, **options}
         return cls(settings.deployments, store=store or settings.store_url, provider=provider, **merged)
 
-    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
+    async def send(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Response:
         """Send a prompt through the best deployment that has room for it.
 
+        Python functions among the ``tools`` of a ``config`` are called for the model, and their results sent
+        back, until it answers: each time with a request, quota, ``timeout`` and ``max_wait`` of its own. What
+        a function raises is its result, for the model to read; one that is not ``async`` runs in a thread. An
+        answer that calls something else than these functions is returned, as is the one after
+        ``automatic_function_calling.maximum_remote_calls`` (10) others; with ``disable`` set, every answer.
+
         Args:
-            prompt: A string, contents as google-genai takes them, or a :class:`Request`.
+            prompt: A string, contents as google-genai takes them, or a :class:`Request`; ``contents`` is
+                another name of it.
             options: Any of these, see :class:`~llm_router.SendOptions`:
 
                 * ``workload``: the workload wished for; None (the default) for any.
-                * ``model_preference``: the model wished for; None for any.
+                * ``model_preference``, or ``model``: the model wished for; None for any.
                 * ``max_output_tokens``: upper bound of the answer, in tokens.
                 * ``system_instruction``: the system instruction.
                 * ``temperature``: sampling temperature.
                 * ``config``: a ``GenerateContentConfig`` or its dict; the options above win over it.
-                * ``safety_settings``: category → threshold, over those of the router.
+                * ``safety_settings``: category → threshold, over those of the router; ``{}`` for those of the
+                  provider alone.
                 * ``fallback``: how far from the wish it may go: to ``"any"`` deployment (the default), to the
                   preferred ``"model"`` on any workload, or nowhere (``"none"``).
                 * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
@@ -338,9 +347,12 @@ class Router:
             RouterLoopError: The router works on another event loop, which is still open.
             ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
+        calling = CallingSend.of(prompt, options)
+        if calling is not None:
+            return await calling.send(self._sender.send)
         return await self._sender.send(prompt, **options)
 
-    def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
+    def stream(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Stream:
         """Send a prompt as :meth:`send` does, and read the answer while it comes.
 
         ::
@@ -367,6 +379,12 @@ class Router:
         Raises, then or while it is read:
             ExtensionError: As for :meth:`send`.
         """
+        calling = CallingSend.of(prompt, options)
+        if calling is not None:
+            return Stream(calling.stream(self._open_stream))
+        return self._open_stream(prompt, **options)
+
+    def _open_stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
         return Stream(self._sender.stream(prompt, **options))
 
     def relay(self, exchange: Exchange, **options: Unpack[RelayOptions]) -> Relay:
@@ -411,25 +429,28 @@ class Router:
             partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
         )
 
-    async def send_one_shot(self, *, prompt: str, **options: Unpack[SendOptions]) -> Response:
+    async def send_one_shot(self, *, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send one prompt; the same as :meth:`send`."""
         return await self.send(prompt, **options)
 
-    def conversation(self, conversation_id: str, **options: Unpack[SendOptions]) -> Conversation:
+    def conversation(
+        self, conversation_id: str, *, history: Any = None, **options: Unpack[SendOptions]
+    ) -> Conversation:
         """Return a handle on a conversation, new or known.
 
         Args:
             conversation_id: Names the history.
+            history: Contents to begin with, as google-genai takes them, if nothing is remembered.
             options: Defaults for every turn, as for :meth:`send`; usually ``system_instruction`` and
                 ``workload``. A turn may override them.
         """
-        return Conversation(self._conversations, conversation_id, options)
+        return Conversation(self._conversations, conversation_id, options, history)
 
     async def send_chat(self, *, conv_id: str, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send the next turn of the conversation ``conv_id``; ``options`` are those of :meth:`send`."""
         return await self.conversation(conv_id).send(prompt, **options)
 
-    async def explain(self, prompt: Any, **options: Unpack[SendOptions]) -> Explanation:
+    async def explain(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Explanation:
         """Explain what :meth:`send` would decide now: which deployment it would take, and why not the others.
 
         Nothing is sent, no quota is taken, and no turn is used up: without requests in between, ``send`` then

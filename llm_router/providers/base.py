@@ -43,6 +43,7 @@ class Reply:
         failed: Why there is no usable answer although the provider gave one and blocked nothing, such as
             ``MALFORMED_FUNCTION_CALL``; None if there is a usable answer, which may be without text. No
             key, project or path is at fault.
+        parsed: What the answer says in the form that the request asked for, as by a schema; None otherwise.
     """
 
     text: str
@@ -53,6 +54,7 @@ class Reply:
     content: Any = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     failed: str | None = None
+    parsed: Any = attrs.field(default=None, repr=False, eq=False)
 
 
 class Provider(Protocol):
