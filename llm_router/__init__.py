@@ -16,7 +16,8 @@ from llm_router.domain.explanation import (
     ExplainedTier,
     Explanation,
 )
-from llm_router.domain.options import RelayOptions, SendOptions
+from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.queries import Embeddings, ModelInfo, ModelList
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
@@ -29,6 +30,7 @@ from llm_router.errors import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmbeddingError,
     EmptyAnswerError,
     ExtensionError,
     HistoryError,
@@ -55,6 +57,8 @@ from llm_router.providers.base import (
     FaultScope,
     PreparedProvider,
     Provider,
+    QueriedProvider,
+    Queries,
     RelayingProvider,
     RelayRequest,
     Reply,
@@ -78,6 +82,8 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "EmbeddingError",
+    "Embeddings",
     "EmptyAnswerError",
     "Exchange",
     "Exclusion",
@@ -102,9 +108,14 @@ __all__ = [
     "MemoryHistory",
     "MemoryStore",
     "Metric",
+    "ModelInfo",
+    "ModelList",
     "PreparedProvider",
     "Provider",
     "ProviderError",
+    "QueriedProvider",
+    "Queries",
+    "QueryOptions",
     "Quota",
     "QuotaExhaustedError",
     "RateLimitStore",

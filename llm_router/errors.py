@@ -18,6 +18,7 @@
     │   ├── DeadlineExceededError       ``timeout`` ran out
     │   ├── BlockedError                the provider blocked the prompt or the answer
     │   ├── EmptyAnswerError            the provider answered without usable content
+    │   ├── EmbeddingError              some of several texts could not be embedded
     │   └── ProviderError               the provider failed
     └── StoreError                      the state store failed
         ├── StoreUnavailableError       it does not answer, or accepts no writes
@@ -40,6 +41,7 @@ __all__ = [
     "BlockedError",
     "ConfigError",
     "DeadlineExceededError",
+    "EmbeddingError",
     "EmptyAnswerError",
     "ExtensionError",
     "HistoryError",
@@ -214,6 +216,27 @@ class EmptyAnswerError(SendError):
         super().__init__(message)
         self.reason = reason
         self.text = text
+
+
+class EmbeddingError(SendError):
+    """Some of several texts could not be embedded; the others are here.
+
+    Attributes:
+        vectors: One for each text, in order; None for those that are missing.
+        model: The model of the vectors, with which the others are to be embedded, too.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        vectors: tuple[tuple[float, ...] | None, ...],
+        model: str,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.vectors = vectors
+        self.model = model
 
 
 @attrs.frozen

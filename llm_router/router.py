@@ -9,6 +9,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
+import attrs
+
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
@@ -18,8 +20,10 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.exchange import Exchange
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
-from llm_router.domain.options import RelayOptions, SendOptions
+from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
+from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.explaining import Explainer
@@ -29,9 +33,10 @@ from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
+from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
-from llm_router.engine.requests import check_wait
+from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
@@ -41,7 +46,7 @@ from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider, RelayingProvider
+from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -185,6 +190,10 @@ class Router:
             not_relaying=frozenset(
                 each.name for each in upstreams.values() if each.provider is not self._relaying
             ),
+        )
+        relaying = self._relaying
+        self._querier = Querier(
+            self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked)
         self.keys = KeyManager(
@@ -428,6 +437,87 @@ class Router:
         return Relay(
             partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
         )
+
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str | None = None,
+        task_type: str | None = None,
+        title: str | None = None,
+        output_dimensionality: int | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> Embeddings:
+        """Embed texts, a hundred with each request against the quota, all with the same model.
+
+        Args:
+            texts: A string, or any number of them.
+            model: The model; by default the first one of the pool that embeds and has room.
+            task_type: What the vectors are for, such as ``RETRIEVAL_DOCUMENT``.
+            title: The title of the documents that the texts are of.
+            output_dimensionality: The length of the vectors, if the model lets one choose.
+            options: ``timeout`` (for each request), ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Returns:
+            The vectors, one for each text, in order.
+
+        Raises:
+            InvalidRequestError: There is nothing to embed, no model of the pool embeds, or no provider of the
+                router can be asked.
+            UnknownModelError: No deployment serves the model.
+            EmbeddingError: Some of the texts could not be embedded; the error has the vectors of the others.
+            SendError: None could be embedded; as QuotaExhaustedError it says when to come back.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        given = {"task_type": task_type, "title": title, "output_dimensionality": output_dimensionality}
+        config = {name: value for name, value in given.items() if value is not None}
+        return await self._querier.embed(texts, model, config, options)
+
+    async def count_tokens(
+        self,
+        prompt: Any,
+        *,
+        model: str | None = None,
+        workload: str | None = None,
+        system_instruction: Any = None,
+        **options: Unpack[QueryOptions],
+    ) -> int:
+        """Have the provider count the tokens of a prompt, which takes no quota.
+
+        Args:
+            prompt: As for :meth:`send`.
+            model: The model whose tokens are counted; by default the first one of the pool that can.
+            workload: The workload of that model.
+            system_instruction: As for :meth:`send`.
+            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Raises:
+            InvalidRequestError: An argument is wrong.
+            UnknownModelError: No deployment serves the model.
+            SendError: The tokens could not be counted.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        request = prompt if isinstance(prompt, Request) else Request(contents=prompt)
+        if system_instruction is not None:
+            request = attrs.evolve(request, system_instruction=system_instruction)
+        check_request(request)
+        return await self._querier.count_tokens(request, model, workload, options)
+
+    async def models(self, **options: Unpack[QueryOptions]) -> ModelList:
+        """Ask the provider which models it serves to each project of the pool, which takes no quota.
+
+        Args:
+            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Raises:
+            SendError: No project could be asked.
+            InvalidRequestError: No provider of this router can be asked.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        return await self._querier.models(options)
 
     async def send_one_shot(self, *, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send one prompt; the same as :meth:`send`."""

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from llm_router.domain.request import Fallback
 
-__all__ = ["RelayOptions", "SendOptions"]
+__all__ = ["QueryOptions", "RelayOptions", "SendOptions"]
 
 
 class SendOptions(TypedDict, total=False):
@@ -57,6 +57,17 @@ class RelayOptions(TypedDict, total=False):
     timeout: float | None
     """Seconds until the answer begins, not counting the wait for capacity, and then for each further piece;
     60 by default, None for no bound."""
+    max_wait: float | None
+    """As for a send."""
+    metadata: Mapping[str, str] | None
+    """As for a send."""
+
+
+class QueryOptions(TypedDict, total=False):
+    """What ``Router.embed``, ``count_tokens`` and ``models`` take besides; every option may be left out."""
+
+    timeout: float | None
+    """Seconds for each request, not counting the wait for capacity; 60 by default, None for no bound."""
     max_wait: float | None
     """As for a send."""
     metadata: Mapping[str, str] | None

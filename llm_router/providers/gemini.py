@@ -26,6 +26,7 @@ from llm_router.providers._gemini_failures import (
     not_sent,
 )
 from llm_router.providers._gemini_history import contents_for
+from llm_router.providers._gemini_queries import GeminiQueries
 from llm_router.providers._gemini_relay import read_exchange, relayed
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_request import limits_output
@@ -100,6 +101,8 @@ class GeminiProvider:
         self._api_version = api_version
         self._http_backend: HttpBackend = http_backend
         self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
+        self.queries = GeminiQueries(api_version)
+        """Forms the exchanges for embeddings, counts of tokens and lists of models."""
 
     def __repr__(self) -> str:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
