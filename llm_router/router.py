@@ -356,9 +356,10 @@ class Router:
             RouterLoopError: The router works on another event loop, which is still open.
             ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
-        calling = CallingSend.of(prompt, options)
-        if calling is not None:
-            return await calling.send(self._sender.send)
+        if "config" in options or not isinstance(prompt, str):
+            calling = CallingSend.of(prompt, options)
+            if calling is not None:
+                return await calling.send(self._sender.send)
         return await self._sender.send(prompt, **options)
 
     def stream(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Stream:

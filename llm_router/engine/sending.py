@@ -438,7 +438,7 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
-            elif isinstance(self._outcome, Reply):
+            elif self._lease.probes or self._lease.is_last:
                 await self._acquit()
 
     # --- the call -------------------------------------------------------------------------------------
@@ -544,6 +544,8 @@ class OpenAttempt:
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
+        if not isinstance(self._outcome, Reply):
+            return
         lease, judge = self._lease, self._sender.judge
         if lease.probes:
             await judge.acquit(lease.state, lease.probes)
