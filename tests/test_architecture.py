@@ -28,6 +28,7 @@ FLOORS = {
     "default_router": 6,
     "cli": 7,
     "emulator": 7,
+    "genai": 7,
     "testing": 7,
 }
 

@@ -1,0 +1,215 @@
+"""HTTP clients of httpx or httpx2 whose requests a router answers."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import weakref
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, Self
+
+from google import genai
+
+from llm_router.domain.exchange import Exchange, Head
+from llm_router.domain.options import RelayOptions
+from llm_router.errors import DeadlineExceededError, InvalidRequestError, LLMRouterError, SendError
+from llm_router.gemini_http.answers import answer_for
+from llm_router.gemini_http.resources import UPLOAD_URL
+from llm_router.gemini_http.wishes import read_wishes
+from llm_router.genai.bridge import Bridge
+from llm_router.genai.passage import AsyncPassage, Begun, BlockingPassage, Call
+
+__all__ = ["http_clients"]
+
+MAX_WAIT = 60.0
+"""Most seconds to wait for quota, for clients that do not say."""
+
+LONGEST = 600.0
+"""Seconds for an answer to begin, and then for each piece of it, for calls that do not say."""
+
+
+def http_clients(bridge: Bridge, max_wait: float | None) -> dict[str, Any]:
+    """Return the fields of the SDK's ``HttpOptions`` that make a client go through a bridge."""
+    library = importlib.import_module(_library_name())
+    make, make_async = _types(library)
+    # The SDK's own clients have no timeout either, unless a request has one.
+    shared = {"timeout": None, "trust_env": False}
+    return {
+        "httpx_client": library.Client(transport=make(bridge, max_wait), **shared),
+        "httpx_async_client": library.AsyncClient(transport=make_async(bridge, max_wait), **shared),
+    }
+
+
+def _library_name() -> str:
+    """Return the library that the SDK would take: httpx2 from its version 3 on, where it is installed."""
+    wished = os.environ.get("GOOGLE_GENAI_HTTP_CLIENT", "").lower().strip()
+    names = ("httpx2", "httpx") if int(genai.__version__.partition(".")[0]) > 2 else ("httpx",)  # noqa: PLR2004
+    if wished in names:
+        names = (wished,)
+    return next(name for name in names if importlib.util.find_spec(name) is not None)
+
+
+class _Pieces:
+    """The body of an answer that comes in pieces; it settles the call when it is closed or collected."""
+
+    def __init__(self, lib: Any, passage: Any, bridge: Bridge, request: Any) -> None:
+        self._lib = lib
+        self._passage = passage
+        self._bridge = bridge  # so that it outlives the answer
+        self._request = request
+        weakref.finalize(self, passage.abandon).atexit = False
+
+
+class _BlockingPieces(_Pieces):
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            piece: bytes = self._passage.take()
+        except LLMRouterError as error:
+            failure = _translated(self._lib, error, self._request)
+        else:
+            if piece:
+                return piece
+            raise StopIteration
+        raise failure
+
+    def close(self) -> None:
+        self._passage.abandon()
+
+
+class _AsyncPieces(_Pieces):
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece: bytes = await self._passage.take()
+        except LLMRouterError as error:
+            failure = _translated(self._lib, error, self._request)
+        else:
+            if piece:
+                return piece
+            raise StopAsyncIteration
+        raise failure
+
+    async def aclose(self) -> None:
+        self._passage.abandon()
+
+
+class _Transport:
+    """Makes calls of requests, and responses of the answers.
+
+    Args:
+        lib: The library.
+        pieces: Its type of a body that comes in pieces.
+        bridge: The way to the router.
+        max_wait: Most seconds to wait for quota; None for the call's own timeout, at most :data:`MAX_WAIT`.
+    """
+
+    def __init__(self, lib: Any, pieces: type[_Pieces], bridge: Bridge, max_wait: float | None) -> None:
+        self._lib = lib
+        self._pieces = pieces
+        self._bridge = bridge
+        self._max_wait = max_wait
+
+    def _call(self, request: Any, exchange: Exchange) -> Call:
+        """Return the call that a request stands for.
+
+        Raises:
+            InvalidRequestError: The headers ask for what there is not.
+        """
+        seconds = (request.extensions.get("timeout") or {}).get("read")
+        wishes = read_wishes(exchange.headers)
+        wait = wishes.get("max_wait")
+        if wait is None:
+            wait = MAX_WAIT if self._max_wait is None else self._max_wait
+        if seconds is not None:
+            wait = min(wait, seconds)
+        options = RelayOptions(timeout=LONGEST if seconds is None else seconds)
+        options.update(wishes)
+        options["max_wait"] = wait
+        return Call(exchange=exchange, options=options, seconds=seconds)
+
+    def _failed(self, request: Any, exchange: Exchange, error: LLMRouterError) -> Any:
+        """Return the response that tells of an error.
+
+        Raises:
+            Exception: None can.
+        """
+        if isinstance(error, InvalidRequestError):
+            return self._response(request, Begun(*answer_for(exchange, error)), None)
+        raise _translated(self._lib, error, request)
+
+    def _response(self, request: Any, begun: Begun, passage: Any) -> Any:
+        headers = _headers(begun.head, request)
+        if begun.body is not None:
+            return self._lib.Response(begun.head.status, headers=headers, content=begun.body)
+        pieces = self._pieces(self._lib, passage, self._bridge, request)
+        return self._lib.Response(begun.head.status, headers=headers, stream=pieces)
+
+
+class _BlockingTransport(_Transport):
+    def handle_request(self, request: Any) -> Any:
+        exchange = _exchange(request, request.read())
+        passage = None
+        try:
+            call = self._call(request, exchange)
+            passage = BlockingPassage(self._bridge.home_of_blocking_call(), call)
+            begun = passage.begin()
+        except LLMRouterError as error:
+            failure = error.with_traceback(None)
+        else:
+            return self._response(request, begun, passage)
+        return self._failed(request, exchange, failure)
+
+
+class _AsyncTransport(_Transport):
+    async def handle_async_request(self, request: Any) -> Any:
+        exchange = _exchange(request, await request.aread())
+        passage = None
+        try:
+            call = self._call(request, exchange)
+            passage = AsyncPassage(self._bridge.home(), call)
+            begun = await passage.begin()
+        except LLMRouterError as error:
+            failure = error.with_traceback(None)
+        else:
+            return self._response(request, begun, passage)
+        return self._failed(request, exchange, failure)
+
+
+@cache
+def _types(lib: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return what makes a transport of the library for blocking calls, and for asynchronous ones."""
+    pieces = type("Pieces", (_BlockingPieces, lib.SyncByteStream), {})
+    async_pieces = type("AsyncPieces", (_AsyncPieces, lib.AsyncByteStream), {})
+    transport = type("RouterTransport", (_BlockingTransport, lib.BaseTransport), {})
+    async_transport = type("AsyncRouterTransport", (_AsyncTransport, lib.AsyncBaseTransport), {})
+    return partial(transport, lib, pieces), partial(async_transport, lib, async_pieces)
+
+
+def _exchange(request: Any, body: bytes) -> Exchange:
+    path, _, query = request.url.raw_path.decode("ascii").partition("?")
+    headers = tuple(
+        (name.decode("ascii").lower(), value.decode("latin-1")) for name, value in request.headers.raw
+    )
+    return Exchange(verb=request.method, path=path, query=query, headers=headers, body=body)
+
+
+def _headers(head: Head, request: Any) -> list[tuple[str, str]]:
+    """Return the headers of an answer; what follows of an upload comes to the same host."""
+    host = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
+    return [(name, host + value if name == UPLOAD_URL else value) for name, value in head.headers]
+
+
+def _translated(lib: Any, error: LLMRouterError, request: Any) -> Exception:
+    """Return what the library raises for an answer that broke off, or did not come in time."""
+    if isinstance(error, DeadlineExceededError):
+        return lib.ReadTimeout(str(error), request=request)  # type: ignore[no-any-return]
+    if isinstance(error, SendError):
+        return lib.RemoteProtocolError(str(error), request=request)  # type: ignore[no-any-return]
+    return error

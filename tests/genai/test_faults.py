@@ -1,0 +1,216 @@
+"""What goes wrong reaches the callers of a drop-in client as it does those of the SDK."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+from google import genai
+from google.genai import errors, types
+
+from llm_router import Router, RouterClosedError
+from llm_router.emulator import Fault, GeminiEmulator
+from llm_router.genai import Client, passage, transports
+
+Count = Callable[..., Coroutine[Any, Any, int]]
+UntilIdle = Callable[[Client], Coroutine[Any, Any, None]]
+UntilHolding = Callable[..., Coroutine[Any, Any, None]]
+
+LIBRARY: Any = __import__(transports._library_name())
+PROMPT = {"model": "flash", "contents": "one two three four"}
+
+
+async def generate(client: genai.Client, *, blocking: bool, **options: Any) -> Any:
+    """Ask for a whole answer."""
+    if blocking:
+        return await asyncio.to_thread(client.models.generate_content, **PROMPT, **options)
+    return await client.aio.models.generate_content(**PROMPT, **options)
+
+
+async def read(client: genai.Client, *, blocking: bool, **options: Any) -> list[str | None]:
+    """Read a stream to its end."""
+    asked: Any = {**PROMPT, **options}
+
+    def read_blocking() -> list[str | None]:
+        return [piece.text for piece in client.models.generate_content_stream(**asked)]
+
+    if blocking:
+        return await asyncio.to_thread(read_blocking)
+    return [piece.text async for piece in await client.aio.models.generate_content_stream(**asked)]
+
+
+@pytest.fixture(params=[False, True], ids=["asynchronous", "blocking"])
+def blocking(request: pytest.FixtureRequest) -> bool:
+    """Whether the caller blocks a thread."""
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("fault", [Fault.status(429), Fault.status(503), Fault.drop(), Fault.cut_json()])
+async def test_a_key_that_fails(
+    client: Client, emulator: GeminiEmulator, fault: Fault, *, blocking: bool
+) -> None:
+    """Another one answers, and the caller sees nothing of it."""
+    emulator.inject(fault, key="AIzaOfAlpha")
+    for _ in range(4):
+        answer = await generate(client, blocking=blocking)
+        assert answer.text
+    if fault != Fault.cut_json():  # of which nothing can be told before the end of a stream
+        assert await read(client, blocking=blocking)
+
+
+async def test_a_refusal_of_the_request(client: Client, emulator: GeminiEmulator) -> None:
+    """It is the provider's own, and made once."""
+    body = {"error": {"code": 400, "message": "No such field.", "status": "INVALID_ARGUMENT"}}
+    emulator.inject(Fault.status(400, body=body))
+    with pytest.raises(errors.ClientError, match=r"No such field\.") as caught:
+        await client.aio.models.generate_content(**PROMPT)
+    assert (caught.value.details, emulator.requests) == (body, 1)
+
+
+async def test_an_error_inside_a_stream(client: Client, emulator: GeminiEmulator, *, blocking: bool) -> None:
+    """It is the error that the SDK raises for it."""
+    emulator.inject(Fault.stream_error(503, after=2))
+    with pytest.raises(errors.ServerError) as caught:
+        await read(client, blocking=blocking)
+    assert caught.value.code == 503
+
+
+@pytest.mark.parametrize("fault", [Fault.stream_drop(after=2), Fault.stream_cut(after=2)])
+async def test_a_stream_that_breaks_off(
+    client: Client, emulator: GeminiEmulator, fault: Fault, *, blocking: bool
+) -> None:
+    """The bare SDK's HTTP error is raised, also where the server ends the stream as if it were whole."""
+    emulator.inject(fault)
+    with pytest.raises(LIBRARY.RemoteProtocolError):
+        await read(client, blocking=blocking)
+
+
+async def test_a_timeout(
+    client: Client,
+    emulator: GeminiEmulator,
+    until_idle: UntilIdle,
+    count_used: Count,
+    *,
+    blocking: bool,
+) -> None:
+    """It is the bare SDK's error too, and the call is ended at the server."""
+    emulator.inject(Fault.hang())
+    config = types.GenerateContentConfig(http_options=types.HttpOptions(timeout=50))
+    with pytest.raises(LIBRARY.ReadTimeout):
+        await generate(client, blocking=blocking, config=config)
+    await until_idle(client)
+    assert await count_used(client) == 1
+
+
+@pytest.mark.parametrize(
+    ("max_wait", "timeout", "header", "expected"),
+    [
+        (None, None, None, (60.0, 600.0)),
+        (None, 5_000, None, (5.0, 5.0)),
+        (None, 90_000, None, (60.0, 90.0)),
+        (30, None, None, (30.0, 600.0)),
+        (30, 5_000, None, (5.0, 5.0)),
+        (30, None, "7", (7.0, 600.0)),
+        (30, 5_000, "7", (5.0, 5.0)),
+    ],
+)
+async def test_how_long_a_call_waits(
+    make_router: Callable[..., Router],
+    max_wait: float | None,
+    timeout: int | None,
+    header: str | None,
+    expected: tuple[float, float],
+) -> None:
+    """For quota at most as long as the client, the call or its header says, and never beyond its timeout."""
+    seen: list[tuple[Any, Any]] = []
+    router = make_router()
+    relay = router.relay
+
+    def recorded(exchange: Any, **options: Any) -> Any:
+        seen.append((options["max_wait"], options["timeout"]))
+        return relay(exchange, **options)
+
+    router.relay = recorded  # type: ignore[method-assign]
+    client = Client(router=lambda: router, max_wait=max_wait)
+    headers = None if header is None else {"x-llm-router-max-wait": header}
+    config = types.GenerateContentConfig(http_options=types.HttpOptions(timeout=timeout, headers=headers))
+    await client.aio.models.generate_content(**PROMPT, config=config)
+    client.close()
+    assert seen == [expected]
+
+
+async def test_a_caller_that_is_cancelled(
+    client: Client,
+    emulator: GeminiEmulator,
+    until_holding: UntilHolding,
+    until_idle: UntilIdle,
+    count_used: Count,
+) -> None:
+    """What it had asked for is ended, and counted once."""
+    emulator.inject(Fault.hang())
+    asking = asyncio.ensure_future(client.aio.models.generate_content(**PROMPT))
+    await until_holding(emulator)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await until_idle(client)
+    await until_holding(emulator, 0)
+    assert await count_used(client) == 1
+
+
+async def test_closing_while_calls_are_under_way(
+    client: Client, emulator: GeminiEmulator, until_holding: UntilHolding
+) -> None:
+    """They end, whether they block or not, and say why."""
+    emulator.inject(Fault.hang())
+    thread = asyncio.create_task(asyncio.to_thread(client.models.generate_content, **PROMPT))
+    task = asyncio.create_task(client.aio.models.generate_content(**PROMPT))
+    await until_holding(emulator, 2)
+    await asyncio.to_thread(client.close)
+    for each in (thread, task):
+        with pytest.raises(RouterClosedError, match="closed"):
+            await each
+    await until_holding(emulator, 0)
+
+
+async def test_a_stream_that_nobody_reads(
+    client: Client, monkeypatch: pytest.MonkeyPatch, until_idle: UntilIdle, *, blocking: bool
+) -> None:
+    """It is given up, and whoever comes back to it is told."""
+    monkeypatch.setattr(passage, "_AHEAD", 10)
+    monkeypatch.setattr(passage, "_IDLE", 0.05)
+    held: Any
+    long = {"model": "flash", "contents": "at length"}
+    if blocking:
+        held = client.models.generate_content_stream(**long)
+        await asyncio.to_thread(next, held)
+    else:
+        held = await client.aio.models.generate_content_stream(**long)
+        await anext(held)
+    await until_idle(client)
+    with pytest.raises(LIBRARY.ReadTimeout, match="nothing of the answer was read"):
+        await (asyncio.to_thread(list, held) if blocking else _all_of(held))
+
+
+async def _all_of(stream: AsyncIterator[Any]) -> list[Any]:
+    return [piece async for piece in stream]
+
+
+async def test_a_slow_reader(client: Client, monkeypatch: pytest.MonkeyPatch, *, blocking: bool) -> None:
+    """The server is not read faster than the caller, who gets all of it."""
+    monkeypatch.setattr(passage, "_AHEAD", 10)
+    pieces = await read(client, blocking=blocking, contents="at length")
+    assert len("".join(each or "" for each in pieces)) == 500_000
+
+
+async def test_no_key_in_a_traceback(client: Client, emulator: GeminiEmulator) -> None:
+    """Neither the error nor the locals of its frames show one."""
+    emulator.inject(Fault.stream_drop(after=2))
+    with pytest.raises(LIBRARY.RemoteProtocolError) as caught:
+        await read(client, blocking=False)
+    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert "RemoteProtocolError" in shown
+    assert "AIza" not in shown

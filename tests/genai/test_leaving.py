@@ -1,0 +1,180 @@
+"""Whatever a caller leaves behind is ended: streams, clients, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.emulator import GeminiEmulator, QuotaSpec
+from llm_router.genai import Client
+
+UntilIdle = Callable[[Client], Coroutine[Any, Any, None]]
+UntilHolding = Callable[..., Coroutine[Any, Any, None]]
+PROMPT = {"model": "flash", "contents": "one two three four"}
+
+
+def _threads() -> list[threading.Thread]:
+    return [each for each in threading.enumerate() if each.name == "llm_router.genai"]
+
+
+@pytest.fixture
+def wide_client(emulator: GeminiEmulator) -> Client:
+    """Provide a client of one key without a limit at the server."""
+    emulator.set_quota("flash", QuotaSpec(rpm=10_000), project="alpha")
+    key = Key("wide", Secret("AIzaOfAlpha"))
+    quotas = (Quota(Metric.RPM, 10_000), Quota(Metric.TPM, 10_000_000))
+    return Client(router=lambda: Router([Deployment(key, "flash", quotas=quotas)], base_url=emulator.url))
+
+
+async def _leave(client: Client, way: int) -> None:
+    """Open a stream and leave it: by break, cancelled, closed, dropped, unread; or read it."""
+    stream = await client.aio.models.generate_content_stream(**PROMPT)
+    match way:
+        case 0:
+            async for _ in stream:
+                break
+        case 1:
+            reading = asyncio.ensure_future(anext(stream))
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        case 2:
+            await anext(stream)
+            await stream.aclose()
+        case 3:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.random() / 500):
+                    async for _ in stream:
+                        pass
+        case 4:
+            pass
+        case _:
+            assert [piece async for piece in stream]
+
+
+def _leave_blocking(client: Client, way: int) -> None:
+    stream = client.models.generate_content_stream(**PROMPT)
+    if way % 3 == 0:
+        next(iter(stream))
+    elif way % 3 == 1:
+        next(iter(stream))
+        stream.close()
+    else:
+        assert list(stream)
+
+
+@pytest.mark.slow
+async def test_streams_that_are_left(
+    wide_client: Client, emulator: GeminiEmulator, until_idle: UntilIdle
+) -> None:
+    """Some hundred of them, left in every way, leave no task, no reservation and no connection."""
+    client = wide_client
+    for number in range(50):
+        async with asyncio.TaskGroup() as group:
+            for way in range(6):
+                group.create_task(_leave(client, way))
+            group.create_task(asyncio.to_thread(_leave_blocking, client, number))
+    gc.collect()
+    await until_idle(client)
+    store = client._bridge.router.keys.store
+    assert store._reservations == {}  # type: ignore[attr-defined]
+    status = (await _on_its_loop(client, client._bridge.router.get_all_key_statuses()))[0]
+    used = int(status["rpm_usage"].partition("/")[0])
+    assert emulator.accepted <= used <= 350  # what was cancelled on its way may have been sent
+    client.close()
+    assert _threads() == []
+    async with asyncio.timeout(5):
+        while emulator._connections._transports:  # type: ignore[attr-defined]  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+
+async def _on_its_loop(client: Client, work: Coroutine[Any, Any, Any]) -> Any:
+    loop = client._bridge.home().loop
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
+def test_a_client_that_is_dropped(make_router: Callable[..., Router]) -> None:
+    """Its thread ends with it, and not while something of it is in use."""
+    client = Client(router=make_router)
+    models = client.models
+    assert models.generate_content(**PROMPT).text
+    (thread,) = _threads()
+    del client
+    gc.collect()
+    assert models.generate_content(**PROMPT).text
+    del models
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+async def test_a_stream_outlives_its_client(make_router: Callable[..., Router]) -> None:
+    """Whoever has one can read it to its end."""
+
+    async def begin() -> Any:
+        client = Client(router=make_router)
+        return await client.aio.models.generate_content_stream(**PROMPT)
+
+    stream = await begin()
+    gc.collect()
+    assert len([piece async for piece in stream]) > 1
+
+
+async def test_a_loop_that_ends_with_a_stream_open(client: Client, until_idle: UntilIdle) -> None:
+    """The stream is ended with it."""
+    left: list[Any] = []
+
+    async def leave() -> None:
+        left.append(await client.aio.models.generate_content_stream(**PROMPT))
+        await anext(left[0])
+
+    await asyncio.to_thread(asyncio.run, leave())
+    await until_idle(client)
+
+
+FORKING = """
+import os, sys, warnings
+from llm_router.genai import Client
+from llm_router import Deployment, Key, Router, Secret
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+def make(): return Router([Deployment(Key("alpha", Secret("AIzaOfAlpha")), "flash")], base_url=sys.argv[1])
+def ask(client): return client.models.generate_content(model="flash", contents="hi").text
+owning, given = Client(router=make), Client(router=make())
+print(ask(owning), ask(given), flush=True)
+child = os.fork()
+if not child:
+    print(ask(owning), flush=True)
+    try: ask(given)
+    except RuntimeError as error: print("child:", error, flush=True)
+    owning.close()
+    sys.exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask(owning), ask(given))
+stream = owning.models.generate_content_stream(model="flash", contents="one two three")
+next(stream)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_forks_and_the_end_of_the_interpreter(emulator: GeminiEmulator) -> None:
+    """A child makes its own router or says why it cannot, and a stream that is open keeps nobody alive."""
+    arguments = [sys.executable, "-W", "error", "-c", FORKING, emulator.url]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+    answer = "[flash] echo: hi"
+    assert done.stderr == ""
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [f"{answer} {answer}", answer]
+    assert lines[2].startswith("child: this client came by a fork")
+    assert lines[3:] == [f"0 {answer} {answer}"]
