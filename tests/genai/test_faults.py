@@ -20,7 +20,7 @@ UntilIdle = Callable[[Client], Coroutine[Any, Any, None]]
 UntilHolding = Callable[..., Coroutine[Any, Any, None]]
 
 LIBRARY: Any = __import__(transports._library_name())
-PROMPT = {"model": "flash", "contents": "one two three four"}
+PROMPT: Any = {"model": "flash", "contents": "one two three four"}
 
 
 async def generate(client: genai.Client, *, blocking: bool, **options: Any) -> Any:
@@ -183,7 +183,7 @@ async def test_a_stream_that_nobody_reads(
     monkeypatch.setattr(passage, "_AHEAD", 10)
     monkeypatch.setattr(passage, "_IDLE", 0.05)
     held: Any
-    long = {"model": "flash", "contents": "at length"}
+    long: Any = {"model": "flash", "contents": "at length"}
     if blocking:
         held = client.models.generate_content_stream(**long)
         await asyncio.to_thread(next, held)

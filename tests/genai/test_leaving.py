@@ -21,7 +21,7 @@ from llm_router.genai import Client
 
 UntilIdle = Callable[[Client], Coroutine[Any, Any, None]]
 UntilHolding = Callable[..., Coroutine[Any, Any, None]]
-PROMPT = {"model": "flash", "contents": "one two three four"}
+PROMPT: Any = {"model": "flash", "contents": "one two three four"}
 
 
 def _threads() -> list[threading.Thread]:
@@ -39,7 +39,7 @@ def wide_client(emulator: GeminiEmulator) -> Client:
 
 async def _leave(client: Client, way: int) -> None:
     """Open a stream and leave it: by break, cancelled, closed, dropped, unread; or read it."""
-    stream = await client.aio.models.generate_content_stream(**PROMPT)
+    stream: Any = await client.aio.models.generate_content_stream(**PROMPT)
     match way:
         case 0:
             async for _ in stream:
@@ -64,7 +64,7 @@ async def _leave(client: Client, way: int) -> None:
 
 
 def _leave_blocking(client: Client, way: int) -> None:
-    stream = client.models.generate_content_stream(**PROMPT)
+    stream: Any = client.models.generate_content_stream(**PROMPT)
     if way % 3 == 0:
         next(iter(stream))
     elif way % 3 == 1:
@@ -95,7 +95,7 @@ async def test_streams_that_are_left(
     client.close()
     assert _threads() == []
     async with asyncio.timeout(5):
-        while emulator._connections._transports:  # type: ignore[attr-defined]  # noqa: ASYNC110
+        while emulator._connections._transports:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -144,11 +144,12 @@ async def test_a_loop_that_ends_with_a_stream_open(client: Client, until_idle: U
 
 
 FORKING = """
-import os, sys, warnings
+import functools, os, sys, warnings
 from llm_router.genai import Client
 from llm_router import Deployment, Key, Router, Secret
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
-def make(): return Router([Deployment(Key("alpha", Secret("AIzaOfAlpha")), "flash")], base_url=sys.argv[1])
+pool = [Deployment(Key("alpha", Secret("AIzaOfAlpha")), "flash")]
+make = functools.partial(Router, pool, base_url=sys.argv[1])
 def ask(client): return client.models.generate_content(model="flash", contents="hi").text
 owning, given = Client(router=make), Client(router=make())
 print(ask(owning), ask(given), flush=True)

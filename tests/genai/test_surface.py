@@ -115,7 +115,8 @@ async def test_chats(request: pytest.FixtureRequest, client: Client, call: Call,
             answer = [piece async for piece in answer]
         told = "".join(piece.text for piece in answer) if streamed else answer.text
         assert told == f"[flash] echo: {text}"
-    assert [each.parts[0].text for each in chat.get_history() if each.role == "user"] == ["first", "second"]
+    history: Any = chat.get_history()
+    assert [each.parts[0].text for each in history if each.role == "user"] == ["first", "second"]
 
 
 @pytest.mark.parametrize("size", [10, 9 * 1024 * 1024])
