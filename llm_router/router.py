@@ -26,6 +26,14 @@ from llm_router.domain.quota import GUARD
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
+from llm_router.engine.argument_check import (
+    check_files,
+    check_providers,
+    check_types,
+    check_workloads,
+    deployments_in,
+    mapping,
+)
 from llm_router.engine.explaining import Explainer
 from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.fallback import FallbackOrders
@@ -122,7 +130,8 @@ class Router:
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
-            workload is not listed, a number or ``base_url`` is wrong, or a provider has no adapter.
+            workload is not listed, a number or ``base_url`` is wrong, a provider has no adapter, or an
+            argument is of a wrong type. Nothing has been opened then.
     """
 
     def __init__(
@@ -147,9 +156,12 @@ class Router:
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
     ) -> None:
-        active = tuple(deployments)
+        active = deployments_in("deployments", deployments)
+        shown_only = deployments_in("inactive", inactive)
+        workloads = check_workloads(workloads)
         check_deployments(active, workloads)
-        budgets = {**HISTORY_TOKENS, **(history_tokens or {})}
+        check_types(strategy, provider, clock, histories, base_url, safety_settings)
+        budgets = {**HISTORY_TOKENS, **mapping("history_tokens", history_tokens, "{'light': 8_000}")}
         check_numbers(
             max_retries=max_retries,
             base_backoff=base_backoff,
@@ -162,8 +174,8 @@ class Router:
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
-        opened = self._open_store(store, clock, on_store_failure, local_share)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
+        opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
         providers = (upstream.provider for upstream in upstreams.values())
         self._relaying = next((each for each in providers if isinstance(each, RelayingProvider)), None)
@@ -196,9 +208,7 @@ class Router:
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked)
-        self.keys = KeyManager(
-            pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock, reporter
-        )
+        self.keys = KeyManager(pool, shown_only, opened, selector, tuple(upstreams.values()), clock, reporter)
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,
@@ -286,6 +296,8 @@ class Router:
         """
         from llm_router.config import Environ, load_settings  # noqa: PLC0415
 
+        check_files(path, env, env_file)
+        check_providers(provider)
         names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
         settings = load_settings(
@@ -312,7 +324,12 @@ class Router:
             base_url=settings.base_url,
         )
         merged: RouterOptions = {**defaults, **options}
-        return cls(settings.deployments, store=store or settings.store_url, provider=provider, **merged)
+        return cls(
+            settings.deployments,
+            store=settings.store_url if store is None else store,
+            provider=provider,
+            **merged,
+        )
 
     async def send(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Response:
         """Send a prompt through the best deployment that has room for it.
