@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
 from llm_router.default_router import get_key_manager, get_request_router
+from llm_router.domain.answers import FunctionCall, Step
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Key
@@ -15,7 +16,8 @@ from llm_router.domain.explanation import (
     ExplainedTier,
     Explanation,
 )
-from llm_router.domain.options import RelayOptions, SendOptions
+from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.queries import Embeddings, ModelInfo, ModelList
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
@@ -28,6 +30,7 @@ from llm_router.errors import (
     BlockedError,
     ConfigError,
     DeadlineExceededError,
+    EmbeddingError,
     EmptyAnswerError,
     ExtensionError,
     HistoryError,
@@ -54,6 +57,8 @@ from llm_router.providers.base import (
     FaultScope,
     PreparedProvider,
     Provider,
+    QueriedProvider,
+    Queries,
     RelayingProvider,
     RelayRequest,
     Reply,
@@ -77,6 +82,8 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "EmbeddingError",
+    "Embeddings",
     "EmptyAnswerError",
     "Exchange",
     "Exclusion",
@@ -87,6 +94,7 @@ __all__ = [
     "ExtensionError",
     "FailureKind",
     "FaultScope",
+    "FunctionCall",
     "Head",
     "Health",
     "HistoryError",
@@ -100,9 +108,14 @@ __all__ = [
     "MemoryHistory",
     "MemoryStore",
     "Metric",
+    "ModelInfo",
+    "ModelList",
     "PreparedProvider",
     "Provider",
     "ProviderError",
+    "QueriedProvider",
+    "Queries",
+    "QueryOptions",
     "Quota",
     "QuotaExhaustedError",
     "RateLimitStore",
@@ -125,6 +138,7 @@ __all__ = [
     "SelectionStrategy",
     "SendError",
     "SendOptions",
+    "Step",
     "StoreCorruptError",
     "StoreError",
     "StoreTimeoutError",

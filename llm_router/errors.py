@@ -18,6 +18,7 @@
     │   ├── DeadlineExceededError       ``timeout`` ran out
     │   ├── BlockedError                the provider blocked the prompt or the answer
     │   ├── EmptyAnswerError            the provider answered without usable content
+    │   ├── EmbeddingError              some of several texts could not be embedded
     │   └── ProviderError               the provider failed
     └── StoreError                      the state store failed
         ├── StoreUnavailableError       it does not answer, or accepts no writes
@@ -40,6 +41,7 @@ __all__ = [
     "BlockedError",
     "ConfigError",
     "DeadlineExceededError",
+    "EmbeddingError",
     "EmptyAnswerError",
     "ExtensionError",
     "HistoryError",
@@ -204,12 +206,37 @@ class EmptyAnswerError(SendError):
     """The provider answered, and blocked nothing, but there is no usable content; the key is not at fault.
 
     Attributes:
-        reason: The provider's finish reason, such as ``MALFORMED_FUNCTION_CALL``, or ``NO_CANDIDATES``.
+        reason: The provider's finish reason, such as ``MALFORMED_FUNCTION_CALL``; ``NO_CANDIDATES``; or, for
+            an answer that does not have the form that its request asks for, ``NOT_JSON`` or
+            ``SCHEMA_MISMATCH``.
+        text: The text of the answer, as far as there is one.
     """
 
-    def __init__(self, message: str, *, reason: str) -> None:
+    def __init__(self, message: str, *, reason: str, text: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.text = text
+
+
+class EmbeddingError(SendError):
+    """Some of several texts could not be embedded; the others are here.
+
+    Attributes:
+        vectors: One for each text, in order; None for those that are missing.
+        model: The model of the vectors, with which the others are to be embedded, too.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        vectors: tuple[tuple[float, ...] | None, ...],
+        model: str,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.vectors = vectors
+        self.model = model
 
 
 @attrs.frozen

@@ -9,7 +9,10 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
+import attrs
+
 from llm_router.conversations.base import HistoryStore
+from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
 from llm_router.conversations.memory import MemoryHistory
 from llm_router.domain.clock import Clock, SystemClock
@@ -17,10 +20,20 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.exchange import Exchange
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
-from llm_router.domain.options import RelayOptions, SendOptions
+from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
+from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
+from llm_router.engine.argument_check import (
+    check_files,
+    check_providers,
+    check_types,
+    check_workloads,
+    deployments_in,
+    mapping,
+)
 from llm_router.engine.explaining import Explainer
 from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.fallback import FallbackOrders
@@ -28,9 +41,10 @@ from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
+from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
-from llm_router.engine.requests import check_wait
+from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
@@ -40,7 +54,7 @@ from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider, RelayingProvider
+from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -107,7 +121,7 @@ class Router:
         max_requests_per_second: Most calls that this process sends per second; None for no bound. A send
             whose turn does not come within its ``max_wait`` and ``timeout`` is answered at once.
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
-            four categories of the Gemini API.
+            four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
         histories: Keeps conversations; the memory of this process by default.
         history_tokens: Tokens of history sent along, per workload.
@@ -116,7 +130,8 @@ class Router:
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
-            workload is not listed, a number or ``base_url`` is wrong, or a provider has no adapter.
+            workload is not listed, a number or ``base_url`` is wrong, a provider has no adapter, or an
+            argument is of a wrong type. Nothing has been opened then.
     """
 
     def __init__(
@@ -141,9 +156,12 @@ class Router:
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
     ) -> None:
-        active = tuple(deployments)
+        active = deployments_in("deployments", deployments)
+        shown_only = deployments_in("inactive", inactive)
+        workloads = check_workloads(workloads)
         check_deployments(active, workloads)
-        budgets = {**HISTORY_TOKENS, **(history_tokens or {})}
+        check_types(strategy, provider, clock, histories, base_url, safety_settings)
+        budgets = {**HISTORY_TOKENS, **mapping("history_tokens", history_tokens, "{'light': 8_000}")}
         check_numbers(
             max_retries=max_retries,
             base_backoff=base_backoff,
@@ -156,8 +174,8 @@ class Router:
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
-        opened = self._open_store(store, clock, on_store_failure, local_share)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
+        opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
         providers = (upstream.provider for upstream in upstreams.values())
         self._relaying = next((each for each in providers if isinstance(each, RelayingProvider)), None)
@@ -185,10 +203,12 @@ class Router:
                 each.name for each in upstreams.values() if each.provider is not self._relaying
             ),
         )
-        self._explainer = Explainer(self._sender, opened, checked)
-        self.keys = KeyManager(
-            pool, tuple(inactive), opened, selector, tuple(upstreams.values()), clock, reporter
+        relaying = self._relaying
+        self._querier = Querier(
+            self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
+        self._explainer = Explainer(self._sender, opened, checked)
+        self.keys = KeyManager(pool, shown_only, opened, selector, tuple(upstreams.values()), clock, reporter)
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,
@@ -276,6 +296,8 @@ class Router:
         """
         from llm_router.config import Environ, load_settings  # noqa: PLC0415
 
+        check_files(path, env, env_file)
+        check_providers(provider)
         names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
         settings = load_settings(
@@ -302,22 +324,35 @@ class Router:
             base_url=settings.base_url,
         )
         merged: RouterOptions = {**defaults, **options}
-        return cls(settings.deployments, store=store or settings.store_url, provider=provider, **merged)
+        return cls(
+            settings.deployments,
+            store=settings.store_url if store is None else store,
+            provider=provider,
+            **merged,
+        )
 
-    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
+    async def send(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Response:
         """Send a prompt through the best deployment that has room for it.
 
+        Python functions among the ``tools`` of a ``config`` are called for the model, and their results sent
+        back, until it answers: each time with a request, quota, ``timeout`` and ``max_wait`` of its own. What
+        a function raises is its result, for the model to read; one that is not ``async`` runs in a thread. An
+        answer that calls something else than these functions is returned, as is the one after
+        ``automatic_function_calling.maximum_remote_calls`` (10) others; with ``disable`` set, every answer.
+
         Args:
-            prompt: A string, contents as google-genai takes them, or a :class:`Request`.
+            prompt: A string, contents as google-genai takes them, or a :class:`Request`; ``contents`` is
+                another name of it.
             options: Any of these, see :class:`~llm_router.SendOptions`:
 
                 * ``workload``: the workload wished for; None (the default) for any.
-                * ``model_preference``: the model wished for; None for any.
+                * ``model_preference``, or ``model``: the model wished for; None for any.
                 * ``max_output_tokens``: upper bound of the answer, in tokens.
                 * ``system_instruction``: the system instruction.
                 * ``temperature``: sampling temperature.
                 * ``config``: a ``GenerateContentConfig`` or its dict; the options above win over it.
-                * ``safety_settings``: category → threshold, over those of the router.
+                * ``safety_settings``: category → threshold, over those of the router; ``{}`` for those of the
+                  provider alone.
                 * ``fallback``: how far from the wish it may go: to ``"any"`` deployment (the default), to the
                   preferred ``"model"`` on any workload, or nowhere (``"none"``).
                 * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
@@ -338,9 +373,13 @@ class Router:
             RouterLoopError: The router works on another event loop, which is still open.
             ExtensionError: Your own provider or strategy failed. Quota that it may have used counts as used.
         """
+        if "config" in options or not isinstance(prompt, str):
+            calling = CallingSend.of(prompt, options)
+            if calling is not None:
+                return await calling.send(self._sender.send)
         return await self._sender.send(prompt, **options)
 
-    def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
+    def stream(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Stream:
         """Send a prompt as :meth:`send` does, and read the answer while it comes.
 
         ::
@@ -367,6 +406,12 @@ class Router:
         Raises, then or while it is read:
             ExtensionError: As for :meth:`send`.
         """
+        calling = CallingSend.of(prompt, options)
+        if calling is not None:
+            return Stream(calling.stream(self._open_stream))
+        return self._open_stream(prompt, **options)
+
+    def _open_stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
         return Stream(self._sender.stream(prompt, **options))
 
     def relay(self, exchange: Exchange, **options: Unpack[RelayOptions]) -> Relay:
@@ -411,25 +456,109 @@ class Router:
             partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
         )
 
-    async def send_one_shot(self, *, prompt: str, **options: Unpack[SendOptions]) -> Response:
+    async def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        model: str | None = None,
+        task_type: str | None = None,
+        title: str | None = None,
+        output_dimensionality: int | None = None,
+        **options: Unpack[QueryOptions],
+    ) -> Embeddings:
+        """Embed texts, a hundred with each request against the quota, all with the same model.
+
+        Args:
+            texts: A string, or any number of them.
+            model: The model; by default the first one of the pool that embeds and has room.
+            task_type: What the vectors are for, such as ``RETRIEVAL_DOCUMENT``.
+            title: The title of the documents that the texts are of.
+            output_dimensionality: The length of the vectors, if the model lets one choose.
+            options: ``timeout`` (for each request), ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Returns:
+            The vectors, one for each text, in order.
+
+        Raises:
+            InvalidRequestError: There is nothing to embed, no model of the pool embeds, or no provider of the
+                router can be asked.
+            UnknownModelError: No deployment serves the model.
+            EmbeddingError: Some of the texts could not be embedded; the error has the vectors of the others.
+            SendError: None could be embedded; as QuotaExhaustedError it says when to come back.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        given = {"task_type": task_type, "title": title, "output_dimensionality": output_dimensionality}
+        config = {name: value for name, value in given.items() if value is not None}
+        return await self._querier.embed(texts, model, config, options)
+
+    async def count_tokens(
+        self,
+        prompt: Any,
+        *,
+        model: str | None = None,
+        workload: str | None = None,
+        system_instruction: Any = None,
+        **options: Unpack[QueryOptions],
+    ) -> int:
+        """Have the provider count the tokens of a prompt, which takes no quota.
+
+        Args:
+            prompt: As for :meth:`send`.
+            model: The model whose tokens are counted; by default the first one of the pool that can.
+            workload: The workload of that model.
+            system_instruction: As for :meth:`send`.
+            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Raises:
+            InvalidRequestError: An argument is wrong.
+            UnknownModelError: No deployment serves the model.
+            SendError: The tokens could not be counted.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        request = prompt if isinstance(prompt, Request) else Request(contents=prompt)
+        if system_instruction is not None:
+            request = attrs.evolve(request, system_instruction=system_instruction)
+        check_request(request)
+        return await self._querier.count_tokens(request, model, workload, options)
+
+    async def models(self, **options: Unpack[QueryOptions]) -> ModelList:
+        """Ask the provider which models it serves to each project of the pool, which takes no quota.
+
+        Args:
+            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+
+        Raises:
+            SendError: No project could be asked.
+            InvalidRequestError: No provider of this router can be asked.
+            RouterClosedError: As for :meth:`send`.
+            RouterLoopError: As for :meth:`send`.
+        """
+        return await self._querier.models(options)
+
+    async def send_one_shot(self, *, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send one prompt; the same as :meth:`send`."""
         return await self.send(prompt, **options)
 
-    def conversation(self, conversation_id: str, **options: Unpack[SendOptions]) -> Conversation:
+    def conversation(
+        self, conversation_id: str, *, history: Any = None, **options: Unpack[SendOptions]
+    ) -> Conversation:
         """Return a handle on a conversation, new or known.
 
         Args:
             conversation_id: Names the history.
+            history: Contents to begin with, as google-genai takes them, if nothing is remembered.
             options: Defaults for every turn, as for :meth:`send`; usually ``system_instruction`` and
                 ``workload``. A turn may override them.
         """
-        return Conversation(self._conversations, conversation_id, options)
+        return Conversation(self._conversations, conversation_id, options, history)
 
     async def send_chat(self, *, conv_id: str, prompt: Any, **options: Unpack[SendOptions]) -> Response:
         """Send the next turn of the conversation ``conv_id``; ``options`` are those of :meth:`send`."""
         return await self.conversation(conv_id).send(prompt, **options)
 
-    async def explain(self, prompt: Any, **options: Unpack[SendOptions]) -> Explanation:
+    async def explain(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Explanation:
         """Explain what :meth:`send` would decide now: which deployment it would take, and why not the others.
 
         Nothing is sent, no quota is taken, and no turn is used up: without requests in between, ``send`` then

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ from llm_router import (
     Deployment,
     InvalidRequestError,
     Key,
+    LeastLoaded,
+    MemoryHistory,
     MemoryStore,
     Metric,
     Provider,
@@ -33,6 +36,7 @@ from llm_router import (
     UnknownModelError,
     UnknownWorkloadError,
 )
+from llm_router.observe import LoggingObserver
 from llm_router.stores import Decision
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
@@ -420,3 +424,97 @@ def test_a_policy_that_does_not_exist_is_refused(
     ):
         with pytest.raises(ConfigError, match="'closed', 'local' or 'open'"):
             make_router([pools.one()], store=store, on_store_failure=policy)
+
+
+# --- arguments of a wrong type ------------------------------------------------------------------------
+
+
+WRONG_TYPES: list[tuple[str, list[Any]]] = [
+    ("deployments", [5, None, "k", ["k"], [None], {"k": "m"}, Deployment]),
+    ("strategy", [5, "least-loaded", object(), LeastLoaded, [LeastLoaded()], False]),
+    ("provider", [5, "gemini", object(), [], FakeProvider, {5: FakeProvider()}, False]),
+    ("provider['gemini']", [{"gemini": 5}, {"gemini": None}, {"gemini": FakeProvider}, {"gemini": {}}]),
+    ("observers", [5, None, "x", [5], [None], [LoggingObserver], object(), LoggingObserver()]),
+    ("histories", [5, "x", object(), MemoryHistory, {}, False]),
+    ("clock", [5, "x", object(), ManualClock, False]),
+    ("workloads", [5, None, "heavy", [], [5], ["light", None], ["light", ""], {"light"}, ["light"] * 2]),
+    ("inactive", [5, None, "k", [5], ["k"]]),
+    ("store", [5, object(), False, 0, ""]),
+    ("base_url", [5, b"http://x", [], False]),
+    ("safety_settings", [5, "x", ["x"], False]),
+    ("history_tokens", [5, "x", [1], False]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in WRONG_TYPES for value in values],
+    ids=[f"{name}-{n}" for name, values in WRONG_TYPES for n in range(len(values))],
+)
+def test_an_argument_of_a_wrong_type_opens_nothing(
+    pools: Pools, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    """The error names the argument and, after a colon, the remedy; no store was opened before it."""
+    if name != "store":
+        monkeypatch.setattr("llm_router.router.open_store", None)
+    argument = name.partition("[")[0]
+    options: dict[str, Any] = {"deployments": [pools.one()], "store": "sqlite:///never-opened"}
+    with pytest.raises(ConfigError, match=r"store|: ") as caught:
+        Router(**(options | {argument: value}))
+    assert name in str(caught.value)
+    if argument not in ("deployments", "store"):
+        keys = tmp_path / "keys.json"
+        keys.write_text(json.dumps({"keys": [KEYS_ENTRY]}))
+        with pytest.raises(ConfigError) as caught:
+            Router.from_config(keys, env={"API_KEY_k": SECRET}, **{"store": "memory://", argument: value})
+        assert name in str(caught.value)
+
+
+SECRET = "AIzaSy-something-that-looks-like-one-3456789"
+KEYS_ENTRY = {
+    "key_id": "k",
+    "provider": "gemini",
+    "model_name": "m",
+    "tags": {"workload": "light", "priority": 1},
+    "limits": {"rpm": 5},
+}
+
+
+@pytest.mark.parametrize("name", ["deployments", "inactive", "strategy", "provider", "observers", "clock"])
+def test_a_key_in_the_wrong_place_is_not_shown(pools: Pools, name: str) -> None:
+    """A secret that is passed instead of an object is in no message."""
+    for value in (SECRET, [SECRET], {"gemini": SECRET}):
+        options: dict[str, Any] = {"deployments": [pools.one()], "provider": FakeProvider(), name: value}
+        with pytest.raises(ConfigError) as caught:
+            Router(**options)
+        assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("path", 5),
+        ("path", None),
+        ("path", b"keys.json"),
+        ("env_file", 5),
+        ("env", 5),
+        ("env", "x"),
+        ("env", ["API_KEY_k"]),
+        ("env", {5: "x"}),
+        ("env['API_KEY_k']", {"API_KEY_k": 5}),
+    ],
+)
+def test_a_configuration_of_a_wrong_type(tmp_path: Path, name: str, value: Any) -> None:
+    """What from_config reads is a file and a mapping of strings; anything else is refused by name."""
+    options: dict[str, Any] = {"path": tmp_path / "keys.json", name.partition("[")[0]: value}
+    with pytest.raises(ConfigError, match=r".: (pass|write) ") as caught:
+        Router.from_config(**options, provider=FakeProvider())
+    assert name in str(caught.value)
+
+
+def test_an_empty_url_of_a_store_is_not_the_one_of_the_environment(tmp_path: Path) -> None:
+    """A store that is given is used, or refused: never replaced by what the environment names."""
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [KEYS_ENTRY]}))
+    env = {"API_KEY_k": SECRET, "LLM_ROUTER_STORE": "memory://"}
+    with pytest.raises(ConfigError, match="no store has the URL scheme ''"):
+        Router.from_config(tmp_path / "keys.json", env=env, store="", provider=FakeProvider())

@@ -11,7 +11,18 @@ from llm_router.conversations.base import Turn
 from llm_router.domain.request import Origin, Request
 from llm_router.domain.response import Response
 
-__all__ = ["answers_call", "clean_turn", "ends_with_call", "history_of", "request_of", "said_in", "turn_of"]
+__all__ = [
+    "answers_call",
+    "clean_turn",
+    "ends_with_call",
+    "field",
+    "history_of",
+    "request_of",
+    "said_in",
+    "split_signatures",
+    "turns_in",
+    "turns_of",
+]
 
 _DATA = (
     "text",
@@ -49,8 +60,35 @@ def _contents(prompt: Any) -> Iterable[Any]:
     return ({"role": "user", "parts": [prompt]},)
 
 
-def turn_of(said: tuple[Any, ...], response: Response) -> Turn | None:
-    """Return what an answer adds to a history, its size unknown; None if it failed or has no content."""
+def turns_of(said: tuple[Any, ...], response: Response) -> tuple[Turn, ...]:
+    """Return what an answer adds to a history, sizes unknown; nothing if it failed or has no content.
+
+    Each step on the way to the answer, in which functions were called, is a turn of its own.
+    """
+    turns: list[Turn] = []
+    for step in response.steps:
+        answer = _without(step.content, _is_left_out)
+        turns.append(Turn((*said, _storable(answer)), 0, answers_call(said), step.model))
+        said = (step.results,)
+    last = _turn_of(said, response)
+    return () if last is None else (*turns, last)
+
+
+def turns_in(history: Any) -> tuple[Turn, ...]:
+    """Return the turns of a history that is given as contents, sizes unknown.
+
+    A turn ends with the model's last answer before the user speaks again.
+    """
+    turns: list[tuple[Any, ...]] = []
+    for content in said_in(history):
+        is_new = not turns or (_get(content, "role") != "model" and _get(turns[-1][-1], "role") == "model")
+        if is_new:
+            turns.append(())
+        turns[-1] = (*turns[-1], content)
+    return tuple(Turn(contents, 0, answers_call(contents)) for contents in turns)
+
+
+def _turn_of(said: tuple[Any, ...], response: Response) -> Turn | None:
     if not response.success:
         return None
     answer = _without(response.content, _is_left_out)
@@ -84,7 +122,7 @@ def request_of(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
     for turn in turns:
         last = len(turn.contents) - 1
         for index, content in enumerate(turn.contents):
-            portable, signatures = _portable(content)
+            portable, signatures = split_signatures(content)
             if signatures is not None:
                 # Only the last of them is an answer to this turn; others came with the prompt.
                 model = turn.model if index == last else None
@@ -95,17 +133,17 @@ def request_of(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
 
 def history_of(turns: Iterable[Turn]) -> tuple[Any, ...]:
     """Return the contents of ``turns`` in a form that can be sent to any model."""
-    return tuple(_portable(content)[0] for turn in turns for content in turn.contents)
+    return tuple(split_signatures(content)[0] for turn in turns for content in turn.contents)
 
 
 def answers_call(contents: tuple[Any, ...]) -> bool:
     """Return whether contents begin with the answer to a function call."""
-    return bool(contents) and any(_field(part, "function_response") for part in _parts(contents[0]))
+    return bool(contents) and any(field(part, "function_response") for part in _parts(contents[0]))
 
 
 def ends_with_call(turn: Turn) -> bool:
     """Return whether the answer of a turn calls a function."""
-    return any(_field(part, "function_call") for part in _parts(turn.contents[-1]))
+    return any(field(part, "function_call") for part in _parts(turn.contents[-1]))
 
 
 # --- parts --------------------------------------------------------------------------------------------
@@ -129,7 +167,7 @@ def _without(content: Any, unwanted: Callable[[Any], bool]) -> Any:
 
 
 def _is_left_out(part: Any) -> bool:
-    return bool(_field(part, "thought")) or _is_empty(part)
+    return bool(field(part, "thought")) or _is_empty(part)
 
 
 def _is_empty(part: Any) -> bool:
@@ -142,13 +180,13 @@ def _is_empty(part: Any) -> bool:
         part = {name: value for name, value in vars(part).items() if value is not None}
     known = [name for name in _DATA if name in part or _camel(name) in part]
     if known:
-        return all(_is_blank(name, _field(part, name)) for name in known)
+        return all(_is_blank(name, field(part, name)) for name in known)
     about = {*_ABOUT, *map(_camel, _ABOUT)}
     return not any(value for name, value in part.items() if name not in about)
 
 
 def _is_blank(name: str, value: Any) -> bool:
-    return not value or (name == "inline_data" and not _field(value, "data"))
+    return not value or (name == "inline_data" and not field(value, "data"))
 
 
 def _parts(content: Any) -> Sequence[Any]:
@@ -156,7 +194,7 @@ def _parts(content: Any) -> Sequence[Any]:
     return parts if isinstance(parts, list | tuple) else ()
 
 
-def _field(thing: Any, name: str) -> Any:
+def field(thing: Any, name: str) -> Any:
     """Return the field with a snake_case name, in a dictionary also in camelCase."""
     found = _get(thing, name)
     return _get(thing, _camel(name)) if found is None and isinstance(thing, Mapping) else found
@@ -176,7 +214,7 @@ def _get(thing: Any, name: str) -> Any:
 
 def _storable(answer: Any) -> Any:
     """Return an answer with its signatures as text."""
-    portable, signatures = _portable(answer)
+    portable, signatures = split_signatures(answer)
     if portable is answer or signatures is None:
         return answer
     parts = [
@@ -186,7 +224,7 @@ def _storable(answer: Any) -> Any:
     return {**portable, "parts": parts}
 
 
-def _portable(content: Any) -> tuple[Any, tuple[bytes | None, ...] | None]:
+def split_signatures(content: Any) -> tuple[Any, tuple[bytes | None, ...] | None]:
     """Return ``content`` without its signatures, and these; None for them if it is not a model's answer."""
     parts = _parts(content)
     if not parts or not isinstance(content, Mapping) or content.get("role") != "model":
@@ -209,7 +247,7 @@ def _unsigned(part: Any) -> Any:
 
 def _signature(part: Any) -> bytes | None:
     """Return the signature of a part, or None if it has none that can be read."""
-    signature = _field(part, _SIGNATURE)
+    signature = field(part, _SIGNATURE)
     if not isinstance(signature, str):
         return signature if isinstance(signature, bytes) and signature else None
     standard = signature.rstrip("=").replace("-", "+").replace("_", "/")

@@ -10,12 +10,20 @@ from weakref import WeakValueDictionary
 import attrs
 
 from llm_router.conversations.base import HistoryStore, Turn
-from llm_router.conversations.contents import answers_call, history_of, request_of, said_in, turn_of
+from llm_router.conversations.contents import (
+    answers_call,
+    history_of,
+    request_of,
+    said_in,
+    turns_in,
+    turns_of,
+)
 from llm_router.conversations.history import History
 from llm_router.conversations.truncation import complete, truncate
 from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
+from llm_router.engine.requests import unalias
 from llm_router.engine.streaming import Stream
 from llm_router.errors import InvalidRequestError
 
@@ -84,16 +92,20 @@ class Conversation:
         conversations: The router's conversations.
         conversation_id: Names the history.
         options: Defaults for every send.
+        history: The contents to begin with where nothing is remembered.
     """
 
-    def __init__(self, conversations: Conversations, conversation_id: str, options: SendOptions) -> None:
+    def __init__(
+        self, conversations: Conversations, conversation_id: str, options: SendOptions, history: Any = None
+    ) -> None:
         self.id = conversation_id
         self._conversations = conversations
-        self._options = options
+        _, self._options = unalias(None, options)
+        self._beginning = turns_in(history) if history else ()
         self._history = conversations.history(conversation_id)
         self._has_warned = False
 
-    async def send(self, prompt: Any, **options: Unpack[SendOptions]) -> Response:
+    async def send(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Response:
         """Send ``prompt`` after the history; remember prompt and answer if the send succeeds.
 
         Args:
@@ -104,10 +116,15 @@ class Conversation:
             InvalidRequestError: An argument is wrong; the history is unchanged.
             HistoryError: The history could not be loaded; nothing was sent.
         """
+        prompt, options = unalias(prompt, options)
         async with self._history.lock:
             return await self._send(said_in(prompt), {**self._options, **options})
 
-    def stream(self, prompt: Any, **options: Unpack[SendOptions]) -> Stream:
+    async def send_message(self, message: Any, **options: Unpack[SendOptions]) -> Response:
+        """Send the next message; the same as :meth:`send`, under the name that chats of google-genai use."""
+        return await self.send(message, **options)
+
+    def stream(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Stream:
         """Send ``prompt`` as :meth:`send` does, and read the answer while it comes.
 
         Prompt and answer are remembered once the answer was read to its end and is a success. The next turn
@@ -121,6 +138,7 @@ class Conversation:
             InvalidRequestError: An argument is wrong.
             HistoryError: The history could not be loaded; nothing was sent.
         """
+        prompt, options = unalias(prompt, options)
         return Stream(self._events(said_in(prompt), {**self._options, **options}))
 
     async def _send(self, said: tuple[Any, ...], options: SendOptions) -> Response:
@@ -143,18 +161,24 @@ class Conversation:
         if not said:
             raise InvalidRequestError("the prompt is empty: pass a string or contents")
         answering = answers_call(said)
-        turns = complete(await self._history.load(), answering=answering)
+        turns = complete(await self._turns(), answering=answering)
         return truncate(turns, self._conversations.budget(options.get("workload")), answering=answering)
+
+    async def _turns(self) -> tuple[Turn, ...]:
+        """Return what is remembered, or else what the conversation is to begin with."""
+        return await self._history.load() or tuple(self._sized(turn) for turn in self._beginning)
 
     async def _remember(self, turns: tuple[Turn, ...], said: tuple[Any, ...], response: Response) -> None:
         """Add the turn to the history if it succeeded and has content; never fail for it."""
         try:
-            turn = turn_of(said, response)
-            if turn is not None:
-                tokens = self._conversations.estimate(request_of([turn], ()))
-                await self._history.save(turns, attrs.evolve(turn, tokens=tokens))
+            new = turns_of(said, response)
+            if new:
+                await self._history.save(turns, tuple(self._sized(turn) for turn in new))
         except Exception as error:  # noqa: BLE001 - the answer is paid for: it is returned all the same
             self._warn(error)
+
+    def _sized(self, turn: Turn) -> Turn:
+        return attrs.evolve(turn, tokens=self._conversations.estimate(request_of([turn], ())))
 
     def _warn(self, error: Exception) -> None:
         if not self._has_warned:
@@ -172,15 +196,16 @@ class Conversation:
         Raises:
             HistoryError: The history could not be loaded.
         """
-        return history_of(await self._history.load())
+        return history_of(await self._turns())
 
     async def clear(self) -> None:
-        """Forget the history.
+        """Forget the history, also what this handle was to begin with.
 
         Raises:
             HistoryError: The history store failed.
         """
         async with self._history.lock:
+            self._beginning = ()
             await self._history.delete()
 
     def __repr__(self) -> str:

@@ -43,16 +43,16 @@ class History:
             raise self._failed("load", error) from error
         return _continued(turns, self._unsaved)
 
-    async def save(self, turns: tuple[Turn, ...], turn: Turn) -> None:
-        """Replace the history by ``turns`` and ``turn``, which are kept here until the store has them.
+    async def save(self, turns: tuple[Turn, ...], new: tuple[Turn, ...]) -> None:
+        """Replace the history by ``turns`` and ``new`` ones, which are kept here until the store has them.
 
         Raises:
             Exception: Whatever the store raises; also after a cancellation the turns are kept.
         """
         # What was cut off from the history is forgotten here, too; equal turns may be said again and again.
         kept = {id(each) for each in turns}
-        self._unsaved = (*(each for each in self._unsaved if id(each) in kept), turn)
-        await self._store.save(self._id, (*turns, turn))
+        self._unsaved = (*(each for each in self._unsaved if id(each) in kept), *new)
+        await self._store.save(self._id, (*turns, *new))
         self._unsaved = ()
 
     async def delete(self) -> None:

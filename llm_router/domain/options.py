@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from llm_router.domain.request import Fallback
 
-__all__ = ["RelayOptions", "SendOptions"]
+__all__ = ["QueryOptions", "RelayOptions", "SendOptions"]
 
 
 class SendOptions(TypedDict, total=False):
@@ -17,6 +17,10 @@ class SendOptions(TypedDict, total=False):
     """The workload wished for; None for any."""
     model_preference: str | None
     """The model wished for; None for any."""
+    model: str | None
+    """Another name of ``model_preference``."""
+    contents: Any
+    """Another name of the prompt."""
     max_output_tokens: int | None
     """Upper bound of the answer, in tokens."""
     system_instruction: Any
@@ -26,7 +30,7 @@ class SendOptions(TypedDict, total=False):
     config: Any
     """A ``GenerateContentConfig`` or its dict; the options above win over it."""
     safety_settings: Mapping[str, str] | None
-    """Category → threshold, over those of the router."""
+    """Category → threshold, over those of the router; ``{}`` for the provider's own defaults."""
     fallback: Fallback
     """How far from the wish a request may go: to ``"any"`` deployment (the default), to the preferred
     ``"model"`` on any workload, or nowhere (``"none"``)."""
@@ -53,6 +57,17 @@ class RelayOptions(TypedDict, total=False):
     timeout: float | None
     """Seconds until the answer begins, not counting the wait for capacity, and then for each further piece;
     60 by default, None for no bound."""
+    max_wait: float | None
+    """As for a send."""
+    metadata: Mapping[str, str] | None
+    """As for a send."""
+
+
+class QueryOptions(TypedDict, total=False):
+    """What ``Router.embed``, ``count_tokens`` and ``models`` take besides; every option may be left out."""
+
+    timeout: float | None
+    """Seconds for each request, not counting the wait for capacity; 60 by default, None for no bound."""
     max_wait: float | None
     """As for a send."""
     metadata: Mapping[str, str] | None

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from llm_router.domain.answers import FunctionCall, Step, calls_in, parts_of
 from llm_router.errors import SendError
 
 __all__ = ["Attempt", "Chunk", "Response", "Usage"]
@@ -81,6 +82,8 @@ class Response:
         error: Why there is no answer, or None.
         retry_after: Seconds until another try may succeed; None on success or if waiting does not help.
         raw: The provider's own response object, or None.
+        steps: The answers before this one that called functions of yours, each with what these returned, if
+            the request had functions to call. The usage and the attempts of all of them are in this response.
     """
 
     success: bool
@@ -100,8 +103,16 @@ class Response:
     """The text of a successful response; ``""`` otherwise. :attr:`text` raises instead of being empty."""
 
     content: Any = attrs.field(default=None, repr=False, eq=False)
-    """The answer as contents that a later request can send back, or None. Signatures in it are only for the
-    model that gave it: a conversation sees to that."""
+    """The answer as contents that a later request can send back (a dictionary with ``role`` and ``parts``),
+    or None. Signatures in it are only for the model that gave it: a conversation sees to that."""
+
+    parsed: Any = attrs.field(default=None, repr=False, eq=False)
+    """What the answer says in the form that ``config`` asked for: an object of the type given as
+    ``response_schema``, or the value of its JSON; None if no form was asked for, and where functions are
+    called. An answer without that form is not a success: ``error.reason`` is ``NOT_JSON`` or
+    ``SCHEMA_MISMATCH``, and ``error.text`` the answer."""
+
+    steps: tuple[Step, ...] = attrs.field(default=(), repr=False)
 
     @property
     def text(self) -> str:
@@ -112,6 +123,20 @@ class Response:
         """
         self.raise_for_error()
         return self.answer
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The parts of the answer, without thoughts.
+
+        They are dictionaries, such as ``{"text": …}``, ``{"function_call": …}``, or for an image
+        ``{"inline_data": {"mime_type": …, "data": …}}`` with bytes as the data.
+        """
+        return parts_of(self.content)
+
+    @property
+    def function_calls(self) -> tuple[FunctionCall, ...]:
+        """The functions that the model wants to have called, and that were not called yet."""
+        return calls_in(self.content)
 
     def raise_for_error(self) -> Response:
         """Return this response if it is successful.

@@ -15,6 +15,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.quota import Demand
 from llm_router.domain.response import Usage
+from llm_router.engine.argument_check import elements
 from llm_router.engine.extensions import broken_promise, own_error
 from llm_router.engine.state import SendState
 from llm_router.errors import ConfigError, ExtensionError, SendError
@@ -283,12 +284,15 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
     """Return what reports to ``observers``, or None if there are none.
 
     Raises:
-        ConfigError: One of them has no method ``observe``.
+        ConfigError: They are no list, or one of them has no method ``observe``.
     """
-    watching = tuple(observers)
+    watching = elements("observers", observers, "pass a list, such as observers=[LoggingObserver()]")
     for observer in watching:
         if isinstance(observer, type) or not isinstance(observer, RouterObserver):
-            raise ConfigError(f"an observer must have a method observe(event), unlike {observer!r}")
+            raise ConfigError(
+                f"observers: an observer must have a method observe(event), unlike this "
+                f"{type(observer).__name__}: pass an object, such as LoggingObserver()"
+            )
     return Reporter(watching, clock) if watching else None
 
 

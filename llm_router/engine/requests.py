@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 import attrs
 
@@ -21,8 +21,10 @@ __all__ = [
     "check_request",
     "check_timeout",
     "check_wait",
+    "has_alias",
     "merge_requests",
     "reject_wish",
+    "unalias",
     "unknown_option",
 ]
 
@@ -34,6 +36,7 @@ _MAX_OUTPUT_TOKENS = 2**31 - 1
 _METADATA_ENTRIES = 16
 _METADATA_LENGTH = 256
 _METADATA_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ALIASES = {"contents": "prompt", "model": "model_preference"}
 _NOT_CONFIGS = (str, bytes, int, float, list, tuple, set)
 
 
@@ -134,6 +137,29 @@ def reject_wish(workload: object, model_preference: object, fallback: object) ->
         if value is not None and not isinstance(value, str):
             raise InvalidRequestError(f"{name} must be a string, not a {type(value).__name__}") from None
     raise InvalidRequestError("workload, model_preference and fallback must be hashable") from None
+
+
+def has_alias(options: SendOptions) -> bool:
+    """Return whether something is given by its other name."""
+    return not _ALIASES.keys().isdisjoint(options)
+
+
+def unalias(prompt: object, options: SendOptions) -> tuple[Any, SendOptions]:
+    """Return a prompt and options, all by the names that the engine knows.
+
+    Raises:
+        InvalidRequestError: Something is given by both of its names.
+    """
+    if not has_alias(options):
+        return prompt, options
+    named: dict[str, Any] = {"prompt": prompt, **options}
+    for alias, name in _ALIASES.items():
+        if alias in named:
+            value = named.pop(alias)
+            if named.get(name) is not None:
+                raise InvalidRequestError(f"{alias} is another name of {name}: give one of them") from None
+            named[name] = value
+    return named.pop("prompt"), cast("SendOptions", named)
 
 
 def unknown_option(method: str, options: Mapping[str, object]) -> TypeError:

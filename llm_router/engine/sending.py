@@ -30,8 +30,10 @@ from llm_router.engine.requests import (
     check_request,
     check_timeout,
     check_wait,
+    has_alias,
     merge_requests,
     reject_wish,
+    unalias,
     unknown_option,
 )
 from llm_router.engine.reserving import Lease, Selector
@@ -182,9 +184,11 @@ class Sender:
             TypeError: As for :meth:`send`.
         """
         try:
-            return self._start(prompt, **options)
+            return self._start(prompt, **options)  # type: ignore[misc] # other names do not bind: see below
         except TypeError:  # in binding the arguments: nothing of it has run yet
-            raise unknown_option(method, options) from None
+            if not has_alias(options):
+                raise unknown_option(method, options) from None
+            return self.begin(method, *unalias(prompt, options))
 
     async def begin_relay(
         self,
@@ -434,7 +438,7 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
-            elif isinstance(self._outcome, Reply):
+            elif self._lease.probes or self._lease.is_last:
                 await self._acquit()
 
     # --- the call -------------------------------------------------------------------------------------
@@ -531,13 +535,17 @@ class OpenAttempt:
             if blocked is not None:
                 error = BlockedError(f"the provider blocked this: {blocked}", reason=blocked)
             elif outcome.failed is not None:
-                error = EmptyAnswerError(f"the answer is not usable: {outcome.failed}", reason=outcome.failed)
+                error = EmptyAnswerError(
+                    f"the answer is not usable: {outcome.failed}", reason=outcome.failed, text=outcome.text
+                )
             send.response = _respond(send, outcome, error, self._sender.now())
         elif not isinstance(outcome, ProviderError):
             _fail(send, outcome, self._sender.now())
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
+        if not isinstance(self._outcome, Reply):
+            return
         lease, judge = self._lease, self._sender.judge
         if lease.probes:
             await judge.acquit(lease.state, lease.probes)
@@ -649,4 +657,5 @@ def _respond(send: SendState, reply: Reply, error: SendError | None, now: float)
         raw=reply.raw,
         answer="" if error else reply.text,
         content=None if error else reply.content,
+        parsed=None if error else reply.parsed,
     )

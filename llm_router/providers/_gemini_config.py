@@ -68,7 +68,8 @@ def build_config(request: Request, safety: Mapping[str, str]) -> Any:
 
     Args:
         request: The request.
-        safety: The provider's own thresholds; those of the config and of the request override them.
+        safety: The provider's own thresholds; those of the config and of the request override them, and
+            empty ones of the request switch them off.
 
     Raises:
         InvalidRequestError: The request is wrong.
@@ -76,6 +77,8 @@ def build_config(request: Request, safety: Mapping[str, str]) -> Any:
     _check_numbers(request)
     update = _configured(request.config)
     configured = update.pop("safety_settings", None)
+    if request.safety_settings == {}:
+        safety = {}
     if configured or request.safety_settings:
         update["safety_settings"] = _merge_safety(configured, request, safety)
     update |= _named(request)
@@ -94,7 +97,7 @@ def _common_config(safety: tuple[tuple[str, str], ...]) -> Any:
     return _config_model().model_construct(
         automatic_continuation=False,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
-        safety_settings=[_setting(name, level) for name, level in safety],
+        safety_settings=[_setting(name, level) for name, level in safety] or None,
     )
 
 

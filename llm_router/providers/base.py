@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -10,6 +10,7 @@ import attrs
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.exchange import Exchange, Head
 from llm_router.domain.kinds import FailureKind, FaultScope
+from llm_router.domain.queries import ModelInfo, Vector
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 from llm_router.errors import LLMRouterError
@@ -19,6 +20,8 @@ __all__ = [
     "FaultScope",
     "PreparedProvider",
     "Provider",
+    "QueriedProvider",
+    "Queries",
     "RelayRequest",
     "RelayingProvider",
     "Reply",
@@ -43,6 +46,7 @@ class Reply:
         failed: Why there is no usable answer although the provider gave one and blocked nothing, such as
             ``MALFORMED_FUNCTION_CALL``; None if there is a usable answer, which may be without text. No
             key, project or path is at fault.
+        parsed: What the answer says in the form that the request asked for, as by a schema; None otherwise.
     """
 
     text: str
@@ -53,6 +57,7 @@ class Reply:
     content: Any = attrs.field(default=None, repr=False, eq=False)
     raw: Any = attrs.field(default=None, repr=False, eq=False)
     failed: str | None = None
+    parsed: Any = attrs.field(default=None, repr=False, eq=False)
 
 
 class Provider(Protocol):
@@ -196,6 +201,47 @@ class RelayingProvider(Provider, Protocol):
 
     def answer(self, exchange: Exchange, error: LLMRouterError, /) -> tuple[Head, bytes]:
         """Return the answer, in the protocol of an exchange, that says why the provider has given none."""
+        ...
+
+
+class Queries(Protocol):
+    """Forms the exchanges that ask a provider for other things than answers, and reads what comes back.
+
+    What reads an answer raises :class:`~llm_router.errors.ProviderError` if it is none.
+    """
+
+    def embedding(self, model: str, texts: Sequence[str], config: Mapping[str, Any], /) -> Exchange:
+        """Return the request for the embeddings of at most a hundred texts."""
+        ...
+
+    def read_embeddings(self, body: bytes, count: int, /) -> tuple[Vector, ...]:
+        """Return ``count`` embeddings, in the order of the texts."""
+        ...
+
+    def count(self, model: str, request: Request, /) -> Exchange:
+        """Return the request for the number of tokens of a prompt."""
+        ...
+
+    def read_count(self, body: bytes, /) -> int:
+        """Return a number of tokens."""
+        ...
+
+    def models(self, page: str, /) -> Exchange:
+        """Return the request for a page of the list of models; the first one has an empty name."""
+        ...
+
+    def read_models(self, body: bytes, /) -> tuple[list[ModelInfo], str]:
+        """Return the models of a page, and the name of the next page, empty if there is none."""
+        ...
+
+
+@runtime_checkable
+class QueriedProvider(RelayingProvider, Protocol):
+    """A provider that embeds, counts tokens and lists its models by exchanges that it relays."""
+
+    @property
+    def queries(self) -> Queries:
+        """How that is asked."""
         ...
 
 

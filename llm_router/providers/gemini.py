@@ -7,6 +7,8 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import attrs
+
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.gemini_http.answers import answer_for
 from llm_router.providers._gemini_config import (
@@ -24,9 +26,11 @@ from llm_router.providers._gemini_failures import (
     not_sent,
 )
 from llm_router.providers._gemini_history import contents_for
+from llm_router.providers._gemini_queries import GeminiQueries
 from llm_router.providers._gemini_relay import read_exchange, relayed
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_request import limits_output
+from llm_router.providers._gemini_schema import AnswerForm
 from llm_router.providers._gemini_session import (
     HttpBackend,
     LoopSession,
@@ -72,7 +76,7 @@ class GeminiProvider:
         api_version: The version of the API.
         safety_settings: Category (such as ``HARASSMENT``) → threshold (such as ``BLOCK_ONLY_HIGH``). It
             overrides single categories of the default, which is ``BLOCK_NONE`` for harassment, hate speech,
-            sexually explicit and dangerous content.
+            sexually explicit and dangerous content; ``{}`` leaves all of them to Google's own defaults.
         http_backend: ``aiohttp``, ``httpx`` (httpx2 if it is installed), or ``auto``: aiohttp if it is
             installed, else httpx.
 
@@ -92,11 +96,13 @@ class GeminiProvider:
         check_backend(http_backend)
         check_base_url(base_url)
         own = safety_thresholds({} if safety_settings is None else safety_settings, error=ConfigError)
-        self._safety = {**DEFAULT_SAFETY, **own}
+        self._safety = {**DEFAULT_SAFETY, **own} if safety_settings is None or own else {}
         self._base_url = base_url
         self._api_version = api_version
         self._http_backend: HttpBackend = http_backend
         self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
+        self.queries = GeminiQueries(api_version)
+        """Forms the exchanges for embeddings, counts of tokens and lists of models."""
 
     def __repr__(self) -> str:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
@@ -136,6 +142,7 @@ class GeminiProvider:
         call = StreamedCall(
             functools.partial(self._open, deployment, request), limited=limits_output(request)
         )
+        form, last, texts = AnswerForm.of(request), None, []
         try:
             while True:
                 outcome = await _outcome(call.read(), deployment, request)
@@ -145,11 +152,16 @@ class GeminiProvider:
                     raise outcome
                 if outcome is None:
                     break
+                if form is not None:
+                    last = outcome
+                    texts.append(outcome.text)
                 yield outcome
         finally:
             await call.aclose()
         if not call.is_complete:
             raise not_an_answer("it broke off")
+        if form is not None and last is not None:
+            yield form.fit(attrs.evolve(last, text=""), "".join(texts))
 
     def read_exchange(self, exchange: Exchange) -> RelayRequest:
         """Read what an HTTP exchange asks for, without I/O.
@@ -225,7 +237,9 @@ class GeminiProvider:
         models = (await self._session()).client(deployment.key).aio.models
         contents = contents_for(request, deployment.model)
         response = await models.generate_content(model=deployment.model, contents=contents, config=config)
-        return read_reply(response, limited=limits_output(request))
+        reply = read_reply(response, limited=limits_output(request))
+        form = AnswerForm.of(request)
+        return reply if reply is None or form is None else form.fit(reply)
 
     async def _open(
         self, deployment: Deployment, request: Request

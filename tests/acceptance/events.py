@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import struct
 import subprocess
@@ -277,18 +278,24 @@ async def _failover(place: Place) -> AsyncIterator[Scene]:
         replica.close()
 
 
-def _deletion(suffix: str) -> Callable[[Place], AbstractAsyncContextManager[Scene]]:
-    """A file of an SQLite store is deleted while it is open."""
+def _on_file(
+    suffix: str, harm: Callable[[Path], None]
+) -> Callable[[Place], AbstractAsyncContextManager[Scene]]:
+    """Something happens to a file of an SQLite store while it is open."""
 
     @asynccontextmanager
     async def stage(place: Place) -> AsyncIterator[Scene]:
         async def happen() -> None:
             for group in GROUPS:
-                (place.folder / f"{group.name}.sqlite3{suffix}").unlink()
+                harm(place.folder / f"{group.name}.sqlite3{suffix}")
 
         yield Scene({"path": str(place.folder / "{}.sqlite3")}, happen)
 
     return stage
+
+
+def _cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
 
 
 EVENTS = (
@@ -301,9 +308,10 @@ EVENTS = (
     Event("eviction (allkeys-lru)", _on_redis(_evict)),
     Event("failover without the last writes", _failover),
     # Those that have the deleted file open fail once, until the last of them has closed what lay beside it.
-    Event("SQLite file deleted", _deletion(""), cuts_off=True),
-    Event("SQLite -wal deleted", _deletion("-wal"), cuts_off=True),
-    Event("SQLite -shm deleted", _deletion("-shm")),
+    Event("SQLite file deleted", _on_file("", Path.unlink), cuts_off=True),
+    Event("SQLite -wal deleted", _on_file("-wal", Path.unlink), cuts_off=True),
+    Event("SQLite -shm deleted", _on_file("-shm", Path.unlink)),
+    Event("SQLite -wal cut short", _on_file("-wal", _cut), cuts_off=True),
 )
 
 

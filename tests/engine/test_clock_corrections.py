@@ -211,7 +211,7 @@ class _Steady(_OwnTime):
         return 7.0
 
 
-@pytest.mark.parametrize("clock", [Plain(), _OwnTime(), _OwnSpeed()], ids=repr)
+@pytest.mark.parametrize("clock", [Plain(), _OwnTime(), _OwnSpeed()], ids=["plain", "time", "speed"])
 def test_steady_time_is_not_inherited_past_a_time_of_ones_own(clock: Clock) -> None:
     """A subclass with a time or a speed of its own does not get that of its parent beside it."""
     assert monotonic(clock) == clock.time

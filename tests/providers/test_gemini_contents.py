@@ -125,7 +125,7 @@ class Answer(BaseModel):
         {"response_schema": Answer},
         {"response_schema": {"type": "OBJECT", "description": TEXT}},
     ],
-    ids=str,
+    ids=["declaration", "function", "config of a function", "search", "type as schema", "schema"],
 )
 def test_tools_and_schemas_count(config: Any) -> None:
     """Tools and schemas count as input."""

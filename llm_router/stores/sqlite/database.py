@@ -11,6 +11,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Literal
 
 from llm_router.errors import StoreCorruptError
+from llm_router.stores.sqlite.wal import size_of_wal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +26,7 @@ __all__ = [
     "checkpoint",
     "connect",
     "disconnect",
+    "recovered",
 ]
 
 Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
@@ -77,6 +79,8 @@ def check_header(path: Path) -> None:
     except FileNotFoundError:
         return
     if not header:
+        if size_of_wal(path):
+            raise _empty(path)
         return
     if not header.startswith(_MAGIC) or len(header) < _HEADER:
         raise _foreign(path, "is not an SQLite database")
@@ -138,6 +142,16 @@ def checkpoint(path: Path, synchronous: Synchronous) -> None:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
+def recovered(connection: sqlite3.Connection) -> int:
+    """Return the number of the last frame of the WAL that SQLite sees, after a checkpoint.
+
+    Raises:
+        sqlite3.Error: The WAL cannot be read.
+    """
+    (_, frames, _) = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    return int(frames)
+
+
 def _retry_while_locked(action: Callable[[], object], deadline: float) -> None:
     """Retry until ``deadline`` while the database is locked, by a program that does not take turns."""
     while True:
@@ -176,6 +190,13 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 def _check_version(path: Path, version: int) -> None:
     if version > SCHEMA_VERSION:
         raise _foreign(path, f"was written by a newer version of llm_router (schema {version})")
+
+
+def _empty(path: Path) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"SQLite store {str(path)!r} is damaged (the file is empty, but not its -wal); it was left as it is: "
+        "restore it, or move it and the -wal away to start with a new one"
+    )
 
 
 def _foreign(path: Path, what: str) -> StoreCorruptError:

@@ -83,14 +83,16 @@ def settle_epoch(present: Epoch | None, known: float, loss: Loss | None, now: in
     """
     if present is None:
         since = max(now, microseconds(known) + _TICK)
-        return Epoch(seconds(since), reset_at=seconds(now) if known else 0.0)
-    if not known or (present.since == known and loss is None):
+        return Epoch(seconds(since), reset_at=seconds(now) if known or loss is not None else 0.0)
+    if loss is None and (not known or present.since == known):
         return present
-    if present.since > known and present.reset_at > 0.0:
+    if known and present.since > known and present.reset_at > 0.0:
         return present  # another process has noticed it before
     # An older record, or the same one, is one that went on elsewhere. A newer one was begun by a process
     # that knew nothing of the loss: all that it counted is there.
-    kept = present.since > known or (present.since == known and loss is not None and loss.kept)
+    kept = (known > 0.0 and present.since > known) or (
+        present.since == known and loss is not None and loss.kept
+    )
     since = max(now, microseconds(known) + _TICK, microseconds(present.since) + _TICK)
     return Epoch(seconds(since), present.since, seconds(now) if kept else -math.inf, seconds(now))
 

@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 # SQLITE_ERROR is an unknown table or column: another program has changed the schema.
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH}
 
+_FROM_READING = (sqlite3.OperationalError, UnicodeError)
+
 _REMEDIES = {
     sqlite3.SQLITE_BUSY: "another program holds it locked; let that program finish",
     sqlite3.SQLITE_CANTOPEN: "check that the path and its directory may be written",
@@ -67,7 +69,12 @@ def _translate(error: BaseException, path: Path) -> StoreError:
             f"{start}: {error.strerror or error}; check the path and its permissions"
         )
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if isinstance(error, Undecodable) or code in _CORRUPT:
+    is_no_text = isinstance(error, UnicodeError) or "decode" in str(error)  # which has no code
+    if (
+        isinstance(error, Undecodable)
+        or code in _CORRUPT
+        or (isinstance(error, _FROM_READING) and is_no_text)
+    ):
         return StoreCorruptError(
             f"{start} is damaged ({error}); it was left as it is: move it away to start with a new one"
         )

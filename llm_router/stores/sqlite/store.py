@@ -48,8 +48,12 @@ class SQLiteStore:
     ``-shm``) are, each store notices it at its next call and opens what is there now; see
     :class:`ExternalStore` for what becomes of the count. With ``-wal`` or ``-shm`` nothing that was committed
     is lost, unless another process has begun to use new ones before any store noticed. It cannot notice that
-    the file was deleted or replaced while no process had it open, that another program has written into it
-    (``cp`` over an open file does), nor what a power failure has taken.
+    the file was deleted or replaced while no process had it open, nor that another program has written into
+    it (``cp`` over an open file does), unless what it finds makes no sense.
+
+    Where ``-wal`` is damaged or cut short when the file is opened, after a power failure or by a program, the
+    last that was committed is lost, and it is treated as a loss, with a warning. An empty file is a new one,
+    unless there is something in the ``-wal`` beside it, which is damage.
 
     In addition to what :class:`RateLimitStore` says, every method raises:
 

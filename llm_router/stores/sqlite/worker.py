@@ -7,6 +7,7 @@ It buys throughput: 64 reserves in flight reach 66,800 a second, one at a time 3
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -19,12 +20,20 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from llm_router.domain.calendar import microseconds
-from llm_router.stores.sqlite.database import begin, check_header, checkpoint, connect, disconnect
+from llm_router.stores.sqlite.database import (
+    begin,
+    check_header,
+    checkpoint,
+    connect,
+    disconnect,
+    recovered,
+)
 from llm_router.stores.sqlite.databasefiles import DatabaseFiles
 from llm_router.stores.sqlite.epoch import Loss
 from llm_router.stores.sqlite.faults import explain
 from llm_router.stores.sqlite.filelock import TurnLock
 from llm_router.stores.sqlite.state import State
+from llm_router.stores.sqlite.wal import commits_in_wal
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,6 +45,8 @@ if TYPE_CHECKING:
     from llm_router.stores.sqlite.databasefiles import Identities, Identity
 
 __all__ = ["Call", "Worker"]
+
+_log = logging.getLogger("llm_router")
 
 _MAX_CALLS = 1024
 """The most calls in one transaction, since other processes wait for its end."""
@@ -54,6 +65,11 @@ _ODD = (
     sqlite3.ProgrammingError,
 )
 """What a call with arguments that make no sense may raise; the calls beside it shall not fail with it."""
+
+_LOST_COMMITS = (
+    "SQLite store %r: its -wal is damaged, and the last of what was spent is lost; processes that still run "
+    "count theirs again, and none takes more than its share for a window"
+)
 
 _THREAD = "llm_router-sqlite"
 
@@ -261,12 +277,17 @@ class Worker:
             self._check_file()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _check_file(self) -> None:
-        """Make sure that the file is ours; if another store of this process has it open, it is."""
+    def _check_file(self) -> int:
+        """Make sure that the file is ours; if another store of this process has it open, it is.
+
+        Return the number of the last frame that the WAL should hold; 0 if that is not known.
+        """
         with contextlib.suppress(FileNotFoundError):
             database, _, _ = self._files.find()
             if not any(worker.has_open(database) for worker in tuple(_workers)):
                 check_header(self._path)
+                return commits_in_wal(self._path) if database is not None else 0
+        return 0
 
     def has_open(self, database: Identity | None) -> bool:
         """Return whether this worker is connected to a database file."""
@@ -276,9 +297,12 @@ class Worker:
         """Return the connection and its state."""
         if self._connection is None or self._state is None:
             with _opening:
-                self._check_file()
+                expected = self._check_file()
                 self._connection = connect(self._path, self._synchronous, deadline)
                 self._database, _, _ = self._files.find()
+            if expected and recovered(self._connection) < expected:
+                self._loss = Loss(kept=False)
+                _log.warning(_LOST_COMMITS, str(self._path))
             self._state = State(self._connection, self.known_since, self._loss)
         return self._connection, self._state
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from llm_router.domain.quota import Demand
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.quota import Demand, Metric
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
@@ -15,10 +16,12 @@ from llm_router.testing.store_contract.base import (
     deployment,
     grants,
     move_to,
+    quotas_of,
     reserve,
     rpd,
     rpm,
     set_back,
+    steady,
     tpm,
     used,
 )
@@ -71,6 +74,55 @@ class ReservationContract(ContractBase):
             move_to(clock, START + SPAN)
             assert await grants(store, limited, tokens=70)
             assert not await grants(store, limited, tokens=1)
+
+    async def test_nothing_is_granted_where_a_quota_is_full(self) -> None:
+        """A demand of no request and no token fits a full quota, or one of 0, and is no trace of anything."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            full, closed = deployment(rpm(1), tpm(9), rpd(1)), deployment(rpm(0), tpm(9), model="closed")
+            slow = deployment(steady(Metric.RPM, 6, burst=1), model="slow")
+            assert await grants(store, full, tokens=9)
+            assert await grants(store, slow)
+            before = [await quotas_of(store, each) for each in (full, closed, slow)]
+            for n, each in enumerate((full, closed, slow, full, closed, slow)):
+                decision = await reserve(store, each, requests=0, reservation_id=f"nothing-{n}")
+                assert decision.deployment is each
+                assert not decision.refusals
+                end = store.release(f"nothing-{n}") if n < 3 else store.settle(f"nothing-{n}", Demand(0, 0))
+                await end
+            assert [await quotas_of(store, each) for each in (full, closed, slow)] == before
+            assert not await grants(store, full)
+            move_to(clock, START + SPAN)
+            assert await used(store, full) == [0, 0, 1]
+            assert await grants(store, slow)
+
+    async def test_nothing_is_refused_during_a_cooldown(self) -> None:
+        """Whatever scope cools down, a demand of no request and no token waits for its end as any other."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(1))
+            for n, scope in enumerate((limited.model_scope, limited.key_scope)):
+                await store.cool_down(Cooldown(scope, START + 10.0 * (n + 1), "busy"))
+                decision = await reserve(store, limited, requests=0)
+                assert decision.deployment is None
+                [refusal] = decision.refusals
+                assert refusal.cooldown is not None
+                assert close(refusal.retry_at, START + 10.0 * (n + 1))
+                move_to(clock, START + 10.0 * (n + 1))
+                assert (await reserve(store, limited, requests=0)).deployment is limited
+            assert await used(store, limited) == [0]
+
+    async def test_nothing_that_turns_out_to_be_something(self) -> None:
+        """A demand of nothing is settled with what was used after all, as of the time it was granted."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(2), tpm(9))
+            await reserve(store, limited, requests=0, reservation_id="nothing")
+            clock.shift(10.0)
+            await store.settle("nothing", Demand(1, 5))
+            assert await used(store, limited) == [1, 5]
+            move_to(clock, START + SPAN)
+            assert await used(store, limited) == [0, 0]
 
     async def test_requests_are_settled_as_tokens_are(self) -> None:
         """A reservation that made more or fewer requests than estimated counts with those that it made."""

@@ -292,7 +292,9 @@ def test_epochs_follow_from_what_is_known_and_found() -> None:
     found = Epoch(50.0)
     assert settle_epoch(None, 0.0, None, now) == Epoch(100.0)
     assert settle_epoch(None, 50.0, None, now) == Epoch(100.0, reset_at=100.0)
+    assert settle_epoch(None, 0.0, Loss(kept=False), now) == Epoch(100.0, reset_at=100.0)
     assert settle_epoch(None, 200.0, None, now).since > 200.0
+    assert settle_epoch(found, 0.0, Loss(kept=False), now) == Epoch(100.0, 50.0, -math.inf, 100.0)
     assert settle_epoch(found, 0.0, None, now) is found
     assert settle_epoch(found, 50.0, None, now) is found
     assert settle_epoch(found, 50.0, Loss(kept=True), now) == Epoch(100.0, 50.0, 100.0, 100.0)

@@ -1,0 +1,200 @@
+"""Files that are cut short or overwritten: a clear error, or a loss that is noticed; no wrong count."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.quota import Demand
+from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+from llm_router.stores.base import RECOUNT
+from llm_router.stores.failover import FailoverStore
+from llm_router.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from llm_router.testing import ManualClock
+    from tests.conftest import Pools
+
+TAKEN = 20
+
+
+@pytest.fixture
+def limited(pools: Pools) -> Deployment:
+    """A deployment of which :data:`TAKEN` of 30 requests are spent in the file of ``killed``."""
+    return pools.one(rpm=30, key_id="key")
+
+
+@pytest.fixture
+async def killed(path: Path, store: SQLiteStore, limited: Deployment, tmp_path: Path) -> Path:
+    """The files that a process leaves which was killed: none has been tidied up."""
+    for number in range(TAKEN):
+        await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
+    (tmp_path / "killed").mkdir()
+    for suffix in ("", "-wal", "-shm"):
+        shutil.copy(f"{path}{suffix}", tmp_path / "killed" / f"{path.name}{suffix}")
+    return tmp_path / "killed" / path.name
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def _overwrite(path: Path, *places: int) -> None:
+    with path.open("r+b") as file:
+        for place in places:
+            file.seek(place)
+            byte = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([byte ^ 0x55]))
+
+
+def _overwrite_without_index(path: Path) -> None:
+    path.with_name(f"{path.name}-shm").unlink()
+    _overwrite(_wal(path), _wal(path).stat().st_size // 2)
+
+
+def _cut(keep: float) -> Callable[[Path], None]:
+    return lambda path: os.truncate(_wal(path), int(_wal(path).stat().st_size * keep))
+
+
+WAL_DAMAGE: dict[str, Callable[[Path], None]] = {
+    "nothing left": _cut(0),
+    "less than a header": lambda path: os.truncate(_wal(path), 20),
+    "a header": lambda path: os.truncate(_wal(path), 32),
+    "half": _cut(0.5),
+    "all but the end": lambda path: os.truncate(_wal(path), _wal(path).stat().st_size - 1),
+    "deleted": lambda path: _wal(path).unlink(),
+    "header overwritten": lambda path: _overwrite(_wal(path), 17),
+    "no page size": lambda path: _overwrite(_wal(path), 9),
+    "middle overwritten": lambda path: _overwrite(_wal(path), _wal(path).stat().st_size // 2),
+    "middle overwritten, no index": _overwrite_without_index,
+}
+
+
+@pytest.mark.parametrize("damage", WAL_DAMAGE)
+async def test_a_damaged_wal_is_noticed(
+    damage: str,
+    killed: Path,
+    limited: Deployment,
+    open_store: Callable[..., SQLiteStore],
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file has lost something: nobody gets anything for a second, and all charge again what they took."""
+    WAL_DAMAGE[damage](killed)
+    store = open_store(killed)
+    [refusal] = (await store.reserve("id", [limited], Demand(), 60.0)).refusals
+    assert refusal.reason == RECOUNT
+    assert [repr(str(killed)) in record.getMessage() for record in caplog.records] == [True]
+    clock.shift(1.0)
+    store.known[limited.model_scope] = 1.0  # as a process knows it that has used the file before
+    decision = await store.reserve("id", [limited], Demand(), 60.0)
+    assert decision.lost == (limited,)
+    assert decision.reset_at > 0.0
+
+
+@pytest.mark.parametrize("change", ["", "-shm deleted", "-shm overwritten", "uncommitted frames"])
+async def test_a_killed_process_loses_nothing(
+    change: str,
+    killed: Path,
+    limited: Deployment,
+    open_store: Callable[..., SQLiteStore],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What it leaves is no damage, with or without the index, which is made anew."""
+    index = killed.with_name(f"{killed.name}-shm")
+    if change == "-shm deleted":
+        index.unlink()
+    elif change == "-shm overwritten":
+        index.write_bytes(random.Random(1).randbytes(index.stat().st_size))
+    elif change:
+        with _wal(killed).open("r+b") as file:
+            head = file.read(24 + 32)[32:]
+            file.seek(0, os.SEEK_END)
+            file.write(head[:4] + bytes(4) + head[8:] + bytes(4096) + b"half of a frame")
+    store = open_store(killed)
+    assert (await store.reserve("id", [limited], Demand(), 60.0)).deployment is limited
+    [snapshot] = await store.snapshot([limited])
+    assert snapshot.quotas[0].used == TAKEN + 1
+    assert not caplog.records
+
+
+async def test_an_empty_database_beside_its_wal_is_damaged(
+    killed: Path, limited: Deployment, open_store: Callable[..., SQLiteStore]
+) -> None:
+    """SQLite would delete the WAL, and the count with it; the error names the file and what to do."""
+    os.truncate(killed, 0)
+    before = _wal(killed).read_bytes()
+    with pytest.raises(StoreCorruptError, match=r"empty, but not its -wal.*left as it is.*move") as raised:
+        await open_store(killed).reserve("id", [limited], Demand(), 60.0)
+    assert repr(str(killed)) in str(raised.value)
+    assert _wal(killed).read_bytes() == before
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_random_bytes_raise_nothing_but_store_errors(
+    suffix: str,
+    seed: int,
+    path: Path,
+    store: SQLiteStore,
+    killed: Path,
+    limited: Deployment,
+    open_store: Callable[..., SQLiteStore],
+) -> None:
+    """Whatever they hit, a call answers, or raises an error of this library that names the file."""
+    if not suffix:
+        await store.aclose()
+        shutil.copy(path, killed)
+        _wal(killed).unlink()
+        killed.with_name(f"{killed.name}-shm").unlink()
+    file = Path(f"{killed}{suffix}")
+    size, chance = file.stat().st_size, random.Random(seed)
+    _overwrite(file, *(chance.randrange(size) for _ in range((20, 400)[seed % 2])))
+    damaged, errors = open_store(killed), list[str]()
+    for call in (damaged.snapshot([limited]), damaged.reserve("id", [limited], Demand(), 60.0)):
+        try:
+            await call
+        except StoreError as error:
+            errors.append(str(error))
+    assert all(str(killed) in error and "; " in error for error in errors)
+
+
+@pytest.mark.parametrize("policy", ["closed", "local"])
+async def test_a_damaged_file_is_a_store_that_fails(
+    policy: str, killed: Path, limited: Deployment, open_store: Callable[..., SQLiteStore], clock: ManualClock
+) -> None:
+    """In front of it the policy decides: nothing is granted, or a share, never more than the limit."""
+    os.truncate(killed, 0)
+    failover = FailoverStore(open_store(killed), policy=policy, clock=clock)  # type: ignore[arg-type]
+    granted, refused = 0, ""
+    for number in range(40):
+        try:
+            decision = await failover.reserve(f"id-{number}", [limited], Demand(), 60.0)
+        except StoreUnavailableError as error:
+            refused = str(error)
+        else:
+            granted += decision.deployment is not None
+    assert granted == (0 if policy == "closed" else 7)
+    assert (str(killed) in refused) is (policy == "closed")
+    assert str(killed) in (failover.trouble or "")
+    await failover.aclose()
+
+
+async def test_a_wal_that_is_cut_while_it_is_open(
+    path: Path, store: SQLiteStore, limited: Deployment, open_store: Callable[..., SQLiteStore]
+) -> None:
+    """The store that has it open counts on, and one that cannot read it says so and counts nothing."""
+    for number in range(TAKEN):
+        await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
+    os.truncate(_wal(path), 32)
+    with pytest.raises(StoreError, match=r"state\.db.*; "):
+        await open_store().reserve("id", [limited], Demand(), 600.0)
+    assert (await store.snapshot([limited]))[0].quotas[0].used == TAKEN
