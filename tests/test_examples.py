@@ -18,6 +18,7 @@ SCRIPTS = {
     "custom_strategy": "paid, paid",
     "custom_store": "refused only-key",
     "streaming": "after 4 messages",
+    "drop_in_client": "429: none of 2 deployments has room",
     "observability": "tokens: {'acme': ",
 }
 """The examples to run with Python, and what each prints."""
@@ -25,7 +26,7 @@ SCRIPTS = {
 SUITES = {"custom_store", "testing_your_program"}
 """The examples to run with pytest."""
 
-SLOW = {"quickstart", "streaming", "three_agents"}
+SLOW = {"drop_in_client", "quickstart", "streaming", "three_agents"}
 """The examples that import the SDK, which takes about a second."""
 
 

@@ -120,6 +120,9 @@ class Client(genai.Client):
         """
         self._bridge.close()
 
+    def __enter__(self) -> Self:
+        return self
+
     def __del__(self) -> None:
         """Do nothing: what was taken from the client, such as ``client.aio``, stays usable."""
 
