@@ -76,6 +76,7 @@ class _Passage:
         self._room: asyncio.Event | None = None
         self._put_bytes = 0  # written by the loop only
         self._taken_bytes = 0  # written by the caller only
+        self._is_taken = False
 
     # --- on the loop of the router --------------------------------------------------------------------
 
@@ -89,7 +90,7 @@ class _Passage:
         except asyncio.CancelledError:
             outcome = RouterClosedError("this client was closed before the answer was complete")
         except TimeoutError:
-            outcome = DeadlineExceededError(f"no answer within the timeout of {self._call.seconds:g} s")
+            outcome = DeadlineExceededError("no answer within the timeout of the call")
         except Exception as error:  # noqa: BLE001 - whatever it is, the caller must hear of it
             outcome = error
         self._is_over = True
@@ -98,7 +99,7 @@ class _Passage:
 
     async def _relay(self) -> _Event:
         """Relay the call; return what the caller is to get last."""
-        call = self._call
+        call, has_begun = self._call, False
         try:
             relay = self._home.router.relay(call.exchange, **call.options)
             async with asyncio.timeout(call.seconds) as limit, relay as answer:
@@ -107,12 +108,15 @@ class _Passage:
                     _raise_if_late(answer)
                     return Begun(_traced(answer), body)
                 limit.reschedule(None)  # from here on, the router limits each piece
+                has_begun = True
                 self._deliver(Begun(_traced(answer), None))
                 async for piece in answer:
                     await self._wait_for_room()
                     self._put_bytes += len(piece)
                     self._deliver(piece)
         except (InvalidRequestError, StoreError) as error:
+            if has_begun:
+                raise
             return Begun(*answer_for(call.exchange, error))
         return _END
 
@@ -163,6 +167,7 @@ class _Passage:
             if (room := self._room) is not None:
                 self._home.post(room.set)
             return event
+        self._is_taken = True
         if isinstance(event, BaseException):
             raise event
         return b""
@@ -206,7 +211,7 @@ class BlockingPassage(_Passage):
         Raises:
             LLMRouterError: The answer broke off.
         """
-        return self._accept(self._events.get())
+        return b"" if self._is_taken else self._accept(self._events.get())
 
 
 class AsyncPassage(_Passage):
@@ -251,7 +256,7 @@ class AsyncPassage(_Passage):
 
     async def take(self) -> bytes:
         """As for a caller that blocks."""
-        return self._accept(await self._next())
+        return b"" if self._is_taken else self._accept(await self._next())
 
 
 def _comes_in_pieces(head: Head) -> bool:

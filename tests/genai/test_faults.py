@@ -11,7 +11,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from llm_router import Router, RouterClosedError
+from llm_router import Router, RouterClosedError, StoreUnavailableError
 from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.engine.relaying import Relay
 from llm_router.genai import Client, passage
@@ -216,6 +216,44 @@ class Sliced:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._relay, name)
+
+
+async def test_a_store_that_fails_inside_a_stream(
+    client: Client, monkeypatch: pytest.MonkeyPatch, *, blocking: bool
+) -> None:
+    """The answer is not taken for a whole one."""
+
+    class Failing(Sliced):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield await anext(self._relay)
+            raise StoreUnavailableError("it is gone")
+
+    relay = client._bridge.router.relay
+    monkeypatch.setattr(
+        client._bridge.router, "relay", lambda *args, **options: Failing(relay(*args, **options))
+    )
+    with pytest.raises(StoreUnavailableError):
+        await read(client, blocking=blocking)
+
+
+async def test_a_body_that_was_read(client: Client, *, blocking: bool) -> None:
+    """Asking for more of it gives nothing, and does not wait."""
+    http = client._api_client._httpx_client if blocking else client._api_client._async_httpx_client
+    assert http is not None
+    path = "/v1beta/models/flash:streamGenerateContent?alt=sse"
+    asked = http.build_request(
+        "POST", f"https://any.host{path}", json={"contents": [{"parts": [{"text": "hi"}]}]}
+    )
+    answer: Any = http.send(asked, stream=True)
+    if not blocking:
+        answer = await answer
+    pieces = answer.stream._stream
+    if blocking:
+        assert list(pieces)
+        assert next(pieces, None) is None
+    else:
+        assert [piece async for piece in pieces]
+        assert await anext(pieces, None) is None
 
 
 @pytest.fixture
