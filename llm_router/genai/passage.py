@@ -229,8 +229,6 @@ class AsyncPassage(_Passage):
         if self._is_asleep:
             self._is_asleep = False
             self._caller.call_soon_threadsafe(self._wake)
-        elif self._caller.is_closed():
-            raise RuntimeError("the caller's loop is closed")
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

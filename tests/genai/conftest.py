@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.emulator import GeminiEmulator, QuotaSpec
-from llm_router.genai import Client
+from llm_router.engine.relaying import Relay
+from llm_router.genai import Client, passage
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
 MODELS = {"flash": "medium", "lite": "light", "text-embedding-9": "medium"}
@@ -75,3 +76,18 @@ async def used(client: Client, model: str = "flash") -> int:
 def count_used() -> Callable[..., Coroutine[Any, Any, int]]:
     """Count what the quotas of a client's router say."""
     return used
+
+
+async def in_slices(answer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an answer in pieces of twenty bytes."""
+    while piece := await anext(answer, b""):
+        for at in range(0, len(piece), 20):
+            yield piece[at : at + 20]
+
+
+@pytest.fixture
+def sliced(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """Provide a client that reads only ten bytes ahead of its callers, of answers in many pieces."""
+    monkeypatch.setattr(passage, "_AHEAD", 10)
+    monkeypatch.setattr(Relay, "__aiter__", in_slices)
+    return client

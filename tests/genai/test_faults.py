@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Self, cast
+from typing import Any
 
 import pytest
 from google import genai
@@ -13,7 +13,6 @@ from google.genai import errors, types
 
 from llm_router import Router, RouterClosedError, StoreUnavailableError
 from llm_router.emulator import Fault, GeminiEmulator
-from llm_router.engine.relaying import Relay
 from llm_router.genai import Client, passage
 from llm_router.genai.transports import http_library
 
@@ -196,42 +195,22 @@ async def test_closing_a_client_of_a_router_in_use(
         assert (await sending).success
 
 
-class Sliced:
-    """A relay whose answer comes in pieces of twenty bytes."""
-
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
-
-    async def __aenter__(self) -> Self:
-        await self._relay.__aenter__()
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._relay.__aexit__(*cast("Any", error))
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for piece in self._relay:
-            for at in range(0, len(piece), 20):
-                yield piece[at : at + 20]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._relay, name)
-
-
 async def test_a_store_that_fails_inside_a_stream(
     client: Client, monkeypatch: pytest.MonkeyPatch, *, blocking: bool
 ) -> None:
     """The answer is not taken for a whole one."""
-
-    class Failing(Sliced):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield await anext(self._relay)
-            raise StoreUnavailableError("it is gone")
-
     relay = client._bridge.router.relay
-    monkeypatch.setattr(
-        client._bridge.router, "relay", lambda *args, **options: Failing(relay(*args, **options))
-    )
+
+    async def failing(answer: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield await anext(answer)
+        raise StoreUnavailableError("it is gone")
+
+    def relay_failing(exchange: Any, **options: Any) -> Any:
+        answer = relay(exchange, **options)
+        monkeypatch.setattr(type(answer), "__aiter__", failing)
+        return answer
+
+    monkeypatch.setattr(client._bridge.router, "relay", relay_failing)
     with pytest.raises(StoreUnavailableError):
         await read(client, blocking=blocking)
 
@@ -254,16 +233,6 @@ async def test_a_body_that_was_read(client: Client, *, blocking: bool) -> None:
     else:
         assert [piece async for piece in pieces]
         assert await anext(pieces, None) is None
-
-
-@pytest.fixture
-def sliced(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """Provide a client that reads only ten bytes ahead of its callers, of answers in many pieces."""
-    monkeypatch.setattr(passage, "_AHEAD", 10)
-    router = client._bridge.router
-    relay = router.relay
-    monkeypatch.setattr(router, "relay", lambda exchange, **options: Sliced(relay(exchange, **options)))
-    return client
 
 
 async def test_a_stream_that_nobody_reads(

@@ -135,6 +135,14 @@ async def test_files(call: Call, emulator: GeminiEmulator, tmp_path: Path, size:
     assert emulator.refused == 0
 
 
+async def test_where_an_upload_goes_on(client: Client) -> None:
+    """To the host that it began at, for SDKs that take the URL as it is told."""
+    http: Any = client._api_client._async_httpx_client
+    headers = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start"}
+    answer = await http.post("https://any.host/upload/v1beta/files", headers=headers, json={"file": {}})
+    assert answer.headers["x-goog-upload-url"].startswith("https://any.host/upload/v1beta/files?upload_id=")
+
+
 async def test_a_file_that_is_open(call: Call) -> None:
     """What is uploaded may be in memory."""
     config = types.UploadFileConfig(mime_type="text/plain", display_name="notes")
