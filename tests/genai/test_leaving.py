@@ -138,14 +138,27 @@ async def test_a_stream_that_is_dropped(sliced: Client, until_idle: UntilIdle, *
     await until_idle(sliced)
 
 
-def test_an_answer_outlives_its_client(make_router: Callable[..., Router], sliced: Client) -> None:
-    """Whoever has one can read it to its end."""
-    client = Client(router=make_router)
+def _open_answer(client: Client) -> Any:
+    """Return an answer as the SDK's HTTP client has it, of which nothing was read."""
     http: Any = client._api_client._httpx_client
     url = "https://any.host/v1beta/models/flash:streamGenerateContent?alt=sse"
     asked = http.build_request("POST", url, json={"contents": [{"parts": [{"text": "hi"}]}]})
-    answer = http.send(asked, stream=True)
-    del client, http
+    return http.send(asked, stream=True)
+
+
+async def test_an_answer_that_is_dropped(sliced: Client, until_idle: UntilIdle) -> None:
+    """Its call ends although nobody closed it."""
+    answer = _open_answer(sliced)
+    home = sliced._bridge.home()
+    assert home.under_way == 1
+    del answer
+    gc.collect()
+    await until_idle(sliced)
+
+
+def test_an_answer_outlives_its_client(make_router: Callable[..., Router], sliced: Client) -> None:
+    """Whoever has one can read it to its end."""
+    answer = _open_answer(Client(router=make_router))
     gc.collect()
     assert b"finishReason" in answer.read()
 
