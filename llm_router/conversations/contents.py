@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from llm_router.conversations.base import Turn
+from llm_router.conversations.media import part_of
 from llm_router.domain.request import Origin, Request
 from llm_router.domain.response import Response
 
@@ -57,7 +58,7 @@ def _contents(prompt: Any) -> Iterable[Any]:
         return (content for item in prompt for content in _contents(item))
     if _get(prompt, "parts") is not None:
         return (prompt,)
-    return ({"role": "user", "parts": [prompt]},)
+    return ({"role": "user", "parts": [part_of(prompt)]},)
 
 
 def turns_of(said: tuple[Any, ...], response: Response) -> tuple[Turn, ...]:

@@ -30,6 +30,15 @@ _THRESHOLDS = frozenset(
 _ROUTER_FIELDS = frozenset(
     {"automatic_continuation", "automatic_function_calling", "should_return_http_response"}
 )
+_ENTERPRISE_FIELDS = (
+    "audio_timestamp",
+    "generation_output_config",
+    "model_armor_config",
+    "model_selection_config",
+    "routing_config",
+)
+"""Fields that the SDK refuses to send to the Gemini API."""
+
 _CALLER_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
 _KEY_HEADERS = frozenset({KEY_HEADER, "authorization"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -132,6 +141,11 @@ def _configured(config: Any) -> dict[str, Any]:
     # Of a model, only the fields that are set, validated again: they may have been set after it was made.
     given = dict(config) if isinstance(config, Mapping) else _fields(config, config.model_fields_set)
     valid = _validated(model, given, "config")
+    for name in _ENTERPRISE_FIELDS:
+        if getattr(valid, name, None) is not None:
+            raise InvalidRequestError(
+                f"config.{name} is not for the Gemini API, only for Vertex: leave it out"
+            )
     _check_http_options(valid.http_options)
     return _fields(valid, valid.model_fields_set - _ROUTER_FIELDS)
 

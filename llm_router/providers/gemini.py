@@ -55,6 +55,9 @@ __all__ = ["GeminiProvider", "HttpBackend"]
 
 _T = TypeVar("_T")
 
+_UNSUPPORTED = re.compile(r"(\w+) parameter is (?:only|not) supported in ")
+"""How the SDK begins to say that a field is for Vertex only; nothing of the request is in it."""
+
 _KEY = re.compile(r"[\x20-\x7e]+")
 
 
@@ -298,12 +301,20 @@ async def _outcome(work: Awaitable[_T], deployment: Deployment, request: Request
     except InvalidRequestError as error:
         return not_sent(str(error))
     except Exception as error:  # noqa: BLE001 - no error of the SDK may escape
-        # Only its name: its message may quote the data that it failed on.
-        return _unreadable(type(error).__name__)
+        return _failed(error)
     except BaseException as error:  # noqa: BLE001 - a cancellation: the caller raises it
         # The same object, since the canceller may look for it, but without the SDK's frames.
         error.__context__ = error.__cause__ = None
         return error.with_traceback(None)
+
+
+def _failed(error: Exception) -> ProviderError:
+    """Translate an error of the SDK's own."""
+    unsupported = _UNSUPPORTED.match(str(error)) if isinstance(error, ValueError) else None
+    if unsupported is not None:
+        return not_sent(f"the Gemini API does not take {unsupported[1]}: leave it out")
+    # Only its name: its message may quote the data that it failed on.
+    return _unreadable(type(error).__name__)
 
 
 def _unreadable(why: str) -> ProviderError:
