@@ -98,6 +98,33 @@ async def test_arguments_have_the_types_of_the_parameters(router: Router) -> Non
     assert result["thread"] != threading.main_thread().name
 
 
+async def test_arguments_of_no_known_type() -> None:
+    """Without an annotation, or with one that says nothing of JSON, they are passed on as they are."""
+    seen: list[Any] = []
+
+    def plain(value: Any) -> None:
+        seen.append(value)
+
+    def strange(value: Router) -> None:
+        seen.append(value)
+
+    def unknown(value: Any) -> None:
+        seen.append(value)
+
+    del plain.__annotations__["value"]
+    unknown.__annotations__["value"] = "OnlyForTypeCheckers"
+    calls = [
+        Reply(
+            "",
+            content={"role": "model", "parts": [{"function_call": {"name": name, "args": {"value": [1]}}}]},
+        )
+        for name in ("plain", "strange", "unknown")
+    ]
+    async with Router(_pool("flash"), provider=FakeProvider([*calls, "done"])) as router:
+        assert (await router.send("go", config={"tools": [plain, strange, unknown]})).text == "done"
+    assert seen == [[1]] * 3
+
+
 @pytest.mark.parametrize(
     ("prompt", "error"),
     [
@@ -284,6 +311,7 @@ HERD = {"response_mime_type": "application/json", "response_schema": Herd}
         ({"responseMimeType": "application/json"}, "[1, 2]", [1, 2]),
         ({"response_mime_type": "text/x.enum", "response_schema": Color}, "blue", Color.BLUE),
         ({"response_schema": Color}, '"red"', Color.RED),
+        ({"response_mime_type": "text/x.enum", "response_schema": {"enum": ["a", "b"]}}, "b\n", "b"),
         ({"response_schema": OBJECT}, '{"name": "a", "tags": [1, 2.0]}', {"name": "a", "tags": [1, 2]}),
         ({"response_schema": types.Schema(type=types.Type.STRING)}, '"a"', "a"),
         (

@@ -19,6 +19,7 @@ SCRIPTS = {
     "custom_store": "refused only-key",
     "streaming": "after 4 messages",
     "drop_in_client": "429: none of 2 deployments has room",
+    "tools": "vectors of gemini-embedding-001",
     "observability": "tokens: {'acme': ",
 }
 """The examples to run with Python, and what each prints."""
@@ -26,7 +27,7 @@ SCRIPTS = {
 SUITES = {"custom_store", "testing_your_program"}
 """The examples to run with pytest."""
 
-SLOW = {"drop_in_client", "quickstart", "streaming", "three_agents"}
+SLOW = {"drop_in_client", "quickstart", "streaming", "three_agents", "tools"}
 """The examples that import the SDK, which takes about a second."""
 
 

@@ -179,13 +179,23 @@ def _arguments(function: _Function, args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: One of them does not fit.
     """
-    from pydantic import TypeAdapter  # noqa: PLC0415 - heavy
-
     hints = _hints(function)
-    return {
-        name: TypeAdapter(hints[name]).validate_python(value) if name in hints else value
-        for name, value in args.items()
-    }
+    return {name: _converted(hints[name], value) if name in hints else value for name, value in args.items()}
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """Return a value as a type, or as it is for a type that says nothing of JSON.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter  # noqa: PLC0415 - heavy
+
+    try:
+        adapter = TypeAdapter(hint)
+    except PydanticSchemaGenerationError:
+        return value
+    return adapter.validate_python(value)
 
 
 def _hints(function: _Function) -> Mapping[str, Any]:

@@ -88,9 +88,10 @@ class AnswerForm:
         if _is_enum(self.schema):
             return _member(self.schema, text)
         if self.mime_type == _ENUM:
-            if text not in (field(self.schema, "enum") or ()):
+            word = text.strip()
+            if word not in (field(self.schema, "enum") or ()):
                 raise _UnfitError(SCHEMA_MISMATCH)
-            return text
+            return word
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
