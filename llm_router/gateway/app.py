@@ -14,7 +14,14 @@ import attrs
 from llm_router.domain.exchange import Head
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import Answer, RefusedError
-from llm_router.gateway.requests import GoneError, check_local, origin, read_body, read_exchange
+from llm_router.gateway.requests import (
+    GoneError,
+    check_local,
+    client_address,
+    origin,
+    read_body,
+    read_exchange,
+)
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
 from llm_router.gemini_http.framing import JSON_TYPE, dump
@@ -27,6 +34,7 @@ if TYPE_CHECKING:
     from llm_router.domain.exchange import Exchange, Headers
     from llm_router.domain.options import RelayOptions
     from llm_router.engine.relaying import Relay
+    from llm_router.gateway.callers import Caller, Callers
     from llm_router.router import Router
 
     Receive = Callable[[], Awaitable[Any]]
@@ -41,19 +49,30 @@ _OF_CLIENTS = ("x-server-timeout", "x-stainless-timeout")
 
 
 class Gateway:
-    """Serves the paths of Gemini and of OpenAI over a router, to clients of this machine.
+    """Serves the paths of Gemini and of OpenAI over a router.
 
     An answer that breaks off ends the connection, so that no client takes it for a whole one. A client that
     goes away ends its call, whose quota is settled at once.
 
     Args:
         router: Where the calls go. The gateway closes it when its server ends.
+        callers: Who may call; None for programs of this machine.
         max_wait: Most seconds that a call waits for quota; a client's own timeout, and its header
             ``x-llm-router-max-wait``, may say less.
+        trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
     """
 
-    def __init__(self, router: Router, *, max_wait: float = 60.0) -> None:
+    def __init__(
+        self,
+        router: Router,
+        *,
+        callers: Callers | None = None,
+        max_wait: float = 60.0,
+        trusts_proxy: bool = False,
+    ) -> None:
         self.router = router
+        self.callers = callers
+        self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -86,18 +105,31 @@ class Gateway:
         if exchange.path in {"/healthz", "/readyz"}:
             await self._report(exchange, answer)
             return
-        check_local(headers)
+        caller = None
+        if self.callers is None:
+            check_local(headers)
+        else:
+            address = client_address(scope, headers, trusts_proxy=self.trusts_proxy)
+            caller = await self.callers.identify(exchange, scope["headers"], address)
         options = self._options(headers)
-        body = await read_body(headers, receive)
-        exchange = attrs.evolve(exchange, body=body)
+        exchange = attrs.evolve(exchange, body=await read_body(headers, receive))
+        if caller is not None:
+            await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)
-        await _while_there(receive, self._relay(relay, exchange, answer, origin(scope, headers)))
+        own = origin(scope, headers, trusts_proxy=self.trusts_proxy)
+        await _while_there(receive, self._relay(relay, exchange, answer, own, caller))
 
-    async def _relay(self, relay: Relay, exchange: Exchange, answer: Answer, own: str) -> None:
+    async def _relay(
+        self, relay: Relay, exchange: Exchange, answer: Answer, own: str, caller: Caller | None
+    ) -> None:
         async with relay as found:
             head = _traced(found, own)
+            if caller is not None:
+                await caller.note(head)
             if not _comes_in_pieces(exchange, head):
                 body = b"".join([piece async for piece in found])
+                if caller is not None and head.status == HTTPStatus.OK:
+                    body = await caller.own_only(body)
                 await answer.whole(head, body)
                 return
             await answer.begin(head)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from llm_router.domain.exchange import Headers
 
-__all__ = ["MAX_BODY", "GoneError", "check_local", "origin", "read_body", "read_exchange"]
+__all__ = ["MAX_BODY", "GoneError", "check_local", "client_address", "origin", "read_body", "read_exchange"]
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of the largest body."""
@@ -90,6 +90,16 @@ def origin(scope: Mapping[str, Any], headers: Headers, *, trusts_proxy: bool = F
         scheme = found.get("x-forwarded-proto", scheme).partition(",")[0].strip()
         host = found.get("x-forwarded-host", host).partition(",")[0].strip()
     return f"{scheme}://{host}"
+
+
+def client_address(scope: Mapping[str, Any], headers: Headers, *, trusts_proxy: bool = False) -> str:
+    """Return the address of the client; behind a proxy that is trusted, the one that the proxy saw."""
+    if trusts_proxy:
+        seen = dict(headers).get("x-forwarded-for", "").rpartition(",")[2].strip()
+        if seen:
+            return seen
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def check_local(headers: Headers) -> None:

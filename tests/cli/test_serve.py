@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,29 @@ def test_serves_until_sigterm(start: Callable[..., subprocess.Popen[str]], optio
     assert child.returncode == 0
     assert "AIza" not in out + err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_with_tokens_it_asks_for_one(
+    run: Callable[..., Result], start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """A token is printed once and opens the gateway, on any address; without it the answer is a 401."""
+    added = run("tokens", "add", "ann", "--rpm", 5, "--workload", "light")
+    token = added.stdout.strip()
+    listed = run("tokens", "list").stdout
+    assert ("ann" in listed, "light" in listed, token in listed) == (True, True, False)
+    child = start("serve", "--port", 0, "--host", "0.0.0.0", "--workers", 2)
+    url = _url(child).replace("0.0.0.0", "127.0.0.1")
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
+        _ask(url)
+    refused.value.close()
+    with _ask(url, **{"x-goog-api-key": token}) as answer:
+        assert b"echo: hello" in answer.read()
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=20)
+    assert (child.returncode, token in out + err) == (0, False)
+    assert run("tokens", "remove", "ann").exit_code == 0
+    assert "tokens add" in run("serve", "--port", 0).stderr
 
 
 def test_what_it_refuses(run: Callable[..., Result]) -> None:

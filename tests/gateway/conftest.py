@@ -15,7 +15,9 @@ import uvicorn
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.emulator import GeminiEmulator
 from llm_router.gateway import Gateway
+from llm_router.gateway.callers import Callers
 from llm_router.gateway.server import listen, server_config
+from llm_router.gateway.tokens import TokenFile
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
 MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "text-embedding-9": 10_000}
@@ -87,12 +89,29 @@ def served() -> Iterator[Served]:
         yield from serve(lambda router: Gateway(router, max_wait=0), emulator)
 
 
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, dict[str, str]]]:
+    """Provide a gateway with tokens, and the tokens by name."""
+    file = TokenFile(tmp_path_factory.mktemp("tokens") / "tokens.json")
+    tokens = {
+        "ann": file.add("ann"),
+        "bob": file.add("bob"),
+        "light": file.add("light", workloads=["light"], tenant="acme"),
+        "flash": file.add("flash", models=["flash"]),
+        "slow": file.add("slow", rpm=2),
+    }
+    with GeminiEmulator(keys=KEYS).run_in_thread() as emulator:
+        for served in serve(lambda each: Gateway(each, callers=Callers(file), max_wait=0), emulator):
+            yield served, tokens
+
+
 @pytest.fixture(autouse=True)
 def _calm(request: pytest.FixtureRequest) -> Iterator[None]:
     """See that a test leaves nothing under way, and no fault behind."""
     yield
     for name in ("served", "guarded"):
         if name in request.fixturenames:
-            found: Served = request.getfixturevalue(name)
+            value = request.getfixturevalue(name)
+            found: Served = value[0] if isinstance(value, tuple) else value
             found.until_idle()
             found.emulator.reset()
