@@ -85,7 +85,7 @@ def serve(make: Callable[[Router], Any], emulator: GeminiEmulator) -> Iterator[S
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     """Provide a gateway without tokens."""
-    with GeminiEmulator(keys=KEYS).run_in_thread() as emulator:
+    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
         yield from serve(lambda router: Gateway(router, max_wait=0), emulator)
 
 
@@ -100,7 +100,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
         "flash": file.add("flash", models=["flash"]),
         "slow": file.add("slow", rpm=2),
     }
-    with GeminiEmulator(keys=KEYS).run_in_thread() as emulator:
+    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
         for served in serve(lambda each: Gateway(each, callers=Callers(file), max_wait=0), emulator):
             yield served, tokens
 
