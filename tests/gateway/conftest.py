@@ -20,7 +20,7 @@ from llm_router.gateway.server import listen, server_config
 from llm_router.gateway.tokens import TokenFile
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
-MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "text-embedding-9": 10_000}
+MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "spare": 10_000, "text-embedding-9": 10_000}
 
 
 @attrs.frozen
