@@ -28,12 +28,13 @@ FLOORS = {
     "default_router": 6,
     "cli": 7,
     "emulator": 7,
+    "gateway": 7,
     "genai": 7,
     "testing": 7,
 }
 
-EDGES = {("cli", "emulator"), ("cli", "testing"), ("testing", "emulator")}
-"""The edges that may import each other: the command runs the emulator, and testing offers it."""
+EDGES = {("cli", "emulator"), ("cli", "gateway"), ("cli", "testing"), ("testing", "emulator")}
+"""The edges that may import each other: the command runs emulator and gateway, and testing offers it."""
 
 
 def _modules() -> dict[str, Path]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_router.cli import batch, check, compare, demo, emulator, explain, keys, send, status
+from llm_router.cli import batch, check, compare, demo, emulator, explain, keys, send, serve, status, tokens
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
 
@@ -60,8 +60,10 @@ for _command in (
     explain.explain,
     status.status,
     check.check,
+    serve.serve,
     emulator.emulator,
 ):
     app.command()(_command)
 
 app.add_typer(keys.keys, name="keys")
+app.add_typer(tokens.tokens, name="tokens")

@@ -43,7 +43,7 @@ def test_the_module_completes_commands(home: Path) -> None:
     done = python_m(
         {"_LLM_ROUTER_COMPLETE": "complete_bash", "COMP_WORDS": "llm-router s", "COMP_CWORD": "1"}
     )
-    assert (done.stdout.split(), done.stderr) == (["send", "status"], "")
+    assert (done.stdout.split(), done.stderr) == (["send", "status", "serve"], "")
 
 
 def test_options_are_completed(run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,159 @@
+"""``llm-router serve``: a gateway, through which clients in any language use the pool."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import attrs
+import typer
+
+from llm_router.cli.demo_plan import example_keys
+from llm_router.cli.emulated import make_emulator, with_secrets
+from llm_router.cli.options import KEYS, Store
+from llm_router.cli.output import FAILED, complain, fail, say
+from llm_router.cli.routers import choose_store
+from llm_router.cli.tokens import TokenFileOption
+from llm_router.config import Settings, load_settings
+from llm_router.domain.clock import SystemClock
+from llm_router.errors import ConfigError
+from llm_router.gateway.tokens import TokenFile, default_token_file
+from llm_router.router import Router
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llm_router.gateway import Gateway
+
+__all__ = ["serve"]
+
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+@attrs.frozen(kw_only=True)
+class _Plan:
+    """What each process of the gateway serves; it can be sent to one."""
+
+    keys: Path
+    store: str
+    base_url: str | None
+    max_wait: float
+    demo: bool = False
+    token_file: Path | None = None
+    workers: int = 1
+    trusts_proxy: bool = False
+
+
+def serve(
+    *,
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="The port; 0 picks a free one.")
+    ] = 8080,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="How many processes serve.")] = 1,
+    max_wait: Annotated[
+        float, typer.Option("--max-wait", min=0, help="Most seconds that a call waits for quota.")
+    ] = 60.0,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Serve from an emulator, which needs no API key.")
+    ] = False,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", envvar="LLM_ROUTER_KEYS", help="The keys file.")
+    ] = None,
+    store: Store = None,
+    token_file: TokenFileOption = None,
+    trust_proxy: Annotated[
+        bool,
+        typer.Option(
+            "--trust-proxy",
+            help="Believe X-Forwarded-For, -Host and -Proto: only behind a proxy that sets them.",
+        ),
+    ] = False,
+) -> None:
+    """Serve the paths of Gemini and of OpenAI until Ctrl-C; every call goes through the pool of keys.
+
+    Clients need its URL as their base URL, and as their key a token of `llm-router tokens add`; without
+    tokens, any word.
+    """
+    if token_file is None and default_token_file().exists():
+        token_file = default_token_file()
+    has_tokens = token_file is not None and bool(TokenFile(token_file).read().grants)
+    if token_file is not None and not has_tokens:
+        raise ConfigError(f"{str(token_file)!r} has no token: add one with `llm-router tokens add NAME`")
+    if not has_tokens and host not in _LOOPBACK:
+        raise ConfigError(
+            f"anybody who reaches {host} could use the keys: add a token with `llm-router tokens add NAME`, "
+            "or listen on 127.0.0.1"
+        )
+    if not max_wait < float("inf"):
+        raise ConfigError("--max-wait must be a number of seconds")
+    with contextlib.ExitStack() as stack:
+        plan = stack.enter_context(_demo(keys, store, max_wait)) if demo else None
+        plan = plan or _plan(keys or KEYS, store, max_wait)
+        plan = attrs.evolve(plan, token_file=token_file, workers=workers, trusts_proxy=trust_proxy)
+        _serve(plan, host, port)
+
+
+def _serve(plan: _Plan, host: str, port: int) -> None:
+    try:
+        from llm_router.gateway.server import listen, run  # noqa: PLC0415 - an extra
+    except ModuleNotFoundError as error:
+        needed = "pip install 'llm-quota-router[gateway]'"
+        raise ConfigError(f"the gateway needs {error.name}: {needed}") from error
+    if plan.workers > 1 and plan.store.startswith("memory:"):
+        raise ConfigError(
+            "--workers: each process would count its own quota in memory://: name a store that they share, "
+            "such as --store sqlite:////path/of/state.sqlite3"
+        )
+    try:
+        listener = listen(host, port)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port} ({error.strerror or error}): "
+            "choose another --host or --port"
+        ) from None
+    with listener:
+        shown = f"[{host}]" if ":" in host else host
+        if plan.token_file is None:
+            complain("The gateway has no tokens: every program of this machine may use it.")
+        say(f"The gateway listens on http://{shown}:{listener.getsockname()[1]}; press Ctrl-C to end it.")
+        if run(partial(_gateway, plan), listener, plan.workers):
+            fail("a process of the gateway could not start", FAILED)
+
+
+def _plan(keys: Path, store: str | None, max_wait: float) -> _Plan:
+    settings = load_settings(keys)
+    url = choose_store(settings, store)
+    return _Plan(keys=keys, store=url, base_url=settings.base_url, max_wait=max_wait)
+
+
+@contextlib.contextmanager
+def _demo(keys: Path | None, store: str | None, max_wait: float) -> Iterator[_Plan]:
+    """Run an emulator that has the quotas of a keys file; yield how to serve from it."""
+    path = keys or example_keys()
+    emulator = make_emulator(SystemClock(), _demo_settings(path).deployments)
+    with emulator.run_in_thread():
+        url = store or "memory://"
+        yield _Plan(keys=path, store=url, base_url=emulator.url, max_wait=max_wait, demo=True)
+
+
+def _demo_settings(path: Path) -> Settings:
+    # Neither the settings of the environment nor real keys have a part in it.
+    settings = load_settings(path, env={}, env_file=None, secrets_required=False)
+    return attrs.evolve(settings, deployments=with_secrets(settings.deployments))
+
+
+def _gateway(plan: _Plan) -> Gateway:
+    """Make what a process serves."""
+    from llm_router.gateway import Gateway  # noqa: PLC0415 - only for this
+    from llm_router.gateway.callers import Callers  # noqa: PLC0415
+
+    settings = _demo_settings(plan.keys) if plan.demo else load_settings(plan.keys)
+    router = Router.from_settings(
+        settings, store=plan.store, base_url=plan.base_url, on_store_failure="closed"
+    )
+    file = plan.token_file
+    callers = None if file is None else Callers(TokenFile(file), workers=plan.workers)
+    return Gateway(router, callers=callers, max_wait=plan.max_wait, trusts_proxy=plan.trusts_proxy)

@@ -1,0 +1,233 @@
+"""The gateway as an ASGI application: a request becomes an exchange, and its answer goes back as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from llm_router.domain.exchange import Head
+from llm_router.errors import LLMRouterError
+from llm_router.gateway.answers import Answer, RefusedError
+from llm_router.gateway.requests import (
+    GoneError,
+    check_local,
+    client_address,
+    origin,
+    read_body,
+    read_exchange,
+)
+from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
+from llm_router.gemini_http.api_errors import usual_error
+from llm_router.gemini_http.framing import JSON_TYPE, dump
+from llm_router.gemini_http.resources import UPLOAD_URL
+from llm_router.gemini_http.wishes import read_wishes, trace_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from llm_router.domain.exchange import Exchange, Headers
+    from llm_router.domain.options import RelayOptions
+    from llm_router.engine.relaying import Relay
+    from llm_router.gateway.callers import Caller, Callers
+    from llm_router.router import Router
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+__all__ = ["Gateway"]
+
+_log = logging.getLogger("llm_router")
+
+_OF_CLIENTS = ("x-server-timeout", "x-stainless-timeout")
+"""Headers in which SDKs say for how many seconds they wait."""
+
+
+class Gateway:
+    """Serves the paths of Gemini and of OpenAI over a router.
+
+    An answer that breaks off ends the connection, so that no client takes it for a whole one. A client that
+    goes away ends its call, whose quota is settled at once.
+
+    Args:
+        router: Where the calls go. The gateway closes it when its server ends.
+        callers: Who may call; None for programs of this machine.
+        max_wait: Most seconds that a call waits for quota; a client's own timeout, and its header
+            ``x-llm-router-max-wait``, may say less.
+        trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        *,
+        callers: Callers | None = None,
+        max_wait: float = 60.0,
+        trusts_proxy: bool = False,
+    ) -> None:
+        self.router = router
+        self.callers = callers
+        self.trusts_proxy = trusts_proxy
+        self.max_wait = max_wait
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve a request, as ASGI servers ask for it."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        answer = Answer(send)
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        exchange = read_exchange(scope, headers)
+        try:
+            await self._serve(scope, headers, exchange, receive, answer)
+        except GoneError:
+            pass
+        except TimeoutError:
+            _abort(scope)  # to close it would wait for the client to read what it was sent
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client must hear of it
+            if not answer.is_begun:
+                await self._tell(answer, exchange, *_answer_for(exchange, error))
+            elif scope.get("http_version") == "1.0":
+                _abort(scope)  # there, a connection that is closed is a whole answer
+            # Else to return without an end makes the server close the connection in the middle of a piece.
+
+    async def _serve(
+        self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange, receive: Receive, answer: Answer
+    ) -> None:
+        if exchange.path in {"/healthz", "/readyz"}:
+            await self._report(exchange, answer)
+            return
+        caller = None
+        if self.callers is None:
+            check_local(headers)
+        else:
+            address = client_address(scope, headers, trusts_proxy=self.trusts_proxy)
+            caller = await self.callers.identify(exchange, scope["headers"], address)
+        options = self._options(headers)
+        exchange = attrs.evolve(exchange, body=await read_body(headers, receive))
+        if caller is not None:
+            await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
+        relay = self.router.relay(exchange, **options)
+        own = origin(scope, headers, trusts_proxy=self.trusts_proxy)
+        await _while_there(receive, self._relay(relay, exchange, answer, own, caller))
+
+    async def _relay(
+        self, relay: Relay, exchange: Exchange, answer: Answer, own: str, caller: Caller | None
+    ) -> None:
+        async with relay as found:
+            head = _traced(found, own)
+            if caller is not None:
+                await caller.note(head)
+            if not _comes_in_pieces(exchange, head):
+                body = b"".join([piece async for piece in found])
+                if caller is not None and head.status == HTTPStatus.OK:
+                    body = await caller.own_only(body)
+                await answer.whole(head, body)
+                return
+            await answer.begin(head)
+            async for piece in found:
+                await answer.write(piece)
+        await answer.end()
+
+    def _options(self, headers: Headers) -> RelayOptions:
+        options = read_wishes(headers)
+        wished = options.get("max_wait")
+        most = min([self.max_wait, *_client_timeouts(headers)])
+        # Not a number is greater than nothing: the router refuses it.
+        options["max_wait"] = most if wished is None or wished > most else wished
+        return options
+
+    async def _report(self, exchange: Exchange, answer: Answer) -> None:
+        """Answer whether the gateway lives, or whether a call has a chance."""
+        body: dict[str, Any] = {"status": "ok"}
+        status = HTTPStatus.OK
+        if exchange.path == "/readyz":
+            is_ready = (await self.router.health_check())["healthy"]
+            status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
+            body = {"status": "ok" if is_ready else "unavailable"}
+        await self._tell(answer, exchange, Head(int(status), (("content-type", JSON_TYPE),)), dump(body))
+
+    async def _tell(self, answer: Answer, exchange: Exchange, head: Head, body: bytes) -> None:
+        if not answer.is_begun:
+            await answer.whole(head, body, without_body=exchange.verb == "HEAD")
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.router.aclose()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _answer_for(exchange: Exchange, error: Exception) -> tuple[Head, bytes]:
+    if isinstance(error, RefusedError):
+        return error.answer(exchange)
+    if isinstance(error, LLMRouterError):
+        return answer_for(exchange, error)
+    _log.error("the gateway failed at %s", exchange.path[:200], exc_info=error)
+    return write_answer(protocol_of(exchange), usual_error(HTTPStatus.INTERNAL_SERVER_ERROR))
+
+
+def _abort(scope: Mapping[str, Any]) -> None:
+    """Drop the connection of a request, with all that was not sent yet."""
+    abort = scope.get("state", {}).get("abort")
+    if abort is not None:
+        abort()
+
+
+async def _while_there(receive: Receive, work: Any) -> None:
+    """Do the work of a request, unless its client goes away meanwhile.
+
+    Raises:
+        GoneError: It did.
+    """
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise GoneError
+        working.result()
+    finally:
+        leaving.cancel()
+        if not working.done():
+            working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _client_timeouts(headers: Headers) -> list[float]:
+    found = []
+    for name, value in headers:
+        if name in _OF_CLIENTS:
+            with contextlib.suppress(ValueError):
+                seconds = float(value)
+                if math.isfinite(seconds) and seconds > 0:
+                    found.append(seconds)
+    return found
+
+
+def _comes_in_pieces(exchange: Exchange, head: Head) -> bool:
+    if exchange.path.endswith((":streamGenerateContent", ":download")):
+        return True
+    kind = next((value for name, value in head.headers if name == "content-type"), "")
+    return kind.startswith("text/event-stream")
+
+
+def _traced(found: Relay, own: str) -> Head:
+    told = trace_headers(found.key_id, found.model, found.attempts, found.waited)
+    head = found.head
+    headers = tuple((name, f"{own}{value}" if name == UPLOAD_URL else value) for name, value in head.headers)
+    return attrs.evolve(head, headers=(*headers, *told))

@@ -1,0 +1,272 @@
+"""Who calls, and what that caller may do: tokens, their limits, and the resources that belong to each."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+from collections import OrderedDict, deque
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from llm_router.domain.clock import Clock, SystemClock
+from llm_router.engine.resources import MemoryOwners
+from llm_router.errors import ConfigError
+from llm_router.gateway.answers import RefusedError
+from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
+from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
+from llm_router.gemini_http.credentials import read_credentials
+from llm_router.gemini_http.framing import dump
+from llm_router.gemini_http.resources import upload_name
+from llm_router.gemini_http.targets import Operation, Target, parse_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llm_router.domain.deployment import Deployment
+    from llm_router.domain.exchange import Exchange, Head
+    from llm_router.domain.options import RelayOptions
+    from llm_router.gateway.tokens import Grant, TokenFile
+
+__all__ = ["Caller", "Callers"]
+
+_log = logging.getLogger("llm_router")
+
+_MINUTE = 60.0
+_WRONG = 20
+"""Wrong tokens of an address within a minute that are told from no token; further ones are a 429."""
+
+_ADDRESSES = 10_000
+"""Most addresses that are remembered for it."""
+
+_RELOAD = 1.0
+"""Seconds after which the file is looked at again."""
+
+_SUBNET = 64
+"""Bits of an IPv6 address that belong to one network: its owner has all the others."""
+
+_LISTS = frozenset(
+    {Operation.LIST_FILES, Operation.LIST_CACHES, Operation.LIST_BATCHES, Operation.LIST_TUNED_MODELS}
+)
+_UNKNOWN = ApiError(
+    int(HTTPStatus.UNAUTHORIZED),
+    "UNAUTHENTICATED",
+    "This gateway takes no such token: send one of `llm-router tokens add` where the API's key would be.",
+)
+
+
+class Caller:
+    """A caller whose token is good, for one exchange."""
+
+    def __init__(self, callers: Callers, grant: Grant, target: Target | None) -> None:
+        self._callers = callers
+        self._grant = grant
+        self._target = target
+
+    async def confine(
+        self, exchange: Exchange, options: RelayOptions, deployments: Iterable[Deployment]
+    ) -> None:
+        """Narrow the options of an exchange to what the token allows, which wins over every header.
+
+        Raises:
+            RefusedError: It allows no such exchange.
+        """
+        if self._grant.tenant is not None:
+            options["metadata"] = {"tenant": self._grant.tenant}
+        target = self._target
+        if target is None:
+            return  # the router says that there is no such path
+        try:
+            asked = read_asked(target, exchange.body)
+        except MalformedBodyError:
+            return  # the router says so
+        names = {*asked.resources, *upload_name(target.operation, exchange.query)}
+        if target.resource:
+            names.add(target.resource)
+        for name in names:
+            if await self._callers.owner(name) != self._grant.owner:
+                raise RefusedError(not_found())
+        if target.operation.method:
+            if self._grant.workloads or self._grant.models:
+                self._narrow(asked, options, deployments)
+            self._callers.count(self._grant)
+
+    def _narrow(self, asked: Asked, options: RelayOptions, deployments: Iterable[Deployment]) -> None:
+        grant, named = self._grant, asked.model
+        workload = options.get("workload")
+        model = options.get("model_preference")
+        if named.startswith(WORKLOAD_PREFIX):
+            workload = workload or named.removeprefix(WORKLOAD_PREFIX)
+        else:
+            model = model or named or None
+        allowed = next(
+            (
+                each
+                for each in deployments
+                if (not grant.workloads or each.workload in grant.workloads)
+                and (not grant.models or each.model in grant.models)
+                and workload in {None, each.workload}
+                and model in {None, each.model}
+            ),
+            None,
+        )
+        if allowed is None or not named:
+            raise RefusedError(_forbidden(grant, model or workload))
+        if grant.models:
+            options["model_preference"] = model or allowed.model
+        if grant.workloads:
+            options["workload"] = allowed.workload
+        options["fallback"] = "none" if grant.workloads else "model"
+
+    async def note(self, head: Head) -> None:
+        """Remember what an answer has made for the caller, and forget what it has deleted."""
+        if head.created:
+            await self._callers.give(head.created, self._grant.owner)
+        if head.deleted:
+            await self._callers.take(head.deleted)
+
+    async def own_only(self, body: bytes) -> bytes:
+        """Return an answer; of a list, with the caller's own things only."""
+        if self._target is None or self._target.operation not in _LISTS:
+            return body
+        found: Any = json.loads(body)
+        for field, items in found.items() if isinstance(found, dict) else ():
+            if isinstance(items, list):
+                names = [each.get("name", "") if isinstance(each, dict) else "" for each in items]
+                owners = [await self._callers.owner(str(name)) for name in names]
+                found[field] = [
+                    each for each, owner in zip(items, owners, strict=True) if owner == self._grant.owner
+                ]
+        return dump(found)
+
+
+class Callers:
+    """Knows the callers by their tokens.
+
+    Args:
+        file: Where the tokens are kept. It is read again when it changes.
+        workers: Among how many processes the limit of a token is divided.
+        clock: Where time comes from.
+
+    Raises:
+        ConfigError: The file cannot be used.
+    """
+
+    def __init__(self, file: TokenFile, *, workers: int = 1, clock: Clock | None = None) -> None:
+        self._file = file
+        self._workers = workers
+        self._clock = clock or SystemClock()
+        self._tokens = file.read()
+        self._seen = self._version()
+        self._look_again = self._clock.time() + _RELOAD
+        self._owners = MemoryOwners(self._clock)
+        self._calls: dict[str, deque[float]] = {}
+        self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
+
+    async def identify(
+        self, exchange: Exchange, raw_headers: Iterable[tuple[bytes, bytes]], address: str
+    ) -> Caller:
+        """Return who calls.
+
+        Raises:
+            RefusedError: The token is wrong, or there is none.
+        """
+        self._reload()
+        target = parse_target(exchange.verb, exchange.path, openai=exchange.openai)
+        given = [each.value for each in read_credentials(raw_headers, exchange.query) if each.value]
+        for value in given:
+            grant = self._tokens.find(value)
+            if grant is not None:
+                return Caller(self, grant, target)
+        # The pieces of an upload come without a key: its id is as good as one.
+        if not given and target is not None:
+            for name in upload_name(target.operation, exchange.query):
+                owner = await self.owner(name)
+                for grant in self._tokens.grants:
+                    if grant.owner == owner:
+                        return Caller(self, grant, target)
+        raise self._refusal(_network(address))
+
+    def count(self, grant: Grant) -> None:
+        """Count a request against the limit of a token.
+
+        Raises:
+            RefusedError: It is used up.
+        """
+        if grant.rpm is None:
+            return
+        now = self._clock.time()
+        calls = self._calls.setdefault(grant.owner, deque())
+        _forget_old(calls, now)
+        if len(calls) >= max(grant.rpm // self._workers, 1):
+            again = max(calls[0] + _MINUTE - now, 0.001)
+            message = f"The token {grant.name} allows {grant.rpm} requests a minute."
+            raise RefusedError(exhausted(message, again), again)
+        calls.append(now)
+
+    async def owner(self, name: str) -> str | None:
+        """Return whose a resource is."""
+        record = await self._owners.get(name)
+        return None if record is None else record.value.decode()
+
+    async def give(self, name: str, owner: str) -> None:
+        """Remember whose a resource is."""
+        await self._owners.put(name, owner.encode())
+
+    async def take(self, name: str) -> None:
+        """Forget a resource."""
+        await self._owners.delete(name)
+
+    def _refusal(self, address: str) -> RefusedError:
+        now = self._clock.time()
+        wrong = self._wrong.setdefault(address, deque(maxlen=_WRONG))
+        self._wrong.move_to_end(address)
+        if len(self._wrong) > _ADDRESSES:
+            self._wrong.popitem(last=False)
+        _forget_old(wrong, now)
+        if len(wrong) >= _WRONG:
+            again = max(wrong[0] + _MINUTE - now, 0.001)
+            return RefusedError(exhausted("Too many calls with a wrong token.", again), again)
+        wrong.append(now)
+        return RefusedError(_UNKNOWN)
+
+    def _reload(self) -> None:
+        now = self._clock.time()
+        if now < self._look_again:
+            return
+        self._look_again = now + _RELOAD
+        version = self._version()
+        if version == self._seen:
+            return
+        self._seen = version
+        try:
+            self._tokens = self._file.read()
+        except ConfigError as error:
+            _log.warning("the tokens stay as they were: %s", error)
+
+    def _version(self) -> tuple[int, int] | None:
+        try:
+            found = self._file.path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+
+def _forget_old(times: deque[float], now: float) -> None:
+    while times and not now - _MINUTE < times[0] <= now:
+        times.popleft()
+
+
+def _forbidden(grant: Grant, wish: str | None) -> ApiError:
+    message = f"The token {grant.name} does not allow {(wish or 'this')[:100]!r}."
+    return ApiError(int(HTTPStatus.FORBIDDEN), "PERMISSION_DENIED", message)
+
+
+def _network(address: str) -> str:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if found.version == 4:  # noqa: PLR2004 - IP's version
+        return str(found)
+    return str(ipaddress.ip_network((found, _SUBNET), strict=False))

@@ -1,0 +1,188 @@
+"""Running the gateway: uvicorn with bounds on headers and slow clients, in one process or several."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
+
+__all__ = ["listen", "run", "server_config"]
+
+_DRAIN = 30
+"""Seconds that running streams have to finish when the server is told to stop."""
+
+_HEAD_SECONDS = 20.0
+"""Seconds that a client may take to send the head of a request."""
+
+_HEAD_BYTES = 32 * 1024
+"""Bytes of the largest head of a request."""
+
+_SHORT_LIFE = 10.0
+"""Seconds within which a process that dies could not start; another one would not, either."""
+
+_CONNECTIONS = 1000
+"""Most connections that wait to be accepted."""
+
+
+class _BoundedProtocol(H11Protocol):
+    """HTTP that does not wait long for the head of a request."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}  # each request gets a copy
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._late is None:
+            self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _await_head(self) -> None:
+        self._late = self.loop.call_later(_HEAD_SECONDS, self._expire)
+
+    def _expire(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
+def server_config(app: Any, **more: Any) -> uvicorn.Config:
+    """Return how uvicorn serves a gateway: without any log of requests, whose queries may have tokens."""
+    settings: dict[str, Any] = {
+        "http": _BoundedProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "interface": "asgi3",
+        "log_config": None,
+        "log_level": "critical",
+        "access_log": False,
+        "proxy_headers": False,
+        "server_header": False,
+        "backlog": _CONNECTIONS,
+        "h11_max_incomplete_event_size": _HEAD_BYTES,
+        "timeout_graceful_shutdown": _DRAIN,
+    }
+    return uvicorn.Config(app, **(settings | more))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an address; port 0 is a free one.
+
+    Raises:
+        OSError: The address is not this machine's, or the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only if the protocol is given; with it, an answer takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_CONNECTIONS)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def run(make: Callable[[], Any], listener: socket.socket, workers: int = 1) -> int:
+    """Serve until SIGTERM or SIGINT; then let running calls finish, for half a minute at most.
+
+    Args:
+        make: Makes the application, in each process; it can be pickled.
+        listener: Where to listen.
+        workers: How many processes serve. One that dies is replaced, unless it could not even start.
+
+    Returns:
+        The exit code: 0, or 1 if the processes could not be kept alive.
+    """
+    if workers > 1:
+        return _supervise(make, listener, workers)
+    _work(make, listener)
+    return 0
+
+
+def _work(make: Callable[[], Any], listener: socket.socket) -> None:
+    # Uvicorn raises the signal again that has ended it, after all is closed.
+    signal.signal(signal.SIGTERM, _leave)
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        uvicorn.Server(server_config(make())).run([listener])
+
+
+def _work_for_parent(make: Callable[[], Any], listener: socket.socket) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 - this is a child
+
+    def follow() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, daemon=True).start()
+    _work(make, listener)
+
+
+def _supervise(make: Callable[[], Any], listener: socket.socket, workers: int) -> int:
+    context = multiprocessing.get_context("spawn")
+
+    def begin() -> tuple[BaseProcess, float]:
+        process = context.Process(target=_work_for_parent, args=(make, listener))
+        process.start()
+        return process, time.monotonic()
+
+    signal.signal(signal.SIGTERM, _leave)
+    running: list[tuple[BaseProcess, float]] = []
+    try:
+        running.extend(begin() for _ in range(workers))
+        while True:
+            multiprocessing.connection.wait([process.sentinel for process, _ in running])
+            for place, (process, began) in enumerate(running):
+                if process.is_alive():
+                    continue
+                if time.monotonic() - began < _SHORT_LIFE:
+                    return 1
+                running[place] = begin()
+    except (KeyboardInterrupt, SystemExit):
+        return 0
+    finally:
+        _stop([process for process, _ in running])
+
+
+def _stop(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.terminate()
+    give_up = time.monotonic() + _DRAIN + 5
+    for process in processes:
+        process.join(max(give_up - time.monotonic(), 0))
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _leave(_signal: int, _frame: object) -> None:
+    raise SystemExit(0)

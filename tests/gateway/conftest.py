@@ -1,0 +1,117 @@
+"""A gateway on a free port, with an emulator behind it: one for each module of tests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+import uvicorn
+
+from llm_router import Deployment, Key, Metric, Quota, Router, Secret
+from llm_router.emulator import GeminiEmulator
+from llm_router.gateway import Gateway
+from llm_router.gateway.callers import Callers
+from llm_router.gateway.server import listen, server_config
+from llm_router.gateway.tokens import TokenFile
+
+KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
+MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "spare": 10_000, "text-embedding-9": 10_000}
+
+
+@attrs.frozen
+class Served:
+    """What the tests of a module talk to."""
+
+    url: str
+    emulator: GeminiEmulator
+    gateway: Gateway
+    server: uvicorn.Server
+
+    def ask(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Return what the router answers, on its own loop."""
+
+        async def ask() -> Any:
+            return await work()
+
+        loop = self.gateway.router.loop
+        assert loop is not None
+        return asyncio.run_coroutine_threadsafe(ask(), loop).result(5)
+
+    def used(self, model: str = "flash") -> int:
+        """Return how many requests of a model are counted."""
+        statuses = self.ask(self.gateway.router.get_all_key_statuses)
+        counts = [each["rpm_usage"] for each in statuses if each["model"] == model]
+        return sum(int(each.partition("/")[0]) for each in counts)
+
+    def until_idle(self) -> None:
+        """Wait until no request is under way."""
+        give_up = time.monotonic() + 10
+        while self.server.server_state.tasks:
+            assert time.monotonic() < give_up, self.server.server_state.tasks
+            time.sleep(0.002)
+
+
+def serve(make: Callable[[Router], Any], emulator: GeminiEmulator) -> Iterator[Served]:
+    """Serve what ``make`` makes of a router, in a thread."""
+    pool = [
+        Deployment(
+            Key(project, Secret(secret)),
+            model,
+            "light" if model == "lite" else "medium",
+            quotas=(Quota(Metric.RPM, limit),),
+        )
+        for secret, project in KEYS.items()
+        for model, limit in MODELS.items()
+    ]
+    gateway = make(Router(pool, base_url=emulator.url, base_backoff=0.001))
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(server_config(gateway))
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", emulator, gateway, server)
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    """Provide a gateway without tokens."""
+    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
+        yield from serve(lambda router: Gateway(router, max_wait=0), emulator)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, dict[str, str]]]:
+    """Provide a gateway with tokens, and the tokens by name."""
+    file = TokenFile(tmp_path_factory.mktemp("tokens") / "tokens.json")
+    tokens = {
+        "ann": file.add("ann"),
+        "bob": file.add("bob"),
+        "light": file.add("light", workloads=["light"], tenant="acme"),
+        "flash": file.add("flash", models=["flash"]),
+        "slow": file.add("slow", rpm=2),
+    }
+    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
+        for served in serve(lambda each: Gateway(each, callers=Callers(file), max_wait=0), emulator):
+            yield served, tokens
+
+
+@pytest.fixture(autouse=True)
+def _calm(request: pytest.FixtureRequest) -> Iterator[None]:
+    """See that a test leaves nothing under way, and no fault behind."""
+    yield
+    for name in ("served", "guarded"):
+        if name in request.fixturenames:
+            value = request.getfixturevalue(name)
+            found: Served = value[0] if isinstance(value, tuple) else value
+            found.until_idle()
+            found.emulator.reset()

@@ -1,0 +1,190 @@
+"""The gateway over HTTP, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import socket
+import time
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llm_router.emulator import Fault
+
+Served = Any
+"""What the fixture of that name gives."""
+
+GENERATE = "/v1beta/models/flash:generateContent"
+STREAM = "/v1beta/models/flash:streamGenerateContent?alt=sse"
+HELLO = {"contents": [{"parts": [{"text": "hello"}]}]}
+
+
+async def _call(
+    served: Served, path: str, body: Any = None, *, verb: str = "POST", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    data = (
+        body
+        if isinstance(body, bytes | io.BytesIO)
+        else json.dumps(body).encode()
+        if body is not None
+        else None
+    )
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(verb, served.url + path, data=data, headers=named) as answer,
+    ):
+        return answer.status, {k.lower(): v for k, v in answer.headers.items()}, await answer.read()
+
+
+async def test_an_answer_passes_with_its_trace(served: Served) -> None:
+    """A call answers 200 with the model's words, and headers say who answered; it takes one request."""
+    before = served.used() if served.gateway.router.loop else 0
+    status, headers, body = await _call(served, GENERATE, HELLO, x_goog_api_key="anything")
+    assert (status, b"echo: hello" in body) == (200, True)
+    assert headers["x-llm-router-key-id"] in {"alpha", "beta"}
+    assert (headers["x-llm-router-model"], headers["x-llm-router-attempts"]) == ("flash", "1")
+    assert int(headers["content-length"]) == len(body)
+    assert served.used() == before + 1
+
+
+async def test_a_stream_passes_in_pieces(served: Served) -> None:
+    """A stream is passed on as server-sent events, whole."""
+    status, headers, body = await _call(served, STREAM, HELLO)
+    assert (status, headers["content-type"]) == (200, "text/event-stream")
+    assert body.count(b"data: ") > 1
+    assert "content-length" not in headers
+
+
+async def test_a_429_of_one_key_goes_to_the_other(served: Served) -> None:
+    """The client sees the second key's answer, and that there were two attempts."""
+    served.emulator.inject(Fault.bare_429(), times=1)
+    status, headers, _ = await _call(served, GENERATE, HELLO)
+    assert (status, headers["x-llm-router-attempts"]) == (200, "2")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/v1beta/models/flash:generateContent", b"{", 400),
+        ("/v1/chat/completions", b"[]", 400),
+        ("/v1beta/nothing", b"{}", 404),
+        ("/", b"", 404),
+        ("/metrics", b"", 404),
+        ("/v1beta/models/..%2fflash:generateContent", b"{}", 404),
+        ("/v1beta/models/unknown:generateContent", b'{"contents": []}', 404),
+    ],
+)
+async def test_what_cannot_be_meant_is_refused(served: Served, path: str, body: bytes, expected: int) -> None:
+    """Broken JSON, unknown paths and models are told in the client's protocol, and take no quota."""
+    arrived = served.emulator.requests
+    status, headers, answer = await _call(served, path, body)
+    assert (status, headers["content-type"]) == (expected, "application/json; charset=UTF-8")
+    error = json.loads(answer)["error"]
+    assert ("type" if path.startswith("/v1/") else "status") in error
+    assert served.emulator.requests == arrived
+
+
+async def test_an_unknown_header_of_the_routers_is_refused(served: Served) -> None:
+    """A typing error in a wish is told, and not ignored."""
+    status, _, body = await _call(served, GENERATE, HELLO, x_llm_router_workloda="light")
+    assert (status, b"x-llm-router-workload" in body) == (400, True)
+    status, headers, _ = await _call(
+        served, "/v1beta/models/workload:light:generateContent", HELLO, x_llm_router_max_wait="0"
+    )
+    assert (status, headers["x-llm-router-model"]) == (200, "lite")
+
+
+async def test_no_quota_is_a_429_with_a_delay(served: Served) -> None:
+    """When the keys of a model are used up, the client hears when to come back."""
+    path = "/v1beta/models/tiny:generateContent"
+    found = [await _call(served, path, HELLO) for _ in range(3)]
+    assert [status for status, _, _ in found] == [200, 200, 429]
+    assert 0 < float(found[-1][1]["retry-after"]) <= 61
+    assert served.used("tiny") == 2
+
+
+async def test_health(served: Served) -> None:
+    """It says that it lives, and that a call has a chance; to HEAD without a body."""
+    assert (await _call(served, "/healthz", verb="GET"))[0] == 200
+    assert (await _call(served, "/readyz", verb="GET"))[::2] == (200, b'{"status":"ok"}')
+    assert (await _call(served, "/healthz", verb="HEAD"))[::2] == (200, b"")
+
+
+@pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
+async def test_a_web_page_is_kept_out(served: Served, headers: dict[str, str]) -> None:
+    """Without tokens, another host or origin than this machine's is refused."""
+    assert (await _call(served, GENERATE, HELLO, **headers))[0] == 403
+    assert (await _call(served, GENERATE, HELLO, origin=served.url))[0] == 200
+
+
+async def test_too_large_a_body_is_refused(served: Served) -> None:
+    """More than 64 MiB is a 413 before it is sent; 20 MB go through."""
+    image = {"inlineData": {"mimeType": "image/png", "data": "eHh4" * 5_000_000}}
+    large = io.BytesIO(json.dumps({"contents": [{"parts": [{"text": "hello"}, image]}]}).encode())
+    status, _, _ = await _call(served, GENERATE, large)
+    assert status == 200
+    with socket.create_connection(served.url.removeprefix("http://").split(":")) as client:
+        client.sendall(
+            f"POST {GENERATE} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {1 << 30}\r\n\r\n".encode()
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("fault", [Fault.stream_cut(after=1), Fault.stream_drop(after=1)])
+async def test_a_cut_stream_is_not_a_whole_one(served: Served, fault: Fault) -> None:
+    """If the provider's stream breaks off, so does the client's."""
+    served.emulator.inject(fault, times=1)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await _call(served, STREAM, HELLO)
+
+
+async def test_a_client_that_leaves_ends_its_call(served: Served) -> None:
+    """Soon after the client went away, nothing is under way, and its request is settled."""
+    for fault in (Fault.hang(), Fault.stream_hang(after=1)):
+        served.emulator.inject(fault, times=1)
+        before = served.used()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await _call(served, STREAM, HELLO)
+        await asyncio.to_thread(served.until_idle)
+        assert served.used() == before + 1
+        served.emulator.release()
+
+
+async def test_an_upload_goes_on_at_the_gateway(served: Served) -> None:
+    """The URL of an upload is the gateway's own, as the client calls it."""
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    sizes = {"x_goog_upload_header_content_length": "5", "x_goog_upload_header_content_type": "text/plain"}
+    _, headers, _ = await _call(served, "/upload/v1beta/files", {"file": {}}, **begin, **sizes)
+    url = headers["x-goog-upload-url"]
+    assert url.startswith(served.url + "/upload/")
+    finish = {"x_goog_upload_command": "upload, finalize", "x_goog_upload_offset": "0"}
+    status, _, body = await _call(served, url.removeprefix(served.url), b"hello", **finish)
+    name = json.loads(body)["file"]["name"]
+    assert (status, (await _call(served, f"/v1beta/{name}", verb="GET"))[0]) == (200, 200)
+
+
+@pytest.mark.slow
+async def test_streams_left_at_random_moments_leave_nothing(served: Served) -> None:
+    """After 200 streams that were left, there is no task and no connection, and each counts once at most."""
+    before = served.used()
+
+    async def leave(number: int) -> None:
+        try:
+            async with asyncio.timeout(number % 40 / 1000):
+                await _call(served, STREAM, HELLO)
+        except TimeoutError:
+            pass
+
+    for wave in range(10):
+        await asyncio.gather(*(leave(20 * wave + each) for each in range(20)))
+    await asyncio.to_thread(served.until_idle)
+    give_up = time.monotonic() + 5
+    while served.server.server_state.connections:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.01)
+    assert served.emulator.requests <= served.used() - before <= 200

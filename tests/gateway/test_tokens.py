@@ -1,0 +1,145 @@
+"""The tokens of callers: what is kept of them, and what they allow."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from llm_router import ConfigError
+from llm_router.gateway.tokens import TOKEN_PREFIX, TokenFile
+
+Guarded = Any
+HELLO = {"contents": [{"parts": [{"text": "hello"}]}]}
+
+
+async def _call(
+    guarded: Guarded, name: str, path: str, body: Any = None, *, verb: str = "POST", **headers: str
+) -> tuple[int, dict[str, str], Any]:
+    served, tokens = guarded
+    named = {"x-goog-api-key": tokens.get(name, name)} if name else {}
+    named |= {header.replace("_", "-"): value for header, value in headers.items()}
+    data = json.dumps(body).encode() if isinstance(body, dict) else body
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(verb, served.url + path, data=data, headers=named) as answer,
+    ):
+        found = {header.lower(): value for header, value in answer.headers.items()}
+        return answer.status, found, await answer.json(content_type=None)
+
+
+def _generate(model: str) -> str:
+    return f"/v1beta/models/{model}:generateContent"
+
+
+def test_no_token_is_kept(tmp_path: Path) -> None:
+    """The file has mode 600 and no token in it; a token has a prefix and 256 bits, and is found again."""
+    file = TokenFile(tmp_path / "deep" / "tokens.json")
+    token, other = file.add("ann", rpm=60), file.add("bob")
+    assert token.startswith(TOKEN_PREFIX)
+    assert len(token) == len(TOKEN_PREFIX) + 43
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert token.removeprefix(TOKEN_PREFIX) not in file.path.read_text()
+    found = file.read()
+    assert (found.find(token), found.find(other)) == found.grants
+    assert found.find("anything") is None
+    assert found.grants[0].digest not in repr(found)
+    file.remove("ann")
+    assert file.read().find(token) is None
+
+
+def test_what_is_wrong_with_a_token_file_is_told(tmp_path: Path) -> None:
+    """Each mistake is named, with its remedy."""
+    file = TokenFile(tmp_path / "tokens.json")
+    with pytest.raises(ConfigError, match="tokens add"):
+        file.read()
+    for name, allowed in (("a b", {}), ("x", {"rpm": 0}), ("x", {"rpm": 1 << 40}), ("x", {"models": "m"})):
+        with pytest.raises(ConfigError, match=name):
+            file.add(name, **allowed)
+    file.add("ann")
+    with pytest.raises(ConfigError, match="there is a token 'ann'"):
+        file.add("ann")
+    with pytest.raises(ConfigError, match="no token 'bob'"):
+        file.remove("bob")
+    file.path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        file.read()
+    file.path.chmod(0o600)
+    for content in ("", "[]", "{}", '{"key": "00", "tokens": []}', '{"key": 1, "tokens": 2}'):
+        file.path.write_text(content)
+        with pytest.raises(ConfigError, match="damaged"):
+            file.read()
+
+
+async def test_a_token_is_taken_wherever_an_sdk_sends_its_key(guarded: Guarded) -> None:
+    """As Gemini's header, as its query, and as a bearer token."""
+    token = guarded[1]["ann"]
+    chat = {"model": "flash", "messages": [{"role": "user", "content": "hi"}]}
+    found = [
+        await _call(guarded, "ann", _generate("flash"), HELLO),
+        await _call(guarded, "", f"{_generate('flash')}?key={token}", HELLO),
+        await _call(guarded, "", "/v1/chat/completions", chat, authorization=f"Bearer {token}"),
+    ]
+    assert [status for status, _, _ in found] == [200, 200, 200]
+
+
+async def test_what_a_token_allows_wins_over_headers(guarded: Guarded) -> None:
+    """Other models and workloads are forbidden; no fallback leads out of what is allowed."""
+    assert (await _call(guarded, "light", _generate("lite"), HELLO))[0] == 200
+    assert (await _call(guarded, "light", _generate("workload:light"), HELLO))[0] == 200
+    assert (await _call(guarded, "light", _generate("flash"), HELLO))[0] == 403
+    wish = {"x_llm_router_workload": "medium"}
+    assert (await _call(guarded, "light", _generate("lite"), HELLO, **wish))[0] == 403
+    assert (await _call(guarded, "flash", _generate("lite"), HELLO))[0] == 403
+    status, headers, _ = await _call(
+        guarded, "flash", _generate("workload:medium"), HELLO, x_llm_router_fallback="any"
+    )
+    assert (status, headers["x-llm-router-model"]) == (200, "flash")
+
+
+async def test_a_token_has_a_limit_of_its_own(guarded: Guarded) -> None:
+    """What exceeds it is a 429 with a delay, and takes no quota."""
+    served, _ = guarded
+    found = [await _call(guarded, "slow", _generate("flash"), HELLO) for _ in range(3)]
+    assert [status for status, _, _ in found] == [200, 200, 429]
+    assert 0 < int(found[-1][1]["retry-after"]) <= 61
+    assert served.emulator.requests == 2
+    assert (await _call(guarded, "ann", _generate("flash"), HELLO))[0] == 200
+
+
+async def test_resources_belong_to_the_token_that_made_them(guarded: Guarded) -> None:
+    """Others get a 404, in path and body, and lists show one's own; an upload needs no token but its id."""
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    sizes = {"x_goog_upload_header_content_length": "5", "x_goog_upload_header_content_type": "text/plain"}
+    path = "/upload/v1beta/files"
+    _, headers, _ = await _call(guarded, "ann", path, {"file": {}}, **begin, **sizes)
+    url = headers["x-goog-upload-url"].removeprefix(guarded[0].url)
+    finish = {"x_goog_upload_command": "upload, finalize", "x_goog_upload_offset": "0"}
+    assert (await _call(guarded, "bob", url, b"hello", **finish))[0] == 404
+    status, _, made = await _call(guarded, "", url, b"hello", **finish)
+    assert status == 200
+    file = made["file"]
+    own, other = [await _call(guarded, who, f"/v1beta/{file['name']}", verb="GET") for who in ("ann", "bob")]
+    assert (own[0], other[0]) == (200, 404)
+    body = {"contents": [{"parts": [{"fileData": {"fileUri": file["uri"], "mimeType": "text/plain"}}]}]}
+    own, other = [await _call(guarded, who, _generate("flash"), body) for who in ("ann", "bob")]
+    assert (own[0], other[0]) == (200, 404)
+    lists = [await _call(guarded, who, "/v1beta/files", verb="GET") for who in ("ann", "bob")]
+    assert [len(found[2].get("files", [])) for found in lists][1] == 0
+    assert (await _call(guarded, "bob", f"/v1beta/{file['name']}", verb="DELETE"))[0] == 404
+    assert (await _call(guarded, "ann", f"/v1beta/{file['name']}", verb="DELETE"))[0] == 200
+    assert (await _call(guarded, "ann", f"/v1beta/{file['name']}", verb="GET"))[0] == 404
+
+
+async def test_wrong_tokens_are_refused_and_slowed_down(guarded: Guarded) -> None:
+    """No token and a wrong one are a 401, many of them a 429; a right one still passes, and none costs."""
+    served, tokens = guarded
+    found = [await _call(guarded, name, _generate("flash"), HELLO) for name in ["", *["wrong"] * 20]]
+    assert [status for status, _, _ in found] == [401] * 20 + [429]
+    assert served.emulator.requests == 0
+    assert (await _call(guarded, "ann", _generate("flash"), HELLO))[0] == 200
+    assert not any(token in str(found) for token in tokens.values())
