@@ -42,7 +42,7 @@ from llm_router.observe.base import (
 from llm_router.providers.base import Reply
 from llm_router.stores.base import Refusal
 
-__all__ = ["Reporter", "reporter_for", "sending", "waiting"]
+__all__ = ["Reporter", "reporter_for", "waiting"]
 
 _log = logging.getLogger("llm_router")
 
@@ -294,11 +294,6 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
                 f"{type(observer).__name__}: pass an object, such as LoggingObserver()"
             )
     return Reporter(watching, clock) if watching else None
-
-
-def sending(reporter: Reporter | None, send: SendState, *, streamed: bool) -> AbstractContextManager[None]:
-    """Return the block in which a request is sent."""
-    return _UNWATCHED if reporter is None else reporter.sending(send, streamed=streamed)
 
 
 def waiting(reporter: Reporter | None, send: SendState, reason: WaitReason) -> AbstractContextManager[None]:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -23,7 +24,7 @@ from llm_router.domain.request import Fallback, Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
-from llm_router.engine.reporting import Reporter, sending, waiting
+from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.requests import (
     MAX_SECONDS,
     check_metadata,
@@ -76,6 +77,7 @@ _END = Reply("")
 _NO_ANSWER = Reply("", failed="NO_CANDIDATES")
 _NO_USAGE = Usage()
 _NO_METADATA: Mapping[str, str] = {}
+_UNWATCHED = nullcontext()
 
 
 @attrs.define(eq=False)
@@ -128,7 +130,7 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self.begin("send", prompt, options)
-        with sending(self.reporter, send, streamed=False):
+        with self._watched(send, streamed=False):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
@@ -149,7 +151,7 @@ class Sender:
         send = await self.begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        with sending(self.reporter, send, streamed=True):
+        with self._watched(send, streamed=True):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
@@ -163,7 +165,7 @@ class Sender:
         Another deployment is tried as long as the head was not yielded. Closing the generator aborts the call
         that is open, and settles what is known to be used.
         """
-        with sending(self.reporter, send, streamed=True):
+        with self._watched(send, streamed=True):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
@@ -172,6 +174,10 @@ class Sender:
                         yield piece.raw
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
+
+    def _watched(self, send: SendState, *, streamed: bool) -> AbstractContextManager[None]:
+        """Return the block in which a request is sent, whose begin and end are reported."""
+        return _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=streamed)
 
     # --- before the first attempt ---------------------------------------------------------------------
 
