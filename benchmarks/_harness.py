@@ -283,6 +283,46 @@ async def calls_per_second(work: Work, concurrency: int, seconds: float, stride:
     return done / (clock() - started)
 
 
+def call_sampler(work: Work, in_flight: int, seconds: float) -> Callable[[], Awaitable[Mapping[str, float]]]:
+    """Return what measures calls per second, and the CPU time of this process per call in microseconds."""
+
+    async def sample() -> Mapping[str, float]:
+        calls = 0
+
+        async def counted() -> None:
+            nonlocal calls
+            await work()
+            calls += 1
+
+        began = time.process_time()
+        rate = await calls_per_second(counted, in_flight, seconds)
+        return {"calls": rate, "CPU per call": (time.process_time() - began) / calls * 1e6}
+
+    return sample
+
+
+async def call_rows(
+    case: str,
+    baseline: str,
+    samplers: Mapping[str, Callable[[], Awaitable[Mapping[str, float]]]],
+    runs: int,
+    notes: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Run samplers of calls in turn; return a row for each, to be compared with the baseline of the case."""
+    found = await in_turn(samplers, runs)
+    units = {"calls": "/s", "CPU per call": "µs"}
+    return [
+        Row(
+            case,
+            name,
+            {quantity: Measure(values, units[quantity]) for quantity, values in samples.items()},
+            (case, baseline),
+            (notes or {}).get(name, ""),
+        )
+        for name, samples in found.items()
+    ]
+
+
 async def latencies(work: Work, concurrency: int, seconds: float) -> list[float]:
     """Await ``work()`` in ``concurrency`` tasks for about ``seconds``; return their durations, sorted.
 

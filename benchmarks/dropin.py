@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 from _fleet import child
-from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
+from _harness import Measure, Report, Row, Scale, Table, call_rows, call_sampler
 from _subjects import MODEL, deployments
 
 from llm_router import Router
@@ -53,49 +53,18 @@ async def run(scale: Scale) -> Report:
             for in_flight in _IN_FLIGHT[:1] if scale.short else _IN_FLIGHT:
                 for name in ("whole", "streamed"):
                     works = {each: getattr(work, name) for each, work in clients.items()}
-                    sampler = partial(_sampler, in_flight=in_flight, seconds=_FACTOR * scale.seconds)
-                    table.add(*await _rows(scale, f"{in_flight} in flight, {name}", works, sampler))
+                    sampler = partial(call_sampler, in_flight=in_flight, seconds=_FACTOR * scale.seconds)
+                    case = f"{in_flight} in flight, {name}"
+                    samplers = {each: sampler(work) for each, work in works.items()}
+                    table.add(*await call_rows(case, _BASELINE, samplers, scale.runs))
             for threads in _THREADS[:1] if scale.short else _THREADS:
                 for name in ("whole", "streamed"):
                     works = {each: getattr(work, f"{name}_blocking") for each, work in clients.items()}
                     sampler = partial(_blocking_sampler, threads=threads, seconds=_FACTOR * scale.seconds)
                     case = f"{threads} thread{'s' * (threads > 1)}, blocking, {name}"
-                    table.add(*await _rows(scale, case, works, sampler))
+                    samplers = {each: sampler(work) for each, work in works.items()}
+                    table.add(*await call_rows(case, _BASELINE, samplers, scale.runs))
     return Report("dropin", [table, _targets(table)])
-
-
-async def _rows(
-    scale: Scale, case: str, works: Mapping[str, Any], sampler: Callable[[Any], Callable[[], Awaitable[Any]]]
-) -> list[Row]:
-    found = await in_turn({name: sampler(work) for name, work in works.items()}, scale.runs)
-    units = {"calls": "/s", "CPU per call": "µs"}
-    return [
-        Row(
-            case,
-            name,
-            {quantity: Measure(values, units[quantity]) for quantity, values in samples.items()},
-            (case, _BASELINE),
-        )
-        for name, samples in found.items()
-    ]
-
-
-def _sampler(
-    work: Callable[[], Awaitable[object]], *, in_flight: int, seconds: float
-) -> Callable[[], Awaitable[Mapping[str, float]]]:
-    async def sample() -> Mapping[str, float]:
-        calls = 0
-
-        async def counted() -> None:
-            nonlocal calls
-            await work()
-            calls += 1
-
-        began = time.process_time()
-        rate = await calls_per_second(counted, in_flight, seconds)
-        return {"calls": rate, "CPU per call": (time.process_time() - began) / calls * 1e6}
-
-    return sample
 
 
 def _blocking_sampler(

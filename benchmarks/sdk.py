@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
 from _fleet import child
-from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
+from _harness import Measure, Report, Row, Scale, Table, call_rows, call_sampler
 from _subjects import MODEL, deployments
 
 from llm_router import Request, Router
@@ -63,35 +62,9 @@ async def _compare(scale: Scale, url: str, in_flight: int) -> list[Row]:
 
 
 async def _rows(scale: Scale, case: str, in_flight: int, works: Mapping[str, Work]) -> list[Row]:
-    samplers = {name: _sampler(work, in_flight, _FACTOR * scale.seconds) for name, work in works.items()}
-    found = await in_turn(samplers, scale.runs)
-    units = {"calls": "/s", "CPU per call": "µs"}
-    return [
-        Row(
-            case,
-            name,
-            {quantity: Measure(values, units[quantity]) for quantity, values in samples.items()},
-            (case, _BASELINE),
-            _NOTES.get(name, ""),
-        )
-        for name, samples in found.items()
-    ]
-
-
-def _sampler(work: Work, in_flight: int, seconds: float) -> Callable[[], Awaitable[Mapping[str, float]]]:
-    async def sample() -> Mapping[str, float]:
-        calls = 0
-
-        async def counted() -> None:
-            nonlocal calls
-            await work()
-            calls += 1
-
-        began = time.process_time()
-        rate = await calls_per_second(counted, in_flight, seconds)
-        return {"calls": rate, "CPU per call": (time.process_time() - began) / calls * 1e6}
-
-    return sample
+    seconds = _FACTOR * scale.seconds
+    samplers = {name: call_sampler(work, in_flight, seconds) for name, work in works.items()}
+    return await call_rows(case, _BASELINE, samplers, scale.runs, _NOTES)
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from llm_router import (
     Metric,
     Quota,
     Request,
+    Response,
     Router,
     Secret,
     Step,
@@ -278,6 +279,14 @@ async def test_other_names_of_prompt_and_model() -> None:
             await router.send("x", modell="lite")  # type: ignore[call-arg]
 
 
+async def _asked(router: Router, config: dict[str, Any], *, streamed: bool) -> Response:
+    """Return the response to a prompt, sent or streamed."""
+    if not streamed:
+        return await router.send("x", config=config)
+    async with router.stream("x", config=config) as stream:
+        return await stream.collect()
+
+
 # --- answers with a form ------------------------------------------------------------------------------
 
 
@@ -333,11 +342,7 @@ async def test_an_answer_is_parsed(
         GeminiEmulator(keys={"AIzaOfOne": "one"}, responder=lambda _model, _body: text) as emulator,
         Router(_pool("flash"), base_url=emulator.url) as router,
     ):
-        if streamed:
-            async with router.stream("x", config=config) as stream:
-                response = await stream.collect()
-        else:
-            response = await router.send("x", config=config)
+        response = await _asked(router, config, streamed=streamed)
     assert response.success
     assert response.parsed == parsed
     assert response.text == text
@@ -368,11 +373,7 @@ async def test_an_answer_without_its_form_is_no_success(
         GeminiEmulator(keys={"AIzaOfOne": "one"}, responder=lambda _model, _body: text) as emulator,
         Router(_pool("flash"), base_url=emulator.url) as router,
     ):
-        if streamed:
-            async with router.stream("x", config=config) as stream:
-                response = await stream.collect()
-        else:
-            response = await router.send("x", config=config)
+        response = await _asked(router, config, streamed=streamed)
         assert (await router.send("y")).success
     assert isinstance(response.error, EmptyAnswerError)
     assert response.error.reason == reason

@@ -11,8 +11,9 @@ from typing import Any, Self
 
 import attrs
 
-from llm_router.conversations.contents import field, said_in, split_signatures
+from llm_router.conversations.contents import answering_model, said_in, split_signatures
 from llm_router.domain.answers import FunctionCall, Step
+from llm_router.domain.fields import field
 from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Origin, Request
 from llm_router.domain.response import Chunk, Response, Usage
@@ -95,7 +96,7 @@ class CallingSend:
             return False  # the caller can answer all of them, and the API wants all answers together
         parts = [{"function_response": await _result(self.functions[call.name], call)} for call in calls]
         results = {"role": "user", "parts": parts}
-        model = response.attempt_log[-1].model if response.attempt_log else response.model
+        model = answering_model(response)
         self.steps.append(Step(model, response.content, results))
         self.request = _continued(self.request, self.steps[-1])
         if self.options.get("model_preference") is None and self.options.get("fallback", "any") == "any":

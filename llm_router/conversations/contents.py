@@ -9,14 +9,15 @@ from typing import Any
 
 from llm_router.conversations.base import Turn
 from llm_router.conversations.media import part_of
+from llm_router.domain.fields import camel_case, field
 from llm_router.domain.request import Origin, Request
 from llm_router.domain.response import Response
 
 __all__ = [
+    "answering_model",
     "answers_call",
     "clean_turn",
     "ends_with_call",
-    "field",
     "history_of",
     "request_of",
     "said_in",
@@ -97,7 +98,7 @@ def _turn_of(said: tuple[Any, ...], response: Response) -> Turn | None:
         answer = {"role": "model", "parts": [{"text": response.answer}]}
     if answer is None:
         return None
-    model = response.attempt_log[-1].model if response.attempt_log else response.model
+    model = answering_model(response)
     return Turn((*said, _storable(answer)), 0, answers_call(said), model)
 
 
@@ -130,6 +131,11 @@ def request_of(turns: Iterable[Turn], said: tuple[Any, ...]) -> Request:
                 origins.append(Origin(len(contents), model, signatures))
             contents.append(portable)
     return Request(contents=[*contents, *said], origins=tuple(origins) or None)
+
+
+def answering_model(response: Response) -> str | None:
+    """Return the model that answered, by the name of its deployment as far as that is known."""
+    return response.attempt_log[-1].model if response.attempt_log else response.model
 
 
 def history_of(turns: Iterable[Turn]) -> tuple[Any, ...]:
@@ -179,10 +185,10 @@ def _is_empty(part: Any) -> bool:
         if not (hasattr(part, "inline_data") and hasattr(part, "function_call")):
             return False  # not a part of the SDK: other objects, such as files and images, are data
         part = {name: value for name, value in vars(part).items() if value is not None}
-    known = [name for name in _DATA if name in part or _camel(name) in part]
+    known = [name for name in _DATA if name in part or camel_case(name) in part]
     if known:
         return all(_is_blank(name, field(part, name)) for name in known)
-    about = {*_ABOUT, *map(_camel, _ABOUT)}
+    about = {*_ABOUT, *map(camel_case, _ABOUT)}
     return not any(value for name, value in part.items() if name not in about)
 
 
@@ -193,17 +199,6 @@ def _is_blank(name: str, value: Any) -> bool:
 def _parts(content: Any) -> Sequence[Any]:
     parts = _get(content, "parts")
     return parts if isinstance(parts, list | tuple) else ()
-
-
-def field(thing: Any, name: str) -> Any:
-    """Return the field with a snake_case name, in a dictionary also in camelCase."""
-    found = _get(thing, name)
-    return _get(thing, _camel(name)) if found is None and isinstance(thing, Mapping) else found
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(word.title() for word in tail)
 
 
 def _get(thing: Any, name: str) -> Any:

@@ -66,18 +66,19 @@ class Querier:
         batches = _batches(texts)
         models = self._models(EMBED) if model is None else [plain_model(model)]
         model, first = await self._embed_first(batches[0], models, config, options)
-        outcomes = {0: first}
-        if first.error is None:
-            slots = anyio.Semaphore(_AT_ONCE)
+        if first.error is not None:
+            raise first.error
+        outcomes = [first] * len(batches)
+        slots = anyio.Semaphore(_AT_ONCE)
 
-            async def run(number: int) -> None:
-                async with slots:
-                    outcomes[number] = await self._embed(batches[number], model, config, options)
+        async def run(number: int) -> None:
+            async with slots:
+                outcomes[number] = await self._embed(batches[number], model, config, options)
 
-            async with anyio.create_task_group() as group:
-                for number in range(1, len(batches)):
-                    group.start_soon(run, number)
-        return _joined(model, batches, [outcomes.get(number, first) for number in range(len(batches))])
+        async with anyio.create_task_group() as group:
+            for number in range(1, len(batches)):
+                group.start_soon(run, number)
+        return _joined(model, batches, outcomes)
 
     async def _embed_first(
         self, batch: Sequence[str], models: Sequence[str], config: Mapping[str, Any], options: QueryOptions
@@ -213,19 +214,16 @@ def _batches(texts: str | Sequence[str]) -> list[Sequence[str]]:
 
 
 def _joined(model: str, batches: Sequence[Sequence[str]], outcomes: Sequence[_Batch]) -> Embeddings:
-    """Return the vectors of all batches.
+    """Return the vectors of all batches, of which the first is there.
 
     Raises:
-        EmbeddingError: Some of them failed.
-        SendError: All of them failed.
+        EmbeddingError: Some of the others failed.
     """
     attempts, waited = sum(each.attempts for each in outcomes), sum(each.waited for each in outcomes)
     errors = [each.error for each in outcomes if each.error is not None]
     if not errors:
         vectors = tuple(vector for each in outcomes for vector in each.vectors)
         return Embeddings(vectors=vectors, model=model, attempts=attempts, waited=waited)
-    if all(each.error is not None for each in outcomes):
-        raise errors[0]
     partial: list[Vector | None] = []
     for batch, each in zip(batches, outcomes, strict=True):
         partial += each.vectors if each.error is None else [None] * len(batch)

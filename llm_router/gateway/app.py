@@ -25,7 +25,7 @@ from llm_router.gateway.requests import (
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
 from llm_router.gemini_http.framing import JSON_TYPE, dump
-from llm_router.gemini_http.resources import UPLOAD_URL
+from llm_router.gemini_http.resources import with_origin
 from llm_router.gemini_http.wishes import read_wishes, trace_headers
 
 if TYPE_CHECKING:
@@ -229,6 +229,4 @@ def _comes_in_pieces(exchange: Exchange, head: Head) -> bool:
 
 def _traced(found: Relay, own: str) -> Head:
     told = trace_headers(found.key_id, found.model, found.attempts, found.waited)
-    head = found.head
-    headers = tuple((name, f"{own}{value}" if name == UPLOAD_URL else value) for name, value in head.headers)
-    return attrs.evolve(head, headers=(*headers, *told))
+    return attrs.evolve(found.head, headers=(*with_origin(found.head.headers, own), *told))

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 from llm_router.domain.exchange import Headers
 from llm_router.gemini_http.targets import Operation
 
-__all__ = ["UPLOAD_URL", "created_name", "upload_name", "without_host"]
+__all__ = ["UPLOAD_URL", "created_name", "upload_name", "with_origin", "without_host"]
 
 UPLOAD_URL = "x-goog-upload-url"
 """The header that says where the next piece of an upload goes."""
@@ -48,6 +48,11 @@ def upload_name(operation: Operation, query: str) -> tuple[str, ...]:
     """Return the name under which an upload that has begun is known, if a request continues one."""
     found = parse_qs(query).get(_UPLOAD_ID) if operation is Operation.UPLOAD else None
     return (f"uploads/{found[0]}",) if found else ()
+
+
+def with_origin(headers: Headers, origin: str) -> Headers:
+    """Return the headers of an answer in which an upload goes on at ``origin``, as the client sees it."""
+    return tuple((name, origin + value if name == UPLOAD_URL else value) for name, value in headers)
 
 
 def without_host(url: str) -> str:

@@ -12,11 +12,11 @@ from typing import Any, Self
 
 from google import genai
 
-from llm_router.domain.exchange import Exchange, Head
+from llm_router.domain.exchange import Exchange
 from llm_router.domain.options import RelayOptions
 from llm_router.errors import DeadlineExceededError, InvalidRequestError, LLMRouterError, SendError
 from llm_router.gemini_http.answers import answer_for
-from llm_router.gemini_http.resources import UPLOAD_URL
+from llm_router.gemini_http.resources import with_origin
 from llm_router.gemini_http.wishes import read_wishes
 from llm_router.genai.bridge import Bridge
 from llm_router.genai.passage import AsyncPassage, Begun, BlockingPassage, Call
@@ -149,7 +149,8 @@ class _Transport:
         raise _translated(self._lib, error, request)
 
     def _response(self, request: Any, begun: Begun, passage: Any) -> Any:
-        headers = _headers(begun.head, request)
+        origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
+        headers = with_origin(begun.head.headers, origin)
         if begun.body is not None:
             response = self._lib.Response(begun.head.status, headers=headers, content=begun.body)
             response.encoding = "utf-8"  # JSON's: looking for it in the headers takes longer than decoding
@@ -204,12 +205,6 @@ def _exchange(request: Any, body: bytes) -> Exchange:
         (name.decode("ascii").lower(), value.decode("latin-1")) for name, value in request.headers.raw
     )
     return Exchange(verb=request.method, path=path, query=query, headers=headers, body=body)
-
-
-def _headers(head: Head, request: Any) -> list[tuple[str, str]]:
-    """Return the headers of an answer; what follows of an upload comes to the same host."""
-    host = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
-    return [(name, host + value if name == UPLOAD_URL else value) for name, value in head.headers]
 
 
 def _translated(lib: Any, error: LLMRouterError, request: Any) -> Exception:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from llm_router.domain.fields import field
 from llm_router.domain.tokens import estimate_tokens
-from llm_router.providers._gemini_request import field
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.exchange import Exchange
+from llm_router.domain.fields import camel_case
 from llm_router.domain.queries import ModelInfo, Vector
 from llm_router.errors import InvalidRequestError
 from llm_router.providers._gemini_failures import not_an_answer
@@ -42,7 +43,7 @@ class GeminiQueries:
             texts: At most a hundred.
             config: ``task_type``, ``title`` and ``output_dimensionality``, as far as they are given.
         """
-        common = {"model": f"models/{model}", **{_camel(name): value for name, value in config.items()}}
+        common = {"model": f"models/{model}", **{camel_case(name): value for name, value in config.items()}}
         requests = [{**common, "content": {"parts": [{"text": text}]}} for text in texts]
         return self._post(model, "batchEmbedContents", {"requests": requests})
 
@@ -131,11 +132,6 @@ def _model(fields: Mapping[str, Any]) -> ModelInfo:
 
 def _whole(value: object) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(word.title() for word in tail)
 
 
 def _as_json(contents: Any) -> list[dict[str, Any]]:

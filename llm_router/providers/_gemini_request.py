@@ -5,14 +5,14 @@ It is duck-typed, so that it needs no SDK: a config may be a dict (in snake_case
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llm_router.domain.fields import field
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
 
-__all__ = ["field", "limits_output", "metered_tools"]
+__all__ = ["limits_output", "metered_tools"]
 
 _METERED = {
     "google_search": "google_search",
@@ -22,20 +22,6 @@ _METERED = {
 }
 """The fields of a tool that make the provider do something for which it has a quota of its own, each with
 the name of that feature."""
-
-
-def field(value: Any, name: str) -> Any:
-    """Return the field with a snake_case name, from a dict (in camelCase, too) or an object."""
-    if value.__class__ is not dict and not isinstance(value, Mapping):
-        return getattr(value, name, None)
-    found = value.get(name)
-    return value.get(_camel(name)) if found is None and "_" in name else found
-
-
-@cache
-def _camel(name: str) -> str:
-    head, *tail = name.split("_")
-    return head + "".join(word.title() for word in tail)
 
 
 def metered_tools(request: Request) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from llm_router.providers._gemini_request import field
+from llm_router.domain.answers import calls_in
+from llm_router.domain.fields import field
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
@@ -76,7 +77,7 @@ class AnswerForm:
             reply: The answer.
             text: Its whole text, if the reply is the last of several pieces.
         """
-        if reply.blocked is not None or reply.failed is not None or _calls(reply.content):
+        if reply.blocked is not None or reply.failed is not None or calls_in(reply.content):
             return reply
         try:
             return attrs.evolve(reply, parsed=self._parsed(reply.text if text is None else text))
@@ -103,10 +104,6 @@ class AnswerForm:
                 raise _UnfitError(SCHEMA_MISMATCH)
             return value
         return _validated(self.schema, text)
-
-
-def _calls(content: Any) -> bool:
-    return isinstance(content, Mapping) and any("function_call" in part for part in content["parts"])
 
 
 def _is_enum(schema: Any) -> bool:
