@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_router.domain.calendar import NEVER, microseconds
@@ -472,6 +472,7 @@ def test_a_daily_charge_counts_on_the_days_on_which_it_may_have_arrived() -> Non
     assert ledger.used(end - 1) == 5
 
 
+@example(steps=[(0, 1, 0, 0), (0, 1, 0, 0), (0, 1, 8, -1), (0, 0, 6, -1), (0, 0, 0, 0), (0, 0, 8, -1)])
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 9_000), st.integers(0, 9), st.integers(0, 9), st.integers(-9, 2)),
