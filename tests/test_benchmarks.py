@@ -133,6 +133,7 @@ def test_the_simulation_refuses_what_does_not_fit(load: Callable[..., ModuleType
     assert counts.false == 0
 
 
+@pytest.mark.slow
 def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> None:
     """Requests that wait are all granted, and the quota is used up."""
     simulation = load("simulation")

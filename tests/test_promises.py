@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     ids=st.lists(NAMES, min_size=1, max_size=6, unique=True),

@@ -317,6 +317,7 @@ def test_a_run_is_repeatable(world: ModuleType, runs: ModuleType, subject: str) 
     assert runs.simulate(tokens, setup) == runs.simulate(tokens, setup)
 
 
+@pytest.mark.slow
 def test_the_oracle_uses_all_quota_and_is_never_refused(world: ModuleType, runs: ModuleType) -> None:
     """It has every request admitted at the first moment possible."""
     outcome = runs.simulate(
@@ -326,6 +327,7 @@ def test_the_oracle_uses_all_quota_and_is_never_refused(world: ModuleType, runs:
     assert outcome.counts.admitted == 6 * 10 * 30
 
 
+@pytest.mark.slow
 def test_a_router_with_right_limits_is_never_refused(world: ModuleType, runs: ModuleType) -> None:
     """It uses what the guard leaves of the quota, and fails no caller."""
     limits = {"model": world.Limits(rpm=10)}
@@ -375,6 +377,7 @@ def test_a_daily_limit_is_known_from_the_second_day_on(
     assert outcome.counts.refused_later <= 2 * days.projects
 
 
+@pytest.mark.slow
 def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:
     """Each has a name of its own and deployments, and the oracle is not refused in its first minutes."""
     rows, runs = load("_soak.rows").ROWS, load("_soak.runs")
@@ -386,6 +389,7 @@ def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:
         assert runs.simulate(short, runs.Setup("oracle")).counts.refused == 0
 
 
+@pytest.mark.slow
 def test_two_routers_share_the_traffic_and_the_store(world: ModuleType, runs: ModuleType) -> None:
     """Together they keep the limits that they know."""
     limits = {"model": world.Limits(rpm=10)}

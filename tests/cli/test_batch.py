@@ -115,6 +115,7 @@ def test_bytes_that_are_not_text_are_a_result(
     assert "line 1: not UTF-8" in results()[1]["error"]["message"]
 
 
+@pytest.mark.slow
 def test_run_again_it_sends_only_what_is_left(
     run: Callable[..., Result],
     lines: Callable[..., None],
@@ -137,6 +138,7 @@ def test_run_again_it_sends_only_what_is_left(
     assert run(*BATCH).stdout == "0 answered, 0 failed, 6 answered before: out.jsonl\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1, 9, 40, -1])
 def test_half_a_line_of_a_killed_run_is_repaired(
     run: Callable[..., Result],
@@ -303,6 +305,7 @@ def _wait(child: subprocess.Popen[str], seconds: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(
     watch: Callable[..., tuple[Any, str]], lines: Callable[..., None]
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 from llm_router.testing import GeminiEmulator
@@ -35,6 +36,7 @@ def test_a_line_for_every_candidate(run: Callable[..., Result]) -> None:
     assert verdict.startswith("would be sent through key-medium/model-m, reserving ")
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_nor_counted(
     run: Callable[..., Result], home: Path, emulator: GeminiEmulator
 ) -> None:
@@ -63,6 +65,7 @@ def test_json_is_the_explanation(run: Callable[..., Result], home: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_no_room_is_1(run: Callable[..., Result], home: Path) -> None:
     """If nothing has room now, each line says why and for how long, and the exit code is 1."""
     limit(home, 1)

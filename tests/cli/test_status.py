@@ -73,6 +73,7 @@ def test_a_store_that_does_not_answer_is_1(
     assert "the store is away" in result.stderr
 
 
+@pytest.mark.slow
 def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> None:
     """The statuses of a command include the sends of earlier ones, since they share a file of the user."""
     keys = json.loads((home / "keys.json").read_text())

@@ -121,6 +121,7 @@ async def test_a_web_page_is_kept_out(served: Served, headers: dict[str, str]) -
     assert (await _call(served, GENERATE, HELLO, origin=served.url))[0] == 200
 
 
+@pytest.mark.slow
 async def test_too_large_a_body_is_refused(served: Served) -> None:
     """More than 64 MiB is a 413 before it is sent; 20 MB go through."""
     image = {"inlineData": {"mimeType": "image/png", "data": "eHh4" * 5_000_000}}
@@ -142,6 +143,7 @@ async def test_a_cut_stream_is_not_a_whole_one(served: Served, fault: Fault) -> 
         await _call(served, STREAM, HELLO)
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_ends_its_call(served: Served) -> None:
     """Soon after the client went away, nothing is under way, and its request is settled."""
     for fault in (Fault.hang(), Fault.stream_hang(after=1)):
