@@ -180,7 +180,7 @@ class Selector:
             if self.quarantines.lifts != before:
                 return await self._try(send)
         if send.overloaded:  # nothing else has room: better an overloaded model than none
-            send.overloaded.clear()
+            send.overloaded = {}
             return await self._try(send)
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
@@ -376,7 +376,8 @@ class Lease:
 
         A store that fails is not reported: the quota stays taken, and the reservation expires by itself.
         """
-        self.mark_dispatched()
+        if self._gate is not None:
+            self.mark_dispatched()
         try:
             await self._close()
         except asyncio.CancelledError:

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -130,7 +130,7 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self.begin("send", prompt, options)
-        with self._watched(send, streamed=False):
+        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=False):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
@@ -151,7 +151,7 @@ class Sender:
         send = await self.begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        with self._watched(send, streamed=True):
+        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=True):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
@@ -165,7 +165,7 @@ class Sender:
         Another deployment is tried as long as the head was not yielded. Closing the generator aborts the call
         that is open, and settles what is known to be used.
         """
-        with self._watched(send, streamed=True):
+        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=True):
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
@@ -174,10 +174,6 @@ class Sender:
                         yield piece.raw
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
-
-    def _watched(self, send: SendState, *, streamed: bool) -> AbstractContextManager[None]:
-        """Return the block in which a request is sent, whose begin and end are reported."""
-        return _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=streamed)
 
     # --- before the first attempt ---------------------------------------------------------------------
 
@@ -583,9 +579,9 @@ class OpenAttempt:
         """Note what the request is to leave out, or to try only as a last resort."""
         send, group = self._send, self._lease.state.group
         if verdict.unfit:
-            send.unfit.update(other for other in send.order.groups if other.model == group.model)
+            send.unfit |= {other for other in send.order.groups if other.model == group.model}
         if verdict.overloaded:
-            send.overloaded[group] = send.overloaded.get(group, 0) + 1
+            send.overloaded = {**send.overloaded, group: send.overloaded.get(group, 0) + 1}
         if verdict.feature_until is not None and error.feature is not None:
             send.features |= {error.feature}
 

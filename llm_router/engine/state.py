@@ -17,6 +17,8 @@ from llm_router.providers.base import RelayRequest
 
 __all__ = ["SendState"]
 
+_NONE: Mapping[Group, int] = {}
+
 
 @attrs.define(eq=False)
 class SendState:
@@ -69,8 +71,8 @@ class SendState:
     tried: set[DeploymentState] = attrs.field(factory=set)
     last: DeploymentState | None = None
     error: ProviderError | None = None
-    unfit: set[Group] = attrs.field(factory=set)
-    overloaded: dict[Group, int] = attrs.field(factory=dict)
+    unfit: frozenset[Group] = frozenset()
+    overloaded: Mapping[Group, int] = _NONE
     features: frozenset[str] = frozenset()
     refused: int = 0
     backoff: float = 0.0
