@@ -61,6 +61,26 @@ async def test_no_send_within_the_quota_fails(
     assert len(provider.calls) == 300
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3, 15, 60])
+async def test_a_limit_admits_exactly_so_many(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    clock: ManualClock,
+    limit: int,
+) -> None:
+    """Neither one less nor one more, for callers one by one and at once, in this minute and in the next."""
+    async with make_router([pools.one(rpm=limit)]) as router:
+        for burst in range(4):
+            if burst % 2:
+                responses = [await router.send("x") for _ in range(limit + 3)]
+            else:
+                responses = await asyncio.gather(*(router.send("x") for _ in range(limit + 3)))
+            assert [each.success for each in responses] == [True] * limit + [False] * 3
+            assert len(provider.calls) == limit * (burst + 1)
+            await clock.advance(61)
+
+
 @pytest.mark.slow
 async def test_a_storm_keeps_every_limit(
     make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
