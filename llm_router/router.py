@@ -124,7 +124,7 @@ class Router:
             four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
         histories: Keeps conversations; the memory of this process by default.
-        history_tokens: Tokens of history sent along, per workload.
+        history_tokens: Tokens of history sent along, per workload; ``""`` is for conversations without one.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
 
@@ -161,7 +161,7 @@ class Router:
         workloads = check_workloads(workloads)
         check_deployments(active, workloads)
         check_types(strategy, provider, clock, histories, base_url, safety_settings)
-        budgets = {**HISTORY_TOKENS, **mapping("history_tokens", history_tokens, "{'light': 8_000}")}
+        budgets = mapping("history_tokens", history_tokens, "{'light': 8_000}")
         check_numbers(
             max_retries=max_retries,
             base_backoff=base_backoff,
@@ -169,6 +169,7 @@ class Router:
             local_share=local_share,
             max_requests_per_second=max_requests_per_second,
             history_tokens=budgets,
+            workloads=workloads,
         )
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
         clock = clock or SystemClock()
@@ -215,7 +216,7 @@ class Router:
             self.stream,
             partial(estimate, next(iter(upstreams.values())), validate=False),
             MemoryHistory(clock=clock) if histories is None else histories,
-            budgets,
+            {**HISTORY_TOKENS, **budgets},
         )
 
     def _open_store(

@@ -76,8 +76,9 @@ def check_numbers(
     local_share: object,
     max_requests_per_second: object,
     history_tokens: Mapping[str, object],
+    workloads: Sequence[str],
 ) -> None:
-    """Check the numbers that a router is given; a bool or a string is not a number.
+    """Check the numbers that a router of ``workloads`` is given; a bool or a string is not a number.
 
     Raises:
         ConfigError: One of them is wrong; the message names it.
@@ -93,6 +94,8 @@ def check_numbers(
     _require("max_requests_per_second", max_requests_per_second, rates, ok=ok)
     for workload, tokens in history_tokens.items():
         name = f"history_tokens[{workload!r}]"
+        if workload not in workloads and workload != "":
+            raise ConfigError(f"{name} names no workload: use some of {', '.join(map(repr, workloads))}")
         _require(name, tokens, "a whole number of 0 or more", ok=_is_count(tokens))
 
 
