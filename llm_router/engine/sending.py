@@ -440,7 +440,7 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
-            elif self._lease.probes or self._lease.is_last:
+            elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
                 await self._acquit()
 
     # --- the call -------------------------------------------------------------------------------------
@@ -551,6 +551,8 @@ class OpenAttempt:
         lease, judge = self._lease, self._sender.judge
         if lease.probes:
             await judge.acquit(lease.state, lease.probes)
+        if lease.state.group.overload.failed:
+            await judge.end_outage(lease.state)
         if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
             await judge.learner.grow(lease.state)
 

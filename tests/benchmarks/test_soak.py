@@ -365,6 +365,19 @@ def test_limits_that_nobody_stated_are_found_and_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("routers", [1, 2])
+def test_an_outage_is_probed_rarely_and_its_end_is_seen(
+    load: Callable[[str], ModuleType], runs: ModuleType, routers: int
+) -> None:
+    """Six projects send at most 60 requests in ten minutes of 503s, and one within 15 s of its end."""
+    for seed in (1, 4):
+        hour = attrs.evolve(load("_soak.rows").ROWS["outage"].world(seed), hours=0.75)
+        counts = runs.simulate(hour, runs.Setup("llm_router", routers=routers)).counts
+        assert counts.in_outage <= 60 * max(1.0, hour.events[0].seconds / 600.0)
+        assert counts.back <= 15.0
+
+
+@pytest.mark.slow
 def test_a_daily_limit_is_known_from_the_second_day_on(
     load: Callable[[str], ModuleType], runs: ModuleType
 ) -> None:
