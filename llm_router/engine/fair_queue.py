@@ -107,8 +107,10 @@ class Tenants:
         self._offer(ticket.tenant)
 
     def discard(self, ticket: Ticket) -> None:
-        """Take out a request that waits no longer."""
-        line = self._lines[ticket.tenant]
+        """Take out a request that waits no longer; harmless if it is out already."""
+        line = self._lines.get(ticket.tenant)
+        if line is None or ticket not in line:
+            return
         was_first = next(iter(line)) is ticket
         del line[ticket]
         if not line:
@@ -235,10 +237,14 @@ class FairQueue:
 
     def _pass_on(self) -> None:
         """Make the next request the head, and wake it."""
-        batch_first = self._owed >= _A_TURN or not self._interactive
-        self._head = ticket = (self._batch if batch_first and self._batch else self._interactive).pop()
-        if ticket is not None and ticket.turn is not None:
-            ticket.turn.set_result(None)
+        while True:
+            batch_first = self._owed >= _A_TURN or not self._interactive
+            self._head = ticket = (self._batch if batch_first and self._batch else self._interactive).pop()
+            if ticket is None or ticket.turn is None:
+                return
+            if not ticket.turn.done():  # else it was cancelled, and its task has not heard of it yet
+                ticket.turn.set_result(None)
+                return
 
     async def _turn(self, ticket: Ticket) -> None:
         ticket.turn = asyncio.get_running_loop().create_future()
