@@ -40,7 +40,13 @@ from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
-from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
+from llm_router.engine.pool_check import (
+    check_deployments,
+    check_numbers,
+    check_policy,
+    check_store,
+    check_weights,
+)
 from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
@@ -91,6 +97,7 @@ class RouterOptions(TypedDict, total=False):
     histories: HistoryStore | None
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
+    tenant_weights: Mapping[str, float] | None
 
 
 class Router:
@@ -127,6 +134,8 @@ class Router:
         history_tokens: Tokens of history sent along, per workload; ``""`` is for conversations without one.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
+        tenant_weights: Of tenants that are to get more or less than others, whose weight is 1: where those
+            of weight 1 and 3 both wait, the second gets three times as many tokens.
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
@@ -155,6 +164,7 @@ class Router:
         histories: HistoryStore | None = None,
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
+        tenant_weights: Mapping[str, float] | None = None,
     ) -> None:
         active = deployments_in("deployments", deployments)
         shown_only = deployments_in("inactive", inactive)
@@ -172,6 +182,7 @@ class Router:
             workloads=workloads,
         )
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
+        weights = check_weights(mapping("tenant_weights", tenant_weights, "{'acme': 3}"))
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
@@ -187,7 +198,7 @@ class Router:
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         checked = _checked(strategy)
         selector = Selector(
-            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
+            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter, weights
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(
@@ -362,6 +373,10 @@ class Router:
                   None for the router's default. Where nothing will have room, the answer comes at once.
                 * ``metadata``: words to find the request by, such as ``{"tenant": "acme"}``, in the attempts
                   of the response, in events and in metrics; the provider does not see them.
+                * ``urgency``: where it waits, if it has to: ``"interactive"`` (the default) requests go
+                  before ``"batch"`` ones, which keep a fifth of the grants.
+                * ``tenant``: for whom it is made, by default the ``tenant`` of the metadata. Those that wait
+                  get equal shares of the tokens, or by ``tenant_weights``.
 
         Returns:
             The response. Whatever fails between router and provider is in it, and is not raised.
@@ -427,8 +442,8 @@ class Router:
             exchange: The request, without credentials.
             options: Any of these:
 
-                * ``workload``, ``model_preference``, ``max_wait``, ``metadata``: as for :meth:`send`; they
-                  win over what the exchange names.
+                * ``workload``, ``model_preference``, ``max_wait``, ``metadata``, ``urgency``, ``tenant``: as
+                  for :meth:`send`; they win over what the exchange names.
                 * ``fallback``: as for :meth:`send`; by default ``"model"`` where a model is named.
                 * ``timeout``: seconds until the answer begins, and then for each further piece of it.
 
@@ -475,7 +490,8 @@ class Router:
             task_type: What the vectors are for, such as ``RETRIEVAL_DOCUMENT``.
             title: The title of the documents that the texts are of.
             output_dimensionality: The length of the vectors, if the model lets one choose.
-            options: ``timeout`` (for each request), ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout`` (for each request), ``max_wait``, ``metadata``, ``urgency`` and ``tenant``,
+                as for :meth:`send`.
 
         Returns:
             The vectors, one for each text, in order.
@@ -509,7 +525,7 @@ class Router:
             model: The model whose tokens are counted; by default the first one of the pool that can.
             workload: The workload of that model.
             system_instruction: As for :meth:`send`.
-            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``, as for :meth:`send`.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -528,7 +544,7 @@ class Router:
         """Ask the provider which models it serves to each project of the pool, which takes no quota.
 
         Args:
-            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``, as for :meth:`send`.
 
         Raises:
             SendError: No project could be asked.
@@ -575,7 +591,8 @@ class Router:
 
         Args:
             prompt: As for :meth:`send`.
-            options: As for :meth:`send`; ``timeout``, ``max_wait`` and ``metadata`` change nothing.
+            options: As for :meth:`send`; ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``
+                change nothing.
 
         Returns:
             The tiers with their candidates, best first: rank, quotas, and what excludes them.

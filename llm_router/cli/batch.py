@@ -18,6 +18,7 @@ from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, sa
 from llm_router.cli.records import error_record, record
 from llm_router.cli.routers import choose_store, open_router
 from llm_router.config import load_settings
+from llm_router.domain.request import Urgency
 from llm_router.domain.response import Response
 from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
 from llm_router.router import Router
@@ -37,6 +38,7 @@ class _Task:
     workload: str | None
     max_wait: float
     timeout: float
+    urgency: Urgency
 
 
 def batch(
@@ -56,6 +58,9 @@ def batch(
         ),
     ] = _MAX_WAIT,
     timeout: Timeout = 60.0,
+    urgency: Annotated[
+        Urgency, typer.Option("--urgency", help="Whether the prompts wait behind interactive requests.")
+    ] = "batch",
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
@@ -79,7 +84,7 @@ def batch(
 
     async def run(results: Results) -> None:
         async with open_router(settings, url, on_store_failure="local") as router:
-            task = _Task(router, results, workload, max_wait, timeout)
+            task = _Task(router, results, workload, max_wait, timeout, urgency)
             with _progress(todo) as advance:
                 await _work(task, _remaining(source, earlier), concurrency, advance)
 
@@ -169,6 +174,7 @@ async def _send(task: _Task, prompt: Prompt) -> Response:
         temperature=prompt.temperature,
         max_wait=task.max_wait,
         timeout=task.timeout,
+        urgency=task.urgency,
     )
 
 

@@ -11,10 +11,11 @@ from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["check_deployments", "check_numbers", "check_policy", "check_store"]
+__all__ = ["check_deployments", "check_numbers", "check_policy", "check_store", "check_weights"]
 
 _MIN_RATE, _MAX_RATE = 1e-6, 1e9
 _MIN_SHARE = 1e-6
+_MIN_WEIGHT, _MAX_WEIGHT = 1e-6, 1e6
 _STORE_METHODS = ("reserve", "settle", "release", "charge", "cool_down", "snapshot", "aclose")
 
 
@@ -107,6 +108,23 @@ def check_policy(policy: object, policies: Sequence[str]) -> None:
     """
     *most, last = map(repr, policies)
     _require("on_store_failure", policy, f"{', '.join(most)} or {last}", ok=policy in policies)
+
+
+def check_weights(weights: Mapping[object, object]) -> dict[str, float]:
+    """Return the weights of tenants.
+
+    Raises:
+        ConfigError: A tenant is not a string, or its weight not a number that can be meant.
+    """
+    checked: dict[str, float] = {}
+    for tenant, weight in weights.items():
+        if not isinstance(tenant, str):
+            raise ConfigError(f"tenant_weights must map strings to numbers: {shown(tenant)} is no tenant")
+        expected = f"above 0 (from {_MIN_WEIGHT:g} to {_MAX_WEIGHT:g})"
+        ok = _MIN_WEIGHT <= real(weight) <= _MAX_WEIGHT
+        _require(f"tenant_weights[{tenant!r}]", weight, expected, ok=ok)
+        checked[tenant] = real(weight)
+    return checked
 
 
 def check_store(store: object) -> None:

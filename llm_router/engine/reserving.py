@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Container, Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
@@ -17,6 +17,7 @@ from typing import Any
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
@@ -42,6 +43,7 @@ __all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
 _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
+_EQUAL: Mapping[str, float] = {}
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
@@ -61,6 +63,7 @@ class Selector:
         gate: Where requests pass between reservation and network.
         throttle: Bounds the calls per second, or None.
         reporter: Reports to observers, or None.
+        tenant_weights: Of the tenants that are to get more or less than others, whose weight is 1.
 
     Attributes:
         quarantines: The quarantines that this process meets.
@@ -76,6 +79,7 @@ class Selector:
         gate: DispatchGate,
         throttle: Throttle | None = None,
         reporter: Reporter | None = None,
+        tenant_weights: Mapping[str, float] = _EQUAL,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -87,6 +91,7 @@ class Selector:
         self._gate = gate
         self._throttle = throttle
         self._reporter = reporter
+        self._tenant_weights = tenant_weights
         self._lines: dict[FallbackOrder, WaitingLine] = {}
         self.quarantines = Quarantines(store, pool, reporter)
         self._closed = False
@@ -96,8 +101,9 @@ class Selector:
 
         Args:
             send: The request. Deployments that it has tried are taken only if there is no other.
-            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served first
-                come, first served; callers that do not wait are answered at once.
+            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served one after
+                the other: interactive ones first, tenants by the tokens that they were served. Callers that
+                do not wait are answered at once.
 
         Returns:
             A lease, or a shortage if there is no room now and none will come in time.
@@ -118,14 +124,25 @@ class Selector:
         ):
             outcome = await self._try(send)
             if isinstance(outcome, Lease) or max_wait <= 0 or self._is_after(outcome.retry_at, deadline):
+                if line is not None and line.members and isinstance(outcome, Lease):
+                    _charge(line, _ticket(send), outcome)  # it has overtaken those that wait
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
-                line = self._lines[send.order] = WaitingLine(outcome, self._clock, self._deadlines)
+                line = WaitingLine(outcome, self._clock, self._deadlines, self._tenant_weights)
+                self._lines[send.order] = line
             elif not line.members:
                 line.shortage = outcome
+        ticket = _ticket(send)
         with waiting(self._reporter, send, "quota"):
-            return await line.wait(deadline, partial(self._try, send))
+            return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+
+    async def _try_in_turn(self, send: SendState, line: WaitingLine, ticket: Ticket) -> Lease | Shortage:
+        """Ask as the head of a line; what is granted counts as served to the tenant."""
+        outcome = await self._try(send)
+        if isinstance(outcome, Lease):
+            _charge(line, ticket, outcome)
+        return outcome
 
     def _is_after(self, moment: float, deadline: float) -> bool:
         """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""
@@ -313,6 +330,7 @@ class Lease:
 
     Attributes:
         is_last: Whether it took the last of a quota.
+        correct: Told, once it is closed, how many tokens more were used than reserved; None if nobody is.
     """
 
     __slots__ = (
@@ -320,6 +338,7 @@ class Lease:
         "_on_return",
         "_store",
         "_used",
+        "correct",
         "demand",
         "is_last",
         "probes",
@@ -346,6 +365,7 @@ class Lease:
         self.state = state
         self.demand = demand
         self.is_last = False
+        self.correct: Callable[[int], None] | None = None
 
     def mark_sent(self) -> None:
         """Note that the request goes out now: from here on its quota may be used."""
@@ -378,6 +398,8 @@ class Lease:
         """
         if self._gate is not None:
             self.mark_dispatched()
+        if self.correct is not None:
+            self.correct(self._used.tokens - self.demand.tokens)
         try:
             await self._close()
         except asyncio.CancelledError:
@@ -406,6 +428,18 @@ class Lease:
         )
         if returned:
             self._on_return(self.state)
+
+
+def _ticket(send: SendState) -> Ticket:
+    """Return the place of a request in line."""
+    tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
+    return Ticket(send.urgency, tenant, max(send.tokens.values(), default=1))
+
+
+def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:
+    """Count what was reserved as served to a tenant, and later what was really used."""
+    line.charge(ticket, lease.demand.tokens)
+    lease.correct = partial(line.charge, ticket)
 
 
 _counter = itertools.count()

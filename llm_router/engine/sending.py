@@ -20,7 +20,7 @@ from llm_router.domain.methods import GENERATE
 from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
-from llm_router.domain.request import Fallback, Request
+from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
@@ -29,7 +29,9 @@ from llm_router.engine.requests import (
     MAX_SECONDS,
     check_metadata,
     check_request,
+    check_tenant,
     check_timeout,
+    check_urgency,
     check_wait,
     has_alias,
     merge_requests,
@@ -202,6 +204,8 @@ class Sender:
         timeout: float | None = 60.0,
         max_wait: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        urgency: Urgency = "interactive",
+        tenant: str | None = None,
     ) -> SendState:
         """Return the state of an exchange before the first attempt.
 
@@ -234,6 +238,8 @@ class Sender:
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        if urgency != "interactive" or tenant is not None:
+            send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
 
     async def _note_resources(self, send: SendState, head: Head) -> None:
@@ -269,6 +275,8 @@ class Sender:
         timeout: float | None = 60.0,
         max_wait: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        urgency: Urgency = "interactive",
+        tenant: str | None = None,
     ) -> SendState:
         """Check what is asked for, and find out where to look for a deployment."""
         task = self._enter()
@@ -307,7 +315,10 @@ class Sender:
             rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
-        return SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        if urgency != "interactive" or tenant is not None:
+            send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
+        return send
 
     # --- between attempts -----------------------------------------------------------------------------
 

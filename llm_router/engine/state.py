@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from llm_router.domain.request import Request
+from llm_router.domain.request import Request, Urgency
 from llm_router.domain.response import Attempt, Response
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group
 from llm_router.engine.upstream import Upstream
@@ -38,6 +38,8 @@ class SendState:
         relayed: The exchange, if it is one that is relayed; ``request`` then only describes it.
         requests: How many requests of a quota each attempt takes; 0 for what the provider does not count.
         projects: The only projects whose deployments can serve it; empty for all.
+        urgency: Whether it waits among the interactive requests or behind them.
+        tenant: For whom it is made; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
@@ -65,6 +67,8 @@ class SendState:
     relayed: RelayRequest | None = None
     requests: int = 1
     projects: frozenset[str] = frozenset()
+    urgency: Urgency = "interactive"
+    tenant: str | None = None
     request_id: str = ""
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)

@@ -1,15 +1,15 @@
-"""Wait in line for quota: one line per fallback order, first come, first served."""
+"""Wait in line for quota: one line per fallback order, of which one request at a time asks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
-import anyio
 import attrs
 
 from llm_router.domain.clock import Clock, monotonic
+from llm_router.engine.fair_queue import FairQueue, Ticket
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.turns import Turns
 from llm_router.stores.base import Refusal
@@ -17,6 +17,8 @@ from llm_router.stores.base import Refusal
 __all__ = ["Shortage", "WaitingLine"]
 
 _T = TypeVar("_T")
+
+_EQUAL: Mapping[str, float] = {}
 
 _SHORTEST_REST = 0.001
 """Seconds below which a rest is not worth a timer; the next one is longer by as much."""
@@ -36,27 +38,31 @@ class Shortage:
 
 
 class WaitingLine:
-    """The requests that wait for the same deployments: the lock is the line, its holder the head.
+    """The requests that wait for the same deployments, in the order of a :class:`FairQueue`; its head asks.
 
-    An empty line is kept: its turns among the lines of other processes go on.
+    An empty line is kept: its turns among the lines of other processes, and what its tenants were served, go
+    on.
 
     Args:
         shortage: Why they wait.
         clock: Where time comes from.
         deadlines: Limits the waits.
+        weights: Of the tenants that are to get more or less than others, whose weight is 1.
 
     Attributes:
         members: How many requests wait.
         shortage: What the last try found.
     """
 
-    def __init__(self, shortage: Shortage, clock: Clock, deadlines: Deadlines) -> None:
+    def __init__(
+        self, shortage: Shortage, clock: Clock, deadlines: Deadlines, weights: Mapping[str, float] = _EQUAL
+    ) -> None:
         self.members = 0
         self.shortage = shortage
         self._clock = clock
         self._monotonic = monotonic(clock)
         self._deadlines = deadlines
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._queue = FairQueue(weights)
         self._alarm: asyncio.Event | None = None
         self._turns = Turns()
 
@@ -65,27 +71,55 @@ class WaitingLine:
         if self._alarm is not None:
             self._alarm.set()
 
-    async def wait(self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]) -> _T | Shortage:
+    def charge(self, ticket: Ticket, tokens: float) -> None:
+        """Count tokens that the tenant of a request was served; below 0 those charged and not used."""
+        self._queue.charge(ticket, tokens)
+
+    async def wait(
+        self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]], ticket: Ticket | None = None
+    ) -> _T | Shortage:
         """Wait until ``attempt`` finds room, or cannot do so before the deadline.
 
         Args:
             deadline: On the monotonic clock.
             attempt: Tries once; called only while this request is the head of the line.
+            ticket: For whom, and how urgently; by default an interactive request of no tenant.
         """
+        ticket = ticket or Ticket()
         self.members += 1
         try:
             with self._deadlines.limit(deadline - self._monotonic()) as limit:
-                async with self._lock:
-                    outcome = await self._head(deadline, attempt)
+                outcome = await self._in_turn(ticket, deadline, attempt)
             return self.shortage if limit.expired else outcome
         finally:
             self.members -= 1
 
-    async def _head(self, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]) -> _T | Shortage:
+    async def _in_turn(
+        self, ticket: Ticket, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]
+    ) -> _T | Shortage:
+        """Become the head, and be it until there is an outcome."""
+        if self._queue.goes_before_head(ticket):
+            self.notify()  # so that the head gives way, once this request is in line
+        await self._queue.enter(ticket)
+        served = False
+        try:
+            outcome = await self._head(ticket, deadline, attempt)
+            served = not isinstance(outcome, Shortage)
+            return outcome
+        finally:
+            self._queue.leave(ticket, served=served)
+
+    async def _head(
+        self, ticket: Ticket, deadline: float, attempt: Callable[[], Awaitable[_T | Shortage]]
+    ) -> _T | Shortage:
         """Rest, try, and sleep until it makes sense to try again."""
         await self._rest(deadline)
         is_due = False  # whether this try is made because a deployment should have room by now
         while True:
+            while self._queue.must_give_way(ticket):
+                is_due = False
+                await self._queue.give_way(ticket)
+                await self._rest(deadline)
             # Made before asking: what comes back while the store is being asked must not be missed.
             alarm = self._alarm = asyncio.Event()
             outcome = await attempt()
