@@ -6,7 +6,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -118,6 +118,16 @@ class Environment:
         """Yield the value of every variable whose name is that of a secret."""
         for source in (self._environ, self._dotenv):
             yield from (value for name, value in source.items() if name.startswith(_SECRET_PREFIX))
+
+    def strays(self, used: Collection[str]) -> list[str]:
+        """Return the variables of secrets in ``.env`` that are not among the ``used`` ones."""
+        named = (name for name in self._dotenv if name.upper().startswith(_SECRET_PREFIX))
+        return [name for name in named if name not in used]
+
+    @property
+    def file(self) -> str:
+        """The path of ``.env``."""
+        return self._file
 
     def secret(self, name: str) -> tuple[str, str | None]:
         """Return the secret in a variable and None, or an empty string and the reason."""
