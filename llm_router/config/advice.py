@@ -56,8 +56,8 @@ def _on_limits(report: Report, entries: list[Entry], made: Mapping[str, Deployme
         if none:
             report.advise(
                 f"{entry.where}: {none[0]}",
-                f'is 0, so nothing is ever sent to {entry.model!r} with this key: raise it, write "learn", or '
-                'set "active": false',
+                f"is 0, so nothing is ever sent to {entry.model!r} with this key: raise it, "
+                'write "learn", or set "active": false',
             )
 
 

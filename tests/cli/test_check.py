@@ -95,9 +95,7 @@ def test_a_server_that_evicts_is_a_warning(
     assert emulator.requests == 0
 
 
-def test_what_may_not_be_meant_is_a_warning(
-    run: Callable[..., Result], home: Path
-) -> None:
+def test_what_may_not_be_meant_is_a_warning(run: Callable[..., Result], home: Path) -> None:
     """Names, limits, projects and variables that work, and are probably mistakes; then what is allowed."""
     limits = {"rpm": 15, "rpd": 500}
     names = {"models": ["gemini-3.8-falsh", "models/gemini-3.5-flash-lite"], "limits": limits}
