@@ -1,4 +1,4 @@
-"""``llm-router keys``: lift what keeps a key out of use, disable a key, enable it again."""
+"""``llm-router keys``: add and list keys, lift what keeps one out of use, disable it, enable it again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llm_router.cli import keys_add, keys_list
 from llm_router.cli.options import KEYS, AsJson, Keys, Store
 from llm_router.cli.output import complain, print_json, printable, say, show_table
 from llm_router.cli.routers import choose_store, open_router
@@ -29,12 +30,16 @@ Model = Annotated[
 _Change = Callable[[KeyManager], Coroutine[Any, Any, list[KeyStatus]]]
 
 keys = typer.Typer(
-    help="Lift, disable or enable keys, for every process that shares the store.\n\n"
-    "Processes that run notice it at their next call of the store.",
+    help="List, add, lift, disable or enable keys.\n\n"
+    "What lift, disable and enable change holds for every process that shares the store; those that run "
+    "notice it at their next call of it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+keys.command("list")(keys_list.show)
+keys.command()(keys_add.add)
 
 
 @keys.command()

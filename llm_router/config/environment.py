@@ -15,10 +15,19 @@ import attrs
 from llm_router.config.findings import Report
 from llm_router.config.jsonfile import read_text
 from llm_router.config.redaction import is_placeholder, mask_url
+from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
 from llm_router.stores.urls import file_problem, open_store, sqlite_path
 
-__all__ = ["Environ", "Environment", "Switches", "read_environment", "secret_name"]
+__all__ = [
+    "Environ",
+    "Environment",
+    "Switches",
+    "env_path",
+    "read_environment",
+    "secret_fault",
+    "secret_name",
+]
 
 _SECRET_PREFIX = "API_KEY_"  # noqa: S105 - how their variables begin, not a secret itself
 _FAULTS = tuple(
@@ -50,6 +59,15 @@ _FLAGS = {
 def secret_name(key_id: str) -> str:
     """Return the name of the variable with the secret of a key, such as ``API_KEY_gemini_key_01``."""
     return _SECRET_PREFIX + re.sub(r"[^A-Za-z0-9]", "_", key_id)
+
+
+def secret_fault(secret: Secret) -> str | None:
+    """Return what is wrong with a value that is to be a secret, such as ``is empty``; None if nothing is."""
+    if not secret:
+        return "is empty"
+    if is_placeholder(secret.reveal()):
+        return "is a placeholder"
+    return next((words for pattern, words in _FAULTS if pattern.search(secret.reveal())), None)
 
 
 class Environ(Mapping[str, str]):
@@ -140,13 +158,9 @@ class Environment:
             )
         if value is None:
             return "", f"{name} is not set"
-        value, place = value.strip(), f"{name} in {self._source(name)}"
-        if not value:
-            return "", f"{place} is empty"
-        if is_placeholder(value):
-            return "", f"{place} is a placeholder"
-        fault = next((words for pattern, words in _FAULTS if pattern.search(value)), None)
-        return ("", f"{place} {fault}") if fault else (value, None)
+        value = value.strip()
+        fault = secret_fault(Secret(value))
+        return ("", f"{name} in {self._source(name)} {fault}") if fault else (value, None)
 
     def switches(self, *, store_needed: bool) -> Switches:
         """Return the settings; check the store that is named only if it is needed."""
@@ -238,6 +252,12 @@ def _is_web_url(url: str) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
+def env_path(beside: Path, env_file: str | os.PathLike[str] = ".env") -> Path:
+    """Return where the ``.env`` file is: in ``beside``, else in the working directory, else to be made."""
+    places = (beside / env_file, Path(env_file))
+    return next((place for place in places if os.path.lexists(place)), places[0])
+
+
 def read_environment(
     environ: Environ, env_file: str | os.PathLike[str] | None, beside: Path, report: Report
 ) -> Environment:
@@ -252,8 +272,7 @@ def read_environment(
     """
     if env_file is None:
         return Environment(environ, Environ({}), ".env", report)
-    places = (beside / env_file, Path(env_file))
-    path = next((place for place in places if os.path.lexists(place)), places[0])
+    path = env_path(beside, env_file)
     if path.name == ".env" and not os.path.lexists(path):
         return Environment(environ, Environ({}), str(path), report)
     text = read_text(path, report, "create it, or name another env_file") or ""

@@ -142,6 +142,7 @@ def examine(
     env: Mapping[str, str] | None = None,
     env_file: str | os.PathLike[str] | None = ".env",
     secrets_required: bool = True,
+    store_needed: bool = True,
     default_store: str | None = None,
     providers: Collection[str] = ("gemini",),
 ) -> tuple[Settings | None, Report]:
@@ -152,6 +153,7 @@ def examine(
         env: As for :func:`check_settings`.
         env_file: As for :func:`check_settings`.
         secrets_required: As for :func:`check_settings`.
+        store_needed: As for :func:`load_settings`.
         default_store: As for :func:`check_settings`.
         providers: As for :func:`check_settings`.
     """
@@ -163,7 +165,7 @@ def examine(
         GUARD,
         providers,
         secrets_required=secrets_required,
-        store_needed=True,
+        store_needed=store_needed,
         advised=True,
     )
     if settings is not None and settings.store_url is None and default_store is not None:
