@@ -11,8 +11,10 @@ import typer
 __all__ = [
     "KEYS",
     "AsJson",
+    "KeyId",
     "Keys",
     "MaxOutputTokens",
+    "OneModel",
     "Prompt",
     "Store",
     "System",
@@ -31,6 +33,11 @@ Store = Annotated[
         help="URL of the store that keeps the quotas.  [default: LLM_ROUTER_STORE or REDIS_URL, "
         "else an SQLite file in your state directory]",
     ),
+]
+KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The key_id of the key.")]
+OneModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Only this model, on all keys that share the project of the key."),
 ]
 Prompt = Annotated[
     str, typer.Argument(metavar="PROMPT", help="The prompt, or - to read it from standard input.")
