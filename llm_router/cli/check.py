@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
+from llm_router.cli.online import ask_online, online_lines
 from llm_router.cli.options import KEYS, AsJson
-from llm_router.cli.output import WRONG, print_json, printable, say
+from llm_router.cli.output import FAILED, WRONG, print_json, printable, say
 from llm_router.config import Environ, Finding, Settings
 from llm_router.config.allowances import Allowance, allowances
 from llm_router.config.environment import read_environment
@@ -28,12 +29,20 @@ __all__ = ["check", "count", "summary"]
 def check(
     path: Annotated[Path, typer.Argument(envvar="LLM_ROUTER_KEYS", help="The keys file.")] = KEYS,
     *,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Ask the provider which keys are alive, and which models they serve."),
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds for each key, with --online.")
+    ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
     """Check the keys file, .env and the environment; sum up what they allow.
 
-    Every problem is listed with the remedy. Nothing is sent to a provider. A Redis server that the
-    environment names is asked whether it may evict what it counts; if it does not answer, nothing is said.
+    Every problem is listed with the remedy. Nothing is sent to a provider, unless --online asks it for its
+    models, which generates nothing and uses no quota. A Redis server that the environment names is asked
+    whether it may evict what it counts; if it does not answer, nothing is said.
     """
     settings, report = examine(path, default_store=default_store_url())
     findings = [*report.findings, *report.advice]
@@ -41,12 +50,17 @@ def check(
     if not errors:
         findings += [Finding("warning", "store", advice) for advice in asyncio.run(_advice(path))]
     usable = None if errors else settings
+    asked = asyncio.run(ask_online(usable, timeout)) if online and usable is not None else []
     if as_json:
-        print_json(_record(findings, usable))
+        print_json(_record(findings, usable) | ({"online": asked} if online else {}))
     else:
         _show(path, findings, usable)
+        for line in online_lines(asked):
+            say(printable(line))
     if errors:
         raise typer.Exit(WRONG)
+    if any(not each["alive"] or each["missing"] for each in asked):
+        raise typer.Exit(FAILED)
 
 
 def _show(path: Path, findings: list[Finding], settings: Settings | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TypeVar
+from urllib.parse import quote
 
 import attrs
 
@@ -26,7 +27,15 @@ from llm_router.stores.base import RateLimitStore
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.urls import open_store
 
-__all__ = ["Projects", "Trial", "lists_of_models", "prove_projects", "served_models", "try_keys"]
+__all__ = [
+    "Projects",
+    "Trial",
+    "are_served",
+    "lists_of_models",
+    "prove_projects",
+    "served_models",
+    "try_keys",
+]
 
 _AT_ONCE = 32
 _PROMPT = "Reply with the word OK."
@@ -34,7 +43,7 @@ _MOST_OUTPUT = 16
 """Tokens of the answer to a trial: enough for the word, and little even for a model that thinks."""
 
 _STRANGE = frozenset({403, 404})
-"""What a key is told of a file of another project."""
+"""What a key is told of a file of another project, or of a model that it is not served."""
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -157,6 +166,30 @@ async def served_models(provider: QueriedProvider, key: Key) -> list[ModelInfo]:
         models += more
         if not page:
             return models
+
+
+async def are_served(
+    keys: Mapping[Key, Sequence[str]], base_url: str | None, timeout: float
+) -> dict[tuple[Key, str], bool]:
+    """Return whether a key is served a model, for models that no list has, such as aliases.
+
+    What cannot be found out counts as served.
+    """
+    asked = [(key, model) for key, models in keys.items() for model in models]
+    async with _provider(base_url) as provider:
+
+        async def attempt(pair: tuple[Key, str]) -> bool:
+            exchange = Exchange(verb="GET", path=f"/v1beta/models/{quote(pair[1], safe='')}")
+            try:
+                async with asyncio.timeout(timeout):
+                    await _ask(provider, pair[0], exchange)
+            except ProviderError as error:
+                return error.code not in _STRANGE
+            except TimeoutError:
+                pass
+            return True
+
+        return dict(zip(asked, await _each(attempt, asked), strict=True))
 
 
 async def prove_projects(keys: Sequence[Key], base_url: str | None, timeout: float) -> Projects:

@@ -137,6 +137,17 @@ class Environment:
         for source in (self._environ, self._dotenv):
             yield from (value for name, value in source.items() if name.startswith(_SECRET_PREFIX))
 
+    def named(self) -> dict[str, str]:
+        """Return the variables that have a secret, each with the ``key_id`` that a key of it may have."""
+        found = {name: None for source in (self._environ, self._dotenv) for name in source}
+        return {
+            name: name.removeprefix(_SECRET_PREFIX).replace("_", "-")
+            for name in found
+            if name.startswith(_SECRET_PREFIX)
+            and secret_name(name.removeprefix(_SECRET_PREFIX)) == name
+            and self.secret(name)[1] is None
+        }
+
     def strays(self, used: Collection[str]) -> list[str]:
         """Return the variables of secrets in ``.env`` that are not among the ``used`` ones."""
         named = (name for name in self._dotenv if name.upper().startswith(_SECRET_PREFIX))

@@ -13,14 +13,13 @@ __all__ = ["models_shown", "next_key_id", "proposed_models", "workload_for"]
 _LIGHT, _HEAVY = ("lite", "nano", "8b"), ("pro", "ultra")
 _UNSETTLED = ("preview", "exp", "experimental", "thinking")
 _OTHER_TRADES = ("computer", "use", "robotics", "er", "customtools", "research", "antigravity")
-_FIRST = "gemini-key-01"
 
 
 def next_key_id(known: Collection[str]) -> str:
     """Return a name for one more key: the last one that ends with a number, counted up."""
     last = next((found for name in reversed(list(known)) if (found := re.search(r"(\d+)$", name))), None)
     if last is None:
-        return _FIRST if not known else _free("key-{:02}", 1, known)
+        return _free("gemini-key-{:02}", 1, known)
     stem = last.string[: last.start()].replace("{", "{{").replace("}", "}}")
     width = len(last[1])
     return _free(f"{stem}{{:0{width}}}", int(last[1]) + 1, known)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +12,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from tests.cli.conftest import SECRETS
-
 SECRET = "AIzaSy-secret-that-is-added-0123456789"
-IN_A_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.executable, [sys.executable, '-m', 'llm_router', *sys.argv[1:]])"
-)
+OF_KEY_HEAVY = "AIzaSy-test-secret-of-key-heavy"
 
 
 def files(home: Path) -> dict[str, bytes]:
@@ -34,15 +25,18 @@ def test_a_key_is_added_from_a_pipe(run: Callable[..., Result], home: Path) -> N
     (home / ".env").write_text("# mine\nOTHER=1")
     result = run("keys", "add", input=f"{SECRET}\n")
     assert (result.exit_code, SECRET in result.output) == (0, False)
-    assert "added: key-01 (project key-01): model-l=light, model-m=medium, model-h=heavy" in result.stdout
-    assert (home / ".env").read_text() == f"# mine\nOTHER=1\nAPI_KEY_key_01={SECRET}\n"
+    assert (
+        "added: gemini-key-01 (project gemini-key-01): model-l=light, model-m=medium, model-h=heavy"
+        in result.stdout
+    )
+    assert (home / ".env").read_text() == f"# mine\nOTHER=1\nAPI_KEY_gemini_key_01={SECRET}\n"
     assert (home / ".env").stat().st_mode & 0o777 == 0o600
     entries = json.loads((home / "keys.json").read_text())["keys"]
     assert entries[3:] == [
         {
-            "key_id": "key-01",
+            "key_id": "gemini-key-01",
             "provider": "gemini",
-            "project": "key-01",
+            "project": "gemini-key-01",
             "model_name": f"model-{workload[0]}",
             "tags": {"workload": workload, "priority": 1},
         }
@@ -50,8 +44,8 @@ def test_a_key_is_added_from_a_pipe(run: Callable[..., Result], home: Path) -> N
     ]
     rows = json.loads(run("keys", "list", "--json").stdout)
     assert rows[-1] == {
-        "key_id": "key-01",
-        "project": "key-01",
+        "key_id": "gemini-key-01",
+        "project": "gemini-key-01",
         "models": {"model-l": "light", "model-m": "medium", "model-h": "heavy"},
         "active": True,
         "secret_set": True,
@@ -90,7 +84,7 @@ def test_a_variable_that_is_set_already_is_used(
     ("arguments", "given", "words"),
     [
         (("key-light",), SECRET, "there is a key 'key-light' already"),
-        (("new",), SECRETS["API_KEY_key_heavy"], "key 'key-heavy' has the same secret already"),
+        (("new",), OF_KEY_HEAVY, "key 'key-heavy' has the same secret already"),
         (("new",), "", "the secret is empty"),
         (("new",), f'"{SECRET}"', "has a quotation mark at its end"),
         (("new",), "your-key-here", "is a placeholder"),
@@ -144,58 +138,27 @@ def test_the_list_fits_a_terminal(
     assert re.search(r"key-heavy +key-heavy +model-h \(heavy\) +yes +no", text)
 
 
-class Terminal:
-    """A command on a terminal of its own."""
-
-    def __init__(self, *args: str) -> None:
-        self.master, slave = pty.openpty()
-        self.shown = ""
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", IN_A_TERMINAL, *args], stdin=slave, stdout=slave, stderr=slave
-        )
-        os.close(slave)
-
-    def read_until(self, words: str) -> None:
-        deadline = time.monotonic() + 20
-        while words not in self.shown:
-            assert time.monotonic() < deadline, self.shown
-            try:
-                self.shown += os.read(self.master, 65536).decode()
-            except OSError:  # which ends the input of a terminal
-                assert words in self.shown
-                return
-
-    def answer(self, question: str, text: str) -> None:
-        self.read_until(question)
-        os.write(self.master, text.encode())
-
-    def close(self) -> int:
-        code = self.child.wait(20)
-        os.close(self.master)
-        return code
-
-
 @pytest.mark.slow
-def test_a_secret_is_not_echoed(home: Path) -> None:
+def test_a_secret_is_not_echoed(home: Path, terminal: Callable[..., Any]) -> None:
     """What is typed shows, but for the secret, which is in no argument either; Ctrl-C changes nothing."""
     before = files(home)
-    terminal = Terminal("keys", "add")
-    terminal.answer("Its key_id [key-01]: ", "typed-id\n")
-    terminal.answer("Its project, which shares its quotas [typed-id]: ", "\n")
-    terminal.answer("Its models [", "model-l=heavy\n")
-    terminal.read_until("(not shown): ")
-    arguments = Path(f"/proc/{terminal.child.pid}/cmdline")
+    typed = terminal("keys", "add")
+    typed.answer("Its key_id [gemini-key-01]: ", "typed-id\n")
+    typed.answer("Its project, which shares its quotas [typed-id]: ", "\n")
+    typed.answer("Its models [", "model-l=heavy\n")
+    typed.read_until("(not shown): ")
+    arguments = Path(f"/proc/{typed.child.pid}/cmdline")
     assert SECRET not in (arguments.read_text() if arguments.exists() else "")
-    os.write(terminal.master, f"{SECRET}\n".encode())
-    terminal.read_until("keys test typed-id")
-    assert terminal.close() == 0
-    assert "typed-id\r\n" in terminal.shown
-    assert SECRET not in terminal.shown
+    os.write(typed.master, f"{SECRET}\n".encode())
+    typed.read_until("keys test typed-id")
+    assert typed.close() == 0
+    assert "typed-id\r\n" in typed.shown
+    assert SECRET not in typed.shown
     assert SECRET in (home / ".env").read_text()
     added = files(home)
-    terminal = Terminal("keys", "add", "other", "--project", "p", "--model", "m")
-    terminal.answer("(not shown): ", "half-a-secret\x03")
-    terminal.read_until("interrupted")
-    assert (terminal.close(), files(home)) == (130, added)
-    assert "half-a-secret" not in terminal.shown
+    typed = terminal("keys", "add", "other", "--project", "p", "--model", "m")
+    typed.answer("(not shown): ", "half-a-secret\x03")
+    typed.read_until("interrupted")
+    assert (typed.close(), files(home)) == (130, added)
+    assert "half-a-secret" not in typed.shown
     assert added.keys() - before.keys() == {".env"}
