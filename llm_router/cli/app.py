@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_router.cli import batch, check, compare, demo, emulator, explain, keys, send, serve, status, tokens
+from llm_router.cli import (
+    batch,
+    check,
+    compare,
+    demo,
+    emulator,
+    explain,
+    init,
+    keys,
+    send,
+    serve,
+    status,
+    tokens,
+)
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
 
@@ -26,7 +39,7 @@ app = typer.Typer(
     name="llm-router",
     cls=_Commands,
     help="Send prompts through a pool of LLM API keys and models without exceeding a quota.\n\n"
-    "Start with `llm-router demo`, which needs no API key.\n\n"
+    "Start with `llm-router demo`, which needs no API key, or with `llm-router init`, if you have some.\n\n"
     "Exit codes: 0 done, 1 something failed, 2 wrong usage or configuration, 130 interrupted.",
     no_args_is_help=True,
     # Plain help is the same on a terminal and in a file. A traceback must not print locals.
@@ -54,6 +67,7 @@ def _main(
 
 for _command in (
     demo.demo,
+    init.init,
     send.send,
     batch.batch,
     compare.compare,

@@ -315,3 +315,24 @@ def test_a_terminal_sees_a_progress_bar(
     assert code == 0
     assert "5/5" in text
     assert "5 answered, 0 failed" in text
+
+
+def test_a_batch_stays_where_it_belongs(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    results: Callable[..., Any],
+    emulator: GeminiEmulator,
+) -> None:
+    """Without a fallback no line of a light batch goes to a heavier model; -v tells what became of each."""
+    lines(*PROMPTS)
+    emulator.inject(Fault.status(404), model="model-l")
+    options = ("--workload", "light", "--fallback", "none", "--max-wait", 0, "-v")
+    result = run(*BATCH, *options)
+    assert result.exit_code == 1
+    assert emulator.requests == len([line for line in result.stderr.splitlines() if "1. model-l" in line])
+    assert "line 1: 1. model-l · key-light · " in result.stderr
+    assert {each["status"] for each in results().values()} == {"failed"}
+    assert results()[1]["attempt_log"][0]["error"]["type"] == "ProviderError"
+    result = run(*BATCH, "--fallback", "far")
+    assert (result.exit_code, "unknown fallback 'far'" in result.stderr) == (2, True)
+    assert run(*BATCH, "--workload", "light").exit_code == 0

@@ -116,7 +116,7 @@ def test_check_warns_of_a_state_directory_that_cannot_be_written(
     (home / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
     result = run("check", "--json")
-    (finding,) = json.loads(result.stdout)
+    (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["level"], finding["where"]) == (0, "warning", "LLM_ROUTER_STORE")
 
 
