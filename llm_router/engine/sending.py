@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -79,7 +78,6 @@ _END = Reply("")
 _NO_ANSWER = Reply("", failed="NO_CANDIDATES")
 _NO_USAGE = Usage()
 _NO_METADATA: Mapping[str, str] = {}
-_UNWATCHED = nullcontext()
 
 
 @attrs.define(eq=False)
@@ -132,10 +130,15 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self.begin("send", prompt, options)
-        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=False):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=False)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -153,11 +156,16 @@ class Sender:
         send = await self.begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=True):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=True)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         yield Chunk(piece.text, piece.raw)
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -167,13 +175,18 @@ class Sender:
         Another deployment is tried as long as the head was not yielded. Closing the generator aborts the call
         that is open, and settles what is known to be used.
         """
-        with _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=True):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=True)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         if isinstance(piece.raw, Head):
                             await self._note_resources(send, piece.raw)
                         yield piece.raw
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
