@@ -13,7 +13,7 @@ from llm_router.config.redaction import Redactor
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
 
-__all__ = ["ask", "ask_secret", "can_ask"]
+__all__ = ["ask", "ask_secret", "can_ask", "is_secret"]
 
 
 def can_ask() -> bool:
@@ -28,14 +28,18 @@ def ask(question: str, default: str) -> str:
         ConfigError: The input has ended, or the answer looks like a secret.
     """
     typer.echo(f"{question} [{default}]: " if default else f"{question}: ", nl=False, err=True)
-    line = sys.stdin.readline()
-    if not line:
+    answer = Secret(sys.stdin.readline())  # which it may be, by mistake
+    if not answer:
         complain("")
         raise ConfigError("the input ended before the answer: nothing was changed")
-    answer = line.strip()
-    if Redactor().is_secret(answer):
+    if is_secret(answer):
         raise ConfigError("that looks like a secret, and was shown: answer with a name; nothing was changed")
-    return answer or default
+    return answer.reveal().strip() or default
+
+
+def is_secret(word: Secret) -> bool:
+    """Return whether a word that is to be a name looks like a secret."""
+    return Redactor().is_secret(word.reveal())
 
 
 def ask_secret(question: str) -> Secret:

@@ -12,7 +12,7 @@ import typer
 
 from llm_router.cli.online import ask_online, online_lines
 from llm_router.cli.options import KEYS, AsJson
-from llm_router.cli.output import FAILED, WRONG, print_json, printable, say
+from llm_router.cli.output import FAILED, WRONG, count, print_json, printable, say
 from llm_router.config import Environ, Finding, Settings
 from llm_router.config.allowances import Allowance, allowances
 from llm_router.config.environment import read_environment
@@ -23,7 +23,7 @@ from llm_router.errors import StoreError
 from llm_router.stores.base import ExternalStore
 from llm_router.stores.urls import default_store_url, open_store, sqlite_path
 
-__all__ = ["check", "count", "summary"]
+__all__ = ["check", "summary"]
 
 
 def check(
@@ -113,11 +113,6 @@ def _allowed(allowance: Allowance) -> str:
             more = "at least " if allowance.unknown else ""
             words.append(f"{more}{limit:,} {unit}")
     return ", ".join(words)
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is 1."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _record(findings: list[Finding], settings: Settings | None) -> dict[str, object]:

@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from llm_router.cli.asking import ask, ask_secret, can_ask
-from llm_router.cli.check import count, summary
+from llm_router.cli.check import summary
 from llm_router.cli.keys_add import checked_secret, models_from
 from llm_router.cli.options import KEYS
-from llm_router.cli.output import FAILED, complain, printable, say
+from llm_router.cli.output import FAILED, complain, count, printable, say
 from llm_router.cli.probing import lists_of_models, prove_projects
 from llm_router.cli.reasons import reason_of
 from llm_router.config import Environ
@@ -63,6 +63,8 @@ def init(
     """
     if os.path.lexists(path) and not force:
         raise ConfigError(f"{path} exists: add a key to it with `llm-router keys add`, or pass --force")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a directory: make it first")
     if not yes and not can_ask():
         raise ConfigError("nobody is there to answer: pass --yes, and pipe the secrets in, one on each line")
     report = Report()
@@ -195,8 +197,11 @@ def _projects(
     if projects is None:
         question = "Find out which keys share a project, by a small file uploaded with each, and removed?"
         projects = asks and _agreed(question, "yes")
+    if not projects and asks:
+        return {key.key_id: ask(f"Project of {key.key_id}", key.key_id) for key in keys}
     if not projects:
-        return {key.key_id: ask(f"Project of {key.key_id}", key.key_id) for key in keys} if asks else {}
+        complain("whether keys share a project was not asked: each counts as one of its own (see --projects)")
+        return {}
     proven = asyncio.run(prove_projects(keys, base_url, timeout))
     for key_id, error in proven.failed.items():
         complain(printable(f"{key_id}: its project could not be found out: {reason_of(error)}"))

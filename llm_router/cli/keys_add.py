@@ -10,7 +10,7 @@ from typing import Annotated
 import attrs
 import typer
 
-from llm_router.cli.asking import ask, ask_secret, can_ask
+from llm_router.cli.asking import ask, ask_secret, can_ask, is_secret
 from llm_router.cli.options import KEYS, Keys
 from llm_router.cli.output import complain, printable, say
 from llm_router.config import Environ
@@ -67,6 +67,11 @@ def add(
     answer the rest: the models of the other keys, and a project of its own. What stands in the files stays;
     .env is readable by you alone afterwards.
     """
+    if any(is_secret(Secret(word)) for word in (key_id or "", project or "", *(model or ()))):
+        raise ConfigError(
+            "an argument looks like a secret, and arguments can be seen by others: replace that secret by a "
+            "new one, and type it when you are asked for it, or pipe it in"
+        )
     present = _read(keys)
     key_id = _key_id(key_id, present)
     project = project or _asked("Its project, which shares its quotas", key_id)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TypedDict
 
+from llm_router.cli.output import count
 from llm_router.cli.probing import are_served, lists_of_models
 from llm_router.cli.reasons import reason_of
 from llm_router.config import Settings
@@ -70,7 +71,7 @@ def online_lines(records: Sequence[OnlineRecord]) -> list[str]:
         if not each["alive"]:
             lines.append(f"{each['key_id']}: not alive, or not known: {each['reason']}")
             continue
-        lines.append(f"{each['key_id']}: alive, is served {len(each['models'])} models")
+        lines.append(f"{each['key_id']}: alive, is served {count(len(each['models']), 'model')}")
         for model, meant in each["missing"].items():
             remedy = f"did you mean {meant!r}?" if meant else "take it out, or correct its name"
             lines.append(f"{each['key_id']}: is not served {model!r}: {remedy}")

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-_WORTH_SAYING = 0.05
+_WORTH_SAYING = 0.5
 """Seconds of waiting below which nothing is said of it."""
 
 

@@ -86,6 +86,9 @@ def write_keys(path: Path, env_path: Path, keys: Sequence[NewKey], *, fresh: boo
         ConfigError: The result would not be a good configuration. Nothing has been written then.
         OSError: A file cannot be read or written.
     """
+    for directory in (path.parent, env_path.parent):
+        if not directory.is_dir():
+            raise ConfigError(f"{directory} is not a directory: make it first")
     present = None if fresh else content_of(path)
     entries = [entry for key in keys for entry in key.entries()]
     text = new_keyfile(entries) if present is None else with_entries(present.reveal(), entries)

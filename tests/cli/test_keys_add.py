@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from llm_router.cli.app import app
+
 SECRET = "AIzaSy-secret-that-is-added-0123456789"
+ADDING = "llm_router.config.adding"
 OF_KEY_HEAVY = "AIzaSy-test-secret-of-key-heavy"
 
 
@@ -92,7 +98,10 @@ def test_a_variable_that_is_set_already_is_used(
         (("new", "--model", "m=wrong"), SECRET, "unknown workload 'wrong'"),
         (("new", "--model", "=light"), SECRET, "names no model"),
         (("new", "--project", " p "), SECRET, "without spaces around it"),
-        (("new", "--model", SECRET), SECRET, "secrets do not belong in this file"),
+        (("new", "--model", SECRET), SECRET, "an argument looks like a secret"),
+        (("new", "--model", f"m={SECRET}"), SECRET, "an argument looks like a secret"),
+        ((SECRET,), SECRET, "an argument looks like a secret"),
+        (("new", "--keys", "nowhere/keys.json", "--model", "m"), SECRET, "nowhere is not a directory"),
         (("a\tb", "--model", "x"), SECRET, "without control characters"),
     ],
 )
@@ -162,3 +171,26 @@ def test_a_secret_is_not_echoed(home: Path, terminal: Callable[..., Any]) -> Non
     assert (typed.close(), files(home)) == (130, added)
     assert "half-a-secret" not in typed.shown
     assert added.keys() - before.keys() == {".env"}
+
+
+@pytest.mark.parametrize("failing", ["read", "check", "write"])
+def test_no_traceback_shows_a_secret(home: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    """Wherever it fails: neither the new secret, nor those that are in .env."""
+    (home / ".env").write_text("API_KEY_other=Kept-in-the-file-0123456789\n")
+    places = {
+        "read": f"{ADDING}.with_variable",
+        "check": f"{ADDING}.examine",
+        "write": f"{ADDING}.replace_files",
+    }
+
+    def fail(*args: object, **options: object) -> None:
+        raise RuntimeError("a fault of our own")
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{SECRET}\n"))
+    monkeypatch.setattr(places[failing], fail)
+    with pytest.raises(RuntimeError) as caught:
+        app(["keys", "add", "new"], standalone_mode=False)
+    frames = traceback.walk_tb(caught.value.__traceback__)
+    shown = [repr(frame.f_locals) for frame, _ in frames if "llm_router" in frame.f_code.co_filename]
+    assert len(shown) > 2
+    assert not any(word in text for text in shown for word in (SECRET, "Kept-in-the-file"))
