@@ -18,6 +18,7 @@ from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.fair_queue import Ticket
+from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
@@ -129,13 +130,16 @@ class Selector:
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
-                line = WaitingLine(outcome, self._clock, self._deadlines, self._tenant_weights)
-                self._lines[send.order] = line
+                line = self._lines[send.order] = self._open_line(send.order, outcome)
             elif not line.members:
                 line.shortage = outcome
         ticket = _ticket(send)
         with waiting(self._reporter, send, "quota"):
             return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+
+    def _open_line(self, order: FallbackOrder, shortage: Shortage) -> WaitingLine:
+        weights = self._tenant_weights
+        return WaitingLine(shortage, self._clock, self._deadlines, weights, forecast_for(order))
 
     async def _try_in_turn(self, send: SendState, line: WaitingLine, ticket: Ticket) -> Lease | Shortage:
         """Ask as the head of a line; what is granted counts as served to the tenant."""
@@ -432,7 +436,8 @@ class Lease:
 def _ticket(send: SendState) -> Ticket:
     """Return the place of a request in line."""
     tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
-    return Ticket(send.urgency, tenant, max(send.tokens.values(), default=1))
+    tokens = max(send.tokens.values(), default=1)
+    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0)
 
 
 def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:
