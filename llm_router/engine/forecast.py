@@ -14,6 +14,9 @@ __all__ = ["Forecast", "forecast_for"]
 _MAX_REMEMBERED = 10_000
 """Most grants that are remembered; with more in a window, a forecast counts whole windows only."""
 
+_INEXACT = 1.0
+"""Seconds by which the times that are noted may be early."""
+
 
 class Forecast:
     """The earliest times at which further requests of a line can be granted.
@@ -39,7 +42,7 @@ class Forecast:
     def note(self, at: float) -> None:
         """Note a grant, whose quota was taken at ``at`` or later."""
         granted = self._granted
-        if len(granted) == self._most and at < granted[0] + self._window:
+        if len(granted) == self._most and at < granted[0] + self._window - _INEXACT:
             # More than the limits allow: the store lost its counts, or has none.
             self._doubted_until = at + self._window
         granted.append(at)

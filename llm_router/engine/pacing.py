@@ -127,11 +127,12 @@ class Pacer:
             plan = self._plans[deployment.model_scope] = DayPlan()
         plan.note(share, 1.0 / quota.limit, now, next_midnight(now, quota.timezone))
         claims = self._claims(workload, now)
-        plan.others = {
-            name: max(at, now) + plan.gap / (1.0 - self._pacing.kept[name])
-            for name in claims
-            for at in (plan.others.get(name, now),)
-        } | {name: at for name, at in plan.others.items() if name == workload}
+        for name, share_kept in self._pacing.kept.items():
+            if name in claims:
+                at = max(plan.others.get(name, now), now)
+                plan.others[name] = at + plan.gap / (1.0 - share_kept)
+            elif name != workload:  # it is lent, and what was borrowed is not to be paid back
+                plan.others.pop(name, None)
 
     def _claims(self, workload: str | None, now: float) -> list[str]:
         """Return the other workloads whose share is not lent now."""
