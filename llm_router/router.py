@@ -21,6 +21,7 @@ from llm_router.domain.exchange import Exchange
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
 from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.pacing import Pacing
 from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
 from llm_router.domain.request import Request
@@ -39,10 +40,12 @@ from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.pacing import Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import (
     check_deployments,
     check_numbers,
+    check_pacing,
     check_policy,
     check_store,
     check_weights,
@@ -98,6 +101,7 @@ class RouterOptions(TypedDict, total=False):
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
     tenant_weights: Mapping[str, float] | None
+    rpd_pacing: Pacing | None
 
 
 class Router:
@@ -136,6 +140,8 @@ class Router:
             caller closes them, if they need it.
         tenant_weights: Of tenants that are to get more or less than others, whose weight is 1: where those
             of weight 1 and 3 both wait, the second gets three times as many tokens.
+        rpd_pacing: Spreads the requests per day of each deployment over the day; None (the default) lets them
+            be spent at any time.
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
@@ -165,6 +171,7 @@ class Router:
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
         tenant_weights: Mapping[str, float] | None = None,
+        rpd_pacing: Pacing | None = None,
     ) -> None:
         active = deployments_in("deployments", deployments)
         shown_only = deployments_in("inactive", inactive)
@@ -183,7 +190,9 @@ class Router:
         )
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
         weights = check_weights(mapping("tenant_weights", tenant_weights, "{'acme': 3}"))
+        check_pacing(rpd_pacing, workloads)
         clock = clock or SystemClock()
+        pacer = None if rpd_pacing is None else Pacer(rpd_pacing, clock)
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
@@ -198,7 +207,16 @@ class Router:
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         checked = _checked(strategy)
         selector = Selector(
-            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter, weights
+            opened,
+            pool,
+            checked,
+            clock,
+            deadlines,
+            DispatchGate(clock, guard),
+            throttle,
+            reporter,
+            weights,
+            pacer,
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(

@@ -35,12 +35,14 @@ class Ticket:
         urgency: How urgent it is.
         tenant: For whom it is made; empty if the caller did not say.
         tokens: How many it should need.
+        counts: Whether it takes a request of a quota.
         turn: Set when it becomes the head; None while it does not wait for that.
     """
 
     urgency: Urgency = "interactive"
     tenant: str = ""
     tokens: float = 1.0
+    counts: bool = True
     turn: asyncio.Future[None] | None = None
 
 

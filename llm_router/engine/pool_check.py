@@ -8,10 +8,18 @@ from collections.abc import Mapping, Sequence
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.methods import METHODS
 from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.pacing import Pacing
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["check_deployments", "check_numbers", "check_policy", "check_store", "check_weights"]
+__all__ = [
+    "check_deployments",
+    "check_numbers",
+    "check_pacing",
+    "check_policy",
+    "check_store",
+    "check_weights",
+]
 
 _MIN_RATE, _MAX_RATE = 1e-6, 1e9
 _MIN_SHARE = 1e-6
@@ -108,6 +116,22 @@ def check_policy(policy: object, policies: Sequence[str]) -> None:
     """
     *most, last = map(repr, policies)
     _require("on_store_failure", policy, f"{', '.join(most)} or {last}", ok=policy in policies)
+
+
+def check_pacing(pacing: object, workloads: Sequence[str]) -> None:
+    """Check how the quotas of a day are to be spread.
+
+    Raises:
+        ConfigError: It is no Pacing, or keeps a share for a workload that there is not.
+    """
+    if pacing is None:
+        return
+    if not isinstance(pacing, Pacing):
+        raise ConfigError(f"rpd_pacing must be a Pacing, not {shown(pacing)}: write Pacing(…)")
+    for workload in pacing.kept:
+        if workload not in workloads:
+            known = ", ".join(map(repr, workloads))
+            raise ConfigError(f"rpd_pacing keeps a share for workload {workload!r}: use one of {known}")
 
 
 def check_weights(weights: Mapping[object, object]) -> dict[str, float]:

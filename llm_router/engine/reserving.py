@@ -9,7 +9,7 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable, Container, Coroutine, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -18,7 +18,9 @@ from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.fair_queue import Ticket
+from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
@@ -44,6 +46,7 @@ _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
 _EQUAL: Mapping[str, float] = {}
+_UNPACED = nullcontext()
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
@@ -64,9 +67,11 @@ class Selector:
         throttle: Bounds the calls per second, or None.
         reporter: Reports to observers, or None.
         tenant_weights: Of the tenants that are to get more or less than others, whose weight is 1.
+        pacer: Spreads the quotas of a day, or None.
 
     Attributes:
         quarantines: The quarantines that this process meets.
+        pacer: As given.
     """
 
     def __init__(
@@ -80,6 +85,7 @@ class Selector:
         throttle: Throttle | None = None,
         reporter: Reporter | None = None,
         tenant_weights: Mapping[str, float] = _EQUAL,
+        pacer: Pacer | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -92,6 +98,7 @@ class Selector:
         self._throttle = throttle
         self._reporter = reporter
         self._tenant_weights = tenant_weights
+        self.pacer = pacer
         self._lines: dict[FallbackOrder, WaitingLine] = {}
         self.quarantines = Quarantines(store, pool, reporter)
         self._closed = False
@@ -129,13 +136,17 @@ class Selector:
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
-                line = WaitingLine(outcome, self._clock, self._deadlines, self._tenant_weights)
-                self._lines[send.order] = line
+                line = self._lines[send.order] = self._open_line(send.order, outcome)
             elif not line.members:
                 line.shortage = outcome
         ticket = _ticket(send)
-        with waiting(self._reporter, send, "quota"):
+        wanting = _UNPACED if self.pacer is None else self.pacer.waiting(send.order.workload)
+        with wanting, waiting(self._reporter, send, "quota"):
             return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+
+    def _open_line(self, order: FallbackOrder, shortage: Shortage) -> WaitingLine:
+        weights = self._tenant_weights
+        return WaitingLine(shortage, self._clock, self._deadlines, weights, forecast_for(order))
 
     async def _try_in_turn(self, send: SendState, line: WaitingLine, ticket: Ticket) -> Lease | Shortage:
         """Ask as the head of a line; what is granted counts as served to the tenant."""
@@ -173,8 +184,8 @@ class Selector:
         self._check_open()
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
-        if send.unfit or send.overloaded or send.features or send.projects:
-            skip = Unsuitable(send, self._clock.time())
+        if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
+            skip = self._left_out(send)
         draw = send.order.draw if send.requests else partial(uncounted, send.order)
         shortlist = draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
         if shortlist:
@@ -199,7 +210,19 @@ class Selector:
         if send.overloaded:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             return await self._try(send)
-        return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+        shortage = Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+        return skip.add_to(shortage) if isinstance(skip, Paced) else shortage
+
+    def _left_out(self, send: SendState) -> Container[DeploymentState]:
+        """Return the deployments that a request must leave out."""
+        now, workload = self._clock.time(), send.order.workload
+        skip: Container[DeploymentState] = ()
+        if send.unfit or send.overloaded or send.features or send.projects:
+            skip = Unsuitable(send, now)
+        if self.pacer is None or not send.requests:
+            return skip
+        self.pacer.ask(workload)
+        return Paced(self.pacer, workload, now, skip)
 
     def _heed_the_clock(self, order: FallbackOrder) -> None:
         """See that nothing is avoided for longer because the clock was set back."""
@@ -227,6 +250,9 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
+        if self.pacer is not None and lease is not None and send.requests:
+            state, now = lease.state, self._clock.time()
+            self.pacer.note(state.deployment, send.order.workload, state.daily_headroom, now)
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             await lease.close()
             self._check_open()
@@ -433,7 +459,8 @@ class Lease:
 def _ticket(send: SendState) -> Ticket:
     """Return the place of a request in line."""
     tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
-    return Ticket(send.urgency, tenant, max(send.tokens.values(), default=1))
+    tokens = max(send.tokens.values(), default=1)
+    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0)
 
 
 def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:

@@ -273,3 +273,46 @@ async def test_cancelled_requests_leave_at_once() -> None:
     assert line.queue.ahead(Ticket("batch")) == 1
     line.queue.leave(line.tickets["d"], served=True)
     assert line.queue.ahead(Ticket()) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 10**6), max_size=120))
+def test_whatever_comes_and_goes_the_order_is_kept(moves: list[int]) -> None:
+    """Requests enter, are cancelled, served, or give way at any time: none is lost or overtaken."""
+    asyncio.run(_play(moves))
+
+
+async def _play(moves: list[int]) -> None:
+    line = _Line()
+    for number, move in enumerate(moves):
+        if move % 5 < 2:
+            urgency: Urgency = "batch" if move % 2 else "interactive"
+            line.enter(f"{number}", urgency, f"t{move % 3}")
+        elif move % 5 == 2 and line.tasks:
+            list(line.tasks.values())[move % len(line.tasks)].cancel()
+        else:
+            _move_on(line, move)
+        if move % 7:
+            await _run()
+    await _run()
+    while (head := line.queue._head) is not None:
+        line.queue.leave(head, served=True)
+        await _run()
+    assert all(task.done() for task in line.tasks.values())
+    assert line.queue.ahead(Ticket("batch")) == 0
+    seen: dict[tuple[str, str], int] = {}
+    for name in line.heads:
+        ticket = line.tickets[name]
+        assert seen.get((ticket.urgency, ticket.tenant), -1) < int(name)
+        seen[ticket.urgency, ticket.tenant] = int(name)
+
+
+def _move_on(line: _Line, move: int) -> None:
+    """Have the head give way, if it has to, or leave."""
+    for name, head in line.tickets.items():
+        if head is line.queue._head and line.tasks[name].done():
+            if move % 5 == 3 and line.queue.must_give_way(head):
+                line.tasks[name] = asyncio.create_task(line.queue.give_way(head))
+            else:
+                line.queue.leave(head, served=bool(move % 2))
+            return

@@ -98,6 +98,14 @@ async def test_an_unknown_header_of_the_routers_is_refused(served: Served) -> No
     assert (status, headers["x-llm-router-model"]) == (200, "lite")
 
 
+async def test_who_waits_how_is_said_in_headers(served: Served) -> None:
+    """A tenant and an urgency are passed on; an urgency that there is not is refused."""
+    wish = {"x_llm_router_tenant": "acme", "x_llm_router_urgency": "batch"}
+    assert (await _call(served, GENERATE, HELLO, **wish))[0] == 200
+    status, _, body = await _call(served, GENERATE, HELLO, x_llm_router_urgency="soon")
+    assert (status, b"must be interactive or batch" in body) == (400, True)
+
+
 async def test_no_quota_is_a_429_with_a_delay(served: Served) -> None:
     """When the keys of a model are used up, the client hears when to come back."""
     path = "/v1beta/models/tiny:generateContent"
