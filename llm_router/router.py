@@ -189,11 +189,12 @@ class Router:
             opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
+        judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
             selector,
-            Judge(policy, pool, opened, clock, reporter, selector.look_again),
+            judge,
             policy,
             clock,
             deadlines,
@@ -208,7 +209,17 @@ class Router:
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked)
-        self.keys = KeyManager(pool, shown_only, opened, selector, tuple(upstreams.values()), clock, reporter)
+        self.keys = KeyManager(
+            pool,
+            shown_only,
+            opened,
+            selector,
+            tuple(upstreams.values()),
+            clock,
+            reporter,
+            judge.failures,
+            judge.learner.suspicions,
+        )
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,

@@ -11,11 +11,14 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import Health, HealthState, KeyStatus
+from llm_router.engine.failures import FailureLog
+from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
-from llm_router.engine.statuses import count_unusable, describe
+from llm_router.engine.statuses import Found, count_unusable, describe
+from llm_router.engine.suspicions import Suspicions
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import StoreError, StoreUnavailableError, UnknownKeyError, UnknownModelError
 from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
@@ -43,6 +46,8 @@ class KeyManager:
         upstreams: The providers.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
+        failures: The last failures of each key.
+        suspicions: What refusals suggest.
     """
 
     pool: Pool
@@ -52,6 +57,9 @@ class KeyManager:
     upstreams: Sequence[Upstream]
     clock: Clock
     reporter: Reporter | None = None
+    failures: FailureLog = attrs.field(factory=FailureLog)
+    suspicions: Suspicions = attrs.field(factory=Suspicions)
+    _paces: Paces = attrs.field(factory=Paces, init=False)
 
     # --- reporting ------------------------------------------------------------------------------------
 
@@ -95,20 +103,17 @@ class KeyManager:
             f"{upstream.breaker.open_until - now:.1f} s"
             for upstream in unreachable
         ]
-        names = {upstream.name for upstream in unreachable}
-        usable = any(
-            status["active"]
-            and not status["in_cooldown"]
-            and not status["spent"]
-            and status["provider"] not in names
-            for status in statuses
-        )
+        usable = any(status["state"] == "ready" for status in statuses)
+        usable_at = min((at for row in statuses if (at := row["usable_at"]) is not None), default=None)
         store = self.store if fronting is None else fronting.behind
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         unusable = count_unusable(statuses)
         return Health(
             healthy=usable,
+            state=_state(statuses, usable=usable, store_ok=store_ok),
+            usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
+            usable_at=usable_at,
             total_keys=len(total),
             active_keys=len(active),
             in_cooldown=unusable["in_cooldown"],
@@ -220,7 +225,19 @@ class KeyManager:
         snapshots = await self.store.snapshot(deployments)
         now = self.clock.time()
         states = self.pool.states
-        return [describe(snapshot, states.get(snapshot.deployment), now) for snapshot in snapshots]
+        return [
+            describe(
+                snapshot,
+                states.get(snapshot.deployment),
+                now,
+                self._paces,
+                self._found(snapshot.deployment, now),
+            )
+            for snapshot in snapshots
+        ]
+
+    def _found(self, deployment: Deployment, now: float) -> Found:
+        return Found(self.suspicions.about(deployment, now), self.failures.of(deployment.key))
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""
@@ -276,6 +293,16 @@ class KeyManager:
         return await self._statuses(
             [each for each in self._deployments() if not set(each.scopes).isdisjoint(scopes)]
         )
+
+
+def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> HealthState:
+    """Say in a word whether a send may succeed now."""
+    if not store_ok:
+        return "store_lost"
+    if usable:
+        return "healthy"
+    # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
+    return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
 
 
 def _switched(chosen: Iterable[Deployment], model: str | None) -> list[Scope]:

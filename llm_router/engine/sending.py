@@ -482,6 +482,8 @@ class OpenAttempt:
             outcome = DeadlineExceededError(
                 f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
             )
+            sender = self._sender
+            sender.judge.failures.note(self._lease.state.deployment, outcome, sender.clock.time())
         return outcome
 
     def _mark_unsent(self) -> None:

@@ -63,6 +63,11 @@ class Caller:
         self._grant = grant
         self._target = target
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the token is for every model and workload, and for no tenant."""
+        return not (self._grant.workloads or self._grant.models or self._grant.tenant)
+
     async def confine(
         self, exchange: Exchange, options: RelayOptions, deployments: Iterable[Deployment]
     ) -> None:
