@@ -11,6 +11,7 @@
     │   └── UnknownPathError            the provider has no such path, for an exchange that is relayed
     ├── RouterClosedError               the router was used after ``aclose()``
     ├── HistoryError                    the history store of a conversation failed
+    │   └── HistoryConflictError        another process has changed the conversation meanwhile
     ├── RouterLoopError                 the router is in use on another event loop (also a RuntimeError)
     ├── ExtensionError                  a provider or strategy of your own failed (also a RuntimeError)
     ├── SendError                       why a send did not succeed; the type of ``Response.error``
@@ -23,7 +24,9 @@
     └── StoreError                      the state store failed
         ├── StoreUnavailableError       it does not answer, or accepts no writes
         │   └── StoreTimeoutError       it did not answer one call in time
-        └── StoreCorruptError           its contents are not this library's state
+        ├── StoreCorruptError           its contents are not this library's state
+        ├── RecordConflictError         a record is not the version that was to be replaced
+        └── RecordTooLargeError         a record is larger than one may be
 
 No message, argument or traceback of these errors ever carries an API key.
 """
@@ -31,7 +34,7 @@ No message, argument or traceback of these errors ever carries an API key.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -44,12 +47,15 @@ __all__ = [
     "EmbeddingError",
     "EmptyAnswerError",
     "ExtensionError",
+    "HistoryConflictError",
     "HistoryError",
     "InvalidRequestError",
     "LLMRouterError",
     "ProviderError",
     "QuotaExhaustedError",
     "QuotaViolation",
+    "RecordConflictError",
+    "RecordTooLargeError",
     "RefusedCandidate",
     "RouterClosedError",
     "RouterLoopError",
@@ -124,6 +130,21 @@ class RouterClosedError(LLMRouterError):
 
 class HistoryError(LLMRouterError):
     """The history store of a conversation failed; its own error is the cause. Nothing was sent."""
+
+
+class HistoryConflictError(HistoryError):
+    """A conversation was changed by another process while this one continued it.
+
+    What the other process has stored stays; the turn of this one is not remembered anywhere. The next send
+    continues on what is stored.
+
+    Attributes:
+        response: The :class:`~llm_router.Response` that was paid for; None if nothing was sent.
+    """
+
+    def __init__(self, *args: object, response: object = None) -> None:
+        super().__init__(*args)
+        self.response: Any = response
 
 
 class RouterLoopError(LLMRouterError, RuntimeError):
@@ -337,6 +358,22 @@ class StoreTimeoutError(StoreUnavailableError):
 
 class StoreCorruptError(StoreError):
     """The contents of the store are not this library's state; they were left as they were."""
+
+
+class RecordConflictError(StoreError):
+    """A record is not the version that was to be replaced; nothing was changed.
+
+    Attributes:
+        version: Its present version; 0 if there is no such record.
+    """
+
+    def __init__(self, *args: object, version: int = 0) -> None:
+        super().__init__(*args)
+        self.version = version
+
+
+class RecordTooLargeError(StoreError):
+    """A record is larger than one of its space may be; nothing was changed."""
 
 
 def _restore(cls: type[SendError], args: tuple[object, ...], state: dict[str, object]) -> SendError:

@@ -13,7 +13,7 @@ from llm_router.errors import ConfigError
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
 
-__all__ = ["default_store_url", "file_problem", "open_store", "sqlite_path"]
+__all__ = ["default_store_url", "file_problem", "is_memory", "open_store", "sqlite_path"]
 
 # The adapters are imported when they are opened, since few programs need both sqlite3 and redis.
 # No message shows a URL, since any part of a wrong one may be a password.
@@ -125,6 +125,15 @@ def sqlite_path(url: str) -> Path | None:
     """
     opener, parts = _read(url)
     return Path(_file(parts)) if opener is _sqlite else None
+
+
+def is_memory(url: str) -> bool:
+    """Return whether a URL names the memory of this process.
+
+    Raises:
+        ConfigError: As for :func:`open_store`.
+    """
+    return _read(url)[0] is _memory
 
 
 def file_problem(url: str) -> str | None:
