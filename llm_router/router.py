@@ -51,10 +51,13 @@ from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
+from llm_router.engine.totals import TOTALS, TOTALS_BOUNDS, Totals
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
+from llm_router.records.base import RecordStore
+from llm_router.records.urls import open_records
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -89,6 +92,8 @@ class RouterOptions(TypedDict, total=False):
     safety_settings: Mapping[str, str] | None
     base_url: str | None
     histories: HistoryStore | None
+    records: RecordStore | str | None
+    totals: bool
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
 
@@ -124,6 +129,10 @@ class Router:
             four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
         histories: Keeps conversations; the memory of this process by default.
+        records: Keeps the totals: a record store (which the caller closes), a URL as for ``store`` (SQLite: a
+            file beside it), or None for where ``store`` is, if that is a URL, or else the memory of this
+            process.
+        totals: Whether what each key did is counted, by day, for statuses.
         history_tokens: Tokens of history sent along, per workload.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
@@ -153,6 +162,8 @@ class Router:
         safety_settings: Mapping[str, str] | None = None,
         base_url: str | None = None,
         histories: HistoryStore | None = None,
+        records: RecordStore | str | None = None,
+        totals: bool = True,
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
     ) -> None:
@@ -173,7 +184,8 @@ class Router:
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
-        self._owned: list[RateLimitStore | Provider] = []
+        self._owned: list[RateLimitStore | Provider | RecordStore] = []
+        self.records = self._open_records(records, store, clock)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
         opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
@@ -189,6 +201,9 @@ class Router:
             opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
+        self._totals = Totals(self.records, clock) if totals else None
+        if self._totals is not None:
+            deadlines.on_adopt = self._totals.enter_loop
         judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         self._sender = Sender(
             FallbackOrders(pool, workloads),
@@ -203,6 +218,7 @@ class Router:
             not_relaying=frozenset(
                 each.name for each in upstreams.values() if each.provider is not self._relaying
             ),
+            totals=self._totals,
         )
         relaying = self._relaying
         self._querier = Querier(
@@ -219,6 +235,7 @@ class Router:
             reporter,
             judge.failures,
             judge.learner.suspicions,
+            self._totals,
         )
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
@@ -228,6 +245,19 @@ class Router:
             MemoryHistory(clock=clock) if histories is None else histories,
             budgets,
         )
+
+    def _open_records(
+        self, records: RecordStore | str | None, store: RateLimitStore | str | None, clock: Clock
+    ) -> RecordStore:
+        if records is None:
+            records = store if isinstance(store, str) else "memory://"
+        if not isinstance(records, str):
+            return records
+        opened = open_records(
+            records, bounds={TOTALS: TOTALS_BOUNDS}, clock=None if isinstance(clock, SystemClock) else clock
+        )
+        self._owned.append(opened)
+        return opened
 
     def _open_store(
         self,
@@ -610,15 +640,19 @@ class Router:
         self._sender.deadlines.enter_loop()
         return await self.keys.health()
 
-    async def get_all_key_statuses(self) -> list[KeyStatus]:
+    async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
         """Return the status of every deployment; see :class:`KeyStatus`.
 
+        Args:
+            days: For how many days it has the totals, today included; 35 at most.
+
         Raises:
+            InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
             RouterLoopError: As for :meth:`send`.
         """
         self._sender.deadlines.enter_loop()
-        return await self.keys.get_all_key_statuses()
+        return await self.keys.get_all_key_statuses(days=days)
 
     @property
     def closed(self) -> bool:
@@ -638,6 +672,8 @@ class Router:
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
+        if self._totals is not None:
+            await self._totals.aclose()
         while self._owned:
             await self._owned.pop().aclose()
 

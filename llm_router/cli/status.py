@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from typing import Annotated
 
 import typer
 
+from llm_router.cli import status_view
 from llm_router.cli.options import KEYS, AsJson, Keys, Store
 from llm_router.cli.output import (
     FAILED,
@@ -23,13 +25,22 @@ from llm_router.cli.status_view import blocks, notes, table, wrapped
 from llm_router.cli.words import health_words
 from llm_router.config import load_settings
 from llm_router.domain.status import Health, KeyStatus, without_deprecated
+from llm_router.engine.totals import DAYS_KEPT
 from llm_router.errors import StoreError
 
 __all__ = ["status"]
 
 
-def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -> None:
-    """Show the state and the quotas of every key.
+Days = Annotated[
+    int | None,
+    typer.Option(
+        "--days", min=1, max=DAYS_KEPT, help="Show what each key did on so many days, today included."
+    ),
+]
+
+
+def status(*, days: Days = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -> None:
+    """Show the state and the quotas of every key, and what it did.
 
     A limit that was learnt is marked with ~, one at which nothing was refused so far with ?. The last line
     says whether a send can succeed now; if none can, or the store does not answer, the exit code is 1.
@@ -40,7 +51,7 @@ def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -
         async with open_router(settings, store) as router:
             health = await router.health_check()
             try:
-                return health, await router.get_all_key_statuses()
+                return health, await router.get_all_key_statuses(days=days or 1)
             except StoreError:  # which the health reports
                 return health, []
 
@@ -48,12 +59,12 @@ def status(*, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -
     if as_json:
         print_json({"health": health, "keys": [without_deprecated(row) for row in statuses]})
     else:
-        _show(health, statuses)
+        _show(health, statuses, by_day=days is not None)
     if not health["healthy"] or not health["store_ok"]:
         raise typer.Exit(FAILED)
 
 
-def _show(health: Health, statuses: list[KeyStatus]) -> None:
+def _show(health: Health, statuses: list[KeyStatus], *, by_day: bool) -> None:
     width = shutil.get_terminal_size().columns if is_terminal() else None
     if statuses:
         columns, rows, needed = table(statuses)
@@ -62,6 +73,10 @@ def _show(health: Health, statuses: list[KeyStatus]) -> None:
         else:
             for line in blocks(statuses, width):
                 say(line)
+        if by_day:
+            say()
+            show_table(*status_view.days(statuses))
+            say()
     summary = (
         f"{health_words(health)}: "
         f"{health['active_keys']} of {health['total_keys']} keys active, "

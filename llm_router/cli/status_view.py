@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 
 from llm_router.cli.output import printable
-from llm_router.cli.words import ago, failure_words, fraction, learnt_words, moment, state_of
+from llm_router.cli.words import ago, failure_words, fraction, learnt_words, moment, state_of, today_words
 from llm_router.domain.status import KeyStatus
 
-__all__ = ["blocks", "notes", "table", "wrapped"]
+__all__ = ["blocks", "days", "notes", "table", "wrapped"]
 
 _METRICS = ("rpm", "tpm", "rpd", "tpd")
 _STATE = 24
@@ -22,7 +23,7 @@ _LASTS = "–"
 
 def table(statuses: Sequence[KeyStatus]) -> tuple[tuple[str, ...], list[tuple[str, ...]], int]:
     """Return the head and the rows of a table, and how many columns of a terminal it needs."""
-    head = ("key", "model", "project", "workload", "priority", *_METRICS, "day ends", "state")
+    head = ("key", "model", "project", "workload", "priority", *_METRICS, "today", "day ends", "state")
     rows = [
         (
             printable(row["key_id"]),
@@ -31,6 +32,7 @@ def table(statuses: Sequence[KeyStatus]) -> tuple[tuple[str, ...], list[tuple[st
             printable(row["workload"]),
             str(row["priority"]),
             *(fraction(row["limits"].get(metric)) for metric in _METRICS),
+            today_words(row["today"]),
             _day_ends(row),
             state_of(row),
         )
@@ -45,11 +47,31 @@ def blocks(statuses: Iterable[KeyStatus], width: int) -> Iterator[str]:
     for row in statuses:
         belongs = "" if row["project"] == row["key_id"] else f", project {row['project']}"
         used = [f"{metric} {fraction(limit)}" for metric, limit in row["limits"].items()]
+        if row["today"] is not None and row["today"]["requests"]:
+            used.append(f"today {today_words(row['today'])}")
         if (ends := _day_ends(row)) != _LASTS:
             used.append(f"day ends {ends}")
         terms = f"{row['workload']}, priority {row['priority']}{belongs}"
         yield from _join(f"{row['key_id']}  {row['model']}", state_of(row), width, "")
         yield from _join("  ".join(used), terms, width, "  ")
+
+
+def days(statuses: Iterable[KeyStatus]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the head and the rows of a table of what each key did by day, the last day first."""
+    head = ("day", "key", "model", "requests", "input tokens", "output tokens", "429s", "errors")
+    rows = [
+        (
+            day["day"],
+            printable(row["key_id"]),
+            printable(row["model"]),
+            *(str(day[field]) for field in ("requests", "input_tokens", "output_tokens")),
+            *(str(day[field]) for field in ("rate_limited", "errors")),
+        )
+        for row in statuses
+        for day in row["days"]
+        if day["requests"]
+    ]
+    return head, sorted(rows, key=itemgetter(0), reverse=True)
 
 
 def notes(statuses: Sequence[KeyStatus], now: float) -> Iterator[str]:

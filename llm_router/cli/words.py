@@ -5,9 +5,19 @@ from __future__ import annotations
 from datetime import datetime
 
 from llm_router.cli.output import printable
-from llm_router.domain.status import FailureStatus, Health, KeyStatus, LimitStatus
+from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus, LimitStatus
 
-__all__ = ["ago", "amount", "failure_words", "fraction", "health_words", "learnt_words", "moment", "state_of"]
+__all__ = [
+    "ago",
+    "amount",
+    "failure_words",
+    "fraction",
+    "health_words",
+    "learnt_words",
+    "moment",
+    "state_of",
+    "today_words",
+]
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
 _ROUND = 10_000
@@ -38,6 +48,18 @@ def ago(seconds: float) -> str:
     if seconds < _HOUR:
         return f"{seconds / _MINUTE:.0f} min"
     return f"{seconds / _HOUR:.1f} h" if seconds < 2 * _DAY else f"{seconds / _DAY:.0f} d"
+
+
+def today_words(day: DayTotals | None) -> str:
+    """Return how many requests a key sent on a day, and how many were refused or failed: ``312, 4x429``."""
+    if day is None:
+        return "–"
+    words = amount(day["requests"])
+    if day["rate_limited"]:
+        words += f", {amount(day['rate_limited'])}x429"
+    if day["errors"]:
+        words += f", {amount(day['errors'])} failed"
+    return words
 
 
 def moment(at: float, now: float) -> str:

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 
 __all__ = [
     "DEPRECATED",
+    "DayTotals",
     "FactStatus",
     "FailureStatus",
     "Health",
@@ -80,6 +81,22 @@ class LimitStatus(TypedDict):
     """Deprecated, see ``reset_in_seconds``: seconds until all is back, 0 if nothing is taken."""
 
 
+class DayTotals(TypedDict):
+    """What a key did with a model on one day of the provider's calendar, in all processes."""
+
+    day: str
+    """The date, such as ``2026-11-26``, where the provider's day ends at midnight."""
+    requests: int
+    """Requests that were sent, whatever came of them."""
+    input_tokens: int
+    output_tokens: int
+    """Tokens of answers, thoughts included."""
+    rate_limited: int
+    """Requests that were refused for want of quota (429)."""
+    errors: int
+    """Requests that failed otherwise."""
+
+
 class FailureStatus(TypedDict):
     """One failed call through a key, as this process saw it."""
 
@@ -143,6 +160,10 @@ class KeyStatus(TypedDict):
     0 if there is now, None for never."""
     limits: dict[str, LimitStatus]
     """The quotas by metric; a metric without a limit is missing."""
+    today: DayTotals | None
+    """What it did today; None if that is not known, since totals are not counted, or their store fails."""
+    days: list[DayTotals]
+    """The same for as many days as were asked for, today first; empty if nothing is known."""
     facts: list[FactStatus]
     """What refusals suggest about the key and the model."""
     failures: list[FailureStatus]

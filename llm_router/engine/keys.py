@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -11,7 +11,8 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
-from llm_router.domain.status import Health, HealthState, KeyStatus
+from llm_router.domain.numbers import shown, whole
+from llm_router.domain.status import DayTotals, Health, HealthState, KeyStatus
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
@@ -19,8 +20,15 @@ from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.suspicions import Suspicions
+from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
-from llm_router.errors import StoreError, StoreUnavailableError, UnknownKeyError, UnknownModelError
+from llm_router.errors import (
+    InvalidRequestError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownKeyError,
+    UnknownModelError,
+)
 from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["KeyManager"]
@@ -48,6 +56,7 @@ class KeyManager:
         reporter: Reports to observers, or None.
         failures: The last failures of each key.
         suspicions: What refusals suggest.
+        totals: What each key did by day; None if it is not counted.
     """
 
     pool: Pool
@@ -59,17 +68,22 @@ class KeyManager:
     reporter: Reporter | None = None
     failures: FailureLog = attrs.field(factory=FailureLog)
     suspicions: Suspicions = attrs.field(factory=Suspicions)
+    totals: Totals | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
     # --- reporting ------------------------------------------------------------------------------------
 
-    async def get_all_key_statuses(self) -> list[KeyStatus]:
+    async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
         """Return the status of every deployment, the inactive ones last.
 
+        Args:
+            days: For how many days it has the totals, today included; at most ``DAYS_KEPT`` (35) are kept.
+
         Raises:
+            InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
         """
-        return await self._statuses(self._deployments())
+        return await self._statuses(self._deployments(), _number_of(days))
 
     async def snapshots(self) -> list[DeploymentSnapshot]:
         """Return the quotas and the cooldown of every active deployment, as the store has them now.
@@ -84,7 +98,7 @@ class KeyManager:
         problems: list[str] = []
         statuses: list[KeyStatus] = []
         try:
-            statuses = await self.get_all_key_statuses()
+            statuses = await self._statuses(self._deployments(), 0)
         except StoreError as error:
             problems.append(f"store: {error}")
         fronting = self.store if isinstance(self.store, FrontingStore) else None
@@ -221,8 +235,11 @@ class KeyManager:
     def _deployments(self) -> list[Deployment]:
         return [*self.pool.states, *self.inactive]
 
-    async def _statuses(self, deployments: Sequence[Deployment]) -> list[KeyStatus]:
+    async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
         snapshots = await self.store.snapshot(deployments)
+        totals: Mapping[Deployment, Sequence[DayTotals]] = {}
+        if self.totals is not None and days:
+            totals = await self.totals.of(deployments, days) or {}
         now = self.clock.time()
         states = self.pool.states
         return [
@@ -231,13 +248,14 @@ class KeyManager:
                 states.get(snapshot.deployment),
                 now,
                 self._paces,
-                self._found(snapshot.deployment, now),
+                Found(
+                    self.suspicions.about(snapshot.deployment, now),
+                    self.failures.of(snapshot.deployment.key),
+                    totals.get(snapshot.deployment, ()),
+                ),
             )
             for snapshot in snapshots
         ]
-
-    def _found(self, deployment: Deployment, now: float) -> Found:
-        return Found(self.suspicions.about(deployment, now), self.failures.of(deployment.key))
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""
@@ -303,6 +321,18 @@ def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> He
         return "healthy"
     # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
     return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
+
+
+def _number_of(days: object) -> int:
+    """Return a number of days.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    number = whole(days)
+    if number is None or not 1 <= number <= DAYS_KEPT:
+        raise InvalidRequestError(f"days must be a whole number from 1 to {DAYS_KEPT}, not {shown(days)}")
+    return number
 
 
 def _switched(chosen: Iterable[Deployment], model: str | None) -> list[Scope]:

@@ -43,6 +43,7 @@ from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
+from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.engine.waiting import Shortage
 from llm_router.errors import (
@@ -96,6 +97,7 @@ class Sender:
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
         resources: Which project the things belong to that exchanges have made.
+        totals: Counts what each key does; None where nobody wants to know.
         not_relaying: The names of the providers that exchanges are not relayed to.
         now: Reads the monotonic clock.
     """
@@ -114,6 +116,7 @@ class Sender:
         default=attrs.Factory(lambda made: Resources(MemoryOwners(made.clock)), takes_self=True)
     )
     not_relaying: frozenset[str] = _EVERY_PROVIDER
+    totals: Totals | None = None
     now: Callable[[], float] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -436,6 +439,14 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
+            totals, outcome = self._sender.totals, self._outcome
+            # Unless nothing was sent, or it is of a kind that is not counted.
+            if (
+                totals is not None
+                and self._send.requests
+                and (outcome is not _END or self._lease.used.requests)
+            ):
+                totals.count(self._lease.state.deployment, outcome)
             if (reporter := self._sender.reporter) is None:
                 await self._lease.close()
             else:

@@ -13,7 +13,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
-from llm_router.domain.status import FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
+from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.paces import Paces
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
@@ -30,10 +30,12 @@ class Found:
     Attributes:
         facts: What refusals suggest.
         failures: The last failures of the key, the latest first.
+        days: What the key did with the model, by day, today first; not this process alone.
     """
 
     facts: Sequence[FactStatus] = ()
     failures: Sequence[FailureStatus] = ()
+    days: Sequence[DayTotals] = ()
 
 
 _NOTHING_FOUND = Found()
@@ -89,6 +91,8 @@ def describe(
         spent=[quota.metric.value for quota in spent],
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
         limits={metric.value: limit for metric, limit in limits.items()},
+        today=found.days[0] if found.days else None,
+        days=list(found.days),
         facts=list(found.facts),
         failures=list(found.failures),
         rpm_usage=usages.get(Metric.RPM, "0/∞"),

@@ -85,5 +85,10 @@ def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> Non
     day = found["keys"][0]["limits"]["rpd"]
     assert (day["used"], day["limit"], day["remaining"]) == (2, 50, 48)
     assert not DEPRECATED.intersection(day)
+    assert (found["keys"][0]["today"]["requests"], len(found["keys"][0]["days"])) == (2, 1)
+    shown = run("status", "--days", "35").stdout
+    assert f"{found['keys'][0]['today']['day']}  key-light  model-l  2 " in shown
+    assert "key-heavy  model-h" not in shown
+    assert run("status", "--days", "36").exit_code == 2
     assert found["health"]["store"] == "SQLiteStore"
     assert (home / "state" / "llm_router" / "state.sqlite3").exists()

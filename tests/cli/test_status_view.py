@@ -87,6 +87,7 @@ def test_blocks_fit(pools: Pools, clock: ManualClock, width: int) -> None:
         assert row["model"] in words
     assert "rpm 0/10~" in words
     assert "(90 s)" in words
+    assert "today 1" in words
     if width > 30:
         assert "gemini-key-01  gemini-3.5-flash-lite  ready" in lines
 
@@ -106,6 +107,7 @@ def test_a_table_says_how_wide_it_is(pools: Pools, clock: ManualClock) -> None:
         "0/250k",
         "0/500",
         "–",
+        "0",
         "–",
         "ready",
     )

@@ -138,6 +138,8 @@ async def test_a_status_describes_its_deployment(
                 "resets_in": 0.0,
             }
         },
+        "today": None,
+        "days": [],
         "facts": [],
         "failures": [],
         "rpm_usage": "0/15",
