@@ -7,7 +7,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from llm_router.cli import batch, check, compare, demo, emulator, explain, keys, send, serve, status, tokens
+from llm_router.cli import (
+    batch,
+    check,
+    compare,
+    demo,
+    emulator,
+    explain,
+    keys,
+    send,
+    serve,
+    status,
+    tokens,
+    top,
+)
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
 
@@ -59,6 +72,7 @@ for _command in (
     compare.compare,
     explain.explain,
     status.status,
+    top.top,
     check.check,
     serve.serve,
     emulator.emulator,

@@ -25,8 +25,8 @@ from llm_router.cli.status_view import blocks, notes, table, wrapped
 from llm_router.cli.words import health_words
 from llm_router.config import load_settings
 from llm_router.domain.status import Health, KeyStatus, without_deprecated
+from llm_router.engine.keys import Report
 from llm_router.engine.totals import DAYS_KEPT
-from llm_router.errors import StoreError
 
 __all__ = ["status"]
 
@@ -42,20 +42,18 @@ Days = Annotated[
 def status(*, days: Days = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None) -> None:
     """Show the state and the quotas of every key, and what it did.
 
-    A limit that was learnt is marked with ~, one at which nothing was refused so far with ?. The last line
-    says whether a send can succeed now; if none can, or the store does not answer, the exit code is 1.
+    Limits are as configured, or as the provider stated them (!), inferred from its refusals (~), or unknown,
+    since nothing was refused so far (?). The last line says whether a send can succeed now; if none can, or
+    the store does not answer, the exit code is 1.
     """
     settings = load_settings(keys, store_needed=store is None)
 
-    async def ask() -> tuple[Health, list[KeyStatus]]:
+    async def ask() -> Report:
         async with open_router(settings, store) as router:
-            health = await router.health_check()
-            try:
-                return health, await router.get_all_key_statuses(days=days or 1)
-            except StoreError:  # which the health reports
-                return health, []
+            return await router.keys.report(days=days or 1)
 
-    health, statuses = asyncio.run(ask())
+    report = asyncio.run(ask())
+    health, statuses = report.health, report.keys
     if as_json:
         print_json({"health": health, "keys": [without_deprecated(row) for row in statuses]})
     else:

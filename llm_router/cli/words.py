@@ -28,7 +28,7 @@ _SOURCES = {
     "unknown": "not refused so far; grew",
 }
 
-_MARKS = {"stated": "~", "inferred": "~", "unknown": "?"}
+_MARKS = {"stated": "!", "inferred": "~", "unknown": "?"}
 """The marks of limits that were learnt, or that nothing was refused at so far."""
 
 
@@ -74,16 +74,21 @@ def moment(at: float, now: float) -> str:
 
 
 def fraction(limit: LimitStatus | None) -> str:
-    """Return what is used of a limit: ``3/15``, ``3/15~`` for a learnt one, ``3/4?`` while it is unknown."""
+    """Return what is used of a limit: ``3/15``; with ``!`` if stated, ``~`` inferred, ``?`` unknown."""
     if limit is None:
         return "–"
     known = "" if limit["limit"] is None else amount(limit["limit"])
     return f"{amount(limit['used'])}/{known}{_MARKS.get(limit['source'], '')}"
 
 
-def state_of(row: KeyStatus) -> str:
-    """Say in words whether a deployment can be used, and if not, why and until when."""
-    until = _until(row)
+def state_of(row: KeyStatus, now: float | None = None) -> str:
+    """Say in words whether a deployment can be used, and if not, why and until when.
+
+    Args:
+        row: Its status.
+        now: Seconds since the Unix epoch; by default when the status was made.
+    """
+    until = _until(row, now)
     reason = printable(row["reason"] or "")
     match row["state"]:
         case "disabled":
@@ -100,13 +105,13 @@ def state_of(row: KeyStatus) -> str:
             return kind
 
 
-def health_words(health: Health) -> str:
-    """Say in words whether a send may succeed now, and if not, why."""
+def health_words(health: Health, now: float | None = None) -> str:
+    """Say in words whether a send may succeed now, and if not, why; ``now`` as for :func:`state_of`."""
     match health["state"]:
         case "healthy":
             return "healthy"
         case "spent":
-            return f"spent{_until(health)}"
+            return f"spent{_until(health, now)}"
         case "store_lost":
             goes_on = ", this process goes on alone" if health["healthy"] else ""
             return f"not healthy: the store is lost{goes_on}"
@@ -131,9 +136,11 @@ def failure_words(failure: FailureStatus, now: float) -> str:
     return f"{ago(max(now - failure['at'], 0.0))} ago, {failure['model']}: {code}{failure['words']}"
 
 
-def _until(row: KeyStatus | Health) -> str:
+def _until(row: KeyStatus | Health, now: float | None = None) -> str:
     """Return `` until 14:05 (12 min)``, or nothing if no time is known."""
     at, seconds = row["usable_at"], row["usable_in_seconds"]
     if at is None or seconds is None:
         return ""
+    if now is not None:
+        seconds = max(at - now, 0.0)
     return f" until {moment(at, at - seconds)} ({ago(seconds)})"

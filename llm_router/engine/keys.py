@@ -31,12 +31,25 @@ from llm_router.errors import (
 )
 from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
 
-__all__ = ["KeyManager"]
+__all__ = ["KeyManager", "Report"]
 
 _NOBODY = "\0"
 """The id of a key and a project that nobody has."""
 
 _MOST_NAMED = 20
+
+
+@attrs.frozen
+class Report:
+    """How a router is at one moment.
+
+    Attributes:
+        health: As a whole.
+        keys: Each of its deployments, the inactive ones last.
+    """
+
+    health: Health
+    keys: list[KeyStatus]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -95,10 +108,24 @@ class KeyManager:
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
+        return (await self._report(0)).health
+
+    async def report(self, *, days: int = 1) -> Report:
+        """Return the health and the statuses, of one moment; no statuses if the store does not answer.
+
+        Args:
+            days: As for :meth:`get_all_key_statuses`.
+
+        Raises:
+            InvalidRequestError: As there.
+        """
+        return await self._report(_number_of(days))
+
+    async def _report(self, days: int) -> Report:
         problems: list[str] = []
         statuses: list[KeyStatus] = []
         try:
-            statuses = await self._statuses(self._deployments(), 0)
+            statuses = await self._statuses(self._deployments(), days)
         except StoreError as error:
             problems.append(f"store: {error}")
         fronting = self.store if isinstance(self.store, FrontingStore) else None
@@ -123,7 +150,7 @@ class KeyManager:
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         unusable = count_unusable(statuses)
-        return Health(
+        health = Health(
             healthy=usable,
             state=_state(statuses, usable=usable, store_ok=store_ok),
             usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
@@ -140,6 +167,7 @@ class KeyManager:
             store_ok=store_ok,
             problems=problems,
         )
+        return Report(health, statuses)
 
     async def _advice(self) -> list[str]:
         """Return what in the setup of the store endangers the count."""

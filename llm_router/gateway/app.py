@@ -13,7 +13,7 @@ import attrs
 
 from llm_router.domain.exchange import Head
 from llm_router.domain.status import without_deprecated
-from llm_router.errors import LLMRouterError, StoreError
+from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import Answer, RefusedError
 from llm_router.gateway.requests import (
     GoneError,
@@ -166,13 +166,13 @@ class Gateway:
         """Return the health, and the keys for those who may see them, unless the store takes too long."""
         try:
             async with asyncio.timeout(_PATIENCE):
-                health = await self.router.health_check()
-                if not show_keys:
-                    return {"state": health["state"], "usable_in_seconds": health["usable_in_seconds"]}
-                statuses = await self.router.get_all_key_statuses() if health["store_ok"] else []
-        except (TimeoutError, StoreError):
+                report = await self.router.keys.report()
+        except TimeoutError:
             return {"state": "store_lost"}
-        return {"state": health["state"], "health": health, "keys": [*map(without_deprecated, statuses)]}
+        health = report.health
+        if not show_keys:
+            return {"state": health["state"], "usable_in_seconds": health["usable_in_seconds"]}
+        return {"state": health["state"], "health": health, "keys": [*map(without_deprecated, report.keys)]}
 
     async def _may_see(self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange) -> bool:
         """Return whether a client may see the keys: one of this machine, or with a token for all."""

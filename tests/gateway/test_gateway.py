@@ -111,11 +111,11 @@ async def test_no_quota_is_a_429_with_a_delay(served: Served) -> None:
 async def test_health_without_a_store(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway lives all the same, and says what is the matter, soon."""
 
-    async def hang() -> None:
+    async def hang(*_: Any) -> None:
         await asyncio.sleep(60)
 
     monkeypatch.setattr(app, "_PATIENCE", 0.01)
-    monkeypatch.setattr(served.gateway.router, "health_check", hang)
+    monkeypatch.setattr(type(served.gateway.router.keys), "_report", hang)
     status, _, body = await _call(served, "/healthz", verb="GET")
     assert (status, json.loads(body)) == (200, {"status": "ok", "state": "store_lost"})
 
