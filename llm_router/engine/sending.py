@@ -38,7 +38,7 @@ from llm_router.engine.requests import (
     unknown_option,
 )
 from llm_router.engine.reserving import Lease, Selector
-from llm_router.engine.resources import MemoryOwners, Resources
+from llm_router.engine.resources import Resources
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
@@ -61,6 +61,7 @@ from llm_router.errors import (
     StoreTimeoutError,
 )
 from llm_router.providers.base import RelayRequest, Reply
+from llm_router.records.memory import MemoryRecords
 
 __all__ = ["UNBOUNDED_TTL", "Sender", "estimate"]
 
@@ -113,7 +114,7 @@ class Sender:
     closed: bool = False
     reporter: Reporter | None = None
     resources: Resources = attrs.field(
-        default=attrs.Factory(lambda made: Resources(MemoryOwners(made.clock)), takes_self=True)
+        default=attrs.Factory(lambda made: Resources(MemoryRecords(clock=made.clock)), takes_self=True)
     )
     not_relaying: frozenset[str] = _EVERY_PROVIDER
     totals: Totals | None = None
