@@ -27,7 +27,8 @@ def get_request_router() -> Router:
 
     ``LLM_ROUTER_KEYS`` names another keys file. Without ``LLM_ROUTER_STORE`` and ``REDIS_URL`` the state is
     kept in an SQLite file in the user's state directory, so that daily counts survive a restart and the
-    programs of one machine share their quotas.
+    programs of one machine share their quotas. Conversations, and which project a file belongs to, are kept
+    beside it.
 
     Each event loop has its own router; all of a process share the quotas and the conversations. So where
     threads run loops of their own, call this in each. Without a running loop it returns a router for the loop
@@ -124,7 +125,9 @@ class _Defaults:
             )
         # The store of a dropped router has its connections, and knows what was spent while it failed.
         store = self._idle.pop() if self._idle else self._open(url, in_memory=in_memory)
-        router = _DefaultRouter.from_settings(self._settings, store=store, histories=self._histories)
+        router = _DefaultRouter.from_settings(
+            self._settings, store=store, records=url, histories=self._histories if in_memory else url
+        )
         router.opened = store
         return router
 

@@ -15,6 +15,7 @@ from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
 from llm_router.conversations.memory import MemoryHistory
+from llm_router.conversations.stored import HISTORIES, HISTORY_BOUNDS, StoredHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.exchange import Exchange
@@ -55,15 +56,19 @@ from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
+from llm_router.engine.resources import OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
+from llm_router.engine.totals import TOTALS, TOTALS_BOUNDS, Totals
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
+from llm_router.records.base import RecordStore
+from llm_router.records.urls import OpenedRecords
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -77,6 +82,9 @@ if TYPE_CHECKING:
     from llm_router.config import Settings
 
 __all__ = ["Router", "RouterOptions"]
+
+_BOUNDS = {HISTORIES: HISTORY_BOUNDS, OWNERS: OWNER_BOUNDS, "callers": OWNER_BOUNDS, TOTALS: TOTALS_BOUNDS}
+"""How much may be kept in the record stores that a router opens."""
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
 # that importing the library takes, and a router built from values, or for tests, needs neither.
@@ -97,7 +105,9 @@ class RouterOptions(TypedDict, total=False):
     max_requests_per_second: float | None
     safety_settings: Mapping[str, str] | None
     base_url: str | None
-    histories: HistoryStore | None
+    histories: HistoryStore | str | None
+    records: RecordStore | str | None
+    totals: bool
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
     tenant_weights: Mapping[str, float] | None
@@ -134,7 +144,12 @@ class Router:
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
             four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.
-        histories: Keeps conversations; the memory of this process by default.
+        histories: Keeps conversations: a store of them, a URL as for ``store`` (SQLite: a file beside it), or
+            None for the memory of this process.
+        records: Keeps which project a file, a cached content or an interaction belongs to, and what each key
+            did by day: a record store (which the caller closes), a URL as for ``store`` (SQLite: a file
+            beside it), or None for where ``store`` is, if that is a URL, or else the memory of this process.
+        totals: Whether what each key does is counted, by day, for statuses.
         history_tokens: Tokens of history sent along, per workload; ``""`` is for conversations without one.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
@@ -167,7 +182,9 @@ class Router:
         max_requests_per_second: float | None = None,
         safety_settings: Mapping[str, str] | None = None,
         base_url: str | None = None,
-        histories: HistoryStore | None = None,
+        histories: HistoryStore | str | None = None,
+        records: RecordStore | str | None = None,
+        totals: bool = True,
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
         tenant_weights: Mapping[str, float] | None = None,
@@ -177,7 +194,7 @@ class Router:
         shown_only = deployments_in("inactive", inactive)
         workloads = check_workloads(workloads)
         check_deployments(active, workloads)
-        check_types(strategy, provider, clock, histories, base_url, safety_settings)
+        check_types(strategy, provider, clock, histories, records, base_url, safety_settings)
         budgets = mapping("history_tokens", history_tokens, "{'light': 8_000}")
         check_numbers(
             max_retries=max_retries,
@@ -194,7 +211,13 @@ class Router:
         clock = clock or SystemClock()
         pacer = None if rpd_pacing is None else Pacer(rpd_pacing, clock)
         reporter = reporter_for(observers, clock)
-        self._owned: list[RateLimitStore | Provider] = []
+        opened_records = OpenedRecords(_BOUNDS, _shared(clock))
+        self._owned: list[RateLimitStore | Provider | OpenedRecords] = [opened_records]
+        if records is None:
+            records = opened_records.at(store if isinstance(store, str) else "memory://", "store")
+        self.records = opened_records.at(records, "records") if isinstance(records, str) else records
+        """Keeps what belongs to whom, and what each key did."""
+        kept_histories = _opened_histories(histories, opened_records, clock)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
         opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
@@ -219,32 +242,49 @@ class Router:
             pacer,
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
+        self._totals = Totals(self.records, clock) if totals else None
+        if self._totals is not None:
+            deadlines.on_adopt = self._totals.enter_loop
+        judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
             selector,
-            Judge(policy, pool, opened, clock, reporter, selector.look_again),
+            judge,
             policy,
             clock,
             deadlines,
             check_wait(max_wait),
             reporter=reporter,
+            resources=Resources(self.records),
             not_relaying=frozenset(
                 each.name for each in upstreams.values() if each.provider is not self._relaying
             ),
+            totals=self._totals,
         )
         relaying = self._relaying
         self._querier = Querier(
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked)
-        self.keys = KeyManager(pool, shown_only, opened, selector, tuple(upstreams.values()), clock, reporter)
+        self.keys = KeyManager(
+            pool,
+            shown_only,
+            opened,
+            selector,
+            tuple(upstreams.values()),
+            clock,
+            reporter,
+            judge.failures,
+            judge.learner.suspicions,
+            self._totals,
+        )
         """Reports the statuses of the keys."""
         self._conversations = Conversations(
             self.send,
             self.stream,
             partial(estimate, next(iter(upstreams.values())), validate=False),
-            MemoryHistory(clock=clock) if histories is None else histories,
+            kept_histories,
             {**HISTORY_TOKENS, **budgets},
         )
 
@@ -259,8 +299,7 @@ class Router:
         owned = store is None or isinstance(store, str)
         if store is None or isinstance(store, str):
             url = "memory://" if store is None else store
-            # A store's own clock is the better one for sharing: Redis goes by its server's.
-            store = open_store(url, clock=None if isinstance(clock, SystemClock) else clock)
+            store = open_store(url, clock=_shared(clock))
         check_store(store)
         if isinstance(store, MemoryStore | FailoverStore):
             if owned:
@@ -635,15 +674,19 @@ class Router:
         self._sender.deadlines.enter_loop()
         return await self.keys.health()
 
-    async def get_all_key_statuses(self) -> list[KeyStatus]:
+    async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
         """Return the status of every deployment; see :class:`KeyStatus`.
 
+        Args:
+            days: For how many days it has the totals, today included; 35 at most.
+
         Raises:
+            InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
             RouterLoopError: As for :meth:`send`.
         """
         self._sender.deadlines.enter_loop()
-        return await self.keys.get_all_key_statuses()
+        return await self.keys.get_all_key_statuses(days=days)
 
     @property
     def closed(self) -> bool:
@@ -663,6 +706,8 @@ class Router:
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
+        if self._totals is not None:
+            await self._totals.aclose()
         while self._owned:
             await self._owned.pop().aclose()
 
@@ -679,6 +724,19 @@ class Router:
 
     def __repr__(self) -> str:
         return f"Router({len(self.keys.pool)} deployments, {type(self.keys.store).__name__})"
+
+
+def _shared(clock: Clock) -> Clock | None:
+    """Return the clock for what processes share: its own is the better one, such as Redis's its server's."""
+    return None if isinstance(clock, SystemClock) else clock
+
+
+def _opened_histories(
+    histories: HistoryStore | str | None, records: OpenedRecords, clock: Clock
+) -> HistoryStore:
+    if histories is None or histories == "memory://":
+        return MemoryHistory(clock=clock)
+    return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
 
 
 def _watch(store: RateLimitStore, reporter: Reporter | None) -> Callable[[], None]:

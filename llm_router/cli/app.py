@@ -20,6 +20,7 @@ from llm_router.cli import (
     serve,
     status,
     tokens,
+    top,
 )
 from llm_router.cli.output import exit_codes, say
 from llm_router.domain.version import installed_version
@@ -73,6 +74,7 @@ for _command in (
     compare.compare,
     explain.explain,
     status.status,
+    top.top,
     check.check,
     serve.serve,
     emulator.emulator,

@@ -13,9 +13,9 @@ from llm_router.cli import keys_add, keys_limits, keys_list, keys_test
 from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import complain, print_json, printable, say, show_table
 from llm_router.cli.routers import choose_shared_store, open_router
-from llm_router.cli.status import state_of
+from llm_router.cli.words import state_of
 from llm_router.config import load_settings
-from llm_router.domain.status import KeyStatus
+from llm_router.domain.status import KeyStatus, without_deprecated
 from llm_router.engine.keys import KeyManager
 
 __all__ = ["keys"]
@@ -91,12 +91,12 @@ def _change(
 
     statuses = asyncio.run(make())
     if as_json:
-        print_json(statuses)
+        print_json([without_deprecated(row) for row in statuses])
         return
     say(f"{done}: {printable(key if model is None else f'{key}/{model}')}")
     show_table(
         ("key", "model", "project", "state"),
-        [(row["key_id"], row["model"], row["project"], printable(state_of(row))) for row in statuses],
+        [(row["key_id"], row["model"], row["project"], state_of(row)) for row in statuses],
     )
     if done != "disabled" and any(row["disabled"] for row in statuses):
         complain(

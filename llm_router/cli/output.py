@@ -98,7 +98,9 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for place, column in enumerate(columns, 1):  # only the last one is wrapped, as long as all others fit
+        table.add_column(column, no_wrap=place < len(columns), overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name that is cut is no name
     Console().print(table)

@@ -155,5 +155,7 @@ def _gateway(plan: _Plan) -> Gateway:
         settings, store=plan.store, base_url=plan.base_url, on_store_failure="closed"
     )
     file = plan.token_file
-    callers = None if file is None else Callers(TokenFile(file), workers=plan.workers)
+    callers = None
+    if file is not None:
+        callers = Callers(TokenFile(file), workers=plan.workers, records=router.records)
     return Gateway(router, callers=callers, max_wait=plan.max_wait, trusts_proxy=plan.trusts_proxy)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import attrs
 
-__all__ = ["HistoryStore", "Turn"]
+__all__ = ["HistoryStore", "Turn", "VersionedHistoryStore"]
 
 
 @attrs.frozen
@@ -55,4 +55,27 @@ class HistoryStore(Protocol):
 
     async def delete(self, conversation_id: str) -> None:
         """Forget a conversation; do nothing if it is unknown."""
+        ...
+
+
+@runtime_checkable
+class VersionedHistoryStore(HistoryStore, Protocol):
+    """A history store that notices that another process has changed a conversation meanwhile.
+
+    The router then uses these methods, so that no history is ever a mixture of what two processes said.
+    """
+
+    async def load_version(self, conversation_id: str) -> tuple[tuple[Turn, ...], int]:
+        """Return the turns of a conversation, and their version: 0 if it is unknown.
+
+        A version is never given to a conversation twice.
+        """
+        ...
+
+    async def save_version(self, conversation_id: str, turns: tuple[Turn, ...], version: int) -> int:
+        """Replace the turns of a conversation if they are still those of ``version``; return the new one.
+
+        Raises:
+            HistoryConflictError: They are not; nothing was changed.
+        """
         ...

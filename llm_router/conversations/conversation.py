@@ -25,7 +25,7 @@ from llm_router.domain.request import Request
 from llm_router.domain.response import Chunk, Response
 from llm_router.engine.requests import unalias
 from llm_router.engine.streaming import Stream
-from llm_router.errors import InvalidRequestError
+from llm_router.errors import HistoryConflictError, InvalidRequestError
 
 __all__ = ["HISTORY_TOKENS", "Conversation", "Conversations"]
 
@@ -86,7 +86,9 @@ class Conversation:
 
     An answer is never lost to a history store that fails, or to a cancellation, while it is saved: the
     response is returned unless the caller was cancelled, and the turn is remembered by this process as long
-    as there is a handle on the conversation; the next turn saves it again. A handle logs one warning.
+    as there is a handle on the conversation; the next turn saves it again. A handle logs one warning. Where
+    the store has versions, as SQLite and Redis have, a turn that another process has overtaken is not
+    remembered: the error says so, and has the response.
 
     Args:
         conversations: The router's conversations.
@@ -115,6 +117,8 @@ class Conversation:
         Raises:
             InvalidRequestError: An argument is wrong; the history is unchanged.
             HistoryError: The history could not be loaded; nothing was sent.
+            HistoryConflictError: Another process has changed the conversation meanwhile; the error has the
+                response.
         """
         prompt, options = unalias(prompt, options)
         async with self._history.lock:
@@ -137,6 +141,9 @@ class Conversation:
         Raises, when the stream is entered:
             InvalidRequestError: An argument is wrong.
             HistoryError: The history could not be loaded; nothing was sent.
+
+        Raises, when it has been read to its end:
+            HistoryConflictError: As for :meth:`send`.
         """
         prompt, options = unalias(prompt, options)
         return Stream(self._events(said_in(prompt), {**self._options, **options}))
@@ -161,19 +168,26 @@ class Conversation:
         if not said:
             raise InvalidRequestError("the prompt is empty: pass a string or contents")
         answering = answers_call(said)
-        turns = complete(await self._turns(), answering=answering)
+        turns = complete(await self._history.load() or self._begun(), answering=answering)
         return truncate(turns, self._conversations.budget(options.get("workload")), answering=answering)
 
-    async def _turns(self) -> tuple[Turn, ...]:
-        """Return what is remembered, or else what the conversation is to begin with."""
-        return await self._history.load() or tuple(self._sized(turn) for turn in self._beginning)
+    def _begun(self) -> tuple[Turn, ...]:
+        """Return what the conversation is to begin with where nothing is remembered."""
+        return tuple(self._sized(turn) for turn in self._beginning)
 
     async def _remember(self, turns: tuple[Turn, ...], said: tuple[Any, ...], response: Response) -> None:
-        """Add the turn to the history if it succeeded and has content; never fail for it."""
+        """Add the turn to the history if it succeeded and has content; a store that fails does no harm.
+
+        Raises:
+            HistoryConflictError: Another process has changed the history meanwhile.
+        """
         try:
             new = turns_of(said, response)
             if new:
                 await self._history.save(turns, tuple(self._sized(turn) for turn in new))
+        except HistoryConflictError as conflict:
+            conflict.response = response
+            raise
         except Exception as error:  # noqa: BLE001 - the answer is paid for: it is returned all the same
             self._warn(error)
 
@@ -196,7 +210,7 @@ class Conversation:
         Raises:
             HistoryError: The history could not be loaded.
         """
-        return history_of(await self._turns())
+        return history_of(await self._history.look() or self._begun())
 
     async def clear(self) -> None:
         """Forget the history, also what this handle was to begin with.

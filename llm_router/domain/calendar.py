@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from zoneinfo import ZoneInfo
 
-__all__ = ["NEVER", "microseconds", "midnights", "next_midnight", "seconds"]
+__all__ = ["NEVER", "day_of", "microseconds", "midnights", "next_midnight", "seconds"]
 
 NEVER = 1 << 62
 """Later than every time, in microseconds."""
@@ -43,6 +43,15 @@ def next_midnight(now: float, timezone: str) -> float:
         ZoneInfoNotFoundError: There is no such time zone.
     """
     return seconds(midnights(microseconds(now), timezone)[1])
+
+
+def day_of(now: float, timezone: str) -> str:
+    """Return the date in ``timezone`` at ``now`` (seconds since the epoch), such as ``2026-11-26``.
+
+    Raises:
+        ZoneInfoNotFoundError: There is no such time zone.
+    """
+    return datetime.fromtimestamp(now, ZoneInfo(timezone)).date().isoformat()
 
 
 @lru_cache(maxsize=64)

@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, Literal, TypedDict
 
-__all__ = ["Health", "KeyStatus", "LimitStatus"]
+__all__ = [
+    "DEPRECATED",
+    "DayTotals",
+    "FactStatus",
+    "FailureStatus",
+    "Health",
+    "HealthState",
+    "KeyState",
+    "KeyStatus",
+    "LimitStatus",
+    "without_deprecated",
+]
+
+KeyState = Literal["ready", "spent", "cooling_down", "unreachable", "quarantined", "disabled", "inactive"]
+"""Whether a deployment can be used now, and if not, what is the matter with it."""
+
+HealthState = Literal["healthy", "spent", "unusable", "store_lost"]
+"""Whether a send may succeed now, and if not, why."""
+
+DEPRECATED = frozenset(
+    {
+        "cooldown_remaining",
+        "learnt_ago",
+        "raised_in",
+        "resets_in",
+        "room_in",
+        "rpm_usage",
+        "tpm_usage",
+        "rpd_usage",
+        "tpd_usage",
+    }
+)
+"""Fields that stay for those who read them, and have successors that are numbers with their unit in the name.
+What is printed as JSON leaves them out."""
 
 
 class LimitStatus(TypedDict):
@@ -14,17 +47,82 @@ class LimitStatus(TypedDict):
     """Requests or tokens that were taken and have not come back."""
     limit: int | None
     """How many are admitted; None while nothing is known of it."""
+    remaining: int | None
+    """How many are left of it now, at least 0; None while no limit is known."""
+    refill: str
+    """How it comes back: ``rolling`` or ``steady``, over a window, or ``daily``, at a midnight."""
+    window_seconds: float | None
+    """The window that it is counted over; None for a day, whose length varies."""
     configured: int | None
     """How many the configuration allows at most; None if it leaves the limit to be learnt."""
     source: str
     """``configured``, ``stated`` by the provider, ``inferred`` from its refusals, or ``unknown``: nothing was
     refused so far."""
+    learnt_at: float | None
+    """When the limit was learnt, in seconds since the Unix epoch; None if it is not a learnt one."""
+    raised_at: float | None
+    """From when on more is tried, likewise; None if it will not be."""
+    reset_in_seconds: float
+    """Seconds until all is back: if nothing more is taken, or at the end of the day."""
+    reset_at: float
+    """The same, in seconds since the Unix epoch."""
+    per_hour: float | None
+    """Of a day: how many are used in an hour at present. It is what this process saw in the last quarter of
+    an hour, or the mean of the day so far if it looks for the first time. None for other quotas."""
+    used_up_in_seconds: float | None
+    """Of a day: in how many seconds it is used up at this pace; None if it lasts, or for other quotas."""
+    used_up_at: float | None
+    """The same, in seconds since the Unix epoch."""
     learnt_ago: float | None
-    """Seconds since the limit was learnt; None if it is not a learnt one."""
+    """Deprecated, see ``learnt_at``: seconds since the limit was learnt."""
     raised_in: float | None
-    """Seconds until more is tried; 0 while it is, None if it will not be."""
+    """Deprecated, see ``raised_at``: seconds until more is tried, 0 while it is."""
     resets_in: float
-    """Seconds until all is back if nothing more is taken."""
+    """Deprecated, see ``reset_in_seconds``: seconds until all is back, 0 if nothing is taken."""
+
+
+class DayTotals(TypedDict):
+    """What a key did with a model on one day of the provider's calendar, in all processes."""
+
+    day: str
+    """The date, such as ``2026-11-26``, where the provider's day ends at midnight."""
+    requests: int
+    """Requests that were sent, whatever came of them."""
+    input_tokens: int
+    output_tokens: int
+    """Tokens of answers, thoughts included."""
+    rate_limited: int
+    """Requests that were refused for want of quota (429)."""
+    errors: int
+    """Requests that failed otherwise."""
+
+
+class FailureStatus(TypedDict):
+    """One failed call through a key, as this process saw it."""
+
+    at: float
+    """When it ended, in seconds since the Unix epoch."""
+    model: str
+    kind: str
+    """What kind of failure, as in :class:`~llm_router.FailureKind`."""
+    code: int | None
+    """The HTTP status, or None if no answer came."""
+    words: str
+    """What happened, without the provider's own text, which may quote a prompt."""
+
+
+class FactStatus(TypedDict):
+    """Something that was not configured, but that refusals suggest; this process found it."""
+
+    kind: str
+    """``shared_project``: keys that are configured as several projects are probably one.
+    ``outside_traffic``: something that does not use this store spends the quota as well."""
+    at: float
+    """When it was last seen, in seconds since the Unix epoch."""
+    words: str
+    """What was seen, and what to do about it."""
+    keys: list[str]
+    """The other keys that it is about; empty if none."""
 
 
 class KeyStatus(TypedDict):
@@ -37,24 +135,42 @@ class KeyStatus(TypedDict):
     workload: str
     priority: int
     active: bool
+    state: KeyState
+    usable_in_seconds: float | None
+    """Seconds after which it can be used, at the latest: 0 if it can now, None if no time is known."""
+    usable_at: float | None
+    """The same, in seconds since the Unix epoch."""
     in_cooldown: bool
     """Whether no request is sent through it now: it cools down, or is quarantined or disabled."""
     quarantined: bool
     """Whether this lasts until a request that tries again succeeds, or until it is lifted."""
     disabled: bool
     """Whether somebody disabled the key or the model, which is no fault of theirs."""
+    cooldown_until: float | None
+    """When it ends or, for a quarantine, is tried again, in seconds since the Unix epoch; None for never, or
+    without one."""
     cooldown_remaining: float | None
-    """Seconds until it ends or, for a quarantine, until it is tried again; 0 without one, None for never."""
+    """Deprecated, see ``cooldown_until``: the same in seconds from now; 0 without one, None for never."""
     reason: str | None
     """Why it is cooling down, quarantined or disabled, or None."""
     spent: list[str]
     """The metrics whose quota is used up now, such as ``["rpm"]``; empty if there is room in all of them."""
     room_in: float | None
-    """Seconds after which there is room again, at the latest; 0 if there is now, None for never."""
+    """Deprecated, see ``usable_in_seconds``: seconds after which there is room in every quota, at the latest;
+    0 if there is now, None for never."""
     limits: dict[str, LimitStatus]
     """The quotas by metric; a metric without a limit is missing."""
+    today: DayTotals | None
+    """What it did today; None if that is not known, since totals are not counted, or their store fails."""
+    days: list[DayTotals]
+    """The same for as many days as were asked for, today first; empty if nothing is known."""
+    facts: list[FactStatus]
+    """What refusals suggest about the key and the model."""
+    failures: list[FailureStatus]
+    """The last ten failures of the key, on any model, that this process saw; the latest first."""
     rpm_usage: str
-    """``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is counted then."""
+    """Deprecated, see ``limits``: ``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is
+    counted then."""
     tpm_usage: str
     rpd_usage: str
     tpd_usage: str
@@ -65,6 +181,13 @@ class Health(TypedDict):
 
     healthy: bool
     """Whether a send may succeed now: a usable key has room, quotas are counted, its provider is reached."""
+    state: HealthState
+    """The same in a word: ``spent`` if only quota is missing, ``unusable`` for all else that keeps every key
+    out of use, ``store_lost`` while the store does not answer, whether or not this process goes on alone."""
+    usable_in_seconds: float | None
+    """Seconds after which a key can be used, at the latest: 0 if one can now, None if no time is known."""
+    usable_at: float | None
+    """The same, in seconds since the Unix epoch."""
     total_keys: int
     active_keys: int
     in_cooldown: int
@@ -83,3 +206,13 @@ class Health(TypedDict):
     """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""
     problems: list[str]
     """What is wrong, in words; empty if nothing is."""
+
+
+def without_deprecated(status: KeyStatus) -> dict[str, Any]:
+    """Return a status without the fields that have successors, as it is printed as JSON."""
+    kept: dict[str, Any] = {name: value for name, value in status.items() if name not in DEPRECATED}
+    kept["limits"] = {
+        metric: {name: value for name, value in limit.items() if name not in DEPRECATED}
+        for metric, limit in status["limits"].items()
+    }
+    return kept

@@ -30,6 +30,7 @@ def check_types(
     provider: object,
     clock: object,
     histories: object,
+    records: object,
     base_url: object,
     safety_settings: object,
 ) -> None:
@@ -43,8 +44,14 @@ def check_types(
     check_providers(provider)
     remedy = "leave it out, or pass one with the methods of Clock, such as ManualClock()"
     _check_methods("clock", "a clock", clock, ("time", "call_later"), remedy)
-    remedy = "leave it out, or pass one with the methods of HistoryStore, such as MemoryHistory()"
-    _check_methods("histories", "a store of histories", histories, ("load", "save", "delete"), remedy)
+    if not isinstance(histories, str):
+        remedy = (
+            "leave it out, or pass a URL or one with the methods of HistoryStore, such as MemoryHistory()"
+        )
+        _check_methods("histories", "a store of histories", histories, ("load", "save", "delete"), remedy)
+    if not isinstance(records, str):
+        remedy = "leave it out, or pass a URL or one with the methods of RecordStore, such as MemoryRecords()"
+        _check_methods("records", "a record store", records, ("get", "put", "delete", "add"), remedy)
     if base_url is not None and not isinstance(base_url, str):
         remedy = "pass the URL of a server, such as https://proxy.example:8443"
         raise ConfigError(f"base_url must be a string, not {_kind(base_url)}: {remedy}")

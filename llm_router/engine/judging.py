@@ -15,6 +15,7 @@ from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
+from llm_router.engine.failures import FailureLog
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner
 from llm_router.engine.limits import Inference
@@ -59,6 +60,7 @@ class Judge:
         clock: Where time comes from.
         reporter: Reports to observers, or None.
         on_room: Called when requests that wait may find room.
+        failures: Where the failures of each key are remembered.
     """
 
     policy: RetryPolicy
@@ -67,6 +69,7 @@ class Judge:
     clock: Clock
     reporter: Reporter | None = None
     on_room: Callable[[], None] = lambda: None
+    failures: FailureLog = attrs.field(factory=FailureLog)
     learner: LimitLearner = attrs.field(init=False)
     _monotonic: Callable[[], float] = attrs.field(init=False)
     _refused: dict[Scope, float] = attrs.field(factory=dict, init=False)
@@ -94,6 +97,7 @@ class Judge:
             began: When the attempt began, on the monotonic clock.
         """
         now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
+        self.failures.note(deployment, error, now)
         scope = store_scope(error, deployment)
         probed = max((p for p in probes if p.scope == scope), key=attrgetter("strikes"), default=None)
         strikes, since = (0, None) if probed is None else (probed.strikes, probed.since or None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -13,21 +13,45 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.numbers import shown, whole
+from llm_router.domain.status import DayTotals, Health, HealthState, KeyStatus
+from llm_router.engine.failures import FailureLog
+from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
-from llm_router.engine.statuses import count_unusable, describe
+from llm_router.engine.statuses import Found, count_unusable, describe
+from llm_router.engine.suspicions import Suspicions
+from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
-from llm_router.errors import StoreError, StoreUnavailableError, UnknownKeyError, UnknownModelError
+from llm_router.errors import (
+    InvalidRequestError,
+    StoreError,
+    StoreUnavailableError,
+    UnknownKeyError,
+    UnknownModelError,
+)
 from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
 
-__all__ = ["KeyManager"]
+__all__ = ["KeyManager", "Report"]
 
 _NOBODY = "\0"
 """The id of a key and a project that nobody has."""
 
 _MOST_NAMED = 20
+
+
+@attrs.frozen
+class Report:
+    """How a router is at one moment.
+
+    Attributes:
+        health: As a whole.
+        keys: Each of its deployments, the inactive ones last.
+    """
+
+    health: Health
+    keys: list[KeyStatus]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -45,6 +69,9 @@ class KeyManager:
         upstreams: The providers.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
+        failures: The last failures of each key.
+        suspicions: What refusals suggest.
+        totals: What each key did by day; None if it is not counted.
     """
 
     pool: Pool
@@ -54,16 +81,24 @@ class KeyManager:
     upstreams: Sequence[Upstream]
     clock: Clock
     reporter: Reporter | None = None
+    failures: FailureLog = attrs.field(factory=FailureLog)
+    suspicions: Suspicions = attrs.field(factory=Suspicions)
+    totals: Totals | None = None
+    _paces: Paces = attrs.field(factory=Paces, init=False)
 
     # --- reporting ------------------------------------------------------------------------------------
 
-    async def get_all_key_statuses(self) -> list[KeyStatus]:
+    async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
         """Return the status of every deployment, the inactive ones last.
 
+        Args:
+            days: For how many days it has the totals, today included; at most ``DAYS_KEPT`` (35) are kept.
+
         Raises:
+            InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
         """
-        return await self._statuses(self._deployments())
+        return await self._statuses(self._deployments(), _number_of(days))
 
     async def statuses_of(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
         """Return the status of each deployment of a key, or of one of its models.
@@ -85,10 +120,24 @@ class KeyManager:
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
+        return (await self._report(0)).health
+
+    async def report(self, *, days: int = 1) -> Report:
+        """Return the health and the statuses, of one moment; no statuses if the store does not answer.
+
+        Args:
+            days: As for :meth:`get_all_key_statuses`.
+
+        Raises:
+            InvalidRequestError: As there.
+        """
+        return await self._report(_number_of(days))
+
+    async def _report(self, days: int) -> Report:
         problems: list[str] = []
         statuses: list[KeyStatus] = []
         try:
-            statuses = await self.get_all_key_statuses()
+            statuses = await self._statuses(self._deployments(), days)
         except StoreError as error:
             problems.append(f"store: {error}")
         fronting = self.store if isinstance(self.store, FrontingStore) else None
@@ -107,20 +156,17 @@ class KeyManager:
             f"{upstream.breaker.open_until - now:.1f} s"
             for upstream in unreachable
         ]
-        names = {upstream.name for upstream in unreachable}
-        usable = any(
-            status["active"]
-            and not status["in_cooldown"]
-            and not status["spent"]
-            and status["provider"] not in names
-            for status in statuses
-        )
+        usable = any(status["state"] == "ready" for status in statuses)
+        usable_at = min((at for row in statuses if (at := row["usable_at"]) is not None), default=None)
         store = self.store if fronting is None else fronting.behind
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         unusable = count_unusable(statuses)
-        return Health(
+        health = Health(
             healthy=usable,
+            state=_state(statuses, usable=usable, store_ok=store_ok),
+            usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
+            usable_at=usable_at,
             total_keys=len(total),
             active_keys=len(active),
             in_cooldown=unusable["in_cooldown"],
@@ -133,6 +179,7 @@ class KeyManager:
             store_ok=store_ok,
             problems=problems,
         )
+        return Report(health, statuses)
 
     async def _advice(self) -> list[str]:
         """Return what in the setup of the store endangers the count."""
@@ -251,11 +298,27 @@ class KeyManager:
     def _deployments(self) -> list[Deployment]:
         return [*self.pool.states, *self.inactive]
 
-    async def _statuses(self, deployments: Sequence[Deployment]) -> list[KeyStatus]:
+    async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
         snapshots = await self.store.snapshot(deployments)
+        totals: Mapping[Deployment, Sequence[DayTotals]] = {}
+        if self.totals is not None and days:
+            totals = await self.totals.of(deployments, days) or {}
         now = self.clock.time()
         states = self.pool.states
-        return [describe(snapshot, states.get(snapshot.deployment), now) for snapshot in snapshots]
+        return [
+            describe(
+                snapshot,
+                states.get(snapshot.deployment),
+                now,
+                self._paces,
+                Found(
+                    self.suspicions.about(snapshot.deployment, now),
+                    self.failures.of(snapshot.deployment.key),
+                    totals.get(snapshot.deployment, ()),
+                ),
+            )
+            for snapshot in snapshots
+        ]
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""
@@ -311,6 +374,28 @@ class KeyManager:
         return await self._statuses(
             [each for each in self._deployments() if not set(each.scopes).isdisjoint(scopes)]
         )
+
+
+def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> HealthState:
+    """Say in a word whether a send may succeed now."""
+    if not store_ok:
+        return "store_lost"
+    if usable:
+        return "healthy"
+    # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
+    return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
+
+
+def _number_of(days: object) -> int:
+    """Return a number of days.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    number = whole(days)
+    if number is None or not 1 <= number <= DAYS_KEPT:
+        raise InvalidRequestError(f"days must be a whole number from 1 to {DAYS_KEPT}, not {shown(days)}")
+    return number
 
 
 def _switched(chosen: Iterable[Deployment], model: str | None) -> list[Scope]:

@@ -24,6 +24,7 @@ from llm_router.engine.limits import (
 )
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
+from llm_router.engine.suspicions import Suspicions
 from llm_router.errors import ProviderError, StoreError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
@@ -51,6 +52,7 @@ class LimitLearner:
         clock: Where time comes from.
         on_room: Called when requests that wait may find room.
         reporter: Reports to observers, or None.
+        suspicions: What refusals suggest besides limits.
     """
 
     pool: Pool
@@ -58,6 +60,7 @@ class LimitLearner:
     clock: Clock
     on_room: Callable[[], None]
     reporter: Reporter | None = None
+    suspicions: Suspicions = attrs.field(factory=Suspicions, init=False)
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
 
     async def infer(
@@ -80,6 +83,8 @@ class LimitLearner:
         """
         now, scope = self.clock.time(), state.deployment.model_scope
         [quotas] = await self._quotas_of([state])
+        if not repeated:
+            self.suspicions.note(state.deployment, error, quotas, now)
         finding = repeated and self._found.get(scope, -math.inf) >= began
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         when = Circumstances(now, began, strikes, since, repeated, finding)

@@ -4,104 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Protocol
 
-import attrs
-
-from llm_router.domain.clock import Clock
 from llm_router.errors import InvalidRequestError, StoreError
+from llm_router.records.base import Bounds, RecordStore
+from llm_router.records.naming import digest_name
 
-__all__ = ["KeptRecord", "MemoryOwners", "OwnerRecords", "Resources"]
+__all__ = ["OWNERS", "OWNER_BOUNDS", "OWNER_LIFE", "Resources"]
 
 _log = logging.getLogger("llm_router")
 
-_MOST = 100_000
-"""Most names that one process remembers by itself."""
+OWNERS = "owners"
+"""The space in which owners are kept."""
 
-_LIFE = 60 * 86_400.0
-"""Seconds for which a name is remembered: longer than the provider keeps all but tuned models."""
+OWNER_BOUNDS = Bounds(records=100_000)
+"""How many there may be in the record stores that a router opens."""
 
-
-class KeptRecord(Protocol):
-    """A value that was kept."""
-
-    @property
-    def value(self) -> bytes:
-        """The value."""
-        ...
-
-
-class OwnerRecords(Protocol):
-    """Keeps a value by name; may forget it."""
-
-    async def get(self, key: str, /) -> KeptRecord | None:
-        """Return what is kept under a name, or None."""
-        ...
-
-    async def put(self, key: str, value: bytes, /) -> object:
-        """Keep a value under a name."""
-        ...
-
-    async def delete(self, key: str, /) -> None:
-        """Forget a name."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close connections."""
-        ...
-
-
-@attrs.frozen
-class _Kept:
-    value: bytes
-    until: float
-
-
-class MemoryOwners:
-    """Keeps names in this process, those used last.
-
-    Args:
-        clock: Where time comes from.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-
-    async def get(self, key: str) -> KeptRecord | None:
-        """Return what is kept under a name, or None."""
-        kept = self._kept.get(key)
-        if kept is None or kept.until < self._clock.time():
-            return None
-        self._kept.move_to_end(key)
-        return kept
-
-    async def put(self, key: str, value: bytes) -> None:
-        """Keep a value under a name."""
-        self._kept[key] = _Kept(value, self._clock.time() + _LIFE)
-        self._kept.move_to_end(key)
-        if len(self._kept) > _MOST:
-            self._kept.popitem(last=False)
-
-    async def delete(self, key: str) -> None:
-        """Forget a name."""
-        self._kept.pop(key, None)
-
-    async def aclose(self) -> None:
-        """Do nothing."""
+OWNER_LIFE = 60 * 86_400.0
+"""Seconds for which an owner is remembered: longer than the provider keeps all but tuned models."""
 
 
 class Resources:
     """Remembers to which project things belong that the provider made for one of its keys.
 
     Args:
-        records: Where that is kept. One that fails is as one that has forgotten.
+        records: Where that is kept. One that fails is as one that has forgotten. It is not told the names,
+            since with that of an upload anybody could go on with it.
     """
 
-    def __init__(self, records: OwnerRecords) -> None:
-        self.records = records
+    def __init__(self, records: RecordStore) -> None:
+        self._records = records
 
     async def projects(self, names: Iterable[str]) -> frozenset[str]:
         """Return the one project that all these belong to; nothing if none of them is known.
@@ -124,8 +56,8 @@ class Resources:
 
     async def _owner(self, name: str) -> str | None:
         try:
-            record = await self.records.get(name)
-            return None if record is None else str(json.loads(record.value))
+            record = await self._records.get(OWNERS, digest_name(name))
+            return None if record is None else str(json.loads(record.data))
         except (StoreError, ValueError) as error:
             _log.debug("the project of a resource is not known: %s", error)
             return None
@@ -133,13 +65,14 @@ class Resources:
     async def remember(self, name: str, project: str) -> None:
         """Note that a thing was made for a project."""
         try:
-            await self.records.put(name, json.dumps(project).encode())
+            await self._records.put(OWNERS, digest_name(name), json.dumps(project).encode(), ttl=OWNER_LIFE)
         except StoreError as error:  # a later request that names it may go to another project, and fail there
-            _log.warning("the project of %s could not be kept: %s", name, error)
+            kind = name.partition("/")[0]
+            _log.warning("to which project one of %s belongs could not be kept: %s", kind, error)
 
     async def forget(self, name: str) -> None:
         """Note that a thing was deleted."""
         try:
-            await self.records.delete(name)
+            await self._records.delete(OWNERS, digest_name(name))
         except StoreError as error:
             _log.debug("a deleted resource could not be forgotten: %s", error)

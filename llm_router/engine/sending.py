@@ -39,11 +39,12 @@ from llm_router.engine.requests import (
     unknown_option,
 )
 from llm_router.engine.reserving import Lease, Selector
-from llm_router.engine.resources import MemoryOwners, Resources
+from llm_router.engine.resources import Resources
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
+from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.engine.waiting import Shortage
 from llm_router.errors import (
@@ -61,6 +62,7 @@ from llm_router.errors import (
     StoreTimeoutError,
 )
 from llm_router.providers.base import RelayRequest, Reply
+from llm_router.records.memory import MemoryRecords
 
 __all__ = ["UNBOUNDED_TTL", "Sender", "estimate"]
 
@@ -96,6 +98,7 @@ class Sender:
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
         resources: Which project the things belong to that exchanges have made.
+        totals: Counts what each key does; None where nobody wants to know.
         not_relaying: The names of the providers that exchanges are not relayed to.
         now: Reads the monotonic clock.
     """
@@ -111,9 +114,10 @@ class Sender:
     closed: bool = False
     reporter: Reporter | None = None
     resources: Resources = attrs.field(
-        default=attrs.Factory(lambda made: Resources(MemoryOwners(made.clock)), takes_self=True)
+        default=attrs.Factory(lambda made: Resources(MemoryRecords(clock=made.clock)), takes_self=True)
     )
     not_relaying: frozenset[str] = _EVERY_PROVIDER
+    totals: Totals | None = None
     now: Callable[[], float] = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -456,6 +460,14 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
+            totals, outcome = self._sender.totals, self._outcome
+            # Unless nothing was sent, or it is of a kind that is not counted.
+            if (
+                totals is not None
+                and self._send.requests
+                and (outcome is not _END or self._lease.used.requests)
+            ):
+                totals.count(self._lease.state.deployment, outcome)
             if (reporter := self._sender.reporter) is None:
                 await self._lease.close()
             else:
@@ -502,6 +514,8 @@ class OpenAttempt:
             outcome = DeadlineExceededError(
                 f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
             )
+            sender = self._sender
+            sender.judge.failures.note(self._lease.state.deployment, outcome, sender.clock.time())
         return outcome
 
     def _mark_unsent(self) -> None:

@@ -4,35 +4,73 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import attrs
+
+from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
-from llm_router.domain.quota import MAX_LIMIT, Metric, Refill
-from llm_router.domain.status import KeyStatus, LimitStatus
+from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
+from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
 from llm_router.engine.index import DeploymentState
+from llm_router.engine.paces import Paces
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
-__all__ = ["count_unusable", "describe", "limit_of"]
+__all__ = ["Found", "count_unusable", "describe", "limit_of"]
+
+_HOUR = 3600.0
 
 
-def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> KeyStatus:
+@attrs.frozen
+class Found:
+    """What this process has found out about a deployment by itself.
+
+    Attributes:
+        facts: What refusals suggest.
+        failures: The last failures of the key, the latest first.
+        days: What the key did with the model, by day, today first; not this process alone.
+    """
+
+    facts: Sequence[FactStatus] = ()
+    failures: Sequence[FailureStatus] = ()
+    days: Sequence[DayTotals] = ()
+
+
+_NOTHING_FOUND = Found()
+
+
+def describe(
+    snapshot: DeploymentSnapshot,
+    state: DeploymentState | None,
+    now: float,
+    paces: Paces | None = None,
+    found: Found = _NOTHING_FOUND,
+) -> KeyStatus:
     """Return the status of a deployment.
 
     Args:
         snapshot: What the store knows of it.
         state: What this process knows of it; None for one that is inactive.
         now: Seconds since the epoch.
+        paces: What was counted before, to which this is added.
+        found: What this process has found out by itself.
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
-    limits = {quota.metric: limit_of(quota, deployment, now) for quota in snapshot.quotas}
+    limits = {quota.metric: limit_of(quota, deployment, now, paces) for quota in snapshot.quotas}
     usages = {
         metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
         for metric, limit in limits.items()
     }
     spent = [quota for quota in snapshot.quotas if quota.used >= quota.limit]
     room_at = _room_at(snapshot, spent, state, now)
+    is_disabled = cooldown is not None and cooldown.is_disabled
+    is_quarantined = cooldown is not None and cooldown.is_quarantine and until > now
+    kind, usable_at = _usable(
+        state, now, until, room_at, is_disabled=is_disabled, is_quarantined=is_quarantined
+    )
     return KeyStatus(
         key_id=deployment.key.key_id,
         model=deployment.model,
@@ -41,14 +79,22 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
         workload=deployment.workload,
         priority=deployment.priority,
         active=state is not None,
+        state=kind,
+        usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
+        usable_at=usable_at,
         in_cooldown=until > now,
-        quarantined=cooldown is not None and cooldown.is_quarantine and until > now,
-        disabled=cooldown is not None and cooldown.is_disabled,
+        quarantined=is_quarantined,
+        disabled=is_disabled,
+        cooldown_until=until if now < until < math.inf else None,
         cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
         reason=reason if until > now else None,
         spent=[quota.metric.value for quota in spent],
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
         limits={metric.value: limit for metric, limit in limits.items()},
+        today=found.days[0] if found.days else None,
+        days=list(found.days),
+        facts=list(found.facts),
+        failures=list(found.failures),
         rpm_usage=usages.get(Metric.RPM, "0/∞"),
         tpm_usage=usages.get(Metric.TPM, "0/∞"),
         rpd_usage=usages.get(Metric.RPD, "0/∞"),
@@ -56,27 +102,83 @@ def describe(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
     )
 
 
-def limit_of(quota: QuotaSnapshot, deployment: Deployment, now: float) -> LimitStatus:
+def limit_of(
+    quota: QuotaSnapshot, deployment: Deployment, now: float, paces: Paces | None = None
+) -> LimitStatus:
     """Return the limit in force of a quota of ``deployment``, and how it is known.
 
     Args:
         quota: The quota, as the store has it.
         deployment: The deployment.
         now: Seconds since the epoch.
+        paces: What was counted before, to which this is added.
     """
     configured = {each.metric: each for each in deployment.quotas}.get(quota.metric)
     source, learnt = quota.source_on(deployment), quota.learnt
     if source is LimitSource.CONFIGURED:
         learnt = None
+    limit = quota.limit if quota.limit < MAX_LIMIT else None
+    daily = quota.metric.is_daily
+    per_second, ends_at = _day(quota, configured, deployment, now, paces) if daily else (None, None)
+    reset_at = max(quota.resets_at, now) if ends_at is None else max(quota.resets_at, ends_at)
+    used_up = None if per_second is None else used_up_at(quota.used, limit, per_second, now, reset_at)
+    raise_at = None if learnt is None or learnt.raise_at == math.inf else learnt.raise_at
+    usual = Refill.DAILY if daily else Refill.ROLLING
     return LimitStatus(
         used=quota.used,
-        limit=quota.limit if quota.limit < MAX_LIMIT else None,
+        limit=limit,
+        remaining=None if limit is None else max(limit - quota.used, 0),
+        refill=(usual if configured is None else configured.refill).value,
+        window_seconds=None if daily else MINUTE if configured is None else configured.window,
         configured=None if configured is None or configured.adaptive else configured.limit,
         source=source.value,
+        learnt_at=None if learnt is None else learnt.learnt_at,
+        raised_at=raise_at,
+        reset_in_seconds=reset_at - now,
+        reset_at=reset_at,
+        per_hour=None if per_second is None else per_second * _HOUR,
+        used_up_in_seconds=None if used_up is None else used_up - now,
+        used_up_at=used_up,
         learnt_ago=None if learnt is None else max(now - learnt.learnt_at, 0.0),
-        raised_in=None if learnt is None or learnt.raise_at == math.inf else max(learnt.raise_at - now, 0.0),
+        raised_in=None if raise_at is None else max(raise_at - now, 0.0),
         resets_in=max(quota.resets_at - now, 0.0),
     )
+
+
+def _day(
+    quota: QuotaSnapshot, configured: Quota | None, deployment: Deployment, now: float, paces: Paces | None
+) -> tuple[float, float]:
+    """Return how many are used per second of a day's quota at present, and when the day ends."""
+    timezone = PROVIDER_TIMEZONE if configured is None else configured.timezone
+    began, ends, _ = midnights(microseconds(now), timezone)
+    seen = () if paces is None else paces.note(deployment.model_scope, quota.metric, quota.used, now)
+    return pace(quota.used, now, seconds(began), seen), seconds(ends)
+
+
+def _usable(
+    state: DeploymentState | None,
+    now: float,
+    until: float,
+    room_at: float,
+    *,
+    is_disabled: bool,
+    is_quarantined: bool,
+) -> tuple[KeyState, float | None]:
+    """Return what is the matter with a deployment, and when it can be used at the latest; None if never."""
+    unreachable_until = now if state is None else state.group.breaker.open_until
+    latest = max(now, until, room_at, unreachable_until)
+    usable_at = None if state is None or latest == math.inf else latest
+    if is_disabled:
+        return "disabled", None
+    if state is None:
+        return "inactive", None
+    if is_quarantined:
+        return "quarantined", usable_at
+    if until > now:
+        return "cooling_down", usable_at
+    if room_at > now:
+        return "spent", usable_at
+    return ("unreachable" if unreachable_until > now else "ready"), usable_at
 
 
 def _unusable(

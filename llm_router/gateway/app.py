@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from llm_router.domain.exchange import Head
+from llm_router.domain.status import without_deprecated
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import Answer, RefusedError
 from llm_router.gateway.requests import (
@@ -24,6 +25,7 @@ from llm_router.gateway.requests import (
 )
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
+from llm_router.gemini_http.credentials import read_credentials
 from llm_router.gemini_http.framing import JSON_TYPE, dump
 from llm_router.gemini_http.resources import with_origin
 from llm_router.gemini_http.wishes import read_wishes, trace_headers
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 __all__ = ["Gateway"]
 
 _log = logging.getLogger("llm_router")
+
+_PATIENCE = 1.0
+"""Seconds that a report waits for the store, so that the gateway is not taken for one that hangs."""
 
 _OF_CLIENTS = ("x-server-timeout", "x-stainless-timeout")
 """Headers in which SDKs say for how many seconds they wait."""
@@ -103,7 +108,7 @@ class Gateway:
         self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange, receive: Receive, answer: Answer
     ) -> None:
         if exchange.path in {"/healthz", "/readyz"}:
-            await self._report(exchange, answer)
+            await self._report(exchange, answer, show_keys=await self._may_see(scope, headers, exchange))
             return
         caller = None
         if self.callers is None:
@@ -145,15 +150,42 @@ class Gateway:
         options["max_wait"] = most if wished is None or wished > most else wished
         return options
 
-    async def _report(self, exchange: Exchange, answer: Answer) -> None:
-        """Answer whether the gateway lives, or whether a call has a chance."""
+    async def _report(self, exchange: Exchange, answer: Answer, *, show_keys: bool) -> None:
+        """Answer whether the gateway lives, with what there is to know, or whether a call has a chance."""
         body: dict[str, Any] = {"status": "ok"}
         status = HTTPStatus.OK
-        if exchange.path == "/readyz":
+        if exchange.path == "/healthz" and exchange.verb != "HEAD":
+            body |= await self._health(show_keys=show_keys)
+        elif exchange.path == "/readyz":
             is_ready = (await self.router.health_check())["healthy"]
             status = HTTPStatus.OK if is_ready else HTTPStatus.SERVICE_UNAVAILABLE
             body = {"status": "ok" if is_ready else "unavailable"}
         await self._tell(answer, exchange, Head(int(status), (("content-type", JSON_TYPE),)), dump(body))
+
+    async def _health(self, *, show_keys: bool) -> dict[str, Any]:
+        """Return the health, and the keys for those who may see them, unless the store takes too long."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                report = await self.router.keys.report()
+        except TimeoutError:
+            return {"state": "store_lost"}
+        health = report.health
+        if not show_keys:
+            return {"state": health["state"], "usable_in_seconds": health["usable_in_seconds"]}
+        return {"state": health["state"], "health": health, "keys": [*map(without_deprecated, report.keys)]}
+
+    async def _may_see(self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange) -> bool:
+        """Return whether a client may see the keys: one of this machine, or with a token for all."""
+        try:
+            if self.callers is None:
+                check_local(headers)
+                return True
+            if not read_credentials(scope["headers"], exchange.query):
+                return False  # a probe, and no wrong token
+            address = client_address(scope, headers, trusts_proxy=self.trusts_proxy)
+            return (await self.callers.identify(exchange, scope["headers"], address)).is_free
+        except RefusedError:
+            return False
 
     async def _tell(self, answer: Answer, exchange: Exchange, head: Head, body: bytes) -> None:
         if not answer.is_begun:

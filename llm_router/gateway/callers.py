@@ -10,15 +10,18 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.clock import Clock, SystemClock
-from llm_router.engine.resources import MemoryOwners
-from llm_router.errors import ConfigError
+from llm_router.engine.resources import OWNER_LIFE
+from llm_router.errors import ConfigError, StoreError
 from llm_router.gateway.answers import RefusedError
+from llm_router.gateway.rates import CALLERS, TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
 from llm_router.gemini_http.credentials import read_credentials
 from llm_router.gemini_http.framing import dump
 from llm_router.gemini_http.resources import upload_name
 from llm_router.gemini_http.targets import Operation, Target, parse_target
+from llm_router.records.memory import MemoryRecords
+from llm_router.records.naming import digest_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from llm_router.domain.exchange import Exchange, Head
     from llm_router.domain.options import RelayOptions
     from llm_router.gateway.tokens import Grant, TokenFile
+    from llm_router.records.base import RecordStore
 
 __all__ = ["Caller", "Callers"]
 
@@ -63,6 +67,11 @@ class Caller:
         self._grant = grant
         self._target = target
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the token is for every model and workload, and for no tenant."""
+        return not (self._grant.workloads or self._grant.models or self._grant.tenant)
+
     async def confine(
         self, exchange: Exchange, options: RelayOptions, deployments: Iterable[Deployment]
     ) -> None:
@@ -89,7 +98,7 @@ class Caller:
         if target.operation.method:
             if self._grant.workloads or self._grant.models:
                 self._narrow(asked, options, deployments)
-            self._callers.count(self._grant)
+            await self._callers.count(self._grant)
 
     def _narrow(self, asked: Asked, options: RelayOptions, deployments: Iterable[Deployment]) -> None:
         grant, named = self._grant, asked.model
@@ -145,22 +154,30 @@ class Callers:
 
     Args:
         file: Where the tokens are kept. It is read again when it changes.
-        workers: Among how many processes the limit of a token is divided.
+        workers: How many processes serve.
+        records: Where the counts of tokens and the owners of resources are kept, for all processes. Without
+            it, each process knows its own resources, and divides the limits of tokens with the others.
         clock: Where time comes from.
 
     Raises:
         ConfigError: The file cannot be used.
     """
 
-    def __init__(self, file: TokenFile, *, workers: int = 1, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        file: TokenFile,
+        *,
+        workers: int = 1,
+        records: RecordStore | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         self._file = file
-        self._workers = workers
         self._clock = clock or SystemClock()
+        self._records = records or MemoryRecords(clock=self._clock)
+        self._rates = TokenRates(self._records, workers, self._clock, shares=records is not None)
         self._tokens = file.read()
         self._seen = self._version()
         self._look_again = self._clock.time() + _RELOAD
-        self._owners = MemoryOwners(self._clock)
-        self._calls: dict[str, deque[float]] = {}
         self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
 
     async def identify(
@@ -187,7 +204,7 @@ class Callers:
                         return Caller(self, grant, target)
         raise self._refusal(_network(address))
 
-    def count(self, grant: Grant) -> None:
+    async def count(self, grant: Grant) -> None:
         """Count a request against the limit of a token.
 
         Raises:
@@ -195,27 +212,34 @@ class Callers:
         """
         if grant.rpm is None:
             return
-        now = self._clock.time()
-        calls = self._calls.setdefault(grant.owner, deque())
-        _forget_old(calls, now)
-        if len(calls) >= max(grant.rpm // self._workers, 1):
-            again = max(calls[0] + _MINUTE - now, 0.001)
+        again = await self._rates.take(grant.owner, grant.rpm)
+        if again:
             message = f"The token {grant.name} allows {grant.rpm} requests a minute."
             raise RefusedError(exhausted(message, again), again)
-        calls.append(now)
 
     async def owner(self, name: str) -> str | None:
-        """Return whose a resource is."""
-        record = await self._owners.get(name)
-        return None if record is None else record.value.decode()
+        """Return whose a resource is.
+
+        Raises:
+            StoreError: That cannot be found out now.
+        """
+        # With the name of an upload anybody could go on with it: none is kept as it is.
+        record = await self._records.get(CALLERS, digest_name(name))
+        return None if record is None else record.data.decode()
 
     async def give(self, name: str, owner: str) -> None:
         """Remember whose a resource is."""
-        await self._owners.put(name, owner.encode())
+        try:
+            await self._records.put(CALLERS, digest_name(name), owner.encode(), ttl=OWNER_LIFE)
+        except StoreError as error:  # what was made is there; its caller must not lose the answer
+            _log.warning("whose one of %s is could not be kept: %s", name.partition("/")[0], error)
 
     async def take(self, name: str) -> None:
         """Forget a resource."""
-        await self._owners.delete(name)
+        try:
+            await self._records.delete(CALLERS, digest_name(name))
+        except StoreError as error:
+            _log.debug("a deleted resource could not be forgotten: %s", error)
 
     def _refusal(self, address: str) -> RefusedError:
         now = self._clock.time()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any, TypeVar
 
 from llm_router.domain.calendar import microseconds, seconds
@@ -178,7 +178,8 @@ class _Worker:
         return closed
 
     def join(self) -> None:
-        self._thread.join()
+        if self._thread is not current_thread():  # which may collect a store that was dropped
+            self._thread.join()
 
 
 def _work(jobs: SimpleQueue[_Job | None], file: RecordFile) -> None:

@@ -1,4 +1,4 @@
-"""Opens a record store by the URL of the quotas beside which it lies."""
+"""Opens record stores by the URLs of the quotas beside which they lie."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from llm_router.domain.clock import Clock
+from llm_router.errors import ConfigError
 from llm_router.records.base import Bounds, RecordStore
 from llm_router.records.memory import MemoryRecords
 from llm_router.stores.urls import is_memory, open_store, sqlite_path
 
-__all__ = ["open_records", "records_path"]
+__all__ = ["OpenedRecords", "open_records", "records_path"]
 
 # The adapters are imported when they are opened, as those of the quotas are.
 
@@ -46,3 +47,40 @@ def open_records(
 def records_path(path: Path) -> Path:
     """Return the file of the records that lies beside the quotas in another file."""
     return path if path.stem.endswith(".records") else path.with_stem(f"{path.stem}.records")
+
+
+class OpenedRecords:
+    """Opens record stores, and closes all of them.
+
+    Args:
+        bounds: The bounds of the spaces that they keep.
+        clock: The source of time; None for each store's own choice.
+    """
+
+    def __init__(self, bounds: Mapping[str, Bounds], clock: Clock | None) -> None:
+        self._bounds = bounds
+        self._clock = clock
+        self._opened: dict[str, RecordStore] = {}
+
+    def at(self, url: str, argument: str) -> RecordStore:
+        """Return the record store of a URL, which all that ask for it share.
+
+        Args:
+            url: The URL.
+            argument: What the user gave it as.
+
+        Raises:
+            ConfigError: The URL is wrong.
+        """
+        store = self._opened.get(url)
+        if store is None:
+            try:
+                store = self._opened[url] = open_records(url, bounds=self._bounds, clock=self._clock)
+            except ConfigError as error:
+                raise ConfigError(f"{argument}: {error}") from None
+        return store
+
+    async def aclose(self) -> None:
+        """Close what was opened. May be called twice."""
+        for store in self._opened.values():
+            await store.aclose()

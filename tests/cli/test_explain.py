@@ -45,7 +45,8 @@ def test_nothing_is_sent_nor_counted(
     for _ in range(3):
         assert run("explain", "x").exit_code == 0
     assert emulator.requests == 0
-    assert [key["rpm_usage"] for key in json.loads(run("status", "--json").stdout)["keys"]] == ["0/1"] * 3
+    limits = [key["limits"]["rpm"] for key in json.loads(run("status", "--json").stdout)["keys"]]
+    assert [(limit["used"], limit["limit"]) for limit in limits] == [(0, 1)] * 3
 
 
 def test_json_is_the_explanation(run: Callable[..., Result], home: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router.domain.status import DEPRECATED
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import GeminiEmulator
@@ -30,7 +31,7 @@ def test_json_has_health_and_keys(run: Callable[..., Result]) -> None:
     found = json.loads(result.stdout)
     assert found["health"]["healthy"] is True
     assert [key["key_id"] for key in found["keys"]] == ["key-light", "key-medium", "key-heavy"]
-    assert found["keys"][0]["rpm_usage"] == "0/∞"
+    assert not DEPRECATED.intersection(found["keys"][0])
 
 
 def test_an_inactive_key_is_shown(run: Callable[..., Result], home: Path) -> None:
@@ -82,6 +83,13 @@ def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> Non
     for _ in range(2):
         assert run("send", "x", "--workload", "light").exit_code == 0
     found = json.loads(run("status", "--json").stdout)
-    assert found["keys"][0]["rpd_usage"] == "2/50"
+    day = found["keys"][0]["limits"]["rpd"]
+    assert (day["used"], day["limit"], day["remaining"]) == (2, 50, 48)
+    assert not DEPRECATED.intersection(day)
+    assert (found["keys"][0]["today"]["requests"], len(found["keys"][0]["days"])) == (2, 1)
+    shown = run("status", "--days", "35").stdout
+    assert f"{found['keys'][0]['today']['day']}  key-light  model-l  2 " in shown
+    assert "key-heavy  model-h" not in shown
+    assert run("status", "--days", "36").exit_code == 2
     assert found["health"]["store"] == "SQLiteStore"
     assert (home / "state" / "llm_router" / "state.sqlite3").exists()

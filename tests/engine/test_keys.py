@@ -93,7 +93,7 @@ def make_unreachable(keys: KeyManager, name: str, now: float) -> None:
 
 
 async def test_a_status_describes_its_deployment(
-    make_keys: MakeKeys, make_deployment: MakeDeployment
+    make_keys: MakeKeys, make_deployment: MakeDeployment, clock: ManualClock
 ) -> None:
     """The status of an unused deployment shows its fields, no cooldown and no usage."""
     deployment = make_deployment("flash", "heavy", key_id="k", project="p", priority=3, provider="other")
@@ -106,9 +106,13 @@ async def test_a_status_describes_its_deployment(
         "workload": "heavy",
         "priority": 3,
         "active": True,
+        "state": "ready",
+        "usable_in_seconds": 0.0,
+        "usable_at": clock.time(),
         "in_cooldown": False,
         "quarantined": False,
         "disabled": False,
+        "cooldown_until": None,
         "cooldown_remaining": 0.0,
         "reason": None,
         "spent": [],
@@ -117,13 +121,27 @@ async def test_a_status_describes_its_deployment(
             "rpm": {
                 "used": 0,
                 "limit": 15,
+                "remaining": 15,
+                "refill": "rolling",
+                "window_seconds": 60.0,
                 "configured": 15,
                 "source": "configured",
+                "learnt_at": None,
+                "raised_at": None,
+                "reset_in_seconds": 0.0,
+                "reset_at": clock.time(),
+                "per_hour": None,
+                "used_up_in_seconds": None,
+                "used_up_at": None,
                 "learnt_ago": None,
                 "raised_in": None,
                 "resets_in": 0.0,
             }
         },
+        "today": None,
+        "days": [],
+        "facts": [],
+        "failures": [],
         "rpm_usage": "0/15",
         "tpm_usage": "0/∞",
         "rpd_usage": "0/∞",
@@ -275,7 +293,7 @@ async def test_statuses_raise_a_store_error(
 
 
 async def test_health_counts_keys_and_deployments(
-    make_keys: MakeKeys, make_deployment: MakeDeployment
+    make_keys: MakeKeys, make_deployment: MakeDeployment, clock: ManualClock
 ) -> None:
     """The health of an unused router counts distinct keys and active deployments."""
     active = [
@@ -286,6 +304,9 @@ async def test_health_counts_keys_and_deployments(
     inactive = [make_deployment("c", key_id="k2"), make_deployment(key_id="k3")]
     assert await make_keys(active, inactive).health() == {
         "healthy": True,
+        "state": "healthy",
+        "usable_in_seconds": 0.0,
+        "usable_at": clock.time(),
         "total_keys": 3,
         "active_keys": 2,
         "in_cooldown": 0,
@@ -393,6 +414,7 @@ async def test_a_process_on_its_own_is_healthy_and_says_so(
     store.fails = True
     health = await keys.health()
     assert (health["healthy"], health["store_ok"], health["store"]) == (True, False, "Fragile")
+    assert health["state"] == "store_lost"
     assert health["problems"] == ["store: no answer within 2 s; this process is on its own"]
     await failover.aclose()
 
@@ -447,12 +469,16 @@ async def test_a_spent_quota_is_shown_until_it_has_room(
     first, second = await keys.get_all_key_statuses()
     assert (first["spent"], first["in_cooldown"]) == (["rpm"], False)
     assert first["room_in"] == pytest.approx(60.3)
+    assert first["state"] == "spent"
+    assert first["usable_at"] == pytest.approx(clock.time() + 60.3)
     assert (second["spent"], second["room_in"]) == ([], 0.0)
     health = await keys.health()
     assert (health["healthy"], health["spent"], health["in_cooldown"]) == (True, 1, 0)
     await store.reserve("2", [other], Demand(1, 1), 60.0)
     health = await keys.health()
     assert (health["healthy"], health["spent"], health["problems"]) == (False, 2, [])
+    assert health["state"] == "spent"
+    assert health["usable_in_seconds"] == pytest.approx(60.3)
     clock.shift(60.4)
     assert (await keys.health())["healthy"]
 

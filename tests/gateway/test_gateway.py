@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from llm_router.emulator import Fault
+from llm_router.gateway import app
 
 Served = Any
 """What the fixture of that name gives."""
@@ -115,9 +116,31 @@ async def test_no_quota_is_a_429_with_a_delay(served: Served) -> None:
     assert served.used("tiny") == 2
 
 
+async def test_health_without_a_store(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gateway lives all the same, and says what is the matter, soon."""
+
+    async def hang(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(app, "_PATIENCE", 0.01)
+    monkeypatch.setattr(type(served.gateway.router.keys), "_report", hang)
+    status, _, body = await _call(served, "/healthz", verb="GET")
+    assert (status, json.loads(body)) == (200, {"status": "ok", "state": "store_lost"})
+
+
 async def test_health(served: Served) -> None:
     """It says that it lives, and that a call has a chance; to HEAD without a body."""
-    assert (await _call(served, "/healthz", verb="GET"))[0] == 200
+    status, _, body = await _call(served, "/healthz", verb="GET")
+    found = json.loads(body)
+    assert (status, found["status"], found["state"], found["health"]["healthy"]) == (
+        200,
+        "ok",
+        "healthy",
+        True,
+    )
+    assert len(found["keys"]) == 10
+    assert found["keys"][0]["limits"]["rpm"]["remaining"] <= 10_000
+    assert "AIza" not in body.decode()
     assert (await _call(served, "/readyz", verb="GET"))[::2] == (200, b'{"status":"ok"}')
     assert (await _call(served, "/healthz", verb="HEAD"))[::2] == (200, b"")
 

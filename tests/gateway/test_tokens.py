@@ -143,3 +143,15 @@ async def test_wrong_tokens_are_refused_and_slowed_down(guarded: Guarded) -> Non
     assert served.emulator.requests == 0
     assert (await _call(guarded, "ann", _generate("flash"), HELLO))[0] == 200
     assert not any(token in str(found) for token in tokens.values())
+
+
+async def test_only_a_token_for_all_sees_the_keys(guarded: Guarded) -> None:
+    """A probe and a narrow token hear how the gateway is; thirty probes are no wrong tokens."""
+    for name, sees in (("", False), ("light", False), ("flash", False), ("wrong", False), ("ann", True)):
+        status, _, found = await _call(guarded, name, "/healthz", verb="GET")
+        assert (status, found["state"], "keys" in found) == (200, "healthy", sees), name
+    wrong = guarded[0].gateway.callers._wrong
+    before = [len(times) for times in wrong.values()]
+    for _ in range(30):
+        assert (await _call(guarded, "", "/healthz", verb="GET"))[0] == 200
+    assert [len(times) for times in wrong.values()] == before

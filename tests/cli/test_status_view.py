@@ -1,0 +1,141 @@
+"""The text of statuses, for terminals of any width."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llm_router import Cooldown, Deployment, Router
+from llm_router.cli.status_view import blocks, notes, table
+from llm_router.cli.words import ago, amount, fraction, health_words, moment, state_of
+from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.status import Health, KeyStatus
+from llm_router.stores.memory import MemoryStore
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
+
+@pytest.fixture(autouse=True)
+def _utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Show the times of a test as they are in UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def statuses_of(pools: Pools, clock: ManualClock) -> tuple[Health, list[KeyStatus]]:
+    """Return what there is to see of a pool in which everything has happened."""
+
+    async def run() -> tuple[Health, list[KeyStatus]]:
+        store = MemoryStore(clock=clock)
+        pool: list[Deployment] = [
+            pools.one("gemini-3.5-flash-lite", key_id="gemini-key-01", rpm=15, tpm=250_000, rpd=500),
+            pools.one("gemini-3.8-flash", "medium", key_id="gemini-key-01", rpm=1),
+            pools.one("gemini-3.8-flash", "medium", key_id="gemini-key-02", project="acme", rpm=5, rpd=20),
+            pools.one("gemini-pro-latest", "heavy", key_id="gemini-key-03", rpm=5),
+            pools.one("gemini-pro-latest", "heavy", key_id="gemini-key-04", rpm=0),
+        ]
+        router = Router(pool, store=store, provider=FakeProvider(clock=clock), clock=clock)
+        async with router:
+            for deployment in (*pool[1:3], *pool[2:3] * 3):
+                await router.send("hello", model=deployment.model, fallback="none")
+            learnt = LearntLimit(pool[0].quotas[0].metric, 10, LimitSource.INFERRED)
+            await store.cool_down(Cooldown.learn(pool[0].model_scope, learnt))
+            end = clock.time() + 90.0
+            await store.cool_down(Cooldown(pool[2].model_scope, end, "429: \x1b[31mrpm spent"))
+            await router.keys.disable("gemini-key-03", reason="to be rotated")
+            return await router.health_check(), await router.get_all_key_statuses()
+
+    return asyncio.run(run())
+
+
+def test_each_state_has_its_words(pools: Pools, clock: ManualClock) -> None:
+    """What is spent is not ready, and each says until when, without control characters."""
+    health, statuses = statuses_of(pools, clock)
+    assert [state_of(row) for row in statuses] == [
+        "ready",
+        "spent until 12:01:00 (60 s): rpm",
+        "cooling down until 12:01:30 (90 s): 429: [31mrpm spent",
+        "disabled: to be rotated",
+        "spent for good: rpm",
+    ]
+    assert [row["state"] for row in statuses] == ["ready", "spent", "cooling_down", "disabled", "spent"]
+    assert health_words(health) == "healthy"
+    spent = Health(**{**health, "state": "spent", "usable_at": clock.time(), "usable_in_seconds": 0.0})
+    assert health_words(spent) == "spent until 12:00:00 (0 s)"
+    assert "goes on alone" in health_words(Health(**{**health, "state": "store_lost"}))
+    assert health_words(Health(**{**health, "state": "unusable"})) == "not healthy"
+
+
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_blocks_fit(pools: Pools, clock: ManualClock, width: int) -> None:
+    """No line is longer than the terminal is wide, and nothing is lost."""
+    _, statuses = statuses_of(pools, clock)
+    lines = list(blocks(statuses, width))
+    assert max(map(len, lines)) <= width
+    words = " ".join(" ".join(lines).split())
+    for row in statuses:
+        assert f"{row['workload']}, priority 1" in words
+        assert row["model"] in words
+    assert "rpm 0/10~" in words
+    assert "(90 s)" in words
+    assert "today 1" in words
+    if width > 30:
+        assert "gemini-key-01  gemini-3.5-flash-lite  ready" in lines
+
+
+def test_a_table_says_how_wide_it_is(pools: Pools, clock: ManualClock) -> None:
+    """It fits 200 columns, and not 80; what is learnt is marked and explained."""
+    _, statuses = statuses_of(pools, clock)
+    head, rows, needed = table(statuses)
+    assert 80 < needed <= 200
+    assert rows[0] == (
+        "gemini-key-01",
+        "gemini-3.5-flash-lite",
+        "gemini-key-01",
+        "light",
+        "1",
+        "0/10~",
+        "0/250k",
+        "0/500",
+        "–",
+        "0",
+        "–",
+        "ready",
+    )
+    assert len(head) == len(rows[0])
+    assert list(notes(statuses, clock.time() + 30)) == [
+        "gemini-key-01 gemini-3.5-flash-lite: rpm 10 instead of 15, inferred from its refusals 30 s ago"
+    ]
+
+
+def test_numbers_and_times_are_short(pools: Pools, clock: ManualClock) -> None:
+    """Six characters at most for a number; the date where the time of day would not be clear."""
+    assert [amount(number) for number in (0, 9_999, 10_000, 12_345, 250_000, 1_000_000, 10**15)] == [
+        "0",
+        "9999",
+        "10k",
+        "12.3k",
+        "250k",
+        "1M",
+        "1000000G",
+    ]
+    assert [ago(seconds) for seconds in (0.4, 119, 150, 7_200, 200_000)] == [
+        "0 s",
+        "119 s",
+        "2 min",
+        "2.0 h",
+        "2 d",
+    ]
+    assert moment(clock.time(), clock.time() - 7_200) == "12:00"
+    assert moment(clock.time(), 0.0) == "2027-01-15 12:00"
+    assert moment(1e300, 0.0) == "some day"
+    assert fraction(None) == "–"
