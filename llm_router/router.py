@@ -427,13 +427,15 @@ class Router:
                 * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
                   default, None (or more than a year) for no bound.
                 * ``max_wait``: most seconds to wait for capacity, infinity (or more than a year) for a year;
-                  None for the router's default. Where nothing will have room, the answer comes at once.
+                  None for the router's default. Where nothing will have room in time, also because of those
+                  that wait already, the answer comes at once and says when it could have been.
                 * ``metadata``: words to find the request by, such as ``{"tenant": "acme"}``, in the attempts
                   of the response, in events and in metrics; the provider does not see them.
                 * ``urgency``: where it waits, if it has to: ``"interactive"`` (the default) requests go
                   before ``"batch"`` ones, which keep a fifth of the grants.
                 * ``tenant``: for whom it is made, by default the ``tenant`` of the metadata. Those that wait
-                  get equal shares of the tokens, or by ``tenant_weights``.
+                  get equal shares of the tokens, or by ``tenant_weights``. Both hold among requests that wait
+                  in this process with the same ``workload``, ``model_preference`` and ``fallback``.
 
         Returns:
             The response. Whatever fails between router and provider is in it, and is not raised.

@@ -14,16 +14,12 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.pacing import Pacing
 from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.waiting import Shortage
 from llm_router.stores.base import Refusal
 
 __all__ = ["PACED", "DayPlan", "Paced", "Pacer"]
 
 PACED = "rpd pacing"
 """The reason of a refusal for the sake of the pace."""
-
-_NAMED = 64
-"""Most deployments that one shortage names."""
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for a plan to be given up."""
@@ -117,15 +113,18 @@ class Pacer:
             self._waiting[workload] -= 1
             self.ask(workload)
 
-    def note(self, deployment: Deployment, workload: str | None, share: float, now: float) -> None:
-        """Note a grant to a request for ``workload``, after which ``share`` is left of the day's quota."""
+    def note(self, state: DeploymentState, workload: str | None, now: float) -> None:
+        """Note a grant to a request for ``workload``; park the deployment until the next one is due."""
+        deployment = state.deployment
         quota = _per_day(deployment)
         if quota is None:
             return
         plan = self._plans.setdefault(deployment.model_scope, DayPlan())
         if now < plan.noted_at - _SET_BACK:
             plan = self._plans[deployment.model_scope] = DayPlan()
-        plan.note(share, 1.0 / quota.limit, now, next_midnight(now, quota.timezone))
+        plan.note(state.daily_headroom, 1.0 / quota.limit, now, next_midnight(now, quota.timezone))
+        if (due := plan.due(self._pacing.burst)) > now:
+            state.group.park(state, due)  # only so that no request needs to look at it
         claims = self._claims(workload, now)
         for name, share_kept in self._pacing.kept.items():
             if name in claims:
@@ -154,40 +153,39 @@ class Paced(Container[DeploymentState]):
         pacer: Decides.
         workload: What the request asks for.
         now: Seconds since the epoch.
+        refused: The refusals of the request, to which those for the sake of the pace are added.
         skip: What it leaves out anyway.
+
+    Attributes:
+        skip: As given.
     """
 
-    __slots__ = ("_held", "_now", "_pacer", "_skip", "_workload")
+    __slots__ = ("_now", "_pacer", "_refused", "_workload", "skip")
 
     def __init__(
-        self, pacer: Pacer, workload: str | None, now: float, skip: Container[DeploymentState] = ()
+        self,
+        pacer: Pacer,
+        workload: str | None,
+        now: float,
+        refused: dict[DeploymentState, Refusal],
+        skip: Container[DeploymentState] = (),
     ) -> None:
         self._pacer = pacer
         self._workload = workload
         self._now = now
-        self._skip = skip
-        self._held: dict[Deployment, float] = {}
+        self._refused = refused
+        self.skip = skip
 
     def __contains__(self, item: object) -> bool:
-        if item in self._skip:
+        if item in self.skip:
             return True
         if not isinstance(item, DeploymentState):
             return False
         until = self._pacer.until(item.deployment, self._workload, self._now)
         if until <= self._now:
             return False
-        self._held[item.deployment] = until
+        self._refused.setdefault(item, Refusal(item.deployment, PACED, until, until))
         return True
-
-    def add_to(self, shortage: Shortage) -> Shortage:
-        """Return a shortage with the deployments that were met here as refused, too."""
-        if not self._held:
-            return shortage
-        first = sorted(self._held.items(), key=lambda entry: entry[1])
-        refusals = tuple(Refusal(each, PACED, until, until) for each, until in first[:_NAMED])
-        return attrs.evolve(
-            shortage, retry_at=min(shortage.retry_at, first[0][1]), refusals=shortage.refusals + refusals
-        )
 
 
 def _per_day(deployment: Deployment) -> Quota | None:

@@ -147,7 +147,7 @@ class Rehearsal:
         is_whole = len(self.snapshots) == order.size
         skip: Container[DeploymentState] = () if is_whole else _Unknown(self.snapshots)
         if self.pacer is not None:
-            skip = Paced(self.pacer, order.workload, now, skip)
+            skip = Paced(self.pacer, order.workload, now, self._refused, skip)
         shortlist = order.draw(strategy, now, FIRST_CANDIDATES, skip)
         if shortlist:
             self._ask(shortlist)

@@ -185,7 +185,7 @@ class Selector:
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
         if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
-            skip = self._left_out(send)
+            skip = self._left_out(send, refused)
         draw = send.order.draw if send.requests else partial(uncounted, send.order)
         shortlist = draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
         if shortlist:
@@ -199,7 +199,7 @@ class Selector:
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
-        if not is_asked and (cooled := cooled_down(send.order, refused, skip)):
+        if not is_asked and (cooled := self._cooled_down(send, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
             before = self.quarantines.lifts
             lease = await self._reserve(send, cooled, refused)
@@ -210,11 +210,20 @@ class Selector:
         if send.overloaded:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             return await self._try(send)
-        shortage = Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
-        return skip.add_to(shortage) if isinstance(skip, Paced) else shortage
+        return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
-    def _left_out(self, send: SendState) -> Container[DeploymentState]:
-        """Return the deployments that a request must leave out."""
+    def _cooled_down(
+        self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
+    ) -> list[DeploymentState]:
+        if not isinstance(skip, Paced):
+            return cooled_down(send.order, refused, skip)
+        # Those that keep the pace may be few: they are not searched for among all.
+        return [state for state in cooled_down(send.order, refused, skip.skip) if state not in skip]
+
+    def _left_out(
+        self, send: SendState, refused: dict[DeploymentState, Refusal]
+    ) -> Container[DeploymentState]:
+        """Return what a request must leave out; what that is for the sake of the pace adds to ``refused``."""
         now, workload = self._clock.time(), send.order.workload
         skip: Container[DeploymentState] = ()
         if send.unfit or send.overloaded or send.features or send.projects:
@@ -222,7 +231,7 @@ class Selector:
         if self.pacer is None or not send.requests:
             return skip
         self.pacer.ask(workload)
-        return Paced(self.pacer, workload, now, skip)
+        return Paced(self.pacer, workload, now, refused, skip)
 
     def _heed_the_clock(self, order: FallbackOrder) -> None:
         """See that nothing is avoided for longer because the clock was set back."""
@@ -251,8 +260,7 @@ class Selector:
             if lease is None:
                 self._gate.leave()
         if self.pacer is not None and lease is not None and send.requests:
-            state, now = lease.state, self._clock.time()
-            self.pacer.note(state.deployment, send.order.workload, state.daily_headroom, now)
+            self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             await lease.close()
             self._check_open()
