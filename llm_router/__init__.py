@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from llm_router.caching import Cache, CacheSavings
 from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
 from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.answers import FunctionCall, Step
@@ -75,6 +76,8 @@ from llm_router.strategies import Candidate, LeastLoaded, RoundRobin, SelectionS
 __all__ = [
     "Attempt",
     "BlockedError",
+    "Cache",
+    "CacheSavings",
     "Candidate",
     "Chunk",
     "Clock",

@@ -218,7 +218,7 @@ async def test_bounds(clock: ManualClock) -> None:
     assert await histories.load("a") == turns[2:]
     with pytest.raises(RecordTooLargeError):
         await histories.save("a", (Turn(("x" * 600,), 1),))
-    with pytest.raises(TypeError, match="a object in a conversation cannot be kept"):
+    with pytest.raises(TypeError, match="a object in contents cannot be kept"):
         await histories.save("a", (Turn((object(),), 1),))
     names = ["", "\ud800", "x" * 600, "sha256:a", "sha256:" + "0" * 64]
     for name in names:
