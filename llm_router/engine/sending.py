@@ -676,8 +676,12 @@ def _estimates(upstreams: tuple[Upstream, ...], request: Request) -> dict[Upstre
 
 
 def _time_left(send: SendState, now: float) -> float:
-    """Return the seconds left for attempts and backoffs, where ``now`` is on the monotonic clock."""
-    return send.timeout - (now - send.started - send.waited)
+    """Return the seconds left for attempts and backoffs, where ``now`` is on the monotonic clock.
+
+    What a retry waits beyond ``max_wait``, for a cooldown that its own failure caused, is part of them.
+    """
+    waited = send.waited if send.waited < send.max_wait else send.max_wait
+    return send.timeout - (now - send.started - waited)
 
 
 def _fail(send: SendState, error: SendError, now: float) -> None:
