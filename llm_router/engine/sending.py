@@ -680,7 +680,7 @@ def _time_left(send: SendState, now: float) -> float:
 
     What a retry waits beyond ``max_wait``, for a cooldown that its own failure caused, is part of them.
     """
-    waited = send.waited if send.waited < send.max_wait else send.max_wait
+    waited = min(send.waited, send.max_wait)
     return send.timeout - (now - send.started - waited)
 
 

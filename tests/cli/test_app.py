@@ -31,6 +31,7 @@ def test_no_command_is_wrong_usage(run: Callable[..., Result]) -> None:
     assert "Usage" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(run: Callable[..., Result], command: str) -> None:
     """Every command has a help text."""

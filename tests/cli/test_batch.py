@@ -47,6 +47,7 @@ def results(home: Path) -> Callable[..., Any]:
 BATCH = ("batch", "in.jsonl", "-o", "out.jsonl")
 
 
+@pytest.mark.slow
 def test_every_line_has_a_result(
     run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
 ) -> None:
@@ -64,6 +65,7 @@ def test_every_line_has_a_result(
     assert found[8]["model"] == "model-m"
 
 
+@pytest.mark.slow
 def test_the_option_gives_the_workload_of_other_lines(
     run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
 ) -> None:
@@ -73,6 +75,7 @@ def test_the_option_gives_the_workload_of_other_lines(
     assert [result["workload"] for result in results().values()] == ["heavy", "light"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -317,6 +320,7 @@ def test_a_terminal_sees_a_progress_bar(
     assert "5 answered, 0 failed" in text
 
 
+@pytest.mark.slow
 def test_a_batch_stays_where_it_belongs(
     run: Callable[..., Result],
     lines: Callable[..., None],

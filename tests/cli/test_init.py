@@ -75,6 +75,7 @@ def test_everything_is_made_from_piped_secrets(
     assert bare.requests == 0
 
 
+@pytest.mark.slow
 def test_it_overwrites_only_if_forced(run: Callable[..., Result], home: Path, bare: GeminiEmulator) -> None:
     """A keys file that exists stays; with --force it is made anew, from the secrets that are there."""
     (home / "keys.json").write_text("mine")
@@ -116,6 +117,7 @@ def test_nothing_is_written_if_it_fails(
     assert not [path for path in home.iterdir() if path.is_file()]
 
 
+@pytest.mark.slow
 def test_check_online(run: Callable[..., Result], home: Path, bare: GeminiEmulator) -> None:
     """Which keys are alive, and which models they are not served; nothing is generated."""
     entries: list[dict[str, Any]] = [

@@ -41,6 +41,7 @@ def test_a_lifted_key_is_tried_again(run: Callable[..., Result], emulator: Gemin
     assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
 
 
+@pytest.mark.slow
 def test_json_has_the_statuses_afterwards(run: Callable[..., Result]) -> None:
     """Of everything that the change concerns."""
     [status] = json.loads(run("keys", "disable", "key-light", "--model", "model-l", "--json").stdout)
@@ -62,6 +63,7 @@ def test_what_stays_disabled_is_said(run: Callable[..., Result]) -> None:
     assert run("keys", "enable", "key-light", "--model", "model-l").stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["lift", "disable", "enable"])
 def test_a_mistake_is_2_and_names_what_there_is(run: Callable[..., Result], command: str) -> None:
     """A key or model that is not configured, and a store that no other process would see."""

@@ -59,6 +59,7 @@ def tested(run: Callable[..., Result], provider: GeminiEmulator) -> Callable[...
     return tested
 
 
+@pytest.mark.slow
 def test_which_keys_are_alive(tested: Callable[..., tuple[int, Any]], provider: GeminiEmulator) -> None:
     """One request each, with the lightest model, which counts, so that the next test goes elsewhere.
 
@@ -110,6 +111,7 @@ def test_a_quarantined_key_is_tried_and_used_again(
     assert "says nothing of the key (503" in found["keys"][0]["reason"]
 
 
+@pytest.mark.slow
 def test_projects_are_proven(
     tested: Callable[..., tuple[int, Any]], run: Callable[..., Result], provider: GeminiEmulator
 ) -> None:
@@ -152,6 +154,7 @@ def test_mistakes_are_2(
     assert words in result.stderr
 
 
+@pytest.mark.slow
 def test_limits_are_shown_and_forgotten(
     run: Callable[..., Result], tested: Callable[..., tuple[int, Any]], provider: GeminiEmulator
 ) -> None:
@@ -173,6 +176,7 @@ def test_limits_are_shown_and_forgotten(
     assert "stated" not in result.stdout
 
 
+@pytest.mark.slow
 def test_limits_of_the_configuration(run: Callable[..., Result], home: Path) -> None:
     """A number is configured; without any, the model is unlimited."""
     assert run("keys", "limits", "key-light").stdout.splitlines()[-1] == "unlimited: model-l"

@@ -53,6 +53,7 @@ def test_a_state_file_that_cannot_be_written_is_2(
     assert not (prompts / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_another_store_helps(
     run: Callable[..., Result], prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,7 @@ def test_no_quota_is_reported(run: Callable[..., Result], home: Path, emulator: 
     assert json.loads(result.stdout)["error"]["type"] == "QuotaExhaustedError"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -97,6 +98,7 @@ def test_a_missing_secret_is_2(run: Callable[..., Result], monkeypatch: pytest.M
     assert "API_KEY_key_light" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_keys_file(
     run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_a_terminal_also_shows_the_source(watch: Callable[..., tuple[Any, str]])
     assert "model-l · key-light" in text
 
 
+@pytest.mark.slow
 def test_the_fallback_and_the_attempts(
     run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

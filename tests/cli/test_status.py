@@ -44,12 +44,14 @@ def test_an_inactive_key_is_shown(run: Callable[..., Result], home: Path) -> Non
     assert "2 of 3 keys active" in result.stdout
 
 
+@pytest.mark.slow
 def test_statuses_send_nothing(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
     """Printing statuses sends no request."""
     run("status")
     assert emulator.requests == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_table(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, the table is drawn."""
     code, text = watch("status")

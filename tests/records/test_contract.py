@@ -101,6 +101,7 @@ async def test_the_oldest_is_forgotten_first(open_store: Opener, clock: ManualCl
     assert await store.names("few", "n") == ["names"]
 
 
+@pytest.mark.slow
 async def test_many_expired_records_are_swept(open_store: Opener, clock: ManualClock) -> None:
     """However many records have expired, they neither show nor take the place of others for ever."""
     store = open_store({"space": Bounds(records=1_000)})

@@ -108,6 +108,7 @@ async def test_a_file_that_cannot_be_used(tmp_path: Path) -> None:
         await store.put("space", "name", b"y", ttl=60)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_dropped_ends_its_thread(tmp_path: Path) -> None:
     """Several loops may use one store; left unclosed, it closes its file when it is collected."""
     store = SQLiteRecords(tmp_path / "records.db")

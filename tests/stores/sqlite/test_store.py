@@ -192,6 +192,7 @@ async def test_what_waits_together_is_committed_together(
     assert 1 <= statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") <= 4
 
 
+@pytest.mark.slow
 async def test_more_than_fits_into_one_transaction_is_answered(store: SQLiteStore, pools: Pools) -> None:
     """Several thousand calls at the same time are spread over transactions, in order."""
     deployment = pools.one(rpm=2500)
@@ -308,6 +309,7 @@ async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(
     assert await used(store, deployment) == [0]
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_reported_and_recovered_from(
     monkeypatch: pytest.MonkeyPatch, open_store: Callable[..., SQLiteStore], pools: Pools
 ) -> None:
