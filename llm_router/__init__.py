@@ -22,7 +22,7 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, Health, KeyStatus, LimitStatus
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.relaying import Relay
 from llm_router.engine.streaming import Stream
@@ -80,6 +80,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "Cooldown",
+    "DayTotals",
     "DeadlineExceededError",
     "Demand",
     "Deployment",
@@ -93,7 +94,9 @@ __all__ = [
     "ExplainedTier",
     "Explanation",
     "ExtensionError",
+    "FactStatus",
     "FailureKind",
+    "FailureStatus",
     "FaultScope",
     "FunctionCall",
     "Head",
@@ -107,6 +110,7 @@ __all__ = [
     "KeyStatus",
     "LLMRouterError",
     "LeastLoaded",
+    "LimitStatus",
     "MemoryHistory",
     "MemoryStore",
     "Metric",

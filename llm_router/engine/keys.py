@@ -12,14 +12,14 @@ from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.numbers import shown, whole
-from llm_router.domain.status import DayTotals, Health, HealthState, KeyStatus
+from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus
+from llm_router.engine.facts import SharedFacts
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.statuses import Found, count_unusable, describe
-from llm_router.engine.suspicions import Suspicions
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
@@ -68,7 +68,7 @@ class KeyManager:
         clock: Where time comes from.
         reporter: Reports to observers, or None.
         failures: The last failures of each key.
-        suspicions: What refusals suggest.
+        facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
     """
 
@@ -80,7 +80,7 @@ class KeyManager:
     clock: Clock
     reporter: Reporter | None = None
     failures: FailureLog = attrs.field(factory=FailureLog)
-    suspicions: Suspicions = attrs.field(factory=Suspicions)
+    facts: SharedFacts | None = None
     totals: Totals | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
@@ -166,6 +166,11 @@ class KeyManager:
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
+            facts=[
+                f"{row['key_id']}/{row['model']}: {fact['words']}"
+                for row in statuses
+                for fact in row["facts"]
+            ],
         )
         return Report(health, statuses)
 
@@ -266,6 +271,7 @@ class KeyManager:
     async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
         snapshots = await self.store.snapshot(deployments)
         totals: Mapping[Deployment, Sequence[DayTotals]] = {}
+        known = {} if self.facts is None else await self.facts.known()
         if self.totals is not None and days:
             totals = await self.totals.of(deployments, days) or {}
         now = self.clock.time()
@@ -277,13 +283,21 @@ class KeyManager:
                 now,
                 self._paces,
                 Found(
-                    self.suspicions.about(snapshot.deployment, now),
+                    self._facts_of(snapshot.deployment, known, now),
                     self.failures.of(snapshot.deployment.key),
                     totals.get(snapshot.deployment, ()),
                 ),
             )
             for snapshot in snapshots
         ]
+
+    def _facts_of(
+        self, deployment: Deployment, known: Mapping[str, FactStatus], now: float
+    ) -> list[FactStatus]:
+        """Return what is suspected of a deployment: by this process or, if it sees nothing, by another."""
+        own = [] if self.facts is None else self.facts.suspicions.about(deployment, now)
+        told = known.get(deployment.model_scope)
+        return own or ([] if told is None else [told])
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""
