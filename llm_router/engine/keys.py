@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,8 @@ _NOBODY = "\0"
 """The id of a key and a project that nobody has."""
 
 _MOST_NAMED = 20
+
+_Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
 
 
 @attrs.frozen
@@ -270,10 +273,7 @@ class KeyManager:
 
     async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
         snapshots = await self.store.snapshot(deployments)
-        totals: Mapping[Deployment, Sequence[DayTotals]] = {}
-        known = {} if self.facts is None else await self.facts.known()
-        if self.totals is not None and days:
-            totals = await self.totals.of(deployments, days) or {}
+        totals, known = await self._recorded(deployments, days)
         now = self.clock.time()
         states = self.pool.states
         return [
@@ -290,6 +290,21 @@ class KeyManager:
             )
             for snapshot in snapshots
         ]
+
+    async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
+        """Return what the records have: totals and facts; nothing while the store beside them fails."""
+        if isinstance(self.store, FrontingStore) and self.store.trouble is not None:
+            return {}, {}
+
+        async def counted() -> Mapping[Deployment, Sequence[DayTotals]]:
+            if self.totals is None or not days:
+                return {}
+            return await self.totals.of(deployments, days) or {}
+
+        async def suspected() -> Mapping[str, FactStatus]:
+            return {} if self.facts is None else await self.facts.known()
+
+        return await asyncio.gather(counted(), suspected())
 
     def _facts_of(
         self, deployment: Deployment, known: Mapping[str, FactStatus], now: float

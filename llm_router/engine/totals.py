@@ -44,7 +44,7 @@ _FLUSH = 5.0
 _RETRY = 30.0
 """The same after the records have failed."""
 
-_CLOSING = 2.0
+_CLOSING = 1.0
 """Seconds that closing waits for the records."""
 
 _TTL = DAYS_KEPT * 86_400.0
@@ -196,7 +196,7 @@ class Totals:
         self._timer = self._task = self._lock = None
 
     async def aclose(self) -> None:
-        """Add what was counted to the records, unless these fail or take longer than two seconds."""
+        """Add what was counted to the records, unless these fail or take longer than a second."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
