@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
+from llm_router.caching import Cache, CacheSavings
+from llm_router.conversations import Conversation, HistoryStore, MemoryHistory, StoredHistory
 from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.answers import FunctionCall, Step
 from llm_router.domain.clock import Clock, SystemClock
@@ -74,6 +75,8 @@ from llm_router.strategies import Candidate, LeastLoaded, RoundRobin, SelectionS
 __all__ = [
     "Attempt",
     "BlockedError",
+    "Cache",
+    "CacheSavings",
     "Candidate",
     "Chunk",
     "Clock",
@@ -149,6 +152,7 @@ __all__ = [
     "StoreError",
     "StoreTimeoutError",
     "StoreUnavailableError",
+    "StoredHistory",
     "Stream",
     "StreamingProvider",
     "SystemClock",

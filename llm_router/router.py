@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
 import attrs
 
+from llm_router.caching.cache import CACHE, AnswerCache, Cache, CacheSavings
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
@@ -56,7 +57,7 @@ from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.totals import TOTALS, TOTALS_BOUNDS, Totals
 from llm_router.engine.upstream import Preparation, Upstream
-from llm_router.errors import ConfigError, InvalidRequestError
+from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
 from llm_router.records.base import RecordStore
@@ -105,6 +106,7 @@ class RouterOptions(TypedDict, total=False):
     base_url: str | None
     histories: HistoryStore | str | None
     records: RecordStore | str | None
+    cache: Cache | str | None
     totals: bool
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
@@ -146,6 +148,8 @@ class Router:
             did by day: a record store (which the caller closes), a URL as for ``store`` (SQLite: a file
             beside it), or None for where ``store`` is, if that is a URL, or else the memory of this process.
         totals: Whether what each key does is counted, by day, for statuses.
+        cache: Where answers are kept, to be given again to the same request: a :class:`~llm_router.Cache`, or
+            a URL as for ``store`` (for an hour, at most 64 MiB); None for nowhere. See :meth:`send`.
         history_tokens: Tokens of history sent along, per workload.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
@@ -176,6 +180,7 @@ class Router:
         base_url: str | None = None,
         histories: HistoryStore | str | None = None,
         records: RecordStore | str | None = None,
+        cache: Cache | str | None = None,
         totals: bool = True,
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
@@ -197,8 +202,10 @@ class Router:
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
-        opened_records = OpenedRecords(_BOUNDS, _shared(clock))
-        self._owned: list[RateLimitStore | Provider | OpenedRecords] = [opened_records]
+        caching = Cache(cache) if cache is not None and not isinstance(cache, Cache) else cache
+        bounds = _BOUNDS if caching is None else {**_BOUNDS, CACHE: caching.bounds}
+        opened_records = OpenedRecords(bounds, _shared(clock))
+        self._owned: list[RateLimitStore | Provider | OpenedRecords | AnswerCache] = [opened_records]
         if records is None:
             records = opened_records.at(store if isinstance(store, str) else "memory://", "store")
         self.records = opened_records.at(records, "records") if isinstance(records, str) else records
@@ -258,6 +265,10 @@ class Router:
             self._totals,
         )
         """Reports the statuses of the keys."""
+        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
+        self._send: Callable[..., Awaitable[Response]] = (
+            self._sender.send if self._cache is None else self._cache.send
+        )
         self._conversations = Conversations(
             self.send,
             self.stream,
@@ -265,6 +276,20 @@ class Router:
             kept_histories,
             budgets,
         )
+
+    def _open_cache(
+        self, cache: Cache, records: OpenedRecords, upstreams: Mapping[str, Upstream]
+    ) -> AnswerCache:
+        store = records.at(cache.url, "cache") if isinstance(cache.url, str) else cache.url
+        places = {name: _place(each.provider) for name, each in upstreams.items()}
+        made = AnswerCache(store, cache.ttl, self._sender.send, self._enter, places, self._sender.clock)
+        self._owned.insert(1, made)  # closed after what sends, and before the records
+        return made
+
+    def _enter(self) -> None:
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
+        self._sender.deadlines.enter_loop()
 
     def _open_store(
         self,
@@ -387,6 +412,10 @@ class Router:
         answer that calls something else than these functions is returned, as is the one after
         ``automatic_function_calling.maximum_remote_calls`` (10) others; with ``disable`` set, every answer.
 
+        With a ``cache``, the same request (contents, config, wishes for model and workload, safety) is
+        answered from it (``response.cached``), and by the call of the same one that is under way. Answers are
+        kept if no temperature above 0 is stated, no tools are declared, and nothing but text is sent.
+
         Args:
             prompt: A string, contents as google-genai takes them, or a :class:`Request`; ``contents`` is
                 another name of it.
@@ -406,6 +435,8 @@ class Router:
                   default, None (or more than a year) for no bound.
                 * ``max_wait``: most seconds to wait for capacity, infinity (or more than a year) for a year;
                   None for the router's default. Where nothing will have room, the answer comes at once.
+                * ``cache``: False to neither look into the cache nor keep the answer there; ``"always"`` to
+                  do both whatever the request has.
                 * ``metadata``: words to find the request by, such as ``{"tenant": "acme"}``, in the attempts
                   of the response, in events and in metrics; the provider does not see them.
 
@@ -424,7 +455,7 @@ class Router:
             calling = CallingSend.of(prompt, options)
             if calling is not None:
                 return await calling.send(self._sender.send)
-        return await self._sender.send(prompt, **options)
+        return await self._send(prompt, **options)
 
     def stream(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Stream:
         """Send a prompt as :meth:`send` does, and read the answer while it comes.
@@ -660,6 +691,14 @@ class Router:
         self._sender.deadlines.enter_loop()
         return await self.keys.get_all_key_statuses(days=days)
 
+    async def cache_savings(self) -> CacheSavings:
+        """Return how many requests and tokens answers from the cache have saved, over all that share it.
+
+        Raises:
+            StoreError: The cache failed.
+        """
+        return {"requests": 0, "tokens": 0} if self._cache is None else await self._cache.savings()
+
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
@@ -701,6 +740,12 @@ class Router:
 def _shared(clock: Clock) -> Clock | None:
     """Return the clock for what processes share: its own is the better one, such as Redis's its server's."""
     return None if isinstance(clock, SystemClock) else clock
+
+
+def _place(provider: Provider) -> str:
+    """Return what tells the answers of a provider from those of others, as far as it says."""
+    kind = type(provider)
+    return f"{kind.__module__}.{kind.__qualname__} {getattr(provider, 'place', '')}"
 
 
 def _opened_histories(

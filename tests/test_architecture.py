@@ -23,6 +23,7 @@ FLOORS = {
     "stores": 2,
     "strategies": 2,
     "config": 3,
+    "caching": 4,
     "engine": 3,
     "conversations": 4,
     "router": 5,

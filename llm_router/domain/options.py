@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from llm_router.domain.request import Fallback
 
@@ -39,6 +39,10 @@ class SendOptions(TypedDict, total=False):
     than a year) for no bound."""
     max_wait: float | None
     """Most seconds to wait for capacity, infinity for a year; None for the router's default."""
+    cache: bool | Literal["always"] | None
+    """For a router with a cache: False neither looks there nor keeps the answer; ``"always"`` keeps it also
+    if the temperature is above 0, tools are declared, or images are sent. Streams, and sends whose functions
+    are called, do not use the cache."""
     metadata: Mapping[str, str] | None
     """Words to find the request by, such as ``{"tenant": "acme", "feature": "search"}``: in the attempts of
     the response, in the events that observers get, and in metrics. At most 16; the provider does not see

@@ -99,6 +99,10 @@ class Response:
     error: SendError | None = None
     retry_after: float | None = None
     raw: Any = attrs.field(default=None, repr=False, eq=False)
+    cached: bool = False
+    """Whether a cache of the router gave the answer, or the call of an equal request that was under way.
+    Nothing was sent or used for this one then, and ``raw`` may be missing."""
+
     answer: str = attrs.field(default="", repr=False)
     """The text of a successful response; ``""`` otherwise. :attr:`text` raises instead of being empty."""
 

@@ -196,6 +196,10 @@ class Sender:
         try:
             return self._start(prompt, **options)  # type: ignore[misc] # other names do not bind: see below
         except TypeError:  # in binding the arguments: nothing of it has run yet
+            if "cache" in options:  # which is the business of a cache, and there is none
+                options = {**options}
+                del options["cache"]
+                return self.begin(method, prompt, options)
             if not has_alias(options):
                 raise unknown_option(method, options) from None
             return self.begin(method, *unalias(prompt, options))

@@ -29,6 +29,7 @@ __all__ = [
     "check_backend",
     "check_base_url",
     "prepare",
+    "server_url",
     "without_warnings_of_unused_keys",
 ]
 
@@ -65,6 +66,11 @@ def check_base_url(url: str | None) -> None:
         raise ConfigError(
             f"{name} must be a URL with http:// or https:// and a host, such as https://proxy.example:8443"
         )
+
+
+def server_url(url: str | None) -> str:
+    """Return the server of an adapter that was given a URL, or None for what the environment names."""
+    return url or os.environ.get(_BASE_URL) or _DEFAULT_URL
 
 
 def _is_web_url(url: object) -> bool:

@@ -37,6 +37,7 @@ from llm_router.providers._gemini_session import (
     check_backend,
     check_base_url,
     prepare,
+    server_url,
 )
 from llm_router.providers._gemini_stream import StreamedCall
 from llm_router.providers._gemini_transport import ON_DISPATCH, REQUEST_BEGUN, HttpFailure, PathFailure
@@ -109,6 +110,11 @@ class GeminiProvider:
 
     def __repr__(self) -> str:
         return f"GeminiProvider(base_url={self._base_url!r}, api_version={self._api_version!r})"
+
+    @property
+    def place(self) -> str:
+        """What its answers depend on besides the requests: the server and the default thresholds."""
+        return f"{server_url(self._base_url)} {self._api_version} {sorted(self._safety.items())}"
 
     async def generate(
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None] = _ignore

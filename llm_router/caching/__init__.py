@@ -1,0 +1,5 @@
+"""A cache of answers, at the edge of a send: the same request is answered once."""
+
+from llm_router.caching.cache import AnswerCache, Cache, CacheSavings
+
+__all__ = ["AnswerCache", "Cache", "CacheSavings"]
