@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from llm_router.caching import Cache, CacheSavings
-from llm_router.conversations import Conversation, HistoryStore, MemoryHistory
+from llm_router.conversations import Conversation, HistoryStore, MemoryHistory, StoredHistory
 from llm_router.default_router import get_key_manager, get_request_router
 from llm_router.domain.answers import FunctionCall, Step
 from llm_router.domain.clock import Clock, SystemClock
@@ -24,7 +24,7 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, Health, KeyStatus, LimitStatus
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.relaying import Relay
 from llm_router.engine.streaming import Stream
@@ -84,6 +84,7 @@ __all__ = [
     "ConfigError",
     "Conversation",
     "Cooldown",
+    "DayTotals",
     "DeadlineExceededError",
     "Demand",
     "Deployment",
@@ -97,7 +98,9 @@ __all__ = [
     "ExplainedTier",
     "Explanation",
     "ExtensionError",
+    "FactStatus",
     "FailureKind",
+    "FailureStatus",
     "FaultScope",
     "FunctionCall",
     "Head",
@@ -111,6 +114,7 @@ __all__ = [
     "KeyStatus",
     "LLMRouterError",
     "LeastLoaded",
+    "LimitStatus",
     "MemoryHistory",
     "MemoryStore",
     "Metric",
@@ -150,6 +154,7 @@ __all__ = [
     "StoreError",
     "StoreTimeoutError",
     "StoreUnavailableError",
+    "StoredHistory",
     "Stream",
     "StreamingProvider",
     "SystemClock",

@@ -39,6 +39,7 @@ from llm_router.engine.argument_check import (
 )
 from llm_router.engine.explaining import Explainer
 from llm_router.engine.extensions import CheckedStrategy
+from llm_router.engine.facts import FACT_BOUNDS, FACTS, SharedFacts
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
@@ -84,7 +85,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Router", "RouterOptions"]
 
-_BOUNDS = {HISTORIES: HISTORY_BOUNDS, OWNERS: OWNER_BOUNDS, "callers": OWNER_BOUNDS, TOTALS: TOTALS_BOUNDS}
+_BOUNDS = {
+    HISTORIES: HISTORY_BOUNDS,
+    OWNERS: OWNER_BOUNDS,
+    "callers": OWNER_BOUNDS,
+    TOTALS: TOTALS_BOUNDS,
+    FACTS: FACT_BOUNDS,
+}
 """How much may be kept in the record stores that a router opens."""
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
@@ -249,10 +256,11 @@ class Router:
             pacer,
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
-        self._totals = Totals(self.records, clock) if totals else None
+        judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
+        facts = SharedFacts(judge.learner.suspicions, self.records, clock)
+        self._totals = Totals(self.records, clock, facts.publish) if totals else None
         if self._totals is not None:
             deadlines.on_adopt = self._totals.enter_loop
-        judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -283,7 +291,7 @@ class Router:
             clock,
             reporter,
             judge.failures,
-            judge.learner.suspicions,
+            facts,
             self._totals,
         )
         """Reports the statuses of the keys."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -66,12 +66,13 @@ def canonical(request: Request, options: SendOptions, place: Any) -> tuple[bytes
         said,
         config,
         to_json([request.max_output_tokens, request.temperature, request.safety_settings]),
-        [attrs.astuple(origin) for origin in request.origins or ()],
-        [options.get("workload"), plain_model(model) if isinstance(model, str) else model],
+        to_json([attrs.astuple(origin) for origin in request.origins or ()]),
+        options.get("workload"),
+        plain_model(model) if isinstance(model, str) else model,
         options.get("fallback", "any"),
         place,
     ]
-    text = json.dumps(to_json(whole), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return text.encode(), is_lasting(request, [said, config])
 
 
@@ -111,9 +112,7 @@ def _described(kind: Any) -> Any:
 
 
 def _has(value: Any, names: frozenset[str]) -> bool:
-    """Return whether an object somewhere in a value has one of these keys."""
-    if isinstance(value, Mapping):
+    """Return whether an object somewhere in a value of JSON has one of these keys."""
+    if value.__class__ is dict:
         return not names.isdisjoint(value) or any(_has(each, names) for each in value.values())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return any(_has(each, names) for each in value)
-    return False
+    return value.__class__ is list and any(_has(each, names) for each in value)

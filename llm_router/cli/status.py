@@ -75,11 +75,13 @@ def _show(health: Health, statuses: list[KeyStatus], *, by_day: bool) -> None:
             say()
             show_table(*status_view.days(statuses))
             say()
+    counts = (
+        f", {health['in_cooldown']} in cooldown, {health['quarantined']} quarantined, "
+        f"{health['disabled']} disabled, {health['spent']} spent"
+    )
     summary = (
-        f"{health_words(health)}: "
-        f"{health['active_keys']} of {health['total_keys']} keys active, "
-        f"{health['in_cooldown']} in cooldown, {health['quarantined']} quarantined, "
-        f"{health['disabled']} disabled, {health['spent']} spent; "
+        f"{health_words(health)}: {health['active_keys']} of {health['total_keys']} keys active"
+        f"{counts if statuses else ''}; "
         f"{health['store']} {'answers' if health['store_ok'] else 'does not answer'}"
     )
     for text in (*notes(statuses, time.time()), summary):

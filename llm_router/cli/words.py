@@ -116,7 +116,7 @@ def health_words(health: Health, now: float | None = None) -> str:
             goes_on = ", this process goes on alone" if health["healthy"] else ""
             return f"not healthy: the store is lost{goes_on}"
         case _:
-            return "not healthy"
+            return f"not healthy{_until(health, now)}"
 
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:

@@ -41,7 +41,8 @@ class SendOptions(TypedDict, total=False):
     """Most seconds to wait for capacity, infinity for a year; None for the router's default."""
     cache: bool | Literal["always"] | None
     """For a router with a cache: False neither looks there nor keeps the answer; ``"always"`` keeps it also
-    if the temperature is above 0, tools are declared, or images are sent. Streams do not use the cache."""
+    if the temperature is above 0, tools are declared, or images are sent. Streams, and sends whose functions
+    are called, do not use the cache."""
     metadata: Mapping[str, str] | None
     """Words to find the request by, such as ``{"tenant": "acme", "feature": "search"}``: in the attempts of
     the response, in the events that observers get, and in metrics. At most 16; the provider does not see

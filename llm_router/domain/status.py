@@ -206,6 +206,8 @@ class Health(TypedDict):
     """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""
     problems: list[str]
     """What is wrong, in words; empty if nothing is."""
+    facts: list[str]
+    """What refusals suggest about keys and models, in words; empty if nothing."""
 
 
 def without_deprecated(status: KeyStatus) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,14 +15,14 @@ from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
-from llm_router.domain.status import DayTotals, Health, HealthState, KeyStatus
+from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus
+from llm_router.engine.facts import SharedFacts
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.statuses import Found, count_unusable, describe
-from llm_router.engine.suspicions import Suspicions
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
@@ -39,6 +40,8 @@ _NOBODY = "\0"
 """The id of a key and a project that nobody has."""
 
 _MOST_NAMED = 20
+
+_Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
 
 
 @attrs.frozen
@@ -70,7 +73,7 @@ class KeyManager:
         clock: Where time comes from.
         reporter: Reports to observers, or None.
         failures: The last failures of each key.
-        suspicions: What refusals suggest.
+        facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
     """
 
@@ -82,7 +85,7 @@ class KeyManager:
     clock: Clock
     reporter: Reporter | None = None
     failures: FailureLog = attrs.field(factory=FailureLog)
-    suspicions: Suspicions = attrs.field(factory=Suspicions)
+    facts: SharedFacts | None = None
     totals: Totals | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
@@ -178,6 +181,11 @@ class KeyManager:
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
+            facts=[
+                f"{row['key_id']}/{row['model']}: {fact['words']}"
+                for row in statuses
+                for fact in row["facts"]
+            ],
         )
         return Report(health, statuses)
 
@@ -300,9 +308,7 @@ class KeyManager:
 
     async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
         snapshots = await self.store.snapshot(deployments)
-        totals: Mapping[Deployment, Sequence[DayTotals]] = {}
-        if self.totals is not None and days:
-            totals = await self.totals.of(deployments, days) or {}
+        totals, known = await self._recorded(deployments, days)
         now = self.clock.time()
         states = self.pool.states
         return [
@@ -312,13 +318,36 @@ class KeyManager:
                 now,
                 self._paces,
                 Found(
-                    self.suspicions.about(snapshot.deployment, now),
+                    self._facts_of(snapshot.deployment, known, now),
                     self.failures.of(snapshot.deployment.key),
                     totals.get(snapshot.deployment, ()),
                 ),
             )
             for snapshot in snapshots
         ]
+
+    async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
+        """Return what the records have: totals and facts; nothing while the store beside them fails."""
+        if isinstance(self.store, FrontingStore) and self.store.trouble is not None:
+            return {}, {}
+
+        async def counted() -> Mapping[Deployment, Sequence[DayTotals]]:
+            if self.totals is None or not days:
+                return {}
+            return await self.totals.of(deployments, days) or {}
+
+        async def suspected() -> Mapping[str, FactStatus]:
+            return {} if self.facts is None else await self.facts.known()
+
+        return await asyncio.gather(counted(), suspected())
+
+    def _facts_of(
+        self, deployment: Deployment, known: Mapping[str, FactStatus], now: float
+    ) -> list[FactStatus]:
+        """Return what is suspected of a deployment: by this process or, if it sees nothing, by another."""
+        own = [] if self.facts is None else self.facts.suspicions.about(deployment, now)
+        told = known.get(deployment.model_scope)
+        return own or ([] if told is None else [told])
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""

@@ -19,9 +19,9 @@ from llm_router.domain.status import FactStatus
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot
 
-__all__ = ["Suspicions"]
+__all__ = ["REMEMBERED", "Suspicions"]
 
-_REMEMBERED = 3600.0
+REMEMBERED = 3600.0
 """Seconds for which an unexplained refusal counts."""
 
 _BELOW = 0.8
@@ -85,7 +85,7 @@ class Suspicions:
     def about(self, deployment: Deployment, now: float) -> list[FactStatus]:
         """Return what the refusals of a deployment suggest: one fact at most."""
         known = self._by_model.get((deployment.key.provider, deployment.model), ())
-        recent = [each for each in known if now - _REMEMBERED < each.at <= now]
+        recent = [each for each in known if now - REMEMBERED < each.at <= now]
         project = deployment.key.project
         own = [each for each in recent if each.project == project]
         minutes = {each.minute for each in own}

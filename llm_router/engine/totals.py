@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
 from urllib.parse import quote
@@ -43,7 +44,7 @@ _FLUSH = 5.0
 _RETRY = 30.0
 """The same after the records have failed."""
 
-_CLOSING = 2.0
+_CLOSING = 1.0
 """Seconds that closing waits for the records."""
 
 _TTL = DAYS_KEPT * 86_400.0
@@ -79,11 +80,18 @@ class Totals:
     Args:
         records: Where the totals are kept.
         clock: Where time comes from.
+        also: What else is done in the background, given the deployments that were counted.
     """
 
-    def __init__(self, records: RecordStore, clock: Clock) -> None:
+    def __init__(
+        self,
+        records: RecordStore,
+        clock: Clock,
+        also: Callable[[Iterable[Deployment]], Awaitable[None]] | None = None,
+    ) -> None:
         self._records = records
         self._clock = clock
+        self._also = also
         self._tallies: dict[Deployment, Tally] = {}
         self._day = ""  # of the tallies
         self._waiting: dict[tuple[str, str], int] = {}  # what is to be added, by name and field
@@ -113,7 +121,7 @@ class Totals:
 
     def _begin(self, deployment: Deployment) -> Tally:
         if not self._tallies:
-            self._day = day_of(self._clock.time(), PROVIDER_TIMEZONE)
+            self._day = _day(self._clock.time())
             if self._timer is None:
                 self._wait(_FLUSH)
         tally = self._tallies[deployment] = Tally()
@@ -134,9 +142,7 @@ class Totals:
         """Flush in ``most`` seconds, or when the day ends, so that what was counted belongs to one day."""
         if self._closed:
             return
-        now = self._clock.time()
-        midnight = seconds(midnights(microseconds(now), PROVIDER_TIMEZONE)[1])
-        self._timer = self._clock.call_later(max(min(most, midnight - now), 0.001), self._start)
+        self._timer = self._clock.call_later(min(most, _until_midnight(self._clock.time())), self._start)
 
     def _start(self) -> None:
         self._timer = None
@@ -150,7 +156,9 @@ class Totals:
 
     async def flush(self) -> bool:
         """Add what was counted to the records now; return whether all of it is there."""
-        self._collect()
+        counted = self._collect()
+        if self._also is not None and counted:
+            await self._also(counted)
         if self._lock is None:
             self._lock = asyncio.Lock()
         async with self._lock:
@@ -171,8 +179,8 @@ class Totals:
                         del self._waiting[name, field]
         return True
 
-    def _collect(self) -> None:
-        """Make what was counted wait to be added."""
+    def _collect(self) -> Iterable[Deployment]:
+        """Make what was counted wait to be added; return the deployments that it is of."""
         tallies, self._tallies = self._tallies, {}
         for deployment, tally in tallies.items():
             name = _name(self._day, deployment)
@@ -180,6 +188,7 @@ class Totals:
                 place = name, f"{field}:{deployment.model}"
                 if place in self._waiting or len(self._waiting) < _MOST_WAITING:
                     self._waiting[place] = self._waiting.get(place, 0) + int(amount)
+        return tallies.keys()
 
     def forget(self) -> None:
         """Forget what was counted: it belongs to the parent of this process."""
@@ -187,7 +196,7 @@ class Totals:
         self._timer = self._task = self._lock = None
 
     async def aclose(self) -> None:
-        """Add what was counted to the records, unless these fail or take longer than two seconds."""
+        """Add what was counted to the records, unless these fail or take longer than a second."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -196,6 +205,11 @@ class Totals:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSING):
                     await self.flush()
+        task, self._task = self._task, None
+        if task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task], timeout=_CLOSING)
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -209,7 +223,7 @@ class Totals:
             days: How many days, today included.
         """
         await self.flush()
-        today = date.fromisoformat(day_of(self._clock.time(), PROVIDER_TIMEZONE))
+        today = date.fromisoformat(_day(self._clock.time()))
         names = [(today - timedelta(days=back)).isoformat() for back in range(days)]
         try:
             counts = [await self._records.counts(TOTALS, f"{day} ", limit=_MOST_WAITING) for day in names]
@@ -223,6 +237,23 @@ class Totals:
             ]
             for each in deployments
         }
+
+
+def _day(now: float) -> str:
+    """Return the date at the provider; a clock that no calendar knows must not fail a send."""
+    try:
+        return day_of(now, PROVIDER_TIMEZONE)
+    except (OverflowError, ValueError, OSError):
+        return "9999-12-31"
+
+
+def _until_midnight(now: float) -> float:
+    """Return the seconds to the next midnight at the provider, more than none."""
+    try:
+        midnight = seconds(midnights(microseconds(now), PROVIDER_TIMEZONE)[1])
+    except (OverflowError, ValueError, OSError):
+        return math.inf
+    return max(midnight - now, 0.001)
 
 
 def _name(day: str, deployment: Deployment) -> str:

@@ -42,7 +42,20 @@ local function version_of(name)
   return expires > now and tonumber(call("ZSCORE", order, name) or 0) or 0, expires
 end
 
+-- Forget everything if some of it is gone: a server that is short of memory evicts whole keys.
+local function mend()
+  local count = call("HLEN", data)
+  local is_whole = call("ZCARD", order) == count and call("ZCARD", ends) == count
+  local last = call("HGET", totals, "version")
+  if not is_whole or (count > 0 and not last) then
+    last = math.max(tonumber(last or 0), tonumber(call("ZREVRANGE", order, 0, 0, "WITHSCORES")[2] or 0))
+    call("DEL", data, order, ends, totals)
+    call("HSET", totals, "version", digits(last))
+  end
+end
+
 local function keep(name, value, lasts, most, size)
+  mend()
   forget(name)
   local version = math.max(tonumber(call("HGET", totals, "version") or 0) + 1, now)
   call("HSET", data, name, value)

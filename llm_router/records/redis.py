@@ -202,12 +202,17 @@ class _Line:
             await anext(self._keeper)
         call = asyncio.create_task(self._run(keys, arguments))
         self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+        call.add_done_callback(self._note_end)
         return await asyncio.shield(call)
 
     async def _run(self, keys: list[str], arguments: list[str | bytes]) -> Any:
         async with Deadline(asyncio.get_running_loop().time() + self._timeout), self._turns:
             return await _script().run(self._client, keys, arguments)
+
+    def _note_end(self, call: asyncio.Task[Any]) -> None:
+        self._calls.discard(call)
+        if not call.cancelled():
+            call.exception()  # retrieved: the caller may have been cancelled, and hears of nothing
 
     async def aclose(self) -> None:
         if self._calls:

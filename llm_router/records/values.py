@@ -25,11 +25,12 @@ def to_json(value: Any) -> Any:
         value = value.value
     if value is None or isinstance(value, str | int | float):
         return value
+    # By its class first: to ask an abstract one takes ten times as long.
+    if value.__class__ is dict or isinstance(value, Mapping):
+        return {_key(name): to_json(each) for name, each in value.items()}
     if isinstance(value, bytes | bytearray | memoryview):
         return {_BYTES: base64.b64encode(value).decode()}
-    if isinstance(value, Mapping):
-        return {_key(name): to_json(each) for name, each in value.items()}
-    if isinstance(value, Sequence):
+    if value.__class__ is list or isinstance(value, Sequence):
         return [to_json(each) for each in value]
     if hasattr(value, "model_dump") and not isinstance(value, type):
         return to_json(value.model_dump(exclude_none=True))

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import fakeredis
 import pydantic
 import pytest
 from google.genai import types
@@ -28,7 +27,6 @@ from llm_router import (
 )
 from llm_router.errors import StoreUnavailableError
 from llm_router.records import MemoryRecords, Record, RecordStore
-from llm_router.records.redis import RedisRecords
 from llm_router.testing import FakeProvider, ManualClock
 
 MakeRouter = Callable[..., Router]
@@ -38,7 +36,7 @@ class Pools(Protocol):
     def one(self, model: str = ..., workload: str = ..., *, rpm: int = ...) -> Deployment: ...
 
 
-@pytest.fixture(params=["memory", "sqlite", "fakeredis", "server"])
+@pytest.fixture(params=["memory", "sqlite", "server"])
 def place(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, servers_module: ModuleType
 ) -> Iterator[Callable[[], str | RecordStore]]:
@@ -50,9 +48,6 @@ def place(
         with server.client() as client:
             client.flushall()
         yield lambda: str(server.url)
-    elif request.param == "fakeredis":
-        server = fakeredis.FakeServer()
-        yield lambda: RedisRecords(fakeredis.FakeAsyncRedis(server=server), clock=clock)
     else:
         records = MemoryRecords(clock=clock)
         yield lambda: records

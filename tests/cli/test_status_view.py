@@ -72,7 +72,8 @@ def test_each_state_has_its_words(pools: Pools, clock: ManualClock) -> None:
     spent = Health(**{**health, "state": "spent", "usable_at": clock.time(), "usable_in_seconds": 0.0})
     assert health_words(spent) == "spent until 12:00:00 (0 s)"
     assert "goes on alone" in health_words(Health(**{**health, "state": "store_lost"}))
-    assert health_words(Health(**{**health, "state": "unusable"})) == "not healthy"
+    unusable = Health(**{**health, "state": "unusable", "usable_at": None})
+    assert health_words(unusable) == "not healthy"
 
 
 @pytest.mark.parametrize("width", [30, 60, 80])

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-import fakeredis
 import pytest
 from google.genai import types
 
@@ -25,7 +24,6 @@ from llm_router.conversations import HistoryStore, StoredHistory, Turn, Versione
 from llm_router.conversations.stored import HISTORIES
 from llm_router.errors import RecordTooLargeError, StoreCorruptError, StoreUnavailableError
 from llm_router.records import Bounds, MemoryRecords
-from llm_router.records.redis import RedisRecords
 from llm_router.testing import FakeProvider, ManualClock
 
 MakeRouter = Callable[..., Router]
@@ -49,7 +47,7 @@ class FlakyRecords(MemoryRecords):
         return version
 
 
-@pytest.fixture(params=["memory", "sqlite", "fakeredis", "server"])
+@pytest.fixture(params=["memory", "sqlite", "server"])
 def histories(
     request: pytest.FixtureRequest, tmp_path: Path, clock: ManualClock, servers_module: ModuleType
 ) -> Iterator[Opener]:
@@ -61,9 +59,6 @@ def histories(
         with server.client() as client:
             client.flushall()
         yield lambda: str(server.url)
-    elif request.param == "fakeredis":
-        server = fakeredis.FakeServer()
-        yield lambda: StoredHistory(RedisRecords(fakeredis.FakeAsyncRedis(server=server), clock=clock))
     else:
         records = MemoryRecords(clock=clock)
         yield lambda: StoredHistory(records)

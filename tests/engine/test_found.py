@@ -120,6 +120,12 @@ async def test_refusals_below_the_limit_are_suspicious(
         statuses = await router.get_all_key_statuses()
         assert [[fact["kind"] for fact in row["facts"]] for row in statuses] == kinds
         [fact] = statuses[0]["facts"]
+        [*_, told] = (await router.health_check())["facts"]
+        assert told.startswith(f"{refused[-1]}/model-a: refused")
+        async with make_router(pool, records=router.records) as other:
+            assert [row["facts"] for row in await other.get_all_key_statuses()] == [
+                row["facts"] for row in statuses
+            ]
         assert words in fact["words"]
         assert fact["keys"] == [name for name in refused if name != "a"]
         clock.shift(3600.0)

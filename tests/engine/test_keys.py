@@ -318,6 +318,7 @@ async def test_health_counts_keys_and_deployments(
         "store": "Fragile",
         "store_ok": True,
         "problems": [],
+        "facts": [],
     }
 
 

@@ -143,6 +143,17 @@ async def test_records_that_fail_never_fail_a_send(
         assert today["requests"] == 4
 
 
+async def test_what_others_wrote_and_odd_clocks_fail_nothing(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """Facts that cannot be read are none; a time that no calendar knows is no day."""
+    async with make_router([pools.one(rpm=None)]) as router:
+        await router.records.put("facts", "model:gemini:p:m", b'{"kind": 1}', ttl=60)
+        assert (await router.health_check())["facts"] == []
+        clock.jump(1e15)
+        assert (await router.send("x")).success
+
+
 async def test_closing_does_not_wait_for_records_that_hang(
     make_router: MakeRouter, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

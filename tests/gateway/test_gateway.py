@@ -130,6 +130,7 @@ async def test_health_without_a_store(served: Served, monkeypatch: pytest.Monkey
 
 async def test_health(served: Served) -> None:
     """It says that it lives, and that a call has a chance; to HEAD without a body."""
+    assert (await _call(served, GENERATE, HELLO))[0] == 200
     status, _, body = await _call(served, "/healthz", verb="GET")
     found = json.loads(body)
     assert (status, found["status"], found["state"], found["health"]["healthy"]) == (
@@ -140,6 +141,9 @@ async def test_health(served: Served) -> None:
     )
     assert len(found["keys"]) == 10
     assert found["keys"][0]["limits"]["rpm"]["remaining"] <= 10_000
+    todays = [row["today"] for row in found["keys"]]
+    for field in ("requests", "input_tokens", "output_tokens"):
+        assert sum(today[field] for today in todays) > 0
     assert "AIza" not in body.decode()
     assert (await _call(served, "/readyz", verb="GET"))[::2] == (200, b'{"status":"ok"}')
     assert (await _call(served, "/healthz", verb="HEAD"))[::2] == (200, b"")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import fakeredis
 import pytest
@@ -15,7 +16,8 @@ from llm_router.records.redis import RedisRecords
 from llm_router.records.sqlite import SQLiteRecords
 from llm_router.testing import ManualClock
 
-KINDS = ["memory", "sqlite", "fakeredis", "server", pytest.param("cluster", marks=pytest.mark.slow)]
+KINDS: list[Any] = ["memory", "sqlite", "fakeredis", "server"]
+KINDS += [pytest.param(name, marks=pytest.mark.slow) for name in ("other server", "cluster")]
 
 Opener = Callable[..., RecordStore]
 
@@ -30,8 +32,9 @@ async def open_store(
     async with AsyncExitStack() as stack:
         server = fakeredis.FakeServer() if kind == "fakeredis" else None
         url = ""
-        if kind == "server":
-            shared = servers_module.shared_server(next(iter(servers_module.find_servers())))
+        if kind in {"server", "other server"}:
+            names = list(servers_module.find_servers())
+            shared = servers_module.shared_server(names[0 if kind == "server" else -1])
             url = shared.url
             with shared.client() as client:
                 client.flushall()

@@ -25,9 +25,9 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
         (exceptions.NoPermissionError, exceptions.AuthorizationError),
         (
             "denies this user a command or key: allow it the keys of the namespace and the commands EVALSHA, "
-            "EVAL, TIME, GET, MGET, SET, DEL, HSET, HGET, HMGET, HDEL, HINCRBY, HSCAN, HSTRLEN, PEXPIRE, "
-            "ZADD, ZCARD, ZRANGE, ZRANGEBYSCORE, ZREM, ZREMRANGEBYSCORE, ZREVRANGE and ZSCORE, and if "
-            "possible INFO, on a cluster also CLUSTER SLOTS and COMMAND"
+            "EVAL, TIME, GET, MGET, SET, DEL, HSET, HGET, HMGET, HDEL, HINCRBY, HLEN, HSCAN, HSTRLEN, "
+            "PEXPIRE, ZADD, ZCARD, ZRANGE, ZRANGEBYSCORE, ZREM, ZREMRANGEBYSCORE, ZREVRANGE and ZSCORE, and "
+            "if possible INFO, on a cluster also CLUSTER SLOTS and COMMAND"
         ),
     ),
     ("READONLY", (exceptions.ReadOnlyError,), "is a read-only replica: point the URL at the primary"),
