@@ -57,6 +57,11 @@ _UNKNOWN = ApiError(
     "UNAUTHENTICATED",
     "This gateway takes no such token: send one of `llm-router tokens add` where the API's key would be.",
 )
+_UNAVAILABLE = ApiError(
+    int(HTTPStatus.SERVICE_UNAVAILABLE),
+    "UNAVAILABLE",
+    "This gateway cannot find out now whose that is: try again in a moment.",
+)
 
 
 class Caller:
@@ -216,10 +221,14 @@ class Callers:
         """Return whose a resource is.
 
         Raises:
-            StoreError: That cannot be found out now.
+            RefusedError: That cannot be found out now.
         """
-        # With the name of an upload anybody could go on with it: none is kept as it is.
-        record = await self._records.get(CALLERS, digest_name(name))
+        try:
+            # With the name of an upload anybody could go on with it: none is kept as it is.
+            record = await self._records.get(CALLERS, digest_name(name))
+        except StoreError as error:
+            _log.warning("whose a resource is cannot be found out: %s", error)
+            raise RefusedError(_UNAVAILABLE) from None
         return None if record is None else record.data.decode()
 
     async def give(self, name: str, owner: str) -> None:
