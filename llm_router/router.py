@@ -48,7 +48,7 @@ from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
-from llm_router.engine.resources import OWNER_BOUNDS, OWNERS, Resources
+from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Router", "RouterOptions"]
 
-_BOUNDS = {HISTORIES: HISTORY_BOUNDS, OWNERS: OWNER_BOUNDS, "callers": OWNER_BOUNDS}
+_BOUNDS = {HISTORIES: HISTORY_BOUNDS, OWNERS: OWNER_BOUNDS, CALLERS: OWNER_BOUNDS}
 """How much may be kept in the record stores that a router opens."""
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
@@ -198,7 +198,7 @@ class Router:
         if records is None:
             records = opened_records.at(store if isinstance(store, str) else "memory://", "store")
         self.records = opened_records.at(records, "records") if isinstance(records, str) else records
-        """Keeps what belongs to whom."""
+        """The record store beside the quotas, which keeps what belongs to whom."""
         kept_histories = _opened_histories(histories, opened_records, clock)
         upstreams = self._open_providers(provider, active, base_url, safety_settings)
         opened = self._open_store(store, clock, on_store_failure, local_share)

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.clock import Clock, SystemClock
-from llm_router.engine.resources import OWNER_LIFE
+from llm_router.engine.resources import CALLERS, OWNER_LIFE
 from llm_router.errors import ConfigError, StoreError
 from llm_router.gateway.answers import RefusedError
-from llm_router.gateway.rates import CALLERS, TokenRates
+from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
 from llm_router.gemini_http.credentials import read_credentials
