@@ -58,7 +58,7 @@ from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
-from llm_router.engine.resources import OWNER_BOUNDS, OWNERS, Resources
+from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
@@ -88,7 +88,7 @@ __all__ = ["Router", "RouterOptions"]
 _BOUNDS = {
     HISTORIES: HISTORY_BOUNDS,
     OWNERS: OWNER_BOUNDS,
-    "callers": OWNER_BOUNDS,
+    CALLERS: OWNER_BOUNDS,
     TOTALS: TOTALS_BOUNDS,
     FACTS: FACT_BOUNDS,
 }

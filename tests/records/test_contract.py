@@ -15,6 +15,7 @@ from llm_router.errors import (
     RecordTooLargeError,
 )
 from llm_router.records import Bounds, MemoryRecords, Record, RecordStore
+from llm_router.records.sqlite import SQLiteRecords
 from llm_router.testing import ManualClock
 
 Opener = Callable[..., RecordStore]
@@ -176,6 +177,8 @@ def test_bounds_that_make_no_sense() -> None:
     for bounds in wrong:
         with pytest.raises(ConfigError, match="bounds must map spaces to Bounds"):
             MemoryRecords(bounds=bounds)
+    with pytest.raises(ConfigError, match="the timeout of a record store must be"):
+        SQLiteRecords("never-opened", timeout=float("inf"))
     with pytest.raises(ConfigError, match="records of Bounds must be a whole number above 0, not nan"):
         Bounds(records=float("nan"))  # type: ignore[arg-type]
 
