@@ -318,7 +318,7 @@ def test_a_router_held_over_several_runs(defaults: Path) -> None:
 
 
 def test_conversations_are_shared(defaults: Path, other: OtherLoop, third: OtherLoop) -> None:
-    """What one loop heard, another remembers, also after the first was closed."""
+    """What one loop heard, another remembers, also after the first was closed, and after a restart."""
 
     async def say(words: Any) -> Response:
         return await get_request_router().send_chat(conv_id="c", prompt=words)
@@ -333,6 +333,8 @@ def test_conversations_are_shared(defaults: Path, other: OtherLoop, third: Other
     other.close()
     assert third.run(history()) == 4
     third.run(closed_default())
+    assert asyncio.run(history()) == 4
+    asyncio.run(closed_default())
 
 
 def test_after_closing_the_configuration_is_read_again(defaults: Path, other: OtherLoop) -> None:
