@@ -84,6 +84,8 @@ class Suspicions:
 
     def about(self, deployment: Deployment, now: float) -> list[FactStatus]:
         """Return what the refusals of a deployment suggest: one fact at most."""
+        if not self._by_model:
+            return []
         known = self._by_model.get((deployment.key.provider, deployment.model), ())
         recent = [each for each in known if now - REMEMBERED < each.at <= now]
         project = deployment.key.project

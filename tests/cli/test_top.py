@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import pty
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import Result
 
-from llm_router import Cooldown, Deployment, Router
+from llm_router import Cooldown, DayTotals, Deployment, Router
 from llm_router.cli.top import keys_in
-from llm_router.cli.top_frame import SORTS, Line, View, frame, press
+from llm_router.cli.top_frame import Line, frame
+from llm_router.cli.top_rates import Rates, rates_between
+from llm_router.cli.top_view import SORTS, View, press
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.engine.keys import Report
 from llm_router.stores.memory import MemoryStore
@@ -148,6 +151,23 @@ async def test_keys_change_the_view(pools: Pools, clock: ManualClock) -> None:
     assert press(press(View(), " "), "p") == View()
     assert press(View(), "q").left
     assert "filter: a▏" in text_of(frame(report, 0.0, 80, view=View(typing=True, wanted="a")))[-1]
+
+
+async def test_rates_are_the_difference_of_two_looks(pools: Pools, clock: ManualClock) -> None:
+    """What was sent since, in a minute; nothing over midnight, or where nothing is counted."""
+    after = await report_of(pools, clock)
+    before = copy.deepcopy(after)
+    for row in before.keys:
+        assert row["today"] is not None
+        row["today"]["requests"] = row["today"]["input_tokens"] = row["today"]["output_tokens"] = 0
+    rates = rates_between(before, after, 30.0)
+    assert rates == Rates(30.0, 360.0, 0.0)
+    line = text_of(frame(after, clock.time(), 200, rates=rates))[1]
+    assert "now 30 requests, 360 tokens, 0 429s a minute; today" in line
+    before.keys[0]["today"] = {**DayTotals(**before.keys[0]["today"]), "day": "2027-01-14"}  # type: ignore[typeddict-item]
+    assert rates_between(before, after, 30.0) is None
+    assert rates_between(after, after, 0.0) is None
+    assert rates_between(Report(after.health, []), Report(after.health, []), 1.0) is None
 
 
 def test_what_a_terminal_sends_becomes_keys() -> None:
