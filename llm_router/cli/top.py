@@ -21,7 +21,7 @@ from llm_router.cli.top_frame import Line, frame
 from llm_router.cli.top_rates import Rates, rates_between
 from llm_router.cli.top_view import SORTS, View, press
 from llm_router.config import load_settings
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 from llm_router.errors import ConfigError
 from llm_router.router import Router
 

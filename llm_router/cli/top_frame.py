@@ -9,7 +9,7 @@ from llm_router.cli.top_rates import Rates
 from llm_router.cli.top_view import View, chosen, share_of
 from llm_router.cli.words import ago, amount, fraction, health_words, moment, state_of, today_words
 from llm_router.domain.status import KeyStatus, LimitStatus
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 
 __all__ = ["Line", "frame"]
 

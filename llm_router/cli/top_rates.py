@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from llm_router.cli.words import amount
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 
 __all__ = ["Rates", "rates_between"]
 

@@ -25,7 +25,7 @@ from llm_router.cli.top_frame import Line, frame
 from llm_router.cli.top_rates import Rates, rates_between
 from llm_router.cli.top_view import SORTS, View, press
 from llm_router.domain.limits import LearntLimit, LimitSource
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
 
