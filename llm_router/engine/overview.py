@@ -24,6 +24,9 @@ from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["Overview", "Report"]
 
+_PATIENCE = 2.0
+"""Seconds that statuses wait for the records, which only add to what the store says."""
+
 _Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
 
 
@@ -176,7 +179,11 @@ class Overview:
         async def suspected() -> Mapping[str, FactStatus]:
             return {} if self.facts is None else await self.facts.known()
 
-        return await asyncio.gather(counted(), suspected())
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await asyncio.gather(counted(), suspected())
+        except TimeoutError:
+            return {}, {}
 
     def _facts_of(
         self, deployment: Deployment, known: Mapping[str, FactStatus], now: float

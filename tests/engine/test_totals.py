@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +153,23 @@ async def test_what_others_wrote_and_odd_clocks_fail_nothing(
         assert (await router.health_check())["facts"] == []
         clock.jump(1e15)
         assert (await router.send("x")).success
+
+
+async def test_what_a_provider_counts_may_be_anything(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """It neither fails a send nor keeps its quota, and what cannot be kept does not hold up the rest."""
+    long, odd = pools.one("m" * 600, rpm=None), pools.one("b", key_id="ü" * 400, rpm=None)
+    async with make_router([long, odd]) as router:
+        usage: Any = Usage(3, None)  # type: ignore[arg-type]
+        provider.script(Reply("x", usage), Reply("x", Usage(math.nan, 4)))  # type: ignore[arg-type]
+        for deployment in (long, odd, odd):
+            await router.send("x", model=deployment.model, fallback="none")
+        await clock.advance(6.0)
+        none, today = await todays(router)
+        assert none["requests"] == 0
+        assert (today["requests"], today["input_tokens"]) == (2, 0)
+        assert "0 reservations" in repr(router.keys.store)
 
 
 async def test_closing_does_not_wait_for_records_that_hang(
