@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import Any
 
 from _harness import Measure, Report, Row, Scale, Table, calls_per_second, in_turn
@@ -21,6 +22,7 @@ from _subjects import (
 )
 
 from llm_router import Request, Router, observe
+from llm_router.providers.gemini import GeminiProvider
 
 __all__ = ["run"]
 
@@ -34,8 +36,9 @@ async def run(scale: Scale) -> Report:
     """Measure the overhead of a send."""
     ours = await _ours(scale)
     observed = await _observed(scale)
+    estimates = await _estimates(scale)
     litellm = await _litellm(scale)
-    return Report("overhead", [ours, observed, litellm, _targets(ours)])
+    return Report("overhead", [ours, observed, estimates, litellm, _targets(ours)])
 
 
 async def _ours(scale: Scale) -> Table:
@@ -102,6 +105,33 @@ async def _observed(scale: Scale) -> Table:
     for name, note in missing.items():
         table.add(Row(baseline[0], name, note=note))
     return table
+
+
+async def _estimates(scale: Scale) -> Table:
+    """Measure for how long the estimate of a long prompt keeps the event loop from everything else."""
+    table = Table.about(
+        "The estimate of input tokens, which every send makes on the event loop",
+        "a megabyte of words; the floor is to encode it as UTF-8, a tokeniser takes hundreds of milliseconds",
+    )
+    case, prompts = "1 MB", {"English": "word " * 200_000, "Chinese": "\u8bcd" * 333_333}
+    async with aclosing(GeminiProvider()) as provider:
+        works: dict[str, Sample] = {}
+        for language, prompt in prompts.items():
+            estimate = partial(provider.estimate_tokens, Request(contents=prompt))
+            works[f"floor, {language}"] = _timed(_awaitable(prompt.encode), scale)
+            works[f"llm_router, {language}"] = _timed(_awaitable(estimate), scale)
+        found = await in_turn(works, scale.runs)
+    for name, samples in found.items():
+        baseline = (case, name.replace("llm_router", "floor"))
+        table.add(Row(case, name, {"estimate": Measure(samples["time"], "µs")}, baseline))
+    return table
+
+
+def _awaitable(work: Callable[[], object]) -> Callable[[], Awaitable[object]]:
+    async def call() -> object:
+        return work()
+
+    return call
 
 
 def _observers() -> tuple[dict[str, Any], dict[str, str]]:

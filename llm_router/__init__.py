@@ -18,6 +18,7 @@ from llm_router.domain.explanation import (
     Explanation,
 )
 from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.pacing import Pacing
 from llm_router.domain.queries import Embeddings, ModelInfo, ModelList
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.request import Request
@@ -119,6 +120,7 @@ __all__ = [
     "Metric",
     "ModelInfo",
     "ModelList",
+    "Pacing",
     "PreparedProvider",
     "Provider",
     "ProviderError",

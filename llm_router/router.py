@@ -23,6 +23,7 @@ from llm_router.domain.exchange import Exchange
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import real
 from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
+from llm_router.domain.pacing import Pacing
 from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
 from llm_router.domain.request import Request
@@ -42,14 +43,22 @@ from llm_router.engine.facts import FACT_BOUNDS, FACTS, SharedFacts
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.pacing import Pacer
 from llm_router.engine.pool import Pool
-from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
+from llm_router.engine.pool_check import (
+    check_deployments,
+    check_numbers,
+    check_pacing,
+    check_policy,
+    check_store,
+    check_weights,
+)
 from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
-from llm_router.engine.resources import OWNER_BOUNDS, OWNERS, Resources
+from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
@@ -79,7 +88,7 @@ __all__ = ["Router", "RouterOptions"]
 _BOUNDS = {
     HISTORIES: HISTORY_BOUNDS,
     OWNERS: OWNER_BOUNDS,
-    "callers": OWNER_BOUNDS,
+    CALLERS: OWNER_BOUNDS,
     TOTALS: TOTALS_BOUNDS,
     FACTS: FACT_BOUNDS,
 }
@@ -106,10 +115,12 @@ class RouterOptions(TypedDict, total=False):
     base_url: str | None
     histories: HistoryStore | str | None
     records: RecordStore | str | None
-    cache: Cache | str | None
     totals: bool
+    cache: Cache | str | None
     history_tokens: Mapping[str, int] | None
     observers: Iterable[RouterObserver]
+    tenant_weights: Mapping[str, float] | None
+    rpd_pacing: Pacing | None
 
 
 class Router:
@@ -150,9 +161,13 @@ class Router:
         totals: Whether what each key does is counted, by day, for statuses.
         cache: Where answers are kept, to be given again to the same request: a :class:`~llm_router.Cache`, or
             a URL as for ``store`` (for an hour, at most 64 MiB); None for nowhere. See :meth:`send`.
-        history_tokens: Tokens of history sent along, per workload.
+        history_tokens: Tokens of history sent along, per workload; ``""`` is for conversations without one.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.
+        tenant_weights: Of tenants that are to get more or less than others, whose weight is 1: where those
+            of weight 1 and 3 both wait, the second gets three times as many tokens.
+        rpd_pacing: Spreads the requests per day of each deployment over the day; None (the default) lets them
+            be spent at any time.
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a
@@ -180,17 +195,19 @@ class Router:
         base_url: str | None = None,
         histories: HistoryStore | str | None = None,
         records: RecordStore | str | None = None,
-        cache: Cache | str | None = None,
         totals: bool = True,
+        cache: Cache | str | None = None,
         history_tokens: Mapping[str, int] | None = None,
         observers: Iterable[RouterObserver] = (),
+        tenant_weights: Mapping[str, float] | None = None,
+        rpd_pacing: Pacing | None = None,
     ) -> None:
         active = deployments_in("deployments", deployments)
         shown_only = deployments_in("inactive", inactive)
         workloads = check_workloads(workloads)
         check_deployments(active, workloads)
         check_types(strategy, provider, clock, histories, records, base_url, safety_settings)
-        budgets = {**HISTORY_TOKENS, **mapping("history_tokens", history_tokens, "{'light': 8_000}")}
+        budgets = mapping("history_tokens", history_tokens, "{'light': 8_000}")
         check_numbers(
             max_retries=max_retries,
             base_backoff=base_backoff,
@@ -198,9 +215,13 @@ class Router:
             local_share=local_share,
             max_requests_per_second=max_requests_per_second,
             history_tokens=budgets,
+            workloads=workloads,
         )
         check_policy(on_store_failure, get_args(StoreFailurePolicy))
+        weights = check_weights(mapping("tenant_weights", tenant_weights, "{'acme': 3}"))
+        check_pacing(rpd_pacing, workloads)
         clock = clock or SystemClock()
+        pacer = None if rpd_pacing is None else Pacer(rpd_pacing, clock)
         reporter = reporter_for(observers, clock)
         caching = Cache(cache) if cache is not None and not isinstance(cache, Cache) else cache
         bounds = _BOUNDS if caching is None else {**_BOUNDS, CACHE: caching.bounds}
@@ -223,7 +244,16 @@ class Router:
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         checked = _checked(strategy)
         selector = Selector(
-            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
+            opened,
+            pool,
+            checked,
+            clock,
+            deadlines,
+            DispatchGate(clock, guard),
+            throttle,
+            reporter,
+            weights,
+            pacer,
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
@@ -274,7 +304,7 @@ class Router:
             self.stream,
             partial(estimate, next(iter(upstreams.values())), validate=False),
             kept_histories,
-            budgets,
+            {**HISTORY_TOKENS, **budgets},
         )
 
     def _open_cache(
@@ -434,11 +464,17 @@ class Router:
                 * ``timeout``: seconds for all attempts together, not counting the wait for capacity; 60 by
                   default, None (or more than a year) for no bound.
                 * ``max_wait``: most seconds to wait for capacity, infinity (or more than a year) for a year;
-                  None for the router's default. Where nothing will have room, the answer comes at once.
+                  None for the router's default. Where nothing will have room in time, also because of those
+                  that wait already, the answer comes at once and says when it could have been.
                 * ``cache``: False to neither look into the cache nor keep the answer there; ``"always"`` to
                   do both whatever the request has.
                 * ``metadata``: words to find the request by, such as ``{"tenant": "acme"}``, in the attempts
                   of the response, in events and in metrics; the provider does not see them.
+                * ``urgency``: where it waits, if it has to: ``"interactive"`` (the default) requests go
+                  before ``"batch"`` ones, which keep a fifth of the grants.
+                * ``tenant``: for whom it is made, by default the ``tenant`` of the metadata. Those that wait
+                  get equal shares of the tokens, or by ``tenant_weights``. Both hold among requests that wait
+                  in this process with the same ``workload``, ``model_preference`` and ``fallback``.
 
         Returns:
             The response. Whatever fails between router and provider is in it, and is not raised.
@@ -504,8 +540,8 @@ class Router:
             exchange: The request, without credentials.
             options: Any of these:
 
-                * ``workload``, ``model_preference``, ``max_wait``, ``metadata``: as for :meth:`send`; they
-                  win over what the exchange names.
+                * ``workload``, ``model_preference``, ``max_wait``, ``metadata``, ``urgency``, ``tenant``: as
+                  for :meth:`send`; they win over what the exchange names.
                 * ``fallback``: as for :meth:`send`; by default ``"model"`` where a model is named.
                 * ``timeout``: seconds until the answer begins, and then for each further piece of it.
 
@@ -552,7 +588,8 @@ class Router:
             task_type: What the vectors are for, such as ``RETRIEVAL_DOCUMENT``.
             title: The title of the documents that the texts are of.
             output_dimensionality: The length of the vectors, if the model lets one choose.
-            options: ``timeout`` (for each request), ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout`` (for each request), ``max_wait``, ``metadata``, ``urgency`` and ``tenant``,
+                as for :meth:`send`.
 
         Returns:
             The vectors, one for each text, in order.
@@ -586,7 +623,7 @@ class Router:
             model: The model whose tokens are counted; by default the first one of the pool that can.
             workload: The workload of that model.
             system_instruction: As for :meth:`send`.
-            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``, as for :meth:`send`.
 
         Raises:
             InvalidRequestError: An argument is wrong.
@@ -605,7 +642,7 @@ class Router:
         """Ask the provider which models it serves to each project of the pool, which takes no quota.
 
         Args:
-            options: ``timeout``, ``max_wait`` and ``metadata``, as for :meth:`send`.
+            options: ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``, as for :meth:`send`.
 
         Raises:
             SendError: No project could be asked.
@@ -652,7 +689,8 @@ class Router:
 
         Args:
             prompt: As for :meth:`send`.
-            options: As for :meth:`send`; ``timeout``, ``max_wait`` and ``metadata`` change nothing.
+            options: As for :meth:`send`; ``timeout``, ``max_wait``, ``metadata``, ``urgency`` and ``tenant``
+                change nothing.
 
         Returns:
             The tiers with their candidates, best first: rank, quotas, and what excludes them.

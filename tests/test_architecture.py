@@ -122,6 +122,7 @@ def test_adapters_do_not_know_each_other(room: str) -> None:
                 assert is_allowed, f"{name} imports {imported}"
 
 
+@pytest.mark.slow
 def test_importing_the_library_is_light() -> None:
     """Neither SDK nor client nor any edge is imported with the library."""
     heavy: tuple[str, ...] = ("google.genai", "redis", "aiohttp", "httpx", "httpx2", "typer", "rich")

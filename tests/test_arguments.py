@@ -288,7 +288,7 @@ async def test_safety_settings_of_a_wrong_type(
         ("max_wait", [-0.1, None]),
         ("local_share", [0, -1, 1.01, 1e-300, INF, None]),
         ("max_requests_per_second", [0, -1, INF, HUGE, 5e-324]),
-        ("history_tokens", [{"light": -1}, {"light": 1.5}, {"light": None}]),
+        ("history_tokens", [{"light": -1}, {"light": 1.5}, {"light": None}, {"lite": 1}, {1: 1}]),
     ],
 )
 @pytest.mark.parametrize("store", ["memory://", "sqlite:///never-opened"])

@@ -133,6 +133,7 @@ def test_the_simulation_refuses_what_does_not_fit(load: Callable[..., ModuleType
     assert counts.false == 0
 
 
+@pytest.mark.slow
 def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> None:
     """Requests that wait are all granted, and the quota is used up."""
     simulation = load("simulation")
@@ -146,7 +147,11 @@ def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [["stores", "selection", "overhead"], ["memory", "sdk", "dropin", "contention", "simulation"], ["soak"]],
+    [
+        ["stores", "selection", "overhead", "waiting"],
+        ["memory", "sdk", "dropin", "contention", "simulation"],
+        ["soak"],
+    ],
 )
 def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
     """The suite runs without the peers, writes its samples and says that they mean nothing."""

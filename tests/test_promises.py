@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NAMES = st.text(min_size=1, max_size=12).filter(str.strip)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     ids=st.lists(NAMES, min_size=1, max_size=6, unique=True),
@@ -58,6 +59,26 @@ async def test_no_send_within_the_quota_fails(
         responses = await asyncio.gather(*(router.send("w " * size) for size in sizes))
     assert all(response.success for response in responses)
     assert len(provider.calls) == 300
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 15, 60])
+async def test_a_limit_admits_exactly_so_many(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    clock: ManualClock,
+    limit: int,
+) -> None:
+    """Neither one less nor one more, for callers one by one and at once, in this minute and in the next."""
+    async with make_router([pools.one(rpm=limit)]) as router:
+        for burst in range(4):
+            if burst % 2:
+                responses = [await router.send("x") for _ in range(limit + 3)]
+            else:
+                responses = await asyncio.gather(*(router.send("x") for _ in range(limit + 3)))
+            assert [each.success for each in responses] == [True] * limit + [False] * 3
+            assert len(provider.calls) == limit * (burst + 1)
+            await clock.advance(61)
 
 
 @pytest.mark.slow

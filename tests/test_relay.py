@@ -110,6 +110,16 @@ async def test_the_answer_is_passed_on_as_it_came(
     assert emulator.accepted == 1
 
 
+async def test_urgency_and_tenant_are_options(router: Router) -> None:
+    """As for a send; one that cannot be meant is refused before anything is sent."""
+    _, _, response = await _read(router, _generate(), urgency="batch", tenant="acme")
+    assert response.success
+    with pytest.raises(InvalidRequestError, match="urgency must be 'interactive' or 'batch'"):
+        await _read(router, _generate(), urgency="soon")
+    with pytest.raises(InvalidRequestError, match="tenant"):
+        await _read(router, _generate(), tenant=7)
+
+
 async def test_a_workload_stands_for_a_model(router: Router) -> None:
     """Whatever serves the workload answers, and only the model's name is changed, in path or body."""
     _, body, response = await _read(router, _generate("workload:light"))

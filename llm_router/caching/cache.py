@@ -206,7 +206,7 @@ class AnswerCache:
     def _land(
         self, flight: tuple[object, ...], landed: asyncio.Future[Response | None], response: Response | None
     ) -> None:
-        del self._flights[flight]
+        self._flights.pop(flight, None)
         landed.set_result(response)
 
     async def _found(self, name: str, request: Request) -> Response | None:

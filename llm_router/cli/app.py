@@ -14,6 +14,7 @@ from llm_router.cli import (
     demo,
     emulator,
     explain,
+    init,
     keys,
     send,
     serve,
@@ -39,7 +40,7 @@ app = typer.Typer(
     name="llm-router",
     cls=_Commands,
     help="Send prompts through a pool of LLM API keys and models without exceeding a quota.\n\n"
-    "Start with `llm-router demo`, which needs no API key.\n\n"
+    "Start with `llm-router demo`, which needs no API key, or with `llm-router init`, if you have some.\n\n"
     "Exit codes: 0 done, 1 something failed, 2 wrong usage or configuration, 130 interrupted.",
     no_args_is_help=True,
     # Plain help is the same on a terminal and in a file. A traceback must not print locals.
@@ -67,6 +68,7 @@ def _main(
 
 for _command in (
     demo.demo,
+    init.init,
     send.send,
     batch.batch,
     compare.compare,

@@ -13,11 +13,12 @@ import typer
 
 from llm_router.cli.batch_lines import Prompt, digest_of, parse, read_lines
 from llm_router.cli.batch_results import Earlier, Results, read_earlier
-from llm_router.cli.options import KEYS, Keys, Store, Timeout
+from llm_router.cli.options import KEYS, Keys, Store, Timeout, Verbose, WithinFallback, fallback_named
 from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, say
-from llm_router.cli.records import error_record, record
+from llm_router.cli.records import attempt_lines, error_record, record
 from llm_router.cli.routers import choose_store, open_router
 from llm_router.config import load_settings
+from llm_router.domain.request import Fallback, Urgency
 from llm_router.domain.response import Response
 from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
 from llm_router.router import Router
@@ -35,8 +36,11 @@ class _Task:
     router: Router
     results: Results
     workload: str | None
+    fallback: Fallback
     max_wait: float
     timeout: float
+    urgency: Urgency
+    verbose: bool
 
 
 def batch(
@@ -48,6 +52,7 @@ def batch(
     workload: Annotated[
         str | None, typer.Option("--workload", help="Preferred workload of lines that name none.")
     ] = None,
+    fallback: WithinFallback = "any",
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Most prompts sent at once.")] = 32,
     max_wait: Annotated[
         float,
@@ -56,6 +61,10 @@ def batch(
         ),
     ] = _MAX_WAIT,
     timeout: Timeout = 60.0,
+    urgency: Annotated[
+        Urgency, typer.Option("--urgency", help="Whether the prompts wait behind interactive requests.")
+    ] = "batch",
+    verbose: Verbose = False,
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
@@ -69,6 +78,7 @@ def batch(
     """
     if source.resolve() == output.resolve():
         raise ConfigError(f"{output} is the input: choose another file for the results")
+    within = fallback_named(fallback)
     settings = load_settings(keys, store_needed=store is None)
     if workload is not None and workload not in settings.workloads:
         known = ", ".join(map(repr, settings.workloads))
@@ -79,7 +89,7 @@ def batch(
 
     async def run(results: Results) -> None:
         async with open_router(settings, url, on_store_failure="local") as router:
-            task = _Task(router, results, workload, max_wait, timeout)
+            task = _Task(router, results, workload, within, max_wait, timeout, urgency, verbose)
             with _progress(todo) as advance:
                 await _work(task, _remaining(source, earlier), concurrency, advance)
 
@@ -132,10 +142,12 @@ async def _work(
 
     async def worker() -> None:
         for number, line in lines:
-            outcome, success = await _answer(task, number, line)
+            outcome, success, attempts = await _answer(task, number, line)
             # No await between here and the write, so that a cancellation cannot lose a result.
             task.results.write(number, digest_of(line), outcome, success=success)
             advance()
+            for attempt in attempts:
+                complain(f"line {number}: {attempt}")
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -145,18 +157,24 @@ async def _work(
         raise failures.exceptions[0] from None
 
 
-async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, object], bool]:
-    """Return the outcome of a line, and whether it has an answer."""
+async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, object], bool, list[str]]:
+    """Return the outcome of a line, whether it has an answer, and what is to be said of its attempts."""
     try:
         prompt = parse(line)
     except InvalidRequestError as error:
-        return _problem(InvalidRequestError(f"line {number}: {error}")), False
+        return _problem(InvalidRequestError(f"line {number}: {error}")), False, []
     name: dict[str, object] = {} if prompt.id is None else {"id": prompt.id}
     try:
-        outcome = record(await _send(task, prompt))
+        response = await _send(task, prompt)
+        outcome = record(response)
     except Exception as error:  # noqa: BLE001 - no failure of one line may stop the others
-        return name | _problem(error), False
-    return name | {key: value for key, value in outcome.items() if key != "success"}, outcome["success"]
+        return name | _problem(error), False, []
+    lines = list(attempt_lines(response)) if task.verbose else []
+    return (
+        name | {key: value for key, value in outcome.items() if key != "success"},
+        outcome["success"],
+        lines,
+    )
 
 
 async def _send(task: _Task, prompt: Prompt) -> Response:
@@ -164,11 +182,13 @@ async def _send(task: _Task, prompt: Prompt) -> Response:
         prompt.prompt,
         workload=prompt.workload or task.workload,
         model_preference=prompt.model,
+        fallback=task.fallback,
         max_output_tokens=prompt.max_output_tokens,
         system_instruction=prompt.system_instruction,
         temperature=prompt.temperature,
         max_wait=task.max_wait,
         timeout=task.timeout,
+        urgency=task.urgency,
     )
 
 

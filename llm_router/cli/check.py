@@ -1,4 +1,4 @@
-"""``llm-router check``: the problems of a configuration."""
+"""``llm-router check``: the problems of a configuration, and what it allows."""
 
 from __future__ import annotations
 
@@ -10,44 +10,67 @@ from typing import Annotated
 
 import typer
 
+from llm_router.cli.online import ask_online, online_lines
 from llm_router.cli.options import KEYS, AsJson
-from llm_router.cli.output import WRONG, print_json, say
-from llm_router.config import Environ, Finding, check_settings
+from llm_router.cli.output import FAILED, WRONG, count, print_json, printable, say
+from llm_router.config import Environ, Finding, Settings
+from llm_router.config.allowances import Allowance, allowances
 from llm_router.config.environment import read_environment
 from llm_router.config.findings import Report
+from llm_router.config.settings import examine
+from llm_router.domain.quota import Metric
 from llm_router.errors import StoreError
 from llm_router.stores.base import ExternalStore
 from llm_router.stores.urls import default_store_url, open_store, sqlite_path
 
-__all__ = ["check"]
+__all__ = ["check", "summary"]
 
 
 def check(
     path: Annotated[Path, typer.Argument(envvar="LLM_ROUTER_KEYS", help="The keys file.")] = KEYS,
     *,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Ask the provider which keys are alive, and which models they serve."),
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.001, help="Seconds for each key, with --online.")
+    ] = 30.0,
     as_json: AsJson = False,
 ) -> None:
-    """Check the keys file, .env and the environment.
+    """Check the keys file, .env and the environment; sum up what they allow.
 
-    Every problem is listed with the remedy. Nothing is sent to a provider. A Redis server that the
-    environment names is asked whether it may evict what it counts; if it does not answer, nothing is said.
+    Every problem is listed with the remedy. Nothing is sent to a provider, unless --online asks it for its
+    models, which generates nothing and uses no quota. A Redis server that the environment names is asked
+    whether it may evict what it counts; if it does not answer, nothing is said.
     """
-    findings = list(check_settings(path, default_store=default_store_url()))
-    errors = sum(finding.level == "error" for finding in findings)
+    settings, report = examine(path, default_store=default_store_url())
+    findings = [*report.findings, *report.advice]
+    errors = len(report.errors)
     if not errors:
         findings += [Finding("warning", "store", advice) for advice in asyncio.run(_advice(path))]
+    usable = None if errors else settings
+    asked = asyncio.run(ask_online(usable, timeout)) if online and usable is not None else []
     if as_json:
-        print_json([_record(finding) for finding in findings])
+        print_json(_record(findings, usable) | ({"online": asked} if online else {}))
     else:
-        for finding in findings:
-            say(f"{finding.level}: {finding}")
-        say(
-            f"{path}: {errors} errors, {len(findings) - errors} warnings"
-            if findings
-            else f"{path}: no problems found"
-        )
+        _show(path, findings, usable)
+        for line in online_lines(asked):
+            say(printable(line))
     if errors:
         raise typer.Exit(WRONG)
+    if any(not each["alive"] or each["missing"] for each in asked):
+        raise typer.Exit(FAILED)
+
+
+def _show(path: Path, findings: list[Finding], settings: Settings | None) -> None:
+    for finding in findings:
+        say(f"{finding.level}: {finding}")
+    errors = sum(finding.level == "error" for finding in findings)
+    found = f"{count(errors, 'error')}, {count(len(findings) - errors, 'warning')}"
+    say(f"{path}: {found if findings else 'no problems found'}")
+    if settings is not None:
+        say(printable(summary(settings)))
 
 
 async def _advice(path: Path) -> list[str]:
@@ -64,5 +87,54 @@ async def _advice(path: Path) -> list[str]:
     return []
 
 
-def _record(finding: Finding) -> dict[str, str]:
-    return {"level": finding.level, "where": finding.where, "message": finding.message}
+def summary(settings: Settings) -> str:
+    """Return in one sentence how many keys there are, and what each workload allows."""
+    keys = {each.key.key_id for each in settings.deployments}
+    projects = {(each.key.provider, each.key.project) for each in settings.deployments}
+    idle = {each.key.key_id for each in settings.inactive} - keys
+    parts = [f"{count(len(keys), 'key')} in {count(len(projects), 'project')}"]
+    parts[0] += f", {count(len(idle), 'key')} not in use" if idle else ""
+    found = allowances(settings.deployments, settings.workloads)
+    parts += [f"{each.workload} {words}" for each in found if (words := _allowed(each))]
+    unknown = dict.fromkeys(model for each in found for model in each.unknown)
+    if unknown:
+        parts.append(f"limits unknown for {', '.join(unknown)}")
+    return "; ".join(parts)
+
+
+def _allowed(allowance: Allowance) -> str:
+    """Say what a workload allows; nothing if all of it is left to be learnt."""
+    words = []
+    for metric, unit in ((Metric.RPM, "requests a minute"), (Metric.RPD, "a day")):
+        limit = allowance.limits.get(metric)
+        if metric in allowance.unlimited:
+            words.append(f"unlimited {unit}")
+        elif limit is not None:
+            more = "at least " if allowance.unknown else ""
+            words.append(f"{more}{limit:,} {unit}")
+    return ", ".join(words)
+
+
+def _record(findings: list[Finding], settings: Settings | None) -> dict[str, object]:
+    record: dict[str, object] = {
+        "findings": [
+            {"level": finding.level, "where": finding.where, "message": finding.message}
+            for finding in findings
+        ],
+        "summary": None,
+    }
+    if settings is not None:
+        active = settings.deployments
+        record["summary"] = {
+            "keys": len({each.key.key_id for each in active}),
+            "projects": len({(each.key.provider, each.key.project) for each in active}),
+            "workloads": {
+                each.workload: {
+                    "limits": {metric.value: limit for metric, limit in each.limits.items()},
+                    "unlimited": sorted(metric.value for metric in each.unlimited),
+                    "limits_unknown_for": list(each.unknown),
+                }
+                for each in allowances(active, settings.workloads)
+            },
+        }
+    return record

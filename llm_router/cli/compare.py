@@ -15,10 +15,11 @@ from llm_router.cli.options import (
     Store,
     System,
     Timeout,
+    Verbose,
     prompt_text,
 )
-from llm_router.cli.output import FAILED, is_terminal, print_json, printable, say
-from llm_router.cli.records import describe, record
+from llm_router.cli.output import FAILED, complain, is_terminal, print_json, printable, say
+from llm_router.cli.records import attempt_lines, describe, record
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.response import Response
@@ -32,6 +33,7 @@ def compare(
     max_output_tokens: MaxOutputTokens = None,
     system: System = None,
     timeout: Timeout = 60.0,
+    verbose: Verbose = False,
     as_json: AsJson = False,
     keys: Keys = KEYS,
     store: Store = None,
@@ -62,6 +64,10 @@ def compare(
             return await asyncio.gather(*sends)
 
     answers = dict(zip(workloads, asyncio.run(ask()), strict=True))
+    if verbose:
+        for workload, response in answers.items():
+            for line in attempt_lines(response):
+                complain(f"{workload}: {line}")
     if as_json:
         print_json({workload: record(response) for workload, response in answers.items()})
     elif is_terminal():

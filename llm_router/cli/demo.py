@@ -43,9 +43,10 @@ def demo(
 ) -> None:
     """Show the router at work on an emulator.
 
-    It needs no API key and no network. The keys and quotas are those of keys.json.example, and the emulator
-    enforces the quotas. To end within 20 seconds, the router and the emulator share a fast clock and raised
-    quotas. The exit code is 1 if a prompt fails or the emulator refuses a request.
+    It needs no API key and no network. The keys and quotas are those of keys.json.example, with 4 requests a
+    minute where a limit is left to be learnt, and the emulator enforces the quotas. To end within 20 seconds,
+    the router and the emulator share a fast clock and raised quotas. The exit code is 1 if a prompt fails or
+    the emulator refuses a request.
     """
     began = time.monotonic()
     settings, factor = demo_settings(keys or example_keys(), prompts)

@@ -80,6 +80,8 @@ def example_keys() -> Path:
 def demo_settings(path: Path, prompts: int) -> tuple[Settings, int]:
     """Load a keys file with made-up secrets, and raise its quotas so that ``prompts`` take a few windows.
 
+    A limit that is to be learnt is fixed at that where learning starts: nothing is to be refused.
+
     Returns:
         The settings, and the factor by which every quota was raised.
 
@@ -88,6 +90,7 @@ def demo_settings(path: Path, prompts: int) -> tuple[Settings, int]:
     """
     # The settings of the environment and of .env must not influence the demonstration.
     settings = load_settings(path, env={}, env_file=None, guard=_GUARD, secrets_required=False)
+    settings = attrs.evolve(settings, deployments=tuple(map(_fixed, settings.deployments)))
     quotas = {deployment.model_scope: deployment.quotas for deployment in settings.deployments}
     capacity = sum(_capacity(each, prompts) for each in quotas.values())
     if capacity == 0:
@@ -106,6 +109,11 @@ def _capacity(quotas: tuple[Quota, ...], prompts: int) -> float:
         for quota in quotas
     )
     return min(prompts, *rooms, prompts)
+
+
+def _fixed(deployment: Deployment) -> Deployment:
+    known = (quota for quota in deployment.quotas if not quota.adaptive or quota.limit < MAX_LIMIT)
+    return attrs.evolve(deployment, quotas=tuple(attrs.evolve(quota, adaptive=False) for quota in known))
 
 
 def _raised(deployment: Deployment, factor: int) -> Deployment:

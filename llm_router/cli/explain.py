@@ -8,12 +8,21 @@ from typing import Annotated
 import attrs
 import typer
 
-from llm_router.cli.options import KEYS, AsJson, Keys, Prompt, Store, System, prompt_text
+from llm_router.cli.options import (
+    KEYS,
+    AsJson,
+    Keys,
+    Prompt,
+    Store,
+    System,
+    WithinFallback,
+    fallback_named,
+    prompt_text,
+)
 from llm_router.cli.output import FAILED, print_json, printable, say, show_table
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
-from llm_router.domain.request import Fallback
 
 __all__ = ["explain"]
 
@@ -35,9 +44,7 @@ def explain(
         str | None, typer.Option("--workload", help="Preferred workload, such as light, medium or heavy.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Preferred model.")] = None,
-    fallback: Annotated[
-        str, typer.Option("--fallback", help="How far from these it may go: any, model or none.")
-    ] = "any",
+    fallback: WithinFallback = "any",
     system: System = None,
     as_json: AsJson = False,
     keys: Keys = KEYS,
@@ -50,7 +57,7 @@ def explain(
     """
     text = prompt_text(prompt)
     settings = load_settings(keys, store_needed=store is None)
-    within: Fallback = fallback  # type: ignore[assignment]  # the router refuses what it does not know
+    within = fallback_named(fallback)
 
     async def ask() -> Explanation:
         async with open_router(settings, store) as router:

@@ -1,4 +1,4 @@
-"""``llm-router keys``: lift what keeps a key out of use, disable a key, enable it again."""
+"""``llm-router keys``: add and list keys, lift what keeps one out of use, disable it, enable it again."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_router.cli.options import KEYS, AsJson, Keys, Store
+from llm_router.cli import keys_add, keys_limits, keys_list, keys_test
+from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import complain, print_json, printable, say, show_table
-from llm_router.cli.routers import choose_store, open_router
+from llm_router.cli.routers import choose_shared_store, open_router
 from llm_router.cli.words import state_of
 from llm_router.config import load_settings
 from llm_router.domain.status import KeyStatus, without_deprecated
 from llm_router.engine.keys import KeyManager
-from llm_router.errors import ConfigError
 
 __all__ = ["keys"]
-
-KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The key_id of the key.")]
-Model = Annotated[
-    str | None,
-    typer.Option("--model", help="Only this model, on all keys that share the project of the key."),
-]
 
 _Change = Callable[[KeyManager], Coroutine[Any, Any, list[KeyStatus]]]
 
 keys = typer.Typer(
-    help="Lift, disable or enable keys, for every process that shares the store.\n\n"
-    "Processes that run notice it at their next call of the store.",
+    help="List, add, test, lift, disable or enable keys; show their limits.\n\n"
+    "What lift, disable, enable and limits change holds for every process that shares the store; "
+    "those that run notice it at their next call of it.",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
+keys.command("list")(keys_list.show)
+keys.command()(keys_add.add)
+keys.command()(keys_limits.limits)
+keys.command("test")(keys_test.try_out)
+
 
 @keys.command()
 def lift(
-    key: KeyId, *, model: Model = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None
+    key: KeyId, *, model: OneModel = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None
 ) -> None:
     """End the cooldowns and quarantines of a key, so that it is tried again at once.
 
@@ -52,7 +52,7 @@ def lift(
 def disable(
     key: KeyId,
     *,
-    model: Model = None,
+    model: OneModel = None,
     reason: Annotated[str, typer.Option("--reason", help="Why, as statuses are to show it.")] = "",
     as_json: AsJson = False,
     keys: Keys = KEYS,
@@ -72,7 +72,7 @@ def disable(
 
 @keys.command()
 def enable(
-    key: KeyId, *, model: Model = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None
+    key: KeyId, *, model: OneModel = None, as_json: AsJson = False, keys: Keys = KEYS, store: Store = None
 ) -> None:
     """Use a key again that was disabled: with --model if it was disabled with --model."""
     _change("enabled", key, model, lambda manager: manager.enable(key, model), keys, store, as_json=as_json)
@@ -81,17 +81,9 @@ def enable(
 def _change(
     done: str, key: str, model: str | None, change: _Change, path: Path, store: str | None, *, as_json: bool
 ) -> None:
-    """Make a change, and print what it came to.
-
-    Raises:
-        ConfigError: The store is the memory of this process, which ends with it.
-    """
+    """Make a change, and print what it came to."""
     settings = load_settings(path, store_needed=store is None)
-    if choose_store(settings, store).startswith("memory:"):
-        raise ConfigError(
-            "memory:// is the memory of this command, which no other process would notice: set "
-            "LLM_ROUTER_STORE, or --store, to the URL of the store that your programs use"
-        )
+    choose_shared_store(settings, store)
 
     async def make() -> list[KeyStatus]:
         async with open_router(settings, store) as router:

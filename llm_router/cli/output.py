@@ -19,6 +19,7 @@ __all__ = [
     "INTERRUPTED",
     "WRONG",
     "complain",
+    "count",
     "exit_codes",
     "fail",
     "is_terminal",
@@ -44,6 +45,11 @@ def is_terminal() -> bool:
 def printable(text: str) -> str:
     """Return ``text`` without control characters, so that an answer cannot control the terminal."""
     return _CONTROLS.sub("", text)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def say(text: str = "") -> None:
@@ -96,7 +102,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for place, column in enumerate(columns, 1):  # only the last one is wrapped, as long as all others fit
         table.add_column(column, no_wrap=place < len(columns), overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name that is cut is no name
     Console().print(table)
 
 

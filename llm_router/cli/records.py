@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypedDict
 
 import attrs
 
 from llm_router.cli.output import printable
-from llm_router.domain.response import Response
+from llm_router.domain.response import Attempt, Response
 
-__all__ = ["ErrorRecord", "ResponseRecord", "describe", "error_record", "record"]
+__all__ = [
+    "AttemptRecord",
+    "ErrorRecord",
+    "ResponseRecord",
+    "attempt_lines",
+    "describe",
+    "error_record",
+    "record",
+]
+
+
+_WORTH_SAYING = 0.5
+"""Seconds of waiting below which nothing is said of it."""
 
 
 class ErrorRecord(TypedDict):
@@ -18,6 +31,15 @@ class ErrorRecord(TypedDict):
     type: str
     """The name of the error's class."""
     message: str
+
+
+class AttemptRecord(TypedDict):
+    """One request that went to the provider."""
+
+    key_id: str
+    model: str
+    latency_s: float
+    error: ErrorRecord | None
 
 
 class ResponseRecord(TypedDict):
@@ -31,6 +53,7 @@ class ResponseRecord(TypedDict):
     usage: dict[str, int]
     finish_reason: str | None
     attempts: int
+    attempt_log: list[AttemptRecord]
     latency: float
     waited: float
     error: ErrorRecord | None
@@ -53,11 +76,30 @@ def record(response: Response) -> ResponseRecord:
         usage=attrs.asdict(response.usage),
         finish_reason=response.finish_reason,
         attempts=response.attempts,
+        attempt_log=[_attempt(each) for each in response.attempt_log],
         latency=round(response.latency, 3),
         waited=round(response.waited, 3),
         error=None if response.error is None else error_record(response.error),
         retry_after=None if response.retry_after is None else round(response.retry_after, 3),
     )
+
+
+def _attempt(attempt: Attempt) -> AttemptRecord:
+    return AttemptRecord(
+        key_id=attempt.key_id,
+        model=attempt.model,
+        latency_s=round(attempt.latency, 3),
+        error=None if attempt.error is None else error_record(attempt.error),
+    )
+
+
+def attempt_lines(response: Response) -> Iterator[str]:
+    """Yield one line for each request that went to the provider, and one if the call waited for quota."""
+    if response.waited >= _WORTH_SAYING:
+        yield f"waited {response.waited:.1f} s for quota"
+    for number, attempt in enumerate(response.attempt_log, 1):
+        outcome = "answered" if attempt.error is None else str(attempt.error)
+        yield printable(f"{number}. {attempt.model} · {attempt.key_id} · {attempt.latency:.2f} s · {outcome}")
 
 
 def describe(response: Response) -> str:

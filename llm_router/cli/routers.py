@@ -8,7 +8,7 @@ from llm_router.router import Router
 from llm_router.stores.failover import StoreFailurePolicy
 from llm_router.stores.urls import default_store_url, file_problem
 
-__all__ = ["choose_store", "open_router"]
+__all__ = ["choose_shared_store", "choose_store", "open_router"]
 
 
 def choose_store(settings: Settings, store: str | None) -> str:
@@ -26,6 +26,21 @@ def choose_store(settings: Settings, store: str | None) -> str:
         raise ConfigError(
             f"the commands cannot share their quotas: {problem}: set LLM_ROUTER_STORE, or --store, to the "
             "URL of a store that can be written, such as sqlite:////path/of/state.sqlite3"
+        )
+    return url
+
+
+def choose_shared_store(settings: Settings, store: str | None) -> str:
+    """Return the URL of the store to change, as :func:`choose_store` does.
+
+    Raises:
+        ConfigError: As there; or it is the memory of this process, which ends with it.
+    """
+    url = choose_store(settings, store)
+    if url.startswith("memory:"):
+        raise ConfigError(
+            "memory:// is the memory of this command, which no other process would notice: set "
+            "LLM_ROUTER_STORE, or --store, to the URL of the store that your programs use"
         )
     return url
 

@@ -16,10 +16,13 @@ from llm_router.cli.options import (
     Store,
     System,
     Timeout,
+    Verbose,
+    WithinFallback,
+    fallback_named,
     prompt_text,
 )
 from llm_router.cli.output import FAILED, complain, is_terminal, print_json, printable, say
-from llm_router.cli.records import describe, record
+from llm_router.cli.records import attempt_lines, describe, record
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.response import Response
@@ -34,6 +37,7 @@ def send(
         str | None, typer.Option("--workload", help="Preferred workload, such as light, medium or heavy.")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help="Preferred model.")] = None,
+    fallback: WithinFallback = "any",
     max_output_tokens: MaxOutputTokens = None,
     system: System = None,
     max_wait: Annotated[
@@ -43,6 +47,7 @@ def send(
         ),
     ] = None,
     timeout: Timeout = 60.0,
+    verbose: Verbose = False,
     as_json: AsJson = False,
     keys: Keys = KEYS,
     store: Store = None,
@@ -51,8 +56,8 @@ def send(
 
     On a terminal the answer is followed by the model, the key, the time and the tokens.
     """
+    within = fallback_named(fallback)
     text = prompt_text(prompt)
-
     settings = load_settings(keys, store_needed=store is None)
 
     async def ask() -> Response:
@@ -61,6 +66,7 @@ def send(
                 text,
                 workload=workload,
                 model_preference=model,
+                fallback=within,
                 max_output_tokens=max_output_tokens,
                 system_instruction=system,
                 timeout=timeout,
@@ -68,6 +74,9 @@ def send(
             )
 
     response = asyncio.run(ask())
+    if verbose:
+        for line in attempt_lines(response):
+            complain(line)
     if as_json:
         print_json(record(response))
     else:

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,10 +15,19 @@ import attrs
 from llm_router.config.findings import Report
 from llm_router.config.jsonfile import read_text
 from llm_router.config.redaction import is_placeholder, mask_url
+from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
 from llm_router.stores.urls import file_problem, open_store, sqlite_path
 
-__all__ = ["Environ", "Environment", "Switches", "read_environment", "secret_name"]
+__all__ = [
+    "Environ",
+    "Environment",
+    "Switches",
+    "env_path",
+    "read_environment",
+    "secret_fault",
+    "secret_name",
+]
 
 _SECRET_PREFIX = "API_KEY_"  # noqa: S105 - how their variables begin, not a secret itself
 _FAULTS = tuple(
@@ -50,6 +59,15 @@ _FLAGS = {
 def secret_name(key_id: str) -> str:
     """Return the name of the variable with the secret of a key, such as ``API_KEY_gemini_key_01``."""
     return _SECRET_PREFIX + re.sub(r"[^A-Za-z0-9]", "_", key_id)
+
+
+def secret_fault(secret: Secret) -> str | None:
+    """Return what is wrong with a value that is to be a secret, such as ``is empty``; None if nothing is."""
+    if not secret:
+        return "is empty"
+    if is_placeholder(secret.reveal()):
+        return "is a placeholder"
+    return next((words for pattern, words in _FAULTS if pattern.search(secret.reveal())), None)
 
 
 class Environ(Mapping[str, str]):
@@ -119,6 +137,27 @@ class Environment:
         for source in (self._environ, self._dotenv):
             yield from (value for name, value in source.items() if name.startswith(_SECRET_PREFIX))
 
+    def named(self) -> dict[str, str]:
+        """Return the variables that have a secret, each with the ``key_id`` that a key of it may have."""
+        found = {name: None for source in (self._environ, self._dotenv) for name in source}
+        return {
+            name: name.removeprefix(_SECRET_PREFIX).replace("_", "-")
+            for name in found
+            if name.startswith(_SECRET_PREFIX)
+            and secret_name(name.removeprefix(_SECRET_PREFIX)) == name
+            and self.secret(name)[1] is None
+        }
+
+    def strays(self, used: Collection[str]) -> list[str]:
+        """Return the variables of secrets in ``.env`` that are not among the ``used`` ones."""
+        named = (name for name in self._dotenv if name.upper().startswith(_SECRET_PREFIX))
+        return [name for name in named if name not in used]
+
+    @property
+    def file(self) -> str:
+        """The path of ``.env``."""
+        return self._file
+
     def secret(self, name: str) -> tuple[str, str | None]:
         """Return the secret in a variable and None, or an empty string and the reason."""
         value = self._environ.get(name, self._dotenv.get(name))
@@ -130,13 +169,9 @@ class Environment:
             )
         if value is None:
             return "", f"{name} is not set"
-        value, place = value.strip(), f"{name} in {self._source(name)}"
-        if not value:
-            return "", f"{place} is empty"
-        if is_placeholder(value):
-            return "", f"{place} is a placeholder"
-        fault = next((words for pattern, words in _FAULTS if pattern.search(value)), None)
-        return ("", f"{place} {fault}") if fault else (value, None)
+        value = value.strip()
+        fault = secret_fault(Secret(value))
+        return ("", f"{name} in {self._source(name)} {fault}") if fault else (value, None)
 
     def switches(self, *, store_needed: bool) -> Switches:
         """Return the settings; check the store that is named only if it is needed."""
@@ -228,6 +263,12 @@ def _is_web_url(url: str) -> bool:
     return parts.scheme in {"http", "https"} and bool(parts.hostname)
 
 
+def env_path(beside: Path, env_file: str | os.PathLike[str] = ".env") -> Path:
+    """Return where the ``.env`` file is: in ``beside``, else in the working directory, else to be made."""
+    places = (beside / env_file, Path(env_file))
+    return next((place for place in places if os.path.lexists(place)), places[0])
+
+
 def read_environment(
     environ: Environ, env_file: str | os.PathLike[str] | None, beside: Path, report: Report
 ) -> Environment:
@@ -242,8 +283,7 @@ def read_environment(
     """
     if env_file is None:
         return Environment(environ, Environ({}), ".env", report)
-    places = (beside / env_file, Path(env_file))
-    path = next((place for place in places if os.path.lexists(place)), places[0])
+    path = env_path(beside, env_file)
     if path.name == ".env" and not os.path.lexists(path):
         return Environment(environ, Environ({}), str(path), report)
     text = read_text(path, report, "create it, or name another env_file") or ""

@@ -135,8 +135,13 @@ class Fields:
     def model_name(self, name: str) -> str | None:
         """Read the name of a model, and reject a placeholder left over from a template."""
         value = self.text(name)
-        if value is None or (plain_model(value) and not is_placeholder(plain_model(value))):
-            return value and plain_model(value)
+        if value is None:
+            return None
+        plain = plain_model(value)
+        if plain and not is_placeholder(plain):
+            if plain != value:
+                self.report.advise(self.place(name), f"models/ before a name means nothing: write {plain!r}")
+            return plain
         self.error(
             name, f"{value!r} is a placeholder: write the name of a model, such as 'gemini-flash-latest'"
         )

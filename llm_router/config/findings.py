@@ -44,6 +44,7 @@ class Report:
     def __init__(self, redactor: Redactor | None = None) -> None:
         self.redactor = redactor or Redactor()
         self._findings: list[Finding] = []
+        self._advice: list[Finding] = []
 
     def error(self, where: str, message: str) -> None:
         """Add a problem that keeps a router from starting."""
@@ -52,6 +53,10 @@ class Report:
     def warning(self, where: str, message: str) -> None:
         """Add something that works but is probably a mistake."""
         self._add("warning", where, message)
+
+    def advise(self, where: str, message: str) -> None:
+        """Add what may be meant and is worth a look: a check shows it, loading does not log it."""
+        self._advice.append(Finding("warning", self._clean(where), self._clean(message)))
 
     def _add(self, level: Literal["error", "warning"], where: str, message: str) -> None:
         self._findings.append(Finding(level, self._clean(where), self._clean(message)))
@@ -65,6 +70,11 @@ class Report:
     def findings(self) -> tuple[Finding, ...]:
         """Everything found so far, in order."""
         return tuple(self._findings)
+
+    @property
+    def advice(self) -> tuple[Finding, ...]:
+        """What is worth a look, in order; none of it is among the findings."""
+        return tuple(self._advice)
 
     @property
     def errors(self) -> tuple[Finding, ...]:

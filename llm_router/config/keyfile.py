@@ -89,6 +89,7 @@ class Entry:
         priority: Lower numbers are tried first.
         weight: The share of traffic under a weighted strategy.
         limits: The limits that the entry itself states.
+        states_project: Whether the entry names the project.
     """
 
     file: str
@@ -102,6 +103,7 @@ class Entry:
     priority: int
     weight: float
     limits: Limits
+    states_project: bool = True
 
     @property
     def where(self) -> str:
@@ -178,6 +180,9 @@ def _read_models(top: Fields, workloads: tuple[str, ...]) -> Iterator[tuple[str,
         name = plain_model(written)
         if is_placeholder(name) or not name.strip():
             top.error("models", f"{written!r} is a placeholder: write the name of a model")
+        if name != written:
+            words = f"models/ before a name means nothing: write {name!r}"
+            top.report.advise(top.place(f"models.{written}"), words)
         if name in seen:
             top.error(f"models.{written}", f"is the same model as {name!r}: keep one, without models/")
         seen.add(name)
@@ -272,6 +277,7 @@ def _read_entry(
             priority=1 if chosen.priority is None else chosen.priority,
             weight=1.0 if chosen.weight is None else chosen.weight,
             limits=limits | own_limits,
+            states_project=project is not None,
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 
+from llm_router.config.advice import advise
 from llm_router.config.assembly import Assembly
 from llm_router.config.environment import Environ, read_environment
 from llm_router.config.findings import Finding, Report
@@ -20,7 +21,7 @@ from llm_router.domain.quota import GUARD, MAX_GUARD
 from llm_router.errors import ConfigError
 from llm_router.stores.urls import file_problem
 
-__all__ = ["Settings", "check_settings", "load_settings"]
+__all__ = ["Settings", "check_settings", "examine", "load_settings"]
 
 _log = logging.getLogger("llm_router")
 
@@ -125,6 +126,37 @@ def check_settings(
     Returns:
         The findings, in the order in which they were found.
     """
+    return examine(
+        path,
+        env=Environ(os.environ if env is None else env),
+        env_file=env_file,
+        secrets_required=secrets_required,
+        default_store=default_store,
+        providers=providers,
+    )[1].findings
+
+
+def examine(
+    path: str | os.PathLike[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    env_file: str | os.PathLike[str] | None = ".env",
+    secrets_required: bool = True,
+    store_needed: bool = True,
+    default_store: str | None = None,
+    providers: Collection[str] = ("gemini",),
+) -> tuple[Settings | None, Report]:
+    """Return the settings, as far as they can be read, and everything that is to be said of them.
+
+    Args:
+        path: As for :func:`check_settings`.
+        env: As for :func:`check_settings`.
+        env_file: As for :func:`check_settings`.
+        secrets_required: As for :func:`check_settings`.
+        store_needed: As for :func:`load_settings`.
+        default_store: As for :func:`check_settings`.
+        providers: As for :func:`check_settings`.
+    """
     env = Environ(os.environ if env is None else env)
     settings, report = _load(
         Path(path),
@@ -133,13 +165,14 @@ def check_settings(
         GUARD,
         providers,
         secrets_required=secrets_required,
-        store_needed=True,
+        store_needed=store_needed,
+        advised=True,
     )
     if settings is not None and settings.store_url is None and default_store is not None:
         problem = file_problem(default_store)
         if problem is not None:
             report.warning("LLM_ROUTER_STORE", f"is not set, and the default cannot be used: {problem}")
-    return report.findings
+    return settings, report
 
 
 def _load(
@@ -151,6 +184,7 @@ def _load(
     *,
     secrets_required: bool,
     store_needed: bool,
+    advised: bool = False,
 ) -> tuple[Settings | None, Report]:
     if not 0 <= real(guard) <= MAX_GUARD:
         raise ConfigError(f"guard must be 0 s or more (at most {MAX_GUARD:.0f} s), not {shown(guard)}")
@@ -163,6 +197,8 @@ def _load(
         return None, report
     assembly = Assembly(file, environment, report, guard, secrets_required, switches.enabled)
     active, inactive = assembly.deployments()
+    if advised:
+        advise(report, file, environment, (*active, *inactive))
     warnings = tuple(map(str, report.warnings))
     settings = Settings(
         active,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from llm_router.domain.request import Fallback
+from llm_router.domain.request import Fallback, Urgency
 
 __all__ = ["QueryOptions", "RelayOptions", "SendOptions"]
 
@@ -47,6 +47,12 @@ class SendOptions(TypedDict, total=False):
     """Words to find the request by, such as ``{"tenant": "acme", "feature": "search"}``: in the attempts of
     the response, in the events that observers get, and in metrics. At most 16; the provider does not see
     them."""
+    urgency: Urgency
+    """Where it waits, if it has to: ``"interactive"`` (the default) before ``"batch"``, which keeps a fifth
+    of the grants."""
+    tenant: str | None
+    """For whom it is made: those that wait get equal shares of the tokens, or by the ``tenant_weights`` of
+    the router. None for the ``tenant`` of the metadata, if there is one. At most 256 characters."""
 
 
 class RelayOptions(TypedDict, total=False):
@@ -65,6 +71,10 @@ class RelayOptions(TypedDict, total=False):
     """As for a send."""
     metadata: Mapping[str, str] | None
     """As for a send."""
+    urgency: Urgency
+    """As for a send."""
+    tenant: str | None
+    """As for a send."""
 
 
 class QueryOptions(TypedDict, total=False):
@@ -75,4 +85,8 @@ class QueryOptions(TypedDict, total=False):
     max_wait: float | None
     """As for a send."""
     metadata: Mapping[str, str] | None
+    """As for a send."""
+    urgency: Urgency
+    """As for a send."""
+    tenant: str | None
     """As for a send."""

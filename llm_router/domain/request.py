@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 import attrs
 
-__all__ = ["Fallback", "Origin", "Request"]
+__all__ = ["Fallback", "Origin", "Request", "Urgency"]
 
 Fallback = Literal["any", "model", "none"]
 """How far a send may fall back: to any deployment, only to the preferred model on any workload (without a
 preferred model, only to the requested workload), or not at all."""
+
+Urgency = Literal["interactive", "batch"]
+"""Whether someone waits for the answer, or it may come whenever there is room."""
 
 
 @attrs.frozen

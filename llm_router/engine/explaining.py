@@ -18,6 +18,7 @@ from llm_router.domain.explanation import (
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
 from llm_router.engine.index import DeploymentState, Step
+from llm_router.engine.pacing import PACED
 from llm_router.engine.rehearsal import Rehearsal, choose, demand_on, room_at
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
@@ -60,7 +61,10 @@ class Explainer:
         chosen = choose(send.order, self.strategy, clock.time())
         snapshots = dict(zip(chosen, await self.store.snapshot(chosen), strict=True))
         # From here on nothing is awaited: what is read of this process is of one moment.
-        rehearsal = Rehearsal(send, self.strategy, self.sender.selector.quarantines, snapshots, clock.time())
+        selector = self.sender.selector
+        rehearsal = Rehearsal(
+            send, self.strategy, selector.quarantines, snapshots, clock.time(), selector.pacer
+        )
         rehearsal.run()
         tiers = tuple(_tier(tier, rehearsal) for tier in send.order.tiers)
         waits = (each.usable_in for tier in tiers for each in tier.candidates if each.usable_in is not None)
@@ -157,11 +161,7 @@ def _excluded(
         if cooldown.is_disabled or cooldown.is_quarantine:
             kind = Exclusion.DISABLED if cooldown.is_disabled else Exclusion.QUARANTINED
         found.append((cooldown.until, kind, cooldown.reason))
-    if state.avoided_until > now:
-        found.append((state.avoided_until, Exclusion.AVOIDED, noted))
-    if state.group.breaker.open_until > now:
-        until = state.group.breaker.open_until
-        found.append((until, Exclusion.UNREACHABLE, "the provider cannot be reached"))
+    found += _left_out(state, noted, rehearsal)
     for quota in snapshot.quotas:
         at = room_at(quota, state, demand.amount(quota.metric), now)
         if at > now:
@@ -173,6 +173,19 @@ def _excluded(
     if state.is_parked and state.wakes_at > now:
         return state.wakes_at, Exclusion.PARKED, noted
     return math.inf, Exclusion.STRATEGY, "the strategy leaves it out"
+
+
+def _left_out(state: DeploymentState, noted: str | None, rehearsal: Rehearsal) -> list[_Excluded]:
+    """Return what keeps a deployment out of use in this process only."""
+    until = state.group.breaker.open_until
+    found: list[_Excluded] = [
+        (state.avoided_until, Exclusion.AVOIDED, noted),
+        (until, Exclusion.UNREACHABLE, "the provider cannot be reached"),
+    ]
+    if rehearsal.pacer is not None:
+        until = rehearsal.pacer.until(state.deployment, rehearsal.send.order.workload, rehearsal.now)
+        found.append((until, Exclusion.AVOIDED, PACED))
+    return [each for each in found if _until(each) > rehearsal.now]
 
 
 def _seconds_until(moment: float, now: float) -> float | None:

@@ -21,6 +21,7 @@ import attrs
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import MINUTE, TOKEN_METRICS
+from llm_router.engine.overload import Overload
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
@@ -191,6 +192,7 @@ class Group:
         avoided_until: Seconds since the epoch at which the last ``avoided_until`` of its deployments ends.
         breaker: The provider's circuit breaker.
         correction: The model's correction of token estimates.
+        overload: Whether the model is out of service.
     """
 
     __slots__ = (
@@ -202,6 +204,7 @@ class Group:
         "correction",
         "methods",
         "model",
+        "overload",
         "parked",
         "ready",
         "states",
@@ -223,6 +226,7 @@ class Group:
         self.methods = methods
         self.breaker = upstream.breaker
         self.correction = upstream.correction(model)
+        self.overload = Overload()
         self.states: list[DeploymentState] = []
         self.ready: list[tuple[int, Ring]] = []
         self.parked: list[tuple[float, int, DeploymentState]] = []

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 
 import attrs
 
 from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import PROBE_TIME, Cooldown
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
 from llm_router.engine.failures import FailureLog
@@ -40,6 +40,9 @@ _REMEMBERED = 256
 _PASSING = (FailureKind.QUOTA, FailureKind.SERVER)
 
 _NO_INFERENCE = Inference()
+
+_OTHERS = 64
+"""Most deployments of a model that are looked at for when they try again."""
 
 _WITNESSES = 3
 _WITNESSED_WITHIN = 600.0
@@ -112,10 +115,24 @@ class Judge:
         if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
             sent_at = now - (self._monotonic() - began)
             inference = await self.learner.infer(error, state, sent_at, probed, repeated=repeated)
+        turns: Mapping[Deployment, float] = {}
+        if error.kind is FailureKind.SERVER and not repeated and state.group.overload.record(deployment):
+            turns = await self._take_turns(state, now)
         verdict = self.policy.judge(
-            error, state, now, strikes, repeated=repeated, since=since, inference=inference
+            error,
+            state,
+            now,
+            strikes,
+            repeated=repeated,
+            since=since,
+            inference=inference,
+            turn=turns.get(deployment),
         )
         await self._carry_out(verdict, error, state, probed)
+        for other, turn in turns.items():
+            if other != deployment and verdict.cooldown is not None:
+                cooldown = attrs.evolve(verdict.cooldown, scope=other.model_scope, until=turn)
+                await self._impose(cooldown, self.pool.states[other], now)
         return verdict
 
     async def _carry_out(
@@ -139,6 +156,19 @@ class Judge:
             if error.kind is FailureKind.MODEL and error.scope is FaultScope.DEPLOYMENT:
                 self._witness(state, verdict.cooldown)
 
+    async def _take_turns(self, state: DeploymentState, now: float) -> dict[Deployment, float]:
+        """Return when deployments are to try whether the outage of their model is over: after all others."""
+        group = state.group
+        try:
+            snapshots = await self.store.snapshot([each.deployment for each in group.states[:_OTHERS]])
+        except StoreError:  # then the turns of this process have to do
+            snapshots = []
+        cooldowns = [each.cooldown for each in snapshots if each.cooldown is not None]
+        others = [each.until for each in cooldowns if each.half_open]
+        return group.overload.take_turns(
+            state.deployment, now, others, len(group.states), self.policy.ceiling
+        )
+
     async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:
         """Lift the half-open cooldowns that a successful attempt has probed."""
         if await self._is_disabled(state):
@@ -148,6 +178,15 @@ class Judge:
                 _log.info("%s is used again: %s", state.deployment.id, probe.reason)
             await self._share(Cooldown.lift(probe.scope), state)
             self.pool.rouse(probe.scope, self.clock.time())
+
+    async def end_outage(self, state: DeploymentState) -> None:
+        """Have every deployment of a model try again that waits for its turn: ``state`` has answered."""
+        for other in state.group.overload.end():
+            waiting = self.pool.states[other]
+            waiting.failures = 0  # they were not its own
+            if waiting is not state:
+                await self._share(Cooldown.retry(other.model_scope), waiting)
+                self.pool.rouse(other.model_scope, self.clock.time())
 
     async def _acquit_forbidden(
         self, key_ids: frozenset[str], state: DeploymentState, now: float, reason: str

@@ -1,4 +1,4 @@
-"""Report the state of the keys, and change it by hand: lift a verdict, disable, enable."""
+"""Report the state of the keys, and change it by hand: lift a verdict, disable, enable, forget limits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope, plain_model
+from llm_router.domain.kinds import Metric
+from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
@@ -95,6 +97,16 @@ class KeyManager:
             StoreError: The store failed.
         """
         return await self._statuses(self._deployments(), _number_of(days))
+
+    async def statuses_of(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
+        """Return the status of each deployment of a key, or of one of its models.
+
+        Raises:
+            UnknownKeyError: No key has this id.
+            UnknownModelError: The key does not have this model.
+            StoreError: The store failed.
+        """
+        return await self._statuses(self._choose(key_id, model))
 
     async def snapshots(self) -> list[DeploymentSnapshot]:
         """Return the quotas and the cooldown of every active deployment, as the store has them now.
@@ -200,6 +212,29 @@ class KeyManager:
             scope for scope in scopes if (cooldown := present[scope]) is not None and cooldown.is_disabled
         ]
         await self._share(map(Cooldown.lift, disabled))
+        return await self._changed(scopes)
+
+    async def forget_limits(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
+        """Forget the limits that were learnt for the models of a key, which other keys of its project share.
+
+        What the configuration says holds again at once, and learning starts anew. Nothing that is cooling
+        down or quarantined is lifted.
+
+        Args:
+            key_id: The key.
+            model: If given, only this model.
+
+        Returns:
+            As for :meth:`lift`.
+
+        Raises:
+            UnknownKeyError: As for :meth:`lift`.
+            UnknownModelError: As for :meth:`lift`.
+            StoreError: As for :meth:`lift`.
+        """
+        scopes = list(dict.fromkeys(each.model_scope for each in self._choose(key_id, model)))
+        nothing = [LearntLimit(metric, None) for metric in Metric]
+        await self._share(Cooldown.learn(scope, *nothing) for scope in scopes)
         return await self._changed(scopes)
 
     def _deployments(self) -> list[Deployment]:

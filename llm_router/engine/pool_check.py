@@ -8,13 +8,22 @@ from collections.abc import Mapping, Sequence
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.methods import METHODS
 from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.pacing import Pacing
 from llm_router.domain.quota import Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["check_deployments", "check_numbers", "check_policy", "check_store"]
+__all__ = [
+    "check_deployments",
+    "check_numbers",
+    "check_pacing",
+    "check_policy",
+    "check_store",
+    "check_weights",
+]
 
 _MIN_RATE, _MAX_RATE = 1e-6, 1e9
 _MIN_SHARE = 1e-6
+_MIN_WEIGHT, _MAX_WEIGHT = 1e-6, 1e6
 _STORE_METHODS = ("reserve", "settle", "release", "charge", "cool_down", "snapshot", "aclose")
 
 
@@ -76,8 +85,9 @@ def check_numbers(
     local_share: object,
     max_requests_per_second: object,
     history_tokens: Mapping[str, object],
+    workloads: Sequence[str],
 ) -> None:
-    """Check the numbers that a router is given; a bool or a string is not a number.
+    """Check the numbers that a router of ``workloads`` is given; a bool or a string is not a number.
 
     Raises:
         ConfigError: One of them is wrong; the message names it.
@@ -93,6 +103,8 @@ def check_numbers(
     _require("max_requests_per_second", max_requests_per_second, rates, ok=ok)
     for workload, tokens in history_tokens.items():
         name = f"history_tokens[{workload!r}]"
+        if workload not in workloads and workload != "":
+            raise ConfigError(f"{name} names no workload: use some of {', '.join(map(repr, workloads))}")
         _require(name, tokens, "a whole number of 0 or more", ok=_is_count(tokens))
 
 
@@ -104,6 +116,39 @@ def check_policy(policy: object, policies: Sequence[str]) -> None:
     """
     *most, last = map(repr, policies)
     _require("on_store_failure", policy, f"{', '.join(most)} or {last}", ok=policy in policies)
+
+
+def check_pacing(pacing: object, workloads: Sequence[str]) -> None:
+    """Check how the quotas of a day are to be spread.
+
+    Raises:
+        ConfigError: It is no Pacing, or keeps a share for a workload that there is not.
+    """
+    if pacing is None:
+        return
+    if not isinstance(pacing, Pacing):
+        raise ConfigError(f"rpd_pacing must be a Pacing, not {shown(pacing)}: write Pacing(…)")
+    for workload in pacing.kept:
+        if workload not in workloads:
+            known = ", ".join(map(repr, workloads))
+            raise ConfigError(f"rpd_pacing keeps a share for workload {workload!r}: use one of {known}")
+
+
+def check_weights(weights: Mapping[object, object]) -> dict[str, float]:
+    """Return the weights of tenants.
+
+    Raises:
+        ConfigError: A tenant is not a string, or its weight not a number that can be meant.
+    """
+    checked: dict[str, float] = {}
+    for tenant, weight in weights.items():
+        if not isinstance(tenant, str):
+            raise ConfigError(f"tenant_weights must map strings to numbers: {shown(tenant)} is no tenant")
+        expected = f"above 0 (from {_MIN_WEIGHT:g} to {_MAX_WEIGHT:g})"
+        ok = _MIN_WEIGHT <= real(weight) <= _MAX_WEIGHT
+        _require(f"tenant_weights[{tenant!r}]", weight, expected, ok=ok)
+        checked[tenant] = real(weight)
+    return checked
 
 
 def check_store(store: object) -> None:

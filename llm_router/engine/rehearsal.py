@@ -14,6 +14,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.limits import LimitRecord
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, soonest
 from llm_router.engine.state import SendState
@@ -122,6 +123,7 @@ class Rehearsal:
         quarantines: The quarantines that this process has met.
         snapshots: What the store knows of the deployments; others are left out.
         now: Seconds since the epoch.
+        pacer: Spreads the quotas of a day, or None; it is only read.
         asked: The deployments that are asked, with their place, from 1, and how many input tokens would be
             reserved on them.
         taken: The deployment that would be taken, or None.
@@ -133,6 +135,7 @@ class Rehearsal:
     quarantines: Quarantines
     snapshots: Mapping[Deployment, DeploymentSnapshot]
     now: float
+    pacer: Pacer | None = None
     asked: dict[Deployment, tuple[int, int]] = attrs.field(factory=dict, init=False)
     taken: Deployment | None = attrs.field(default=None, init=False)
     reopened: set[Scope] = attrs.field(factory=set, init=False)
@@ -143,6 +146,8 @@ class Rehearsal:
         order, strategy, now = self.send.order.copy(), _twin(self.strategy), self.now
         is_whole = len(self.snapshots) == order.size
         skip: Container[DeploymentState] = () if is_whole else _Unknown(self.snapshots)
+        if self.pacer is not None:
+            skip = Paced(self.pacer, order.workload, now, self._refused, skip)
         shortlist = order.draw(strategy, now, FIRST_CANDIDATES, skip)
         if shortlist:
             self._ask(shortlist)

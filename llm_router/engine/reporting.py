@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import secrets
+import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -89,18 +90,7 @@ class Reporter:
 
     # --- requests -------------------------------------------------------------------------------------
 
-    @contextmanager
-    def sending(self, send: SendState, *, streamed: bool) -> Generator[None]:
-        """Report that a send begins, and how it ends."""
-        self._send_began(send, streamed=streamed)
-        try:
-            yield
-        except BaseException as error:
-            self._send_ended(send, error)
-            raise
-        self._send_ended(send)
-
-    def _send_began(self, send: SendState, *, streamed: bool) -> None:
+    def send_began(self, send: SendState, *, streamed: bool) -> None:
         """Give the send its id, and report that it began."""
         send.request_id = secrets.token_hex(8)
         self.report(
@@ -115,8 +105,9 @@ class Reporter:
             )
         )
 
-    def _send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
-        """Report that a send has its response, or that the caller gets ``raised`` instead."""
+    def send_ended(self, send: SendState) -> None:
+        """Report that a send has its response, or that the caller gets the exception under way instead."""
+        raised = sys.exception()
         response = send.response if raised is None else None
         self.report(
             SendEnded(

@@ -6,20 +6,22 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args
 
 import attrs
 
 from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.options import SendOptions
-from llm_router.domain.request import Request
+from llm_router.domain.request import Request, Urgency
 from llm_router.errors import InvalidRequestError
 
 __all__ = [
     "MAX_SECONDS",
     "check_metadata",
     "check_request",
+    "check_tenant",
     "check_timeout",
+    "check_urgency",
     "check_wait",
     "has_alias",
     "merge_requests",
@@ -124,6 +126,33 @@ def check_metadata(metadata: object) -> Mapping[str, str]:
             f"metadata may have {_METADATA_ENTRIES} entries at most, not {len(metadata)}"
         )
     return dict(metadata)
+
+
+def check_urgency(urgency: object) -> Urgency:
+    """Return how urgent a send is.
+
+    Raises:
+        InvalidRequestError: It is none of the words.
+    """
+    for known in get_args(Urgency):
+        if urgency == known:
+            return cast("Urgency", known)
+    words = " or ".join(map(repr, get_args(Urgency)))
+    raise InvalidRequestError(f"urgency must be {words}, not {shown(urgency)}")
+
+
+def check_tenant(tenant: object) -> str | None:
+    """Return for whom a send is made.
+
+    Raises:
+        InvalidRequestError: It is not a short string, or None.
+    """
+    if tenant is None or (isinstance(tenant, str) and len(tenant) <= _METADATA_LENGTH):
+        return tenant
+    what = f"{len(tenant)} characters" if isinstance(tenant, str) else f"a {type(tenant).__name__}"
+    raise InvalidRequestError(
+        f"tenant must be a string of at most {_METADATA_LENGTH} characters, or None, not {what}"
+    )
 
 
 def reject_wish(workload: object, model_preference: object, fallback: object) -> NoReturn:

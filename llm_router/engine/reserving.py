@@ -8,8 +8,8 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Container, Coroutine, Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -17,7 +17,10 @@ from typing import Any
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.engine.fair_queue import Ticket
+from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
@@ -42,6 +45,8 @@ __all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
 _log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
+_EQUAL: Mapping[str, float] = {}
+_UNPACED = nullcontext()
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
@@ -61,9 +66,12 @@ class Selector:
         gate: Where requests pass between reservation and network.
         throttle: Bounds the calls per second, or None.
         reporter: Reports to observers, or None.
+        tenant_weights: Of the tenants that are to get more or less than others, whose weight is 1.
+        pacer: Spreads the quotas of a day, or None.
 
     Attributes:
         quarantines: The quarantines that this process meets.
+        pacer: As given.
     """
 
     def __init__(
@@ -76,6 +84,8 @@ class Selector:
         gate: DispatchGate,
         throttle: Throttle | None = None,
         reporter: Reporter | None = None,
+        tenant_weights: Mapping[str, float] = _EQUAL,
+        pacer: Pacer | None = None,
     ) -> None:
         self._store = store
         self._pool = pool
@@ -87,6 +97,8 @@ class Selector:
         self._gate = gate
         self._throttle = throttle
         self._reporter = reporter
+        self._tenant_weights = tenant_weights
+        self.pacer = pacer
         self._lines: dict[FallbackOrder, WaitingLine] = {}
         self.quarantines = Quarantines(store, pool, reporter)
         self._closed = False
@@ -96,8 +108,9 @@ class Selector:
 
         Args:
             send: The request. Deployments that it has tried are taken only if there is no other.
-            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served first
-                come, first served; callers that do not wait are answered at once.
+            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served one after
+                the other: interactive ones first, tenants by the tokens that they were served. Callers that
+                do not wait are answered at once.
 
         Returns:
             A lease, or a shortage if there is no room now and none will come in time.
@@ -118,14 +131,29 @@ class Selector:
         ):
             outcome = await self._try(send)
             if isinstance(outcome, Lease) or max_wait <= 0 or self._is_after(outcome.retry_at, deadline):
+                if line is not None and line.members and isinstance(outcome, Lease):
+                    _charge(line, _ticket(send), outcome)  # it has overtaken those that wait
                 return outcome
             line = self._lines.get(send.order)  # another request may have opened it meanwhile
             if line is None:
-                line = self._lines[send.order] = WaitingLine(outcome, self._clock, self._deadlines)
+                line = self._lines[send.order] = self._open_line(send.order, outcome)
             elif not line.members:
                 line.shortage = outcome
-        with waiting(self._reporter, send, "quota"):
-            return await line.wait(deadline, partial(self._try, send))
+        ticket = _ticket(send)
+        wanting = _UNPACED if self.pacer is None else self.pacer.waiting(send.order.workload)
+        with wanting, waiting(self._reporter, send, "quota"):
+            return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+
+    def _open_line(self, order: FallbackOrder, shortage: Shortage) -> WaitingLine:
+        weights = self._tenant_weights
+        return WaitingLine(shortage, self._clock, self._deadlines, weights, forecast_for(order))
+
+    async def _try_in_turn(self, send: SendState, line: WaitingLine, ticket: Ticket) -> Lease | Shortage:
+        """Ask as the head of a line; what is granted counts as served to the tenant."""
+        outcome = await self._try(send)
+        if isinstance(outcome, Lease):
+            _charge(line, ticket, outcome)
+        return outcome
 
     def _is_after(self, moment: float, deadline: float) -> bool:
         """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""
@@ -156,8 +184,8 @@ class Selector:
         self._check_open()
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
-        if send.unfit or send.overloaded or send.features or send.projects:
-            skip = Unsuitable(send, self._clock.time())
+        if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
+            skip = self._left_out(send, refused)
         draw = send.order.draw if send.requests else partial(uncounted, send.order)
         shortlist = draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
         if shortlist:
@@ -171,7 +199,7 @@ class Selector:
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
-        if not is_asked and (cooled := cooled_down(send.order, refused, skip)):
+        if not is_asked and (cooled := self._cooled_down(send, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
             before = self.quarantines.lifts
             lease = await self._reserve(send, cooled, refused)
@@ -180,9 +208,30 @@ class Selector:
             if self.quarantines.lifts != before:
                 return await self._try(send)
         if send.overloaded:  # nothing else has room: better an overloaded model than none
-            send.overloaded.clear()
+            send.overloaded = {}
             return await self._try(send)
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+
+    def _cooled_down(
+        self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
+    ) -> list[DeploymentState]:
+        if not isinstance(skip, Paced):
+            return cooled_down(send.order, refused, skip)
+        # Those that keep the pace may be few: they are not searched for among all.
+        return [state for state in cooled_down(send.order, refused, skip.skip) if state not in skip]
+
+    def _left_out(
+        self, send: SendState, refused: dict[DeploymentState, Refusal]
+    ) -> Container[DeploymentState]:
+        """Return what a request must leave out; what that is for the sake of the pace adds to ``refused``."""
+        now, workload = self._clock.time(), send.order.workload
+        skip: Container[DeploymentState] = ()
+        if send.unfit or send.overloaded or send.features or send.projects:
+            skip = Unsuitable(send, now)
+        if self.pacer is None or not send.requests:
+            return skip
+        self.pacer.ask(workload)
+        return Paced(self.pacer, workload, now, refused, skip)
 
     def _heed_the_clock(self, order: FallbackOrder) -> None:
         """See that nothing is avoided for longer because the clock was set back."""
@@ -210,6 +259,8 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
+        if self.pacer is not None and lease is not None and send.requests:
+            self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             await lease.close()
             self._check_open()
@@ -313,6 +364,7 @@ class Lease:
 
     Attributes:
         is_last: Whether it took the last of a quota.
+        correct: Told, once it is closed, how many tokens more were used than reserved; None if nobody is.
     """
 
     __slots__ = (
@@ -320,6 +372,7 @@ class Lease:
         "_on_return",
         "_store",
         "_used",
+        "correct",
         "demand",
         "is_last",
         "probes",
@@ -346,6 +399,7 @@ class Lease:
         self.state = state
         self.demand = demand
         self.is_last = False
+        self.correct: Callable[[int], None] | None = None
 
     def mark_sent(self) -> None:
         """Note that the request goes out now: from here on its quota may be used."""
@@ -376,7 +430,10 @@ class Lease:
 
         A store that fails is not reported: the quota stays taken, and the reservation expires by itself.
         """
-        self.mark_dispatched()
+        if self._gate is not None:
+            self.mark_dispatched()
+        if self.correct is not None:
+            self.correct(self._used.tokens - self.demand.tokens)
         try:
             await self._close()
         except asyncio.CancelledError:
@@ -405,6 +462,19 @@ class Lease:
         )
         if returned:
             self._on_return(self.state)
+
+
+def _ticket(send: SendState) -> Ticket:
+    """Return the place of a request in line."""
+    tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
+    tokens = max(send.tokens.values(), default=1)
+    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0)
+
+
+def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:
+    """Count what was reserved as served to a tenant, and later what was really used."""
+    line.charge(ticket, lease.demand.tokens)
+    lease.correct = partial(line.charge, ticket)
 
 
 _counter = itertools.count()

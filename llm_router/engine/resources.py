@@ -10,12 +10,15 @@ from llm_router.errors import InvalidRequestError, StoreError
 from llm_router.records.base import Bounds, RecordStore
 from llm_router.records.naming import digest_name
 
-__all__ = ["OWNERS", "OWNER_BOUNDS", "OWNER_LIFE", "Resources"]
+__all__ = ["CALLERS", "OWNERS", "OWNER_BOUNDS", "OWNER_LIFE", "Resources"]
 
 _log = logging.getLogger("llm_router")
 
 OWNERS = "owners"
 """The space in which owners are kept."""
+
+CALLERS = "callers"
+"""The space in which a gateway keeps which of its callers owns what, and what each has used."""
 
 OWNER_BOUNDS = Bounds(records=100_000)
 """How many there may be in the record stores that a router opens."""

@@ -117,6 +117,7 @@ class RetryPolicy:
         repeated: bool = False,
         since: float | None = None,
         inference: Inference = _NOTHING_INFERRED,
+        turn: float | None = None,
     ) -> Verdict:
         """Return what ``error`` on a deployment means, and count it against the deployment.
 
@@ -129,6 +130,7 @@ class RetryPolicy:
                 the same event, and does not count again.
             since: When the first of those strikes was; None if there were none.
             inference: What the refusal says about limits.
+            turn: When it is the turn of the deployment to try whether an outage of its model is over.
         """
         match error.kind:
             case FailureKind.REQUEST:
@@ -142,17 +144,21 @@ class RetryPolicy:
                     return Verdict(Next.ELSEWHERE, learnt=inference.learnt)
                 return self._judge_quota(error, state, now, _Strikes(strikes, since or now), inference)
             case FailureKind.SERVER:
-                cooldown = None if repeated else self._overload(error, state, now, strikes)
+                cooldown = None if repeated else self._overload(error, state, now, strikes, turn)
                 return Verdict(Next.BACK_OFF, cooldown, overloaded=True)
             case _:
                 # The path is this process's own: no other process need avoid the deployment.
                 state.failures += 1
                 return Verdict(Next.BACK_OFF, avoid_until=now + self.ceiling(state.failures))
 
-    def _overload(self, error: ProviderError, state: DeploymentState, now: float, strikes: int) -> Cooldown:
+    def _overload(
+        self, error: ProviderError, state: DeploymentState, now: float, strikes: int, turn: float | None
+    ) -> Cooldown:
         """Return the cooldown of an overloaded model; after a few in a row one request goes first."""
         state.failures = max(state.failures, strikes) + 1
         until, half_open = now + self.ceiling(state.failures), state.failures >= _OUTAGE
+        if turn is not None:
+            until, half_open = turn, True
         return Cooldown(
             state.deployment.model_scope,
             until,

@@ -60,7 +60,7 @@ def further(
         time: Returns the seconds since the epoch.
         refused: The refusals so far. The caller adds those of each list; this function adds those that are
             known without asking.
-        skip: Deployments to leave out.
+        skip: Deployments to leave out; it may add those that it finds to ``refused``.
     """
     seen = _Either(refused, skip) if skip else refused
     parked: list[DeploymentState] = []
@@ -137,7 +137,11 @@ def _overlooked(
         # send is not refused before the store was asked.
         if len(overlooked) >= count or (is_late and (refused or overlooked)):
             break
-        if state in refused or state in skip or state.group.breaker.open_until > now:
+        if state in refused or state.group.breaker.open_until > now:
+            continue
+        if state in skip:
+            if state in refused:  # for the sake of the pace, which says when it is usable
+                before = min(before, refused[state].retry_at)
             continue
         if is_late and (state.avoided_until > now or state.refusal is None or state.refusal.cooldown is None):
             continue

@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -20,7 +19,7 @@ from llm_router.domain.methods import GENERATE
 from llm_router.domain.numbers import real
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
-from llm_router.domain.request import Fallback, Request
+from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
@@ -29,7 +28,9 @@ from llm_router.engine.requests import (
     MAX_SECONDS,
     check_metadata,
     check_request,
+    check_tenant,
     check_timeout,
+    check_urgency,
     check_wait,
     has_alias,
     merge_requests,
@@ -79,7 +80,6 @@ _END = Reply("")
 _NO_ANSWER = Reply("", failed="NO_CANDIDATES")
 _NO_USAGE = Usage()
 _NO_METADATA: Mapping[str, str] = {}
-_UNWATCHED = nullcontext()
 
 
 @attrs.define(eq=False)
@@ -134,10 +134,15 @@ class Sender:
             TypeError: There is no such option.
         """
         send = await self.begin("send", prompt, options)
-        with self._watched(send, streamed=False):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=False)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -155,11 +160,16 @@ class Sender:
         send = await self.begin("stream", prompt, options)
         send.ttl = max(send.ttl, UNBOUNDED_TTL)
         send.task = None  # each piece may be read by another one
-        with self._watched(send, streamed=True):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=True)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         yield Chunk(piece.text, piece.raw)
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -169,19 +179,20 @@ class Sender:
         Another deployment is tried as long as the head was not yielded. Closing the generator aborts the call
         that is open, and settles what is known to be used.
         """
-        with self._watched(send, streamed=True):
+        if self.reporter is not None:
+            self.reporter.send_began(send, streamed=True)
+        try:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         if isinstance(piece.raw, Head):
                             await self._note_resources(send, piece.raw)
                         yield piece.raw
+        finally:
+            if self.reporter is not None:
+                self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
-
-    def _watched(self, send: SendState, *, streamed: bool) -> AbstractContextManager[None]:
-        """Return the block in which a request is sent, whose begin and end are reported."""
-        return _UNWATCHED if self.reporter is None else self.reporter.sending(send, streamed=streamed)
 
     # --- before the first attempt ---------------------------------------------------------------------
 
@@ -214,6 +225,8 @@ class Sender:
         timeout: float | None = 60.0,
         max_wait: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        urgency: Urgency = "interactive",
+        tenant: str | None = None,
     ) -> SendState:
         """Return the state of an exchange before the first attempt.
 
@@ -246,6 +259,8 @@ class Sender:
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        if urgency != "interactive" or tenant is not None:
+            send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
 
     async def _note_resources(self, send: SendState, head: Head) -> None:
@@ -281,6 +296,8 @@ class Sender:
         timeout: float | None = 60.0,
         max_wait: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        urgency: Urgency = "interactive",
+        tenant: str | None = None,
     ) -> SendState:
         """Check what is asked for, and find out where to look for a deployment."""
         task = self._enter()
@@ -319,7 +336,10 @@ class Sender:
             rejecting = frozenset(each.name for each in order.upstreams if each not in tokens)
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
-        return SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        if urgency != "interactive" or tenant is not None:
+            send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
+        return send
 
     # --- between attempts -----------------------------------------------------------------------------
 
@@ -460,7 +480,7 @@ class OpenAttempt:
             self._record()
             if isinstance(self._outcome, ProviderError):
                 await self._judge(self._outcome)
-            elif self._lease.probes or self._lease.is_last:
+            elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
                 await self._acquit()
 
     # --- the call -------------------------------------------------------------------------------------
@@ -573,6 +593,8 @@ class OpenAttempt:
         lease, judge = self._lease, self._sender.judge
         if lease.probes:
             await judge.acquit(lease.state, lease.probes)
+        if lease.state.group.overload.failed:
+            await judge.end_outage(lease.state)
         if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
             await judge.learner.grow(lease.state)
 
@@ -601,9 +623,9 @@ class OpenAttempt:
         """Note what the request is to leave out, or to try only as a last resort."""
         send, group = self._send, self._lease.state.group
         if verdict.unfit:
-            send.unfit.update(other for other in send.order.groups if other.model == group.model)
+            send.unfit |= {other for other in send.order.groups if other.model == group.model}
         if verdict.overloaded:
-            send.overloaded[group] = send.overloaded.get(group, 0) + 1
+            send.overloaded = {**send.overloaded, group: send.overloaded.get(group, 0) + 1}
         if verdict.feature_until is not None and error.feature is not None:
             send.features |= {error.feature}
 
@@ -654,8 +676,12 @@ def _estimates(upstreams: tuple[Upstream, ...], request: Request) -> dict[Upstre
 
 
 def _time_left(send: SendState, now: float) -> float:
-    """Return the seconds left for attempts and backoffs, where ``now`` is on the monotonic clock."""
-    return send.timeout - (now - send.started - send.waited)
+    """Return the seconds left for attempts and backoffs, where ``now`` is on the monotonic clock.
+
+    What a retry waits beyond ``max_wait``, for a cooldown that its own failure caused, is part of them.
+    """
+    waited = min(send.waited, send.max_wait)
+    return send.timeout - (now - send.started - waited)
 
 
 def _fail(send: SendState, error: SendError, now: float) -> None:

@@ -51,8 +51,9 @@ def explain_shortage(
         return failure
     candidates = _candidates(order, shortage, now)
     when = "waiting does not help" if retry is None else f"retry in {retry:.1f} s"
+    line = f"; {shortage.ahead} requests wait before this one" if shortage.ahead else ""
     return QuotaExhaustedError(
-        f"none of {order.size} deployments has room: {_summary(candidates)}; {when}",
+        f"none of {order.size} deployments has room: {_summary(candidates)}{line}; {when}",
         candidates=candidates,
         retry_after=retry,
     )

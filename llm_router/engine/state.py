@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from llm_router.domain.request import Request
+from llm_router.domain.request import Request, Urgency
 from llm_router.domain.response import Attempt, Response
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group
 from llm_router.engine.upstream import Upstream
@@ -16,6 +16,8 @@ from llm_router.errors import ProviderError
 from llm_router.providers.base import RelayRequest
 
 __all__ = ["SendState"]
+
+_NONE: Mapping[Group, int] = {}
 
 
 @attrs.define(eq=False)
@@ -36,6 +38,8 @@ class SendState:
         relayed: The exchange, if it is one that is relayed; ``request`` then only describes it.
         requests: How many requests of a quota each attempt takes; 0 for what the provider does not count.
         projects: The only projects whose deployments can serve it; empty for all.
+        urgency: Whether it waits among the interactive requests or behind them.
+        tenant: For whom it is made; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
@@ -63,14 +67,16 @@ class SendState:
     relayed: RelayRequest | None = None
     requests: int = 1
     projects: frozenset[str] = frozenset()
+    urgency: Urgency = "interactive"
+    tenant: str | None = None
     request_id: str = ""
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)
     tried: set[DeploymentState] = attrs.field(factory=set)
     last: DeploymentState | None = None
     error: ProviderError | None = None
-    unfit: set[Group] = attrs.field(factory=set)
-    overloaded: dict[Group, int] = attrs.field(factory=dict)
+    unfit: frozenset[Group] = frozenset()
+    overloaded: Mapping[Group, int] = _NONE
     features: frozenset[str] = frozenset()
     refused: int = 0
     backoff: float = 0.0

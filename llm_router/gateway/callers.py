@@ -10,10 +10,10 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.clock import Clock, SystemClock
-from llm_router.engine.resources import OWNER_LIFE
+from llm_router.engine.resources import CALLERS, OWNER_LIFE
 from llm_router.errors import ConfigError, StoreError
 from llm_router.gateway.answers import RefusedError
-from llm_router.gateway.rates import CALLERS, TokenRates
+from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
 from llm_router.gemini_http.credentials import read_credentials
@@ -56,6 +56,11 @@ _UNKNOWN = ApiError(
     int(HTTPStatus.UNAUTHORIZED),
     "UNAUTHENTICATED",
     "This gateway takes no such token: send one of `llm-router tokens add` where the API's key would be.",
+)
+_UNAVAILABLE = ApiError(
+    int(HTTPStatus.SERVICE_UNAVAILABLE),
+    "UNAVAILABLE",
+    "This gateway cannot find out now whose that is: try again in a moment.",
 )
 
 
@@ -221,10 +226,14 @@ class Callers:
         """Return whose a resource is.
 
         Raises:
-            StoreError: That cannot be found out now.
+            RefusedError: That cannot be found out now.
         """
-        # With the name of an upload anybody could go on with it: none is kept as it is.
-        record = await self._records.get(CALLERS, digest_name(name))
+        try:
+            # With the name of an upload anybody could go on with it: none is kept as it is.
+            record = await self._records.get(CALLERS, digest_name(name))
+        except StoreError as error:
+            _log.warning("whose a resource is cannot be found out: %s", error)
+            raise RefusedError(_UNAVAILABLE) from None
         return None if record is None else record.data.decode()
 
     async def give(self, name: str, owner: str) -> None:

@@ -8,15 +8,13 @@ from collections import deque
 from collections.abc import Mapping
 
 from llm_router.domain.clock import Clock
+from llm_router.engine.resources import CALLERS
 from llm_router.errors import StoreError
 from llm_router.records.base import RecordStore
 
-__all__ = ["CALLERS", "TokenRates"]
+__all__ = ["TokenRates"]
 
 _log = logging.getLogger("llm_router")
-
-CALLERS = "callers"
-"""The space in which the counts of tokens are kept, and whose a resource is."""
 
 _MINUTE = 60
 _KEPT = 180.0

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from llm_router.domain.exchange import Headers
 from llm_router.domain.options import RelayOptions
-from llm_router.domain.request import Fallback
+from llm_router.domain.request import Fallback, Urgency
 from llm_router.errors import InvalidRequestError
 
 __all__ = ["WISH_PREFIX", "read_wishes", "trace_headers"]
@@ -15,13 +15,16 @@ WISH_PREFIX = "x-llm-router-"
 """What the names of such headers begin with."""
 
 _FALLBACKS: dict[str, Fallback] = {"any": "any", "model": "model", "none": "none"}
+_URGENCIES: dict[str, Urgency] = {"interactive": "interactive", "batch": "batch"}
+_NAMES = ("workload", "fallback", "max-wait", "urgency", "tenant")
 
 
 def read_wishes(headers: Headers) -> RelayOptions:
     """Return the options that headers ask for.
 
-    ``x-llm-router-workload``, ``-fallback`` (``any``, ``model`` or ``none``) and ``-max-wait`` (seconds) are
-    options of a send; ``-tenant`` becomes its metadata.
+    ``x-llm-router-workload``, ``-fallback`` (``any``, ``model`` or ``none``), ``-max-wait`` (seconds) and
+    ``-urgency`` (``interactive`` or ``batch``) are options of a send; ``-tenant`` becomes its metadata, by
+    which it waits, too.
 
     Args:
         headers: The headers of a request, with names in lower case.
@@ -40,12 +43,12 @@ def read_wishes(headers: Headers) -> RelayOptions:
                 wishes["fallback"] = _fallback(name, value)
             case "max-wait":
                 wishes["max_wait"] = _seconds(name, value)
+            case "urgency":
+                wishes["urgency"] = _urgency(name, value)
             case "tenant":
                 wishes["metadata"] = {"tenant": value.strip()}
             case _:
-                known = ", ".join(
-                    f"{WISH_PREFIX}{each}" for each in ("workload", "fallback", "max-wait", "tenant")
-                )
+                known = ", ".join(f"{WISH_PREFIX}{each}" for each in _NAMES)
                 raise InvalidRequestError(f"there is no header {name[:100]!r}: use {known}")
     return wishes
 
@@ -63,6 +66,13 @@ def _fallback(name: str, value: str) -> Fallback:
     found = _FALLBACKS.get(value.strip())
     if found is None:
         raise InvalidRequestError(f"{name} must be any, model or none, not {value[:100]!r}")
+    return found
+
+
+def _urgency(name: str, value: str) -> Urgency:
+    found = _URGENCIES.get(value.strip())
+    if found is None:
+        raise InvalidRequestError(f"{name} must be interactive or batch, not {value[:100]!r}")
     return found
 
 

@@ -44,7 +44,8 @@ class Client(genai.Client):
     It is used as the SDK's, by any thread and any number of event loops, one after another or at the same
     time, and it has no key. A model that is named is kept, whichever key serves it;
     ``model="workload:light"`` means whatever serves that workload. A call may say more in its
-    ``http_options.headers``: ``x-llm-router-workload``, ``-fallback``, ``-max-wait``, ``-tenant``.
+    ``http_options.headers``: ``x-llm-router-workload``, ``-fallback``, ``-max-wait``, ``-urgency``,
+    ``-tenant``.
 
     Errors are the SDK's: a ``ClientError`` with the code 429 and a RetryInfo where no key has room in time.
     Retries are the router's, so the SDK makes none, unless ``retry_options`` are given. Live sessions need a

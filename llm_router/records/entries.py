@@ -23,6 +23,7 @@ __all__ = [
     "name_of",
     "pairs_of",
     "prefix_of",
+    "timeout_of",
     "too_large",
     "ttl_of",
     "version_of",
@@ -163,6 +164,20 @@ def ttl_of(ttl: object) -> int:
     if not 0 < seconds <= MAX_TTL:
         raise InvalidRequestError(f"ttl must be above 0 and at most {MAX_TTL:.0f} seconds, not {shown(ttl)}")
     return max(microseconds(seconds), 1)
+
+
+def timeout_of(timeout: object) -> float:
+    """Return for how many seconds a store waits.
+
+    Raises:
+        ConfigError: It is no such number.
+    """
+    seconds = real(timeout)
+    if not 0 < seconds < math.inf:
+        raise ConfigError(
+            f"the timeout of a record store must be a number of seconds above 0, not {shown(timeout)}"
+        )
+    return seconds
 
 
 def version_of(version: object) -> int | None:

@@ -30,11 +30,9 @@ end
 
 local function forget(name)
   local size = call("HSTRLEN", data, name)
-  if call("HDEL", data, name) == 1 then
-    call("ZREM", order, name)
-    call("ZREM", ends, name)
-    call("HINCRBY", totals, "size", -(size + #name))
-  end
+  if call("HDEL", data, name) == 1 then call("HINCRBY", totals, "size", -(size + #name)) end
+  call("ZREM", order, name)
+  call("ZREM", ends, name)
 end
 
 local function version_of(name)
@@ -62,7 +60,7 @@ local function keep(name, value, lasts, most, size)
   call("ZADD", order, digits(version), name)
   call("ZADD", ends, digits(now + lasts), name)
   call("HSET", totals, "version", digits(version))
-  local total = call("HINCRBY", totals, "size", #value + #name)
+  call("HINCRBY", totals, "size", #value + #name)
   for _, gone in ipairs(call("ZRANGEBYSCORE", ends, "-inf", digits(now), "LIMIT", 0, SWEPT)) do
     forget(gone)
   end
@@ -79,8 +77,9 @@ end
 local operation = ARGV[1]
 if operation == "get" then
   local version, expires = version_of(ARGV[3])
-  if version == 0 then return false end
-  return {call("HGET", data, ARGV[3]), digits(version), digits(expires)}
+  local value = call("HGET", data, ARGV[3])
+  if version == 0 or not value then return false end
+  return {value, digits(version), digits(expires)}
 end
 
 if operation == "put" then
@@ -107,7 +106,7 @@ if operation == "find" then
       if count < most and string.sub(name, 1, #prefix) == prefix and version_of(name) > 0 then
         count = count + 1
         found[#found + 1] = name
-        if with_data then found[#found + 1] = call("HGET", data, name) end
+        if with_data then found[#found + 1] = call("HGET", data, name) or "" end
       end
     end
     first = first + FOUND_AT_ONCE

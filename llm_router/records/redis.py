@@ -24,6 +24,7 @@ from llm_router.records.entries import (
     name_of,
     pairs_of,
     prefix_of,
+    timeout_of,
     ttl_of,
     version_of,
 )
@@ -69,7 +70,7 @@ class RedisRecords:
         timeout: Seconds within which every call answers or raises.
 
     Raises:
-        ConfigError: The URL cannot be used, or the bounds make no sense.
+        ConfigError: The URL cannot be used, the bounds make no sense, or ``timeout`` is no such number.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RedisRecords:
         self._namespace = namespace
         self._bounds = BoundsOf(bounds)
         self._clock = clock
-        self._timeout = timeout
+        self._timeout = timeout_of(timeout)
         self._lines: dict[asyncio.AbstractEventLoop, _Line] = {}
         self._process = os.getpid()
         self._inherited: list[object] = []

@@ -23,6 +23,7 @@ from llm_router.records.entries import (
     limit_of,
     name_of,
     prefix_of,
+    timeout_of,
     ttl_of,
     version_of,
 )
@@ -57,7 +58,7 @@ class SQLiteRecords:
         timeout: The most seconds that a call waits for other processes.
 
     Raises:
-        ConfigError: The bounds make no sense.
+        ConfigError: The bounds make no sense, or ``timeout`` is not such a number.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SQLiteRecords:
         self._path = Path(path).absolute()
         self._bounds = BoundsOf(bounds)
         self._clock = clock or SystemClock()
-        self._timeout = timeout
+        self._timeout = timeout_of(timeout)
         self._worker: _Worker | None = None
         self._finalizer: weakref.finalize[..., SQLiteRecords] | None = None
         self._process = os.getpid()

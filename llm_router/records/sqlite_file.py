@@ -204,7 +204,8 @@ def _keep(
         records, size = connection.execute(_TOTALS, (space,)).fetchone()
         if records <= bounds.records and size <= bounds.size:
             return int(version)
-        connection.execute(_OLDEST, (space,))
+        if not connection.execute(_OLDEST, (space,)).rowcount:
+            raise Undecodable("a space counts records that are not there")
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:

@@ -317,6 +317,7 @@ def test_a_run_is_repeatable(world: ModuleType, runs: ModuleType, subject: str) 
     assert runs.simulate(tokens, setup) == runs.simulate(tokens, setup)
 
 
+@pytest.mark.slow
 def test_the_oracle_uses_all_quota_and_is_never_refused(world: ModuleType, runs: ModuleType) -> None:
     """It has every request admitted at the first moment possible."""
     outcome = runs.simulate(
@@ -326,6 +327,7 @@ def test_the_oracle_uses_all_quota_and_is_never_refused(world: ModuleType, runs:
     assert outcome.counts.admitted == 6 * 10 * 30
 
 
+@pytest.mark.slow
 def test_a_router_with_right_limits_is_never_refused(world: ModuleType, runs: ModuleType) -> None:
     """It uses what the guard leaves of the quota, and fails no caller."""
     limits = {"model": world.Limits(rpm=10)}
@@ -363,11 +365,24 @@ def test_limits_that_nobody_stated_are_found_and_kept(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("routers", [1, 2])
+def test_an_outage_is_probed_rarely_and_its_end_is_seen(
+    load: Callable[[str], ModuleType], runs: ModuleType, routers: int
+) -> None:
+    """Six projects send at most 60 requests in ten minutes of 503s, and one within 15 s of its end."""
+    for seed in (1, 4):
+        hour = attrs.evolve(load("_soak.rows").ROWS["outage"].world(seed), hours=0.75)
+        counts = runs.simulate(hour, runs.Setup("llm_router", routers=routers)).counts
+        assert counts.in_outage <= 60 * max(1.0, hour.events[0].seconds / 600.0)
+        assert counts.back <= 15.0
+
+
+@pytest.mark.slow
 def test_a_daily_limit_is_known_from_the_second_day_on(
     load: Callable[[str], ModuleType], runs: ModuleType
 ) -> None:
     """One request a day and deployment is refused, or two that were sent together; no quota is left."""
-    days = attrs.evolve(load("_soak.rows").ROWS["day-bare"].world(1), projects=2)
+    days = attrs.evolve(load("_soak.rows").ROWS["day-bare"].world(1), projects=1)
     outcome = runs.simulate(days, runs.Setup("llm_router"))
     oracle = runs.simulate(days, runs.Setup("oracle"))
     assert outcome.refused < 0.05
@@ -375,6 +390,7 @@ def test_a_daily_limit_is_known_from_the_second_day_on(
     assert outcome.counts.refused_later <= 2 * days.projects
 
 
+@pytest.mark.slow
 def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:
     """Each has a name of its own and deployments, and the oracle is not refused in its first minutes."""
     rows, runs = load("_soak.rows").ROWS, load("_soak.runs")
@@ -386,6 +402,7 @@ def test_every_row_makes_a_world(load: Callable[[str], ModuleType]) -> None:
         assert runs.simulate(short, runs.Setup("oracle")).counts.refused == 0
 
 
+@pytest.mark.slow
 def test_two_routers_share_the_traffic_and_the_store(world: ModuleType, runs: ModuleType) -> None:
     """Together they keep the limits that they know."""
     limits = {"model": world.Limits(rpm=10)}

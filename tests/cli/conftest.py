@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,12 @@ from llm_router.emulator import GeminiEmulator, QuotaSpec
 KEYS = {"key-light": "light", "key-medium": "medium", "key-heavy": "heavy"}
 MODELS = {"light": "model-l", "medium": "model-m", "heavy": "model-h"}
 SECRETS = {f"API_KEY_{name.replace('-', '_')}": f"AIzaSy-test-secret-of-{name}" for name in KEYS}
+
+
+IN_A_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, [sys.executable, '-m', 'llm_router', *sys.argv[1:]])"
+)
 
 
 def keys_file(rpm: int | None = None) -> str:
@@ -144,3 +152,51 @@ def watch(home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[An
         return ended.value.code, text
 
     return watch
+
+
+class Terminal:
+    """A command in a child process, on a terminal of its own, so that echo and Ctrl-C are real."""
+
+    def __init__(self, *args: str) -> None:
+        self.master, slave = pty.openpty()
+        self.shown = ""
+        self._seen = 0
+        self.child = subprocess.Popen(
+            [sys.executable, "-c", IN_A_TERMINAL, *args], stdin=slave, stdout=slave, stderr=slave
+        )
+        os.close(slave)
+
+    def read_until(self, words: str) -> None:
+        """Read on until these words have come, since those that were waited for last."""
+        deadline = time.monotonic() + 20
+        while (place := self.shown.find(words, self._seen)) < 0:
+            ready, _, _ = select.select([self.master], [], [], max(deadline - time.monotonic(), 0))
+            try:
+                more = os.read(self.master, 65536).decode() if ready else ""
+            except OSError:  # which ends the input of a terminal
+                more = ""
+            assert more, f"{words!r} does not come; shown: {self.shown!r}"
+            self.shown += more
+        self._seen = place + len(words)
+
+    def answer(self, question: str, text: str) -> None:
+        self.read_until(question)
+        os.write(self.master, text.encode())
+
+    def close(self) -> int:
+        code = self.child.wait(20)
+        os.close(self.master)
+        return code
+
+
+@pytest.fixture
+def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
+    """Run a command on a terminal of its own, which the test reads and types on."""
+    with contextlib.ExitStack() as stack:
+
+        def terminal(*args: str) -> Terminal:
+            command = Terminal(*args)
+            stack.callback(command.child.kill)
+            return command
+
+        yield terminal

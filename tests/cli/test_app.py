@@ -31,6 +31,7 @@ def test_no_command_is_wrong_usage(run: Callable[..., Result]) -> None:
     assert "Usage" in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help(run: Callable[..., Result], command: str) -> None:
     """Every command has a help text."""
@@ -47,6 +48,7 @@ def test_an_unknown_command_is_wrong_usage(run: Callable[..., Result]) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_help_is_light(home: Path) -> None:
     """Printing the help imports neither the SDK nor a web server."""
     heavy = ("google.genai", "aiohttp", "httpx", "redis", "uvicorn", "starlette")
@@ -62,6 +64,7 @@ def test_help_is_light(home: Path) -> None:
     assert done.stderr == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_a_missing_extra_is_named(home: Path, missing: str) -> None:
     """Without the extra, the command says what to install."""
@@ -72,6 +75,7 @@ def test_a_missing_extra_is_named(home: Path, missing: str) -> None:
     assert done.stderr == f"llm-router: {complaint}\n"
 
 
+@pytest.mark.slow
 def test_a_child_process_prints_plain_text(start: Callable[..., subprocess.Popen[str]]) -> None:
     """The module can be run, and its piped output has no escape codes."""
     child = start("status")
@@ -110,6 +114,7 @@ def test_the_version_is_that_of_the_distribution(
     assert installed_version() == version
 
 
+@pytest.mark.slow
 def test_the_version_is_looked_up_when_asked_for() -> None:
     """Importing the library reads no metadata; a name that the library does not have is still an error."""
     code = (

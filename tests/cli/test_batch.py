@@ -47,6 +47,7 @@ def results(home: Path) -> Callable[..., Any]:
 BATCH = ("batch", "in.jsonl", "-o", "out.jsonl")
 
 
+@pytest.mark.slow
 def test_every_line_has_a_result(
     run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
 ) -> None:
@@ -64,6 +65,7 @@ def test_every_line_has_a_result(
     assert found[8]["model"] == "model-m"
 
 
+@pytest.mark.slow
 def test_the_option_gives_the_workload_of_other_lines(
     run: Callable[..., Result], lines: Callable[..., None], results: Callable[..., Any]
 ) -> None:
@@ -73,6 +75,7 @@ def test_the_option_gives_the_workload_of_other_lines(
     assert [result["workload"] for result in results().values()] == ["heavy", "light"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -115,6 +118,7 @@ def test_bytes_that_are_not_text_are_a_result(
     assert "line 1: not UTF-8" in results()[1]["error"]["message"]
 
 
+@pytest.mark.slow
 def test_run_again_it_sends_only_what_is_left(
     run: Callable[..., Result],
     lines: Callable[..., None],
@@ -137,6 +141,7 @@ def test_run_again_it_sends_only_what_is_left(
     assert run(*BATCH).stdout == "0 answered, 0 failed, 6 answered before: out.jsonl\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [1, 9, 40, -1])
 def test_half_a_line_of_a_killed_run_is_repaired(
     run: Callable[..., Result],
@@ -303,6 +308,7 @@ def _wait(child: subprocess.Popen[str], seconds: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(
     watch: Callable[..., tuple[Any, str]], lines: Callable[..., None]
 ) -> None:
@@ -312,3 +318,25 @@ def test_a_terminal_sees_a_progress_bar(
     assert code == 0
     assert "5/5" in text
     assert "5 answered, 0 failed" in text
+
+
+@pytest.mark.slow
+def test_a_batch_stays_where_it_belongs(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    results: Callable[..., Any],
+    emulator: GeminiEmulator,
+) -> None:
+    """Without a fallback no line of a light batch goes to a heavier model; -v tells what became of each."""
+    lines(*PROMPTS)
+    emulator.inject(Fault.status(404), model="model-l")
+    options = ("--workload", "light", "--fallback", "none", "--max-wait", 0, "-v")
+    result = run(*BATCH, *options)
+    assert result.exit_code == 1
+    assert emulator.requests == len([line for line in result.stderr.splitlines() if "1. model-l" in line])
+    assert "line 1: 1. model-l · key-light · " in result.stderr
+    assert {each["status"] for each in results().values()} == {"failed"}
+    assert results()[1]["attempt_log"][0]["error"]["type"] == "ProviderError"
+    result = run(*BATCH, "--fallback", "far")
+    assert (result.exit_code, "unknown fallback 'far'" in result.stderr) == (2, True)
+    assert run(*BATCH, "--workload", "light").exit_code == 0

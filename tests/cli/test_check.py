@@ -14,11 +14,16 @@ from llm_router.testing import GeminiEmulator
 if TYPE_CHECKING:
     from tests.stores.servers import RedisServer
 
+SUMMARY = "3 keys in 3 projects" + "".join(
+    f"; {workload} unlimited requests a minute, unlimited a day" for workload in ("light", "medium", "heavy")
+)
+
 
 def test_a_good_configuration_is_0(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
-    """A check without problems ends with 0 and sends nothing."""
+    """A check without problems ends with 0 and with what is allowed, and sends nothing."""
     result = run("check")
-    assert (result.exit_code, result.stdout) == (0, "keys.json: no problems found\n")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == ["keys.json: no problems found", SUMMARY]
     assert emulator.requests == 0
 
 
@@ -45,7 +50,7 @@ def test_warnings_alone_are_0(run: Callable[..., Result], home: Path) -> None:
     keys["models"] = {"misspelt": {"rpm": 1}}
     (home / "keys.json").write_text(json.dumps(keys))
     result = run("check", "--json")
-    (finding,) = json.loads(result.stdout)
+    (finding,) = json.loads(result.stdout)["findings"]
     assert result.exit_code == 0
     assert finding["level"] == "warning"
     assert finding.keys() == {"level", "where", "message"}
@@ -74,17 +79,62 @@ def test_a_server_that_evicts_is_a_warning(
     url = redis_server.url.replace("://", f"://:{password}@")
     (home / ".env").write_text(f"LLM_ROUTER_STORE={url}\n")
     result = run("check", "--json")
-    (finding,) = json.loads(result.stdout)
+    (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["level"], finding["where"]) == (0, "warning", "store")
     assert "maxmemory-policy volatile-lru" in finding["message"]
     result = run("check")
-    warning, summary = result.stdout.splitlines()
+    warning, summary, _ = result.stdout.splitlines()
     assert warning.startswith("warning: store: the Redis server at 127.0.0.1")
     assert "noeviction" in warning
     assert password not in result.output
-    assert summary == "keys.json: 0 errors, 1 warnings"
+    assert summary == "keys.json: 0 errors, 1 warning"
     with servers_module.running(next(iter(servers_module.find_servers().values()))) as other:
         (home / ".env").write_text(f"LLM_ROUTER_STORE={other.url}\n")
-        assert run("check").stdout == "keys.json: no problems found\n"
-    assert run("check").stdout == "keys.json: no problems found\n"
+        assert run("check").stdout.startswith("keys.json: no problems found\n")
+    assert run("check").stdout.startswith("keys.json: no problems found\n")
     assert emulator.requests == 0
+
+
+def test_what_may_not_be_meant_is_a_warning(run: Callable[..., Result], home: Path) -> None:
+    """Names, limits, projects and variables that work, and are probably mistakes; then what is allowed."""
+    limits = {"rpm": 15, "rpd": 500}
+    names = {"models": ["gemini-3.8-falsh", "models/gemini-3.5-flash-lite"], "limits": limits}
+    light = {"models": ["gemini-3.5-flash-lite"], "tags": {"workload": "light"}}
+    heavy = {"models": ["gemini-pro-latest", "my-own"], "tags": {"workload": "heavy"}}
+    write = (home / "keys.json").write_text
+    write(
+        json.dumps(
+            {
+                "keys": [
+                    {"key_id": "k-1", **names},
+                    {"key_id": "k-2", **light, "limits": {"rpm": 1500, "rpd": None}},
+                    {"key_id": "k-3", **heavy, "project": "p"},
+                    {"key_id": "k-4", **light, "project": "q", "limits": {"rpm": 0, "rpd": 7}},
+                    {"key_id": "k-5", **light, "project": "r", "active": False},
+                ]
+            }
+        )
+    )
+    secrets = [f"API_KEY_k_{number}=Qx7{number}kZp93LmVt20WsRb81\n" for number in range(1, 6)]
+    (home / ".env").write_text("".join(secrets) + "API_KEY_k-3=Qx7-a\nAPI_KEY_old=Qx7-b\n")
+    result = run("check")
+    assert result.exit_code == 0
+    assert "Qx7" not in result.output
+    *warnings, last, summary = result.stdout.splitlines()
+    expected = """
+        keys[0] (k-1): models[1].model_name: models/ before a name means nothing: write 'gemini-3.5-flash
+        keys[0] (k-1): models[0]: model 'gemini-3.8-falsh' is not a known one: did you mean 'gemini-3.8-f
+        keys[3] (k-4): models[0]: rpm: is 0, so nothing is ever sent to 'gemini-3.5-flash-lite' with this key
+        keys: 2 keys name no project (k-1, k-2), so each counts as a project of its own; if they share one, 2
+        API_KEY_k-3 in .env: belongs to no entry of the keys file: call it API_KEY_k_3, or remove it
+        API_KEY_old in .env: belongs to no entry of the keys file: add an entry for the key, or remove it"""
+    for line, words in zip(warnings, expected.strip().splitlines(), strict=True):
+        assert line.removeprefix("warning: ").removeprefix("keys.json: ").startswith(words.strip())
+    assert last == "keys.json: 0 errors, 6 warnings"
+    assert summary == (
+        "4 keys in 4 projects, 1 key not in use; light 1,500 requests a minute, unlimited a day; medium 30 "
+        "requests a minute, 1,000 a day; limits unknown for gemini-pro-latest, my-own"
+    )
+    workloads = json.loads(run("check", "--json").stdout)["summary"]["workloads"]
+    assert workloads["light"]["limits"] == {"rpm": 1500, "rpd": 0}
+    assert workloads["heavy"]["limits_unknown_for"] == ["gemini-pro-latest", "my-own"]

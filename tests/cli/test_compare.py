@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 from llm_router.emulator import Fault
@@ -49,6 +50,7 @@ def test_a_workload_without_keys_is_left_out(run: Callable[..., Result], home: P
     assert list(json.loads(run("compare", "hello", "--json").stdout)) == ["light", "medium"]
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_them_side_by_side(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, the answers are columns of one table."""
     code, text = watch("compare", "hello")

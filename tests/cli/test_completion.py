@@ -38,6 +38,7 @@ def test_a_shell_gets_its_script(
     assert f"_LLM_ROUTER_COMPLETE=complete_{shell}" in script
 
 
+@pytest.mark.slow
 def test_the_module_completes_commands(home: Path) -> None:
     """The name that completion goes by is the same for ``python -m llm_router``."""
     done = python_m(

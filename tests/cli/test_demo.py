@@ -43,6 +43,7 @@ def test_piped_output_is_a_summary(run: Callable[..., Result]) -> None:
     assert "refused 0 for quota (429)" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_sees_keys_and_progress(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, keys, quotas and progress are drawn, and the summary is printed at the end."""
     code, text = watch("demo", "--prompts", 6)

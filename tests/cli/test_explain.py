@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import Result
 
 from llm_router.testing import GeminiEmulator
@@ -35,6 +36,7 @@ def test_a_line_for_every_candidate(run: Callable[..., Result]) -> None:
     assert verdict.startswith("would be sent through key-medium/model-m, reserving ")
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_nor_counted(
     run: Callable[..., Result], home: Path, emulator: GeminiEmulator
 ) -> None:
@@ -47,6 +49,7 @@ def test_nothing_is_sent_nor_counted(
     assert [(limit["used"], limit["limit"]) for limit in limits] == [(0, 1)] * 3
 
 
+@pytest.mark.slow
 def test_json_is_the_explanation(run: Callable[..., Result], home: Path) -> None:
     """The JSON has everything that the explanation has."""
     limit(home, 4)
@@ -64,6 +67,7 @@ def test_json_is_the_explanation(run: Callable[..., Result], home: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_no_room_is_1(run: Callable[..., Result], home: Path) -> None:
     """If nothing has room now, each line says why and for how long, and the exit code is 1."""
     limit(home, 1)
@@ -80,6 +84,7 @@ def test_no_room_is_1(run: Callable[..., Result], home: Path) -> None:
     assert 0.0 < found["retry_after"] <= 60.3
 
 
+@pytest.mark.slow
 def test_waiting_that_does_not_help(run: Callable[..., Result], home: Path) -> None:
     """Where everything is out of use for good, waiting is not advised."""
     limit(home, 0)
@@ -103,6 +108,7 @@ def test_many_deployments(run: Callable[..., Result], home: Path) -> None:
     assert "and 4 more deployments" in result.stdout
 
 
+@pytest.mark.slow
 def test_wrong_wishes_are_2(run: Callable[..., Result]) -> None:
     """An unknown workload, model or fallback is wrong usage."""
     for option, value in (("--workload", "tiny"), ("--model", "none"), ("--fallback", "perhaps")):
@@ -111,6 +117,7 @@ def test_wrong_wishes_are_2(run: Callable[..., Result]) -> None:
         assert repr(value) in result.stderr
 
 
+@pytest.mark.slow
 def test_a_prompt_from_standard_input(run: Callable[..., Result]) -> None:
     """``-`` reads the prompt from standard input, as with send."""
     result = run("explain", "-", "--json", input="a long prompt " * 50)

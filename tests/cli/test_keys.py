@@ -14,6 +14,7 @@ from llm_router.errors import StoreUnavailableError
 from llm_router.stores.sqlite import SQLiteStore
 
 
+@pytest.mark.slow
 def test_a_disabled_key_stays_out_until_it_is_enabled(run: Callable[..., Result]) -> None:
     """Each command is a process of its own: the store remembers. It is told what was done."""
     result = run("keys", "disable", "key-light", "--reason", "to be rotated")
@@ -29,6 +30,7 @@ def test_a_disabled_key_stays_out_until_it_is_enabled(run: Callable[..., Result]
     assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
 
 
+@pytest.mark.slow
 def test_a_lifted_key_is_tried_again(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
     """A model that did not exist is used at once after a lift."""
     emulator.inject(Fault.status(404), times=1, model="model-l")
@@ -39,6 +41,7 @@ def test_a_lifted_key_is_tried_again(run: Callable[..., Result], emulator: Gemin
     assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
 
 
+@pytest.mark.slow
 def test_json_has_the_statuses_afterwards(run: Callable[..., Result]) -> None:
     """Of everything that the change concerns."""
     [status] = json.loads(run("keys", "disable", "key-light", "--model", "model-l", "--json").stdout)
@@ -49,6 +52,7 @@ def test_json_has_the_statuses_afterwards(run: Callable[..., Result]) -> None:
     assert (status["disabled"], status["reason"]) == (False, None)
 
 
+@pytest.mark.slow
 def test_what_stays_disabled_is_said(run: Callable[..., Result]) -> None:
     """A lift does not enable, and enabling a key does not enable a model of it."""
     run("keys", "disable", "key-light", "--model", "model-l")
@@ -59,6 +63,7 @@ def test_what_stays_disabled_is_said(run: Callable[..., Result]) -> None:
     assert run("keys", "enable", "key-light", "--model", "model-l").stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["lift", "disable", "enable"])
 def test_a_mistake_is_2_and_names_what_there_is(run: Callable[..., Result], command: str) -> None:
     """A key or model that is not configured, and a store that no other process would see."""

@@ -53,6 +53,7 @@ def test_a_state_file_that_cannot_be_written_is_2(
     assert not (prompts / "out.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_another_store_helps(
     run: Callable[..., Result], prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +117,7 @@ def test_check_warns_of_a_state_directory_that_cannot_be_written(
     (home / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(home / "file"))
     result = run("check", "--json")
-    (finding,) = json.loads(result.stdout)
+    (finding,) = json.loads(result.stdout)["findings"]
     assert (result.exit_code, finding["level"], finding["where"]) == (0, "warning", "LLM_ROUTER_STORE")
 
 

@@ -63,6 +63,7 @@ def test_no_quota_is_reported(run: Callable[..., Result], home: Path, emulator: 
     assert json.loads(result.stdout)["error"]["type"] == "QuotaExhaustedError"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -97,6 +98,7 @@ def test_a_missing_secret_is_2(run: Callable[..., Result], monkeypatch: pytest.M
     assert "API_KEY_key_light" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_keys_file(
     run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,3 +115,32 @@ def test_a_terminal_also_shows_the_source(watch: Callable[..., tuple[Any, str]])
     assert code == 0
     assert "[model-l] echo: hello [31mred" in text
     assert "model-l · key-light" in text
+
+
+@pytest.mark.slow
+def test_the_fallback_and_the_attempts(
+    run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With -v each attempt is told on standard error; with --json it is in the record."""
+    monkeypatch.setenv("LLM_BASE_BACKOFF_MS", "1")
+    emulator.inject(Fault.status(503), times=1, model="model-l")
+    result = run("send", "x", "--workload", "light", "-v")
+    assert (result.exit_code, result.stdout.endswith("echo: x\n")) == (0, True)
+    first, second = (line for line in result.stderr.splitlines() if not line.startswith("waited "))
+    assert first.startswith("1. model-l · key-light · ")
+    assert "503" in first
+    assert second.endswith(" s · answered")
+    emulator.inject(Fault.status(404), times=1, model="model-h")
+    result = run("send", "x", "--workload", "heavy", "--fallback", "none", "--json")
+    found = json.loads(result.stdout)
+    assert (result.exit_code, found["attempts"]) == (1, 1)
+    [attempt] = found["attempt_log"]
+    assert (attempt["key_id"], attempt["model"], attempt["error"]["type"]) == (
+        "key-heavy",
+        "model-h",
+        "ProviderError",
+    )
+    assert attempt["latency_s"] >= 0
+    assert "unknown fallback 'far'" in run("send", "x", "--fallback", "far").stderr
+    result = run("compare", "x", "-v")
+    assert "medium: 1. model-m · key-medium" in result.stderr

@@ -62,6 +62,7 @@ def test_with_tokens_it_asks_for_one(
     assert "tokens add" in run("serve", "--port", 0).stderr
 
 
+@pytest.mark.slow
 def test_what_it_refuses(run: Callable[..., Result]) -> None:
     """Other addresses without tokens, and a store that workers could not share, are told in one line."""
     for options, word in (

@@ -44,12 +44,14 @@ def test_an_inactive_key_is_shown(run: Callable[..., Result], home: Path) -> Non
     assert "2 of 3 keys active" in result.stdout
 
 
+@pytest.mark.slow
 def test_statuses_send_nothing(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
     """Printing statuses sends no request."""
     run("status")
     assert emulator.requests == 0
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_table(watch: Callable[..., tuple[Any, str]]) -> None:
     """On a terminal, the table is drawn."""
     code, text = watch("status")
@@ -74,6 +76,7 @@ def test_a_store_that_does_not_answer_is_1(
     assert "the store is away" in result.stderr
 
 
+@pytest.mark.slow
 def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> None:
     """The statuses of a command include the sends of earlier ones, since they share a file of the user."""
     keys = json.loads((home / "keys.json").read_text())

@@ -176,6 +176,7 @@ def test_what_a_terminal_sends_becomes_keys() -> None:
     assert list(keys_in(sent)) == ["a", "up", "down", "enter", "back", "q", "escape"]
 
 
+@pytest.mark.slow
 def test_one_frame_is_printed_into_a_pipe(run: Callable[..., Result]) -> None:
     """Without escape codes, and without the keys to press."""
     for options in ((), ("--once", "--filter", "heavy", "--sort", "use")):

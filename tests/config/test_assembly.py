@@ -132,6 +132,7 @@ IDS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=IDS)
 def test_odd_ids(project: Project, ids: list[str]) -> None:

@@ -16,21 +16,31 @@ if TYPE_CHECKING:
 
 
 EXAMPLE = Path(__file__).parents[2] / "keys.json.example"
+GUIDE = Path(__file__).with_name("guide-keys.json")
 PASSWORD = "hunter2-hunter2"
 
 
-def test_example() -> None:
-    """The example file has no problems and spreads its keys over three models and workloads."""
+@pytest.mark.parametrize(
+    ("path", "models", "learnt"),
+    [
+        (EXAMPLE, ("gemini-3.5-flash-lite", "gemini-3.8-flash", "gemini-pro-latest"), True),
+        (GUIDE, ("gemini-2.0-flash-exp", "gemini-1.5-pro", "gemini-exp-1206"), False),
+    ],
+)
+def test_example(path: Path, models: tuple[str, ...], learnt: bool) -> None:
+    """The example, and the file of the users' guide unchanged, spread nine keys over three workloads.
+
+    The guide's models have the limits of the built-in table; those of the example are learnt.
+    """
     env = {f"API_KEY_gemini_key_{number:02}": f"fake-{number}" for number in range(1, 10)}
-    assert check_settings(EXAMPLE, env=env, env_file=None) == ()
-    settings = load_settings(EXAMPLE, env=env, env_file=None)
+    assert check_settings(path, env=env, env_file=None) == ()
+    settings = load_settings(path, env=env, env_file=None)
     assert len(settings.deployments) == 9
-    assert {(deployment.workload, deployment.model) for deployment in settings.deployments} == {
-        ("light", "gemini-2.0-flash-exp"),
-        ("medium", "gemini-1.5-pro"),
-        ("heavy", "gemini-exp-1206"),
-    }
+    assert {(deployment.workload, deployment.model) for deployment in settings.deployments} == set(
+        zip(("light", "medium", "heavy"), models, strict=True)
+    )
     assert all(len(deployment.quotas) == 3 for deployment in settings.deployments)
+    assert {quota.adaptive for made in settings.deployments for quota in made.quotas} == {learnt}
 
 
 def test_example_without_secrets() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MODEL = "gemini-test"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api_version", ["v1", "v1beta"])
 async def test_generate(sdk: OpenSDK, api_version: str) -> None:
     """The SDK reads the text, usage, model and finish reason of an answer, on both API versions."""

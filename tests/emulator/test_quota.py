@@ -42,6 +42,7 @@ class Caller:
         return sum([await self() for _ in range(count)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [1, 2, 15])
 async def test_exactly_n_then_429(sdk: OpenSDK, clock: ManualClock, limit: int) -> None:
     """The SDK gets exactly N answers a minute, then 429s, and N more once the minute has passed."""

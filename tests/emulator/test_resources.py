@@ -53,6 +53,7 @@ def name_of(thing: types.File | types.CachedContent) -> str:
     return thing.name
 
 
+@pytest.mark.slow
 def test_a_file_is_uploaded_in_chunks(client: OpenClient) -> None:
     """A file of several chunks arrives whole, and is described, listed, downloaded and deleted."""
     one = client("key-a")
@@ -66,6 +67,7 @@ def test_a_file_is_uploaded_in_chunks(client: OpenClient) -> None:
     assert list(one.files.list()) == []
 
 
+@pytest.mark.slow
 def test_a_file_is_its_project_s(client: OpenClient) -> None:
     """Keys of the project may use a file; another project gets the same 403 everywhere."""
     file: Any = upload(client("key-a"))
@@ -96,6 +98,7 @@ def test_files_are_paged_and_expire(client: OpenClient, clock: ManualClock) -> N
     assert list(one.files.list()) == []
 
 
+@pytest.mark.slow
 def test_cached_content(client: OpenClient, clock: ManualClock) -> None:
     """Cached content counts as input of its project's requests, until it expires or is deleted."""
     one = client("key-a")

@@ -37,6 +37,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
+@pytest.mark.slow
 async def test_nothing_is_left_behind(http: aiohttp.ClientSession) -> None:
     """After stopping, no task, listener or connection is left, even with hanging requests."""
     gc.collect()  # early versions of the SDK start tasks here, to close the clients of other tests

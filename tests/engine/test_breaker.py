@@ -134,6 +134,7 @@ def test_a_clock_that_is_set_back_does_not_open_it_early() -> None:
     assert breaker.open_until == NOW - 498.0
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     st.lists(

@@ -60,6 +60,7 @@ def test_its_repr_shows_the_factor() -> None:
     assert repr(TokenCorrection()) == "TokenCorrection(factor=1)"
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(TOKENS, TOKENS), min_size=1, max_size=50))
 def test_each_count_moves_it_towards_the_ratio(counts: list[tuple[int, int]]) -> None:

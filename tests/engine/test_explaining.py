@@ -162,6 +162,7 @@ class World:
                 pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "seed", [pytest.param(seed, marks=pytest.mark.slow if seed > 5 else ()) for seed in range(24)]
 )
@@ -221,6 +222,7 @@ async def test_a_weighted_draw_is_explained(make_router: MakeRouter, pools: Pool
             assert (await router.send("x")).key_id == chosen.key_id
 
 
+@pytest.mark.slow
 async def test_many_deployments(make_router: MakeRouter, pools: Pools) -> None:
     """Of a large pool the first 128 are explained, in the order in which they would be asked."""
     async with make_router(pools.many(300, rpm=1)) as router:

@@ -24,6 +24,7 @@ from llm_router import (
     UnknownKeyError,
     UnknownModelError,
 )
+from llm_router.domain.limits import LearntLimit
 from llm_router.domain.quota import Demand
 from llm_router.errors import QuotaViolation
 from llm_router.stores import Decision
@@ -355,6 +356,26 @@ async def test_a_lift_forgets_learnt_limits(
     assert [(await two.send("x")).success for _ in range(3)] == [True, True, False]
     await one.keys.lift("k", "model-a")
     assert sum([(await one.send("x")).success for _ in range(20)]) == 13
+
+
+async def test_limits_alone_are_forgotten(make_router: MakeRouter, clock: ManualClock) -> None:
+    """What is cooling down stays so; what is forgotten is forgotten for every key of the project."""
+    pool = [deployment(key, model, project="p", rpm=15) for key in "ab" for model in ("model-a", "model-b")]
+    async with make_router(pool) as router:
+        for each in pool[:2]:
+            await router.keys.store.cool_down(Cooldown.learn(each.model_scope, LearntLimit(Metric.RPM, 2)))
+        await router.keys.store.cool_down(Cooldown(pool[0].model_scope, clock.time() + 60, "rpm spent"))
+        changed = await router.keys.forget_limits("a", "model-a")
+        assert [(row["key_id"], row["model"], row["rpm_usage"]) for row in changed] == [
+            ("a", "model-a", "0/15"),
+            ("b", "model-a", "0/15"),
+        ]
+        assert changed[0]["in_cooldown"]
+        assert [row["rpm_usage"] for row in await router.keys.statuses_of("b")] == ["0/15", "0/2"]
+        await router.keys.forget_limits("b")
+        assert [row["rpm_usage"] for row in await router.keys.statuses_of("a")] == ["0/15", "0/15"]
+        with pytest.raises(UnknownKeyError):
+            await router.keys.forget_limits("c")
 
 
 # --- seen by the next send ----------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_a_store_that_says_now_and_refuses_is_asked_less_and_less() -> None:
     assert 10 <= tries <= 10 / (LONGEST_SLEEP / 2) + 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [2, 8])
 @pytest.mark.parametrize("at_once", [1, 20])
 def test_lines_that_compete_get_equal_shares(lines: int, at_once: int) -> None:

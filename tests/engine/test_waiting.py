@@ -1,14 +1,17 @@
-"""The waiting line: first come, first served, until the deadline of each."""
+"""The waiting line: one request at a time asks, until the deadline of each."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, cast
 
 import pytest
 
 from llm_router import Deployment, StoreUnavailableError
+from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.waiting import Shortage, WaitingLine
 from llm_router.stores.base import Refusal
@@ -34,10 +37,16 @@ class Counter:
         self._clock = clock
         self._every = every
 
-    def enter(self, name: str, max_wait: float = math.inf) -> asyncio.Task[str | Shortage]:
+    def enter(
+        self, name: str, max_wait: float = math.inf, ticket: Ticket | None = None
+    ) -> asyncio.Task[str | Shortage]:
         """Wait in the line for at most ``max_wait`` seconds."""
-        deadline = self._clock.time() + max_wait
-        return asyncio.create_task(self.line.wait(deadline, self.attempt(name)))
+        return asyncio.create_task(self.wait(name, max_wait, ticket))
+
+    def wait(
+        self, name: str, max_wait: float = math.inf, ticket: Ticket | None = None
+    ) -> Coroutine[Any, Any, str | Shortage]:
+        return self.line.wait(self._clock.time() + max_wait, self.attempt(name), ticket)
 
     def attempt(self, name: str) -> Attempt:
         async def ask() -> str | Shortage:
@@ -249,3 +258,93 @@ async def test_an_error_of_the_head_does_not_stop_the_line(clock: ManualClock, c
     assert isinstance(failing.exception(), StoreUnavailableError)
     assert patient.result() == "patient"
     assert counter.line.members == 0
+
+
+# --- whose turn it is ---------------------------------------------------------------------------------
+
+
+async def test_an_interactive_request_need_not_wait_for_a_sleeping_batch_head(
+    clock: ManualClock, counter: Counter
+) -> None:
+    """The batch head gives way at once, and is the head again before the other batch requests."""
+    batch = counter.enter("batch", ticket=Ticket("batch"))
+    behind = counter.enter("behind", ticket=Ticket("batch"))
+    await clock.advance(0.5)
+    hurried = counter.enter("hurried", max_wait=0.8)
+    await clock.advance(0)
+    assert isinstance(hurried.result(), Shortage)
+    assert counter.asked == ["batch", "hurried", "batch"]
+    urgent = counter.enter("urgent")
+    counter.room = 1
+    await clock.advance(1.1)
+    assert urgent.result() == "urgent"
+    assert not batch.done()
+    counter.room = 1
+    await clock.advance(1.1)
+    assert batch.result() == "batch"
+    behind.cancel()
+    await clock.advance(0)
+    assert (counter.line.members, clock.pending) == (0, 0)
+
+
+async def test_a_batch_request_that_gave_way_can_be_cancelled(clock: ManualClock, counter: Counter) -> None:
+    """It leaves the line as any other does, and the turn stays where it is."""
+    batch, urgent = counter.enter("batch", ticket=Ticket("batch")), counter.enter("urgent")
+    await clock.advance(0.5)
+    batch.cancel()
+    await clock.advance(0)
+    assert counter.line.members == 1
+    counter.room = 1
+    await clock.advance(1.1)
+    assert urgent.result() == "urgent"
+    assert counter.line.members == 0
+
+
+class _Steps:
+    """An awaitable that counts how often its task runs."""
+
+    def __init__(self, wait: Coroutine[Any, Any, str | Shortage]) -> None:
+        self._wait = wait
+        self.steps = 0
+
+    def __await__(self) -> Generator[Any, Any, str | Shortage]:
+        send: Callable[[], Any] = partial(self._wait.send, None)
+        while True:
+            self.steps += 1
+            try:
+                waits_for = send()
+            except StopIteration as end:
+                return cast("str | Shortage", end.value)
+            send = partial(self._wait.send, None)
+            try:
+                yield waits_for
+            except BaseException as error:  # noqa: BLE001 - it is for what is awaited
+                send = partial(self._wait.throw, error)
+
+
+@pytest.mark.slow
+async def test_of_ten_thousand_waiters_each_is_woken_once(clock: ManualClock) -> None:
+    """While they wait none of them asks, and each runs twice: to take its place, and when it is its turn."""
+    counter = Counter(clock, every=10.0)
+    waits = [
+        _Steps(counter.wait(str(number), ticket=Ticket(tenant=f"t{number % 500}")))
+        for number in range(10_000)
+    ]
+
+    async def run(wait: _Steps) -> str | Shortage:
+        return await wait
+
+    tasks = [asyncio.create_task(run(wait)) for wait in waits]
+    await clock.advance(9.0)
+    assert counter.asked == ["0"]
+    assert (counter.line.members, {wait.steps for wait in waits}) == (10_000, {1})
+    for task in tasks[1:5_000:7]:
+        task.cancel()
+    counter.room = 10_000
+    counter.line.notify()
+    await clock.advance(0)
+    served = [task for task in tasks if not task.cancelled()]
+    assert all(isinstance(task.result(), str) for task in served)
+    assert len(counter.asked) == len(served) + 1
+    assert {wait.steps for wait in waits} == {2}
+    assert (counter.line.members, clock.pending) == (0, 0)

@@ -100,6 +100,14 @@ async def test_an_unknown_header_of_the_routers_is_refused(served: Served) -> No
     assert (status, headers["x-llm-router-model"]) == (200, "lite")
 
 
+async def test_who_waits_how_is_said_in_headers(served: Served) -> None:
+    """A tenant and an urgency are passed on; an urgency that there is not is refused."""
+    wish = {"x_llm_router_tenant": "acme", "x_llm_router_urgency": "batch"}
+    assert (await _call(served, GENERATE, HELLO, **wish))[0] == 200
+    status, _, body = await _call(served, GENERATE, HELLO, x_llm_router_urgency="soon")
+    assert (status, b"must be interactive or batch" in body) == (400, True)
+
+
 async def test_no_quota_is_a_429_with_a_delay(served: Served) -> None:
     """When the keys of a model are used up, the client hears when to come back."""
     path = "/v1beta/models/tiny:generateContent"
@@ -149,6 +157,7 @@ async def test_a_web_page_is_kept_out(served: Served, headers: dict[str, str]) -
     assert (await _call(served, GENERATE, HELLO, origin=served.url))[0] == 200
 
 
+@pytest.mark.slow
 async def test_too_large_a_body_is_refused(served: Served) -> None:
     """More than 64 MiB is a 413 before it is sent; 20 MB go through."""
     image = {"inlineData": {"mimeType": "image/png", "data": "eHh4" * 5_000_000}}
@@ -170,6 +179,7 @@ async def test_a_cut_stream_is_not_a_whole_one(served: Served, fault: Fault) -> 
         await _call(served, STREAM, HELLO)
 
 
+@pytest.mark.slow
 async def test_a_client_that_leaves_ends_its_call(served: Served) -> None:
     """Soon after the client went away, nothing is under way, and its request is settled."""
     for fault in (Fault.hang(), Fault.stream_hang(after=1)):

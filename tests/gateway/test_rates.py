@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from llm_router import Exchange
 from llm_router.errors import StoreUnavailableError
+from llm_router.gateway.answers import RefusedError
 from llm_router.gateway.callers import Callers
 from llm_router.gateway.rates import TokenRates
 from llm_router.gateway.tokens import TokenFile
@@ -16,8 +18,10 @@ from llm_router.testing import ManualClock
 
 
 class Failing(MemoryRecords):
-    async def add(self, *args: Any, **kwargs: Any) -> Any:
+    async def _fail(self, *args: Any, **kwargs: Any) -> Any:
         raise StoreUnavailableError("no answer")
+
+    add = get = put = delete = _fail
 
 
 async def test_no_minute_holds_more_than_a_token_allows(clock: ManualClock) -> None:
@@ -55,6 +59,21 @@ async def test_alone_a_process_allows_its_part(records: MemoryRecords, clock: Ma
     assert [bool(await rates.take("ann", 5)) for _ in range(3)] == [False, False, True]
     clock.shift(61)
     assert not await rates.take("ann", 5)
+
+
+async def test_owners_that_cannot_be_kept_or_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer to a caller who made something is not lost; a question is refused for now."""
+    file = TokenFile(tmp_path / "tokens.json")
+    file.add("ann")
+    callers = Callers(file, records=Failing())
+    await callers.give("uploads/secret-id", "ann's")
+    await callers.take("uploads/secret-id")
+    with pytest.raises(RefusedError) as caught:
+        await callers.owner("uploads/secret-id")
+    head, body = caught.value.answer(Exchange(path="/v1beta/files"))
+    assert head.status == 503
+    assert b"no answer" not in body
+    assert "secret-id" not in caplog.text
 
 
 async def test_workers_know_each_others_resources(tmp_path: Path) -> None:

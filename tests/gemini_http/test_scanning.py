@@ -57,6 +57,7 @@ def _scan(protocol: Protocol, answer: bytes, cuts: list[int]) -> AnswerScanner:
     return scanner
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 10**6), max_size=40))
 @pytest.mark.parametrize("answer", [SSE, ARRAY], ids=["events", "array"])
 def test_pieces_may_be_cut_anywhere(answer: bytes, cuts: list[int]) -> None:
@@ -67,6 +68,7 @@ def test_pieces_may_be_cut_anywhere(answer: bytes, cuts: list[int]) -> None:
     assert scanner.error is None
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 10**6), max_size=40))
 def test_the_other_protocol_is_read_alike(cuts: list[int]) -> None:
     """Every chunk has running totals, of which the last counts."""
@@ -75,6 +77,7 @@ def test_the_other_protocol_is_read_alike(cuts: list[int]) -> None:
     assert (scanner.finish_reason, scanner.is_complete, scanner.error) == ("stop", True, None)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 10**6), max_size=40))
 @pytest.mark.parametrize("place", [0, 1, 2])
 @pytest.mark.parametrize("form", ["events", "array"])

@@ -15,12 +15,14 @@ def test_each_wish() -> None:
         ("x-llm-router-workload", " heavy "),
         ("x-llm-router-fallback", "any"),
         ("x-llm-router-max-wait", "2.5"),
+        ("x-llm-router-urgency", " batch"),
         ("x-llm-router-tenant", "acme"),
     )
     assert read_wishes(headers) == {
         "workload": "heavy",
         "fallback": "any",
         "max_wait": 2.5,
+        "urgency": "batch",
         "metadata": {"tenant": "acme"},
     }
     assert read_wishes((("x-llm-router-workload", ""),)) == {"workload": None}
@@ -28,7 +30,12 @@ def test_each_wish() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("x-llm-router-wrkload", "heavy"), ("x-llm-router-fallback", "far"), ("x-llm-router-max-wait", "long")],
+    [
+        ("x-llm-router-wrkload", "heavy"),
+        ("x-llm-router-fallback", "far"),
+        ("x-llm-router-max-wait", "long"),
+        ("x-llm-router-urgency", "high"),
+    ],
 )
 def test_wishes_that_make_no_sense(name: str, value: str) -> None:
     """The message names the header."""

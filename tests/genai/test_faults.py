@@ -105,6 +105,7 @@ async def test_a_timeout(
     assert await count_used(client) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("max_wait", "timeout", "header", "expected"),
     [

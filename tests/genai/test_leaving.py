@@ -104,6 +104,7 @@ async def _on_its_loop(client: Client, work: Coroutine[Any, Any, Any]) -> Any:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
 
 
+@pytest.mark.slow
 def test_a_client_that_is_dropped(make_router: Callable[..., Router]) -> None:
     """Its thread ends with it, and not while something of it is in use."""
     client = Client(router=make_router)
@@ -119,6 +120,7 @@ def test_a_client_that_is_dropped(make_router: Callable[..., Router]) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocking", [False, True])
 async def test_a_stream_that_is_dropped(sliced: Client, until_idle: UntilIdle, *, blocking: bool) -> None:
     """Although much of it is still to come, its call ends when the garbage collector has been there."""
@@ -146,6 +148,7 @@ def _open_answer(client: Client) -> Any:
     return http.send(asked, stream=True)
 
 
+@pytest.mark.slow
 async def test_an_answer_that_is_dropped(sliced: Client, until_idle: UntilIdle) -> None:
     """Its call ends although nobody closed it."""
     answer = _open_answer(sliced)
@@ -156,6 +159,7 @@ async def test_an_answer_that_is_dropped(sliced: Client, until_idle: UntilIdle) 
     await until_idle(sliced)
 
 
+@pytest.mark.slow
 def test_an_answer_outlives_its_client(make_router: Callable[..., Router], sliced: Client) -> None:
     """Whoever has one can read it to its end."""
     answer = _open_answer(Client(router=make_router))

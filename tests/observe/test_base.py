@@ -118,6 +118,7 @@ def test_a_function_is_not_an_observer() -> None:
     assert not isinstance(print, RouterObserver)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
     [

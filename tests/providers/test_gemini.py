@@ -486,6 +486,7 @@ async def test_no_warning_of_keys_that_are_not_used(
     assert [record for record in caplog.records if "_API_KEY" in record.getMessage()]
 
 
+@pytest.mark.slow
 def test_two_event_loops(
     backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -506,6 +507,7 @@ def test_two_event_loops(
     assert "Unclosed" not in caplog.text
 
 
+@pytest.mark.slow
 def test_loop_closed_by_hand(
     scripted_url: str, backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -523,6 +525,7 @@ def test_loop_closed_by_hand(
     assert "Unclosed" not in caplog.text
 
 
+@pytest.mark.slow
 async def test_forgotten_provider_closes_itself(
     emulator: GeminiEmulator, backend: HttpBackend, deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -537,6 +540,7 @@ async def test_forgotten_provider_closes_itself(
     assert "Unclosed" not in caplog.text
 
 
+@pytest.mark.slow
 async def test_nothing_runs_after_aclose(
     scripted: ScriptedServer,
     open_provider: Callable[..., GeminiProvider],
@@ -612,6 +616,7 @@ async def test_new_secret_of_a_key_is_used(
     assert ["x-goog-api-key: new-secret" in head for head, _ in scripted.requests] == [False, True]
 
 
+@pytest.mark.slow
 def test_import_is_light() -> None:
     """Importing and making a provider loads neither the SDK nor an HTTP library."""
     program = (

@@ -84,6 +84,7 @@ async def refused(call: Awaitable[object]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Inheritance class:DeprecationWarning")  # the SDK's own session
 async def test_every_field_of_the_config(
     scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider], deployment: Deployment

@@ -320,6 +320,7 @@ async def test_a_line_is_passed_on_once_it_is_whole() -> None:
     assert [line async for line in lines] == [b"data: 1\n\n", b"data: 2\n", b"\n", b"data: 3"]
 
 
+@pytest.mark.slow
 async def test_the_usage_after_the_end_of_an_answer(
     emulator: GeminiEmulator, open_provider: Callable[..., GeminiProvider], deployment: Deployment
 ) -> None:

@@ -15,6 +15,7 @@ from llm_router.errors import (
     RecordTooLargeError,
 )
 from llm_router.records import Bounds, MemoryRecords, Record, RecordStore
+from llm_router.records.sqlite import SQLiteRecords
 from llm_router.testing import ManualClock
 
 Opener = Callable[..., RecordStore]
@@ -101,6 +102,7 @@ async def test_the_oldest_is_forgotten_first(open_store: Opener, clock: ManualCl
     assert await store.names("few", "n") == ["names"]
 
 
+@pytest.mark.slow
 async def test_many_expired_records_are_swept(open_store: Opener, clock: ManualClock) -> None:
     """However many records have expired, they neither show nor take the place of others for ever."""
     store = open_store({"space": Bounds(records=1_000)})
@@ -175,6 +177,8 @@ def test_bounds_that_make_no_sense() -> None:
     for bounds in wrong:
         with pytest.raises(ConfigError, match="bounds must map spaces to Bounds"):
             MemoryRecords(bounds=bounds)
+    with pytest.raises(ConfigError, match="the timeout of a record store must be"):
+        SQLiteRecords("never-opened", timeout=float("inf"))
     with pytest.raises(ConfigError, match="records of Bounds must be a whole number above 0, not nan"):
         Bounds(records=float("nan"))  # type: ignore[arg-type]
 

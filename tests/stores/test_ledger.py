@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_router.domain.calendar import NEVER, microseconds
@@ -113,6 +113,7 @@ def test_taken_equals_used_right_after_a_taking(quota: Quota) -> None:
         assert ledger.taken == ledger.used(now)
 
 
+@pytest.mark.slow
 @given(
     quota=st.sampled_from(_QUOTAS),
     steps=st.lists(st.tuples(st.integers(-2, 90), st.integers(0, 9), st.integers(-9, 2)), max_size=40),
@@ -274,6 +275,7 @@ _LIMITED = (
 )
 
 
+@pytest.mark.slow
 @given(
     quota=st.sampled_from(_LIMITED),
     before=_STEPS,
@@ -301,6 +303,7 @@ def test_a_clock_that_is_set_back_and_corrected_never_admits_more(
     assert _most_in_a_window(taken, 60 * _SECOND) <= quota.limit
 
 
+@pytest.mark.slow
 @given(
     quota=st.sampled_from(_LIMITED),
     spells=st.lists(st.tuples(_STEPS, st.sampled_from([0, 3, 29, 70, 4_000, 90_000])), max_size=6),
@@ -326,6 +329,7 @@ def test_a_clock_that_was_ahead_and_is_set_back_never_admits_more(
     assert _most_in_a_window(taken, 60 * _SECOND) <= quota.limit
 
 
+@pytest.mark.slow
 @given(
     quota=st.sampled_from(_LIMITED[:2]),
     spells=st.lists(
@@ -359,6 +363,7 @@ def test_after_any_correction_full_use_comes_back_within_a_window(
     assert ledger.room_at(quota.limit, now + _SPAN) == now + _SPAN
 
 
+@pytest.mark.slow
 @given(spells=st.lists(st.tuples(_STEPS, st.sampled_from([-90_000, -29, 3, 4_000, 90_000])), max_size=6))
 def test_after_any_correction_a_steady_bucket_fills_at_its_rate(
     spells: list[tuple[list[tuple[int, int]], int]],
@@ -386,6 +391,7 @@ def test_a_daily_clock_set_back_by_a_day_ends_its_count_with_that_day() -> None:
     assert ledger.used(midnight + 9 * 3_600 * _SECOND) == 0
 
 
+@pytest.mark.slow
 @given(
     quota=st.sampled_from((Quota(Metric.RPM, 240), Quota(Metric.TPM, 10_000))),
     charges=st.lists(st.tuples(st.integers(0, 70_000), st.integers(1, 9)), max_size=60),
@@ -472,6 +478,8 @@ def test_a_daily_charge_counts_on_the_days_on_which_it_may_have_arrived() -> Non
     assert ledger.used(end - 1) == 5
 
 
+@pytest.mark.slow
+@example(steps=[(0, 1, 0, 0), (0, 1, 0, 0), (0, 1, 8, -1), (0, 0, 6, -1), (0, 0, 0, 0), (0, 0, 8, -1)])
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 9_000), st.integers(0, 9), st.integers(0, 9), st.integers(-9, 2)),

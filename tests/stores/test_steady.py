@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -110,6 +111,7 @@ async def test_releases_leave_nothing_in_whatever_order(store_backend: Backend) 
             assert await used(store) == 0
 
 
+@pytest.mark.slow
 async def test_what_is_remembered_of_releases_is_bounded(store_backend: Backend) -> None:
     """After thousands of partly settled takings; too little is given back rather than too much."""
     clock = ManualClock(START)

@@ -39,6 +39,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         llm_router.testing.GeminiEmulator  # noqa: B018
 
 
+@pytest.mark.slow
 def test_importing_testing_does_not_import_the_server() -> None:
     """``llm_router.testing`` can be imported without starlette and uvicorn."""
     code = (

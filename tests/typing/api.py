@@ -189,6 +189,8 @@ async def send(router: Router) -> None:
     assert_type(response, Response)
     assert_type(await router.send(Request(contents="Hello"), max_wait=5.0, temperature=0.2), Response)
     assert_type(await router.send("Hello", metadata={"tenant": "acme"}), Response)
+    assert_type(await router.send("Hello", urgency="batch", tenant="acme"), Response)
+    await router.send("Hello", urgency="soon")  # type: ignore[arg-type]
     assert_type(await PrometheusObserver().refresh(router.keys), None)
     await router.send("Hello", metadata={"tenant": 1})  # type: ignore[dict-item]
     await router.send("Hello", workloads="heavy")  # type: ignore[call-arg]

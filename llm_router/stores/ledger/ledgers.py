@@ -436,11 +436,13 @@ class SteadyLedger(_Clock):
         self._debt, self._at, self._total = float(debt), int(at), int(total)
         self._starts, self._ends = holes[::2], holes[1::2]
         point, left = float(total), self._debt  # down the line until the debt is used up
+        passed = len(holes) // 2
         for start, end in zip(reversed(self._starts), reversed(self._ends), strict=True):
             if point - end >= left:
                 break
-            point, left = start, left - (point - end)
+            point, left, passed = start, left - (point - end), passed - 1
         self._point = point - left
+        self._drop(passed)
 
 
 class DailyLedger:

