@@ -195,7 +195,7 @@ def _cbreak() -> Iterator[int | None]:
 
         source = sys.stdin.fileno()
         before: list[Any] = termios.tcgetattr(source)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (ImportError, AttributeError, OSError, ValueError):
         yield None
         return
     try:

@@ -20,11 +20,12 @@ import pytest
 from click.testing import Result
 
 from llm_router import Cooldown, DayTotals, Deployment, Router
-from llm_router.cli.top import keys_in
+from llm_router.cli.top import _Screen, keys_in
 from llm_router.cli.top_frame import Line, frame
 from llm_router.cli.top_rates import Rates, rates_between
 from llm_router.cli.top_view import SORTS, View, press
 from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.status import Health
 from llm_router.engine.overview import Report
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
@@ -186,6 +187,35 @@ def test_one_frame_is_printed_into_a_pipe(run: Callable[..., Result]) -> None:
         assert ("key-light" in result.stdout) == (not options)
         assert "q quit" not in result.stdout
     assert run("top", "--sort", "colour").exit_code == 2
+
+
+class Looks:
+    """What a screen asks: it is healthy, then the store is lost, then it breaks."""
+
+    def __init__(self, report: Report) -> None:
+        self.keys = self
+        self.answers = [report, Report(Health(**{**report.health, "state": "store_lost"}), [])]
+
+    async def report(self) -> Report:
+        if not self.answers:
+            raise ZeroDivisionError
+        return self.answers.pop(0)
+
+
+async def test_what_was_seen_last_stays_while_the_store_is_lost(
+    pools: Pools, clock: ManualClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head says so; without a terminal to read from, no key is waited for."""
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    looks: Any = Looks(await report_of(pools, clock))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ZeroDivisionError):
+        await _Screen(looks, View(), 0.001).run()
+    shown = capsys.readouterr().out
+    assert "the store is lost" in shown
+    assert "gemini-key-01" in shown
+    assert "0 requests, 0 tokens, 0 429s a minute" in shown
 
 
 class Screen:

@@ -216,6 +216,38 @@ def test_another_loop_goes_on(pools: Pools, tmp_path: Path) -> None:
     assert (tmp_path / "state.records.sqlite3").exists()
 
 
+async def test_what_is_counted_while_it_is_added_is_added_next(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statuses do not wait for records that are slow, and a router that closes gives their task up."""
+    monkeypatch.setattr("llm_router.engine.overview._PATIENCE", 0.01)
+    slow = asyncio.Event()
+
+    class Slow(MemoryRecords):
+        async def add(self, *args: Any, **kwargs: Any) -> Mapping[str, int]:
+            await slow.wait()
+            return await super().add(*args, **kwargs)
+
+    records = Slow(clock=clock)
+    router = make_router([pools.one(key_id="k", rpm=None)], records=records)
+    await router.send("x")
+    await clock.advance(5.1)
+    await router.send("x")
+    [row] = await router.get_all_key_statuses()
+    assert (row["today"], row["state"]) == (None, "ready")
+    slow.set()
+    await clock.advance(5.1)
+    [today] = await todays(router)
+    assert today["requests"] == 2
+    slow.clear()
+    await router.send("x")
+    await clock.advance(5.1)
+    monkeypatch.setattr("llm_router.engine.totals._CLOSING", 0.01)
+    await router.aclose()
+    assert router._totals is not None
+    assert router._totals._task is None
+
+
 async def test_a_forked_child_forgets_what_its_parent_counted(
     make_router: MakeRouter, pools: Pools, clock: ManualClock
 ) -> None:
