@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import attrs
 
+from llm_router.cli.words import fraction
 from llm_router.domain.response import Response
 from llm_router.domain.status import KeyStatus
 from llm_router.router import Router
@@ -128,15 +129,16 @@ def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
         "key", "model", "workload", "this minute", "requests", "today", "answers", box=box.SIMPLE_HEAD
     )
     for row in statuses[:_ROWS]:
-        used, limit = _usage(row["rpm_usage"])
+        minute, day = row["limits"].get("rpm"), row["limits"].get("rpd")
+        used, limit = (0, None) if minute is None else (minute["used"], minute["limit"])
         answers = tally.by_deployment[row["key_id"], row["model"]]
         table.add_row(
             Text(row["key_id"]),
             Text(row["model"]),
             Text(row["workload"]),
-            ProgressBar(limit or 1, used, width=20),
-            row["rpm_usage"],
-            row["rpd_usage"],
+            ProgressBar(limit or 1, used if limit else 0, width=20),
+            fraction(minute),
+            fraction(day),
             str(answers),
         )
     done = tally.succeeded + tally.failed
@@ -148,9 +150,3 @@ def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
     for part in (ProgressBar(tally.prompts, done), Text(words), Text(note, style="dim")):
         below.add_row(part)
     return Group(table, below)
-
-
-def _usage(text: str) -> tuple[float, float]:
-    """Return the numbers in ``used/limit``; a limit of ``∞`` becomes 0."""
-    used, _, limit = text.partition("/")
-    return float(used), float(limit) if limit.isdigit() else 0.0

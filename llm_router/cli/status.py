@@ -25,7 +25,7 @@ from llm_router.cli.status_view import blocks, notes, table, wrapped
 from llm_router.cli.words import health_words
 from llm_router.config import load_settings
 from llm_router.domain.status import Health, KeyStatus, without_deprecated
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 from llm_router.engine.totals import DAYS_KEPT
 
 __all__ = ["status"]

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,11 @@ import typer
 from llm_router.cli.options import KEYS, Keys, Store
 from llm_router.cli.output import is_terminal, say
 from llm_router.cli.routers import open_router
-from llm_router.cli.top_frame import SORTS, Line, View, frame, press
+from llm_router.cli.top_frame import Line, frame
+from llm_router.cli.top_rates import Rates, rates_between
+from llm_router.cli.top_view import SORTS, View, press
 from llm_router.config import load_settings
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 from llm_router.errors import ConfigError
 from llm_router.router import Router
 
@@ -29,6 +32,9 @@ __all__ = ["keys_in", "top"]
 
 _PLAIN = 200
 """Columns of a frame that no terminal shows."""
+
+_LATELY, _SAMPLES = 60.0, 12
+"""Seconds over which rates are measured, and how many reports are kept for it."""
 
 _NAMES = {
     "\x1b[A": "up",
@@ -96,6 +102,7 @@ class _Screen:
         self._interval = interval
         self._now = time.time()
         self._shown = 0
+        self._seen: deque[tuple[float, Report]] = deque()
 
     async def run(self) -> None:
         """Show frames, and obey the keys."""
@@ -103,7 +110,7 @@ class _Screen:
         from rich.live import Live  # noqa: PLC0415
 
         console = Console()
-        report = await self._router.keys.report()
+        report = await self._look(None)
         with Live(screen=True, auto_refresh=False, console=console) as live:
             async with _pressed() as pressed:
                 while not self._view.left:
@@ -125,10 +132,24 @@ class _Screen:
             self._view = press(self._view, pressed.get_nowait(), self._shown)
         return False
 
-    async def _look(self, before: Report) -> Report:
+    async def _look(self, before: Report | None) -> Report:
         """Return what the store says now; if it does not answer, that, and what it said before."""
         report = await self._router.keys.report()
-        return report if report.keys else Report(report.health, before.keys)
+        if not report.keys:
+            return report if before is None else Report(report.health, before.keys)
+        now = time.monotonic()
+        while self._seen and now - self._seen[0][0] > _LATELY:
+            self._seen.popleft()
+        if not self._seen or now - self._seen[-1][0] >= _LATELY / _SAMPLES:
+            self._seen.append((now, report))
+        return report
+
+    def _rates(self, report: Report) -> Rates | None:
+        """Return how much was sent in a minute since the oldest report that is kept."""
+        if not self._seen:
+            return None
+        at, before = self._seen[0]
+        return rates_between(before, report, max(time.monotonic() - at, _LATELY / _SAMPLES))
 
     def _picture(self, report: Report, width: int, height: int) -> Group:
         from rich.console import Group  # noqa: PLC0415
@@ -137,7 +158,8 @@ class _Screen:
         def drawn(line: Line) -> Text:
             return Text.assemble(*line, no_wrap=True, overflow="ellipsis")
 
-        return Group(*map(drawn, frame(report, self._now, width, height, self._view)))
+        lines = frame(report, self._now, width, height, self._view, self._rates(report))
+        return Group(*map(drawn, lines))
 
 
 @contextlib.asynccontextmanager
@@ -173,7 +195,7 @@ def _cbreak() -> Iterator[int | None]:
 
         source = sys.stdin.fileno()
         before: list[Any] = termios.tcgetattr(source)
-    except (ImportError, OSError, ValueError, termios.error):
+    except (ImportError, AttributeError, OSError, ValueError):
         yield None
         return
     try:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-
-import attrs
+from collections.abc import Iterable, Iterator, Sequence
 
 from llm_router.cli.output import printable
+from llm_router.cli.top_rates import Rates
+from llm_router.cli.top_view import View, chosen, share_of
 from llm_router.cli.words import ago, amount, fraction, health_words, moment, state_of, today_words
 from llm_router.domain.status import KeyStatus, LimitStatus
-from llm_router.engine.keys import Report
+from llm_router.engine.overview import Report
 
-__all__ = ["SORTS", "Line", "View", "frame", "press"]
+__all__ = ["Line", "frame"]
 
 _BAR = 10
 """Characters of a bar."""
@@ -40,98 +40,7 @@ _HELP = "q quit  p pause  s sort  r reverse  / filter  ↑↓"
 Line = tuple[tuple[str, str], ...]
 """A line as pieces of text, each with the name of its style ("" for none)."""
 
-_Key = Callable[[KeyStatus], object]
-
-
-def _fullest(row: KeyStatus) -> float:
-    return max((_share(limit) for limit in row["limits"].values()), default=0.0)
-
-
-def _requests(row: KeyStatus) -> int:
-    return 0 if row["today"] is None else row["today"]["requests"]
-
-
-def _refused(row: KeyStatus) -> int:
-    return 0 if row["today"] is None else row["today"]["rate_limited"]
-
-
-_SORT_KEYS: dict[str, tuple[_Key, bool]] = {
-    "file": (lambda _row: 0, False),
-    "key": (lambda row: (row["key_id"], row["model"]), False),
-    "model": (lambda row: (row["model"], row["key_id"]), False),
-    "use": (_fullest, True),
-    "requests": (_requests, True),
-    "429s": (_refused, True),
-    "state": (lambda row: row["state"] == "ready", False),
-}
-SORTS = tuple(_SORT_KEYS)
-"""By what the deployments can be sorted; ``file`` is the order of the keys file."""
-
-
-@attrs.frozen
-class View:
-    """What the user chose to see.
-
-    Attributes:
-        sort: By what the deployments are sorted, of :data:`SORTS`.
-        reverse: Whether the order is turned round.
-        wanted: What is shown: deployments with this text in key, model, project, workload or state.
-        typing: Whether that text is being typed.
-        paused: Whether the picture stands still.
-        skipped: How many deployments are scrolled out at the top.
-        left: Whether the user has had enough.
-    """
-
-    sort: str = "file"
-    reverse: bool = False
-    wanted: str = ""
-    typing: bool = False
-    paused: bool = False
-    skipped: int = 0
-    left: bool = False
-
-
 _EVERYTHING = View()
-
-_CHANGES: dict[str, Callable[[View], View]] = {
-    "q": lambda view: attrs.evolve(view, left=True),
-    "p": lambda view: attrs.evolve(view, paused=not view.paused),
-    "s": lambda view: attrs.evolve(view, sort=SORTS[(SORTS.index(view.sort) + 1) % len(SORTS)], skipped=0),
-    "r": lambda view: attrs.evolve(view, reverse=not view.reverse, skipped=0),
-    "/": lambda view: attrs.evolve(view, typing=True),
-    "escape": lambda view: attrs.evolve(view, wanted="", skipped=0),
-    "down": lambda view: attrs.evolve(view, skipped=view.skipped + 1),
-    "up": lambda view: attrs.evolve(view, skipped=max(view.skipped - 1, 0)),
-}
-_SAME = {" ": "p", "f": "/", "j": "down", "k": "up"}
-
-
-def press(view: View, key: str, shown: int | None = None) -> View:
-    """Return the view after a key was pressed.
-
-    Args:
-        view: The view before.
-        key: A character, or ``up``, ``down``, ``enter``, ``escape`` or ``back``.
-        shown: How many deployments there are, so that one cannot scroll beyond; None for any number.
-    """
-    if view.typing:
-        return _type(view, key)
-    change = _CHANGES.get(_SAME.get(key, key))
-    view = view if change is None else change(view)
-    return view if shown is None else attrs.evolve(view, skipped=min(view.skipped, max(shown - 1, 0)))
-
-
-def _type(view: View, key: str) -> View:
-    match key:
-        case "enter":
-            return attrs.evolve(view, typing=False)
-        case "escape":
-            return attrs.evolve(view, typing=False, wanted="", skipped=0)
-        case "back":
-            return attrs.evolve(view, wanted=view.wanted[:-1], skipped=0)
-    if len(key) == 1 and key.isprintable():
-        return attrs.evolve(view, wanted=view.wanted + key, skipped=0)
-    return view
 
 
 def frame(
@@ -140,6 +49,7 @@ def frame(
     width: int,
     height: int | None = None,
     view: View = _EVERYTHING,
+    rates: Rates | None = None,
     *,
     plain: bool = False,
 ) -> list[Line]:
@@ -151,52 +61,39 @@ def frame(
         width: Columns of the screen; at least 20.
         height: Lines of the screen; None for as many as there are.
         view: What the user chose.
+        rates: How much is sent at present; None if that is not known.
         plain: Whether it is printed, and so without the keys to press.
     """
-    rows = _chosen(report.keys, view)
-    head = [*_head(report, rows, now, width), *_problems(report, width)]
+    rows = chosen(report.keys, view)
+    head = [*_head(report, rows, now, width, rates), *_problems(report, width)]
     foot = [_line(_LEGEND, "dim")]
     if not plain:
         foot.append(_line(_status_line(view), "bold" if view.typing or view.paused else "dim"))
-    blocks = _wide(rows, now, width) or [[*_block(row, now, width)] for row in rows]
-    body = _fitting(blocks, None if height is None else height - len(head) - len(foot), view.skipped)
+    room = None if height is None else max(height - len(head) - len(foot), 1)
+    body = _fitting(rows, now, width, room, view.skipped)
     return [_cut(line, width) for line in (*head, *body, *foot)]
 
 
-def _chosen(statuses: Iterable[KeyStatus], view: View) -> list[KeyStatus]:
-    wanted = view.wanted.casefold()
-    rows = [
-        row
-        for row in statuses
-        if not wanted
-        or any(
-            wanted in text.casefold()
-            for text in (row["key_id"], row["model"], row["project"], row["workload"], row["state"])
-        )
-    ]
-    key, descending = _SORT_KEYS[view.sort]
-    rows.sort(key=key, reverse=descending)  # type: ignore[arg-type]  # each sort compares one kind of thing
-    if view.reverse:
-        rows.reverse()
-    return rows
-
-
-def _fitting(blocks: Sequence[list[Line]], room: int | None, skipped: int) -> list[Line]:
-    """Return the lines of whole deployments that fit, and how many do not."""
-    if room is None or sum(map(len, blocks)) <= room:
+def _fitting(rows: Sequence[KeyStatus], now: float, width: int, room: int | None, skipped: int) -> list[Line]:
+    """Return the lines of whole deployments, as many as fit, and how many do not; only these are made."""
+    start = min(skipped, max(len(rows) - 1, 0))
+    near = rows if room is None else rows[start : start + room]
+    blocks = _wide(near, now, width) or [[*_block(row, now, width)] for row in near]
+    if room is None or (len(near) == len(rows) and sum(map(len, blocks)) <= room):
         return [line for block in blocks for line in block]
-    start = min(skipped, len(blocks) - 1)
     lines: list[Line] = []
     shown = 0
-    for block in blocks[start:]:
+    for block in blocks:
         if len(lines) + len(block) > room - 1:
             break
         lines += block
         shown += 1
-    return [*lines, _line(f"… {len(blocks) - shown} more, {start} of them above", "dim")]
+    return [*lines, _line(f"… {len(rows) - shown} more, {start} of them above", "dim")]
 
 
-def _head(report: Report, rows: Sequence[KeyStatus], now: float, width: int) -> Iterator[Line]:
+def _head(
+    report: Report, rows: Sequence[KeyStatus], now: float, width: int, rates: Rates | None
+) -> Iterator[Line]:
     health = report.health
     good = health["state"] == "healthy"
     usable = sum(row["state"] == "ready" for row in report.keys)
@@ -211,9 +108,14 @@ def _head(report: Report, rows: Sequence[KeyStatus], now: float, width: int) -> 
         (f"  {health['store']}" if width >= 100 else "", "dim"),  # noqa: PLR2004 - wide enough for luxury
     )
     minute, today = _last_minute(rows), _today(rows)
-    both = "; ".join(words for words in (minute, today) if words)
-    for words in (both,) if len(both) <= width else (minute, today):
-        yield _line(words)
+    present = "" if rates is None else f"now {rates.in_words()}"
+    line = ""
+    for words in (minute, present, today):
+        if line and words and len(line) + 2 + len(words) > width:
+            yield _line(line)
+            line = ""
+        line += f"{'; ' if line and words else ''}{words}"
+    yield _line(line)
 
 
 def _last_minute(rows: Iterable[KeyStatus]) -> str:
@@ -313,7 +215,7 @@ def _cell(metric: str, limit: LimitStatus | None) -> tuple[tuple[str, str], ...]
     """Return name, bar and numbers of a quota; spaces for one that is not limited."""
     if limit is None:
         return ((" " * _CELL, ""), ("", ""), ("", ""))
-    share = _share(limit)
+    share = share_of(limit)
     style = "red" if share >= _FULL else "yellow" if share >= _ALMOST else "green"
     return (f"{metric} ", "dim"), (_bar(share), style), (f" {fraction(limit):{_NUMBERS}} ", "")
 
@@ -332,12 +234,6 @@ def _rest(row: KeyStatus, now: float) -> str:
     if row["facts"]:
         words.append(row["facts"][0]["kind"].replace("_", " ") + " suspected")
     return "; ".join(words)
-
-
-def _share(limit: LimitStatus) -> float:
-    if limit["limit"] is None:
-        return 0.0
-    return min(limit["used"] / limit["limit"], _FULL) if limit["limit"] else _FULL
 
 
 def _bar(share: float) -> str:

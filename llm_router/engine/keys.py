@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence
 
 import attrs
 
@@ -15,46 +13,29 @@ from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
-from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus
+from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.failures import FailureLog
-from llm_router.engine.paces import Paces
+from llm_router.engine.overview import Overview, Report
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
-from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
     InvalidRequestError,
-    StoreError,
     StoreUnavailableError,
     UnknownKeyError,
     UnknownModelError,
 )
-from llm_router.stores.base import DeploymentSnapshot, ExternalStore, FrontingStore, RateLimitStore
+from llm_router.stores.base import DeploymentSnapshot, FrontingStore, RateLimitStore
 
-__all__ = ["KeyManager", "Report"]
+__all__ = ["KeyManager"]
 
 _NOBODY = "\0"
 """The id of a key and a project that nobody has."""
 
 _MOST_NAMED = 20
-
-_Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
-
-
-@attrs.frozen
-class Report:
-    """How a router is at one moment.
-
-    Attributes:
-        health: As a whole.
-        keys: Each of its deployments, the inactive ones last.
-    """
-
-    health: Health
-    keys: list[KeyStatus]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -87,7 +68,21 @@ class KeyManager:
     failures: FailureLog = attrs.field(factory=FailureLog)
     facts: SharedFacts | None = None
     totals: Totals | None = None
-    _paces: Paces = attrs.field(factory=Paces, init=False)
+    _overview: Overview = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        overview = Overview(
+            self.pool,
+            self.inactive,
+            self.store,
+            self.selector,
+            self.upstreams,
+            self.clock,
+            self.failures,
+            self.facts,
+            self.totals,
+        )
+        object.__setattr__(self, "_overview", overview)
 
     # --- reporting ------------------------------------------------------------------------------------
 
@@ -123,7 +118,7 @@ class KeyManager:
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
-        return (await self._report(0)).health
+        return (await self._overview.report(0)).health
 
     async def report(self, *, days: int = 1) -> Report:
         """Return the health and the statuses, of one moment; no statuses if the store does not answer.
@@ -134,68 +129,7 @@ class KeyManager:
         Raises:
             InvalidRequestError: As there.
         """
-        return await self._report(_number_of(days))
-
-    async def _report(self, days: int) -> Report:
-        problems: list[str] = []
-        statuses: list[KeyStatus] = []
-        try:
-            statuses = await self._statuses(self._deployments(), days)
-        except StoreError as error:
-            problems.append(f"store: {error}")
-        fronting = self.store if isinstance(self.store, FrontingStore) else None
-        if fronting is not None and fronting.trouble and not problems:
-            problems.append(f"store: {fronting.trouble}; this process is on its own")
-        store_ok = not problems
-        if store_ok:
-            problems += await self._advice()
-        problems += [
-            f"{row['key_id']}/{row['model']}: {row['reason']}" for row in statuses if row["quarantined"]
-        ]
-        now = self.clock.time()
-        unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]
-        problems += [
-            f"provider {upstream.name}: cannot be reached, tried again in "
-            f"{upstream.breaker.open_until - now:.1f} s"
-            for upstream in unreachable
-        ]
-        usable = any(status["state"] == "ready" for status in statuses)
-        usable_at = min((at for row in statuses if (at := row["usable_at"]) is not None), default=None)
-        store = self.store if fronting is None else fronting.behind
-        active = {deployment.key.key_id for deployment in self.pool.states}
-        total = active | {deployment.key.key_id for deployment in self.inactive}
-        unusable = count_unusable(statuses)
-        health = Health(
-            healthy=usable,
-            state=_state(statuses, usable=usable, store_ok=store_ok),
-            usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
-            usable_at=usable_at,
-            total_keys=len(total),
-            active_keys=len(active),
-            in_cooldown=unusable["in_cooldown"],
-            quarantined=unusable["quarantined"],
-            disabled=unusable["disabled"],
-            spent=unusable["spent"],
-            deployments=len(self.pool),
-            waiting=self.selector.waiting,
-            store=type(store).__name__,
-            store_ok=store_ok,
-            problems=problems,
-            facts=[
-                f"{row['key_id']}/{row['model']}: {fact['words']}"
-                for row in statuses
-                for fact in row["facts"]
-            ],
-        )
-        return Report(health, statuses)
-
-    async def _advice(self) -> list[str]:
-        """Return what in the setup of the store endangers the count."""
-        store = self.store.behind if isinstance(self.store, FrontingStore) else self.store
-        if isinstance(store, ExternalStore):
-            with suppress(StoreError):
-                return [f"store: {advice}" for advice in await store.advice()]
-        return []
+        return await self._overview.report(_number_of(days))
 
     # --- changing -------------------------------------------------------------------------------------
 
@@ -304,50 +238,10 @@ class KeyManager:
         return await self._changed(scopes)
 
     def _deployments(self) -> list[Deployment]:
-        return [*self.pool.states, *self.inactive]
+        return self._overview.deployments
 
     async def _statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
-        snapshots = await self.store.snapshot(deployments)
-        totals, known = await self._recorded(deployments, days)
-        now = self.clock.time()
-        states = self.pool.states
-        return [
-            describe(
-                snapshot,
-                states.get(snapshot.deployment),
-                now,
-                self._paces,
-                Found(
-                    self._facts_of(snapshot.deployment, known, now),
-                    self.failures.of(snapshot.deployment.key),
-                    totals.get(snapshot.deployment, ()),
-                ),
-            )
-            for snapshot in snapshots
-        ]
-
-    async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
-        """Return what the records have: totals and facts; nothing while the store beside them fails."""
-        if isinstance(self.store, FrontingStore) and self.store.trouble is not None:
-            return {}, {}
-
-        async def counted() -> Mapping[Deployment, Sequence[DayTotals]]:
-            if self.totals is None or not days:
-                return {}
-            return await self.totals.of(deployments, days) or {}
-
-        async def suspected() -> Mapping[str, FactStatus]:
-            return {} if self.facts is None else await self.facts.known()
-
-        return await asyncio.gather(counted(), suspected())
-
-    def _facts_of(
-        self, deployment: Deployment, known: Mapping[str, FactStatus], now: float
-    ) -> list[FactStatus]:
-        """Return what is suspected of a deployment: by this process or, if it sees nothing, by another."""
-        own = [] if self.facts is None else self.facts.suspicions.about(deployment, now)
-        told = known.get(deployment.model_scope)
-        return own or ([] if told is None else [told])
+        return await self._overview.statuses(deployments, days)
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
         """Return the deployments of a key, or that of one of its models."""
@@ -403,16 +297,6 @@ class KeyManager:
         return await self._statuses(
             [each for each in self._deployments() if not set(each.scopes).isdisjoint(scopes)]
         )
-
-
-def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> HealthState:
-    """Say in a word whether a send may succeed now."""
-    if not store_ok:
-        return "store_lost"
-    if usable:
-        return "healthy"
-    # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
-    return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
 
 
 def _number_of(days: object) -> int:

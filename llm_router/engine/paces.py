@@ -27,8 +27,8 @@ class Paces:
         if len(self._seen) > _MOST:
             self._seen.clear()
         seen = self._seen.setdefault((scope, metric), deque(maxlen=_KEPT))
-        if seen and (seen[-1].used > used or seen[-1].at > now):
-            seen.clear()  # another day, or another clock
+        while seen and (seen[-1].used > used or seen[-1].at > now):
+            seen.pop()  # something was given back, another day began, or the clock was set back
         if not seen or now - seen[-1].at >= SHORTEST:
             seen.append(Sample(now, used))
         return seen

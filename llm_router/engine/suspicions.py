@@ -1,8 +1,8 @@
 """Suspect what refusals suggest: keys that are probably of one project, and traffic that is not counted here.
 
-A refusal for want of requests that comes while our own count is well below the limit has another cause than
-our requests. If another project is refused at the same moment, time and again, both are probably one;
-otherwise somebody else uses the quota. A single refusal may have many causes, so it says nothing.
+A refusal for want of requests that comes while our own count is well below the limit that it states has
+another cause than our requests. If another project is refused at the same moment, time and again, both are
+probably one; otherwise somebody else uses the quota. One refusal may have many causes, so it says nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOGETHER = 10.0
 _MINUTES = 3
 """Minutes with an unexplained refusal before that is more than chance."""
 
-_PER_MODEL, _MODELS = 300, 256
+_PER_MODEL, _MODELS = 120, 256
 """Refusals that are remembered of a model, and models."""
 
 
@@ -84,6 +84,8 @@ class Suspicions:
 
     def about(self, deployment: Deployment, now: float) -> list[FactStatus]:
         """Return what the refusals of a deployment suggest: one fact at most."""
+        if not self._by_model:
+            return []
         known = self._by_model.get((deployment.key.provider, deployment.model), ())
         recent = [each for each in known if now - REMEMBERED < each.at <= now]
         project = deployment.key.project
@@ -116,26 +118,22 @@ class Suspicions:
 def _unexplained(
     deployment: Deployment, error: ProviderError, quotas: Iterable[QuotaSnapshot], now: float
 ) -> _Unexplained | None:
-    """Return a refusal if every quota of requests that it may be about is far from its limit."""
-    terms = {quota.metric: quota for quota in deployment.quotas}
+    """Return a refusal if all that it names are quotas of requests, far from the limits that it states.
+
+    A limit that we only believe in may be wrong, and a request may have more tokens than what is left: then
+    the count says nothing.
+    """
+    steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
     counted = {quota.metric: quota.used for quota in quotas}
-    named = {violation.metric: violation.limit for violation in error.violations}
     found: _Unexplained | None = None
-    for metric in named or (Metric.RPM, Metric.RPD, Metric.TPM, Metric.TPD):
-        if metric is None or metric.counts_tokens:
-            # A request may be larger than what is left: the count says nothing.
-            if named or metric in terms:
-                return None
-            continue
-        quota = terms.get(metric)
-        stated = named.get(metric)
-        if stated is None and quota is not None and not quota.adaptive:
-            stated = quota.limit
-        if metric in counted and stated and (quota is None or quota.refill is not Refill.STEADY):
-            if counted[metric] >= _BELOW * stated:
-                return None
-            key = deployment.key
-            found = found or _Unexplained(now, key.project, key.key_id, metric, counted[metric], stated)
+    for violation in error.violations:
+        metric, limit = violation.metric, violation.limit
+        if metric is None or metric.counts_tokens or metric in steady or metric not in counted:
+            return None
+        if not limit or counted[metric] >= _BELOW * limit:
+            return None
+        key = deployment.key
+        found = found or _Unexplained(now, key.project, key.key_id, metric, counted[metric], limit)
     return found
 
 

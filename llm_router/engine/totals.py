@@ -19,11 +19,13 @@ from llm_router.domain.calendar import day_of, microseconds, midnights, seconds
 from llm_router.domain.clock import Clock, Timer
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.kinds import FailureKind
+from llm_router.domain.numbers import whole
 from llm_router.domain.quota import PROVIDER_TIMEZONE
 from llm_router.domain.status import DayTotals
-from llm_router.errors import ProviderError, SendError
+from llm_router.errors import InvalidRequestError, ProviderError, RecordTooLargeError, SendError
 from llm_router.providers.base import Reply
 from llm_router.records.base import Bounds, RecordStore
+from llm_router.records.naming import digest_name
 
 __all__ = ["DAYS_KEPT", "TOTALS", "TOTALS_BOUNDS", "Tally", "Totals"]
 
@@ -48,7 +50,9 @@ _CLOSING = 1.0
 """Seconds that closing waits for the records."""
 
 _TTL = DAYS_KEPT * 86_400.0
-_LONGEST_NAME = 512
+_LONGEST = 500
+"""Characters of the longest name of a key that is kept as it is."""
+
 _MOST_WAITING = 100_000
 """Days of models of keys that wait while the records fail; what is counted beyond them is lost."""
 
@@ -66,8 +70,9 @@ class Tally:
     errors: int = 0
 
     def amounts(self) -> dict[str, int]:
-        """Return what is not 0, by field."""
-        return {field: amount for field in _FIELDS if (amount := getattr(self, field))}
+        """Return what is not 0, by field, and is a whole number: a provider of a user may count anything."""
+        amounts = {field: whole(getattr(self, field)) for field in _FIELDS}
+        return {field: amount for field, amount in amounts.items() if amount}
 
 
 class Totals:
@@ -104,20 +109,23 @@ class Totals:
     # --- counting -------------------------------------------------------------------------------------
 
     def count(self, deployment: Deployment, outcome: Reply | SendError) -> None:
-        """Count a request that was sent, and what came of it."""
-        tally = self._tallies.get(deployment)
-        if tally is None:
-            tally = self._begin(deployment)
-        tally.requests += 1
-        if outcome.__class__ is Reply:
-            usage = outcome.usage
-            if usage is not None:
-                tally.input_tokens += usage.input_tokens
-                tally.output_tokens += usage.output_tokens + usage.thinking_tokens
-        elif isinstance(outcome, ProviderError) and outcome.kind is FailureKind.QUOTA:
-            tally.rate_limited += 1
-        elif isinstance(outcome, SendError):
-            tally.errors += 1
+        """Count a request that was sent, and what came of it. Never raises: quota is still to be settled."""
+        try:
+            tally = self._tallies.get(deployment)
+            if tally is None:
+                tally = self._begin(deployment)
+            tally.requests += 1
+            if outcome.__class__ is Reply:
+                usage = outcome.usage
+                if usage is not None:
+                    tally.input_tokens += usage.input_tokens
+                    tally.output_tokens += usage.output_tokens + usage.thinking_tokens
+            elif isinstance(outcome, ProviderError) and outcome.kind is FailureKind.QUOTA:
+                tally.rate_limited += 1
+            elif isinstance(outcome, SendError):
+                tally.errors += 1
+        except Exception as error:  # noqa: BLE001 - what a provider of a user counts may be anything
+            _log.debug("a request cannot be counted: %s", type(error).__name__)
 
     def _begin(self, deployment: Deployment) -> Tally:
         if not self._tallies:
@@ -168,6 +176,8 @@ class Totals:
             for name, amounts in by_name.items():
                 try:
                     await self._records.add(TOTALS, name, amounts, ttl=_TTL)
+                except (InvalidRequestError, RecordTooLargeError) as error:  # it would be so again
+                    _log.debug("some totals cannot be saved: %s", error)
                 except Exception as error:  # noqa: BLE001 - a record store of a user may raise anything
                     _log.debug("totals cannot be saved, and are tried again: %s", type(error).__name__)
                     return False
@@ -187,7 +197,7 @@ class Totals:
             for field, amount in tally.amounts().items():
                 place = name, f"{field}:{deployment.model}"
                 if place in self._waiting or len(self._waiting) < _MOST_WAITING:
-                    self._waiting[place] = self._waiting.get(place, 0) + int(amount)
+                    self._waiting[place] = self._waiting.get(place, 0) + amount
         return tallies.keys()
 
     def forget(self) -> None:
@@ -226,7 +236,9 @@ class Totals:
         today = date.fromisoformat(_day(self._clock.time()))
         names = [(today - timedelta(days=back)).isoformat() for back in range(days)]
         try:
-            counts = [await self._records.counts(TOTALS, f"{day} ", limit=_MOST_WAITING) for day in names]
+            counts = await asyncio.gather(
+                *(self._records.counts(TOTALS, f"{day} ", limit=_MOST_WAITING) for day in names)
+            )
         except Exception as error:  # noqa: BLE001 - as above
             _log.debug("totals cannot be read: %s", type(error).__name__)
             return None
@@ -259,8 +271,8 @@ def _until_midnight(now: float) -> float:
 def _name(day: str, deployment: Deployment) -> str:
     """Return the name of the counts of a key on a day."""
     key = deployment.key
-    name = f"{day} {quote(key.provider, safe='')} {quote(key.key_id, safe='')}"
-    return name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME]
+    whose = f"{quote(key.provider, safe='')} {quote(key.key_id, safe='')}"
+    return f"{day} {whose if len(whose) <= _LONGEST else digest_name(whose)}"
 
 
 def _totals(day: str, counts: Mapping[str, int], model: str) -> DayTotals:

@@ -60,6 +60,18 @@ def test_a_terminal_shows_a_table(watch: Callable[..., tuple[Any, str]]) -> None
     assert "─" in text
 
 
+def test_a_narrow_terminal_shows_lines(
+    watch: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 60 columns no line is longer, and each key has its state and its workload."""
+    monkeypatch.setenv("COLUMNS", "60")
+    code, text = watch("status")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 60
+    assert "key-heavy  model-h  ready" in text
+    assert "heavy, priority 1" in text
+
+
 def test_a_store_that_does_not_answer_is_1(
     run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,9 +11,19 @@ import pytest
 
 from llm_router import Cooldown, Deployment, Router
 from llm_router.cli.status_view import blocks, notes, table
-from llm_router.cli.words import ago, amount, fraction, health_words, moment, state_of
+from llm_router.cli.words import (
+    ago,
+    amount,
+    failure_words,
+    fraction,
+    health_words,
+    learnt_words,
+    moment,
+    state_of,
+    today_words,
+)
 from llm_router.domain.limits import LearntLimit, LimitSource
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -74,6 +84,32 @@ def test_each_state_has_its_words(pools: Pools, clock: ManualClock) -> None:
     assert "goes on alone" in health_words(Health(**{**health, "state": "store_lost"}))
     unusable = Health(**{**health, "state": "unusable", "usable_at": None})
     assert health_words(unusable) == "not healthy"
+
+
+def test_what_happened_is_told_in_words(pools: Pools, clock: ManualClock) -> None:
+    """Totals, limits that rise, failures with and without a code, quarantines, a provider out of reach."""
+    _, statuses = statuses_of(pools, clock)
+    row, now = statuses[1], clock.time()
+    day = DayTotals(day="2027-01-15", requests=312, input_tokens=1, output_tokens=1, rate_limited=4, errors=2)
+    assert today_words(day) == "312, 4x429, 2 failed"
+    assert today_words(None) == "–"
+    limit = row["limits"]["rpm"]
+    limit |= {"source": "unknown", "learnt_at": now - 30, "raised_at": now + 600}
+    words = "rpm 1 instead of 1, not refused so far; grew 30 s ago; more is tried in 10 min"
+    assert learnt_words("rpm", limit, now) == words
+    assert fraction(limit) == "1/1?"
+    failure = FailureStatus(at=now - 90, model="m", kind="server", code=503, words="broken")
+    assert failure_words(failure, now) == "90 s ago, m: 503 broken"
+    failure["code"] = None
+    row["failures"] = [failure, {**failure, "at": now - 600}]
+    assert list(notes([row, row], now))[1:] == [
+        "gemini-key-01 failed 90 s ago, m: broken",
+        "gemini-key-01 failed 10 min ago, m: broken",
+    ]
+    row |= {"state": "quarantined", "reason": "key: dead", "usable_at": now + 60}
+    assert state_of(row, now) == "quarantined until 12:01:00 (60 s): key: dead"
+    row |= {"state": "unreachable", "usable_at": None}
+    assert state_of(row) == "provider cannot be reached; tried again"
 
 
 @pytest.mark.parametrize("width", [30, 60, 80])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import pty
@@ -18,11 +19,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import Result
 
-from llm_router import Cooldown, Deployment, Router
-from llm_router.cli.top import keys_in
-from llm_router.cli.top_frame import SORTS, Line, View, frame, press
+from llm_router import Cooldown, DayTotals, Deployment, Router
+from llm_router.cli.top import _Screen, keys_in
+from llm_router.cli.top_frame import Line, frame
+from llm_router.cli.top_rates import Rates, rates_between
+from llm_router.cli.top_view import SORTS, View, press
 from llm_router.domain.limits import LearntLimit, LimitSource
-from llm_router.engine.keys import Report
+from llm_router.domain.status import Health
+from llm_router.engine.overview import Report
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -150,6 +154,23 @@ async def test_keys_change_the_view(pools: Pools, clock: ManualClock) -> None:
     assert "filter: a▏" in text_of(frame(report, 0.0, 80, view=View(typing=True, wanted="a")))[-1]
 
 
+async def test_rates_are_the_difference_of_two_looks(pools: Pools, clock: ManualClock) -> None:
+    """What was sent since, in a minute; nothing over midnight, or where nothing is counted."""
+    after = await report_of(pools, clock)
+    before = copy.deepcopy(after)
+    for row in before.keys:
+        assert row["today"] is not None
+        row["today"]["requests"] = row["today"]["input_tokens"] = row["today"]["output_tokens"] = 0
+    rates = rates_between(before, after, 30.0)
+    assert rates == Rates(30.0, 360.0, 0.0)
+    line = text_of(frame(after, clock.time(), 200, rates=rates))[1]
+    assert "now 30 requests, 360 tokens, 0 429s a minute; today" in line
+    before.keys[0]["today"] = {**DayTotals(**before.keys[0]["today"]), "day": "2027-01-14"}  # type: ignore[typeddict-item]
+    assert rates_between(before, after, 30.0) is None
+    assert rates_between(after, after, 0.0) is None
+    assert rates_between(Report(after.health, []), Report(after.health, []), 1.0) is None
+
+
 def test_what_a_terminal_sends_becomes_keys() -> None:
     """Arrows have two forms; a key without a meaning is left out whole."""
     sent = "a\x1b[A\x1bOB\r\x7f\x1b[5~\x1b[1;5Cq\x1b"
@@ -166,6 +187,35 @@ def test_one_frame_is_printed_into_a_pipe(run: Callable[..., Result]) -> None:
         assert ("key-light" in result.stdout) == (not options)
         assert "q quit" not in result.stdout
     assert run("top", "--sort", "colour").exit_code == 2
+
+
+class Looks:
+    """What a screen asks: it is healthy, then the store is lost, then it breaks."""
+
+    def __init__(self, report: Report) -> None:
+        self.keys = self
+        self.answers = [report, Report(Health(**{**report.health, "state": "store_lost"}), [])]
+
+    async def report(self) -> Report:
+        if not self.answers:
+            raise ZeroDivisionError
+        return self.answers.pop(0)
+
+
+async def test_what_was_seen_last_stays_while_the_store_is_lost(
+    pools: Pools, clock: ManualClock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head says so; without a terminal to read from, no key is waited for."""
+    for name, value in {"COLUMNS": "80", "FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    looks: Any = Looks(await report_of(pools, clock))
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ZeroDivisionError):
+        await _Screen(looks, View(), 0.001).run()
+    shown = capsys.readouterr().out
+    assert "the store is lost" in shown
+    assert "gemini-key-01" in shown
+    assert "0 requests, 0 tokens, 0 429s a minute" in shown
 
 
 class Screen:

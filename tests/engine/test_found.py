@@ -24,13 +24,13 @@ MakeRouter = Callable[..., Router]
 SECRET = "AIza-secret-of-k"
 
 
-def refusal(limit: int | None = None) -> ProviderError:
-    """A refusal for want of requests per minute, whose text quotes what it must not."""
+def refusal(limit: int | None = None, metric: Metric = Metric.RPM) -> ProviderError:
+    """A refusal for want of quota, whose text quotes what it must not."""
     return ProviderError(
         f"quota of {SECRET} exceeded by the prompt of tenant acme",
         kind="quota",
         code=429,
-        violations=(QuotaViolation(Metric.RPM, limit),),
+        violations=(QuotaViolation(metric, limit),),
         retry_delay=1.0,
         charged=False,
     )
@@ -139,11 +139,21 @@ async def test_refusals_below_the_limit_are_suspicious(
         (refusal(100), None, 80, False),
         (refusal(50), None, 40, False),
         (refusal(0), None, 0, False),
-        (bare(), None, 10, True),
-        (bare(), 1_000, 10, False),
+        (refusal(), None, 10, False),
+        (bare(), None, 10, False),
+        (refusal(100, Metric.TPM), 1_000, 10, False),
         (bare(scope="project"), None, 10, False),
     ],
-    ids=["below", "near", "near the stated one", "none at all", "bare", "perhaps tokens", "no quota of ours"],
+    ids=[
+        "below",
+        "near",
+        "near the stated one",
+        "none at all",
+        "no number",
+        "bare",
+        "tokens",
+        "another scope",
+    ],
 )
 def test_a_refusal_that_our_requests_explain_is_not_suspicious(
     pools: Pools, error: ProviderError, tpm: int | None, used: int, *, is_suspicious: bool

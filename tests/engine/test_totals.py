@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,6 +155,23 @@ async def test_what_others_wrote_and_odd_clocks_fail_nothing(
         assert (await router.send("x")).success
 
 
+async def test_what_a_provider_counts_may_be_anything(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """It neither fails a send nor keeps its quota, and what cannot be kept does not hold up the rest."""
+    long, odd = pools.one("m" * 600, rpm=None), pools.one("b", key_id="ü" * 400, rpm=None)
+    async with make_router([long, odd]) as router:
+        usage: Any = Usage(3, None)  # type: ignore[arg-type]
+        provider.script(Reply("x", usage), Reply("x", Usage(math.nan, 4)))  # type: ignore[arg-type]
+        for deployment in (long, odd, odd):
+            await router.send("x", model=deployment.model, fallback="none")
+        await clock.advance(6.0)
+        none, today = await todays(router)
+        assert none["requests"] == 0
+        assert (today["requests"], today["input_tokens"]) == (2, 0)
+        assert "0 reservations" in repr(router.keys.store)
+
+
 async def test_closing_does_not_wait_for_records_that_hang(
     make_router: MakeRouter, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +214,38 @@ def test_another_loop_goes_on(pools: Pools, tmp_path: Path) -> None:
 
     assert asyncio.run(look()) == 6
     assert (tmp_path / "state.records.sqlite3").exists()
+
+
+async def test_what_is_counted_while_it_is_added_is_added_next(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statuses do not wait for records that are slow, and a router that closes gives their task up."""
+    monkeypatch.setattr("llm_router.engine.overview._PATIENCE", 0.01)
+    slow = asyncio.Event()
+
+    class Slow(MemoryRecords):
+        async def add(self, *args: Any, **kwargs: Any) -> Mapping[str, int]:
+            await slow.wait()
+            return await super().add(*args, **kwargs)
+
+    records = Slow(clock=clock)
+    router = make_router([pools.one(key_id="k", rpm=None)], records=records)
+    await router.send("x")
+    await clock.advance(5.1)
+    await router.send("x")
+    [row] = await router.get_all_key_statuses()
+    assert (row["today"], row["state"]) == (None, "ready")
+    slow.set()
+    await clock.advance(5.1)
+    [today] = await todays(router)
+    assert today["requests"] == 2
+    slow.clear()
+    await router.send("x")
+    await clock.advance(5.1)
+    monkeypatch.setattr("llm_router.engine.totals._CLOSING", 0.01)
+    await router.aclose()
+    assert router._totals is not None
+    assert router._totals._task is None
 
 
 async def test_a_forked_child_forgets_what_its_parent_counted(

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from llm_router.emulator import Fault
+from llm_router.engine.overview import Overview
 from llm_router.gateway import app
 
 Served = Any
@@ -123,7 +124,7 @@ async def test_health_without_a_store(served: Served, monkeypatch: pytest.Monkey
         await asyncio.sleep(60)
 
     monkeypatch.setattr(app, "_PATIENCE", 0.01)
-    monkeypatch.setattr(type(served.gateway.router.keys), "_report", hang)
+    monkeypatch.setattr(Overview, "report", hang)
     status, _, body = await _call(served, "/healthz", verb="GET")
     assert (status, json.loads(body)) == (200, {"status": "ok", "state": "store_lost"})
 

@@ -18,6 +18,7 @@ from llm_router import (
     Chunk,
     Conversation,
     Cooldown,
+    DayTotals,
     Demand,
     Deployment,
     Exclusion,
@@ -25,11 +26,14 @@ from llm_router import (
     ExplainedQuota,
     ExplainedTier,
     Explanation,
+    FactStatus,
+    FailureStatus,
     Health,
     HistoryStore,
     Key,
     KeyManager,
     KeyStatus,
+    LimitStatus,
     MemoryStore,
     Metric,
     ProviderError,
@@ -257,6 +261,12 @@ async def look(router: Router) -> None:
     assert_type(await router.health_check(), Health)
     statuses = await router.get_all_key_statuses()
     assert_type(statuses, list[KeyStatus])
+    assert_type(await router.get_all_key_statuses(days=7), list[KeyStatus])
+    assert_type((await router.keys.report(days=2)).keys, list[KeyStatus])
+    assert_type(statuses[0]["limits"]["rpm"], LimitStatus)
+    assert_type(statuses[0]["days"], list[DayTotals])
+    assert_type(statuses[0]["failures"], list[FailureStatus])
+    assert_type(statuses[0]["facts"], list[FactStatus])
     assert_type(statuses[0]["cooldown_remaining"], float | None)
     statuses[0]["rpm"]  # type: ignore[typeddict-item]
     assert_type(router.closed, bool)

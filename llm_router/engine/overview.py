@@ -1,0 +1,204 @@
+"""How a router is at one moment: the statuses of its deployments, and its health."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus
+from llm_router.engine.facts import SharedFacts
+from llm_router.engine.failures import FailureLog
+from llm_router.engine.paces import Paces
+from llm_router.engine.pool import Pool
+from llm_router.engine.reserving import Selector
+from llm_router.engine.statuses import Found, count_unusable, describe
+from llm_router.engine.totals import Totals
+from llm_router.engine.upstream import Upstream
+from llm_router.errors import StoreError
+from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
+
+__all__ = ["Overview", "Report"]
+
+_PATIENCE = 2.0
+"""Seconds that statuses wait for the records, which only add to what the store says."""
+
+_Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
+
+
+@attrs.frozen
+class Report:
+    """How a router is at one moment.
+
+    Attributes:
+        health: As a whole.
+        keys: Each of its deployments, the inactive ones last.
+    """
+
+    health: Health
+    keys: list[KeyStatus]
+
+
+@attrs.frozen(eq=False, repr=False)
+class Overview:
+    """Puts together what the store, the records and this process know of the deployments of a router.
+
+    Attributes:
+        pool: The active deployments.
+        inactive: The deployments that are configured but not used.
+        store: Keeps the quotas.
+        selector: Knows how many requests wait.
+        upstreams: The providers.
+        clock: Where time comes from.
+        failures: The last failures of each key.
+        facts: What refusals suggest, to this process or another one; None if nobody looks.
+        totals: What each key did by day; None if it is not counted.
+    """
+
+    pool: Pool
+    inactive: Sequence[Deployment]
+    store: RateLimitStore
+    selector: Selector
+    upstreams: Sequence[Upstream]
+    clock: Clock
+    failures: FailureLog
+    facts: SharedFacts | None
+    totals: Totals | None
+    _paces: Paces = attrs.field(factory=Paces, init=False)
+
+    @property
+    def deployments(self) -> list[Deployment]:
+        """All deployments, the inactive ones last."""
+        return [*self.pool.states, *self.inactive]
+
+    async def report(self, days: int) -> Report:
+        """Return the health and the statuses; a store that does not answer is reported, not raised.
+
+        Args:
+            days: For how many days the statuses have totals, today included; 0 for none.
+        """
+        problems: list[str] = []
+        statuses: list[KeyStatus] = []
+        try:
+            statuses = await self.statuses(self.deployments, days)
+        except StoreError as error:
+            problems.append(f"store: {error}")
+        fronting = self.store if isinstance(self.store, FrontingStore) else None
+        if fronting is not None and fronting.trouble and not problems:
+            problems.append(f"store: {fronting.trouble}; this process is on its own")
+        store_ok = not problems
+        if store_ok:
+            problems += await self._advice()
+        problems += [
+            f"{row['key_id']}/{row['model']}: {row['reason']}" for row in statuses if row["quarantined"]
+        ]
+        now = self.clock.time()
+        unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]
+        problems += [
+            f"provider {upstream.name}: cannot be reached, tried again in "
+            f"{upstream.breaker.open_until - now:.1f} s"
+            for upstream in unreachable
+        ]
+        usable = any(status["state"] == "ready" for status in statuses)
+        usable_at = min((at for row in statuses if (at := row["usable_at"]) is not None), default=None)
+        store = self.store if fronting is None else fronting.behind
+        active = {deployment.key.key_id for deployment in self.pool.states}
+        total = active | {deployment.key.key_id for deployment in self.inactive}
+        unusable = count_unusable(statuses)
+        health = Health(
+            healthy=usable,
+            state=_state(statuses, usable=usable, store_ok=store_ok),
+            usable_in_seconds=None if usable_at is None else max(usable_at - now, 0.0),
+            usable_at=usable_at,
+            total_keys=len(total),
+            active_keys=len(active),
+            in_cooldown=unusable["in_cooldown"],
+            quarantined=unusable["quarantined"],
+            disabled=unusable["disabled"],
+            spent=unusable["spent"],
+            deployments=len(self.pool),
+            waiting=self.selector.waiting,
+            store=type(store).__name__,
+            store_ok=store_ok,
+            problems=problems,
+            facts=[
+                f"{row['key_id']}/{row['model']}: {fact['words']}"
+                for row in statuses
+                for fact in row["facts"]
+            ],
+        )
+        return Report(health, statuses)
+
+    async def _advice(self) -> list[str]:
+        """Return what in the setup of the store endangers the count."""
+        store = self.store.behind if isinstance(self.store, FrontingStore) else self.store
+        if isinstance(store, ExternalStore):
+            with suppress(StoreError):
+                return [f"store: {advice}" for advice in await store.advice()]
+        return []
+
+    async def statuses(self, deployments: Sequence[Deployment], days: int = 1) -> list[KeyStatus]:
+        """Return the statuses of deployments.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        snapshots = await self.store.snapshot(deployments)
+        totals, known = await self._recorded(deployments, days)
+        now = self.clock.time()
+        states = self.pool.states
+        return [
+            describe(
+                snapshot,
+                states.get(snapshot.deployment),
+                now,
+                self._paces,
+                Found(
+                    self._facts_of(snapshot.deployment, known, now),
+                    self.failures.of(snapshot.deployment.key),
+                    totals.get(snapshot.deployment, ()),
+                ),
+            )
+            for snapshot in snapshots
+        ]
+
+    async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
+        """Return what the records have: totals and facts; nothing while the store beside them fails."""
+        if isinstance(self.store, FrontingStore) and self.store.trouble is not None:
+            return {}, {}
+
+        async def counted() -> Mapping[Deployment, Sequence[DayTotals]]:
+            if self.totals is None or not days:
+                return {}
+            return await self.totals.of(deployments, days) or {}
+
+        async def suspected() -> Mapping[str, FactStatus]:
+            return {} if self.facts is None else await self.facts.known()
+
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await asyncio.gather(counted(), suspected())
+        except TimeoutError:
+            return {}, {}
+
+    def _facts_of(
+        self, deployment: Deployment, known: Mapping[str, FactStatus], now: float
+    ) -> list[FactStatus]:
+        """Return what is suspected of a deployment: by this process or, if it sees nothing, by another."""
+        own = [] if self.facts is None else self.facts.suspicions.about(deployment, now)
+        told = known.get(deployment.model_scope)
+        return own or ([] if told is None else [told])
+
+
+def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> HealthState:
+    """Say in a word whether a send may succeed now."""
+    if not store_ok:
+        return "store_lost"
+    if usable:
+        return "healthy"
+    # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
+    return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
