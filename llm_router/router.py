@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
 
+import anyio
 import attrs
 
 from llm_router.conversations.base import HistoryStore
@@ -23,6 +26,7 @@ from llm_router.domain.numbers import real
 from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
 from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
+from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
@@ -43,6 +47,7 @@ from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments, check_numbers, check_policy, check_store
 from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
+from llm_router.engine.reloading import Reloader, Terms, longest_guard
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
@@ -51,10 +56,10 @@ from llm_router.engine.sending import Sender, estimate
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
-from llm_router.engine.upstream import Preparation, Upstream
-from llm_router.errors import ConfigError, InvalidRequestError
+from llm_router.engine.upstream import Preparation, Upstreams
+from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
+from llm_router.providers.base import Provider, QueriedProvider
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
 from llm_router.stores.memory import MemoryStore
@@ -65,12 +70,30 @@ from llm_router.strategies.round_robin import RoundRobin
 from llm_router.strategies.weighted import Weighted
 
 if TYPE_CHECKING:
-    from llm_router.config import Settings
+    from llm_router.config import ConfigSource, Settings
 
 __all__ = ["Router", "RouterOptions"]
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
 # that importing the library takes, and a router built from values, or for tests, needs neither.
+
+
+_log = logging.getLogger("llm_router")
+
+
+@attrs.define(eq=False)
+class _Origin:
+    """What a router was made from, so that it can be read again.
+
+    Attributes:
+        source: Where the settings come from.
+        settings: The present ones.
+        overridden: The names of what the program has given itself, which wins over them.
+    """
+
+    source: ConfigSource
+    settings: Settings
+    overridden: frozenset[str]
 
 
 class RouterOptions(TypedDict, total=False):
@@ -174,19 +197,25 @@ class Router:
         clock = clock or SystemClock()
         reporter = reporter_for(observers, clock)
         self._owned: list[RateLimitStore | Provider] = []
-        upstreams = self._open_providers(provider, active, base_url, safety_settings)
+        known = self._open_providers(provider, base_url, safety_settings)
+        upstreams = known.of(active)
         opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
-        providers = (upstream.provider for upstream in upstreams.values())
-        self._relaying = next((each for each in providers if isinstance(each, RelayingProvider)), None)
+        self._relaying = known.relaying()
 
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
-        guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         checked = _checked(strategy)
         selector = Selector(
-            opened, pool, checked, clock, deadlines, DispatchGate(clock, guard), throttle, reporter
+            opened,
+            pool,
+            checked,
+            clock,
+            deadlines,
+            DispatchGate(clock, longest_guard(active)),
+            throttle,
+            reporter,
         )
         policy = RetryPolicy(max_retries, real(base_backoff))
         self._sender = Sender(
@@ -199,17 +228,19 @@ class Router:
             deadlines,
             check_wait(max_wait),
             reporter=reporter,
-            not_relaying=frozenset(
-                each.name for each in upstreams.values() if each.provider is not self._relaying
-            ),
+            not_relaying=known.others_than(self._relaying),
         )
         relaying = self._relaying
         self._querier = Querier(
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
-        self._explainer = Explainer(self._sender, opened, checked)
-        self.keys = KeyManager(pool, shown_only, opened, selector, tuple(upstreams.values()), clock, reporter)
+        self._explainer = Explainer(self._sender, opened, checked, pool)
+        self.keys = KeyManager(pool, shown_only, opened, selector, known.known.values(), clock, reporter)
         """Reports the statuses of the keys."""
+        terms = Terms(active, shown_only, workloads, max_retries, policy.base_backoff, check_wait(max_wait))
+        self._reloader = Reloader(terms, pool, known, self._sender, self.keys)
+        self._reloading = anyio.Lock()
+        self._origin: _Origin | None = None
         self._conversations = Conversations(
             self.send,
             self.stream,
@@ -249,22 +280,16 @@ class Router:
     def _open_providers(
         self,
         provider: Provider | Mapping[str, Provider] | None,
-        active: tuple[Deployment, ...],
         base_url: str | None,
         safety_settings: Mapping[str, str] | None,
-    ) -> dict[str, Upstream]:
-        """Return the provider of every active key by name; make the Gemini adapter if none was given."""
-        names = list(dict.fromkeys(deployment.key.provider for deployment in active))
+    ) -> Upstreams:
+        """Return the providers; make the Gemini adapter if none was given."""
         if provider is None:
             from llm_router.providers.gemini import GeminiProvider  # noqa: PLC0415
 
             provider = GeminiProvider(base_url=base_url, safety_settings=safety_settings)
             self._owned.append(provider)
-        providers = provider if isinstance(provider, Mapping) else dict.fromkeys(names, provider)
-        if missing := set(names) - providers.keys():
-            name = min(missing)
-            raise ConfigError(f"no adapter for provider {name!r}: pass provider={{{name!r}: …}}")
-        return {name: Upstream(name, providers[name]) for name in names}
+        return Upstreams(provider)
 
     @classmethod
     def from_config(
@@ -294,16 +319,24 @@ class Router:
         Raises:
             ConfigError: Something is wrong; the message names the file, the entry and the remedy.
         """
-        from llm_router.config import Environ, load_settings  # noqa: PLC0415
+        from llm_router.config import ConfigSource, Environ  # noqa: PLC0415
 
         check_files(path, env, env_file)
         check_providers(provider)
-        names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
-        settings = load_settings(
-            path, env=env, env_file=env_file, guard=guard, store_needed=store is None, providers=names
+        source = ConfigSource(
+            path=Path(path),
+            env=env,
+            env_file=env_file,
+            guard=guard,
+            store_needed=store is None,
+            base_url_needed=provider is None and "base_url" not in options,
+            providers=("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",),
         )
-        return cls.from_settings(settings, store=store, provider=provider, **options)
+        settings = source.load()
+        router = cls.from_settings(settings, store=store, provider=provider, **options)
+        router._origin = _Origin(source, settings, frozenset(options))  # noqa: SLF001 - its own
+        return router
 
     @classmethod
     def from_settings(
@@ -608,6 +641,99 @@ class Router:
         """
         self._sender.deadlines.enter_loop()
         return await self.keys.get_all_key_statuses()
+
+    async def reload(
+        self,
+        deployments: Iterable[Deployment] | None = None,
+        *,
+        inactive: Iterable[Deployment] | None = None,
+        workloads: Sequence[str] | None = None,
+    ) -> ReloadReport:
+        """Go by a configuration that has changed, without losing a request or a count.
+
+        A router made by :meth:`from_config` reads its files and the environment again: keys and models, their
+        limits, priorities, weights, workloads, projects, providers and secrets, and ``LLM_MAX_RETRIES``,
+        ``LLM_BASE_BACKOFF_MS`` and ``LLM_MAX_WAIT_S``; options that were passed to :meth:`from_config` still
+        win. Any other router is given its deployments anew.
+
+        All of it changes in one step, whether or not the store answers. Requests that were sent end on the
+        deployment that they are on; what waits for quota looks at once for what there is now. Requests that
+        begin after that use no key that is gone, and no secret that was replaced. What is known of a
+        deployment (failures, cooldowns, what was learnt) goes on, unless its secret, project or provider is
+        another one; counts are the store's. The verdict on a secret that was replaced ends: now, or if the
+        store fails, with a request to its key.
+
+        The store, the base URL and the adapters of providers cannot change.
+
+        Args:
+            deployments: What to send through from now on; None to read the files again.
+            inactive: Deployments that are only shown, beside ``deployments``; None for the same as before.
+            workloads: From lightest to heaviest, beside ``deployments``; None for the same as before.
+
+        Returns:
+            What has changed. It is logged at INFO, and observers are given it as a ``Reloaded`` event.
+
+        Raises:
+            ConfigError: A file is broken, or something has changed that cannot; the message says what.
+                Nothing has changed then, and the router goes on as before.
+            RouterClosedError: The router is closed.
+            RouterLoopError: As for :meth:`send`.
+        """
+        self._check_open()
+        self._sender.deadlines.enter_loop()
+        async with self._reloading:
+            if deployments is None:
+                if inactive is not None or workloads is not None:
+                    raise ConfigError("inactive and workloads belong to deployments: pass these, too")
+                settings, terms = await self._read_again()
+            else:
+                settings, terms = None, self._terms_of(deployments, inactive, workloads)
+            self._check_open()  # it may have been closed meanwhile
+            report = self._reloader.apply(terms)
+            if settings is not None and self._origin is not None:
+                self._origin.settings = settings
+        _log.log(logging.INFO if report else logging.DEBUG, "the configuration was read again; %s", report)
+        if self._sender.reporter is not None:
+            self._sender.reporter.reloaded(report)
+        await self._reloader.settle(report)
+        return report
+
+    async def _read_again(self) -> tuple[Settings, Terms]:
+        """Read the files again, in a thread: a large one takes a while."""
+        origin = self._origin
+        if origin is None:
+            raise ConfigError(
+                "this router was not made by Router.from_config, so there are no files to read again: "
+                "pass reload() the deployments"
+            )
+        settings = await asyncio.to_thread(origin.source.load_after, origin.settings)
+        fresh = Terms(
+            settings.deployments,
+            settings.inactive,
+            settings.workloads,
+            settings.max_retries,
+            settings.base_backoff,
+            check_wait(settings.max_wait),
+        )
+        return settings, fresh.but_as(self._reloader.terms, origin.overridden)
+
+    def _terms_of(
+        self,
+        deployments: Iterable[Deployment],
+        inactive: Iterable[Deployment] | None,
+        workloads: Sequence[str] | None,
+    ) -> Terms:
+        """Return the present terms with other deployments, once these have been checked by themselves."""
+        terms = attrs.evolve(self._reloader.terms, deployments=deployments_in("deployments", deployments))
+        if inactive is not None:
+            terms = attrs.evolve(terms, inactive=deployments_in("inactive", inactive))
+        if workloads is not None:
+            terms = attrs.evolve(terms, workloads=check_workloads(workloads))
+        return terms
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
 
     @property
     def closed(self) -> bool:

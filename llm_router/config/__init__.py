@@ -3,5 +3,6 @@
 from llm_router.config.environment import Environ
 from llm_router.config.findings import Finding
 from llm_router.config.settings import Settings, check_settings, load_settings
+from llm_router.config.source import ConfigSource
 
-__all__ = ["Environ", "Finding", "Settings", "check_settings", "load_settings"]
+__all__ = ["ConfigSource", "Environ", "Finding", "Settings", "check_settings", "load_settings"]

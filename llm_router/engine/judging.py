@@ -194,6 +194,8 @@ class Judge:
             self.pool.avoid_model(provider, model, cooldown.until, cooldown.reason)
 
     async def _impose(self, cooldown: Cooldown, state: DeploymentState, now: float) -> None:
+        if not self.pool.is_concerned(cooldown):
+            return  # the request was sent before a reload
         if cooldown.is_quarantine and cooldown.until - now > _UNCONFIRMED:
             _log.warning(
                 "%s is quarantined, and tried again in %.0f min: %s",

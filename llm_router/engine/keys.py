@@ -28,7 +28,7 @@ _NOBODY = "\0"
 _MOST_NAMED = 20
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.define(eq=False, repr=False)
 class KeyManager:
     """Reports the state of every key of a router, and changes it for all processes that share the store.
 
@@ -49,7 +49,7 @@ class KeyManager:
     inactive: Sequence[Deployment]
     store: RateLimitStore
     selector: Selector
-    upstreams: Sequence[Upstream]
+    upstreams: Collection[Upstream]
     clock: Clock
     reporter: Reporter | None = None
 
@@ -217,9 +217,9 @@ class KeyManager:
         return [*self.pool.states, *self.inactive]
 
     async def _statuses(self, deployments: Sequence[Deployment]) -> list[KeyStatus]:
+        states = self.pool.states  # of the same moment as the deployments
         snapshots = await self.store.snapshot(deployments)
         now = self.clock.time()
-        states = self.pool.states
         return [describe(snapshot, states.get(snapshot.deployment), now) for snapshot in snapshots]
 
     def _choose(self, key_id: str, model: str | None) -> list[Deployment]:
