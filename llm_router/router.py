@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
+from weakref import WeakMethod
 
 import anyio
 import attrs
@@ -70,7 +71,7 @@ from llm_router.strategies.round_robin import RoundRobin
 from llm_router.strategies.weighted import Weighted
 
 if TYPE_CHECKING:
-    from llm_router.config import ConfigSource, Settings
+    from llm_router.config import ConfigSource, ConfigWatch, Settings
 
 __all__ = ["Router", "RouterOptions"]
 
@@ -241,6 +242,7 @@ class Router:
         self._reloader = Reloader(terms, pool, known, self._sender, self.keys)
         self._reloading = anyio.Lock()
         self._origin: _Origin | None = None
+        self._watcher: ConfigWatch | None = None
         self._conversations = Conversations(
             self.send,
             self.stream,
@@ -301,6 +303,7 @@ class Router:
         guard: float = GUARD,
         store: RateLimitStore | str | None = None,
         provider: Provider | Mapping[str, Provider] | None = None,
+        watch: bool = False,
         **options: Unpack[RouterOptions],
     ) -> Self:
         """Make a router from keys.json, ``.env`` and the environment.
@@ -314,13 +317,23 @@ class Router:
                 and the provider's counting it. Raise it where hundreds of requests start at once.
             store: As for :class:`Router`; by default what the environment names, or else memory.
             provider: As for :class:`Router`.
+            watch: Whether to :meth:`reload` whenever ``path`` or ``env_file`` changes, from the first use of
+                the router (or ``async with``) until it is closed. What is broken then is a warning in the
+                log, and changes nothing. Needs watchfiles (the extra ``watch``).
             options: As for :class:`Router`; they win over file and environment.
 
         Raises:
             ConfigError: Something is wrong; the message names the file, the entry and the remedy.
         """
-        from llm_router.config import ConfigSource, Environ  # noqa: PLC0415
+        from llm_router.config import (  # noqa: PLC0415
+            ConfigSource,
+            ConfigWatch,
+            Environ,
+            check_watchfiles,
+        )
 
+        if watch:
+            check_watchfiles()
         check_files(path, env, env_file)
         check_providers(provider)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
@@ -333,9 +346,15 @@ class Router:
             base_url_needed=provider is None and "base_url" not in options,
             providers=("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",),
         )
+        # Looked at before they are read, so that no change is missed.
+        watcher = ConfigWatch(source.files, options.get("clock") or SystemClock()) if watch else None
         settings = source.load()
         router = cls.from_settings(settings, store=store, provider=provider, **options)
         router._origin = _Origin(source, settings, frozenset(options))  # noqa: SLF001 - its own
+        if watcher is not None:
+            watcher.find_reload = WeakMethod(router.reload)
+            router._watcher = watcher  # noqa: SLF001
+            router._sender.deadlines.on_adopt = watcher.start  # noqa: SLF001
         return router
 
     @classmethod
@@ -753,10 +772,15 @@ class Router:
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
+        self._sender.deadlines.on_adopt = None
+        if self._watcher is not None:
+            await self._watcher.aclose()
         while self._owned:
             await self._owned.pop().aclose()
 
     async def __aenter__(self) -> Self:
+        if self._watcher is not None:
+            self._sender.deadlines.enter_loop()  # which starts it
         return self
 
     async def __aexit__(

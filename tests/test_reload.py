@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -515,3 +516,93 @@ async def test_a_broken_file_changes_nothing(
         assert await router.get_all_key_statuses() == before
         files.write(entry("a"))
         assert not await router.reload()
+
+
+# --- watching -----------------------------------------------------------------------------------------
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    """Wait until something is so, which a thread or the file system sees to."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.slow
+async def test_a_watching_router_follows_its_files(
+    files: Files, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is replaced, as editors save, and one written beside it are one reload; closing ends it."""
+    caplog.set_level(logging.INFO, "llm_router")
+    files.write(entry("a"))
+    provider = FakeProvider()
+    async with Router.from_config("keys.json", env={}, provider=provider, watch=True) as router:
+        monkeypatch.chdir("/")
+        await asyncio.sleep(0)
+        [task] = [each for each in asyncio.all_tasks() if each is not asyncio.current_task()]
+        await eventually(lambda: threading.active_count() > 1)
+        (files.keys.parent / "other").mkdir()
+        beside = Files(files.keys.parent / "other")
+        beside.write(entry("a"), entry("b"))
+        files.keys.unlink()
+        await asyncio.sleep(0.01)
+        files.env.write_text(beside.env.read_text())
+        beside.keys.replace(files.keys)
+        await eventually(lambda: len(router.keys.pool) == 2)
+        assert caplog.messages == ["the configuration was read again; added: b/model-a"]
+        assert {(await router.send("x")).key_id for _ in range(4)} == {"a", "b"}
+        assert not task.done()
+    assert task.done()
+
+
+async def test_a_broken_file_is_a_warning_once(
+    files: Files, clock: ManualClock, provider: FakeProvider, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is missing or half written for a moment is none; and there is no secret in it."""
+    files.write(entry("a"))
+    router = Router.from_config("keys.json", env={}, provider=provider, clock=clock, watch=True)
+    assert router._watcher is not None
+    ticks: asyncio.Queue[str] = asyncio.Queue()
+
+    async def each_tick() -> AsyncIterator[str]:
+        while True:
+            yield await ticks.get()
+
+    watching = asyncio.create_task(router._watcher.run(each_tick()))
+
+    async def tick(seconds: float = 0.0) -> None:
+        ticks.put_nowait("changed")
+        for _ in range(30):  # a thread reads the files
+            await asyncio.sleep(0.001)
+        await clock.advance(seconds)
+
+    whole = files.keys.read_text()
+    files.keys.write_text(whole[:20])
+    await tick()
+    files.write(entry("a"), entry("b"))
+    await clock.advance(1.0)
+    await eventually(lambda: len(router.keys.pool) == 2)
+    assert caplog.messages == []
+    for broken in ("API_KEY_a=AIza-one AIza-two\n", "API_KEY_a=AIza-one  AIza-three\n"):
+        files.env.write_text(broken)
+        for _ in range(3):
+            await tick(2.0)
+    [message] = caplog.messages
+    assert "goes on as before" in message
+    assert "API_KEY_a" in message
+    assert "AIza" not in message
+    assert (await router.send("x")).success
+    files.write(entry("c"))
+    await tick()
+    await eventually(lambda: [each.key.key_id for each in router.keys.pool.states] == ["c"])
+    await router.aclose()
+    files.write(entry("d"))
+    await tick()
+    await asyncio.wait_for(watching, 5)
+
+
+def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it the error says what to install."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"llm-quota-router\[watch\]"):
+        Router.from_config("keys.json", env={}, watch=True)

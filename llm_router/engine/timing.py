@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -37,6 +37,7 @@ class Deadlines:
 
     Attributes:
         loop: The event loop that it works on; None before the first.
+        on_adopt: Called on each loop that it begins to work on, or None.
     """
 
     __slots__ = (
@@ -50,6 +51,7 @@ class Deadlines:
         "_time",
         "_timer",
         "loop",
+        "on_adopt",
     )
 
     def __init__(self, clock: Clock) -> None:
@@ -63,6 +65,7 @@ class Deadlines:
         self._process = 0
         self._adopting = threading.Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.on_adopt: Callable[[], object] | None = None
 
     def limit(self, seconds: float, task: asyncio.Task[Any] | None = None) -> TimeLimit:
         """Return a limit of ``seconds`` from the moment its block is entered, by ``task`` if it is known."""
@@ -89,6 +92,8 @@ class Deadlines:
                 )
             self._process, self._due, self._heap, self._exited = process, math.inf, [], 0
             self.loop = loop
+        if self.on_adopt is not None:
+            self.on_adopt()
 
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""
