@@ -21,6 +21,7 @@ from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
 from llm_router.domain.pacing import Pacing
 from llm_router.domain.queries import Embeddings, ModelInfo, ModelList
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
@@ -136,6 +137,7 @@ __all__ = [
     "RelayOptions",
     "RelayRequest",
     "RelayingProvider",
+    "ReloadReport",
     "Reply",
     "Request",
     "Response",

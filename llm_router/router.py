@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
+from weakref import WeakMethod
 
+import anyio
 import attrs
 
 from llm_router.caching.cache import CACHE, AnswerCache, Cache, CacheSavings
@@ -26,6 +30,7 @@ from llm_router.domain.options import QueryOptions, RelayOptions, SendOptions
 from llm_router.domain.pacing import Pacing
 from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
+from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.domain.status import Health, KeyStatus
@@ -55,6 +60,7 @@ from llm_router.engine.pool_check import (
 )
 from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
+from llm_router.engine.reloading import Reloader, Terms, longest_guard
 from llm_router.engine.reporting import Reporter, reporter_for
 from llm_router.engine.requests import check_request, check_wait
 from llm_router.engine.reserving import DispatchGate, Selector
@@ -65,11 +71,11 @@ from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.totals import TOTALS, TOTALS_BOUNDS, Totals
-from llm_router.engine.upstream import Preparation, Upstream
+from llm_router.engine.upstream import Preparation, Upstream, Upstreams
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider, QueriedProvider, RelayingProvider
-from llm_router.records.base import RecordStore
+from llm_router.providers.base import Provider, QueriedProvider
+from llm_router.records.base import Bounds, RecordStore
 from llm_router.records.urls import OpenedRecords
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
@@ -81,7 +87,7 @@ from llm_router.strategies.round_robin import RoundRobin
 from llm_router.strategies.weighted import Weighted
 
 if TYPE_CHECKING:
-    from llm_router.config import Settings
+    from llm_router.config import ConfigSource, ConfigWatch, Settings
 
 __all__ = ["Router", "RouterOptions"]
 
@@ -96,6 +102,24 @@ _BOUNDS = {
 
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
 # that importing the library takes, and a router built from values, or for tests, needs neither.
+
+
+_log = logging.getLogger("llm_router")
+
+
+@attrs.define(eq=False)
+class _Origin:
+    """What a router was made from, so that it can be read again.
+
+    Attributes:
+        source: Where the settings come from.
+        settings: The present ones.
+        overridden: The names of what the program has given itself, which wins over them.
+    """
+
+    source: ConfigSource
+    settings: Settings
+    overridden: frozenset[str]
 
 
 class RouterOptions(TypedDict, total=False):
@@ -225,23 +249,19 @@ class Router:
         pacer = None if rpd_pacing is None else Pacer(rpd_pacing, clock)
         reporter = reporter_for(observers, clock)
         caching = Cache(cache) if cache is not None and not isinstance(cache, Cache) else cache
-        bounds = _BOUNDS if caching is None else {**_BOUNDS, CACHE: caching.bounds}
-        opened_records = OpenedRecords(bounds, _shared(clock))
+        opened_records = OpenedRecords(_bounds_with(caching), _shared(clock))
         self._owned: list[RateLimitStore | Provider | OpenedRecords | AnswerCache] = [opened_records]
-        if records is None:
-            records = opened_records.at(store if isinstance(store, str) else "memory://", "store")
-        self.records = opened_records.at(records, "records") if isinstance(records, str) else records
+        self.records = _records_at(records, store, opened_records)
         """Keeps what belongs to whom, and what each key did."""
         kept_histories = _opened_histories(histories, opened_records, clock)
-        upstreams = self._open_providers(provider, active, base_url, safety_settings)
+        known = self._open_providers(provider, base_url, safety_settings)
+        upstreams = known.of(active)
         opened = self._open_store(store, clock, on_store_failure, local_share)
         self._unwatch = _watch(opened, reporter)
-        providers = (upstream.provider for upstream in upstreams.values())
-        self._relaying = next((each for each in providers if isinstance(each, RelayingProvider)), None)
+        self._relaying = known.relaying()
 
         pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
         deadlines = Deadlines(clock)
-        guard = max((quota.guard for deployment in active for quota in deployment.quotas), default=GUARD)
         throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
         checked = _checked(strategy)
         selector = Selector(
@@ -250,7 +270,7 @@ class Router:
             checked,
             clock,
             deadlines,
-            DispatchGate(clock, guard),
+            DispatchGate(clock, longest_guard(active)),
             throttle,
             reporter,
             weights,
@@ -261,7 +281,7 @@ class Router:
         facts = SharedFacts(judge.learner.suspicions, self.records, clock)
         self._totals = Totals(self.records, clock, facts.publish) if totals else None
         if self._totals is not None:
-            deadlines.on_adopt = self._totals.enter_loop
+            deadlines.on_adopt.append(self._totals.enter_loop)
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -273,22 +293,20 @@ class Router:
             check_wait(max_wait),
             reporter=reporter,
             resources=Resources(self.records),
-            not_relaying=frozenset(
-                each.name for each in upstreams.values() if each.provider is not self._relaying
-            ),
+            not_relaying=known.others_than(self._relaying),
             totals=self._totals,
         )
         relaying = self._relaying
         self._querier = Querier(
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
-        self._explainer = Explainer(self._sender, opened, checked)
+        self._explainer = Explainer(self._sender, opened, checked, pool)
         self.keys = KeyManager(
             pool,
             shown_only,
             opened,
             selector,
-            tuple(upstreams.values()),
+            known.known.values(),
             clock,
             reporter,
             judge.failures,
@@ -300,6 +318,11 @@ class Router:
         self._send: Callable[..., Awaitable[Response]] = (
             self._sender.send if self._cache is None else self._cache.send
         )
+        terms = Terms(active, shown_only, workloads, max_retries, policy.base_backoff, check_wait(max_wait))
+        self._reloader = Reloader(terms, pool, known, self._sender, self.keys)
+        self._reloading = anyio.Lock()
+        self._origin: _Origin | None = None
+        self._watcher: ConfigWatch | None = None
         self._conversations = Conversations(
             self.send,
             self.stream,
@@ -318,8 +341,7 @@ class Router:
         return made
 
     def _enter(self) -> None:
-        if self.closed:
-            raise RouterClosedError("this router is closed: make a new one")
+        self._check_open()
         self._sender.deadlines.enter_loop()
 
     def _open_store(
@@ -352,22 +374,16 @@ class Router:
     def _open_providers(
         self,
         provider: Provider | Mapping[str, Provider] | None,
-        active: tuple[Deployment, ...],
         base_url: str | None,
         safety_settings: Mapping[str, str] | None,
-    ) -> dict[str, Upstream]:
-        """Return the provider of every active key by name; make the Gemini adapter if none was given."""
-        names = list(dict.fromkeys(deployment.key.provider for deployment in active))
+    ) -> Upstreams:
+        """Return the providers; make the Gemini adapter if none was given."""
         if provider is None:
             from llm_router.providers.gemini import GeminiProvider  # noqa: PLC0415
 
             provider = GeminiProvider(base_url=base_url, safety_settings=safety_settings)
             self._owned.append(provider)
-        providers = provider if isinstance(provider, Mapping) else dict.fromkeys(names, provider)
-        if missing := set(names) - providers.keys():
-            name = min(missing)
-            raise ConfigError(f"no adapter for provider {name!r}: pass provider={{{name!r}: …}}")
-        return {name: Upstream(name, providers[name]) for name in names}
+        return Upstreams(provider)
 
     @classmethod
     def from_config(
@@ -379,6 +395,7 @@ class Router:
         guard: float = GUARD,
         store: RateLimitStore | str | None = None,
         provider: Provider | Mapping[str, Provider] | None = None,
+        watch: bool = False,
         **options: Unpack[RouterOptions],
     ) -> Self:
         """Make a router from keys.json, ``.env`` and the environment.
@@ -392,21 +409,45 @@ class Router:
                 and the provider's counting it. Raise it where hundreds of requests start at once.
             store: As for :class:`Router`; by default what the environment names, or else memory.
             provider: As for :class:`Router`.
+            watch: Whether to :meth:`reload` whenever ``path`` or ``env_file`` changes, from the first use of
+                the router (or ``async with``) until it is closed. What is broken then is a warning in the
+                log, and changes nothing. Needs watchfiles (the extra ``watch``).
             options: As for :class:`Router`; they win over file and environment.
 
         Raises:
             ConfigError: Something is wrong; the message names the file, the entry and the remedy.
         """
-        from llm_router.config import Environ, load_settings  # noqa: PLC0415
+        from llm_router.config import (  # noqa: PLC0415
+            ConfigSource,
+            ConfigWatch,
+            Environ,
+            check_watchfiles,
+        )
 
+        if watch:
+            check_watchfiles()
         check_files(path, env, env_file)
         check_providers(provider)
-        names = ("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
-        settings = load_settings(
-            path, env=env, env_file=env_file, guard=guard, store_needed=store is None, providers=names
+        source = ConfigSource(
+            path=Path(path),
+            env=env,
+            env_file=env_file,
+            guard=guard,
+            store_needed=store is None,
+            base_url_needed=provider is None and "base_url" not in options,
+            providers=("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",),
         )
-        return cls.from_settings(settings, store=store, provider=provider, **options)
+        # Looked at before they are read, so that no change is missed.
+        watcher = ConfigWatch(source.files, options.get("clock") or SystemClock()) if watch else None
+        settings = source.load()
+        router = cls.from_settings(settings, store=store, provider=provider, **options)
+        router._origin = _Origin(source, settings, frozenset(options))  # noqa: SLF001 - its own
+        if watcher is not None:
+            watcher.find_reload = WeakMethod(router.reload)
+            router._watcher = watcher  # noqa: SLF001
+            router._sender.deadlines.on_adopt.append(watcher.start)  # noqa: SLF001
+        return router
 
     @classmethod
     def from_settings(
@@ -738,6 +779,98 @@ class Router:
         """
         return {"requests": 0, "tokens": 0} if self._cache is None else await self._cache.savings()
 
+    async def reload(
+        self,
+        deployments: Iterable[Deployment] | None = None,
+        *,
+        inactive: Iterable[Deployment] | None = None,
+        workloads: Sequence[str] | None = None,
+    ) -> ReloadReport:
+        """Go by a configuration that has changed, without losing a request or a count.
+
+        A router made by :meth:`from_config` reads its files and the environment again: keys and models, their
+        limits, priorities, weights, workloads, projects, providers and secrets, and ``LLM_MAX_RETRIES``,
+        ``LLM_BASE_BACKOFF_MS`` and ``LLM_MAX_WAIT_S``; options that were passed to :meth:`from_config` still
+        win. Any other router is given its deployments anew.
+
+        All of it changes in one step, whether or not the store answers. Requests that were sent end on the
+        deployment that they are on; what waits for quota looks at once for what there is now. Requests that
+        begin after that use no key that is gone, and no secret that was replaced. What is known of a
+        deployment (failures, cooldowns, what was learnt) goes on, unless its secret, project or provider is
+        another one; counts are the store's. The verdict on a secret that was replaced ends: now, or if the
+        store fails, with a request to its key.
+
+        The store, the base URL and the adapters of providers cannot change.
+
+        Args:
+            deployments: What to send through from now on; None to read the files again.
+            inactive: Deployments that are only shown, beside ``deployments``; None for the same as before.
+            workloads: From lightest to heaviest, beside ``deployments``; None for the same as before.
+
+        Returns:
+            What has changed. It is logged at INFO, and observers are given it as a ``Reloaded`` event.
+
+        Raises:
+            ConfigError: A file is broken, or something has changed that cannot; the message says what.
+                Nothing has changed then, and the router goes on as before.
+            RouterClosedError: The router is closed.
+            RouterLoopError: As for :meth:`send`.
+        """
+        self._enter()
+        async with self._reloading:
+            if deployments is None:
+                if inactive is not None or workloads is not None:
+                    raise ConfigError("inactive and workloads belong to deployments: pass these, too")
+                settings, terms = await self._read_again()
+            else:
+                settings, terms = None, self._terms_of(deployments, inactive, workloads)
+            self._check_open()  # it may have been closed meanwhile
+            report = self._reloader.apply(terms)
+            if settings is not None and self._origin is not None:
+                self._origin.settings = settings
+        _log.log(logging.INFO if report else logging.DEBUG, "the configuration was read again; %s", report)
+        if self._sender.reporter is not None:
+            self._sender.reporter.reloaded(report)
+        await self._reloader.settle(report)
+        return report
+
+    async def _read_again(self) -> tuple[Settings, Terms]:
+        """Read the files again, in a thread: a large one takes a while."""
+        origin = self._origin
+        if origin is None:
+            raise ConfigError(
+                "this router was not made by Router.from_config, so there are no files to read again: "
+                "pass reload() the deployments"
+            )
+        settings = await asyncio.to_thread(origin.source.load_after, origin.settings)
+        fresh = Terms(
+            settings.deployments,
+            settings.inactive,
+            settings.workloads,
+            settings.max_retries,
+            settings.base_backoff,
+            check_wait(settings.max_wait),
+        )
+        return settings, fresh.but_as(self._reloader.terms, origin.overridden)
+
+    def _terms_of(
+        self,
+        deployments: Iterable[Deployment],
+        inactive: Iterable[Deployment] | None,
+        workloads: Sequence[str] | None,
+    ) -> Terms:
+        """Return the present terms with other deployments, once these have been checked by themselves."""
+        terms = attrs.evolve(self._reloader.terms, deployments=deployments_in("deployments", deployments))
+        if inactive is not None:
+            terms = attrs.evolve(terms, inactive=deployments_in("inactive", inactive))
+        if workloads is not None:
+            terms = attrs.evolve(terms, workloads=check_workloads(workloads))
+        return terms
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
+
     @property
     def closed(self) -> bool:
         """Whether it is closed."""
@@ -756,12 +889,17 @@ class Router:
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
+        self._sender.deadlines.on_adopt.clear()
+        if self._watcher is not None:
+            await self._watcher.aclose()
         if self._totals is not None:
             await self._totals.aclose()
         while self._owned:
             await self._owned.pop().aclose()
 
     async def __aenter__(self) -> Self:
+        if self._watcher is not None:
+            self._sender.deadlines.enter_loop()  # which starts it
         return self
 
     async def __aexit__(
@@ -785,6 +923,20 @@ def _place(provider: Provider) -> str:
     """Return what tells the answers of a provider from those of others, as far as it says."""
     kind = type(provider)
     return f"{kind.__module__}.{kind.__qualname__} {getattr(provider, 'place', '')}"
+
+
+def _bounds_with(cache: Cache | None) -> Mapping[str, Bounds]:
+    """Return how much may be kept in each space of the records."""
+    return _BOUNDS if cache is None else {**_BOUNDS, CACHE: cache.bounds}
+
+
+def _records_at(
+    records: RecordStore | str | None, store: RateLimitStore | str | None, opened: OpenedRecords
+) -> RecordStore:
+    """Return the record store that was asked for: by default beside the quotas."""
+    if records is None:
+        return opened.at(store if isinstance(store, str) else "memory://", "store")
+    return opened.at(records, "records") if isinstance(records, str) else records
 
 
 def _opened_histories(

@@ -26,11 +26,13 @@ from typing import Any, Self, TypeVar, Unpack
 from llm_router.bridge import Bridge, Home, RouterSource
 from llm_router.caching.cache import CacheSavings
 from llm_router.conversations.conversation import Conversation
+from llm_router.domain.deployment import Deployment
 from llm_router.domain.explanation import Explanation
 from llm_router.domain.numbers import shown, whole
 from llm_router.domain.options import QueryOptions, SendOptions
 from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
+from llm_router.domain.reload import ReloadReport
 from llm_router.domain.response import Chunk, Response
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.keys import KeyManager
@@ -74,6 +76,7 @@ class SyncRouter:
         guard: float = GUARD,
         store: RateLimitStore | str | None = None,
         provider: Provider | Mapping[str, Provider] | None = None,
+        watch: bool = False,
         **options: Unpack[RouterOptions],
     ) -> Self:
         """Make a router from keys.json, ``.env`` and the environment, as :meth:`Router.from_config` does.
@@ -90,6 +93,7 @@ class SyncRouter:
                 guard=guard,
                 store=store,
                 provider=provider,
+                watch=watch,
                 **options,
             )
         )
@@ -200,6 +204,16 @@ class SyncRouter:
     def cache_savings(self) -> CacheSavings:
         """Return what answers from the cache have saved; see :meth:`Router.cache_savings`."""
         return self._run(lambda router: router.cache_savings())
+
+    def reload(
+        self,
+        deployments: Iterable[Deployment] | None = None,
+        *,
+        inactive: Iterable[Deployment] | None = None,
+        workloads: Sequence[str] | None = None,
+    ) -> ReloadReport:
+        """Go by a configuration that has changed; see :meth:`Router.reload`."""
+        return self._run(lambda router: router.reload(deployments, inactive=inactive, workloads=workloads))
 
     @property
     def keys(self) -> SyncKeys:

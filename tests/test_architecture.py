@@ -128,7 +128,7 @@ def test_adapters_do_not_know_each_other(room: str) -> None:
 def test_importing_the_library_is_light() -> None:
     """Neither SDK nor client nor any edge is imported with the library."""
     heavy: tuple[str, ...] = ("google.genai", "redis", "aiohttp", "httpx", "httpx2", "typer", "rich")
-    heavy += ("starlette", "uvicorn", "opentelemetry", "prometheus_client")
+    heavy += ("starlette", "uvicorn", "opentelemetry", "prometheus_client", "watchfiles")
     code = f"import sys, llm_router; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

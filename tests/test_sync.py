@@ -79,7 +79,7 @@ def test_its_keys_have_the_methods_of_the_key_manager() -> None:
     assert {"lift", "disable", "enable", "forget_limits"} <= _public(SyncKeys)
 
 
-def test_a_script(router: SyncRouter, fake: FakeProvider) -> None:
+def test_a_script(router: SyncRouter, fake: FakeProvider, pools: Pools) -> None:
     """Each kind of call returns what the asynchronous one does."""
     fake.script("one", ["two ", "three"], "four", "five")
     assert router.send("x", workload="light").text == "one"
@@ -98,6 +98,7 @@ def test_a_script(router: SyncRouter, fake: FakeProvider) -> None:
     assert router.keys.disable("a")[0]["disabled"]
     assert not router.keys.enable("a")[0]["disabled"]
     assert router.cache_savings() == {"requests": 0, "tokens": 0}
+    assert router.reload([pools.one(key_id="c")]).added == ("c/model-a",)
     assert "AIza" not in repr(router)
 
 

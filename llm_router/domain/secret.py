@@ -36,8 +36,14 @@ class Secret:
 
     def mark(self, salt: bytes) -> str:
         """Return 32 bits that differ for another credential, nearly always; too few to find or prove one."""
-        value = self.__reveal().encode("utf-8", "surrogatepass")
-        return hmac.digest(salt, value, hashlib.sha256)[:_MARK_BYTES].hex()
+        return hmac.digest(salt, self._bytes(), hashlib.sha256)[:_MARK_BYTES].hex()
+
+    def is_same(self, other: Secret) -> bool:
+        """Whether both are the same credential."""
+        return hmac.compare_digest(self._bytes(), other._bytes())
+
+    def _bytes(self) -> bytes:
+        return self.__reveal().encode("utf-8", "surrogatepass")
 
     def __repr__(self) -> str:
         return _MASK

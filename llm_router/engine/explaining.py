@@ -19,6 +19,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
 from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
+from llm_router.engine.pool import Pool
 from llm_router.engine.rehearsal import Rehearsal, choose, demand_on, room_at
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
@@ -41,11 +42,13 @@ class Explainer:
         sender: Checks and estimates requests as for a send.
         store: Keeps the quotas.
         strategy: Ranks.
+        pool: The deployments.
     """
 
     sender: Sender
     store: RateLimitStore
     strategy: SelectionStrategy
+    pool: Pool
 
     async def explain(self, prompt: Any, **options: Unpack[SendOptions]) -> Explanation:
         """Explain what ``send(prompt, **options)`` would decide now; see :meth:`Router.explain`.
@@ -58,8 +61,11 @@ class Explainer:
         """
         send = await self.sender.begin("explain", prompt, options)
         clock = self.sender.clock
+        held = self.pool.states
         chosen = choose(send.order, self.strategy, clock.time())
         snapshots = dict(zip(chosen, await self.store.snapshot(chosen), strict=True))
+        if self.pool.states is not held:  # a reload meanwhile
+            return await self.explain(prompt, **options)
         # From here on nothing is awaited: what is read of this process is of one moment.
         selector = self.sender.selector
         rehearsal = Rehearsal(

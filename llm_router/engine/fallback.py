@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from weakref import WeakKeyDictionary
 
 from llm_router.domain.methods import ANY_METHOD, IMAGES, SPEECH
 from llm_router.domain.request import Fallback
 from llm_router.engine.index import FallbackOrder, Group, Step
 from llm_router.engine.pool import Pool
 from llm_router.engine.sharding import ShardedFallbackOrder
-from llm_router.errors import InvalidRequestError, UnknownModelError, UnknownWorkloadError
+from llm_router.engine.upstream import Upstream
+from llm_router.errors import (
+    InvalidRequestError,
+    LLMRouterError,
+    UnknownModelError,
+    UnknownWorkloadError,
+)
 
 __all__ = ["FallbackOrders", "Wish"]
 
@@ -39,48 +46,97 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
     def __init__(self, pool: Pool, workloads: Sequence[str]) -> None:
         super().__init__()
         self._pool = pool
+        self._wishes: WeakKeyDictionary[FallbackOrder, Wish] = WeakKeyDictionary()
+        self._arrange(workloads)
+
+    def _arrange(self, workloads: Sequence[str]) -> None:
         self._positions = {workload: position for position, workload in enumerate(workloads)}
-        self._models = sorted({group.model for group in pool.groups.values()})
+        self._models = sorted({group.model for group in self._pool.groups.values()})
 
     def __missing__(self, wish: Wish) -> FallbackOrder:
+        tiers = self._find(wish)
+        problem = self._problem(wish, tiers)
+        if problem is not None:
+            raise problem
+        groups = _groups_in(tiers)
+        kind = ShardedFallbackOrder if self._pool.sharded else FallbackOrder
+        upstreams = tuple(dict.fromkeys(group.upstream for group in groups))
+        order = self[wish] = kind(wish[0], tiers, groups, upstreams)
+        self._wishes[order] = wish
+        return order
+
+    def refresh(self, workloads: Sequence[str]) -> None:
+        """Go by what the pool holds now, for requests on their way as well.
+
+        Those go on as far as their fallback allows, even if what they wished for is gone, and keep to the
+        providers that they were made for. Where later requests would not look the same, they get an order of
+        their own, or are told.
+        """
+        self._arrange(workloads)
+        for order, wish in list(self._wishes.items()):
+            tiers = self._find(wish)
+            found = {group.upstream for group in _groups_in(tiers)}
+            is_same = found == set(order.upstreams) and self._problem(wish, tiers) is None
+            if not is_same and self.get(wish) is order:
+                del self[wish]
+            order.tiers = tiers if is_same else _restricted(tiers, order.upstreams)
+            order.groups = _groups_in(order.tiers)
+
+    def lost(self, order: FallbackOrder) -> LLMRouterError:
+        """Return why an order is empty since a reload: what a request with its wish would be told now."""
+        wish = self._wishes[order]
+        return self._problem(wish, self._find(wish)) or InvalidRequestError(
+            "a reload has taken away the provider that this request was made for: send it again"
+        )
+
+    def _find(self, wish: Wish) -> tuple[tuple[Step, ...], ...]:
+        """Return the tiers of a wish."""
         workload, model, fallback, excluded, method = wish
-        self._check(workload, model, fallback)
         tiers: list[tuple[Step, ...]] = []
         left = [
             group
             for group in self._pool.groups.values()
             if group.upstream.name not in excluded and _can_serve(group, method, model)
         ]
-        if not left or (model is not None and all(group.model != model for group in left)):
-            raise InvalidRequestError(_no_method(method, model))
         for accepts in _tiers(workload, model, fallback):
             accepted = [group for group in left if accepts(group)]
             left = [group for group in left if not accepts(group)]
             if accepted:
                 tiers.append(self._steps(accepted, workload))
+        return tuple(tiers)
+
+    def _problem(self, wish: Wish, tiers: tuple[tuple[Step, ...], ...]) -> LLMRouterError | None:
+        """Return why a wish cannot be asked for, or None."""
+        workload, model, fallback, excluded, method = wish
+        problem = self._misfit(workload, model, fallback)
+        if problem is not None:
+            return problem
+        groups = self._pool.groups.values()
+        able = [
+            each for each in groups if _can_serve(each, method, model) and each.upstream.name not in excluded
+        ]
+        if not able or (model is not None and all(group.model != model for group in able)):
+            return InvalidRequestError(_no_method(method, model))
         if not tiers:
-            raise InvalidRequestError(
+            return InvalidRequestError(
                 f"no deployment serves model {model!r} for workload {workload!r}, and fallback={fallback!r} "
                 "allows no other: use fallback='model' or fallback='any'"
             )
-        groups = tuple(group for tier in tiers for step in tier for group in step.groups)
-        kind = ShardedFallbackOrder if self._pool.sharded else FallbackOrder
-        upstreams = tuple(dict.fromkeys(group.upstream for group in groups))
-        order = self[wish] = kind(workload, tuple(tiers), groups, upstreams)
-        return order
+        return None
 
-    def _check(self, workload: str | None, model: str | None, fallback: Fallback) -> None:
+    def _misfit(self, workload: str | None, model: str | None, fallback: Fallback) -> LLMRouterError | None:
         if workload is not None and workload not in self._positions:
-            raise UnknownWorkloadError(
+            return UnknownWorkloadError(
                 f"unknown workload {workload!r}: use one of {', '.join(map(repr, self._positions))}"
             )
         if model is not None and model not in self._models:
-            raise UnknownModelError(
+            return UnknownModelError(
                 f"no active deployment serves model {model!r}: use one of "
                 f"{', '.join(map(repr, self._models))}, or add it to a key in keys.json"
             )
         if fallback not in _FALLBACKS:
-            raise InvalidRequestError(f"unknown fallback {fallback!r}: use one of {', '.join(_FALLBACKS)}")
+            return InvalidRequestError(f"unknown fallback {fallback!r}: use one of {', '.join(_FALLBACKS)}")
+        return None
 
     def _steps(self, groups: list[Group], workload: str | None) -> tuple[Step, ...]:
         by_distance: dict[int, list[Group]] = {}
@@ -89,7 +145,26 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
         return tuple(Step(distance, tuple(by_distance[distance])) for distance in sorted(by_distance))
 
     def _distance(self, workload: str, wanted: str | None) -> int:
-        return 0 if wanted is None else abs(self._positions[workload] - self._positions[wanted])
+        place = self._positions.get(wanted or "")  # one that a reload has taken away is as far from all
+        return 0 if place is None else abs(self._positions[workload] - place)
+
+
+def _groups_in(tiers: Iterable[tuple[Step, ...]]) -> tuple[Group, ...]:
+    return tuple(group for tier in tiers for step in tier for group in step.groups)
+
+
+def _restricted(
+    tiers: Iterable[tuple[Step, ...]], upstreams: Collection[Upstream]
+) -> tuple[tuple[Step, ...], ...]:
+    """Return tiers without the groups of other providers."""
+    kept: list[tuple[Step, ...]] = []
+    for tier in tiers:
+        steps = (
+            Step(step.distance, tuple(group for group in step.groups if group.upstream in upstreams))
+            for step in tier
+        )
+        kept.append(tuple(step for step in steps if step.groups))
+    return tuple(tier for tier in kept if tier)
 
 
 def _tiers(workload: str | None, model: str | None, fallback: Fallback) -> list[Callable[[Group], bool]]:

@@ -37,6 +37,9 @@ _STALE_ENTRIES = 64
 
 _priority = itemgetter(0)
 
+_numbers = itertools.count()
+"""Numbers the entries of all heaps: a deployment may move from one to another."""
+
 
 @attrs.define(eq=False)
 class DeploymentState(Candidate):
@@ -198,7 +201,6 @@ class Group:
     __slots__ = (
         "_make_ring",
         "_rings",
-        "_sequence",
         "avoided_until",
         "breaker",
         "correction",
@@ -233,7 +235,6 @@ class Group:
         self.avoided_until = 0.0
         self._make_ring = make_ring
         self._rings: dict[int, Ring] = {}
-        self._sequence = itertools.count()
 
     def add(self, deployment: Deployment, shard: int = 0) -> DeploymentState:
         """Add a deployment, ready."""
@@ -252,7 +253,7 @@ class Group:
         if len(self.parked) > 2 * len(self.states) + _STALE_ENTRIES:
             self.parked = [entry for entry in self.parked if not is_stale(entry)]
             heapq.heapify(self.parked)
-        state.parked_as = next(self._sequence)
+        state.parked_as = next(_numbers)
         heapq.heappush(self.parked, (until, state.parked_as, state))
         return True
 
@@ -269,6 +270,31 @@ class Group:
             if not is_stale(entry):
                 self._make_ready(entry[2])
 
+    def take_over(self, state: DeploymentState, deployment: Deployment) -> None:
+        """Take a deployment from its group, as ready or parked as it is there, and on other terms.
+
+        Whoever moves deployments sees to the ``states`` of both groups.
+        """
+        was_parked = state.is_parked
+        state.group.give_up(state)
+        state.group, state.deployment = self, deployment
+        self.avoided_until = max(self.avoided_until, state.avoided_until)
+        if was_parked:
+            until, state.wakes_at = state.wakes_at, -math.inf
+            self.park(state, until)
+        else:
+            self._make_ready(state)
+
+    def give_up(self, state: DeploymentState) -> None:
+        """Have a deployment be neither ready nor parked here."""
+        if not state.is_parked:
+            self._remove_ready(state)
+        state.parked_as = -1  # its entry in the heap, if there is one, means nothing any more
+
+    def alone(self) -> Group:
+        """Return an empty group of the same kind, which no request looks at."""
+        return Group(self.upstream, self.workload, self.model, self._make_ring, self.methods)
+
     def copy(self) -> Group:
         """Return a copy with deployments of its own, to try out what a draw would return.
 
@@ -283,7 +309,6 @@ class Group:
         group.ready = [(priority, group._rings[priority]) for priority, _ in self.ready]
         group.parked = [(until, number, twins[state]) for until, number, state in self.parked]
         group.avoided_until = self.avoided_until
-        group._sequence = itertools.count(max((number for _, number, _ in self.parked), default=-1) + 1)
         return group
 
     def _make_ready(self, state: DeploymentState) -> None:
@@ -352,17 +377,17 @@ class Step:
         return drawn
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class FallbackOrder:
     """Where a request looks for a deployment: the tiers of one (workload, model, fallback), best first.
 
-    No group is in two tiers.
+    No group is in two tiers. Requests on their way keep their order, whose tiers change when the pool does.
 
     Attributes:
         workload: The workload asked for, or None.
         tiers: The tiers, each a tuple of steps, the nearest workload first.
-        groups: All groups, in that order.
-        upstreams: Their providers.
+        groups: All groups, in that order; empty once a reload has left none.
+        upstreams: The providers that its requests were made for; they never change.
     """
 
     workload: str | None

@@ -130,9 +130,10 @@ class Judge:
         )
         await self._carry_out(verdict, error, state, probed)
         for other, turn in turns.items():
-            if other != deployment and verdict.cooldown is not None:
+            waiting = self.pool.states.get(other)
+            if waiting not in (None, state) and verdict.cooldown is not None:
                 cooldown = attrs.evolve(verdict.cooldown, scope=other.model_scope, until=turn)
-                await self._impose(cooldown, self.pool.states[other], now)
+                await self._impose(cooldown, waiting, now)
         return verdict
 
     async def _carry_out(
@@ -182,7 +183,9 @@ class Judge:
     async def end_outage(self, state: DeploymentState) -> None:
         """Have every deployment of a model try again that waits for its turn: ``state`` has answered."""
         for other in state.group.overload.end():
-            waiting = self.pool.states[other]
+            waiting = self.pool.states.get(other)
+            if waiting is None:  # a reload has taken it away
+                continue
             waiting.failures = 0  # they were not its own
             if waiting is not state:
                 await self._share(Cooldown.retry(other.model_scope), waiting)
@@ -237,6 +240,8 @@ class Judge:
             self.pool.avoid_model(provider, model, cooldown.until, cooldown.reason)
 
     async def _impose(self, cooldown: Cooldown, state: DeploymentState, now: float) -> None:
+        if not self.pool.is_concerned(cooldown):
+            return  # the request was sent before a reload
         if cooldown.is_quarantine and cooldown.until - now > _UNCONFIRMED:
             _log.warning(
                 "%s is quarantined, and tried again in %.0f min: %s",

@@ -38,7 +38,7 @@ _NOBODY = "\0"
 _MOST_NAMED = 20
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.define(eq=False, repr=False)
 class KeyManager:
     """Reports the state of every key of a router, and changes it for all processes that share the store.
 
@@ -62,7 +62,7 @@ class KeyManager:
     inactive: Sequence[Deployment]
     store: RateLimitStore
     selector: Selector
-    upstreams: Sequence[Upstream]
+    upstreams: Collection[Upstream]
     clock: Clock
     reporter: Reporter | None = None
     failures: FailureLog = attrs.field(factory=FailureLog)
@@ -82,7 +82,11 @@ class KeyManager:
             self.facts,
             self.totals,
         )
-        object.__setattr__(self, "_overview", overview)
+        self._overview = overview
+
+    def show(self, inactive: Sequence[Deployment]) -> None:
+        """Show other deployments that are configured but not used."""
+        self.inactive = self._overview.inactive = inactive
 
     # --- reporting ------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -43,7 +43,7 @@ class Report:
     keys: list[KeyStatus]
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.define(eq=False, repr=False)
 class Overview:
     """Puts together what the store, the records and this process know of the deployments of a router.
 
@@ -63,7 +63,7 @@ class Overview:
     inactive: Sequence[Deployment]
     store: RateLimitStore
     selector: Selector
-    upstreams: Sequence[Upstream]
+    upstreams: Collection[Upstream]
     clock: Clock
     failures: FailureLog
     facts: SharedFacts | None

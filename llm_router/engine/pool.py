@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
+from llm_router.engine.credentials import is_marked
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
 
 __all__ = ["Pool"]
+
+_Kind = tuple[str, str, str, frozenset[str]]
+"""Provider, workload, model and methods."""
 
 
 class Pool:
@@ -26,7 +30,7 @@ class Pool:
     Attributes:
         sharded: Whether the store has several shards.
         groups: The groups by (provider, workload, model, methods).
-        states: What is known of each deployment.
+        states: What is known of each deployment. A reload puts another dictionary in its place.
     """
 
     def __init__(
@@ -35,24 +39,13 @@ class Pool:
         upstreams: Mapping[str, Upstream],
         shards: Sharded | None = None,
     ) -> None:
-        shard_of = shards.shard_of if shards is not None and shards.shards > 1 else None
-        self.sharded = shard_of is not None
-        self.groups: dict[tuple[str, str, str, frozenset[str]], Group] = {}
+        self._shard_of = shards.shard_of if shards is not None and shards.shards > 1 else None
+        self.sharded = self._shard_of is not None
+        self.groups: dict[_Kind, Group] = {}
         self.states: dict[Deployment, DeploymentState] = {}
-        self._by_scope: defaultdict[Scope, list[DeploymentState]] = defaultdict(list)
+        self._by_scope: dict[Scope, list[DeploymentState]] = {}
         self._avoided_models: set[tuple[str, str]] = set()
-        make_ring = ShardedRing if self.sharded else ReadyRing
-        for deployment in deployments:
-            name, workload, model = deployment.key.provider, deployment.workload, deployment.model
-            kind = name, workload, model, deployment.methods
-            group = self.groups.get(kind)
-            if group is None:
-                group = Group(upstreams[name], workload, model, make_ring, deployment.methods)
-                self.groups[kind] = group
-            shard = 0 if shard_of is None else shard_of(deployment)
-            state = self.states[deployment] = group.add(deployment, shard)
-            for scope in deployment.scopes:
-                self._by_scope[scope].append(state)
+        self.replace(deployments, upstreams, {}, 0.0)
 
     def __len__(self) -> int:
         return len(self.states)
@@ -60,12 +53,88 @@ class Pool:
     def __iter__(self) -> Iterator[DeploymentState]:
         return iter(self.states.values())
 
-    def note_refusal(self, refusal: Refusal, now: float) -> None:
-        """Note a store's refusal; park the deployment if not even the smallest request fits."""
-        state = self.states[refusal.deployment]
-        state.note(refusal, now)
-        if refusal.wake_at > now:
-            state.group.park(state, refusal.wake_at)
+    def replace(
+        self,
+        deployments: Iterable[Deployment],
+        upstreams: Mapping[str, Upstream],
+        before: Mapping[Deployment, Deployment],
+        now: float,
+    ) -> None:
+        """Hold ``deployments`` from now on, in one step.
+
+        What is known of one that is held already goes on, as does what is known of one that goes on under
+        other terms. One that is gone stays as it is for the requests that use it, in a group of its own.
+
+        Args:
+            deployments: What to hold.
+            upstreams: Their providers by name.
+            before: What those were that go on under other terms: with the same secret and in the same scopes.
+            now: Seconds since the epoch.
+        """
+        groups: dict[_Kind, Group] = {}
+        states: dict[Deployment, DeploymentState] = {}
+        by_scope: defaultdict[Scope, list[DeploymentState]] = defaultdict(list)
+        gone = dict(self.states)
+        for deployment in deployments:
+            group = self._group_of(deployment, groups, upstreams)
+            earlier = before.get(deployment, deployment)
+            state = gone.pop(earlier, None)
+            if state is None:
+                state = group.add(deployment, 0 if self._shard_of is None else self._shard_of(deployment))
+            else:
+                group.states.append(state)
+                if earlier is not deployment:
+                    group.take_over(state, deployment)
+                    if earlier.quotas != deployment.quotas:
+                        _return_quota(state, now)
+            states[deployment] = state
+            for scope in deployment.scopes:
+                by_scope[scope].append(state)
+        for state in gone.values():
+            group = state.group.alone()
+            group.take_over(state, state.deployment)
+            group.rouse(state)  # else a search under way takes it for one that may have quota again
+            group.states.append(state)
+        # Assigned, not changed in place: somebody may be in the midst of reading them.
+        self.groups, self.states, self._by_scope = groups, states, dict(by_scope)
+
+    def _group_of(
+        self, deployment: Deployment, groups: dict[_Kind, Group], upstreams: Mapping[str, Upstream]
+    ) -> Group:
+        """Return the group of a deployment, as yet without those that were in it before."""
+        name, workload, model = deployment.key.provider, deployment.workload, deployment.model
+        kind = name, workload, model, deployment.methods
+        group = groups.get(kind)
+        if group is None:
+            group = self.groups.get(kind)
+            if group is None:
+                make_ring = ShardedRing if self.sharded else ReadyRing
+                group = Group(upstreams[name], workload, model, make_ring, deployment.methods)
+            groups[kind] = group
+            group.states = []
+        return group
+
+    def holds(self, state: DeploymentState) -> bool:
+        """Whether a deployment is in use: not if a reload has taken it away, or given it another secret."""
+        return self.states.get(state.deployment) is state
+
+    def note_refusal(self, refusal: Refusal, now: float) -> DeploymentState | None:
+        """Note a store's refusal; park the deployment if not even the smallest request fits.
+
+        Return the deployment; or None if a reload has changed it since the store was asked.
+        """
+        state = self.states.get(refusal.deployment)
+        if state is not None:
+            state.note(refusal, now)
+            if refusal.wake_at > now:
+                state.group.park(state, refusal.wake_at)
+        return state
+
+    def is_concerned(self, cooldown: Cooldown) -> bool:
+        """Whether a verdict is about what is used: not if it is about a credential that was replaced."""
+        states = self._by_scope.get(cooldown.scope, ())
+        credential = cooldown.credential
+        return not credential or any(is_marked(state.deployment, credential) for state in states)
 
     def cool_down(self, cooldown: Cooldown) -> None:
         """Park every deployment of the scope of ``cooldown`` until it ends."""
@@ -137,9 +206,7 @@ class Pool:
     def return_quota(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
         for state in self._by_scope.get(scope, ()):
-            waits_for_quota = state.refusal is None or state.refusal.cooldown is None
-            if waits_for_quota and state.avoided_until <= now:
-                state.group.rouse(state)
+            _return_quota(state, now)
 
     def rouse_cooled(self, now: float) -> None:
         """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""
@@ -148,3 +215,10 @@ class Pool:
             is_cooled = state.refusal is not None and state.refusal.cooldown is not None
             if state.is_parked and is_cooled and state.avoided_until <= now:
                 state.group.rouse(state)
+
+
+def _return_quota(state: DeploymentState, now: float) -> None:
+    """Make a deployment ready if it waits for quota."""
+    waits_for_quota = state.refusal is None or state.refusal.cooldown is None
+    if waits_for_quota and state.avoided_until <= now:
+        state.group.rouse(state)

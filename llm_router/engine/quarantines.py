@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
@@ -52,8 +53,8 @@ class Quarantines:
         Return whether the deployment is to be asked again.
         """
         cooldown = refusal.cooldown
-        if cooldown is None or not cooldown.credential:
-            return False
+        if cooldown is None or not cooldown.credential or refusal.deployment not in self._pool.states:
+            return False  # of one that a reload has changed meanwhile, the credential is not known
         change = self._change(cooldown, refusal.deployment, now)
         if change is None or change.until > -math.inf:  # the credential is the same
             self._met.add(cooldown.scope)
@@ -68,6 +69,34 @@ class Quarantines:
         if self._reporter is not None and change.until == -math.inf:
             self._reporter.imposed(change, refusal.deployment)
         return True
+
+    async def end_replaced(self, deployments: Iterable[Deployment], now: float) -> None:
+        """End the quarantines of deployments that other credentials than theirs have earned.
+
+        Where the store fails, the first request that meets such a quarantine ends it.
+        """
+        left = list(deployments)
+        try:
+            while left:  # of several that apply to a deployment, a store shows one at a time
+                snapshots = await self._store.snapshot(left)
+                found = {each.cooldown: each.deployment for each in snapshots if each.cooldown is not None}
+                ended = {
+                    cooldown.scope: deployment
+                    for cooldown, deployment in found.items()
+                    if cooldown.credential and not is_marked(deployment, cooldown.credential)
+                }
+                for scope, deployment in ended.items():
+                    await self._lift(scope, deployment, now)
+                left = [each for each in left if not ended.keys().isdisjoint(each.scopes)]
+        except StoreError as error:
+            _log.debug("the quarantines of replaced credentials could not be ended: %s", error)
+
+    async def _lift(self, scope: Scope, deployment: Deployment, now: float) -> None:
+        change = Cooldown.lift(scope)
+        await self._store.cool_down(change)
+        self._pool.rouse(scope, now)
+        if self._reporter is not None:
+            self._reporter.imposed(change, deployment)
 
     def would_reopen(self, cooldown: Cooldown, deployment: Deployment, now: float) -> bool:
         """Return whether a request that meets ``cooldown`` on ``deployment`` now would end it, or try it."""

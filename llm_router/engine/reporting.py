@@ -15,6 +15,7 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.quota import Demand
+from llm_router.domain.reload import ReloadReport
 from llm_router.domain.response import Usage
 from llm_router.engine.argument_check import elements
 from llm_router.engine.extensions import broken_promise, own_error
@@ -30,6 +31,7 @@ from llm_router.observe.base import (
     LimitLearnt,
     Quarantined,
     Refused,
+    Reloaded,
     RouterObserver,
     SendBegan,
     SendEnded,
@@ -258,7 +260,19 @@ class Reporter:
                     LimitLearnt(at=now, deployment=deployment, metric=metric, limit=limit, source=source)
                 )
 
-    # --- the store ------------------------------------------------------------------------------------
+    # --- the configuration and the store --------------------------------------------------------------
+
+    def reloaded(self, report: ReloadReport) -> None:
+        """Report that the configuration was read again."""
+        self.report(
+            Reloaded(
+                at=self._clock.time(),
+                added=report.added,
+                removed=report.removed,
+                changed=tuple(report.changed),
+                settings=report.settings,
+            )
+        )
 
     def store_changed(self, trouble: str | None) -> None:
         """Report that the store fails, or with None that it answers again."""

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Mapping
+from collections.abc import Callable, Collection, Container, Coroutine, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
@@ -169,6 +169,20 @@ class Selector:
         for line in self._lines.values():
             line.notify()
 
+    def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
+        """Go by a pool that has changed: what waits tries again now, and no line is kept for nobody.
+
+        Args:
+            orders: The orders that later requests will have.
+            grace: Seconds of grace of the dispatch gate.
+        """
+        self._gate.grace = grace
+        kept = set(orders)
+        self._lines = {order: line for order, line in self._lines.items() if line.members or order in kept}
+        for order, line in self._lines.items():
+            line.forecast = forecast_for(order)
+        self.look_again()
+
     def close(self) -> None:
         """Grant no further lease; what waits is told so."""
         self._closed = True
@@ -182,6 +196,7 @@ class Selector:
     async def _try(self, send: SendState) -> Lease | Shortage:
         """Ask the shortlist, then every other deployment that may have room."""
         self._check_open()
+        held = self._pool.states
         refused: dict[DeploymentState, Refusal] = {}
         skip: Container[DeploymentState] = ()
         if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
@@ -199,16 +214,18 @@ class Selector:
             lease = await self._reserve(send, candidates, refused)
             if lease is not None:
                 return lease
-        if not is_asked and (cooled := self._cooled_down(send, refused, skip)):
+        again = self._pool.states is not held  # a reload: what was found out is of the past
+        if not is_asked and not again and (cooled := self._cooled_down(send, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
             before = self.quarantines.lifts
             lease = await self._reserve(send, cooled, refused)
             if lease is not None:
                 return lease
-            if self.quarantines.lifts != before:
-                return await self._try(send)
-        if send.overloaded:  # nothing else has room: better an overloaded model than none
+            again = self.quarantines.lifts != before
+        if send.overloaded and not again:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
+            again = True
+        if again:
             return await self._try(send)
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
@@ -248,6 +265,7 @@ class Selector:
         """Pass the gate, and have the store reserve on one of ``candidates``; add refusals to ``refused``."""
         if send.tried:
             candidates = sorted(candidates, key=send.tried.__contains__)
+        held = self._pool.states
         if self._throttle is not None:
             await self._pace(send, self._throttle)
         if not self._gate.try_enter():
@@ -255,7 +273,10 @@ class Selector:
         lease = None
         try:
             self._check_open()
-            lease = await self._ask(send, candidates, refused)
+            if self._pool.states is not held:  # a reload, while this request waited for its turn
+                candidates = list(filter(self._pool.holds, candidates))
+            if candidates:
+                lease = await self._ask(send, candidates, refused)
         finally:
             if lease is None:
                 self._gate.leave()
@@ -301,28 +322,37 @@ class Selector:
         try:
             decision = await self._store.reserve(reservation_id, deployments, demand, send.ttl)
         except asyncio.CancelledError:
-            try:
-                await finish(self._store.release(reservation_id))
-            except StoreError:
-                pass  # the reservation expires by itself; the cancellation goes first
-            else:
-                for state in candidates:
-                    self.quota_returned(state)
+            await self._give_back(reservation_id, candidates)  # before anything else
             raise
         now = self._clock.time()
         if decision.lifts != self.quarantines.lifts:
             self.quarantines.notice_lifts(decision.lifts, now)
         lease = None
         if decision.deployment is not None:
-            state = self._pool.states[decision.deployment]
-            state.observe(decision, now)
+            granted = self._pool.states.get(decision.deployment)
+            if granted is None:  # a reload, while the store was asked
+                granted = candidates[deployments.index(decision.deployment)]
+                if not self._pool.holds(granted):
+                    await self._give_back(reservation_id, [granted])
+                    return None
+            granted.observe(decision, now)
             lease = Lease(
-                self._store, reservation_id, state, demand, self._gate, self.quota_returned, decision.probes
+                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
             lease.is_last = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
+
+    async def _give_back(self, reservation_id: str, candidates: list[DeploymentState]) -> None:
+        """Release what was reserved on one of ``candidates``, but is not to be used any more."""
+        try:
+            await finish(self._store.release(reservation_id))
+        except StoreError:
+            pass  # the reservation expires by itself
+        else:
+            for state in candidates:
+                self.quota_returned(state)
 
     async def _note_refusals(
         self,
@@ -338,8 +368,9 @@ class Selector:
         try:
             for refusal in refusals:
                 if refusal.cooldown is None or not await self.quarantines.reopen(refusal, now):
-                    self._pool.note_refusal(refusal, now)
-                    refused[self._pool.states[refusal.deployment]] = refusal
+                    state = self._pool.note_refusal(refusal, now)
+                    if state is not None:
+                        refused[state] = refusal
         except BaseException:
             if lease is not None:  # not closed: the caller leaves the gate
                 with suppress(StoreError):
@@ -526,13 +557,14 @@ class DispatchGate:
 
     Attributes:
         busy: How many requests are between reservation and network.
+        grace: As above.
     """
 
     def __init__(self, clock: Clock, grace: float) -> None:
         self.busy = 0
         self._clock = clock
         self._time = monotonic(clock)
-        self._grace = grace
+        self.grace = grace
         self._permits = 1
         self._queue: deque[tuple[float, asyncio.Future[None]]] = deque()
         self._timer: Timer | None = None
@@ -571,7 +603,7 @@ class DispatchGate:
 
     async def _wait(self) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._time() + self._grace, turn
+        entry = self._time() + self.grace, turn
         self._queue.append(entry)
         if self._timer is None:
             self._moved = True
@@ -610,4 +642,4 @@ class DispatchGate:
     def _how_many(self, now: float) -> int:
         if self._lag <= _BEAT:
             return PERMITS
-        return 1 if now - self._quiet_since >= self._grace else 0
+        return 1 if now - self._quiet_since >= self.grace else 0

@@ -201,7 +201,7 @@ def retry_at(order: FallbackOrder, now: float, refused: Mapping[DeploymentState,
 
 def available_at(order: FallbackOrder) -> float:
     """Return when the first deployment is ready (seconds since the epoch; the past if one is)."""
-    return min(map(_available_at, order.groups))
+    return min(map(_available_at, order.groups), default=math.inf)
 
 
 def _available_at(group: Group) -> float:

@@ -129,7 +129,8 @@ class Sender:
         """Send until there is an answer, or no further attempt makes sense.
 
         Raises:
-            InvalidRequestError: An argument is wrong, or a provider finds that the request cannot be built.
+            InvalidRequestError: An argument is wrong, a provider finds that the request cannot be built, or
+                a reload took away all that could serve it before an attempt was sent.
             RouterClosedError: The router is closed, or was before an attempt was sent.
             TypeError: There is no such option.
         """
@@ -366,6 +367,8 @@ class Sender:
         send.waited += now - asked
         if isinstance(outcome, Lease):
             return OpenAttempt(self, send, outcome)
+        if not send.order.groups and send.error is None:
+            raise self.orders.lost(send.order)
         at = self.clock.time()
         if self.reporter is not None:
             self.reporter.nothing_has_room(send, outcome.retry_at, at)

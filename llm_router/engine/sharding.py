@@ -60,7 +60,7 @@ class ShardedRing:
         return ring
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class ShardedFallbackOrder(FallbackOrder):
     """A fallback order that keeps the deployments of one shard together."""
 

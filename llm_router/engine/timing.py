@@ -37,7 +37,7 @@ class Deadlines:
 
     Attributes:
         loop: The event loop that it works on; None before the first.
-        on_adopt: Called when it works on another loop from then on.
+        on_adopt: Called on each loop that it begins to work on.
     """
 
     __slots__ = (
@@ -65,7 +65,7 @@ class Deadlines:
         self._process = 0
         self._adopting = threading.Lock()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.on_adopt: Callable[[], None] | None = None
+        self.on_adopt: list[Callable[[], object]] = []
 
     def limit(self, seconds: float, task: asyncio.Task[Any] | None = None) -> TimeLimit:
         """Return a limit of ``seconds`` from the moment its block is entered, by ``task`` if it is known."""
@@ -92,8 +92,8 @@ class Deadlines:
                 )
             self._process, self._due, self._heap, self._exited = process, math.inf, [], 0
             self.loop = loop
-        if self.on_adopt is not None:
-            self.on_adopt()
+        for listener in self.on_adopt:
+            listener()
 
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from itertools import chain
 from typing import Any, cast
 
 import anyio
@@ -13,7 +14,7 @@ from llm_router.domain.request import Request
 from llm_router.engine.breaker import CircuitBreaker
 from llm_router.engine.estimates import TokenCorrection
 from llm_router.engine.extensions import broken_promise, own_error
-from llm_router.errors import ExtensionError, LLMRouterError
+from llm_router.errors import ConfigError, ExtensionError, LLMRouterError
 from llm_router.providers.base import (
     PreparedProvider,
     Provider,
@@ -23,7 +24,7 @@ from llm_router.providers.base import (
     StreamingProvider,
 )
 
-__all__ = ["Preparation", "Upstream"]
+__all__ = ["Preparation", "Upstream", "Upstreams"]
 
 
 @attrs.define(eq=False)
@@ -122,6 +123,50 @@ class Upstream:
         return "stream" if streamed and isinstance(self.provider, StreamingProvider) else "generate"
 
 
+class Upstreams:
+    """The providers of a router, made when a key of theirs is first used, and kept from then on.
+
+    Args:
+        providers: The adapter for all keys, or adapters by the name that keys give as their ``provider``.
+
+    Attributes:
+        known: Those that were made, by name.
+    """
+
+    def __init__(self, providers: Provider | Mapping[str, Provider]) -> None:
+        self._providers = providers
+        self.known: dict[str, Upstream] = {}
+
+    def of(self, deployments: Iterable[Deployment]) -> dict[str, Upstream]:
+        """Return those of deployments by name, in the order of these.
+
+        Raises:
+            ConfigError: One has no adapter.
+        """
+        names = list(dict.fromkeys(deployment.key.provider for deployment in deployments))
+        adapters = self._providers
+        if isinstance(adapters, Mapping) and (missing := set(names) - adapters.keys()):
+            name = min(missing)
+            raise ConfigError(f"no adapter for provider {name!r}: pass provider={{{name!r}: …}}")
+        for name in names:
+            if name not in self.known:
+                adapter = adapters[name] if isinstance(adapters, Mapping) else adapters
+                self.known[name] = Upstream(name, adapter)
+        return {name: self.known[name] for name in names}
+
+    def relaying(self) -> RelayingProvider | None:
+        """Return the adapter that exchanges are relayed to, if possible one that is used; or None."""
+        used = (upstream.provider for upstream in self.known.values())
+        others = self._providers.values() if isinstance(self._providers, Mapping) else ()
+        return next((each for each in chain(used, others) if isinstance(each, RelayingProvider)), None)
+
+    def others_than(self, provider: object) -> frozenset[str]:
+        """Return the names whose adapter is another one, as far as they have one of their own."""
+        if not isinstance(self._providers, Mapping):
+            return frozenset()
+        return frozenset(name for name, each in self._providers.items() if each is not provider)
+
+
 class Preparation:
     """What the providers have to do once, before the first request, because it takes long.
 
@@ -133,10 +178,20 @@ class Preparation:
     """
 
     def __init__(self, providers: Iterable[Provider]) -> None:
-        distinct = {id(provider): provider for provider in providers}.values()
-        self._unprepared = [each for each in distinct if isinstance(each, PreparedProvider)]
+        distinct = {id(provider): provider for provider in providers}
+        self._known = set(distinct)
+        self._unprepared = [each for each in distinct.values() if isinstance(each, PreparedProvider)]
         self._lock = anyio.Lock()
         self.is_due = bool(self._unprepared)
+
+    def add(self, providers: Iterable[Provider]) -> None:
+        """Have what further providers have to do once done before the next request."""
+        for each in providers:
+            if id(each) not in self._known:
+                self._known.add(id(each))
+                if isinstance(each, PreparedProvider):
+                    self._unprepared.append(each)
+                    self.is_due = True
 
     async def run(self) -> None:
         """Run each provider's one-off ``prepare()``; concurrent callers wait for it.
@@ -147,8 +202,9 @@ class Preparation:
         """
         async with self._lock:
             while self._unprepared:
-                await _prepare(self._unprepared[-1])
-                self._unprepared.pop()
+                provider = self._unprepared[-1]
+                await _prepare(provider)
+                self._unprepared.remove(provider)
             self.is_due = False
 
 

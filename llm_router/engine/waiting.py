@@ -64,9 +64,10 @@ class WaitingLine:
         clock: Where time comes from.
         deadlines: Limits the waits.
         weights: Of the tenants that are to get more or less than others, whose weight is 1.
-        forecast: Says when there can be room at the earliest; None if that is not certain.
+        forecast: See the attribute.
 
     Attributes:
+        forecast: Says when there can be room at the earliest; None if that is not certain.
         members: How many requests wait.
         shortage: What the last try found.
     """
@@ -85,15 +86,15 @@ class WaitingLine:
         self._monotonic = monotonic(clock)
         self._deadlines = deadlines
         self._queue = FairQueue(weights)
-        self._forecast = forecast
+        self.forecast = forecast
         self._uncounted = 0  # how many members take no quota
         self._alarm: asyncio.Event | None = None
         self._turns = Turns()
 
     def notify(self) -> None:
         """Wake the head of the line: quota came back early."""
-        if self._forecast is not None:
-            self._forecast.forget()
+        if self.forecast is not None:
+            self.forecast.forget()
         self._ring()
 
     def _ring(self) -> None:
@@ -130,14 +131,14 @@ class WaitingLine:
     def _too_late(self, ticket: Ticket, deadline: float) -> Shortage | None:
         """Return a shortage if those ahead will take all that can come back before the deadline."""
         ahead = self._queue.ahead(ticket)
-        if self._forecast is None or ahead <= _FEW or self._uncounted or not ticket.counts:
+        if self.forecast is None or ahead <= _FEW or self._uncounted or not ticket.counts:
             return None
         now = self._monotonic()
         first = now + (self.shortage.retry_at - self._clock.time())
         leaving = max(ahead // _LEAVING, _FEW)
-        if self._forecast.earliest(ahead - leaving, now, first) <= deadline:
+        if self.forecast.earliest(ahead - leaving, now, first) <= deadline:
             return None
-        at = self._forecast.earliest(ahead, now, first)
+        at = self.forecast.earliest(ahead, now, first)
         return Shortage(self._clock.time() + (at - now), self.shortage.refusals, ahead)
 
     async def _in_turn(
@@ -171,8 +172,8 @@ class WaitingLine:
             asked = self._monotonic()
             outcome = await attempt()
             if not isinstance(outcome, Shortage):
-                if self._forecast is not None and ticket.counts:
-                    self._forecast.note(asked)
+                if self.forecast is not None and ticket.counts:
+                    self.forecast.note(asked)
                 self._turns.granted(self._clock.time(), is_due=is_due)
                 return outcome
             self.shortage = outcome

@@ -390,12 +390,14 @@ class Reloaded(Event):
         added: The ids of the deployments that are new.
         removed: The ids of those that are gone.
         changed: The ids of those that have changed.
+        settings: The names of the other settings that have changed.
     """
 
     name: ClassVar[str] = "reloaded"
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
 
 
 class _FieldNames(dict[type[Event], tuple[str, ...]]):

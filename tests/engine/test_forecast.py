@@ -144,3 +144,21 @@ async def test_who_is_told_is_told_exactly_when(
         assert not last.done()
         await clock.advance(1.0)
         assert last.result().success
+
+
+async def test_a_reload_changes_what_a_line_expects(
+    pools: Pools, make_router: Callable[..., Router], clock: ManualClock
+) -> None:
+    """With a key more, a request that could not be served in time waits; with fewer, it is told so."""
+    first, second = pools.one(rpm=2), pools.one(rpm=60)
+    async with make_router([first]) as router:
+        assert all([(await router.send("x")).success for _ in range(2)])
+        waiting = [asyncio.create_task(router.send("x", max_wait=300)) for _ in range(8)]
+        await clock.advance(1)
+        assert isinstance((await router.send("x", max_wait=70)).error, QuotaExhaustedError)
+        await router.reload([first, second])
+        await clock.advance(1)
+        assert all(task.done() and task.result().success for task in waiting)
+        assert (await router.send("x", max_wait=70)).success
+        await router.reload([first])
+        assert not (await router.send("x", max_wait=1)).success

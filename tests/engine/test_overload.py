@@ -107,3 +107,26 @@ async def test_the_first_answer_ends_it_for_all(pools: Pools, clock: ManualClock
             for router in ours:
                 assert (await router.send("x")).success
         assert {call.key_id for call in provider.calls} == {each.key.key_id for each in deployments}
+
+
+async def test_a_reload_in_an_outage(pools: Pools, clock: ManualClock) -> None:
+    """A deployment that waits for its turn may go away; the others end the outage."""
+    provider, deployments = _Model(clock=clock), pools.many(4, rpm=1_000)
+    async with Router(deployments, provider=provider, clock=clock) as router:
+        sends = []
+        for _ in range(20):
+            sends.append(asyncio.create_task(router.send("x")))
+            await clock.advance(1)
+        await router.reload(deployments[2:])
+        for _ in range(20):
+            sends.append(asyncio.create_task(router.send("x")))
+            await clock.advance(1)
+        provider.is_out = False
+        for _ in range(20):
+            sends.append(asyncio.create_task(router.send("x")))
+            await clock.advance(1)
+        assert (await asyncio.gather(*sends))[-1].success
+        provider.calls.clear()
+        for _ in range(10):
+            assert (await router.send("x")).success
+        assert {call.key_id for call in provider.calls} == {each.key.key_id for each in deployments[2:]}
