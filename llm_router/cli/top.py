@@ -70,7 +70,7 @@ def top(
     """Watch keys and quotas live, over all processes that share the store.
 
     Keys: q quit, p pause, s sort, r reverse, / filter, arrows scroll. Not on a terminal, or with --once, one
-    frame is printed. What waits in line, only each process knows of itself: its health check says.
+    frame is printed.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort must be one of {', '.join(SORTS)}, not {sort!r}")

@@ -120,6 +120,8 @@ async def test_what_does_not_fit_is_scrolled(pools: Pools, clock: ManualClock) -
     assert "gemini-key-02" in lines[3]
     assert lines[-3] == "… 2 more, 2 of them above"
     assert text_of(frame(report, clock.time(), 20, 4, View(skipped=99)))
+    report.health["line"] = {"requests": 12, "interactive": 3, "batch": 9, "tenants": {"acme\x1b": 9}}
+    assert "waiting 12: 3 interactive, 9 batch, acme 9" in text_of(frame(report, 0.0, 80))
     report.health["problems"].append("store: gone \x1b[31m" + "x" * 200)
     assert max(map(len, text_of(frame(report, clock.time(), 60, 10)))) == 60
 
