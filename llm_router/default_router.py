@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from llm_router.errors import RouterLoopError
 from llm_router.router import Router
 from llm_router.stores.failover import LOCAL_SHARE, FailoverStore
 from llm_router.stores.memory import MemoryStore
-from llm_router.stores.urls import default_store_url, open_store
+from llm_router.stores.urls import default_store_url, file_problem, open_store
 
 if TYPE_CHECKING:
     from llm_router.config import Settings
 
 __all__ = ["get_key_manager", "get_request_router"]
+
+_log = logging.getLogger("llm_router")
 
 
 def get_request_router() -> Router:
@@ -28,7 +31,7 @@ def get_request_router() -> Router:
     ``LLM_ROUTER_KEYS`` names another keys file. Without ``LLM_ROUTER_STORE`` and ``REDIS_URL`` the state is
     kept in an SQLite file in the user's state directory, so that daily counts survive a restart and the
     programs of one machine share their quotas. Conversations, and which project a file belongs to, are kept
-    beside it.
+    beside it, or in memory if that file cannot be written.
 
     Each event loop has its own router; all of a process share the quotas and the conversations. So where
     threads run loops of their own, call this in each. Without a running loop it returns a router for the loop
@@ -126,10 +129,20 @@ class _Defaults:
         # The store of a dropped router has its connections, and knows what was spent while it failed.
         store = self._idle.pop() if self._idle else self._open(url, in_memory=in_memory)
         router = _DefaultRouter.from_settings(
-            self._settings, store=store, records=url, histories=self._histories if in_memory else url
+            self._settings,
+            store=store,
+            records=url,
+            histories=self._histories if in_memory or self._warns_of_file(url) else url,
         )
         router.opened = store
         return router
+
+    def _warns_of_file(self, url: str) -> bool:
+        """Return whether the file of an SQLite store cannot be used, as in a container that is read-only."""
+        problem = file_problem(url)
+        if problem is not None and not self._routers:
+            _log.warning("conversations are kept in the memory of this process: %s", problem)
+        return problem is not None
 
     def _open(self, url: str, *, in_memory: bool) -> _Store:
         if in_memory:

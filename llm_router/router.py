@@ -163,7 +163,8 @@ class Router:
             beside it), or None for where ``store`` is, if that is a URL, or else the memory of this process.
         totals: Whether what each key does is counted, by day, for statuses.
         cache: Where answers are kept, to be given again to the same request: a :class:`~llm_router.Cache`, or
-            a URL as for ``store`` (for an hour, at most 64 MiB); None for nowhere. See :meth:`send`.
+            a URL as for ``store`` (for an hour, at most 64 MiB); None for nowhere. Whoever sends the same
+            request gets the same answer, whatever the ``metadata``. See :meth:`send`.
         history_tokens: Tokens of history sent along, per workload; ``""`` is for conversations without one.
         observers: What is given an event for each thing that happens; see :mod:`llm_router.observe`. The
             caller closes them, if they need it.

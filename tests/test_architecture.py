@@ -28,10 +28,12 @@ FLOORS = {
     "conversations": 4,
     "router": 5,
     "default_router": 6,
+    "bridge": 6,
     "cli": 7,
     "emulator": 7,
     "gateway": 7,
     "genai": 7,
+    "sync": 7,
     "testing": 7,
 }
 

@@ -318,7 +318,7 @@ def test_a_router_held_over_several_runs(defaults: Path) -> None:
 
 
 def test_conversations_are_shared(defaults: Path, other: OtherLoop, third: OtherLoop) -> None:
-    """What one loop heard, another remembers, also after the first was closed."""
+    """What one loop heard, another remembers, also after the first was closed, and after a restart."""
 
     async def say(words: Any) -> Response:
         return await get_request_router().send_chat(conv_id="c", prompt=words)
@@ -333,6 +333,35 @@ def test_conversations_are_shared(defaults: Path, other: OtherLoop, third: Other
     other.close()
     assert third.run(history()) == 4
     third.run(closed_default())
+    assert asyncio.run(history()) == 4
+    asyncio.run(closed_default())
+
+
+def test_conversations_without_a_file(
+    defaults: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, other: OtherLoop
+) -> None:
+    """Where nothing can be written, they are kept in memory, for all loops, with a warning."""
+    monkeypatch.delenv("LLM_ROUTER_STORE")
+    url = f"sqlite:///{defaults}/keys.json/state.sqlite3"
+    monkeypatch.setattr("llm_router.default_router.default_store_url", lambda: url)
+
+    async def say(words: str) -> int:
+        router = get_request_router()
+        assert (await router.send_chat(conv_id="c", prompt=words)).success
+        return len(await router.conversation("c").history())
+
+    async def say_and_close() -> int:
+        try:
+            return await say("two")
+        finally:
+            await closed_default()
+
+    assert other.run(say("one")) == 2
+    assert asyncio.run(say_and_close()) == 4
+    other.run(closed_default())
+    warnings = [each.getMessage() for each in caplog.records if each.getMessage().startswith("conv")]
+    assert len(warnings) == 1
+    assert "is not a directory" in warnings[0]
 
 
 def test_after_closing_the_configuration_is_read_again(defaults: Path, other: OtherLoop) -> None:

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 SCRIPTS = {
     "quickstart": "heavy → gemini-3.8-flash",
+    "blocking": "key-1 has 6 requests left this minute",
     "three_agents": "debugger (gemini-pro-latest",
     "custom_strategy": "paid, paid",
     "custom_store": "refused only-key",

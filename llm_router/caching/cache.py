@@ -165,6 +165,7 @@ class AnswerCache:
 
     async def aclose(self) -> None:
         """Finish keeping what is being kept. The record store is left open."""
+        self._adopt(asyncio.get_running_loop())
         if self._keeping:
             await asyncio.wait(self._keeping)
         await self._try(self._flush)

@@ -10,6 +10,7 @@ from collections.abc import Generator
 
 import attrs
 
+from llm_router.bridge import Home
 from llm_router.domain.exchange import Exchange, Head
 from llm_router.domain.options import RelayOptions
 from llm_router.engine.relaying import Relay
@@ -22,7 +23,6 @@ from llm_router.errors import (
 )
 from llm_router.gemini_http.answers import answer_for
 from llm_router.gemini_http.wishes import trace_headers
-from llm_router.genai.bridge import Home
 
 __all__ = ["AsyncPassage", "Begun", "BlockingPassage", "Call"]
 

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 from google import genai
 
+from llm_router.bridge import Bridge
 from llm_router.domain.exchange import Exchange
 from llm_router.domain.options import RelayOptions
 from llm_router.errors import DeadlineExceededError, InvalidRequestError, LLMRouterError, SendError
 from llm_router.gemini_http.answers import answer_for
 from llm_router.gemini_http.resources import with_origin
 from llm_router.gemini_http.wishes import read_wishes
-from llm_router.genai.bridge import Bridge
 from llm_router.genai.passage import AsyncPassage, Begun, BlockingPassage, Call
 
 __all__ = ["http_clients", "http_library"]

@@ -231,7 +231,7 @@ def pairs_of(amounts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
 
 def added(text: bytes, amounts: Mapping[str, int]) -> bytes:
     """Return the text of counts after adding to them."""
-    counts = {field: int(number) for field, number in _PAIR.findall(text.decode())}
+    counts = {field: int(number) for field, number in _PAIR.findall(text.decode(errors="replace"))}
     for field, amount in pairs_of(amounts):
         counts[field] = max(-HIGHEST, min(counts.get(field, 0) + amount, HIGHEST))
     return "".join(f"{field}={number};" for field, number in counts.items()).encode()
@@ -239,4 +239,5 @@ def added(text: bytes, amounts: Mapping[str, int]) -> bytes:
 
 def counts_in(text: bytes) -> dict[str, int]:
     """Return the counts in their text."""
-    return {unquote(field): int(number) for field, number in _PAIR.findall(text.decode())}
+    pairs = _PAIR.findall(text.decode(errors="replace"))
+    return {unquote(field): int(number) for field, number in pairs}

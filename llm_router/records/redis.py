@@ -10,6 +10,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import attrs
 from redis.exceptions import RedisError
 
 from llm_router.domain.calendar import microseconds, seconds
@@ -63,7 +64,8 @@ class RedisRecords:
     server refuses) and :class:`~llm_router.errors.StoreCorruptError` (the keys hold something else).
 
     Args:
-        url_or_client: As for :class:`~llm_router.stores.redis.RedisStore`; a client is not closed.
+        url_or_client: As for :class:`~llm_router.stores.redis.RedisStore`; a client, which
+            must return bytes, is not closed.
         namespace: Separates several routers on one server; part of every key.
         bounds: The bounds of each space; those of :class:`Bounds` for others.
         clock: The source of time; by default the server's clock, which all processes share.
@@ -82,7 +84,7 @@ class RedisRecords:
         clock: Clock | None = None,
         timeout: float = 2.0,
     ) -> None:
-        self._target = read_url(url_or_client) if isinstance(url_or_client, str) else url_or_client
+        self._target = _in_bytes(read_url(url_or_client)) if isinstance(url_or_client, str) else url_or_client
         self._address = self._target.name if isinstance(self._target, Address) else address_of(url_or_client)
         self._namespace = namespace
         self._bounds = BoundsOf(bounds)
@@ -118,7 +120,7 @@ class RedisRecords:
         """Return the names of records; see :class:`RecordStore`."""
         place = self._bounds.records(space)
         found = await self._run(place, "find", prefix_of(prefix), limit_of(limit), "")
-        return [name.decode() for name in found]
+        return [_text(name) for name in found]
 
     async def add(
         self, space: str, name: str, amounts: Mapping[str, int], *, ttl: float
@@ -138,7 +140,7 @@ class RedisRecords:
         """Return counts; see :class:`RecordStore`."""
         place = self._bounds.counts(space)
         found = await self._run(place, "find", prefix_of(prefix), limit_of(limit), "data")
-        return {name.decode(): counts_in(text) for name, text in zip(found[::2], found[1::2], strict=True)}
+        return {_text(name): counts_in(text) for name, text in zip(found[::2], found[1::2], strict=True)}
 
     async def aclose(self) -> None:
         """Wait for the calls under way in this event loop and close its connections. May be called twice."""
@@ -233,6 +235,17 @@ class _Line:
                     await self._client.aclose()
             except (OSError, TimeoutError, RedisError):
                 pass  # the connection is closed in any case
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+def _in_bytes(address: Address) -> Address:
+    """Return an address whose client returns bytes: what is kept is not always text."""
+    url, _, query = address.url.partition("?")
+    options = [each for each in query.split("&") if each and not each.startswith("decode_responses=")]
+    return attrs.evolve(address, url=f"{url}?{'&'.join(options)}" if options else url)
 
 
 @cache

@@ -113,12 +113,18 @@ class RecordFile:
         """Return the names that begin with ``prefix`` and their data, the last put first."""
         with self._reading() as connection:
             rows = connection.execute(f"SELECT name, data {_FOUND}", (space, now, len(prefix), prefix, limit))
-            return rows.fetchall()
+            found: list[tuple[str, bytes]] = rows.fetchall()
+        if not all(isinstance(name, str) and isinstance(data, bytes) for name, data in found):
+            raise self._damaged()
+        return found
 
     def close(self) -> None:
         """Close the file; the next call opens it again."""
         with self._lock:
             self._disconnect()
+
+    def _damaged(self) -> StoreError:
+        return explain(Undecodable("a record is not bytes"), self._path)
 
     # --- the connection ---
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_router import Deployment, Key, MemoryHistory, Reply, Router, Secret
+from llm_router import Deployment, HistoryStore, Key, MemoryHistory, Reply, Router, Secret, StoredHistory
 from llm_router.conversations import Turn
 from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.providers.gemini import GeminiProvider
+from llm_router.records import MemoryRecords
 from llm_router.testing import FakeProvider
 
 MakeRouter = Callable[..., Router]
@@ -62,10 +63,10 @@ class Wire:
         router: Router,
         emulator: GeminiEmulator,
         bodies: list[dict[str, Any]],
-        histories: MemoryHistory | None = None,
+        histories: HistoryStore | None = None,
     ) -> None:
         self.router = router
-        self.histories = MemoryHistory() if histories is None else histories
+        self.histories: HistoryStore = MemoryHistory() if histories is None else histories
         self._emulator = emulator
         self.bodies = bodies
 
@@ -104,7 +105,9 @@ class Wire:
         return [content["parts"] for content in self.bodies[-1]["contents"]]
 
 
-@pytest.fixture(params=[pytest.param("aiohttp", marks=pytest.mark.slow), "httpx"])
+@pytest.fixture(
+    params=[*(pytest.param(each, marks=pytest.mark.slow) for each in ("aiohttp", "stored")), "httpx"]
+)
 async def wire(request: pytest.FixtureRequest) -> AsyncGenerator[Wire]:
     bodies: list[dict[str, Any]] = []
 
@@ -113,8 +116,9 @@ async def wire(request: pytest.FixtureRequest) -> AsyncGenerator[Wire]:
         return f"Hello from {model}."
 
     async with GeminiEmulator(responder=respond) as emulator:
-        provider = GeminiProvider(base_url=emulator.url, http_backend=request.param)
-        histories = MemoryHistory()
+        is_stored = request.param == "stored"
+        provider = GeminiProvider(base_url=emulator.url, http_backend="httpx" if is_stored else request.param)
+        histories = StoredHistory(MemoryRecords()) if is_stored else MemoryHistory()
         async with Router(deployments(), provider=provider, histories=histories) as router:
             yield Wire(router, emulator, bodies, histories)
         await provider.aclose()

@@ -25,7 +25,7 @@ PROMPT: Any = {"model": "flash", "contents": "one two three four"}
 
 
 def _threads() -> list[threading.Thread]:
-    return [each for each in threading.enumerate() if each.name == "llm_router.genai"]
+    return [each for each in threading.enumerate() if each.name == "llm_router"]
 
 
 @pytest.fixture

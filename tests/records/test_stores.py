@@ -82,6 +82,18 @@ async def test_foreign_files_stay_as_they_are(tmp_path: Path) -> None:
         await store.put("space", "name", b"x", ttl=60)
     with closing(sqlite3.connect(newer)) as connection:
         connection.execute("PRAGMA user_version = 99")
+    async with aclosing(SQLiteRecords(tmp_path / "odd.db")) as store:
+        await store.put("space", "name", b"x", ttl=60)
+        await store.add("space", "name", {"x": 1}, ttl=60)
+        with closing(sqlite3.connect(tmp_path / "odd.db", isolation_level=None)) as connection:
+            connection.execute("UPDATE records SET data = 5")
+        for call in (
+            store.get("space", "name"),
+            store.counts("space"),
+            store.add("space", "name", {"x": 1}, ttl=1),
+        ):
+            with pytest.raises(StoreCorruptError, match="damaged"):
+                await call
     for path, message in ((text, "damaged"), (other, "another application"), (newer, "newer version")):
         before = path.read_bytes()
         async with aclosing(SQLiteRecords(path)) as store:
@@ -170,12 +182,16 @@ async def test_a_forked_child_opens_the_file_for_itself(tmp_path: Path) -> None:
 
 def test_the_servers_own_clock(redis_server: RedisServer) -> None:
     """Without a clock the server's counts; keys end by themselves; each loop has its own connections."""
-    store = RedisRecords(redis_server.url)
+    store = RedisRecords(f"{redis_server.url}?decode_responses=True&socket_keepalive=True")
+    asyncio.run(store.put("bytes", "name", b"\xff", ttl=60))
+    found = asyncio.run(store.get("bytes", "name"))
+    assert found is not None
+    assert found.data == b"\xff"
     for number in range(2):
         asyncio.run(_put(store, number))
     with redis_server.client() as client:
         now = int(client.time()[0])
-        [record] = [client.zrange(key, 0, 0, withscores=True) for key in client.keys("*:ends")]
+        [record] = [client.zrange(key, 0, 0, withscores=True) for key in client.keys("*:space}:ends")]
         assert now + 50 < record[0][1] / 1e6 < now + 61
         assert all(0 < client.pttl(key) <= 62_000 for key in client.keys("*"))
         assert len(client.client_list()) == 1

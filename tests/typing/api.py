@@ -12,6 +12,8 @@ from typing import Any, assert_type
 
 from llm_router import (
     Attempt,
+    Cache,
+    CacheSavings,
     Candidate,
     Chunk,
     Conversation,
@@ -54,6 +56,7 @@ from llm_router import (
 )
 from llm_router.conversations import Turn
 from llm_router.observe import AttemptEnded, Event, PrometheusObserver
+from llm_router.records import MemoryRecords
 from llm_router.stores import Decision, DeploymentSnapshot, Taking
 from llm_router.testing import Call, FakeProvider, ManualClock
 
@@ -168,6 +171,8 @@ def make_routers() -> None:
     assert_type(router.keys, KeyManager)
     assert_type(open_store("redis://localhost"), RateLimitStore)
     Router(deployments(), store="sqlite:///state.db", provider=FakeProvider())
+    Router(deployments(), histories="redis://localhost", records=MemoryRecords(), cache=Cache("memory://"))
+    Router(deployments(), cache=5)  # type: ignore[arg-type]
     Router(deployments(), store=MemoryStore(), max_retrys=1)  # type: ignore[call-arg]
     Router(deployments(), on_store_failure="close")  # type: ignore[arg-type]
     Router(deployments(), store=MyStrategy())  # type: ignore[arg-type]
@@ -200,7 +205,12 @@ async def send(router: Router) -> None:
     await router.send("Hello", workloads="heavy")  # type: ignore[call-arg]
     await router.send("Hello", fallback="perhaps")  # type: ignore[arg-type]
 
+    await router.send("Hello", cache="always")
+    await router.send("Hello", cache="never")  # type: ignore[arg-type]
+
     assert_type(response.success, bool)
+    assert_type(response.cached, bool)
+    assert_type(await router.cache_savings(), CacheSavings)
     assert_type(response.text, str)
     assert_type(response.answer, str)
     assert_type(response.model, str | None)

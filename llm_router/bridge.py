@@ -1,4 +1,4 @@
-"""The event loop that a client's router works on, for callers on every thread and every loop."""
+"""The event loop that a router works on, for callers on every thread and every loop."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ RouterSource = Router | Callable[[], Router]
 """A router, or what makes one."""
 
 _JOIN = 10.0
-"""Most seconds to wait for the thread when a client is closed."""
+"""Most seconds to wait for the thread when a bridge is closed."""
 
-_NOT_BY_ITSELF = "a synchronous call here would block the event loop that has to answer it: use client.aio"
+_NOT_BY_ITSELF = "a synchronous call here would block the event loop that has to answer it"
 
 
 class Home:
@@ -71,7 +71,7 @@ class _Thread(threading.Thread):
     """A daemon thread with an event loop of its own, which a router works on until :meth:`stop`."""
 
     def __init__(self, router: Router, *, closes: bool) -> None:
-        super().__init__(name="llm_router.genai", daemon=True)
+        super().__init__(name="llm_router", daemon=True)
         self._router = router
         self._closes = closes
         self._ready = threading.Event()
@@ -117,10 +117,14 @@ class Bridge:
     Args:
         source: A router, which stays the caller's; or what makes one, which the bridge closes. Only with the
             latter can a forked child go on: it makes its own.
+        face: What the caller knows it as, for errors,
+        other: and what is to be used on an event loop instead.
     """
 
-    def __init__(self, source: RouterSource) -> None:
+    def __init__(self, source: RouterSource, face: str = "client", other: str = "client.aio") -> None:
         self._source = source
+        self._face = face
+        self._other = other
         self._owns = not isinstance(source, Router)
         self._closed = False
         self._is_child = False
@@ -142,11 +146,16 @@ class Bridge:
         """The router."""
         return self._router
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._closed
+
     def home(self) -> Home:
         """Return the loop to go to.
 
         Raises:
-            RouterClosedError: The client is closed.
+            RouterClosedError: The bridge is closed.
             RouterLoopError: The router works on a loop that is open but does not run, or on one of the
                 process that this one was forked from.
         """
@@ -166,12 +175,12 @@ class Bridge:
         """
         home = self.home()
         if asyncio._get_running_loop() is home.loop:  # noqa: SLF001 - get_running_loop() raises for most
-            raise RouterLoopError(_NOT_BY_ITSELF)
+            raise RouterLoopError(f"{_NOT_BY_ITSELF}: use {self._other}")
         return home
 
     def _find_home(self) -> Home:
         if self._closed:
-            raise RouterClosedError("this client is closed: make a new one")
+            raise RouterClosedError(f"this {self._face} is closed: make a new one")
         if self._is_child:
             self._replace_router()
         loop = self._router.loop
@@ -193,8 +202,8 @@ class Bridge:
         """Make a router of this process's own."""
         if not self._owns and self._router.loop is not None:
             raise RouterLoopError(
-                "this client came by a fork, and its router is the parent's: make both in the child, "
-                "or use Client.from_config"
+                f"this {self._face} came by a fork, and its router is the parent's: make both in the child, "
+                "or use from_config"
             )
         self._router = self._make()
         self._is_child = False
