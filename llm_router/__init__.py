@@ -25,7 +25,15 @@ from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.domain.secret import Secret
-from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, Health, KeyStatus, LimitStatus
+from llm_router.domain.status import (
+    DayTotals,
+    FactStatus,
+    FailureStatus,
+    Health,
+    KeyStatus,
+    LimitStatus,
+    LineStatus,
+)
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.relaying import Relay
 from llm_router.engine.streaming import Stream
@@ -116,6 +124,7 @@ __all__ = [
     "LLMRouterError",
     "LeastLoaded",
     "LimitStatus",
+    "LineStatus",
     "MemoryHistory",
     "MemoryStore",
     "Metric",

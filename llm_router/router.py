@@ -48,6 +48,7 @@ from llm_router.engine.facts import FACT_BOUNDS, FACTS, SharedFacts
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
+from llm_router.engine.lines import LINE_BOUNDS, LINES, SharedLines
 from llm_router.engine.pacing import Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import (
@@ -76,6 +77,7 @@ from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedErro
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider, QueriedProvider
 from llm_router.records.base import Bounds, RecordStore
+from llm_router.records.memory import MemoryRecords
 from llm_router.records.urls import OpenedRecords
 from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
@@ -97,6 +99,7 @@ _BOUNDS = {
     CALLERS: OWNER_BOUNDS,
     TOTALS: TOTALS_BOUNDS,
     FACTS: FACT_BOUNDS,
+    LINES: LINE_BOUNDS,
 }
 """How much may be kept in the record stores that a router opens."""
 
@@ -279,9 +282,8 @@ class Router:
         policy = RetryPolicy(max_retries, real(base_backoff))
         judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         facts = SharedFacts(judge.learner.suspicions, self.records, clock)
-        self._totals = Totals(self.records, clock, facts.publish) if totals else None
-        if self._totals is not None:
-            deadlines.on_adopt.append(self._totals.enter_loop)
+        lines = SharedLines(selector.queued, self.records)
+        self._totals = _totals(facts, lines, deadlines, selector) if totals else None
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -312,6 +314,7 @@ class Router:
             judge.failures,
             facts,
             self._totals,
+            lines,
         )
         """Reports the statuses of the keys."""
         self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
@@ -945,6 +948,21 @@ def _opened_histories(
     if histories is None or histories == "memory://":
         return MemoryHistory(clock=clock)
     return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
+
+
+def _totals(facts: SharedFacts, lines: SharedLines, deadlines: Deadlines, selector: Selector) -> Totals:
+    """Return what counts what each key does, and tells other processes what there is to know here."""
+    records = facts.records
+
+    async def tell(counted: Iterable[Deployment]) -> None:
+        await facts.publish(counted)
+        await lines.publish()
+
+    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy)
+    deadlines.on_adopt.append(totals.enter_loop)
+    if not isinstance(records, MemoryRecords):  # of which no other process would hear
+        selector.queued.on_enter = totals.wake
+    return totals
 
 
 def _watch(store: RateLimitStore, reporter: Reporter | None) -> Callable[[], None]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llm_router.cli.options import KEYS, Keys, Store
-from llm_router.cli.output import is_terminal, say
+from llm_router.cli.output import FAILED, is_terminal, say
 from llm_router.cli.routers import open_router
 from llm_router.cli.top_frame import Line, frame
 from llm_router.cli.top_rates import Rates, rates_between
@@ -70,7 +70,7 @@ def top(
     """Watch keys and quotas live, over all processes that share the store.
 
     Keys: q quit, p pause, s sort, r reverse, / filter, arrows scroll. Not on a terminal, or with --once, one
-    frame is printed. What waits in line, only each process knows of itself: its health check says.
+    frame is printed; the exit code is 1 if the store does not answer.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort must be one of {', '.join(SORTS)}, not {sort!r}")
@@ -80,7 +80,10 @@ def top(
     async def run() -> None:
         async with open_router(settings, store) as router:
             if once or not is_terminal():
-                _print(await router.keys.report(), view)
+                report = await router.keys.report()
+                _print(report, view)
+                if not report.health["store_ok"]:
+                    raise typer.Exit(FAILED)
             else:
                 await _Screen(router, view, interval).run()
 

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from llm_router.cli.output import printable
 from llm_router.cli.top_rates import Rates
 from llm_router.cli.top_view import View, chosen, share_of
-from llm_router.cli.words import ago, amount, fraction, health_words, moment, state_of, today_words
+from llm_router.cli.words import (
+    ago,
+    amount,
+    fraction,
+    health_words,
+    line_words,
+    moment,
+    state_of,
+    today_words,
+)
 from llm_router.domain.status import KeyStatus, LimitStatus
 from llm_router.engine.overview import Report
 
@@ -116,6 +125,8 @@ def _head(
             line = ""
         line += f"{'; ' if line and words else ''}{words}"
     yield _line(line)
+    if waiting := line_words(health["line"]):
+        yield _line(waiting, "yellow")
 
 
 def _last_minute(rows: Iterable[KeyStatus]) -> str:

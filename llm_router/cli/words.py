@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from llm_router.cli.output import printable
-from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus, LimitStatus
+from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus, LimitStatus, LineStatus
 
 __all__ = [
     "ago",
@@ -14,6 +14,7 @@ __all__ = [
     "fraction",
     "health_words",
     "learnt_words",
+    "line_words",
     "moment",
     "state_of",
     "today_words",
@@ -117,6 +118,16 @@ def health_words(health: Health, now: float | None = None) -> str:
             return f"not healthy: the store is lost{goes_on}"
         case _:
             return f"not healthy{_until(health, now)}"
+
+
+def line_words(line: LineStatus) -> str:
+    """Say how many requests wait in all processes, how urgently and for whom; "" if none does."""
+    if not line["requests"]:
+        return ""
+    words = f"waiting {amount(line['requests'])}"
+    parts = [f"{amount(line[kind])} {kind}" for kind in ("interactive", "batch") if line[kind]]
+    parts += [f"{printable(tenant)} {amount(number)}" for tenant, number in line["tenants"].items()]
+    return f"{words}: {', '.join(parts)}"
 
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:

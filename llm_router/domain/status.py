@@ -14,6 +14,7 @@ __all__ = [
     "KeyState",
     "KeyStatus",
     "LimitStatus",
+    "LineStatus",
     "without_deprecated",
 ]
 
@@ -176,6 +177,19 @@ class KeyStatus(TypedDict):
     tpd_usage: str
 
 
+class LineStatus(TypedDict):
+    """How many requests wait for quota, in all processes that share the records of a router.
+
+    Other processes tell it every five seconds while requests wait in them.
+    """
+
+    requests: int
+    interactive: int
+    batch: int
+    tenants: dict[str, int]
+    """How many of them for each tenant that is named; the twenty with the most."""
+
+
 class Health(TypedDict):
     """The health of a router."""
 
@@ -200,7 +214,9 @@ class Health(TypedDict):
     """Active keys of which every deployment is spent or cooling down, and at least one is spent."""
     deployments: int
     waiting: int
-    """Requests that wait for capacity."""
+    """Requests that wait for capacity in this process."""
+    line: LineStatus
+    """Those of all processes."""
     store: str
     store_ok: bool
     """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""

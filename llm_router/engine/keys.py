@@ -16,6 +16,7 @@ from llm_router.domain.numbers import shown, whole
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.failures import FailureLog
+from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
@@ -56,6 +57,7 @@ class KeyManager:
         failures: The last failures of each key.
         facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
+        lines: What waits in all processes; None if nobody looks.
     """
 
     pool: Pool
@@ -68,6 +70,7 @@ class KeyManager:
     failures: FailureLog = attrs.field(factory=FailureLog)
     facts: SharedFacts | None = None
     totals: Totals | None = None
+    lines: SharedLines | None = None
     _overview: Overview = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -81,6 +84,7 @@ class KeyManager:
             self.failures,
             self.facts,
             self.totals,
+            self.lines,
         )
         self._overview = overview
 

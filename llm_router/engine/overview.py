@@ -10,9 +10,10 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus
+from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus, LineStatus
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.failures import FailureLog
+from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Selector
@@ -57,6 +58,7 @@ class Overview:
         failures: The last failures of each key.
         facts: What refusals suggest, to this process or another one; None if nobody looks.
         totals: What each key did by day; None if it is not counted.
+        lines: What waits in all processes; None if nobody looks.
     """
 
     pool: Pool
@@ -68,6 +70,7 @@ class Overview:
     failures: FailureLog
     facts: SharedFacts | None
     totals: Totals | None
+    lines: SharedLines | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
     @property
@@ -122,6 +125,7 @@ class Overview:
             spent=unusable["spent"],
             deployments=len(self.pool),
             waiting=self.selector.waiting,
+            line=await self._line(store_ok=store_ok),
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
@@ -165,6 +169,13 @@ class Overview:
             )
             for snapshot in snapshots
         ]
+
+    async def _line(self, *, store_ok: bool) -> LineStatus:
+        if self.lines is not None and store_ok:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    return await self.lines.known()
+        return line_of([self.selector.queued.counts])
 
     async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
         """Return what the records have: totals and facts; nothing while the store beside them fails."""

@@ -20,6 +20,7 @@ from llm_router.domain.quota import TOKEN_METRICS, Demand
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.lines import Queued
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.quarantines import Quarantines
@@ -72,6 +73,7 @@ class Selector:
     Attributes:
         quarantines: The quarantines that this process meets.
         pacer: As given.
+        queued: The requests that wait.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Selector:
         self._tenant_weights = tenant_weights
         self.pacer = pacer
         self._lines: dict[FallbackOrder, WaitingLine] = {}
+        self.queued = Queued()
         self.quarantines = Quarantines(store, pool, reporter)
         self._closed = False
 
@@ -141,7 +144,7 @@ class Selector:
                 line.shortage = outcome
         ticket = _ticket(send)
         wanting = _UNPACED if self.pacer is None else self.pacer.waiting(send.order.workload)
-        with wanting, waiting(self._reporter, send, "quota"):
+        with wanting, waiting(self._reporter, send, "quota"), self.queued.counted(ticket):
             return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
 
     def _open_line(self, order: FallbackOrder, shortage: Shortage) -> WaitingLine:

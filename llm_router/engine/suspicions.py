@@ -105,7 +105,8 @@ class Suspicions:
             keys = sorted({each.key_id for each in others if each.project in together})
             words = (
                 f"refused together with {', '.join(keys)} in {len(minutes)} minutes of the last hour, below "
-                f'the limit: probably one project; give these keys one "project" in keys.json'
+                f"the limit: probably one project, which `llm-router keys test --projects` proves; then give "
+                f'these keys one "project" in keys.json'
             )
             return [FactStatus(kind="shared_project", at=last.at, words=words, keys=keys)]
         words = (

@@ -86,6 +86,7 @@ class Totals:
         records: Where the totals are kept.
         clock: Where time comes from.
         also: What else is done in the background, given the deployments that were counted.
+        is_busy: Whether there is more of that to do.
     """
 
     def __init__(
@@ -93,10 +94,12 @@ class Totals:
         records: RecordStore,
         clock: Clock,
         also: Callable[[Iterable[Deployment]], Awaitable[None]] | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._records = records
         self._clock = clock
         self._also = also
+        self._is_busy = is_busy
         self._tallies: dict[Deployment, Tally] = {}
         self._day = ""  # of the tallies
         self._waiting: dict[tuple[str, str], int] = {}  # what is to be added, by name and field
@@ -143,7 +146,7 @@ class Totals:
             self._timer.cancel()
             self._timer = None
         self._task = self._lock = None
-        if self._tallies or self._waiting:
+        if self._has_work():
             self._wait(_FLUSH)
 
     def _wait(self, most: float) -> None:
@@ -159,13 +162,21 @@ class Totals:
 
     async def _run(self) -> None:
         is_done = await self.flush()
-        if self._timer is None and (self._tallies or self._waiting):
+        if self._timer is None and self._has_work():
             self._wait(_FLUSH if is_done else _RETRY)
+
+    def _has_work(self) -> bool:
+        return bool(self._tallies or self._waiting) or self._is_busy()
+
+    def wake(self) -> None:
+        """See to it that something is done in the background within five seconds."""
+        if self._timer is None:
+            self._wait(_FLUSH)
 
     async def flush(self) -> bool:
         """Add what was counted to the records now; return whether all of it is there."""
         counted = self._collect()
-        if self._also is not None and counted:
+        if self._also is not None:
             await self._also(counted)
         if self._lock is None:
             self._lock = asyncio.Lock()
@@ -211,7 +222,7 @@ class Totals:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._tallies or self._waiting:
+        if self._has_work():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSING):
                     await self.flush()

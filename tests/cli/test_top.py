@@ -27,6 +27,7 @@ from llm_router.cli.top_view import SORTS, View, press
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.status import Health
 from llm_router.engine.overview import Report
+from llm_router.errors import StoreUnavailableError
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -120,6 +121,8 @@ async def test_what_does_not_fit_is_scrolled(pools: Pools, clock: ManualClock) -
     assert "gemini-key-02" in lines[3]
     assert lines[-3] == "… 2 more, 2 of them above"
     assert text_of(frame(report, clock.time(), 20, 4, View(skipped=99)))
+    report.health["line"] = {"requests": 12, "interactive": 3, "batch": 9, "tenants": {"acme\x1b": 9}}
+    assert "waiting 12: 3 interactive, 9 batch, acme 9" in text_of(frame(report, 0.0, 80))
     report.health["problems"].append("store: gone \x1b[31m" + "x" * 200)
     assert max(map(len, text_of(frame(report, clock.time(), 60, 10)))) == 60
 
@@ -178,7 +181,9 @@ def test_what_a_terminal_sends_becomes_keys() -> None:
 
 
 @pytest.mark.slow
-def test_one_frame_is_printed_into_a_pipe(run: Callable[..., Result]) -> None:
+def test_one_frame_is_printed_into_a_pipe(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without escape codes, and without the keys to press."""
     for options in ((), ("--once", "--filter", "heavy", "--sort", "use")):
         result = run("top", *options)
@@ -187,6 +192,15 @@ def test_one_frame_is_printed_into_a_pipe(run: Callable[..., Result]) -> None:
         assert ("key-light" in result.stdout) == (not options)
         assert "q quit" not in result.stdout
     assert run("top", "--sort", "colour").exit_code == 2
+
+    async def snapshot(*_: Any) -> None:
+        raise StoreUnavailableError("the store is away")
+
+    monkeypatch.setattr(MemoryStore, "snapshot", snapshot)
+    result = run("top", "--store", "memory://")
+    assert result.exit_code == 1
+    assert "not healthy: the store is lost" in result.stdout
+    assert "the store is away" in result.stdout
 
 
 class Looks:
