@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -149,11 +150,24 @@ def _gateway(plan: _Plan) -> Gateway:
     """Make what a process serves."""
     from llm_router.gateway import Gateway  # noqa: PLC0415 - only for this
     from llm_router.gateway.callers import Callers  # noqa: PLC0415
+    from llm_router.gateway.metrics import Metrics  # noqa: PLC0415
 
     settings = _demo_settings(plan.keys) if plan.demo else load_settings(plan.keys)
-    router = Router.from_settings(
-        settings, store=plan.store, base_url=plan.base_url, on_store_failure="closed"
-    )
+    worker = multiprocessing.current_process().name if plan.workers > 1 else None
+    metrics = Metrics(worker)
     file = plan.token_file
     callers = None if file is None else Callers(TokenFile(file), workers=plan.workers)
-    return Gateway(router, callers=callers, max_wait=plan.max_wait, trusts_proxy=plan.trusts_proxy)
+    router = Router.from_settings(
+        settings,
+        store=plan.store,
+        base_url=plan.base_url,
+        on_store_failure="closed",
+        observers=metrics.observers,
+    )
+    return Gateway(
+        router,
+        callers=callers,
+        max_wait=plan.max_wait,
+        trusts_proxy=plan.trusts_proxy,
+        metrics=metrics,
+    )

@@ -46,6 +46,7 @@ class Grant:
         workloads: The workloads that it may use; none for all.
         models: The models that it may use; none for all.
         tenant: The tenant that its requests are reported for; None for the one that a header names.
+        admin: Whether it opens the gateway's page and its metrics, too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Grant:
     workloads: tuple[str, ...] = attrs.field(default=(), converter=_names)
     models: tuple[str, ...] = attrs.field(default=(), converter=_names)
     tenant: str | None = None
+    admin: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -62,6 +64,8 @@ class Grant:
             raise ValueError(f"rpm must be a whole number from 1 to {_MOST_RPM:,}")
         if self.tenant is not None and not isinstance(self.tenant, str):
             raise ValueError("tenant must be a word")
+        if type(self.admin) is not bool:
+            raise ValueError("admin must be true or false")
         if not isinstance(self.digest, str) or not re.fullmatch(r"[0-9a-f]{64}", self.digest):
             raise ValueError("a digest is 64 hexadecimal digits")
 
