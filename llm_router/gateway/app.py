@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
@@ -14,6 +13,7 @@ import attrs
 from llm_router.domain.exchange import Head
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import READ_ONLY, Answer, RefusedError
+from llm_router.gateway.page import Page
 from llm_router.gateway.requests import GoneError, Incoming, check_local
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from llm_router.domain.exchange import Exchange, Headers
     from llm_router.domain.options import RelayOptions
     from llm_router.engine.relaying import Relay
+    from llm_router.gateway.activity import Activity
     from llm_router.gateway.callers import Caller, Callers
     from llm_router.gateway.metrics import Metrics
     from llm_router.router import Router
@@ -56,6 +57,7 @@ class Gateway:
         trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
         metrics: What ``/metrics`` says to an admin token; its observers must be the router's. None for no
             such path.
+        activity: What the page at ``/`` shows of the calls; it must observe the router. None for no page.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class Gateway:
         max_wait: float = 60.0,
         trusts_proxy: bool = False,
         metrics: Metrics | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self.router = router
         self.callers = callers
         self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
         self.metrics = metrics
+        self.page = None if activity is None else Page(router.keys, activity, callers)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve a request, as ASGI servers ask for it."""
@@ -107,6 +111,9 @@ class Gateway:
         if exchange.path == "/metrics" and self.metrics is not None:
             await self._measure(self.metrics, incoming, answer)
             return
+        if self.page is not None and self.page.has(exchange.path):
+            await self.page.serve(incoming, answer)
+            return
         caller = None
         if self.callers is not None:
             caller = await self.callers.identify(exchange, incoming.credentials, incoming.address)
@@ -115,7 +122,7 @@ class Gateway:
         if caller is not None:
             await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)
-        await _while_there(incoming.receive, self._relay(relay, exchange, answer, incoming.origin, caller))
+        await incoming.while_there(self._relay(relay, exchange, answer, incoming.origin, caller))
 
     async def _relay(
         self, relay: Relay, exchange: Exchange, answer: Answer, own: str, caller: Caller | None
@@ -188,31 +195,6 @@ def _abort(scope: Mapping[str, Any]) -> None:
     abort = scope.get("state", {}).get("abort")
     if abort is not None:
         abort()
-
-
-async def _while_there(receive: Receive, work: Any) -> None:
-    """Do the work of a request, unless its client goes away meanwhile.
-
-    Raises:
-        GoneError: It did.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise GoneError
-        working.result()
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _client_timeouts(headers: Headers) -> list[float]:

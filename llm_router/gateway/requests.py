@@ -15,7 +15,7 @@ from llm_router.gemini_http.credentials import AUTHORIZATION, read_credentials
 from llm_router.gemini_http.routes import KEY_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from llm_router.domain.exchange import Headers
 
@@ -130,6 +130,35 @@ class Incoming:
                 raise RefusedError(_TOO_LARGE)
             if not message.get("more_body", False):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def at_exit(self, call: Callable[[], object]) -> None:
+        """Have a call made when the server is told to stop, if it says so."""
+        at_exit = self.scope.get("state", {}).get("at_exit")
+        if at_exit is not None:
+            at_exit(call)
+
+    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of a request, unless its client goes away meanwhile.
+
+        Raises:
+            GoneError: It did.
+        """
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise GoneError
+            working.result()
+        finally:
+            leaving.cancel()
+            if not working.done():
+                working.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
 
 def _read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:

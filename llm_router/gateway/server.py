@@ -42,10 +42,12 @@ class _BoundedProtocol(H11Protocol):
     """HTTP that does not wait long for the head of a request."""
 
     _late: asyncio.TimerHandle | None = None
+    _leave: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}  # each request gets a copy
+        # Each request gets a copy.
+        self.app_state = {**self.app_state, "abort": transport.abort, "at_exit": self._at_exit}
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +60,14 @@ class _BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._leave is not None:
+            self._leave()
+
+    def _at_exit(self, call: Callable[[], object]) -> None:
+        self._leave = call
 
     def _await_head(self) -> None:
         self._late = self.loop.call_later(_HEAD_SECONDS, self._expire)

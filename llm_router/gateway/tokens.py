@@ -27,6 +27,7 @@ TOKEN_PREFIX = "llmr_"  # noqa: S105 - no token, but what all begin with
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BYTES = 32
 _MOST_RPM = 1_000_000
+_SEALS = b"sessions of the page"
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -95,6 +96,11 @@ class Tokens:
         """Return what is kept of a token."""
         value = token.encode("utf-8", "surrogatepass")
         return hmac.digest(bytes.fromhex(self.key.reveal()), value, hashlib.sha256).hex()
+
+    def seal(self, text: str) -> str:
+        """Return a signature of a text, for which only this installation has the key; no token has such."""
+        key = hmac.digest(bytes.fromhex(self.key.reveal()), _SEALS, hashlib.sha256)
+        return hmac.digest(key, text.encode(), hashlib.sha256).hex()
 
 
 class TokenFile:

@@ -35,8 +35,10 @@ def test_serves_until_sigterm(start: Callable[..., subprocess.Popen[str]], optio
         assert b"echo: hello" in answer.read()
     with urllib.request.urlopen(url + "/metrics", timeout=20) as answer:
         assert (b'worker="' in answer.read()) == ("--workers" in options)
-    child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=20)
+    with urllib.request.urlopen(url + "/page/events", timeout=20) as viewed:
+        assert viewed.readline().startswith(b"data: ")
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=20)  # who looks at the page does not hold it up
     assert child.returncode == 0
     assert "AIza" not in out + err
     assert "Traceback" not in err
