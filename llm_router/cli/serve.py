@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -118,9 +119,19 @@ def _serve(plan: _Plan, host: str, port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
         if plan.token_file is None:
             complain("The gateway has no tokens: every program of this machine may use it.")
-        say(f"The gateway listens on http://{shown}:{listener.getsockname()[1]}; press Ctrl-C to end it.")
+        url = f"http://{shown}:{listener.getsockname()[1]}"
+        say(f"The gateway listens on {url}; press Ctrl-C to end it.")
+        say(f"Its page is {url}/{_who_may_see(plan)}")
         if run(partial(_gateway, plan), listener, plan.workers):
             fail("a process of the gateway could not start", FAILED)
+
+
+def _who_may_see(plan: _Plan) -> str:
+    if plan.token_file is None:
+        return ""
+    if any(grant.admin for grant in TokenFile(plan.token_file).read().grants):
+        return "; sign in with an admin token."
+    return "; for a token that opens it: llm-router tokens add NAME --admin"
 
 
 def _plan(keys: Path, store: str | None, max_wait: float) -> _Plan:
@@ -148,14 +159,29 @@ def _demo_settings(path: Path) -> Settings:
 def _gateway(plan: _Plan) -> Gateway:
     """Make what a process serves."""
     from llm_router.gateway import Gateway  # noqa: PLC0415 - only for this
+    from llm_router.gateway.activity import Activity  # noqa: PLC0415
     from llm_router.gateway.callers import Callers  # noqa: PLC0415
+    from llm_router.gateway.metrics import Metrics  # noqa: PLC0415
 
     settings = _demo_settings(plan.keys) if plan.demo else load_settings(plan.keys)
-    router = Router.from_settings(
-        settings, store=plan.store, base_url=plan.base_url, on_store_failure="closed"
-    )
+    worker = multiprocessing.current_process().name if plan.workers > 1 else None
+    metrics, activity = Metrics(worker), Activity(worker)
     file = plan.token_file
+    router = Router.from_settings(
+        settings,
+        store=plan.store,
+        base_url=plan.base_url,
+        on_store_failure="closed",
+        observers=(*metrics.observers, activity),
+    )
     callers = None
     if file is not None:
         callers = Callers(TokenFile(file), workers=plan.workers, records=router.records)
-    return Gateway(router, callers=callers, max_wait=plan.max_wait, trusts_proxy=plan.trusts_proxy)
+    return Gateway(
+        router,
+        callers=callers,
+        max_wait=plan.max_wait,
+        trusts_proxy=plan.trusts_proxy,
+        metrics=metrics,
+        activity=activity,
+    )

@@ -45,6 +45,9 @@ def add(
     tenant: Annotated[
         str | None, typer.Option("--tenant", help="The tenant that its requests are reported for.")
     ] = None,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It opens the gateway's page and /metrics, too.")
+    ] = False,
     token_file: TokenFileOption = None,
 ) -> None:
     """Make a token, and print it: it is shown only now.
@@ -52,7 +55,8 @@ def add(
     Without limits it may use whatever the gateway serves.
     """
     file = TokenFile(token_file or default_token_file())
-    say(file.add(name, rpm=rpm, workloads=workload or (), models=model or (), tenant=tenant))
+    allowed = {"rpm": rpm, "workloads": workload or (), "models": model or (), "tenant": tenant}
+    say(file.add(name, **allowed, admin=admin))
     complain("It is shown only now: what is kept does not tell it.")
 
 
@@ -67,10 +71,11 @@ def show(*, token_file: TokenFileOption = None) -> None:
             ", ".join(grant.workloads) or "all",
             ", ".join(grant.models) or "all",
             grant.tenant or "",
+            "yes" if grant.admin else "",
         )
         for grant in grants
     ]
-    show_table(("name", "rpm", "workloads", "models", "tenant"), rows)
+    show_table(("name", "rpm", "workloads", "models", "tenant", "admin"), rows)
 
 
 @tokens.command()

@@ -6,14 +6,17 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from llm_router.gemini_http.answers import protocol_of, write_answer
+from llm_router.gemini_http.api_errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llm_router.domain.exchange import Exchange, Head
-    from llm_router.gemini_http.api_errors import ApiError
 
-__all__ = ["Answer", "RefusedError"]
+__all__ = ["READ_ONLY", "Answer", "RefusedError"]
+
+READ_ONLY = ApiError(405, "INVALID_ARGUMENT", "This can only be read: GET it.")
+"""The refusal of what would change something that cannot be changed."""
 
 _IDLE = 60.0
 """Seconds that a client may take to read a piece of an answer."""

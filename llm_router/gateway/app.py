@@ -14,18 +14,11 @@ import attrs
 from llm_router.domain.exchange import Head
 from llm_router.domain.status import without_deprecated
 from llm_router.errors import LLMRouterError
-from llm_router.gateway.answers import Answer, RefusedError
-from llm_router.gateway.requests import (
-    GoneError,
-    check_local,
-    client_address,
-    origin,
-    read_body,
-    read_exchange,
-)
+from llm_router.gateway.answers import READ_ONLY, Answer, RefusedError
+from llm_router.gateway.page import Page
+from llm_router.gateway.requests import GoneError, Incoming, check_local
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
-from llm_router.gemini_http.credentials import read_credentials
 from llm_router.gemini_http.framing import JSON_TYPE, dump
 from llm_router.gemini_http.resources import with_origin
 from llm_router.gemini_http.wishes import read_wishes, trace_headers
@@ -36,7 +29,9 @@ if TYPE_CHECKING:
     from llm_router.domain.exchange import Exchange, Headers
     from llm_router.domain.options import RelayOptions
     from llm_router.engine.relaying import Relay
+    from llm_router.gateway.activity import Activity
     from llm_router.gateway.callers import Caller, Callers
+    from llm_router.gateway.metrics import Metrics
     from llm_router.router import Router
 
     Receive = Callable[[], Awaitable[Any]]
@@ -65,6 +60,9 @@ class Gateway:
         max_wait: Most seconds that a call waits for quota; a client's own timeout, and its header
             ``x-llm-router-max-wait``, may say less.
         trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
+        metrics: What ``/metrics`` says to an admin token; its observers must be the router's. None for no
+            such path.
+        activity: What the page at ``/`` shows of the calls; it must observe the router. None for no page.
     """
 
     def __init__(
@@ -74,11 +72,15 @@ class Gateway:
         callers: Callers | None = None,
         max_wait: float = 60.0,
         trusts_proxy: bool = False,
+        metrics: Metrics | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self.router = router
         self.callers = callers
         self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
+        self.metrics = metrics
+        self.page = None if activity is None else Page(router.keys, activity, callers)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         """Serve a request, as ASGI servers ask for it."""
@@ -89,10 +91,10 @@ class Gateway:
             await send({"type": "websocket.close", "code": 1008})
             return
         answer = Answer(send)
-        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-        exchange = read_exchange(scope, headers)
+        incoming = Incoming.of(scope, receive, trusts_proxy=self.trusts_proxy)
+        exchange = incoming.exchange
         try:
-            await self._serve(scope, headers, exchange, receive, answer)
+            await self._serve(incoming, answer)
         except GoneError:
             pass
         except TimeoutError:
@@ -104,25 +106,28 @@ class Gateway:
                 _abort(scope)  # there, a connection that is closed is a whole answer
             # Else to return without an end makes the server close the connection in the middle of a piece.
 
-    async def _serve(
-        self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange, receive: Receive, answer: Answer
-    ) -> None:
+    async def _serve(self, incoming: Incoming, answer: Answer) -> None:
+        exchange = incoming.exchange
         if exchange.path in {"/healthz", "/readyz"}:
-            await self._report(exchange, answer, show_keys=await self._may_see(scope, headers, exchange))
+            await self._report(exchange, answer, show_keys=await self._may_see(incoming))
+            return
+        if self.callers is None:
+            check_local(incoming.headers)
+        if exchange.path == "/metrics" and self.metrics is not None:
+            await self._measure(self.metrics, incoming, answer)
+            return
+        if self.page is not None and self.page.has(exchange.path):
+            await self.page.serve(incoming, answer)
             return
         caller = None
-        if self.callers is None:
-            check_local(headers)
-        else:
-            address = client_address(scope, headers, trusts_proxy=self.trusts_proxy)
-            caller = await self.callers.identify(exchange, scope["headers"], address)
-        options = self._options(headers)
-        exchange = attrs.evolve(exchange, body=await read_body(headers, receive))
+        if self.callers is not None:
+            caller = await self.callers.identify(exchange, incoming.credentials, incoming.address)
+        options = self._options(incoming.headers)
+        exchange = attrs.evolve(exchange, body=await incoming.body())
         if caller is not None:
             await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)
-        own = origin(scope, headers, trusts_proxy=self.trusts_proxy)
-        await _while_there(receive, self._relay(relay, exchange, answer, own, caller))
+        await incoming.while_there(self._relay(relay, exchange, answer, incoming.origin, caller))
 
     async def _relay(
         self, relay: Relay, exchange: Exchange, answer: Answer, own: str, caller: Caller | None
@@ -174,18 +179,26 @@ class Gateway:
             return {"state": health["state"], "usable_in_seconds": health["usable_in_seconds"]}
         return {"state": health["state"], "health": health, "keys": [*map(without_deprecated, report.keys)]}
 
-    async def _may_see(self, scope: Mapping[str, Any], headers: Headers, exchange: Exchange) -> bool:
+    async def _may_see(self, incoming: Incoming) -> bool:
         """Return whether a client may see the keys: one of this machine, or with a token for all."""
         try:
             if self.callers is None:
-                check_local(headers)
+                check_local(incoming.headers)
                 return True
-            if not read_credentials(scope["headers"], exchange.query):
+            if not incoming.credentials:
                 return False  # a probe, and no wrong token
-            address = client_address(scope, headers, trusts_proxy=self.trusts_proxy)
-            return (await self.callers.identify(exchange, scope["headers"], address)).is_free
+            caller = await self.callers.identify(incoming.exchange, incoming.credentials, incoming.address)
         except RefusedError:
             return False
+        return caller.is_free
+
+    async def _measure(self, metrics: Metrics, incoming: Incoming, answer: Answer) -> None:
+        if self.callers is not None:
+            self.callers.administrator(incoming.credentials, incoming.address)
+        if incoming.exchange.verb not in {"GET", "HEAD"}:
+            raise RefusedError(READ_ONLY)
+        found = await metrics.read(self.router.keys, incoming.header("accept"))
+        await self._tell(answer, incoming.exchange, *found)
 
     async def _tell(self, answer: Answer, exchange: Exchange, head: Head, body: bytes) -> None:
         if not answer.is_begun:
@@ -214,31 +227,6 @@ def _abort(scope: Mapping[str, Any]) -> None:
     abort = scope.get("state", {}).get("abort")
     if abort is not None:
         abort()
-
-
-async def _while_there(receive: Receive, work: Any) -> None:
-    """Do the work of a request, unless its client goes away meanwhile.
-
-    Raises:
-        GoneError: It did.
-    """
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_gone(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise GoneError
-        working.result()
-    finally:
-        leaving.cancel()
-        if not working.done():
-            working.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _client_timeouts(headers: Headers) -> list[float]:

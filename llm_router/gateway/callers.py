@@ -16,7 +16,6 @@ from llm_router.gateway.answers import RefusedError
 from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
-from llm_router.gemini_http.credentials import read_credentials
 from llm_router.gemini_http.framing import dump
 from llm_router.gemini_http.resources import upload_name
 from llm_router.gemini_http.targets import Operation, Target, parse_target
@@ -24,12 +23,12 @@ from llm_router.records.memory import MemoryRecords
 from llm_router.records.naming import digest_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from llm_router.domain.deployment import Deployment
     from llm_router.domain.exchange import Exchange, Head
     from llm_router.domain.options import RelayOptions
-    from llm_router.gateway.tokens import Grant, TokenFile
+    from llm_router.gateway.tokens import Grant, TokenFile, Tokens
     from llm_router.records.base import RecordStore
 
 __all__ = ["Caller", "Callers"]
@@ -61,6 +60,11 @@ _UNAVAILABLE = ApiError(
     int(HTTPStatus.SERVICE_UNAVAILABLE),
     "UNAVAILABLE",
     "This gateway cannot find out now whose that is: try again in a moment.",
+)
+_NO_ADMIN = ApiError(
+    int(HTTPStatus.FORBIDDEN),
+    "PERMISSION_DENIED",
+    "This token opens neither the page nor the metrics: make one with `llm-router tokens add NAME --admin`.",
 )
 
 
@@ -185,29 +189,52 @@ class Callers:
         self._look_again = self._clock.time() + _RELOAD
         self._wrong: OrderedDict[str, deque[float]] = OrderedDict()
 
-    async def identify(
-        self, exchange: Exchange, raw_headers: Iterable[tuple[bytes, bytes]], address: str
-    ) -> Caller:
+    async def identify(self, exchange: Exchange, given: Sequence[str], address: str) -> Caller:
         """Return who calls.
+
+        Args:
+            exchange: What is asked for.
+            given: The tokens that come with it.
+            address: Where it comes from.
 
         Raises:
             RefusedError: The token is wrong, or there is none.
         """
-        self._reload()
+        tokens = self.tokens
         target = parse_target(exchange.verb, exchange.path, openai=exchange.openai)
-        given = [each.value for each in read_credentials(raw_headers, exchange.query) if each.value]
         for value in given:
-            grant = self._tokens.find(value)
+            grant = tokens.find(value)
             if grant is not None:
                 return Caller(self, grant, target)
         # The pieces of an upload come without a key: its id is as good as one.
         if not given and target is not None:
             for name in upload_name(target.operation, exchange.query):
                 owner = await self.owner(name)
-                for grant in self._tokens.grants:
+                for grant in tokens.grants:
                     if grant.owner == owner:
                         return Caller(self, grant, target)
         raise self._refusal(_network(address))
+
+    def administrator(self, given: Iterable[str], address: str) -> Grant:
+        """Return what the admin token among these words allows.
+
+        Raises:
+            RefusedError: There is no token among them, or the first one is no admin's.
+        """
+        tokens = self.tokens
+        for value in given:
+            grant = tokens.find(value)
+            if grant is not None and grant.admin:
+                return grant
+            if grant is not None:
+                raise RefusedError(_NO_ADMIN)
+        raise self._refusal(_network(address))
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens as the file has them now."""
+        self._reload()
+        return self._tokens
 
     async def count(self, grant: Grant) -> None:
         """Count a request against the limit of a token.

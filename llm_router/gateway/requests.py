@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
+
+import attrs
 
 from llm_router.domain.exchange import Exchange
 from llm_router.gateway.answers import RefusedError
 from llm_router.gemini_http.api_errors import ApiError
-from llm_router.gemini_http.credentials import AUTHORIZATION
+from llm_router.gemini_http.credentials import AUTHORIZATION, read_credentials
 from llm_router.gemini_http.routes import KEY_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from llm_router.domain.exchange import Headers
 
-__all__ = ["MAX_BODY", "GoneError", "check_local", "client_address", "origin", "read_body", "read_exchange"]
+__all__ = ["MAX_BODY", "GoneError", "Incoming", "check_local"]
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of the largest body."""
@@ -43,36 +45,123 @@ class GoneError(Exception):
     """The client is gone."""
 
 
-async def read_body(headers: Headers, receive: Callable[[], Awaitable[Any]]) -> bytes:
-    """Return the body of a request.
+@attrs.frozen(kw_only=True, eq=False)
+class Incoming:
+    """A request of a client, whose body was not read yet.
 
-    Raises:
-        RefusedError: It is too large, or comes too slowly.
-        GoneError: The client went away.
+    Attributes:
+        scope: The request as ASGI has it.
+        headers: Its headers, with those that have credentials.
+        exchange: What it asks for, without its body and its credentials.
+        trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
     """
-    stated = next((value for name, value in headers if name == "content-length"), "0")
-    if not stated.isdecimal() or len(stated) > len(str(MAX_BODY)) or int(stated) > MAX_BODY:
-        raise RefusedError(_TOO_LARGE)
-    pieces: list[bytes] = []
-    size = 0
-    while True:
-        try:
-            async with asyncio.timeout(_IDLE):
-                message = await receive()
-        except TimeoutError:
-            raise RefusedError(_TOO_SLOW) from None
-        if message["type"] == "http.disconnect":
-            raise GoneError
-        pieces.append(message.get("body", b""))
-        size += len(pieces[-1])
-        if size > MAX_BODY:
+
+    scope: Mapping[str, Any] = attrs.field(repr=False)
+    headers: Headers = attrs.field(repr=False)
+    exchange: Exchange
+    receive: Callable[[], Awaitable[Any]] = attrs.field(repr=False)
+    trusts_proxy: bool = False
+
+    @classmethod
+    def of(
+        cls, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Any]], *, trusts_proxy: bool = False
+    ) -> Self:
+        """Return the request of a scope."""
+        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        exchange = _read_exchange(scope, headers)
+        return cls(
+            scope=scope, headers=headers, exchange=exchange, receive=receive, trusts_proxy=trusts_proxy
+        )
+
+    def header(self, name: str) -> str:
+        """Return the value of a header, or nothing if it is missing or comes twice."""
+        found = [value for each, value in self.headers if each == name]
+        return found[0] if len(found) == 1 else ""
+
+    @property
+    def credentials(self) -> list[str]:
+        """The tokens that it has, wherever SDKs send their key."""
+        found = read_credentials(self.scope["headers"], self.exchange.query)
+        return [each.value for each in found if each.value]
+
+    @property
+    def origin(self) -> str:
+        """Scheme and host of the gateway as the client sees them."""
+        found = dict(self.headers)
+        scheme, host = self.scope["scheme"], found.get("host", "")
+        if self.trusts_proxy:
+            scheme = found.get("x-forwarded-proto", scheme).partition(",")[0].strip()
+            host = found.get("x-forwarded-host", host).partition(",")[0].strip()
+        return f"{scheme}://{host}"
+
+    @property
+    def address(self) -> str:
+        """The address of the client; behind a proxy that is trusted, the one that the proxy saw."""
+        if self.trusts_proxy:
+            seen = dict(self.headers).get("x-forwarded-for", "").rpartition(",")[2].strip()
+            if seen:
+                return seen
+        client = self.scope.get("client")
+        return client[0] if client else ""
+
+    async def body(self, most: int = MAX_BODY) -> bytes:
+        """Return the body, of at most so many bytes.
+
+        Raises:
+            RefusedError: It is too large, or comes too slowly.
+            GoneError: The client went away.
+        """
+        stated = next((value for name, value in self.headers if name == "content-length"), "0")
+        if not stated.isdecimal() or len(stated) > len(str(MAX_BODY)) or int(stated) > most:
             raise RefusedError(_TOO_LARGE)
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(_IDLE):
+                    message = await self.receive()
+            except TimeoutError:
+                raise RefusedError(_TOO_SLOW) from None
+            if message["type"] == "http.disconnect":
+                raise GoneError
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > most:
+                raise RefusedError(_TOO_LARGE)
+            if not message.get("more_body", False):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def at_exit(self, call: Callable[[], object]) -> None:
+        """Have a call made when the server is told to stop, if it says so."""
+        at_exit = self.scope.get("state", {}).get("at_exit")
+        if at_exit is not None:
+            at_exit(call)
+
+    async def while_there(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work of a request, unless its client goes away meanwhile.
+
+        Raises:
+            GoneError: It did.
+        """
+        working = asyncio.ensure_future(work)
+        leaving = asyncio.ensure_future(self._gone())
+        try:
+            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise GoneError
+            working.result()
+        finally:
+            leaving.cancel()
+            if not working.done():
+                working.cancel()
+            await asyncio.gather(working, leaving, return_exceptions=True)
+
+    async def _gone(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
 
 
-def read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:
-    """Return the exchange that a request asks for, without its body and its credentials."""
+def _read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:
     path = scope["raw_path"].decode("latin-1")
     names = {name for name, _ in headers}
     # Gemini's API has a v1 as well, but its clients send their key in a header of its own.
@@ -80,26 +169,6 @@ def read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:
     kept = tuple(pair for pair in headers if pair[0] not in _CREDENTIALS)
     query = scope["query_string"].decode("latin-1")
     return Exchange(verb=scope["method"], path=path, query=query, headers=kept, openai=openai)
-
-
-def origin(scope: Mapping[str, Any], headers: Headers, *, trusts_proxy: bool = False) -> str:
-    """Return scheme and host of the gateway as the client sees them."""
-    found = dict(headers)
-    scheme, host = scope["scheme"], found.get("host", "")
-    if trusts_proxy:
-        scheme = found.get("x-forwarded-proto", scheme).partition(",")[0].strip()
-        host = found.get("x-forwarded-host", host).partition(",")[0].strip()
-    return f"{scheme}://{host}"
-
-
-def client_address(scope: Mapping[str, Any], headers: Headers, *, trusts_proxy: bool = False) -> str:
-    """Return the address of the client; behind a proxy that is trusted, the one that the proxy saw."""
-    if trusts_proxy:
-        seen = dict(headers).get("x-forwarded-for", "").rpartition(",")[2].strip()
-        if seen:
-            return seen
-    client = scope.get("client")
-    return client[0] if client else ""
 
 
 def check_local(headers: Headers) -> None:

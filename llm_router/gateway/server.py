@@ -42,10 +42,12 @@ class _BoundedProtocol(H11Protocol):
     """HTTP that does not wait long for the head of a request."""
 
     _late: asyncio.TimerHandle | None = None
+    _leave: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}  # each request gets a copy
+        # Each request gets a copy.
+        self.app_state = {**self.app_state, "abort": transport.abort, "at_exit": self._at_exit}
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -58,6 +60,14 @@ class _BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self._leave is not None:
+            self._leave()
+
+    def _at_exit(self, call: Callable[[], object]) -> None:
+        self._leave = call
 
     def _await_head(self) -> None:
         self._late = self.loop.call_later(_HEAD_SECONDS, self._expire)
@@ -117,7 +127,8 @@ def run(make: Callable[[], Any], listener: socket.socket, workers: int = 1) -> i
     Args:
         make: Makes the application, in each process; it can be pickled.
         listener: Where to listen.
-        workers: How many processes serve. One that dies is replaced, unless it could not even start.
+        workers: How many processes serve, each by the name of its place, such as "1 of 3". One that dies is
+            replaced, unless it could not even start.
 
     Returns:
         The exit code: 0, or 1 if the processes could not be kept alive.
@@ -150,15 +161,16 @@ def _work_for_parent(make: Callable[[], Any], listener: socket.socket) -> None:
 def _supervise(make: Callable[[], Any], listener: socket.socket, workers: int) -> int:
     context = multiprocessing.get_context("spawn")
 
-    def begin() -> tuple[BaseProcess, float]:
-        process = context.Process(target=_work_for_parent, args=(make, listener))
+    def begin(place: int) -> tuple[BaseProcess, float]:
+        name = f"{place + 1} of {workers}"
+        process = context.Process(target=_work_for_parent, args=(make, listener), name=name)
         process.start()
         return process, time.monotonic()
 
     signal.signal(signal.SIGTERM, _leave)
     running: list[tuple[BaseProcess, float]] = []
     try:
-        running.extend(begin() for _ in range(workers))
+        running.extend(begin(place) for place in range(workers))
         while True:
             multiprocessing.connection.wait([process.sentinel for process, _ in running])
             for place, (process, began) in enumerate(running):
@@ -166,7 +178,7 @@ def _supervise(make: Callable[[], Any], listener: socket.socket, workers: int) -
                     continue
                 if time.monotonic() - began < _SHORT_LIFE:
                     return 1
-                running[place] = begin()
+                running[place] = begin(place)
     except (KeyboardInterrupt, SystemExit):
         return 0
     finally:

@@ -27,6 +27,7 @@ TOKEN_PREFIX = "llmr_"  # noqa: S105 - no token, but what all begin with
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _BYTES = 32
 _MOST_RPM = 1_000_000
+_SEALS = b"sessions of the page"
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -46,6 +47,7 @@ class Grant:
         workloads: The workloads that it may use; none for all.
         models: The models that it may use; none for all.
         tenant: The tenant that its requests are reported for; None for the one that a header names.
+        admin: Whether it opens the gateway's page and its metrics, too.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Grant:
     workloads: tuple[str, ...] = attrs.field(default=(), converter=_names)
     models: tuple[str, ...] = attrs.field(default=(), converter=_names)
     tenant: str | None = None
+    admin: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -62,6 +65,8 @@ class Grant:
             raise ValueError(f"rpm must be a whole number from 1 to {_MOST_RPM:,}")
         if self.tenant is not None and not isinstance(self.tenant, str):
             raise ValueError("tenant must be a word")
+        if type(self.admin) is not bool:
+            raise ValueError("admin must be true or false")
         if not isinstance(self.digest, str) or not re.fullmatch(r"[0-9a-f]{64}", self.digest):
             raise ValueError("a digest is 64 hexadecimal digits")
 
@@ -91,6 +96,11 @@ class Tokens:
         """Return what is kept of a token."""
         value = token.encode("utf-8", "surrogatepass")
         return hmac.digest(bytes.fromhex(self.key.reveal()), value, hashlib.sha256).hex()
+
+    def seal(self, text: str) -> str:
+        """Return a signature of a text, for which only this installation has the key; no token has such."""
+        key = hmac.digest(bytes.fromhex(self.key.reveal()), _SEALS, hashlib.sha256)
+        return hmac.digest(key, text.encode(), hashlib.sha256).hex()
 
 
 class TokenFile:

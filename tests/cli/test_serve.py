@@ -30,10 +30,15 @@ def _ask(url: str, **headers: str) -> Any:
 def test_serves_until_sigterm(start: Callable[..., subprocess.Popen[str]], options: tuple[str, ...]) -> None:
     """It answers through the pool, or through its own emulator, and ends with 0 when it is told to stop."""
     child = start("serve", "--port", 0, *options)
-    with _ask(_url(child)) as answer:
+    url = _url(child)
+    with _ask(url) as answer:
         assert b"echo: hello" in answer.read()
-    child.send_signal(signal.SIGTERM)
-    out, err = child.communicate(timeout=20)
+    with urllib.request.urlopen(url + "/metrics", timeout=20) as answer:
+        assert (b'worker="' in answer.read()) == ("--workers" in options)
+    with urllib.request.urlopen(url + "/page/events", timeout=20) as viewed:
+        assert viewed.readline().startswith(b"data: ")
+        child.send_signal(signal.SIGTERM)
+        out, err = child.communicate(timeout=20)  # who looks at the page does not hold it up
     assert child.returncode == 0
     assert "AIza" not in out + err
     assert "Traceback" not in err

@@ -57,7 +57,13 @@ def test_what_is_wrong_with_a_token_file_is_told(tmp_path: Path) -> None:
     file = TokenFile(tmp_path / "tokens.json")
     with pytest.raises(ConfigError, match="tokens add"):
         file.read()
-    for name, allowed in (("a b", {}), ("x", {"rpm": 0}), ("x", {"rpm": 1 << 40}), ("x", {"models": "m"})):
+    for name, allowed in (
+        ("a b", {}),
+        ("x", {"rpm": 0}),
+        ("x", {"rpm": 1 << 40}),
+        ("x", {"models": "m"}),
+        ("x", {"admin": 1}),
+    ):
         with pytest.raises(ConfigError, match=name):
             file.add(name, **allowed)
     file.add("ann")
