@@ -382,7 +382,7 @@ def test_a_daily_limit_is_known_from_the_second_day_on(
     load: Callable[[str], ModuleType], runs: ModuleType
 ) -> None:
     """One request a day and deployment is refused, or two that were sent together; no quota is left."""
-    days = attrs.evolve(load("_soak.rows").ROWS["day-bare"].world(1), projects=1)
+    days = attrs.evolve(load("_soak.rows").ROWS["day-bare"].world(1), projects=1, hours=36.0)
     outcome = runs.simulate(days, runs.Setup("llm_router"))
     oracle = runs.simulate(days, runs.Setup("oracle"))
     assert outcome.refused < 0.05
