@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
+from llm_router.domain.kinds import Metric
+
 __all__ = [
     "DEPRECATED",
     "DayTotals",
@@ -227,9 +229,12 @@ class Health(TypedDict):
 
 
 def without_deprecated(status: KeyStatus) -> dict[str, Any]:
-    """Return a status without the fields that have successors, as it is printed as JSON."""
+    """Return a status as it is printed as JSON: without the fields that have successors.
+
+    Each metric is among its ``limits``, with None for one that is not limited.
+    """
     kept: dict[str, Any] = {name: value for name, value in status.items() if name not in DEPRECATED}
-    kept["limits"] = {
+    kept["limits"] = dict.fromkeys(Metric) | {
         metric: {name: value for name, value in limit.items() if name not in DEPRECATED}
         for metric, limit in status["limits"].items()
     }

@@ -32,6 +32,7 @@ def test_json_has_health_and_keys(run: Callable[..., Result]) -> None:
     assert found["health"]["healthy"] is True
     assert [key["key_id"] for key in found["keys"]] == ["key-light", "key-medium", "key-heavy"]
     assert not DEPRECATED.intersection(found["keys"][0])
+    assert found["keys"][0]["limits"] == {"rpm": None, "tpm": None, "rpd": None, "tpd": None}
 
 
 def test_an_inactive_key_is_shown(run: Callable[..., Result], home: Path) -> None:
