@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import attrs
 from llm_router.domain.exchange import Head
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import Answer, RefusedError
+from llm_router.gateway.hangups import reloading_on_hangup
 from llm_router.gateway.requests import (
     GoneError,
     check_local,
@@ -60,6 +62,7 @@ class Gateway:
         max_wait: Most seconds that a call waits for quota; a client's own timeout, and its header
             ``x-llm-router-max-wait``, may say less.
         trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
+        heeds_hangups: Whether SIGHUP has the router :meth:`~llm_router.Router.reload`.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Gateway:
         callers: Callers | None = None,
         max_wait: float = 60.0,
         trusts_proxy: bool = False,
+        heeds_hangups: bool = False,
     ) -> None:
         self.router = router
+        self.heeds_hangups = heeds_hangups
         self.callers = callers
         self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
@@ -161,9 +166,9 @@ class Gateway:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.router.aclose()
+        async with self.router, reloading_on_hangup(self.router) if self.heeds_hangups else nullcontext():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
 
