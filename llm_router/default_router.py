@@ -6,10 +6,15 @@ import asyncio
 import logging
 import os
 import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_router.conversations.base import Turn
 from llm_router.conversations.memory import MemoryHistory
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.reload import ReloadReport
 from llm_router.engine.keys import KeyManager
 from llm_router.errors import RouterLoopError
 from llm_router.router import Router
@@ -18,7 +23,7 @@ from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import default_store_url, file_problem, open_store
 
 if TYPE_CHECKING:
-    from llm_router.config import Settings
+    from llm_router.config import ConfigSource, Settings
 
 __all__ = ["get_key_manager", "get_request_router"]
 
@@ -36,7 +41,8 @@ def get_request_router() -> Router:
     Each event loop has its own router; all of a process share the quotas and the conversations. So where
     threads run loops of their own, call this in each. Without a running loop it returns a router for the loop
     that uses it first. The router of a closed loop is dropped. After a router was closed, the next call reads
-    the configuration again. After a fork the child gets its own routers.
+    the configuration again; ``reload()`` of each router does so without. After a fork the child gets its own
+    routers.
 
     Raises:
         ConfigError: Something is wrong; the message names the file, the entry and the remedy.
@@ -65,9 +71,24 @@ _Store = MemoryStore | FailoverStore
 
 
 class _DefaultRouter(Router):
-    """A router that closes the store that was opened for it."""
+    """A router that closes the store that was opened for it, and whose reload is for later ones as well."""
 
     opened: _Store
+    defaults: weakref.ref[_Defaults]
+
+    async def reload(
+        self,
+        deployments: Iterable[Deployment] | None = None,
+        *,
+        inactive: Iterable[Deployment] | None = None,
+        workloads: Sequence[str] | None = None,
+    ) -> ReloadReport:
+        """Reload; routers that are made for other loops later go by the same files."""
+        report = await super().reload(deployments, inactive=inactive, workloads=workloads)
+        defaults = self.defaults()
+        if defaults is not None and self._origin is not None:
+            defaults.settings = self._origin.settings
+        return report
 
     async def aclose(self) -> None:
         """Close the router and its store. May be called twice."""
@@ -81,7 +102,8 @@ class _Defaults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._routers: dict[_Loop, _DefaultRouter] = {}  # under None: the one that no loop has used yet
-        self._settings: Settings | None = None
+        self.settings: Settings | None = None
+        self._source: ConfigSource | None = None
         self._histories = _SharedHistory()
         self._idle: list[_Store] = []
 
@@ -104,20 +126,21 @@ class _Defaults:
         for loop, router in list(self._routers.items()):
             if router.closed:
                 del self._routers[loop]
-                self._settings = None
+                self.settings = None
                 self._idle.clear()
             elif loop is not None and loop.is_closed():
                 del self._routers[loop]
                 self._idle.append(router.opened)
-        if self._settings is None and not self._routers:
+        if self.settings is None and not self._routers:
             self._histories = _SharedHistory()
 
     def _make(self, loop: _Loop) -> _DefaultRouter:
-        from llm_router.config import load_settings  # noqa: PLC0415 - as in the router
+        from llm_router.config import ConfigSource  # noqa: PLC0415 - as in the router
 
-        if self._settings is None:
-            self._settings = load_settings(os.environ.get("LLM_ROUTER_KEYS", "keys.json"))
-        url = self._settings.store_url or default_store_url()
+        if self.settings is None:
+            self._source = ConfigSource(Path(os.environ.get("LLM_ROUTER_KEYS", "keys.json")))
+            self.settings = self._source.load()
+        url = self.settings.store_url or default_store_url()
         in_memory = url.startswith("memory:")
         if in_memory and self._routers:
             if loop is None:
@@ -129,12 +152,13 @@ class _Defaults:
         # The store of a dropped router has its connections, and knows what was spent while it failed.
         store = self._idle.pop() if self._idle else self._open(url, in_memory=in_memory)
         router = _DefaultRouter.from_settings(
-            self._settings,
+            self.settings,
+            source=self._source,
             store=store,
             records=url,
             histories=self._histories if in_memory or self._warns_of_file(url) else url,
         )
-        router.opened = store
+        router.opened, router.defaults = store, weakref.ref(self)
         return router
 
     def _warns_of_file(self, url: str) -> bool:

@@ -420,15 +420,8 @@ class Router:
         Raises:
             ConfigError: Something is wrong; the message names the file, the entry and the remedy.
         """
-        from llm_router.config import (  # noqa: PLC0415
-            ConfigSource,
-            ConfigWatch,
-            Environ,
-            check_watchfiles,
-        )
+        from llm_router.config import ConfigSource, Environ  # noqa: PLC0415
 
-        if watch:
-            check_watchfiles()
         check_files(path, env, env_file)
         check_providers(provider)
         env = None if env is None else Environ(env)  # its repr shows no values in a traceback
@@ -441,27 +434,35 @@ class Router:
             base_url_needed=provider is None and "base_url" not in options,
             providers=("gemini", *provider) if isinstance(provider, Mapping) else ("gemini",),
         )
-        # Looked at before they are read, so that no change is missed.
-        watcher = ConfigWatch(source.files, options.get("clock") or SystemClock()) if watch else None
-        settings = source.load()
-        router = cls.from_settings(settings, store=store, provider=provider, **options)
-        router._origin = _Origin(source, settings, frozenset(options))  # noqa: SLF001 - its own
-        if watcher is not None:
-            watcher.find_reload = WeakMethod(router.reload)
-            router._watcher = watcher  # noqa: SLF001
-            router._sender.deadlines.on_adopt.append(watcher.start)  # noqa: SLF001
-        return router
+        return cls.from_settings(
+            source.load(), source=source, watch=watch, store=store, provider=provider, **options
+        )
 
     @classmethod
     def from_settings(
         cls,
         settings: Settings,
         *,
+        source: ConfigSource | None = None,
+        watch: bool = False,
         store: RateLimitStore | str | None = None,
         provider: Provider | Mapping[str, Provider] | None = None,
         **options: Unpack[RouterOptions],
     ) -> Self:
-        """Make a router from loaded settings; ``options`` win over them."""
+        """Make a router from loaded settings; ``options`` win over them.
+
+        Args:
+            settings: The settings.
+            source: Where they were loaded from, if :meth:`reload` is to read them again.
+            watch: As for :meth:`from_config`; it takes a source.
+            store: As for :class:`Router`; by default what the settings name.
+            provider: As for :class:`Router`.
+            options: As for :class:`Router`.
+
+        Raises:
+            ConfigError: As for :class:`Router`; or watchfiles is needed and not installed.
+        """
+        watcher = None if source is None or not watch else _watcher(source, options.get("clock"))
         defaults = RouterOptions(
             workloads=settings.workloads,
             inactive=settings.inactive,
@@ -471,12 +472,19 @@ class Router:
             base_url=settings.base_url,
         )
         merged: RouterOptions = {**defaults, **options}
-        return cls(
+        router = cls(
             settings.deployments,
             store=settings.store_url if store is None else store,
             provider=provider,
             **merged,
         )
+        if source is not None:
+            router._origin = _Origin(source, settings, frozenset(options))
+        if watcher is not None:
+            watcher.find_reload = WeakMethod(router.reload)
+            router._watcher = watcher
+            router._sender.deadlines.on_adopt.append(watcher.start)
+        return router
 
     async def send(self, prompt: Any = None, **options: Unpack[SendOptions]) -> Response:
         """Send a prompt through the best deployment that has room for it.
@@ -811,7 +819,8 @@ class Router:
             workloads: From lightest to heaviest, beside ``deployments``; None for the same as before.
 
         Returns:
-            What has changed. It is logged at INFO, and observers are given it as a ``Reloaded`` event.
+            What has changed. If anything has, it is logged at INFO, and observers are given a ``Reloaded``
+            event.
 
         Raises:
             ConfigError: A file is broken, or something has changed that cannot; the message says what.
@@ -832,7 +841,7 @@ class Router:
             if settings is not None and self._origin is not None:
                 self._origin.settings = settings
         _log.log(logging.INFO if report else logging.DEBUG, "the configuration was read again; %s", report)
-        if self._sender.reporter is not None:
+        if report and self._sender.reporter is not None:
             self._sender.reporter.reloaded(report)
         await self._reloader.settle(report)
         return report
@@ -963,6 +972,13 @@ def _totals(facts: SharedFacts, lines: SharedLines, deadlines: Deadlines, select
     if not isinstance(records, MemoryRecords):  # of which no other process would hear
         selector.queued.on_enter = totals.wake
     return totals
+
+
+def _watcher(source: ConfigSource, clock: Clock | None) -> ConfigWatch:
+    from llm_router.config import ConfigWatch, check_watchfiles  # noqa: PLC0415 - as above
+
+    check_watchfiles()
+    return ConfigWatch(source.files, clock or SystemClock())
 
 
 def _watch(store: RateLimitStore, reporter: Reporter | None) -> Callable[[], None]:

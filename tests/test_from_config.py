@@ -84,6 +84,26 @@ async def test_the_process_shares_one_router(shared: Path) -> None:
     await get_request_router().aclose()
 
 
+async def test_the_routers_of_other_loops_go_by_what_was_reloaded(
+    shared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The default router reads its files again; those that other loops get later begin with that."""
+    monkeypatch.setenv("LLM_ROUTER_STORE", f"sqlite:///{tmp_path}/state.sqlite3")
+    router = get_request_router()
+    await router.health_check()
+    shared.write_text(shared.read_text().replace("k-1", "k-2"))
+    monkeypatch.setenv("API_KEY_k_2", SECRET)
+    assert (await router.reload()).added == ("k-2/gemini-2.0-flash-exp",)
+    shared.unlink()
+
+    async def elsewhere() -> str:
+        async with get_request_router() as other:
+            return (await other.get_all_key_statuses())[0]["key_id"]
+
+    assert await asyncio.to_thread(asyncio.run, elsewhere()) == "k-2"
+    await router.aclose()
+
+
 def test_a_child_process_gets_a_router_of_its_own(shared: Path) -> None:
     """A forked child gets its own router."""
     router = get_request_router()

@@ -603,6 +603,7 @@ async def test_a_broken_file_is_a_warning_once(
 
 def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it the error says what to install."""
+    files.write(entry("a"))
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"llm-quota-router\[watch\]"):
         Router.from_config("keys.json", env={}, watch=True)

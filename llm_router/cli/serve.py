@@ -17,7 +17,7 @@ from llm_router.cli.options import KEYS, Store
 from llm_router.cli.output import FAILED, complain, fail, say
 from llm_router.cli.routers import choose_store
 from llm_router.cli.tokens import TokenFileOption
-from llm_router.config import Settings, load_settings
+from llm_router.config import ConfigSource, Settings, load_settings
 from llm_router.domain.clock import SystemClock
 from llm_router.errors import ConfigError
 from llm_router.gateway.tokens import TokenFile, default_token_file
@@ -45,6 +45,8 @@ class _Plan:
     token_file: Path | None = None
     workers: int = 1
     trusts_proxy: bool = False
+    follows_store: bool = True
+    watches: bool = False
 
 
 def serve(
@@ -72,11 +74,14 @@ def serve(
             help="Believe X-Forwarded-For, -Host and -Proto: only behind a proxy that sets them.",
         ),
     ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow the keys file and .env when they change.")
+    ] = False,
 ) -> None:
     """Serve the paths of Gemini and of OpenAI until Ctrl-C; every call goes through the pool of keys.
 
     Clients need its URL as their base URL, and as their key a token of `llm-router tokens add`; without
-    tokens, any word.
+    tokens, any word. Where it does not run on a terminal, SIGHUP has it read the keys file and .env again.
     """
     if token_file is None and default_token_file().exists():
         token_file = default_token_file()
@@ -88,12 +93,16 @@ def serve(
             f"anybody who reaches {host} could use the keys: add a token with `llm-router tokens add NAME`, "
             "or listen on 127.0.0.1"
         )
+    if demo and watch:
+        raise ConfigError("--watch: with --demo there are no keys to follow: leave one of the two out")
     if not max_wait < float("inf"):
         raise ConfigError("--max-wait must be a number of seconds")
     with contextlib.ExitStack() as stack:
         plan = stack.enter_context(_demo(keys, store, max_wait)) if demo else None
         plan = plan or _plan(keys or KEYS, store, max_wait)
-        plan = attrs.evolve(plan, token_file=token_file, workers=workers, trusts_proxy=trust_proxy)
+        plan = attrs.evolve(
+            plan, token_file=token_file, workers=workers, trusts_proxy=trust_proxy, watches=watch
+        )
         _serve(plan, host, port)
 
 
@@ -137,7 +146,13 @@ def _who_may_see(plan: _Plan) -> str:
 def _plan(keys: Path, store: str | None, max_wait: float) -> _Plan:
     settings = load_settings(keys)
     url = choose_store(settings, store)
-    return _Plan(keys=keys, store=url, base_url=settings.base_url, max_wait=max_wait)
+    return _Plan(
+        keys=keys,
+        store=url,
+        base_url=settings.base_url,
+        max_wait=max_wait,
+        follows_store=store is None,
+    )
 
 
 @contextlib.contextmanager
@@ -161,14 +176,18 @@ def _gateway(plan: _Plan) -> Gateway:
     from llm_router.gateway import Gateway  # noqa: PLC0415 - only for this
     from llm_router.gateway.activity import Activity  # noqa: PLC0415
     from llm_router.gateway.callers import Callers  # noqa: PLC0415
+    from llm_router.gateway.hangups import means_reload  # noqa: PLC0415
     from llm_router.gateway.metrics import Metrics  # noqa: PLC0415
 
-    settings = _demo_settings(plan.keys) if plan.demo else load_settings(plan.keys)
+    source = None if plan.demo else ConfigSource(plan.keys, store_needed=plan.follows_store)
+    settings = _demo_settings(plan.keys) if source is None else source.load()
     worker = multiprocessing.current_process().name if plan.workers > 1 else None
     metrics, activity = Metrics(worker), Activity(worker)
     file = plan.token_file
     router = Router.from_settings(
         settings,
+        source=source,
+        watch=plan.watches,
         store=plan.store,
         base_url=plan.base_url,
         on_store_failure="closed",
@@ -184,4 +203,5 @@ def _gateway(plan: _Plan) -> Gateway:
         trusts_proxy=plan.trusts_proxy,
         metrics=metrics,
         activity=activity,
+        heeds_hangups=means_reload() and not plan.demo,
     )

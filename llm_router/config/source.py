@@ -9,6 +9,7 @@ import attrs
 
 from llm_router.config.environment import Environ
 from llm_router.config.settings import Settings, load_settings
+from llm_router.domain.quota import GUARD
 from llm_router.errors import ConfigError
 
 __all__ = ["ConfigSource"]
@@ -36,12 +37,12 @@ class ConfigSource:
     """
 
     path: Path
-    env: Environ | None
-    env_file: str | os.PathLike[str] | None
-    guard: float
-    store_needed: bool
-    base_url_needed: bool
-    providers: tuple[str, ...]
+    env: Environ | None = None
+    env_file: str | os.PathLike[str] | None = ".env"
+    guard: float = GUARD
+    store_needed: bool = True
+    base_url_needed: bool = True
+    providers: tuple[str, ...] = ("gemini",)
     _folder: Path = attrs.field(factory=_working_directory, init=False)
 
     def load(self) -> Settings:

@@ -44,7 +44,7 @@ class ConfigWatch:
     What is broken is logged as a warning, once for each reason; the next change is another chance.
 
     Args:
-        files: The files, as they are now; they need not exist.
+        files: The files; they need not exist.
         clock: Where time comes from.
 
     Attributes:
@@ -56,7 +56,7 @@ class ConfigWatch:
         self.find_reload: Callable[[], Callable[[], Awaitable[object]] | None] = lambda: None
         self._files = tuple(files)
         self._clock = clock
-        self._seen = self._look()
+        self._seen: _Look | None = None  # at first they are read again: they may have changed meanwhile
         self._complaint = ""
         self._task: asyncio.Task[None] | None = None
 

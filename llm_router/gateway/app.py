@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from llm_router.domain.exchange import Head
 from llm_router.domain.status import without_deprecated
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import READ_ONLY, Answer, RefusedError
+from llm_router.gateway.hangups import reloading_on_hangup
 from llm_router.gateway.page import Page
 from llm_router.gateway.requests import GoneError, Incoming, check_local
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
@@ -63,6 +65,7 @@ class Gateway:
         metrics: What ``/metrics`` says to an admin token; its observers must be the router's. None for no
             such path.
         activity: What the page at ``/`` shows of the calls; it must observe the router. None for no page.
+        heeds_hangups: Whether SIGHUP has the router :meth:`~llm_router.Router.reload`.
     """
 
     def __init__(
@@ -74,8 +77,10 @@ class Gateway:
         trusts_proxy: bool = False,
         metrics: Metrics | None = None,
         activity: Activity | None = None,
+        heeds_hangups: bool = False,
     ) -> None:
         self.router = router
+        self.heeds_hangups = heeds_hangups
         self.callers = callers
         self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
@@ -206,9 +211,9 @@ class Gateway:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await self.router.aclose()
+        async with self.router, reloading_on_hangup(self.router) if self.heeds_hangups else nullcontext():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
         await send({"type": "lifespan.shutdown.complete"})
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from llm_router.gateway.hangups import hangups_ignored, means_reload
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.process import BaseProcess
@@ -124,6 +126,8 @@ def listen(host: str, port: int) -> socket.socket:
 def run(make: Callable[[], Any], listener: socket.socket, workers: int = 1) -> int:
     """Serve until SIGTERM or SIGINT; then let running calls finish, for half a minute at most.
 
+    SIGHUP goes to every process, unless this one is on a terminal.
+
     Args:
         make: Makes the application, in each process; it can be pickled.
         listener: Where to listen.
@@ -142,7 +146,7 @@ def run(make: Callable[[], Any], listener: socket.socket, workers: int = 1) -> i
 def _work(make: Callable[[], Any], listener: socket.socket) -> None:
     # Uvicorn raises the signal again that has ended it, after all is closed.
     signal.signal(signal.SIGTERM, _leave)
-    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+    with contextlib.suppress(KeyboardInterrupt, SystemExit), hangups_ignored():
         uvicorn.Server(server_config(make())).run([listener])
 
 
@@ -164,11 +168,14 @@ def _supervise(make: Callable[[], Any], listener: socket.socket, workers: int) -
     def begin(place: int) -> tuple[BaseProcess, float]:
         name = f"{place + 1} of {workers}"
         process = context.Process(target=_work_for_parent, args=(make, listener), name=name)
-        process.start()
+        with hangups_ignored():  # which it inherits
+            process.start()
         return process, time.monotonic()
 
     signal.signal(signal.SIGTERM, _leave)
     running: list[tuple[BaseProcess, float]] = []
+    if means_reload():
+        signal.signal(signal.SIGHUP, lambda number, _: _pass_on(number, running))
     try:
         running.extend(begin(place) for place in range(workers))
         while True:
@@ -183,6 +190,12 @@ def _supervise(make: Callable[[], Any], listener: socket.socket, workers: int) -
         return 0
     finally:
         _stop([process for process, _ in running])
+
+
+def _pass_on(number: int, running: list[tuple[BaseProcess, float]]) -> None:
+    for process, _ in running:
+        if process.pid is not None and process.is_alive():
+            os.kill(process.pid, number)
 
 
 def _stop(processes: list[BaseProcess]) -> None:

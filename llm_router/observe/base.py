@@ -384,7 +384,7 @@ class StoreBack(Event):
 
 @attrs.frozen(kw_only=True)
 class Reloaded(Event):
-    """The configuration was read again, and this router goes by it.
+    """The configuration of the router has changed while it runs; see :meth:`~llm_router.Router.reload`.
 
     Attributes:
         added: The ids of the deployments that are new.

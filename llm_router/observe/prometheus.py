@@ -26,6 +26,7 @@ from llm_router.observe.base import (
     LimitLearnt,
     Quarantined,
     Refused,
+    Reloaded,
     ScopeEvent,
     SendEnded,
     StoreBack,
@@ -68,6 +69,7 @@ class PrometheusObserver:
     ``llm_router_wait_seconds``                 ``workload``, ``reason``
     ``llm_router_refusals_total``               by the store, and ``no_room``: ``reason``, ``model``
     ``llm_router_verdicts_total``               ``verdict``, ``scope``
+    ``llm_router_reloads_total``                reloads that have changed something
     ``llm_router_store_up``                     1 while the store answers, or was never heard to fail
     ``llm_router_quota_limit``                  ``provider``, ``project``, ``model``, ``metric``, ``source``
     ``llm_router_quota_remaining_ratio``        ``provider``, ``project``, ``model``, ``metric``
@@ -132,6 +134,7 @@ class PrometheusObserver:
         self._wait_seconds = seconds("wait", "How long requests waited.", "workload", "reason")
         self._refusals = counter("refusals", "Requests without room.", "reason", "model")
         self._verdicts = counter("verdicts", "Cooldowns, quarantines and their ends.", "verdict", "scope")
+        self._reloads = counter("reloads", "Reloads that have changed something.")
         self._store_up = gauge("store_up", "Whether the store answers.")
         self._quotas = _QuotaGauges(max_series)
         into.register(self._quotas)
@@ -155,6 +158,8 @@ class PrometheusObserver:
                 self._count_verdict(event)
             case LimitLearnt():
                 self._quotas.note_limit(event)
+            case Reloaded():
+                self._reloads.inc()
             case StoreLost() | StoreBack():
                 self._store_up.set(isinstance(event, StoreBack))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -25,14 +26,44 @@ def _ask(url: str, **headers: str) -> Any:
     return urllib.request.urlopen(urllib.request.Request(url + GENERATE, BODY, headers), timeout=20)
 
 
+def _until_model(
+    child: subprocess.Popen[str], url: str, model: str, *, hang_up: bool, in_a_row: int = 6
+) -> None:
+    """Ask until the answers come from a model, also after the process was told to read its files again."""
+    models: list[str | None] = []
+    deadline = time.monotonic() + 20
+    while models[-in_a_row:] != [model] * in_a_row:
+        assert time.monotonic() < deadline, models
+        if hang_up:
+            child.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
+        with _ask(url) as answer:
+            models.append(answer.headers["x-llm-router-model"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--demo",), ("--workers", "2")])
-def test_serves_until_sigterm(start: Callable[..., subprocess.Popen[str]], options: tuple[str, ...]) -> None:
-    """It answers through the pool, or through its own emulator, and ends with 0 when it is told to stop."""
-    child = start("serve", "--port", 0, *options)
+@pytest.mark.parametrize("options", [("--watch",), ("--demo",), ("--workers", "2")])
+def test_serves_until_sigterm(
+    start: Callable[..., subprocess.Popen[str]], home: Path, options: tuple[str, ...]
+) -> None:
+    """It answers through the pool, or its own emulator, follows its files, and ends when told to, with 0."""
+    child = start("serve", "--port", 0, *options, stdin=subprocess.DEVNULL)
     url = _url(child)
     with _ask(url) as answer:
         assert b"echo: hello" in answer.read()
+    if "--demo" not in options:
+        keys, hang_up = home / "keys.json", "--watch" not in options
+        whole = json.loads(keys.read_text())
+        keys.write_text("{")
+        if hang_up:
+            child.send_signal(signal.SIGHUP)
+        assert child.stderr is not None
+        notice, complaint = child.stderr.readline(), child.stderr.readline()
+        assert ("no tokens" in notice, "is not JSON" in complaint) == (True, True)
+        assert "goes on as before" in complaint
+        whole["keys"][0]["model_name"] = "model-m"
+        keys.write_text(json.dumps(whole))
+        _until_model(child, url, "model-m", hang_up=hang_up)
     with urllib.request.urlopen(url + "/metrics", timeout=20) as answer:
         assert (b'worker="' in answer.read()) == ("--workers" in options)
     with urllib.request.urlopen(url + "/page/events", timeout=20) as viewed:
@@ -74,6 +105,7 @@ def test_what_it_refuses(run: Callable[..., Result]) -> None:
         (("--host", "0.0.0.0"), "127.0.0.1"),
         (("--workers", 2, "--store", "memory://"), "sqlite"),
         (("--max-wait", "inf"), "--max-wait"),
+        (("--watch", "--demo"), "--watch"),
     ):
         result = run("serve", "--port", 0, *options)
         assert (result.exit_code, word in result.stderr) == (2, True)
