@@ -92,8 +92,13 @@ def shown(chromium: Any, running: Any, tmp_path: Path) -> Iterator[_Shown]:
         context.set_default_timeout(10_000)
         page = context.new_page()
         complaints: list[str] = []
+
+        def refuse(dialog: Any) -> None:
+            complaints.append("a script ran")
+            dialog.dismiss()
+
+        page.on("dialog", refuse)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append("a script ran"), dialog.dismiss()))
         page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
         page.goto(url)
         yield _Shown(page, gateway, file, token, complaints)
