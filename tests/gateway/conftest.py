@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import attrs
@@ -69,17 +70,29 @@ def serve(make: Callable[[Router], Any], emulator: GeminiEmulator) -> Iterator[S
         for model, limit in MODELS.items()
     ]
     gateway = make(Router(pool, base_url=emulator.url, base_backoff=0.001))
+    for url, server in run(gateway):
+        yield Served(url, emulator, gateway, server)
+
+
+def run(gateway: Gateway) -> Iterator[tuple[str, uvicorn.Server]]:
+    """Serve a gateway in a thread; yield its URL and its server."""
     listener = listen("127.0.0.1", 0)
     server = uvicorn.Server(server_config(gateway))
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-        yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", emulator, gateway, server)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
     finally:
         server.should_exit = True
         thread.join(10)
         listener.close()
     assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def running() -> Callable[[Gateway], AbstractContextManager[tuple[str, uvicorn.Server]]]:
+    """Provide what serves a gateway of the test's own."""
+    return contextmanager(run)
 
 
 @pytest.fixture(scope="module")

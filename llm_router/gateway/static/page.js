@@ -7,7 +7,8 @@ const TILES = {
   calls: "calls", failed: "failed", limited: "429s", waiting: "waiting now",
   input_tokens: "tokens in", output_tokens: "tokens out", usable: "keys usable",
 };
-const RETRY_MS = 5000;
+const RETRY_MS = [250, 1000, 2000, 5000];
+const LOOK_MS = 5000;
 const STALE_MS = 15000;
 
 const $ = (id) => document.getElementById(id);
@@ -17,6 +18,7 @@ let source = null;
 let last = null; // the last frame that had the keys
 let heard = 0; // when a frame came
 let retry = 0; // a timer
+let tries = 0; // how often it was tried in vain
 
 function make(tag, classes = "", text = "") {
   const node = document.createElement(tag);
@@ -183,11 +185,9 @@ function buttonsView(parent, model, name) {
   }
   return (now, offered) => {
     row = now;
-    for (const [each, node] of Object.entries(buttons)) {
-      const hadFocus = document.activeElement === node;
-      show(node, offered.includes(each));
-      if (hadFocus && node.hidden) parent.querySelector("button:not([hidden])")?.focus();
-    }
+    const focused = Object.values(buttons).find((node) => document.activeElement === node);
+    for (const [each, node] of Object.entries(buttons)) show(node, offered.includes(each));
+    if (focused?.hidden) parent.querySelector("button:not([hidden])")?.focus();
   };
 }
 
@@ -333,6 +333,7 @@ function decisionView(decision) {
 
 function showFrame(frame) {
   heard = Date.now();
+  tries = 0;
   if (frame.keys) last = frame;
   say($("link"), "live");
   $("link").className = "pill good";
@@ -349,9 +350,11 @@ function showFrame(frame) {
 
 // --- connecting -----------------------------------------------------------------------------------------
 
-function lost() {
+function tryAgain() {
   say($("link"), "not connected");
   $("link").className = "pill bad";
+  retry = setTimeout(begin, RETRY_MS[Math.min(tries, RETRY_MS.length - 1)]);
+  tries += 1;
 }
 
 function close() {
@@ -366,9 +369,8 @@ function watch() {
   source = new EventSource("/page/events");
   source.onmessage = (event) => showFrame(JSON.parse(event.data));
   source.onerror = () => {
-    lost();
     close();
-    retry = setTimeout(begin, RETRY_MS); // it may be that one has to sign in again
+    tryAgain(); // it may be that one has to sign in again
   };
 }
 
@@ -393,8 +395,7 @@ async function begin() {
     signIn(!session.signed_in);
     if (session.signed_in && !document.hidden) watch();
   } catch {
-    lost();
-    retry = setTimeout(begin, RETRY_MS);
+    tryAgain();
   }
 }
 
@@ -425,6 +426,6 @@ $("only").addEventListener("change", () => last && showKeys());
 document.addEventListener("visibilitychange", () => (document.hidden ? close() : begin()));
 setInterval(() => {
   if (source && Date.now() - heard > STALE_MS) begin();
-}, RETRY_MS);
+}, LOOK_MS);
 
 begin();
