@@ -279,6 +279,7 @@ def test_the_router_of_a_closed_loop_is_dropped(defaults: Path) -> None:
     assert sum(router() is not None for router in routers) <= 1
     assert threading.active_count() <= threads + 2  # of the last one: its store and its records
     asyncio.run(closed_default())
+    gc.collect()
     assert threading.active_count() == threads
 
 
