@@ -93,7 +93,7 @@ class Selector:
         self._reporter = reporter
         self._tenant_weights = tenant_weights
         self._lines: dict[FallbackOrder, WaitingLine] = {}
-        self.quarantines = Quarantines(store, pool, reporter)
+        self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
