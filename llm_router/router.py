@@ -160,7 +160,7 @@ class Router:
     Args:
         deployments: What to send through; at least one.
         store: Keeps the quotas: a store (which the caller closes), a URL for
-            :func:`~llm_router.stores.open_store`, or None for the memory of this process. A FailoverStore is
+            :func:`~llm_router.open_store`, or None for the memory of this process. A FailoverStore is
             used as it is, with its own policy and share.
         strategy: Orders the deployments inside a tier; least-loaded by default.
         provider: Sends the requests: one adapter for all keys (which the caller closes), adapters by the name

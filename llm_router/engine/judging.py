@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections import deque
@@ -22,6 +23,7 @@ from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
+from llm_router.engine.timing import finish
 from llm_router.errors import ProviderError, StoreError
 from llm_router.stores.base import RateLimitStore
 
@@ -38,6 +40,8 @@ _REMEMBERED = 256
 """Most scopes of which it is remembered when they were last refused."""
 
 _PASSING = (FailureKind.QUOTA, FailureKind.SERVER)
+_UNTOLD = (FailureKind.REQUEST, *PATH_FAILURES)
+"""Failures that say nothing of what a probe was to find out."""
 
 _NO_INFERENCE = Inference()
 
@@ -108,7 +112,9 @@ class Judge:
         elif error.code == _FORBIDDEN and error.kind in _BLAMES:
             model = self._one_of_several(state) if error.kind is FailureKind.MODEL else None
             if breaker.record_forbidden(deployment.key.key_id, deployment.key.project, now, model):
-                return await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
+                verdict = await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
+                await self.pass_on(probes, state, began)
+                return verdict
         elif not breaker.is_clear:
             breaker.record_success()
         inference = _NO_INFERENCE
@@ -134,6 +140,8 @@ class Judge:
             if waiting not in (None, state) and verdict.cooldown is not None:
                 cooldown = attrs.evolve(verdict.cooldown, scope=other.model_scope, until=turn)
                 await self._impose(cooldown, waiting, now)
+        is_told = error.kind not in _UNTOLD
+        await self.pass_on([each for each in probes if each is not probed or not is_told], state, began)
         return verdict
 
     async def _carry_out(
@@ -179,17 +187,41 @@ class Judge:
                 _log.info("%s is used again: %s", state.deployment.id, probe.reason)
             await self._share(Cooldown.lift(probe.scope), state)
             self.pool.rouse(probe.scope, self.clock.time())
+        self.on_room()
+
+    async def pass_on(self, probes: Iterable[Cooldown], state: DeploymentState, began: float) -> None:
+        """Have the next request probe the half-open cooldowns of which an attempt found nothing out.
+
+        Args:
+            probes: Those that the attempt probed.
+            state: The deployment.
+            began: When the attempt began, on the monotonic clock. If that is too long ago, another request
+                has its turn already, or had it.
+        """
+        if self._monotonic() - began >= PROBE_TIME:
+            return
+        for probe in probes:
+            await self._share(Cooldown.retry(probe.scope), state)
+            self.pool.rouse(probe.scope, self.clock.time())
+            self.on_room()
 
     async def end_outage(self, state: DeploymentState) -> None:
         """Have every deployment of a model try again that waits for its turn: ``state`` has answered."""
-        for other in state.group.overload.end():
-            waiting = self.pool.states.get(other)
-            if waiting is None:  # a reload has taken it away
-                continue
-            waiting.failures = 0  # they were not its own
-            if waiting is not state:
-                await self._share(Cooldown.retry(other.model_scope), waiting)
-                self.pool.rouse(other.model_scope, self.clock.time())
+        held, ended = self.pool.states, state.group.overload.end()
+        waiting = [held[each] for each in ended if each in held]  # not those that a reload has taken away
+        for other in waiting:
+            other.failures = 0  # they were not its own
+        if others := [other for other in waiting if other is not state]:
+            await finish(self._end_turns(others))
+
+    async def _end_turns(self, waiting: Iterable[DeploymentState]) -> None:
+        async def end(state: DeploymentState) -> None:
+            scope = state.deployment.model_scope
+            await self._share(Cooldown.retry(scope), state)
+            self.pool.rouse(scope, self.clock.time())
+
+        await asyncio.gather(*map(end, waiting))  # together, since there may be thousands
+        self.on_room()
 
     async def _acquit_forbidden(
         self, key_ids: frozenset[str], state: DeploymentState, now: float, reason: str
@@ -203,6 +235,7 @@ class Judge:
                 await self._share(Cooldown.lift(cooldown.scope), state)
                 self.pool.rouse(cooldown.scope, now)
         self.pool.readmit_models(now)
+        self.on_room()
         self._missing.clear()
         state.failures += 1
         self.pool.avoid(state, now + self.policy.ceiling(state.failures), reason)

@@ -54,6 +54,7 @@ class Overload:
             count: How many deployments the model has.
             backoff: Returns the seconds from one turn to the next, as far as they are fewer than 14.
         """
+        self.failed.add(deployment)  # while others were asked for, an answer may have ended the outage
         self._turns.pop(deployment, None)
         furthest = now + _BETWEEN * count
         last = max([now, *(turn for turn in (*self._turns.values(), *others) if turn <= furthest)])

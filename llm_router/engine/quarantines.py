@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
@@ -29,23 +29,32 @@ class Quarantines:
         store: Where they are.
         pool: Whose deployments they concern.
         reporter: Reports to observers, or None.
+        on_lift: Called when requests that wait may find room, since something was lifted.
 
     Attributes:
         lifts: What the store last reported as ``Decision.lifts``; None before its first reply.
     """
 
-    def __init__(self, store: RateLimitStore, pool: Pool, reporter: Reporter | None = None) -> None:
+    def __init__(
+        self,
+        store: RateLimitStore,
+        pool: Pool,
+        reporter: Reporter | None = None,
+        on_lift: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._pool = pool
         self._reporter = reporter
+        self._on_lift = on_lift
         self.lifts: int | None = None
         self._met: set[Scope] = set()
 
     def notice_lifts(self, lifts: int, now: float) -> None:
         """Make ready what is parked because of a cooldown: the store reports that one was lifted."""
-        if self.lifts is not None:
+        before, self.lifts = self.lifts, lifts
+        if before is not None:
             self._pool.rouse_cooled(now)
-        self.lifts = lifts
+            self._on_lift()
 
     async def reopen(self, refusal: Refusal, now: float) -> bool:
         """End a quarantine whose credential was replaced; have an old one tried again, once per process.

@@ -103,7 +103,7 @@ class Selector:
         self.pacer = pacer
         self._lines: dict[FallbackOrder, WaitingLine] = {}
         self.queued = Queued()
-        self.quarantines = Quarantines(store, pool, reporter)
+        self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:

@@ -43,7 +43,7 @@ from llm_router.engine.resources import Resources
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
-from llm_router.engine.timing import Deadlines
+from llm_router.engine.timing import Deadlines, finish
 from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Preparation, Upstream
 from llm_router.engine.waiting import Shortage
@@ -485,6 +485,8 @@ class OpenAttempt:
                 await self._judge(self._outcome)
             elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
                 await self._acquit()
+        elif self._lease.probes or self._lease.state.group.overload.failed:
+            await finish(self._break_off())
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -542,8 +544,9 @@ class OpenAttempt:
         self._latency = self._sender.now() - self._began
         if isinstance(outcome, Reply):
             state = self._lease.state
-            state.failures = 0
             group = state.group
+            if self._send.requests or state.deployment not in group.overload.failed:
+                state.failures = 0
             if not group.breaker.is_clear:
                 group.breaker.record_success()
             counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
@@ -591,15 +594,33 @@ class OpenAttempt:
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
-        if not isinstance(self._outcome, Reply):
-            return
         lease, judge = self._lease, self._sender.judge
-        if lease.probes:
-            await judge.acquit(lease.state, lease.probes)
-        if lease.state.group.overload.failed:
-            await judge.end_outage(lease.state)
+        if not isinstance(self._outcome, Reply):
+            await judge.pass_on(lease.probes, lease.state, self._began)
+            return
+        await self._clear()
         if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
             await judge.learner.grow(lease.state)
+
+    async def _break_off(self) -> None:
+        """Draw the consequences of an attempt that was given up, perhaps in the midst of its answer."""
+        if self._texts:
+            await self._clear()
+        else:
+            await self._sender.judge.pass_on(self._lease.probes, self._lease.state, self._began)
+
+    async def _clear(self) -> None:
+        """Lift what an answer disproves."""
+        lease, judge = self._lease, self._sender.judge
+        state, probes = lease.state, lease.probes
+        if not self._send.requests:
+            # Whatever takes no quota says nothing of quotas, nor of how busy the model is.
+            probes = tuple(each for each in probes if each.scope == state.deployment.key_scope)
+            await judge.pass_on([each for each in lease.probes if each not in probes], state, self._began)
+        if probes:
+            await judge.acquit(state, probes)
+        if self._send.requests and state.group.overload.failed:
+            await judge.end_outage(state)
 
     async def _judge(self, error: ProviderError) -> None:
         """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
