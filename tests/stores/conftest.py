@@ -115,6 +115,7 @@ def _load(name: str) -> ModuleType:
 redis_servers = _load("servers")
 _load("store_model")  # the test modules import these by their names, such as llm_router_tests_store_model
 _load("fleet")
+_load("remote")
 
 BACKENDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Backend]]] = {
     "memory": memory_backend,

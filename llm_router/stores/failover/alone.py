@@ -9,7 +9,6 @@ from operator import attrgetter
 import attrs
 
 from llm_router.domain.calendar import NEVER, microseconds, midnights, seconds
-from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -17,6 +16,7 @@ from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal, Taking
 from llm_router.stores.failover.peers import Part
 from llm_router.stores.failover.rooms import Room, Rooms
 from llm_router.stores.failover.takings import OwnTakings, Record, takings
+from llm_router.stores.failover.times import STEP, Times
 from llm_router.stores.ledger import StoredLimit, terms_in_force
 from llm_router.stores.memory import MemoryStore
 
@@ -54,11 +54,14 @@ class Alone:
     It grants at most the share of each limit, learnt ones included, and at most the share of the room that
     the last reply of the store showed. What this process took itself counts against both.
 
+    Its clock goes on steadily. When the machine's clock is set, :attr:`was_set` tells that its days are wrong
+    from now on: another one takes its place, with what was taken.
+
     Args:
         part: What this process may take of every quota.
         own: What this process took. It must go on being told what is granted here.
         rooms: The room that refusals and snapshots of the store showed.
-        clock: The source of time.
+        times: The source of time.
         learnt: The limits learnt for each scope of a model. What a scope has is replaced when it changes.
         cooldowns: What cools down.
     """
@@ -68,20 +71,26 @@ class Alone:
         part: Part,
         own: OwnTakings,
         rooms: Rooms,
-        clock: Clock,
+        times: Times,
         learnt: Mapping[Scope, Mapping[Metric, StoredLimit]],
         cooldowns: Sequence[Cooldown],
     ) -> None:
         self._part = part
         self._own = own
         self._rooms = rooms
-        self._clock = clock
+        self._times = times
+        self._clock = times.fixed()
         self._learnt = learnt
         self._cooldowns = list(cooldowns)
-        self._store = MemoryStore(clock=clock)
+        self._store = MemoryStore(clock=self._clock)
         self._shares: dict[str, _Share] = {}
-        self._began = clock.time()
+        self._began = times.now()
         self._charged: set[Scope] = set()
+
+    @property
+    def was_set(self) -> bool:
+        """Whether the machine's clock was set since this was made."""
+        return abs(self._times.ahead() - self._clock.ahead) > STEP
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -165,14 +174,16 @@ class Alone:
     async def _charge(self, known: _Share) -> None:
         """Count what this process took before, and what others took as far as it knows."""
         scope = known.deployment.model_scope
-        record = self._own.get(scope)
-        entries = [] if record is None else [each for each in record.entries if each.requests or each.tokens]
-        own, others = takings(entries), list[Taking]()
+        record, ahead = self._own.get(scope), self._clock.ahead
+        own = [] if record is None else takings(record.held(), ahead)
+        others = list[Taking]()
         longest = max((quota.window + quota.guard for quota in known.share.quotas), default=0.0)
         pairs = zip(known.quotas, known.share.quotas, strict=True)
         for quota, share in sorted(pairs, key=lambda pair: pair[0].refill is Refill.DAILY):
-            at, headroom = _headroom(quota, record, self._rooms.get(quota.metric, scope))
-            at = min(at, self._clock.time())
+            shown_at, headroom = _headroom(quota, record, self._rooms.get(quota.metric, scope))
+            if shown_at == -math.inf:
+                continue
+            at = min(shown_at + ahead, self._clock.time())
             began = _began(quota, at)
             # Of the room that the store showed last, this process takes its share: what is left of its share
             # of the limit beyond that counts as taken.
@@ -182,16 +193,16 @@ class Alone:
                 if quota.refill is Refill.DAILY:  # only of the day: just before the windows
                     at = max(began + _ROUNDING, at - longest - _JUST_BEFORE)
                 others.append(Taking(at, Demand(0, rest) if quota.metric.counts_tokens else Demand(rest, 0)))
-        charges = [taking for taking in own if taking.at <= self._began] + others
+        charges = [taking for taking in own if taking.at <= self._began + ahead] + others
         await self._store.charge(_SOURCE, 1, known.share, sorted(charges, key=attrgetter("at")))
 
 
 def _headroom(quota: Quota, record: Record | None, room: Room | None) -> tuple[float, float]:
-    """Return the share of a quota that was left when the store showed it last, and when that was."""
+    """Return when the store showed last what was left of a quota, and which share of it that was."""
     if room is not None and (record is None or room.at >= record.told_at):
         return room.at, min(room.left / max(quota.limit, 1), 1.0)
-    if record is None or record.told_at == -math.inf:
-        return 0.0, 1.0
+    if record is None:
+        return -math.inf, 1.0
     is_daily = quota.refill is Refill.DAILY
     return record.told_at, record.daily_headroom if is_daily else record.headroom
 

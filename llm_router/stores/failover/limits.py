@@ -41,7 +41,10 @@ class KnownLimits:
         self._looked_at: dict[Scope, float] = {}
 
     def unseen(self, deployments: Iterable[Deployment], now: float) -> list[Deployment]:
-        """Return a few that the store has not shown for a minute, which they are taken to be now."""
+        """Return a few that the store has not shown for a minute, which they are taken to be now.
+
+        ``now`` is a steady time, in seconds; what is learnt goes by the time of day.
+        """
         self._looked_at = {scope: at for scope, at in self._looked_at.items() if now - _EVERY < at <= now}
         due = {each.model_scope: each for each in deployments if each.model_scope not in self._looked_at}
         unseen = list(due.values())[:_AT_ONCE]
@@ -49,10 +52,10 @@ class KnownLimits:
         return unseen
 
     def looked_at(self, deployments: Iterable[Deployment], now: float) -> None:
-        """Note that the store showed these, in seconds since the epoch."""
+        """Note that the store showed these at a steady time."""
         self._looked_at.update((each.model_scope, now) for each in deployments)
 
-    def learn(self, cooldown: Cooldown, now: float) -> tuple[LearntLimit, ...]:
+    def learn(self, cooldown: Cooldown, wall: float) -> tuple[LearntLimit, ...]:
         """Learn the limits of a cooldown; return those that count, to tell the store if it does not answer.
 
         In the store they replace the limit that was there as far as this process knows: the one that the
@@ -64,7 +67,7 @@ class KnownLimits:
         limits = dict(self.learnt.get(scope, {}))
         for entry in cooldown.learnt:
             present = limits.pop(entry.metric, None)
-            kept = learn(present, entry, microseconds(now))
+            kept = learn(present, entry, microseconds(wall))
             if kept is not None:
                 limits[entry.metric] = kept
             if entry.replaces is None:
@@ -100,9 +103,9 @@ class KnownLimits:
                     self._in_store[scope, metric] = records[metric].learnt_at
             self._put(scope, {metric: StoredLimit.of(record) for metric, record in records.items()})
 
-    def forget(self, now: float) -> None:
+    def forget(self, wall: float) -> None:
         """Forget the limits that are over."""
-        moment = microseconds(now)
+        moment = microseconds(wall)
         for scope, limits in list(self.learnt.items()):
             left = {metric: entry for metric, entry in limits.items() if entry.until > moment}
             if len(left) < len(limits):

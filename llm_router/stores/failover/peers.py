@@ -11,7 +11,7 @@ from zlib import crc32
 
 import attrs
 
-from llm_router.domain.clock import Clock
+from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.deployment import Scope
 from llm_router.domain.quota import Quota, Refill
 from llm_router.stores.base import ExternalStore, Ranking, RateLimitStore, Standing
@@ -81,6 +81,8 @@ def _cut(quota: Quota, share: float) -> Quota:
 class Peers:
     """The processes of a store, this one among them, as the store counts them.
 
+    Times are steady ones, in seconds (see :class:`~llm_router.stores.failover.times.Times`).
+
     Args:
         store: The store; one that is no :class:`ExternalStore` counts nothing.
         share: The share of each process, or ``"auto"`` for one over their number.
@@ -93,12 +95,12 @@ class Peers:
         self._store = store if isinstance(store, ExternalStore) else None
         self._share = share
         self._first_share = first_share
-        self._clock = clock
+        self._now = monotonic(clock)
         self._process, self._name = os.getpid(), _new_name()
         self._standing, self._counted_at = Standing(0), -math.inf
         self._ranked_at = self._back_at = self._names_again_at = -math.inf
         self._advised = False
-        self._announce_at, self._announce_every = 0.0, _FIRST_ANNOUNCEMENT
+        self._announce_at, self._announce_every = -math.inf, _FIRST_ANNOUNCEMENT
 
     @property
     def name(self) -> str:
@@ -120,7 +122,7 @@ class Peers:
         if not self._standing.count:
             return Part(self._first_share)
         count, rank = self._standing.count, self._standing.rank
-        if not 0.0 <= self._clock.time() - self._counted_at <= _COUNTS_FOR:
+        if not 0.0 <= self._now() - self._counted_at <= _COUNTS_FOR:
             count = max(count, math.ceil(1.0 / self._first_share))
         return Part(1.0 / count, Standing(count, rank))
 
@@ -142,7 +144,7 @@ class Peers:
             StoreError: The store failed.
         """
         if self._store is not None:
-            began = self._clock.time()
+            began = self._now()
             if isinstance(self._store, Ranking):
                 standing = await self._store.standing(self.name)
             else:
@@ -165,7 +167,7 @@ class Peers:
         Nor does what it counted before, if this process had just begun to announce itself.
         """
         self._names_again_at = at + _LAST_ANNOUNCEMENT
-        if self._clock.time() < self._names_again_at and at < self._back_at + _LAST_ANNOUNCEMENT:
+        if self._now() < self._names_again_at and at < self._back_at + _LAST_ANNOUNCEMENT:
             self._standing = Standing(0)
 
     async def warn_once(self) -> None:

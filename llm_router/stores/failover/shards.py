@@ -19,12 +19,14 @@ _FIRST_PROBE, _LAST_PROBE = 1.0, 30.0
 class Shard:
     """One shard: whether this process does without it, and whether its count can be trusted.
 
+    Times are steady ones, in seconds (see :class:`~llm_router.stores.failover.times.Times`), but for one.
+
     Attributes:
         number: Its number.
         sample: A deployment that lies in it, by which it is probed.
         trouble: Why this process does without it, or None while it answers.
         alone: The quotas of this process, while it does without the shard or cannot trust its count.
-        reset_at: When the shard last lost something, as it says; 0 if it never did.
+        reset_at: When the shard last lost something, as it says, by the time of day; 0 if it never did.
         probe: The probe under way.
         check: The check under way whether it answers other calls.
     """
@@ -50,8 +52,8 @@ class Shard:
         """Do not trust the count: others may not have told the shard yet what they took.
 
         Args:
-            since: When it lost something or answered again, in seconds since the epoch.
-            now: In seconds since the epoch; clocks differ, so ``since`` may be later.
+            since: When it lost something or answered again.
+            now: The time; clocks differ, so ``since`` may be later.
             window: Seconds of the longest window of what this process took.
         """
         self._cautious_since = max(self._cautious_since, min(since, now))

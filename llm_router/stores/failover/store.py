@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
@@ -32,13 +33,14 @@ from llm_router.stores.base import (
     Taking,
 )
 from llm_router.stores.failover.alone import LOCAL_SHARE, Alone
-from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns, as_of
+from llm_router.stores.failover.cooldowns import KnownCooldowns, UntoldCooldowns
 from llm_router.stores.failover.limits import KnownLimits
 from llm_router.stores.failover.peers import LocalShare, Peers
 from llm_router.stores.failover.rooms import Rooms
 from llm_router.stores.failover.shards import Shard
 from llm_router.stores.failover.takings import OpenReservation, OwnTakings, Record, cautious_for
 from llm_router.stores.failover.telling import Teller
+from llm_router.stores.failover.times import Times
 
 __all__ = ["FailoverStore", "StoreFailurePolicy"]
 
@@ -114,16 +116,17 @@ class FailoverStore:
         self._sharded = store if isinstance(store, Sharded) else None
         self._policy = policy
         self._owns_store = owns_store
-        self._clock = clock or SystemClock()
-        self._own = OwnTakings(store.known if isinstance(store, ExternalStore) else {})
-        self._peers = Peers(store, local_share, first_share, self._clock)
-        self._teller = Teller(store, self._own, self._peers, self._clock)
+        clock = clock or SystemClock()
+        self._times = Times(clock)
+        self._own = OwnTakings(store.known if isinstance(store, ExternalStore) else {}, self._times)
+        self._peers = Peers(store, local_share, first_share, clock)
+        self._teller = Teller(store, self._own, self._peers, self._times)
         self._shards: dict[int, Shard] = {}
         self._careful = False  # whether any shard is in trouble, or not to be trusted yet
-        self._rooms = Rooms()
-        self._cooldowns = KnownCooldowns()
+        self._rooms = Rooms(self._times)
+        self._cooldowns = KnownCooldowns(self._times)
         self._limits = KnownLimits()
-        self._untold = UntoldCooldowns()
+        self._untold = UntoldCooldowns(self._times)
         self._unsettled: dict[str, tuple[OpenReservation, Demand]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[Callable[[str | None], None]] = []
@@ -134,7 +137,7 @@ class FailoverStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve in the store, or as the policy says; see :class:`RateLimitStore`."""
-        now, own = self._clock.time(), self._own
+        now, own = self._times.now(), self._own
         if not own.seen <= now < own.due:
             self._heed(now, candidates)
         if self._careful:
@@ -145,7 +148,7 @@ class FailoverStore:
             await self._fail(error, candidates)
             return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
         if decision.refusals:
-            self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
+            self._rooms.note_refusals(decision.refusals, demand)
         if decision.deployment is not None:
             shows_room = not _tells_of_loss(decision, self._shard(decision.deployment))
             self._note_grant(reservation_id, decision, demand, ttl, now, shows_room=shows_room)
@@ -178,12 +181,12 @@ class FailoverStore:
         shows_room: bool,
     ) -> None:
         """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
-        at = (began + self._clock.time()) / 2
+        at = (began + self._times.now()) / 2
         self._own.note_grant(reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle where the reservation was made; see :class:`RateLimitStore`."""
-        now, own = self._clock.time(), self._own
+        now, own = self._times.now(), self._own
         made = own.close(reservation_id, used)
         if not own.seen <= now < own.due:
             self._heed(now)
@@ -234,27 +237,26 @@ class FailoverStore:
         While this process is on its own, the store is told later. Of the limits learnt meanwhile, one that
         replaces a certain limit then counts unless another process has replaced that one.
         """
-        now = self._clock.time()
-        self._heed(now)
-        self._cooldowns.add(cooldown, now)
-        later = attrs.evolve(cooldown, learnt=self._limits.learn(cooldown, now))
+        self._heed(self._times.now())
+        self._cooldowns.add(cooldown)
+        later = attrs.evolve(cooldown, learnt=self._limits.learn(cooldown, self._times.wall()))
         for shard in self._shards.values():
             if shard.alone is not None:
                 await shard.alone.cool_down(cooldown)
         if self.trouble is not None:
-            self._untold.add(later, now)
+            self._untold.add(later)
             return
         failure = await self._pass_on(lambda: self.behind.cool_down(cooldown), None)
         if failure is None:
             self._limits.told(cooldown)
         else:
-            self._untold.add(later, now)
+            self._untold.add(later)
             if self.trouble is None:
                 raise failure
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Return the state that is decisive now; see :class:`RateLimitStore`."""
-        self._heed(self._clock.time())
+        self._heed(self._times.now())
         if self.trouble is None:
             try:
                 return await self._see(deployments)
@@ -278,10 +280,10 @@ class FailoverStore:
         """Return what the store shows, and note its limits, unless this process learnt others meanwhile."""
         changes = self._limits.changes
         snapshots = await self.behind.snapshot(deployments)
-        now = self._clock.time()
+        now = self._times.now()
         self._limits.looked_at(deployments, now)
         if not self._careful:  # else others may not have told the store yet what they took
-            self._rooms.note_snapshots([each for each in snapshots if self._is_news(each, now)], now)
+            self._rooms.note_snapshots([each for each in snapshots if self._is_news(each, now)])
         if changes == self._limits.changes and not self._untold:
             self._limits.see(snapshots)
         return snapshots
@@ -364,13 +366,13 @@ class FailoverStore:
             self._probe_if_due(shard)
             if shard.trouble is not None:
                 return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
-            began = self._clock.time()
+            began = self._times.now()
             try:
                 if self._is_cautious(shard, candidates):
                     decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
                 else:
                     decision = await self.behind.reserve(reservation_id, candidates, demand, ttl)
-                    self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
+                    self._rooms.note_refusals(decision.refusals, demand)
                 if decision.deployment is not None:
                     # What others took and have not told yet is not in the room that it shows.
                     shows_room = shard.is_plain and not _tells_of_loss(decision, shard)
@@ -396,7 +398,7 @@ class FailoverStore:
         else:
             decision = await self._alone(shard).reserve(reservation_id, candidates, demand, ttl)
         if decision.deployment is not None:
-            self._own.note_grant(reservation_id, decision, demand, ttl, self._clock.time(), in_store=False)
+            self._own.note_grant(reservation_id, decision, demand, ttl, self._times.now(), in_store=False)
         return decision
 
     async def _reserve_cautiously(
@@ -421,7 +423,7 @@ class FailoverStore:
             except BaseException:
                 await alone.settle(reservation_id, _NOTHING)
                 raise
-            self._rooms.note_refusals(decision.refusals, demand, self._clock.time())
+            self._rooms.note_refusals(decision.refusals, demand)
             if decision.deployment is not None:
                 break
             await alone.settle(reservation_id, _NOTHING)
@@ -442,22 +444,21 @@ class FailoverStore:
 
     def _is_cautious(self, shard: Shard, candidates: Sequence[Deployment]) -> bool:
         """Whether others may not have told the shard yet what they took in the present window."""
-        is_cautious = shard.is_cautious(self._clock.time(), max(map(cautious_for, candidates)))
+        is_cautious = shard.is_cautious(self._times.now(), max(map(cautious_for, candidates)))
         if not is_cautious:
             self._careful = not all(each.is_plain for each in self._shards.values())
         return is_cautious
 
     def _trust_no_more(self, shard: Shard, since: float) -> None:
         """Be cautious for a window: others may not have told the shard yet what they took."""
-        shard.be_cautious(since, self._clock.time(), self._own.longest_window)
+        shard.be_cautious(since, self._times.now(), self._own.longest_window)
         self._careful = True
 
     def _alone(self, shard: Shard) -> Alone:
-        if shard.alone is None:
-            now = self._clock.time()
-            self._limits.forget(now)
-            cooldowns, learnt = self._cooldowns.in_force(now), self._limits.learnt
-            shard.alone = Alone(self._peers.part, self._own, self._rooms, self._clock, learnt, cooldowns)
+        if shard.alone is None or shard.alone.was_set:
+            self._limits.forget(self._times.wall())
+            cooldowns, learnt = self._cooldowns.in_force(), self._limits.learnt
+            shard.alone = Alone(self._peers.part, self._own, self._rooms, self._times, learnt, cooldowns)
         return shard.alone
 
     def _runs(self, deployments: Sequence[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
@@ -484,8 +485,9 @@ class FailoverStore:
         if decision.reset_at != shard.reset_at:
             shard.reset_at = decision.reset_at
             if decision.reset_at:
-                self._trust_no_more(shard, decision.reset_at)
-                self._peers.names_were_lost(decision.reset_at)
+                lost_at = self._lost_at(shard, decision.reset_at)
+                self._trust_no_more(shard, lost_at)
+                self._peers.names_were_lost(lost_at)
                 shard.alone = None  # with what was taken up to now
                 self._start(self._charge_all(shard))
         for deployment in decision.lost:
@@ -494,6 +496,14 @@ class FailoverStore:
                 self._own.known.pop(deployment.model_scope, None)
             else:
                 await self._teller.charge(record)
+
+    def _lost_at(self, shard: Shard, reset_at: float) -> float:
+        """Return the steady time of a loss: not before the last grant of the shard, which knew of none.
+
+        A clock that was set since then would make it as old as it was moved.
+        """
+        told_at = [each.told_at for each in self._own if self.shard_of(each.deployment) == shard.number]
+        return max(self._times.steady(reset_at), *told_at, -math.inf)
 
     async def _charge_all(self, shard: Shard) -> None:
         """Charge what this process took from every deployment of a shard that has lost something."""
@@ -513,8 +523,8 @@ class FailoverStore:
 
     async def _look_around(self, wanted: Iterable[Deployment]) -> None:
         """Look now and then at what others learnt of the limits of what this process uses."""
-        now = self._clock.time()
-        self._rooms.forget(now, self._own.longest_window)
+        now = self._times.now()
+        self._rooms.forget(self._own.longest_window)
         used = (record.deployment for record in self._own)
         if self.trouble is None and (unseen := self._limits.unseen([*wanted, *used], now)):
             with suppress(StoreError):
@@ -586,14 +596,14 @@ class FailoverStore:
     def _do_without(self, shard: Shard, trouble: str) -> None:
         is_first = self.trouble is None
         level = logging.WARNING if is_first else logging.DEBUG
-        shard.do_without(trouble, self._clock.time())
+        shard.do_without(trouble, self._times.now())
         self._careful = True
         _log.log(level, "the store fails, going on %s: %s", _CONSEQUENCES[self._policy], trouble)
         if is_first:
             self._notify(trouble)
 
     def _probe_if_due(self, shard: Shard) -> None:
-        if shard.probe_is_due(self._clock.time()):
+        if shard.probe_is_due(self._times.now()):
             shard.probe = asyncio.get_running_loop().create_task(self._return_to(shard))
 
     async def _return_to(self, shard: Shard) -> None:
@@ -601,10 +611,10 @@ class FailoverStore:
         try:
             await self._catch_up(shard)
         except StoreError:
-            shard.probe_later(self._clock.time())
+            shard.probe_later(self._times.now())
             return
         shard.trouble = None
-        self._trust_no_more(shard, self._clock.time())
+        self._trust_no_more(shard, self._times.now())
         level = logging.WARNING if self.trouble is None else logging.DEBUG
         _log.log(level, "the store answers again")
         if self.trouble is None:
@@ -638,11 +648,11 @@ class FailoverStore:
                 self._unsettled.pop(key, None)
 
     async def _tell_cooldowns(self) -> None:
-        while (cooldown := self._untold.first()) is not None:
+        while (untold := self._untold.first()) is not None:
             with suppress(StoreCorruptError):  # of this one alone, whose place holds something else
-                await self.behind.cool_down(as_of(cooldown, self._clock.time()))
-                self._limits.told(cooldown)
-            self._untold.told(cooldown)
+                await self.behind.cool_down(untold.as_of_now(self._times))
+                self._limits.told(untold.cooldown)
+            self._untold.told(untold)
 
     def _untold_records(self, shard: Shard) -> list[Record]:
         return [

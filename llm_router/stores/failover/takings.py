@@ -1,4 +1,7 @@
-"""What this process took itself, as far as it still counts: the store may fail, or forget it."""
+"""What this process took itself, as far as it still counts: the store may fail, or forget it.
+
+Times are steady ones (see :class:`~llm_router.stores.failover.times.Times`), in seconds.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from llm_router.domain.calendar import microseconds, midnights, seconds
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import MINUTE, Demand, Refill
 from llm_router.stores.base import Decision, Taking
+from llm_router.stores.failover.times import Times
 
 __all__ = [
     "Charge",
@@ -47,7 +51,7 @@ class Entry:
     """Takings that lie close together; they count from the last one.
 
     Attributes:
-        began: When the first was made, in seconds since the epoch.
+        began: When the first was made.
         at: When the last was made.
         requests: The requests of all of them.
         tokens: The tokens of all of them.
@@ -71,7 +75,7 @@ class Entry:
         entry.tokens = max(entry.tokens + tokens, 0)
 
 
-_Entries = tuple[tuple[Entry, Taking], ...]
+_Entries = tuple[tuple[Entry, Demand], ...]
 
 
 @attrs.frozen
@@ -97,6 +101,7 @@ class Record:
 
     Attributes:
         deployment: One of its deployments.
+        times: The source of time: days go by the time of day.
         window: Seconds of its longest rolling or steady window, with the guard; at least a minute.
         zones: The time zones of its daily quotas.
         since: When the record of the store began that counted the entries; 0 if none did.
@@ -110,6 +115,7 @@ class Record:
     """
 
     deployment: Deployment
+    times: Times
     window: float
     zones: frozenset[str]
     since: float = 0.0
@@ -121,7 +127,8 @@ class Record:
     charge: Charge | None = None
     is_watched: bool = False
     _slice: float = attrs.field(init=False)
-    _day: tuple[float, float] = (0.0, 0.0)  # the latest start of today in the zones, and the earliest end
+    # The latest start of today in the zones, and the earliest end, in seconds since the epoch.
+    _day: tuple[float, float] = (0.0, 0.0)
 
     def __attrs_post_init__(self) -> None:
         self._slice = self.window / _SLICES
@@ -148,7 +155,7 @@ class Record:
             self.add_missing(more, entry.at, now)
 
     def live_until(self) -> float:
-        """Return when the last taking has come back, or a little earlier, in seconds since the epoch."""
+        """Return when the last taking has come back, or a little earlier."""
         if not self.entries:
             return -math.inf
         at = max(entry.at for entry in self.entries)
@@ -158,6 +165,11 @@ class Record:
     def holds_something(self) -> bool:
         """Return whether anything was taken that was not given back."""
         return any(entry.requests or entry.tokens for entry in self.entries)
+
+    def held(self) -> list[tuple[Entry, Demand]]:
+        """Return the entries that hold something, oldest first, with what they hold now."""
+        entries = ((each, Demand(each.requests, each.tokens)) for each in self.entries)
+        return [(entry, held) for entry, held in entries if held != _NOTHING]
 
     def is_missing(self) -> bool:
         """Return whether there is something that the store has not counted."""
@@ -206,11 +218,14 @@ class Record:
                 joined[-1] = entry
         self.entries = joined
 
-    def _today(self, now: float) -> tuple[float, float]:
-        if not self._day[0] <= now < self._day[1]:
-            days = [midnights(microseconds(now), zone) for zone in self.zones]
+    def _today(self, at: float) -> tuple[float, float]:
+        """Return when the day of a time began, and when it ends, as the clock shows the days now."""
+        ahead = self.times.ahead()
+        moment = at + ahead
+        if not self._day[0] <= moment < self._day[1]:
+            days = [midnights(microseconds(moment), zone) for zone in self.zones]
             self._day = max(seconds(day[0]) for day in days), min(seconds(day[1]) for day in days)
-        return self._day
+        return self._day[0] - ahead, self._day[1] - ahead
 
 
 @attrs.define(eq=False)  # made for every request, hence not frozen
@@ -221,7 +236,7 @@ class OpenReservation:
         record: Where it counts.
         entry: The entry that holds it.
         demand: What it took.
-        made: When, in seconds since the epoch.
+        made: When.
         expires: When it is forgotten.
         in_store: Whether the store made it.
         since: Which record of the store counted it; see :attr:`Record.since`.
@@ -242,14 +257,16 @@ class OwnTakings:
     Args:
         known: Where to keep the beginning of each record of the store that counts something of this process;
             see :class:`~llm_router.stores.base.ExternalStore`.
+        times: The source of time.
 
     Attributes:
-        seen: The time of the last :meth:`heed`, in seconds since the epoch.
+        seen: The time of the last :meth:`heed`.
         due: When the next one is due, unless time goes back.
     """
 
-    def __init__(self, known: MutableMapping[Scope, float]) -> None:
+    def __init__(self, known: MutableMapping[Scope, float], times: Times) -> None:
         self.known = known
+        self._times = times
         self._records: dict[Scope, Record] = {}
         self._open: dict[str, OpenReservation] = {}
         self.seen = self.due = 0.0
@@ -311,7 +328,7 @@ class OwnTakings:
             decision: The grant.
             demand: What it took.
             ttl: Seconds after which it expires.
-            now: When it was made, in seconds since the epoch.
+            now: When it was made.
             in_store: Whether the store made it.
             shows_room: Whether the store can be trusted to know what others took.
         """
@@ -320,7 +337,7 @@ class OwnTakings:
         scope = deployment.model_scope
         record = self._records.get(scope)
         if record is None:
-            record = self._records[scope] = _record_of(deployment)
+            record = self._records[scope] = _record_of(deployment, self._times)
         entry = record.add(demand, now, counted=in_store)
         if in_store:
             if shows_room:
@@ -371,8 +388,7 @@ class OwnTakings:
         """Return the entries that the store has not counted, and those that it has; seal the last one."""
         record.prune(now)
         record.newest = None
-        entries = list(zip(record.entries, takings(record.entries), strict=True))
-        entries = [(entry, taking) for entry, taking in entries if entry.requests or entry.tokens]
+        entries = record.held()
         return (
             tuple(each for each in entries if not each[0].counted),
             tuple(each for each in entries if each[0].counted),
@@ -396,9 +412,9 @@ def excess(used: Demand, told: Demand) -> Demand:
     return Demand(max(used.requests - told.requests, 0), max(used.tokens - told.tokens, 0))
 
 
-def takings(entries: Iterable[Entry]) -> list[Taking]:
-    """Return entries as a store takes them."""
-    return [Taking(entry.at, Demand(entry.requests, entry.tokens)) for entry in entries]
+def takings(entries: Iterable[tuple[Entry, Demand]], ahead: float) -> list[Taking]:
+    """Return entries as a store takes them, whose clock is so many seconds ahead of the steady time."""
+    return [Taking(entry.at + ahead, used) for entry, used in entries]
 
 
 def _longest_window(deployment: Deployment) -> float:
@@ -414,6 +430,6 @@ def cautious_for(deployment: Deployment) -> float:
     return _longest_window(deployment) or MINUTE
 
 
-def _record_of(deployment: Deployment) -> Record:
+def _record_of(deployment: Deployment, times: Times) -> Record:
     zones = {quota.timezone for quota in deployment.quotas if quota.refill is Refill.DAILY}
-    return Record(deployment, max(_longest_window(deployment), MINUTE), frozenset(zones))
+    return Record(deployment, times, max(_longest_window(deployment), MINUTE), frozenset(zones))

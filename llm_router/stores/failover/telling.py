@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import itertools
 
-from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import RateLimitStore, Taking
 from llm_router.stores.failover.peers import Peers
-from llm_router.stores.failover.takings import Charge, OpenReservation, OwnTakings, Record, excess
+from llm_router.stores.failover.takings import (
+    Charge,
+    OpenReservation,
+    OwnTakings,
+    Record,
+    excess,
+    takings,
+)
+from llm_router.stores.failover.times import Times
 
 __all__ = ["Teller"]
 
@@ -21,36 +28,37 @@ class Teller:
         store: The store.
         own: What this process took.
         peers: Knows the name of this process.
-        clock: The source of time.
+        times: The source of time.
     """
 
-    def __init__(self, store: RateLimitStore, own: OwnTakings, peers: Peers, clock: Clock) -> None:
+    def __init__(self, store: RateLimitStore, own: OwnTakings, peers: Peers, times: Times) -> None:
         self._store = store
         self._own = own
         self._peers = peers
-        self._clock = clock
+        self._times = times
         self._sequence = itertools.count(1)
 
     async def charge(self, record: Record) -> None:
         """Tell the store what it has not counted, and let it count again what it has lost."""
         charge = record.charge
         if charge is None:
-            missing, counted = self._own.split(record, self._clock.time())
+            missing, counted = self._own.split(record, self._times.now())
             charge = record.charge = Charge(next(self._sequence), missing, counted, record.since)
         # One that got no answer may have been counted: it is repeated as it was.
+        ahead = self._times.ahead()
         since = await self._store.charge(
             self._peers.name,
             charge.sequence,
             record.deployment,
-            [taking for _, taking in charge.missing],
-            [taking for _, taking in charge.counted],
+            takings(charge.missing, ahead),
+            takings(charge.counted, ahead),
             charge.since,
         )
         if record.charge is charge:  # else another task has told it as well
             record.charge = None
-            for entry, taking in (*charge.missing, *charge.counted):
+            for entry, used in (*charge.missing, *charge.counted):
                 entry.counted = True
-                record.tell_rest(entry, taking.used, self._clock.time())
+                record.tell_rest(entry, used, self._times.now())
             self._own.counted_in(record, since)
 
     async def probe(self, sample: Deployment) -> None:
@@ -62,8 +70,9 @@ class Teller:
 
     async def settle(self, reservation_id: str, made: OpenReservation, used: Demand) -> None:
         """Settle a reservation that the store made before it failed; charge the rest if it has expired."""
-        if self._clock.time() < made.expires:
+        if self._times.now() < made.expires:
             await self._store.settle(reservation_id, used)
             return
-        source, rest = f"{self._peers.name}-late", Taking(made.made, excess(used, made.demand))
-        await self._store.charge(source, next(self._sequence), made.record.deployment, [rest])
+        source, deployment = f"{self._peers.name}-late", made.record.deployment
+        rest = Taking(made.made + self._times.ahead(), excess(used, made.demand))
+        await self._store.charge(source, next(self._sequence), deployment, [rest])

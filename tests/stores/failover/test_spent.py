@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import Cooldown, Demand, Deployment, MemoryStore, Metric, Quota, Refill, Router
+from llm_router import Cooldown, Demand, Deployment, Metric, Quota, Refill, Router
 from llm_router.domain.cooldown import LearntLimit
 from llm_router.domain.limits import LimitRecord, LimitSource
 from llm_router.errors import StoreCorruptError, StoreError, StoreTimeoutError, StoreUnavailableError
@@ -17,104 +17,14 @@ from llm_router.stores import Decision, DeploymentSnapshot, RateLimitStore, Taki
 from llm_router.stores.base import Refusal
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.failover.rooms import Rooms
+from llm_router.stores.failover.times import Times
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
-
-OUTAGE = StoreUnavailableError("cannot be reached")
-TIMEOUT = StoreTimeoutError("no answer within 2 s")
-
-
-class Remote(MemoryStore):
-    """A store outside this process, as others see it, that fails as it is told."""
-
-    def __init__(self, clock: ManualClock) -> None:
-        super().__init__(clock=clock)
-        self.known: dict[Any, float] = {}
-        self.peers = 1
-        self.reads: StoreError | None = None
-        self.writes: StoreError | None = None
-        self.once: list[StoreError] = []
-        self.calls: list[str] = []
-
-    def _answer(self, name: str, failure: StoreError | None) -> None:
-        self.calls.append(name)
-        if self.once:
-            raise self.once.pop(0)
-        if failure is not None:
-            raise type(failure)(*failure.args)
-
-    def fail(self, failure: StoreError | None) -> None:
-        """Fail at every call from now on; None: at none."""
-        self.reads = self.writes = failure
-
-    async def reserve(self, *args: Any) -> Decision:
-        self._answer("reserve", self.writes)
-        return await super().reserve(*args)
-
-    async def settle(self, *args: Any) -> None:
-        self._answer("settle", self.writes)
-        await super().settle(*args)
-
-    async def charge(self, *args: Any) -> float:
-        self._answer("charge", self.writes)
-        return await super().charge(*args)
-
-    async def cool_down(self, cooldown: Cooldown) -> None:
-        self._answer("cool_down", self.writes)
-        await super().cool_down(cooldown)
-
-    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        self._answer("snapshot", self.reads)
-        return await super().snapshot(deployments)
-
-    async def announce(self, source: str) -> int:
-        self._answer("announce", self.writes)
-        return self.peers
-
-    async def advice(self) -> list[str]:
-        return []
-
-
-@pytest.fixture
-def remote(clock: ManualClock) -> Remote:
-    return Remote(clock)
-
-
-@pytest.fixture
-def front(remote: Remote, clock: ManualClock) -> FailoverStore:
-    return FailoverStore(remote, clock=clock, local_share=0.25)
-
-
-async def settle_down() -> None:
-    """Let what runs in the background run."""
-    for _ in range(30):
-        await asyncio.sleep(0)
-
-
-async def granted(
-    store: FailoverStore, deployment: Deployment, count: int, tag: str, tokens: int = 10
-) -> int:
-    """Reserve ``count`` times; return how often that was granted."""
-    decisions = [
-        await store.reserve(f"{tag}{n}", [deployment], Demand(1, tokens), 600.0) for n in range(count)
-    ]
-    return sum(decision.deployment is deployment for decision in decisions)
-
-
-async def recover(store: FailoverStore, remote: Remote, clock: ManualClock, deployment: Deployment) -> None:
-    """Let the store answer again, and the front notice it, a second later."""
-    remote.fail(None)
-    clock.shift(1.0)
-    await store.snapshot([deployment])
-    await settle_down()
-    assert store.trouble is None
-
-
-async def used(store: MemoryStore, deployment: Deployment) -> dict[str, int]:
-    [snapshot] = await store.snapshot([deployment])
-    return {quota.metric.value: quota.used for quota in snapshot.quotas}
+    from tests.stores.remote import OUTAGE, TIMEOUT, Remote, granted, recover, settle_down, used
+else:
+    from llm_router_tests_remote import OUTAGE, TIMEOUT, Remote, granted, recover, settle_down, used
 
 
 async def test_alone_what_was_spent_before_counts(front: FailoverStore, remote: Remote, pools: Pools) -> None:
@@ -259,15 +169,17 @@ async def test_the_grant_that_shows_a_loss_shows_no_room(
 
 def test_rooms_are_forgotten(pools: Pools) -> None:
     """A day after they were shown, or a longer window; and where the clock was set back behind them."""
-    limited, rooms = pools.one(rpm=1), Rooms()
-    for forgets_at, window, is_kept in [
-        (90_101.0, 0.0, False),
-        (90_101.0, 1e6, True),
-        (99.0, 60.0, False),
-        (100.0, 60.0, True),
+    for forgets_after, window, is_kept in [
+        (90_001.0, 0.0, False),
+        (90_001.0, 1e6, True),
+        (-1.0, 60.0, False),
+        (0.0, 60.0, True),
     ]:
-        rooms.note_refusals([Refusal(limited, "rpm", 170.0, 170.0)], Demand(), 100.0)
-        rooms.forget(forgets_at, window)
+        clock, limited = ManualClock(100.0), pools.one(rpm=1)
+        rooms = Rooms(Times(clock))
+        rooms.note_refusals([Refusal(limited, "rpm", 170.0, 170.0)], Demand())
+        clock._now += forgets_after
+        rooms.forget(window)
         assert (rooms.get(Metric.RPM, limited.model_scope) is not None) is is_kept
 
 
