@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Mapping
+from collections.abc import Callable, Container, Coroutine, Hashable, Mapping
 from contextlib import suppress
 from functools import partial
 from operator import attrgetter
@@ -29,6 +29,7 @@ from llm_router.engine.search import (
     further,
     retry_at,
     uncounted,
+    without_feature,
 )
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
@@ -92,7 +93,7 @@ class Selector:
         self._throttle = throttle
         self._reporter = reporter
         self._tenant_weights = tenant_weights
-        self._lines: dict[FallbackOrder, WaitingLine] = {}
+        self._lines: dict[Hashable, WaitingLine] = {}
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
 
@@ -101,9 +102,9 @@ class Selector:
 
         Args:
             send: The request. Deployments that it has tried are taken only if there is no other.
-            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served one after
-                the other: interactive ones first, tenants by the tokens that they were served. Callers that
-                do not wait are answered at once.
+            max_wait: Most seconds to wait for room. Waiters that may use the same deployments are served one
+                after the other: interactive ones first, tenants by the tokens that they were served. Callers
+                that do not wait are answered at once.
 
         Returns:
             A lease, or a shortage if there is no room now and none will come in time.
@@ -114,7 +115,8 @@ class Selector:
             RouterClosedError: The selector was closed meanwhile.
         """
         deadline = self._monotonic() + max_wait
-        line = self._lines.get(send.order)
+        wish = _wish(send)
+        line = self._lines.get(wish)
         # With no waiter to overtake, or no time to queue, there is no line to join.
         if (
             line is None
@@ -127,15 +129,19 @@ class Selector:
                 if line is not None and line.members and isinstance(outcome, Lease):
                     _charge(line, _ticket(send), outcome)  # it has overtaken those that wait
                 return outcome
-            line = self._lines.get(send.order)  # another request may have opened it meanwhile
+            line = self._lines.get(wish)  # another request may have opened it meanwhile
             if line is None:
                 line = WaitingLine(outcome, self._clock, self._deadlines, self._tenant_weights)
-                self._lines[send.order] = line
+                self._lines[wish] = line
             elif not line.members:
                 line.shortage = outcome
         ticket = _ticket(send)
-        with waiting(self._reporter, send, "quota"):
-            return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+        try:
+            with waiting(self._reporter, send, "quota"):
+                return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+        finally:
+            if wish is not send.order and not line.members:  # there may be as many wishes as projects
+                self._lines.pop(wish, None)
 
     async def _try_in_turn(self, send: SendState, line: WaitingLine, ticket: Ticket) -> Lease | Shortage:
         """Ask as the head of a line; what is granted counts as served to the tenant."""
@@ -199,6 +205,7 @@ class Selector:
         if send.overloaded:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             return await self._try(send)
+        refused = {**dict(without_feature(send, self._clock.time())), **refused}
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
     def _heed_the_clock(self, order: FallbackOrder) -> None:
@@ -428,6 +435,16 @@ class Lease:
         )
         if returned:
             self._on_return(self.state)
+
+
+def _wish(send: SendState) -> Hashable:
+    """Return what those requests have in common that may use the same deployments, and so share a line.
+
+    That is the fallback order, but for the few that have reason to leave some of it out.
+    """
+    if send.unfit or send.features or send.projects:
+        return send.order, send.unfit, send.features, send.projects
+    return send.order
 
 
 def _ticket(send: SendState) -> Ticket:
