@@ -35,6 +35,7 @@ from llm_router.errors import QuotaViolation
 from llm_router.stores import Decision
 from llm_router.stores.base import DeploymentSnapshot
 from llm_router.testing import FakeProvider, ManualClock
+from llm_router.testing.clock import settle
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
@@ -946,3 +947,26 @@ async def test_a_tool_without_quota_does_not_stop_plain_prompts(
         assert not (await router.send("x", config={"tools": [{"google_search": {}}]})).success
         assert all([(await router.send("x")).success for _ in range(6)])
         assert not any(status["in_cooldown"] for status in await router.get_all_key_statuses())
+
+
+async def test_a_request_whose_tool_has_no_quota_waits_for_it_without_holding_up_others(
+    make_router: Callable[..., Router], provider: FakeProvider, clock: ManualClock, pools: Pools
+) -> None:
+    """It learns when to come back, or waits until then; those without the tool do not stand behind it."""
+    grounded: dict[str, Any] = {"tools": [{"google_search": {}}]}
+    spent = failure(
+        "quota", code=429, scope="feature", feature="google_search", retry_delay=50.0, charged=False
+    )
+    async with make_router(pools.many(2)) as router:
+        provider.script(spent, times=2)
+        response = await router.send("x", config=grounded)
+        assert response.retry_after == 50.0
+        assert "no quota for google_search (2)" in str(response.error)
+        clock.shift(50)
+        provider.script(spent, times=2)
+        waiting = asyncio.create_task(router.send("x", config=grounded, max_wait=60.0))
+        await settle()
+        assert (await router.send("x", max_wait=60.0)).waited == 0.0
+        await clock.advance(50.1)
+        assert waiting.done()
+        assert (await waiting).attempts == 3

@@ -8,7 +8,7 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Container, Coroutine, Mapping
+from collections.abc import Callable, Collection, Container, Coroutine, Hashable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
@@ -32,6 +32,7 @@ from llm_router.engine.search import (
     further,
     retry_at,
     uncounted,
+    without_feature,
 )
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
@@ -101,7 +102,7 @@ class Selector:
         self._reporter = reporter
         self._tenant_weights = tenant_weights
         self.pacer = pacer
-        self._lines: dict[FallbackOrder, WaitingLine] = {}
+        self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
@@ -111,9 +112,9 @@ class Selector:
 
         Args:
             send: The request. Deployments that it has tried are taken only if there is no other.
-            max_wait: Most seconds to wait for room. Waiters with the same fallback order are served one after
-                the other: interactive ones first, tenants by the tokens that they were served. Callers that
-                do not wait are answered at once.
+            max_wait: Most seconds to wait for room. Waiters that may use the same deployments are served one
+                after the other: interactive ones first, tenants by the tokens that they were served. Callers
+                that do not wait are answered at once.
 
         Returns:
             A lease, or a shortage if there is no room now and none will come in time.
@@ -124,7 +125,8 @@ class Selector:
             RouterClosedError: The selector was closed meanwhile.
         """
         deadline = self._monotonic() + max_wait
-        line = self._lines.get(send.order)
+        wish = _wish(send)
+        line = self._lines.get(wish)
         # With no waiter to overtake, or no time to queue, there is no line to join.
         if (
             line is None
@@ -137,15 +139,19 @@ class Selector:
                 if line is not None and line.members and isinstance(outcome, Lease):
                     _charge(line, _ticket(send), outcome)  # it has overtaken those that wait
                 return outcome
-            line = self._lines.get(send.order)  # another request may have opened it meanwhile
+            line = self._lines.get(wish)  # another request may have opened it meanwhile
             if line is None:
-                line = self._lines[send.order] = self._open_line(send.order, outcome)
+                line = self._lines[wish] = self._open_line(send.order, outcome)
             elif not line.members:
                 line.shortage = outcome
         ticket = _ticket(send)
         wanting = _UNPACED if self.pacer is None else self.pacer.waiting(send.order.workload)
-        with wanting, waiting(self._reporter, send, "quota"), self.queued.counted(ticket):
-            return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+        try:
+            with wanting, waiting(self._reporter, send, "quota"), self.queued.counted(ticket):
+                return await line.wait(deadline, partial(self._try_in_turn, send, line, ticket), ticket)
+        finally:
+            if wish is not send.order and not line.members:  # there may be as many wishes as projects
+                self._lines.pop(wish, None)
 
     def _open_line(self, order: FallbackOrder, shortage: Shortage) -> WaitingLine:
         weights = self._tenant_weights
@@ -181,9 +187,9 @@ class Selector:
         """
         self._gate.grace = grace
         kept = set(orders)
-        self._lines = {order: line for order, line in self._lines.items() if line.members or order in kept}
-        for order, line in self._lines.items():
-            line.forecast = forecast_for(order)
+        self._lines = {wish: line for wish, line in self._lines.items() if line.members or wish in kept}
+        for wish, line in self._lines.items():
+            line.forecast = forecast_for(_order_of(wish))
         self.look_again()
 
     def close(self) -> None:
@@ -230,6 +236,7 @@ class Selector:
             again = True
         if again:
             return await self._try(send)
+        refused = {**dict(without_feature(send, self._clock.time())), **refused}
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
 
     def _cooled_down(
@@ -496,6 +503,23 @@ class Lease:
         )
         if returned:
             self._on_return(self.state)
+
+
+def _wish(send: SendState) -> Hashable:
+    """Return what those requests have in common that may use the same deployments, and so share a line.
+
+    That is the fallback order, but for the few that have reason to leave some of it out.
+    """
+    if send.unfit or send.features or send.projects:
+        return send.order, send.unfit, send.features, send.projects
+    return send.order
+
+
+def _order_of(wish: Hashable) -> FallbackOrder:
+    """Return the fallback order of what :func:`_wish` returned."""
+    order = wish[0] if isinstance(wish, tuple) else wish
+    assert isinstance(order, FallbackOrder)  # noqa: S101 - see there
+    return order
 
 
 def _ticket(send: SendState) -> Ticket:

@@ -24,6 +24,7 @@ __all__ = [
     "retry_at",
     "soonest",
     "uncounted",
+    "without_feature",
 ]
 
 FIRST_CANDIDATES = 8
@@ -102,6 +103,16 @@ class Unsuitable(Container[DeploymentState]):
             return True
         until = item.features or {}
         return item.group in self._groups or any(until.get(name, 0.0) > self._now for name in self._features)
+
+
+def without_feature(send: SendState, now: float) -> Iterator[tuple[DeploymentState, Refusal]]:
+    """Yield the deployments that have no quota for a feature of a request now, each with its refusal."""
+    for group in send.order.groups if send.features else ():
+        for state in () if group in send.unfit else group.states:
+            until = state.features or {}
+            ends, name = max((until.get(each, 0.0), each) for each in send.features)
+            if ends > now:
+                yield state, Refusal(state.deployment, f"no quota for {name}", ends, ends)
 
 
 class _Either(Container[DeploymentState]):

@@ -1,4 +1,4 @@
-"""Wait in line for quota: one line per fallback order, of which one request at a time asks."""
+"""Wait in line for quota: one line per choice of deployments, of which one request at a time asks."""
 
 from __future__ import annotations
 
