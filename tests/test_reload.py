@@ -19,11 +19,13 @@ from llm_router import (
     ConfigError,
     Deployment,
     FailureKind,
+    InvalidRequestError,
     Metric,
     ProviderError,
     Quota,
     QuotaExhaustedError,
     RateLimitStore,
+    Request,
     Response,
     Router,
     RouterClosedError,
@@ -307,25 +309,42 @@ async def test_what_the_store_is_asked_meanwhile_is_given_back(
     assert [row.quotas[0].used for row in rows] == [2, 0]
 
 
+class Picky(FakeProvider):
+    """Rejects some requests."""
+
+    def validate(self, request: Request) -> None:
+        if "picture" in request.contents:
+            raise InvalidRequestError("no pictures")
+
+
 async def test_keys_move_to_other_providers(pools: Pools, clock: ManualClock) -> None:
-    """Requests on their way keep to the providers that they were made for; later ones find the others."""
-    one, two = FakeProvider(clock=clock), FakeProvider(clock=clock)
+    """What waits goes there, if the provider can serve it; a failure still goes elsewhere."""
+    one, two = FakeProvider(clock=clock), Picky(clock=clock)
     here, there = pools.one(key_id="here", provider="one", rpm=1), pools.one(key_id="there", provider="two")
-    async with Router([here], provider={"one": one, "two": two}, clock=clock, max_wait=600.0) as router:
-        assert (await router.send("x")).success
-        waiting = asyncio.create_task(router.send("x"))
+    options: dict[str, Any] = {"clock": clock, "max_wait": 600.0, "base_backoff": 0.0}
+    async with Router([here], provider={"one": one, "two": two}, **options) as router:
+        failing = asyncio.Event()
+        one.script([failing, ProviderError("down", kind=FailureKind.SERVER, code=503)])
+        sends = [asyncio.create_task(router.send(words)) for words in ("fails", "waits", "picture")]
         await clock.advance(0.0)
-        await router.reload([here, there])
-        assert (await router.send("x")).key_id == "there"
-        assert not waiting.done()
         with pytest.raises(ConfigError, match="no adapter for provider 'three'"):
             await router.reload([pools.one(provider="three")])
+        await router.reload([here, there])
+        failing.set()
+        assert [(await send).key_id for send in sends[:2]] == ["there"] * 2
+        assert (await router.send("x")).key_id == "there"
+        assert not sends[2].done()
         await router.reload([with_rpm(here, 3), there])
-        assert (await waiting).key_id == "here"
-        waiting = asyncio.create_task(router.send("x", timeout=None))
-        await waiting
+        assert (await sends[2]).key_id == "here"
+
+        one.script([failing := asyncio.Event(), ProviderError("down", kind=FailureKind.SERVER, code=503)])
+        sends = [asyncio.create_task(router.send(words, workload="light")) for words in ("picture",) * 4]
+        await clock.advance(0.0)
         await router.reload([there])
-        assert {(await router.send("x")).key_id for _ in range(3)} == {"there"}
+        with pytest.raises(InvalidRequestError):
+            await sends[-1]
+        failing.set()
+        assert (await sends[0]).error is not None
 
 
 # --- when it fails ------------------------------------------------------------------------------------
