@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -337,14 +338,24 @@ async def test_keys_move_to_other_providers(pools: Pools, clock: ManualClock) ->
         await router.reload([with_rpm(here, 3), there])
         assert (await sends[2]).key_id == "here"
 
+        await router.reload([with_rpm(here, 1)])
+        waiting = asyncio.create_task(router.send("waits", model="model-a"))
+        await clock.advance(0.0)
+        assert not waiting.done()
+        await router.reload([attrs.evolve(there, model="model-b")])
+        assert (await waiting).model == "model-b"
+        await router.reload([with_rpm(here, 3), there])
+
         one.script([failing := asyncio.Event(), ProviderError("down", kind=FailureKind.SERVER, code=503)])
         sends = [asyncio.create_task(router.send(words, workload="light")) for words in ("picture",) * 4]
         await clock.advance(0.0)
         await router.reload([there])
-        with pytest.raises(InvalidRequestError):
-            await sends[-1]
-        failing.set()
-        assert (await sends[0]).error is not None
+        told = await asyncio.gather(*sends[1:], return_exceptions=True)
+        assert all(
+            isinstance(each, InvalidRequestError) and "none of the providers" in str(each) for each in told
+        )
+        failing.set()  # what had an attempt says why that failed
+        assert isinstance((await sends[0]).error, ProviderError)
 
 
 # --- when it fails ------------------------------------------------------------------------------------
@@ -618,6 +629,44 @@ async def test_a_broken_file_is_a_warning_once(
     files.write(entry("d"))
     await tick()
     await asyncio.wait_for(watching, 5)
+
+
+async def test_a_watch_goes_on_as_long_as_there_is_a_router(
+    files: Files, clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without notifications it looks by itself, no bug in a reload ends it, and it keeps nothing alive."""
+
+    def no_watches(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    class BrokenRouter(Router):
+        async def reload(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("AIza")
+
+    files.write(entry("a"))
+    files.env.unlink()
+    files.env.symlink_to(".env")
+    monkeypatch.setattr("watchfiles.awatch", no_watches)
+    env = {"API_KEY_a": "AIza-secret"}
+    router = BrokenRouter.from_config("keys.json", env=env, env_file=None, clock=clock, watch=True)
+    watcher = router._watcher
+    assert watcher is not None
+    watching = asyncio.create_task(watcher.run())
+    await clock.advance(1.0)
+    told, failed = caplog.messages
+    assert "cannot be watched (No space left on device): its files are looked at every 5 s" in told
+    assert failed.endswith("goes on as before: ValueError")
+    assert not watching.done()
+    watching.cancel()
+    await asyncio.wait([watching])
+
+    async def tick() -> AsyncIterator[int]:
+        yield 1
+        raise AssertionError("it goes on without a router")
+
+    del router
+    gc.collect()
+    await watcher.run(tick())
 
 
 def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,11 +123,13 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
         problem = self._misfit(workload, model, fallback)
         if problem is not None:
             return problem
-        groups = self._pool.groups.values()
-        able = [
-            each for each in groups if _can_serve(each, method, model) and each.upstream.name not in excluded
-        ]
-        if not able or (model is not None and all(group.model != model for group in able)):
+        able = [group for group in self._pool.groups.values() if _can_serve(group, method, model)]
+        left = [group for group in able if group.upstream.name not in excluded]
+        if able and not left:
+            return InvalidRequestError(
+                "none of the providers that can serve this request has a deployment for it"
+            )
+        if not left or (model is not None and all(group.model != model for group in left)):
             return InvalidRequestError(_no_method(method, model))
         if not tiers and model is None:
             return InvalidRequestError(

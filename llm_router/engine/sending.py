@@ -358,9 +358,11 @@ class Sender:
             await self.preparation.run()
         try:
             order = self.orders.again(send.order)
-            rejecting = self._estimate_on(order, send)
-            if rejecting:
-                order = self.orders.again(order, rejecting)
+            rejections = self._estimate_on(order, send)
+            if len(rejections) == len(order.upstreams):
+                raise next(iter(rejections.values()))
+            if rejections:
+                order = self.orders.again(order, frozenset(rejections))
         except InvalidRequestError:
             if send.error is None:
                 raise
@@ -368,16 +370,16 @@ class Sender:
         send.order, send.backoff = order, 0.0
         return True
 
-    def _estimate_on(self, order: FallbackOrder, send: SendState) -> frozenset[str]:
-        """Estimate the tokens on providers that a request was not made for; return those that reject it."""
-        rejecting: set[str] = set()
+    def _estimate_on(self, order: FallbackOrder, send: SendState) -> dict[str, InvalidRequestError]:
+        """Estimate the tokens on providers that a request was not made for; return who rejects it, why."""
+        rejections: dict[str, InvalidRequestError] = {}
         for upstream in order.upstreams:
             if upstream not in send.tokens:
                 try:
                     send.tokens[upstream] = estimate(upstream, send.request, validate=send.relayed is None)
-                except InvalidRequestError:
-                    rejecting.add(upstream.name)
-        return frozenset(rejecting)
+                except InvalidRequestError as error:
+                    rejections[upstream.name] = error
+        return rejections
 
     async def _acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
         """Acquire a lease, and try again a little later where the store is overloaded.
