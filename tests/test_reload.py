@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import threading
@@ -19,11 +20,13 @@ from llm_router import (
     ConfigError,
     Deployment,
     FailureKind,
+    InvalidRequestError,
     Metric,
     ProviderError,
     Quota,
     QuotaExhaustedError,
     RateLimitStore,
+    Request,
     Response,
     Router,
     RouterClosedError,
@@ -307,25 +310,52 @@ async def test_what_the_store_is_asked_meanwhile_is_given_back(
     assert [row.quotas[0].used for row in rows] == [2, 0]
 
 
+class Picky(FakeProvider):
+    """Rejects some requests."""
+
+    def validate(self, request: Request) -> None:
+        if "picture" in request.contents:
+            raise InvalidRequestError("no pictures")
+
+
 async def test_keys_move_to_other_providers(pools: Pools, clock: ManualClock) -> None:
-    """Requests on their way keep to the providers that they were made for; later ones find the others."""
-    one, two = FakeProvider(clock=clock), FakeProvider(clock=clock)
+    """What waits goes there, if the provider can serve it; a failure still goes elsewhere."""
+    one, two = FakeProvider(clock=clock), Picky(clock=clock)
     here, there = pools.one(key_id="here", provider="one", rpm=1), pools.one(key_id="there", provider="two")
-    async with Router([here], provider={"one": one, "two": two}, clock=clock, max_wait=600.0) as router:
-        assert (await router.send("x")).success
-        waiting = asyncio.create_task(router.send("x"))
+    options: dict[str, Any] = {"clock": clock, "max_wait": 600.0, "base_backoff": 0.0}
+    async with Router([here], provider={"one": one, "two": two}, **options) as router:
+        failing = asyncio.Event()
+        one.script([failing, ProviderError("down", kind=FailureKind.SERVER, code=503)])
+        sends = [asyncio.create_task(router.send(words)) for words in ("fails", "waits", "picture")]
         await clock.advance(0.0)
-        await router.reload([here, there])
-        assert (await router.send("x")).key_id == "there"
-        assert not waiting.done()
         with pytest.raises(ConfigError, match="no adapter for provider 'three'"):
             await router.reload([pools.one(provider="three")])
+        await router.reload([here, there])
+        failing.set()
+        assert [(await send).key_id for send in sends[:2]] == ["there"] * 2
+        assert (await router.send("x")).key_id == "there"
+        assert not sends[2].done()
         await router.reload([with_rpm(here, 3), there])
-        assert (await waiting).key_id == "here"
-        waiting = asyncio.create_task(router.send("x", timeout=None))
-        await waiting
+        assert (await sends[2]).key_id == "here"
+
+        await router.reload([with_rpm(here, 1)])
+        waiting = asyncio.create_task(router.send("waits", model="model-a"))
+        await clock.advance(0.0)
+        assert not waiting.done()
+        await router.reload([attrs.evolve(there, model="model-b")])
+        assert (await waiting).model == "model-b"
+        await router.reload([with_rpm(here, 3), there])
+
+        one.script([failing := asyncio.Event(), ProviderError("down", kind=FailureKind.SERVER, code=503)])
+        sends = [asyncio.create_task(router.send(words, workload="light")) for words in ("picture",) * 4]
+        await clock.advance(0.0)
         await router.reload([there])
-        assert {(await router.send("x")).key_id for _ in range(3)} == {"there"}
+        told = await asyncio.gather(*sends[1:], return_exceptions=True)
+        assert all(
+            isinstance(each, InvalidRequestError) and "none of the providers" in str(each) for each in told
+        )
+        failing.set()  # what had an attempt says why that failed
+        assert isinstance((await sends[0]).error, ProviderError)
 
 
 # --- when it fails ------------------------------------------------------------------------------------
@@ -599,6 +629,44 @@ async def test_a_broken_file_is_a_warning_once(
     files.write(entry("d"))
     await tick()
     await asyncio.wait_for(watching, 5)
+
+
+async def test_a_watch_goes_on_as_long_as_there_is_a_router(
+    files: Files, clock: ManualClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without notifications it looks by itself, no bug in a reload ends it, and it keeps nothing alive."""
+
+    def no_watches(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    class BrokenRouter(Router):
+        async def reload(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("AIza")
+
+    files.write(entry("a"))
+    files.env.unlink()
+    files.env.symlink_to(".env")
+    monkeypatch.setattr("watchfiles.awatch", no_watches)
+    env = {"API_KEY_a": "AIza-secret"}
+    router = BrokenRouter.from_config("keys.json", env=env, env_file=None, clock=clock, watch=True)
+    watcher = router._watcher
+    assert watcher is not None
+    watching = asyncio.create_task(watcher.run())
+    await clock.advance(1.0)
+    told, failed = caplog.messages
+    assert "cannot be watched (No space left on device): its files are looked at every 5 s" in told
+    assert failed.endswith("goes on as before: ValueError")
+    assert not watching.done()
+    watching.cancel()
+    await asyncio.wait([watching])
+
+    async def tick() -> AsyncIterator[int]:
+        yield 1
+        raise AssertionError("it goes on without a router")
+
+    del router
+    gc.collect()
+    await watcher.run(tick())
 
 
 def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

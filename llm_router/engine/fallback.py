@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
 from llm_router.domain.methods import ANY_METHOD, IMAGES, SPEECH
@@ -58,36 +58,48 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
         problem = self._problem(wish, tiers)
         if problem is not None:
             raise problem
-        groups = _groups_in(tiers)
-        kind = ShardedFallbackOrder if self._pool.sharded else FallbackOrder
-        upstreams = tuple(dict.fromkeys(group.upstream for group in groups))
-        order = self[wish] = kind(wish[0], tiers, groups, upstreams)
-        self._wishes[order] = wish
+        order = self[wish] = self._make(wish, tiers)
         return order
 
     def refresh(self, workloads: Sequence[str]) -> None:
         """Go by what the pool holds now, for requests on their way as well.
 
-        Those go on as far as their fallback allows, even if what they wished for is gone, and keep to the
-        providers that they were made for. Where later requests would not look the same, they get an order of
-        their own, or are told.
+        Those go on as far as their fallback allows, even if what they wished for is gone. An order that needs
+        a provider that its requests were not made for is emptied, and :meth:`again` has another one. Later
+        requests get another one, too, wherever it would not be the same.
         """
         self._arrange(workloads)
         for order, wish in list(self._wishes.items()):
             tiers = self._find(wish)
-            found = {group.upstream for group in _groups_in(tiers)}
-            is_same = found == set(order.upstreams) and self._problem(wish, tiers) is None
+            known, found = set(order.upstreams), set(_upstreams_in(tiers))
+            is_same = found == known and self._problem(wish, tiers) is None
             if not is_same and self.get(wish) is order:
                 del self[wish]
-            order.tiers = tiers if is_same else _restricted(tiers, order.upstreams)
+            order.tiers = tiers if found <= known else ()
             order.groups = _groups_in(order.tiers)
 
-    def lost(self, order: FallbackOrder) -> LLMRouterError:
-        """Return why an order is empty since a reload: what a request with its wish would be told now."""
-        wish = self._wishes[order]
-        return self._problem(wish, self._find(wish)) or InvalidRequestError(
-            "a reload has taken away the provider that this request was made for: send it again"
-        )
+    def again(self, order: FallbackOrder, excluded: frozenset[str] = frozenset()) -> FallbackOrder:
+        """Return the order of a request whose own a reload has emptied, without some more providers.
+
+        Raises:
+            InvalidRequestError: Nothing can serve it any more: what a request with its wish is told now.
+        """
+        workload, model, fallback, before, method = self._wishes[order]
+        wish = workload, model, fallback, before | excluded, method
+        tiers = self._find(wish)
+        problem = self._problem(wish, tiers)
+        if problem is None:
+            return self[wish]
+        if not tiers:
+            raise problem
+        others = (other for other, its_wish in self._wishes.items() if its_wish == wish and other.groups)
+        return next(others, None) or self._make(wish, tiers)
+
+    def _make(self, wish: Wish, tiers: tuple[tuple[Step, ...], ...]) -> FallbackOrder:
+        kind = ShardedFallbackOrder if self._pool.sharded else FallbackOrder
+        order = kind(wish[0], tiers, _groups_in(tiers), _upstreams_in(tiers))
+        self._wishes[order] = wish
+        return order
 
     def _find(self, wish: Wish) -> tuple[tuple[Step, ...], ...]:
         """Return the tiers of a wish."""
@@ -111,12 +123,19 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
         problem = self._misfit(workload, model, fallback)
         if problem is not None:
             return problem
-        groups = self._pool.groups.values()
-        able = [
-            each for each in groups if _can_serve(each, method, model) and each.upstream.name not in excluded
-        ]
-        if not able or (model is not None and all(group.model != model for group in able)):
+        able = [group for group in self._pool.groups.values() if _can_serve(group, method, model)]
+        left = [group for group in able if group.upstream.name not in excluded]
+        if able and not left:
+            return InvalidRequestError(
+                "none of the providers that can serve this request has a deployment for it"
+            )
+        if not left or (model is not None and all(group.model != model for group in left)):
             return InvalidRequestError(_no_method(method, model))
+        if not tiers and model is None:
+            return InvalidRequestError(
+                f"no deployment has workload {workload!r}, and fallback={fallback!r} allows no other: "
+                "use fallback='any'"
+            )
         if not tiers:
             return InvalidRequestError(
                 f"no deployment serves model {model!r} for workload {workload!r}, and fallback={fallback!r} "
@@ -153,18 +172,8 @@ def _groups_in(tiers: Iterable[tuple[Step, ...]]) -> tuple[Group, ...]:
     return tuple(group for tier in tiers for step in tier for group in step.groups)
 
 
-def _restricted(
-    tiers: Iterable[tuple[Step, ...]], upstreams: Collection[Upstream]
-) -> tuple[tuple[Step, ...], ...]:
-    """Return tiers without the groups of other providers."""
-    kept: list[tuple[Step, ...]] = []
-    for tier in tiers:
-        steps = (
-            Step(step.distance, tuple(group for group in step.groups if group.upstream in upstreams))
-            for step in tier
-        )
-        kept.append(tuple(step for step in steps if step.groups))
-    return tuple(tier for tier in kept if tier)
+def _upstreams_in(tiers: Iterable[tuple[Step, ...]]) -> tuple[Upstream, ...]:
+    return tuple(dict.fromkeys(group.upstream for group in _groups_in(tiers)))
 
 
 def _tiers(workload: str | None, model: str | None, fallback: Fallback) -> list[Callable[[Group], bool]]:

@@ -22,6 +22,7 @@ from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
 from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
 from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.requests import (
@@ -367,13 +368,46 @@ class Sender:
         send.waited += now - asked
         if isinstance(outcome, Lease):
             return OpenAttempt(self, send, outcome)
-        if not send.order.groups and send.error is None:
-            raise self.orders.lost(send.order)
+        if not send.order.groups and await self._reroute(send):
+            return await self._next_attempt(send)
         at = self.clock.time()
         if self.reporter is not None:
             self.reporter.nothing_has_room(send, outcome.retry_at, at)
         _fail(send, explain_shortage(send.order, send.error, outcome, at), now)
         return None
+
+    async def _reroute(self, send: SendState) -> bool:
+        """Find another order for a request whose own a reload has emptied; return whether there is one.
+
+        Raises:
+            InvalidRequestError: There is none, and no failure of the request says more.
+        """
+        if self.preparation.is_due:
+            await self.preparation.run()
+        try:
+            order = self.orders.again(send.order)
+            rejections = self._estimate_on(order, send)
+            if len(rejections) == len(order.upstreams):
+                raise next(iter(rejections.values()))
+            if rejections:
+                order = self.orders.again(order, frozenset(rejections))
+        except InvalidRequestError:
+            if send.error is None:
+                raise
+            return False
+        send.order, send.backoff = order, 0.0
+        return True
+
+    def _estimate_on(self, order: FallbackOrder, send: SendState) -> dict[str, InvalidRequestError]:
+        """Estimate the tokens on providers that a request was not made for; return who rejects it, why."""
+        rejections: dict[str, InvalidRequestError] = {}
+        for upstream in order.upstreams:
+            if upstream not in send.tokens:
+                try:
+                    send.tokens[upstream] = estimate(upstream, send.request, validate=send.relayed is None)
+                except InvalidRequestError as error:
+                    rejections[upstream.name] = error
+        return rejections
 
     async def _acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
         """Acquire a lease, and try again a little later where the store is overloaded.
@@ -629,7 +663,7 @@ class OpenAttempt:
         verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
         now = sender.now()
         self._leave_out(verdict, error)
-        if verdict.next is Next.GIVE_UP or send.unfit.issuperset(send.order.groups):
+        if verdict.next is Next.GIVE_UP or (send.order.groups and send.unfit.issuperset(send.order.groups)):
             error.retry_after = None
             _fail(send, error, now)
             return
