@@ -53,6 +53,7 @@ from llm_router.errors import (
 )
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import (
+    DispatchingProvider,
     FailureKind,
     FaultScope,
     PreparedProvider,
@@ -82,6 +83,7 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "DispatchingProvider",
     "EmbeddingError",
     "Embeddings",
     "EmptyAnswerError",

@@ -456,6 +456,8 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
+            if not self._lease.is_dispatched:
+                self._notice_unsent(exc)
             if (reporter := self._sender.reporter) is None:
                 await self._lease.close()
             else:
@@ -505,6 +507,15 @@ class OpenAttempt:
                 f"no answer within timeout={self._send.timeout:g} s: allow more, or ask for a shorter answer"
             )
         return outcome
+
+    def _notice_unsent(self, raised: BaseException | None) -> None:
+        """Give the quota back of an attempt that was given up before it left, if that is certain."""
+        is_over = raised is None and not isinstance(self._outcome, DeadlineExceededError)
+        # After a bug of the provider nothing is certain.
+        if is_over or isinstance(raised, Exception) or self._texts:
+            return
+        if self._lease.state.group.upstream.reports_dispatch:
+            self._lease.mark_unsent()
 
     def _mark_unsent(self) -> None:
         if not self._texts:  # a piece that came shows that the request arrived, whatever the failure says
