@@ -136,9 +136,12 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -163,9 +166,12 @@ class Sender:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         yield Chunk(piece.text, piece.raw)
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -184,9 +190,12 @@ class Sender:
                         if isinstance(piece.raw, Head):
                             await self._note_resources(send, piece.raw)
                         yield piece.raw
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
