@@ -65,6 +65,7 @@ from llm_router.errors import (
 )
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import (
+    DispatchingProvider,
     FailureKind,
     FaultScope,
     PreparedProvider,
@@ -97,6 +98,7 @@ __all__ = [
     "DeadlineExceededError",
     "Demand",
     "Deployment",
+    "DispatchingProvider",
     "EmbeddingError",
     "Embeddings",
     "EmptyAnswerError",

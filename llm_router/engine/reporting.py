@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import secrets
-import sys
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -107,9 +106,8 @@ class Reporter:
             )
         )
 
-    def send_ended(self, send: SendState) -> None:
-        """Report that a send has its response, or that the caller gets the exception under way instead."""
-        raised = sys.exception()
+    def send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
+        """Report that a send has its response, or that the caller gets ``raised`` instead."""
         response = send.response if raised is None else None
         self.report(
             SendEnded(

@@ -404,6 +404,7 @@ class Lease:
         probes: The half-open cooldowns that the request probes.
 
     Attributes:
+        is_dispatched: Whether the provider has said that the request is on its way.
         is_last: Whether it took the last of a quota.
         correct: Told, once it is closed, how many tokens more were used than reserved; None if nobody is.
     """
@@ -415,6 +416,7 @@ class Lease:
         "_used",
         "correct",
         "demand",
+        "is_dispatched",
         "is_last",
         "probes",
         "reservation_id",
@@ -439,6 +441,7 @@ class Lease:
         self.reservation_id = reservation_id
         self.state = state
         self.demand = demand
+        self.is_dispatched = False
         self.is_last = False
         self.correct: Callable[[int], None] | None = None
 
@@ -453,6 +456,7 @@ class Lease:
     def mark_dispatched(self) -> None:
         """Note that the request is on its way: the next one may start. Harmless when called again."""
         gate, self._gate = self._gate, None
+        self.is_dispatched = True
         if gate is not None:
             gate.leave()
 

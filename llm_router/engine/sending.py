@@ -142,9 +142,12 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     await attempt.call()
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - whatever ends the loop has given it one
         return send.response
 
@@ -169,9 +172,12 @@ class Sender:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         yield Chunk(piece.text, piece.raw)
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -190,9 +196,12 @@ class Sender:
                         if isinstance(piece.raw, Head):
                             await self._note_resources(send, piece.raw)
                         yield piece.raw
-        finally:
+        except BaseException as error:
             if self.reporter is not None:
-                self.reporter.send_ended(send)
+                self.reporter.send_ended(send, error)
+            raise
+        if self.reporter is not None:
+            self.reporter.send_ended(send)
         assert send.response is not None  # noqa: S101 - as above
         yield send.response
 
@@ -501,6 +510,8 @@ class OpenAttempt:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
+            if not self._lease.is_dispatched:
+                self._notice_unsent(exc)
             totals, outcome = self._sender.totals, self._outcome
             # Unless nothing was sent, or it is of a kind that is not counted.
             if (
@@ -560,6 +571,15 @@ class OpenAttempt:
             sender = self._sender
             sender.judge.failures.note(self._lease.state.deployment, outcome, sender.clock.time())
         return outcome
+
+    def _notice_unsent(self, raised: BaseException | None) -> None:
+        """Give the quota back of an attempt that was given up before it left, if that is certain."""
+        is_over = raised is None and not isinstance(self._outcome, DeadlineExceededError)
+        # After a bug of the provider nothing is certain.
+        if is_over or isinstance(raised, Exception) or self._texts:
+            return
+        if self._lease.state.group.upstream.reports_dispatch:
+            self._lease.mark_unsent()
 
     def _mark_unsent(self) -> None:
         if not self._texts:  # a piece that came shows that the request arrived, whatever the failure says

@@ -16,6 +16,7 @@ from llm_router.engine.estimates import TokenCorrection
 from llm_router.engine.extensions import broken_promise, own_error
 from llm_router.errors import ConfigError, ExtensionError, LLMRouterError
 from llm_router.providers.base import (
+    DispatchingProvider,
     PreparedProvider,
     Provider,
     RelayingProvider,
@@ -41,6 +42,11 @@ class Upstream:
     provider: Provider
     breaker: CircuitBreaker = attrs.field(factory=CircuitBreaker, init=False)
     _corrections: dict[str, TokenCorrection] = attrs.field(factory=dict, init=False, repr=False)
+
+    @property
+    def reports_dispatch(self) -> bool:
+        """Whether the adapter says of each request that it is on the wire, before it is."""
+        return isinstance(self.provider, DispatchingProvider) and self.provider.reports_dispatch is True
 
     def correction(self, model: str) -> TokenCorrection:
         """Return the correction of token estimates for ``model``, always the same one."""

@@ -16,6 +16,7 @@ from llm_router.domain.response import Usage
 from llm_router.errors import LLMRouterError
 
 __all__ = [
+    "DispatchingProvider",
     "FailureKind",
     "FaultScope",
     "PreparedProvider",
@@ -135,6 +136,19 @@ class StreamingProvider(Provider, Protocol):
             ProviderError: The call failed, before the first piece or after any, or the answer broke off.
         """
         ...
+
+
+@runtime_checkable
+class DispatchingProvider(Provider, Protocol):
+    """A provider that can be relied on to report each request before it is on the wire.
+
+    Attributes:
+        reports_dispatch: Whether ``dispatched`` is called before the whole of any request has left. What is
+            cancelled, or runs out of time, before it is called then uses no quota; of other providers it
+            counts as sent from the moment that they are called.
+    """
+
+    reports_dispatch: bool
 
 
 @attrs.frozen(kw_only=True)

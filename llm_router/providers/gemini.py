@@ -89,6 +89,8 @@ class GeminiProvider:
             the server is malformed.
     """
 
+    reports_dispatch = True
+
     def __init__(
         self,
         *,

@@ -74,6 +74,8 @@ class FakeProvider:
         closed: How many times the provider was closed.
     """
 
+    reports_dispatch = True
+
     def __init__(
         self, answers: Iterable[Answer] = (), *, clock: Clock | None = None, delay: float = 0.0
     ) -> None:

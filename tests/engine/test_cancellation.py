@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import pytest
 
-from llm_router import Deployment, MemoryStore, Reply, Request, Router
+from llm_router import DeadlineExceededError, Deployment, MemoryStore, Reply, Request, Router
 from llm_router.engine.timing import finish
-from llm_router.testing import FakeProvider
+from llm_router.providers.gemini import GeminiProvider
+from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
@@ -43,9 +45,16 @@ class SlowStore(MemoryStore):
 
 
 class SlowProvider(FakeProvider):
-    """A provider that suspends a few times."""
+    """A provider that suspends a few times.
+
+    Attributes:
+        asked: How often it was asked to send.
+    """
+
+    asked = 0
 
     async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
+        self.asked += 1
         for _ in range(3):
             await asyncio.sleep(0)
         return await super().generate(deployment, request, launched)
@@ -79,20 +88,64 @@ async def test_cancelling_at_every_await_leaves_nothing(pools: Pools, store_type
 
 
 @pytest.mark.parametrize("store_type", [MemoryStore, SlowStore])
-async def test_a_send_cancelled_before_it_was_sent_uses_nothing(
+async def test_a_send_cancelled_before_it_left_uses_nothing(
     pools: Pools, store_type: type[MemoryStore]
 ) -> None:
-    """If the provider was not called yet, all quota is returned; after that it counts as used."""
-    for steps in range(30):
+    """Exactly what was dispatched counts, if the provider reports that; else all of which it was asked."""
+    for reports, steps in itertools.product((True, False), range(30)):
         store, provider = store_type(), SlowProvider()
+        provider.reports_dispatch = reports
         deployment = pools.one()
         router = Router([deployment], store=store, provider=provider)
         await _cancel_after(steps, router.send("hello"))
         for _ in range(20):
             await asyncio.sleep(0)
         used = (await store.snapshot([deployment]))[0].quotas[0].used
-        assert used <= 1
-        assert used >= len(provider.calls)
+        assert used == (len(provider.calls) if reports else provider.asked)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_runs_out_of_time_before_it_left_uses_nothing(
+    pools: Pools, clock: ManualClock, *, streamed: bool
+) -> None:
+    """A connection that does not come about must not cost quota."""
+    provider, deployment = FakeProvider(clock=clock), pools.one()
+    provider.dispatch = asyncio.Event()
+    async with Router([deployment], provider=provider, clock=clock) as router:
+
+        async def ask() -> None:
+            if streamed:
+                async with router.stream("hello", timeout=5) as stream:
+                    await anext(aiter(stream))
+            else:
+                (await router.send("hello", timeout=5)).raise_for_error()
+
+        task = asyncio.create_task(ask())
+        await clock.advance(5.0)
+        with pytest.raises(DeadlineExceededError):
+            await task
+        [snapshot] = await router.keys.snapshots()
+        assert snapshot.quotas[0].used == 0
+
+
+@pytest.mark.parametrize("backend", ["aiohttp", "httpx"])
+@pytest.mark.slow
+async def test_what_is_counted_of_cancelled_requests_is_what_arrived(
+    pools: Pools, backend: Literal["aiohttp", "httpx"]
+) -> None:
+    """Over HTTP, wherever a send is cut short: in its request, its connection or its answer."""
+    async with GeminiEmulator() as emulator:
+        provider = GeminiProvider(base_url=emulator.url, http_backend=backend)
+        async with Router([pools.one(rpm=1_000)], provider=provider) as router:
+            for steps in range(0, 80, 4):
+                await _cancel_after(steps, router.send("hello"))
+                await asyncio.gather(*(_cancel_after(steps, router.send("hello")) for _ in range(3)))
+            async with asyncio.timeout(5):
+                [snapshot] = await router.keys.snapshots()
+                while emulator.requests < snapshot.quotas[0].used:  # noqa: ASYNC110 - it happens in a socket
+                    await asyncio.sleep(0.01)
+            assert emulator.requests == snapshot.quotas[0].used
+        await provider.aclose()
 
 
 async def test_an_anyio_scope_cancels_a_send(pools: Pools) -> None:

@@ -115,6 +115,21 @@ async def test_a_plain_send_is_five_events(make_router: MakeRouter, pools: Pools
     assert response.attempt_log[0].metadata == metadata
 
 
+async def test_a_send_in_an_except_block_is_none_of_its_business(
+    make_router: MakeRouter, pools: Pools, seen: Recorder
+) -> None:
+    """What its caller is handling when it asks, perhaps after another try, is not how the send ended."""
+    async with make_router([pools.one()], observers=[seen]) as router:
+        try:
+            int("another provider fails")
+        except ValueError:
+            response = await router.send("x")
+            async with router.stream("x") as stream:
+                assert [chunk async for chunk in stream]
+    assert [event.error for event in seen.of(SendEnded)] == [None, None]
+    assert [event.response for event in seen.of(SendEnded)] == [response, stream.response]
+
+
 async def test_a_refused_attempt_goes_elsewhere(
     make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder
 ) -> None:
