@@ -716,10 +716,12 @@ class Router:
                 settings, terms = await self._read_again()
             else:
                 settings, terms = None, self._terms_of(deployments, inactive, workloads)
+            changes = await asyncio.to_thread(self._reloader.compare, terms)
             self._check_open()  # it may have been closed meanwhile
-            report = self._reloader.apply(terms)
+            self._reloader.apply(changes)
             if settings is not None and self._origin is not None:
                 self._origin.settings = settings
+        report = changes.report
         _log.log(logging.INFO if report else logging.DEBUG, "the configuration was read again; %s", report)
         if report and self._sender.reporter is not None:
             self._sender.reporter.reloaded(report)
