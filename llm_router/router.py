@@ -365,9 +365,9 @@ class Router:
             options: As for :class:`Router`.
 
         Raises:
-            ConfigError: As for :class:`Router`; or watchfiles is needed and not installed.
+            ConfigError: As for :class:`Router`; or to watch, there is no source, or no watchfiles.
         """
-        watcher = None if source is None or not watch else _watcher(source, options.get("clock"))
+        watcher = _watcher(source, options.get("clock")) if watch else None
         defaults = RouterOptions(
             workloads=settings.workloads,
             inactive=settings.inactive,
@@ -806,9 +806,13 @@ class Router:
         return f"Router({len(self.keys.pool)} deployments, {type(self.keys.store).__name__})"
 
 
-def _watcher(source: ConfigSource, clock: Clock | None) -> ConfigWatch:
+def _watcher(source: ConfigSource | None, clock: Clock | None) -> ConfigWatch:
     from llm_router.config import ConfigWatch, check_watchfiles  # noqa: PLC0415 - as above
 
+    if source is None:
+        raise ConfigError(
+            "watch=True needs a source: use Router.from_config, or pass where the settings are from"
+        )
     check_watchfiles()
     return ConfigWatch(source.files, clock or SystemClock())
 

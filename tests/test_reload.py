@@ -35,6 +35,7 @@ from llm_router import (
     UnknownModelError,
     UnknownWorkloadError,
 )
+from llm_router.config import load_settings
 from llm_router.observe import Event, Reloaded
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.memory import MemoryStore
@@ -685,8 +686,10 @@ async def test_a_watch_goes_on_as_long_as_there_is_a_router(
 
 
 def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the error says what to install."""
+    """Without it the error says what to install; and settings alone cannot be watched."""
     files.write(entry("a"))
+    with pytest.raises(ConfigError, match="needs a source"):
+        Router.from_settings(load_settings("keys.json", env={}), watch=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"llm-quota-router\[watch\]"):
         Router.from_config("keys.json", env={}, watch=True)
