@@ -460,9 +460,9 @@ class Router:
             options: As for :class:`Router`.
 
         Raises:
-            ConfigError: As for :class:`Router`; or watchfiles is needed and not installed.
+            ConfigError: As for :class:`Router`; or to watch, there is no source, or no watchfiles.
         """
-        watcher = None if source is None or not watch else _watcher(source, options.get("clock"))
+        watcher = _watcher(source, options.get("clock")) if watch else None
         defaults = RouterOptions(
             workloads=settings.workloads,
             inactive=settings.inactive,
@@ -836,10 +836,12 @@ class Router:
                 settings, terms = await self._read_again()
             else:
                 settings, terms = None, self._terms_of(deployments, inactive, workloads)
+            changes = await asyncio.to_thread(self._reloader.compare, terms)
             self._check_open()  # it may have been closed meanwhile
-            report = self._reloader.apply(terms)
+            self._reloader.apply(changes)
             if settings is not None and self._origin is not None:
                 self._origin.settings = settings
+        report = changes.report
         _log.log(logging.INFO if report else logging.DEBUG, "the configuration was read again; %s", report)
         if report and self._sender.reporter is not None:
             self._sender.reporter.reloaded(report)
@@ -974,9 +976,13 @@ def _totals(facts: SharedFacts, lines: SharedLines, deadlines: Deadlines, select
     return totals
 
 
-def _watcher(source: ConfigSource, clock: Clock | None) -> ConfigWatch:
+def _watcher(source: ConfigSource | None, clock: Clock | None) -> ConfigWatch:
     from llm_router.config import ConfigWatch, check_watchfiles  # noqa: PLC0415 - as above
 
+    if source is None:
+        raise ConfigError(
+            "watch=True needs a source: use Router.from_config, or pass where the settings are from"
+        )
     check_watchfiles()
     return ConfigWatch(source.files, clock or SystemClock())
 

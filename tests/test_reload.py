@@ -35,6 +35,7 @@ from llm_router import (
     UnknownModelError,
     UnknownWorkloadError,
 )
+from llm_router.config import load_settings
 from llm_router.observe import Event, Reloaded
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.memory import MemoryStore
@@ -272,15 +273,22 @@ async def test_what_is_known_of_a_deployment_goes_on(
 
 
 class SlowStore(MemoryStore):
-    """A memory store whose answers to reserves wait for ``gate``."""
+    """A memory store whose answers wait for ``gate``."""
 
     gate: asyncio.Event | None = None
+    show: asyncio.Event | None = None
 
     async def reserve(self, *args: Any) -> Any:
         decision = await super().reserve(*args)
         if self.gate is not None:
             await self.gate.wait()
         return decision
+
+    async def snapshot(self, *args: Any) -> Any:
+        snapshots = await super().snapshot(*args)
+        if self.show is not None:
+            await self.show.wait()
+        return snapshots
 
 
 async def test_what_the_store_is_asked_meanwhile_is_given_back(
@@ -303,7 +311,15 @@ async def test_what_the_store_is_asked_meanwhile_is_given_back(
         await router.reload([first := with_rpm(with_secret(first, "another"), 7)])
         store.gate.set()
         assert (await send).key_id == "first"
-        assert (await router.explain("x")).taken is not None
+        store.show = asyncio.Event()
+        explaining = asyncio.create_task(router.explain("x"))
+        showing = asyncio.create_task(router.get_all_key_statuses())
+        await clock.advance(0.0)
+        await router.reload([attrs.evolve(first, priority=9)])
+        store.show.set()
+        assert (taken := (await explaining).taken) is not None
+        assert taken.priority == 9
+        assert [row["active"] for row in await showing] == [True]
         assert "0 reservations" in repr(store)
         assert router._sender.selector._gate.busy == 0
     rows = await store.snapshot([first, second])
@@ -670,8 +686,10 @@ async def test_a_watch_goes_on_as_long_as_there_is_a_router(
 
 
 def test_watching_needs_watchfiles(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it the error says what to install."""
+    """Without it the error says what to install; and settings alone cannot be watched."""
     files.write(entry("a"))
+    with pytest.raises(ConfigError, match="needs a source"):
+        Router.from_settings(load_settings("keys.json", env={}), watch=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"llm-quota-router\[watch\]"):
         Router.from_config("keys.json", env={}, watch=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -16,7 +16,7 @@ from llm_router.engine.pool_check import check_deployments
 from llm_router.engine.sending import Sender
 from llm_router.engine.upstream import Upstreams
 
-__all__ = ["Reloader", "Terms", "longest_guard"]
+__all__ = ["Changes", "Reloader", "Terms", "longest_guard"]
 
 
 SECRET = "secret"  # noqa: S105 - what the report calls it
@@ -50,6 +50,21 @@ class Terms:
         return attrs.evolve(self, **kept)
 
 
+@attrs.frozen(eq=False)
+class Changes:
+    """What a reload changes.
+
+    Attributes:
+        terms: What to go by from now on; what has not changed is the same object as before.
+        before: What those deployments were that go on under other terms.
+        report: What has changed, in words.
+    """
+
+    terms: Terms
+    before: Mapping[Deployment, Deployment]
+    report: ReloadReport
+
+
 @attrs.define(eq=False, repr=False)
 class Reloader:
     """Changes the terms of an engine.
@@ -77,32 +92,39 @@ class Reloader:
             await selector.quarantines.end_replaced(rotated, self.sender.clock.time())
             selector.look_again()
 
-    def apply(self, terms: Terms) -> ReloadReport:
+    def compare(self, terms: Terms) -> Changes:
+        """Return what is to change for other terms. It may run in a thread: of many, it takes a while.
+
+        Raises:
+            ConfigError: The deployments contradict each other.
+        """
+        check_deployments(terms.deployments, terms.workloads)
+        deployments, before, report = _compare(self.terms.deployments, terms.deployments)
+        terms = attrs.evolve(terms, deployments=deployments)
+        return Changes(terms, before, attrs.evolve(report, settings=_settings(self.terms, terms)))
+
+    def apply(self, changes: Changes) -> None:
         """Go by other terms from now on; requests on their way end on the deployment that they are on.
 
         Nothing is awaited: no request sees a part of it, and no store is asked. What is known of a deployment
         that has the same secret and is in the same scopes goes on.
 
         Raises:
-            ConfigError: The deployments contradict each other, or a provider has no adapter. Nothing changes.
+            ConfigError: A provider has no adapter. Nothing changes then.
         """
-        check_deployments(terms.deployments, terms.workloads)
+        terms = changes.terms
         upstreams = self.upstreams.of(terms.deployments)
-        deployments, before, report = _compare(self.terms.deployments, terms.deployments)
-        terms = attrs.evolve(terms, deployments=deployments)
-        report = attrs.evolve(report, settings=_settings(self.terms, terms))
         # From here on nothing can fail.
         self.terms = terms
         sender = self.sender
-        self.pool.replace(deployments, upstreams, before, sender.clock.time())
+        self.pool.replace(terms.deployments, upstreams, changes.before, sender.clock.time())
         sender.orders.refresh(terms.workloads)
         sender.preparation.add(upstream.provider for upstream in upstreams.values())
         policy = attrs.evolve(sender.policy, max_retries=terms.max_retries, base_backoff=terms.base_backoff)
         sender.policy = sender.judge.policy = policy
         sender.max_wait = terms.max_wait
         self.keys.show(terms.inactive)
-        sender.selector.follow(sender.orders.values(), longest_guard(deployments))
-        return report
+        sender.selector.follow(sender.orders.values(), longest_guard(terms.deployments))
 
 
 def longest_guard(deployments: Iterable[Deployment]) -> float:

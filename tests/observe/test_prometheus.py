@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llm_router import ConfigError, ProviderError, Router
 from llm_router.errors import QuotaViolation
-from llm_router.observe import PrometheusObserver, StoreBack, StoreLost
+from llm_router.observe import PrometheusObserver, Reloaded, StoreBack, StoreLost
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -183,6 +183,12 @@ def test_the_store(registry: CollectorRegistry, observer: PrometheusObserver) ->
     assert total(registry, "store_up") == 0
     observer.observe(StoreBack(at=1.0, seconds=1.0))
     assert total(registry, "store_up") == 1
+
+
+def test_reloads(registry: CollectorRegistry, observer: PrometheusObserver) -> None:
+    """They are counted."""
+    observer.observe(Reloaded(at=0.0, added=("k/m",)))
+    assert total(registry, "reloads_total") == 1
 
 
 def test_labels_have_names_that_prometheus_takes(registry: CollectorRegistry) -> None:
