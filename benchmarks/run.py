@@ -16,7 +16,17 @@ from _harness import Report, Scale, machine
 
 __all__ = ["BENCHMARKS", "main", "measure"]
 
-BENCHMARKS = ("stores", "selection", "overhead", "memory", "sdk", "dropin", "contention", "simulation")
+BENCHMARKS = (
+    "stores",
+    "selection",
+    "overhead",
+    "memory",
+    "sdk",
+    "dropin",
+    "gateway",
+    "contention",
+    "simulation",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

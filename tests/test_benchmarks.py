@@ -146,7 +146,11 @@ def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [["stores", "selection", "overhead"], ["memory", "sdk", "dropin", "contention", "simulation"], ["soak"]],
+    [
+        ["stores", "selection", "overhead"],
+        ["memory", "sdk", "dropin", "gateway", "contention", "simulation"],
+        ["soak"],
+    ],
 )
 def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
     """The suite runs without the peers, writes its samples and says that they mean nothing."""
