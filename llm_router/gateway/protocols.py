@@ -23,8 +23,59 @@ HEAD_BYTES = 32 * 1024
 _HEAD_SECONDS = 20.0
 """Seconds that a client may take to send the head of a request."""
 
+_MOST_HELD = 64 * 1024
+"""Bytes that are held back until the next round of the loop."""
+
 _OVERHEAD = 9
 """Bytes on the wire for each byte of a body: six if a client sends it in chunks of one byte."""
+
+
+class _Joining(asyncio.Transport):
+    """A transport that writes at once what is written between two rounds of the loop.
+
+    The head of an answer and its body are two writes, and a call of the system for each is a tenth of what a
+    call through the gateway costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: Any) -> None:
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(bytes(data))
+        self._size += len(data)
+        if self._size > _MOST_HELD:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._held.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held, self._size = self._held, [], 0
+            self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
 
 class _Bounds:
@@ -47,6 +98,7 @@ class _Bounds:
     _loss: Callable[[], object] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
+        transport = _Joining(transport, self.loop)
         super().connection_made(transport)  # type: ignore[misc]  # uvicorn's, here and below
         told = {"abort": transport.abort, "at_exit": self._at_exit, "at_loss": self._at_loss}
         self.app_state = {**self.app_state, **told}  # each request gets a copy
