@@ -142,6 +142,16 @@ async def emulator(_task: dict[str, Any]) -> None:
         await asyncio.to_thread(sys.stdin.readline)
 
 
+# --- gateway.py ---------------------------------------------------------------------------------------
+
+
+async def gateway(task: dict[str, Any]) -> None:
+    """Serve a gateway, or what it is compared with, until the parent closes the pipe."""
+    from _served import serve  # noqa: PLC0415 - only this role needs it
+
+    await serve(task["subject"], task["emulator"], report, sys.stdin.readline)
+
+
 # --- memory.py ----------------------------------------------------------------------------------------
 
 
@@ -176,7 +186,7 @@ def _resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-ROLES = {"sqlite": sqlite, "contender": contender, "emulator": emulator, "sends": sends}
+ROLES = {"sqlite": sqlite, "contender": contender, "emulator": emulator, "gateway": gateway, "sends": sends}
 
 if __name__ == "__main__":
     asyncio.run(ROLES[sys.argv[1]](json.loads(sys.argv[2])))

@@ -18,7 +18,7 @@ __all__ = ["BENCHMARKS", "main", "measure"]
 
 BENCHMARKS = (
     *("stores", "selection", "overhead", "memory", "waiting"),
-    *("sdk", "dropin", "contention", "simulation"),
+    *("sdk", "dropin", "gateway", "contention", "simulation"),
 )
 
 

@@ -149,7 +149,7 @@ def test_the_simulation_lets_requests_wait(load: Callable[..., ModuleType]) -> N
     "names",
     [
         ["stores", "selection", "overhead", "waiting"],
-        ["memory", "sdk", "dropin", "contention", "simulation"],
+        ["memory", "sdk", "dropin", "gateway", "contention", "simulation"],
         ["soak"],
     ],
 )

@@ -22,6 +22,8 @@ class Exchange:
             never a credential.
         body: The body; it is sent as it is.
         openai: Whether ``/v1/models`` is meant in OpenAI's protocol: its path does not say.
+        reading: What was read of it on the way, which a provider that reads the same need not read again;
+            None if nothing was.
     """
 
     verb: str = "POST"
@@ -30,6 +32,7 @@ class Exchange:
     headers: Headers = attrs.field(default=(), repr=False)
     body: bytes = attrs.field(default=b"", repr=False)
     openai: bool = False
+    reading: object = attrs.field(default=None, repr=False, eq=False)
 
 
 @attrs.frozen

@@ -151,10 +151,10 @@ class Overview:
         Raises:
             StoreError: The store failed.
         """
+        states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
         snapshots = await self.store.snapshot(deployments)
         totals, known = await self._recorded(deployments, days)
         now = self.clock.time()
-        states = self.pool.states
         return [
             describe(
                 snapshot,

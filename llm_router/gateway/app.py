@@ -128,7 +128,9 @@ class Gateway:
         if self.callers is not None:
             caller = await self.callers.identify(exchange, incoming.credentials, incoming.address)
         options = self._options(incoming.headers)
-        exchange = attrs.evolve(exchange, body=await incoming.body())
+        body = await incoming.body()
+        reading = None if caller is None else caller.read(body)
+        exchange = attrs.evolve(exchange, body=body, reading=reading)
         if caller is not None:
             await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)

@@ -15,7 +15,7 @@ from llm_router.errors import ConfigError, StoreError
 from llm_router.gateway.answers import RefusedError
 from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
-from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
+from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
 from llm_router.gemini_http.framing import dump
 from llm_router.gemini_http.resources import upload_name
 from llm_router.gemini_http.targets import Operation, Target, parse_target
@@ -81,23 +81,33 @@ class Caller:
         """Whether the token is for every model and workload, and for no tenant."""
         return not (self._grant.workloads or self._grant.models or self._grant.tenant)
 
+    def read(self, body: bytes) -> Reading | None:
+        """Return what the exchange with this body asks for; None if the router is to say what is wrong."""
+        if self._target is None:
+            return None
+        try:
+            return Reading(self._target, read_asked(self._target, body))
+        except MalformedBodyError:
+            return None
+
     async def confine(
         self, exchange: Exchange, options: RelayOptions, deployments: Iterable[Deployment]
     ) -> None:
         """Narrow the options of an exchange to what the token allows, which wins over every header.
+
+        Args:
+            exchange: The exchange, with what :meth:`read` has read of it.
+            options: Are changed.
+            deployments: All that there are.
 
         Raises:
             RefusedError: It allows no such exchange.
         """
         if self._grant.tenant is not None:
             options["metadata"] = {"tenant": self._grant.tenant}
-        target = self._target
-        if target is None:
-            return  # the router says that there is no such path
-        try:
-            asked = read_asked(target, exchange.body)
-        except MalformedBodyError:
-            return  # the router says so
+        if not isinstance(exchange.reading, Reading):
+            return  # the router says what is wrong
+        target, asked = exchange.reading.target, exchange.reading.asked
         names = {*asked.resources, *upload_name(target.operation, exchange.query)}
         if target.resource:
             names.add(target.resource)

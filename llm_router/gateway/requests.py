@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
@@ -143,22 +144,42 @@ class Incoming:
         Raises:
             GoneError: It did.
         """
-        working = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._gone())
-        try:
-            await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise GoneError
-            working.result()
-        finally:
-            leaving.cancel()
-            if not working.done():
-                working.cancel()
-            await asyncio.gather(working, leaving, return_exceptions=True)
+        here = asyncio.current_task()
+        assert here is not None  # noqa: S101 - a coroutine runs in one
+        is_gone = False
 
-    async def _gone(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
+        def leave() -> None:
+            nonlocal is_gone
+            is_gone = True
+            here.cancel()
+
+        forget = self._at_loss(leave)
+        if forget is None:
+            work.close()
+            raise GoneError
+        try:
+            await work
+        except asyncio.CancelledError:
+            if is_gone:
+                raise GoneError from None
+            raise
+        finally:
+            forget()
+            if is_gone:
+                here.uncancel()
+
+    def _at_loss(self, call: Callable[[], None]) -> Callable[[], object] | None:
+        """Have a call made when the client goes away; return what revokes it, or None if it is gone."""
+        at_loss = self.scope.get("state", {}).get("at_loss")
+        if at_loss is not None:  # that of our own protocols, which takes no task
+            return None if at_loss(call) else partial(at_loss, None)
+
+        async def watch() -> None:
+            while (await self.receive())["type"] != "http.disconnect":
+                pass
+            call()
+
+        return asyncio.create_task(watch()).cancel
 
 
 def _read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import multiprocessing
 import multiprocessing.connection
@@ -14,9 +13,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llm_router.gateway.hangups import hangups_ignored, means_reload
+from llm_router.gateway.protocols import HEAD_BYTES, PROTOCOLS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,12 +26,6 @@ __all__ = ["listen", "run", "server_config"]
 _DRAIN = 30
 """Seconds that running streams have to finish when the server is told to stop."""
 
-_HEAD_SECONDS = 20.0
-"""Seconds that a client may take to send the head of a request."""
-
-_HEAD_BYTES = 32 * 1024
-"""Bytes of the largest head of a request."""
-
 _SHORT_LIFE = 10.0
 """Seconds within which a process that dies could not start; another one would not, either."""
 
@@ -40,55 +33,10 @@ _CONNECTIONS = 1000
 """Most connections that wait to be accepted."""
 
 
-class _BoundedProtocol(H11Protocol):
-    """HTTP that does not wait long for the head of a request."""
-
-    _late: asyncio.TimerHandle | None = None
-    _leave: Callable[[], object] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # Each request gets a copy.
-        self.app_state = {**self.app_state, "abort": transport.abort, "at_exit": self._at_exit}
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._forget()
-        elif self._late is None:
-            self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._forget()
-        super().connection_lost(exc)
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        if self._leave is not None:
-            self._leave()
-
-    def _at_exit(self, call: Callable[[], object]) -> None:
-        self._leave = call
-
-    def _await_head(self) -> None:
-        self._late = self.loop.call_later(_HEAD_SECONDS, self._expire)
-
-    def _expire(self) -> None:
-        self._late = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.abort()
-
-    def _forget(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-
-
 def server_config(app: Any, **more: Any) -> uvicorn.Config:
     """Return how uvicorn serves a gateway: without any log of requests, whose queries may have tokens."""
     settings: dict[str, Any] = {
-        "http": _BoundedProtocol,
+        "http": list(PROTOCOLS.values())[-1],
         "ws": "none",
         "lifespan": "on",
         "interface": "asgi3",
@@ -98,7 +46,7 @@ def server_config(app: Any, **more: Any) -> uvicorn.Config:
         "proxy_headers": False,
         "server_header": False,
         "backlog": _CONNECTIONS,
-        "h11_max_incomplete_event_size": _HEAD_BYTES,
+        "h11_max_incomplete_event_size": HEAD_BYTES,
         "timeout_graceful_shutdown": _DRAIN,
     }
     return uvicorn.Config(app, **(settings | more))

@@ -12,7 +12,7 @@ import attrs
 from llm_router.domain.deployment import plain_model
 from llm_router.gemini_http.targets import Operation, Protocol, Target
 
-__all__ = ["WORKLOAD_PREFIX", "Asked", "MalformedBodyError", "read_asked"]
+__all__ = ["WORKLOAD_PREFIX", "Asked", "MalformedBodyError", "Reading", "read_asked"]
 
 WORKLOAD_PREFIX = "workload:"
 """What stands before a workload where a model's name stands: whatever serves that workload."""
@@ -61,6 +61,19 @@ class Asked:
             return body
         start, end = self.model_span
         return body[:start] + json.dumps(model).encode() + body[end:]
+
+
+@attrs.frozen
+class Reading:
+    """What an exchange is for, and what its body says.
+
+    Attributes:
+        target: What it is for.
+        asked: What its body says.
+    """
+
+    target: Target
+    asked: Asked
 
 
 def read_asked(target: Target, body: bytes) -> Asked:

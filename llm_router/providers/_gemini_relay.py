@@ -12,7 +12,7 @@ import attrs
 from llm_router.domain.exchange import Head
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError, UnknownPathError
-from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, read_asked
+from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
 from llm_router.gemini_http.resources import UPLOAD_URL, created_name, upload_name, without_host
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.gemini_http.scanning import AnswerScanner
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llm_router.providers._gemini_session import LoopSession
     from llm_router.providers._gemini_transport import RawAnswer
 
-__all__ = ["Relayed", "read_exchange", "relayed"]
+__all__ = ["read_exchange", "relayed"]
 
 _OK_STATUSES = range(200, 300)
 _SENT_ON = frozenset({"accept", "content-type", "user-agent", "x-goog-api-client", "x-server-timeout"})
@@ -52,36 +52,16 @@ _SCANNED = frozenset({Operation.GENERATE, Operation.STREAM, Operation.CHAT, Oper
 """Operations whose answers are read on the way: usage and the end."""
 
 
-@attrs.frozen
-class Relayed:
-    """What the adapter remembers of an exchange.
-
-    Attributes:
-        target: What it is for.
-        asked: What its body says.
-    """
-
-    target: Target
-    asked: Asked
-
-
 def read_exchange(exchange: Exchange) -> RelayRequest:
     """Read what an exchange asks for.
 
     Raises:
         InvalidRequestError: The path is not one of the API, or the body is not what the path needs.
     """
-    target = parse_target(exchange.verb, exchange.path, openai=exchange.openai)
-    if target is None:
-        raise UnknownPathError(f"the API has no {exchange.verb} {exchange.path[:200]!r}")
-    problem = ""
-    asked = Asked()
-    try:
-        asked = read_asked(target, exchange.body)
-    except MalformedBodyError as error:
-        problem = str(error)
-    if problem:
-        raise InvalidRequestError(problem)
+    reading = exchange.reading
+    if not isinstance(reading, Reading):
+        reading = _read(exchange)
+    target, asked = reading.target, reading.asked
     operation = target.operation
     workload = asked.model.removeprefix(WORKLOAD_PREFIX) if asked.model.startswith(WORKLOAD_PREFIX) else None
     embeds = operation in (Operation.EMBED, Operation.BATCH_EMBED, Operation.EMBEDDINGS)
@@ -101,8 +81,23 @@ def read_exchange(exchange: Exchange) -> RelayRequest:
         request=Request(
             contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
         ),
-        details=Relayed(target, asked),
+        details=reading,
     )
+
+
+def _read(exchange: Exchange) -> Reading:
+    target = parse_target(exchange.verb, exchange.path, openai=exchange.openai)
+    if target is None:
+        raise UnknownPathError(f"the API has no {exchange.verb} {exchange.path[:200]!r}")
+    problem = ""
+    asked = Asked()
+    try:
+        asked = read_asked(target, exchange.body)
+    except MalformedBodyError as error:
+        problem = str(error)
+    if problem:
+        raise InvalidRequestError(problem)
+    return Reading(target, asked)
 
 
 async def relayed(
@@ -113,7 +108,7 @@ async def relayed(
     Raises:
         PathFailure: No answer came, or it broke off.
     """
-    details: Relayed = request.details
+    details: Reading = request.details
     answer = await session.exchange(*_outgoing(deployment, request, details))
     try:
         if answer.status not in _OK_STATUSES:
@@ -213,7 +208,7 @@ def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest)
 
 
 def _outgoing(
-    deployment: Deployment, request: RelayRequest, details: Relayed
+    deployment: Deployment, request: RelayRequest, details: Reading
 ) -> tuple[str, str, Mapping[str, str], bytes]:
     """Return verb, path with query, headers and body as they go upstream, with the key as the credential."""
     exchange, target, asked = request.exchange, details.target, details.asked

@@ -107,6 +107,12 @@ async def test_what_a_token_allows_wins_over_headers(guarded: Guarded) -> None:
     assert (status, headers["x-llm-router-model"]) == (200, "flash")
 
 
+async def test_a_body_is_read_once(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read of a body to see what a token allows is not read again to send it on."""
+    monkeypatch.setattr("llm_router.providers._gemini_relay.read_asked", None)
+    assert (await _call(guarded, "flash", _generate("flash"), HELLO))[0] == 200
+
+
 async def test_a_token_has_a_limit_of_its_own(guarded: Guarded) -> None:
     """What exceeds it is a 429 with a delay, and takes no quota."""
     served, _ = guarded
