@@ -28,6 +28,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+UNTRACED = ("acceptance", "benchmarks", "stores")
+"""Folders whose slow tests run the same lines for minutes, and for twice as long while coverage is measured;
+their quick tests run these lines, too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Measure no coverage where it takes minutes and finds nothing more."""
+    tests = Path(__file__).parent
+    for item in items:
+        folder = item.path.relative_to(tests).parts[0] if item.path.is_relative_to(tests) else ""
+        if folder in UNTRACED and item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.no_cover)
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     """A clock that stands at noon UTC, far from any midnight in Los Angeles."""
