@@ -51,7 +51,7 @@ async def test_every_node_of_a_cluster_is_looked_at(servers: ModuleType, redis_b
     with servers.running_cluster(redis_binary) as cluster:
         with cluster.nodes[2].client() as client:
             client.config_set("maxmemory-policy", "allkeys-lfu")
-        async with aclosing(RedisStore(cluster.url, shards=3)) as store:
+        async with aclosing(RedisStore(cluster.url, shards=3, timeout=10)) as store:
             [advice] = await store.advice()
             assert "allkeys-lfu" in advice
         for node in cluster.nodes:
