@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -39,9 +43,14 @@ class Served:
         async def ask() -> Any:
             return await work()
 
-        loop = self.gateway.router.loop
-        assert loop is not None
-        return asyncio.run_coroutine_threadsafe(ask(), loop).result(5)
+        router = self.gateway.router
+        if router.loop is None:  # nothing has been sent through it yet
+            body = json.dumps({"contents": [{"parts": [{"text": "x"}]}]}).encode()
+            path = f"{self.url}/v1beta/models/nothing-serves-this:generateContent"
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(urllib.request.Request(path, body), timeout=10).close()
+        assert router.loop is not None
+        return asyncio.run_coroutine_threadsafe(ask(), router.loop).result(5)
 
     def used(self, model: str = "flash") -> int:
         """Return how many requests of a model are counted."""
