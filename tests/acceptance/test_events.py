@@ -44,15 +44,6 @@ LENGTH = events.Length(
     after=2 * (_WINDOW + _GUARD) + _CATCHING_UP,
     eager=8.0,
 )
-FORGETS_AND_CUTS_OFF = {
-    "Redis restarted empty",
-    "Redis restarted empty at once",
-    "SQLite file deleted",
-    "SQLite -wal deleted",
-}
-"""Events after which some processes reach a store that has forgotten before others, which are still cut off,
-have told it what they spent."""
-
 BATCHES = [events.EVENTS[n : n + _AT_ONCE] for n in range(0, len(events.EVENTS), _AT_ONCE)]
 
 
@@ -74,8 +65,6 @@ async def test_no_window_sees_more_than_the_limit(
 def _problems(event: Any, group: Any, outcome: Any) -> list[str]:
     """Say what is wrong with what a group sent."""
     most, allowed = outcome.most_in(_WINDOW), events.most_allowed(event, group, LENGTH.limit)
-    if group.policy == "closed" and event.name in FORGETS_AND_CUTS_OFF:
-        allowed += (group.processes - 1) * (LENGTH.limit // group.processes)
     problems = [] if most <= allowed else [f"{most} in {_WINDOW} s, not {allowed}"]
     before = outcome.between(outcome.struck - LENGTH.warm_up, outcome.struck)
     afterwards = outcome.between(outcome.over, outcome.over + LENGTH.after)

@@ -27,6 +27,7 @@ class Shard:
         trouble: Why this process does without it, or None while it answers.
         alone: The quotas of this process, while it does without the shard or cannot trust its count.
         reset_at: When the shard last lost something, as it says, by the time of day; 0 if it never did.
+        lost_at: The same, as a steady time.
         probe: The probe under way.
         check: The check under way whether it answers other calls.
     """
@@ -36,6 +37,7 @@ class Shard:
     trouble: str | None = None
     alone: Alone | None = None
     reset_at: float = 0.0
+    lost_at: float = -math.inf
     probe: asyncio.Task[None] | None = None
     check: asyncio.Task[bool] | None = None
     _delay: float = _FIRST_PROBE

@@ -24,6 +24,7 @@ from llm_router.errors import (
     StoreUnavailableError,
 )
 from llm_router.stores.base import (
+    RECOUNT,
     Decision,
     DeploymentSnapshot,
     ExternalStore,
@@ -78,7 +79,9 @@ class FailoverStore:
     charges its takings again, before anything more is granted.
 
     For one window after the store has lost something, or has answered again, the process takes no more than
-    its share through the store as well: others may not have charged theirs yet.
+    its share through the store as well: others may not have charged theirs yet. With ``closed`` it takes
+    nothing for one window after the store has lost something, so that no window sees more than the limit,
+    whichever processes are gone, idle or cut off. Of a day, what those have taken is not known.
 
     A call that times out while the store answers another one is no failure of the store but overload: the
     :class:`StoreTimeoutError` is passed on, and the caller should try again later.
@@ -156,11 +159,12 @@ class FailoverStore:
             try:
                 await self._heed_loss(decision, candidates)
             except StoreError as error:
-                if decision.deployment is not None:  # it stands, and the next call notices the loss again
-                    return decision
-                await self._fail(error, candidates)
+                if decision.deployment is None:
+                    await self._fail(error, candidates)
+                # What was granted stands, and the next call notices the loss again.
             if decision.deployment is None and decision.lost:
                 return await self._reserve_carefully(reservation_id, candidates, demand, ttl)
+            return await self._unless_lost(reservation_id, decision)
         return decision
 
     def _heed(self, now: float, wanted: Iterable[Deployment] = ()) -> None:
@@ -386,7 +390,7 @@ class FailoverStore:
                 continue
             if decision.deployment is not None or not decision.lost:
                 break
-        return decision
+        return await self._unless_lost(reservation_id, decision)
 
     async def _reserve_alone(
         self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
@@ -405,8 +409,13 @@ class FailoverStore:
         self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve from this process's share first, and then in the store."""
+        if barred := self._barred(shard, candidates):
+            candidates = [each for each in candidates if each not in barred]
+            if not candidates:
+                decision = await self._look(reservation_id, list(barred.values()), ttl)
+                return attrs.evolve(decision, refusals=tuple(barred.values()))
         alone = self._alone(shard)
-        refusals: tuple[Refusal, ...] = ()
+        refusals = tuple(barred.values())
         lost: tuple[Deployment, ...] = ()
         decision = Decision(None, 0.0, 0.0)
         left = candidates
@@ -431,6 +440,30 @@ class FailoverStore:
             lost += decision.lost
             left = left[left.index(granted.deployment) + 1 :]
         return attrs.evolve(decision, refusals=refusals, lost=lost)
+
+    def _barred(self, shard: Shard, candidates: Iterable[Deployment]) -> dict[Deployment, Refusal]:
+        """Return what ``closed`` refuses: what was taken of it in the present window is not known."""
+        if self._policy != "closed" or shard.lost_at == -math.inf:
+            return {}
+        barred, now, ahead = {}, self._times.now(), self._times.ahead()
+        for each in candidates:
+            until = shard.lost_at + cautious_for(each)
+            if now < until and (each.quotas or each.model_scope in self._limits.learnt):
+                barred[each] = Refusal(each, RECOUNT, until + ahead, until + ahead)
+        return barred
+
+    async def _unless_lost(self, reservation_id: str, decision: Decision) -> Decision:
+        """Return a decision; under ``closed`` give back what a store granted that has just lost something."""
+        deployment = decision.deployment
+        if deployment is None or not self._careful:
+            return decision
+        barred = self._barred(self._shard(deployment), [deployment])
+        if not barred:
+            return decision
+        await self.release(reservation_id)
+        return attrs.evolve(
+            decision, deployment=None, refusals=(*decision.refusals, *barred.values()), probes=()
+        )
 
     async def _look(self, reservation_id: str, refusals: Sequence[Refusal], ttl: float) -> Decision:
         """Return what the store has lost again, and take nothing: a process must charge that in any case."""
@@ -485,9 +518,9 @@ class FailoverStore:
         if decision.reset_at != shard.reset_at:
             shard.reset_at = decision.reset_at
             if decision.reset_at:
-                lost_at = self._lost_at(shard, decision.reset_at)
-                self._trust_no_more(shard, lost_at)
-                self._peers.names_were_lost(lost_at)
+                shard.lost_at = self._lost_at(shard, decision.reset_at)
+                self._trust_no_more(shard, shard.lost_at)
+                self._peers.names_were_lost(shard.lost_at)
                 shard.alone = None  # with what was taken up to now
                 self._start(self._charge_all(shard))
         for deployment in decision.lost:
@@ -503,7 +536,7 @@ class FailoverStore:
         A clock that was set since then would make it as old as it was moved.
         """
         told_at = [each.told_at for each in self._own if self.shard_of(each.deployment) == shard.number]
-        return max(self._times.steady(reset_at), *told_at, -math.inf)
+        return min(max(self._times.steady(reset_at), *told_at, -math.inf), self._times.now())
 
     async def _charge_all(self, shard: Shard) -> None:
         """Charge what this process took from every deployment of a shard that has lost something."""
