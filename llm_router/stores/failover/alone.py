@@ -14,8 +14,9 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import Decision, DeploymentSnapshot, Refusal, Taking
 from llm_router.stores.failover.peers import Part
+from llm_router.stores.failover.records import Record, takings
 from llm_router.stores.failover.rooms import Room, Rooms
-from llm_router.stores.failover.takings import OwnTakings, Record, takings
+from llm_router.stores.failover.takings import OwnTakings
 from llm_router.stores.failover.times import STEP, Times
 from llm_router.stores.ledger import StoredLimit, terms_in_force
 from llm_router.stores.memory import MemoryStore

@@ -1,16 +1,21 @@
-"""What a process knows of one shard of the store that it stands in front of."""
+"""The shards of a store: whether this process does without them, and whether it can trust their counts."""
 
 from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.stores.base import RateLimitStore, Sharded
 from llm_router.stores.failover.alone import Alone
+from llm_router.stores.failover.records import Record
+from llm_router.stores.failover.takings import OwnTakings
 
-__all__ = ["Shard"]
+__all__ = ["Shard", "Shards"]
 
 _FIRST_PROBE, _LAST_PROBE = 1.0, 30.0
 
@@ -90,3 +95,83 @@ class Shard:
         """Wait twice as long until the next probe."""
         self._delay = min(self._delay * 2, _LAST_PROBE)
         self._probe_at = now + self._delay
+
+
+class Shards:
+    """The shards of a store of which this process has used something.
+
+    Args:
+        store: The store; one that is not :class:`Sharded` is a single shard.
+
+    Attributes:
+        careful: Whether any of them is in trouble, or not to be trusted yet; perhaps no longer.
+    """
+
+    def __init__(self, store: RateLimitStore) -> None:
+        self.careful = False
+        self._sharded = store if isinstance(store, Sharded) else None
+        self._used: dict[int, Shard] = {}
+        self._watchers: list[Callable[[str | None], None]] = []
+
+    def __iter__(self) -> Iterator[Shard]:
+        return iter(self._used.values())
+
+    @property
+    def count(self) -> int:
+        """How many shards the store has."""
+        return 1 if self._sharded is None else self._sharded.shards
+
+    def number_of(self, deployment: Deployment) -> int:
+        """Return the number of the shard of a deployment."""
+        return 0 if self._sharded is None else self._sharded.shard_of(deployment)
+
+    def numbered(self, number: int | None) -> Shard | None:
+        """Return the shard of a number, if this process has used it."""
+        return None if number is None else self._used.get(number)
+
+    def of(self, deployment: Deployment) -> Shard:
+        """Return the shard of a deployment."""
+        number = self.number_of(deployment)
+        shard = self._used.get(number)
+        if shard is None:
+            shard = self._used[number] = Shard(number, deployment)
+        return shard
+
+    def runs(self, deployments: Iterable[Deployment]) -> Iterator[tuple[Shard, list[Deployment]]]:
+        """Yield each run of deployments in the same shard, and the shard."""
+        for _, run in groupby(deployments, self.number_of):
+            together = list(run)
+            yield self.of(together[0]), together
+
+    def records_in(self, shard: Shard, own: OwnTakings) -> Iterator[Record]:
+        """Yield the records of what this process took from a shard."""
+        return (record for record in own if self.number_of(record.deployment) == shard.number)
+
+    def trust_no_more(self, shard: Shard, since: float, now: float, window: float) -> None:
+        """Be cautious with a shard; see :meth:`Shard.be_cautious`."""
+        shard.be_cautious(since, now, window)
+        self.careful = True
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this process is on its own, at least in part; None while the store answers."""
+        troubled = [shard for shard in self if shard.trouble is not None]
+        if not troubled:
+            return None
+        trouble = troubled[0].trouble
+        return trouble if self.count == 1 else f"{trouble} ({len(troubled)} of {self.count} shards)"
+
+    def watch(self, watcher: Callable[[str | None], None]) -> Callable[[], None]:
+        """Have ``watcher`` called by :meth:`notify`; return what ends that, which may be called twice."""
+        self._watchers.append(watcher)
+
+        def stop() -> None:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+        return stop
+
+    def notify(self, trouble: str | None) -> None:
+        """Tell all that watch why this process is on its own from now on, or None if it is no more."""
+        for watcher in list(self._watchers):
+            watcher(trouble)

@@ -8,14 +8,8 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import RateLimitStore, Taking
 from llm_router.stores.failover.peers import Peers
-from llm_router.stores.failover.takings import (
-    Charge,
-    OpenReservation,
-    OwnTakings,
-    Record,
-    excess,
-    takings,
-)
+from llm_router.stores.failover.records import Charge, Record, excess, takings
+from llm_router.stores.failover.takings import OpenReservation, OwnTakings
 from llm_router.stores.failover.times import Times
 
 __all__ = ["Teller"]

@@ -265,7 +265,7 @@ async def test_nothing_is_kept_for_ever(
     await recover(store, clock)
     assert store._own.open_reservations == 0
     assert not any(record.is_missing() for record in store._own)
-    assert (store._unsettled, bool(store._untold)) == ({}, False)
+    assert (store._backlog.settlements, bool(store._backlog.cooldowns)) == (0, False)
     await store.aclose()
 
 

@@ -237,9 +237,9 @@ async def test_a_failover_goes_on_although_a_cooldown_cannot_be_shared(server: R
         client.set(f"{{llm_router}}:scope:{a.model_scope}:3", "not ours")
     async with aclosing(FailoverStore(RedisStore(server.url, clock=clock), clock=clock)) as front:
         await front.reserve("r", [b], ONE, TTL)
-        front._untold.add(Cooldown(a.model_scope, clock.time() + 300.0, "rests"))
-        front._untold.add(Cooldown(b.model_scope, clock.time() + 300.0, "rests"))
+        front._backlog.cooldowns.add(Cooldown(a.model_scope, clock.time() + 300.0, "rests"))
+        front._backlog.cooldowns.add(Cooldown(b.model_scope, clock.time() + 300.0, "rests"))
         await front._announce()
         [snapshot] = await front.behind.snapshot([b])
         assert snapshot.cooldown is not None
-        assert not front._untold
+        assert not front._backlog.cooldowns

@@ -1,0 +1,204 @@
+"""Reserving while a store is in trouble, or cannot be trusted yet to know what others took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import attrs
+
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.quota import MAX_LIMIT, Demand
+from llm_router.errors import StoreError, StoreUnavailableError
+from llm_router.stores.base import RECOUNT, Decision, RateLimitStore, Refusal
+from llm_router.stores.failover.books import Books
+from llm_router.stores.failover.losses import Losses, tells_of_loss
+from llm_router.stores.failover.outages import Outages, StoreFailurePolicy
+from llm_router.stores.failover.records import cautious_for
+from llm_router.stores.failover.shards import Shard, Shards
+
+__all__ = ["CarefulReserve"]
+
+_TURNS = 4
+"""Times that a reserve is made again because the store had lost something, or failed."""
+
+_NOTHING, _TOO_MUCH = Demand(0, 0), Demand(MAX_LIMIT, MAX_LIMIT)
+"""What always fits, and what fits nothing that has a limit."""
+
+
+class CarefulReserve:
+    """Reserves from a store of which a shard is in trouble, or has lost something, or was just in trouble.
+
+    Args:
+        store: The store.
+        policy: What this process does while it fails.
+        shards: Its shards.
+        books: What this process knows of it.
+        outages: Decides which shards this process does without.
+        losses: Notices what it has lost.
+        release: Gives a reservation of the store back.
+    """
+
+    def __init__(
+        self,
+        store: RateLimitStore,
+        policy: StoreFailurePolicy,
+        shards: Shards,
+        books: Books,
+        outages: Outages,
+        losses: Losses,
+        release: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._policy = policy
+        self._shards = shards
+        self._books = books
+        self._outages = outages
+        self._losses = losses
+        self._release = release
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve shard by shard, each as it is: in trouble, not to be trusted yet, or well.
+
+        Raises:
+            StoreError: A shard is overloaded, or fails where the policy is to refuse.
+        """
+        refusals: tuple[Refusal, ...] = ()
+        decision = Decision(None, 0.0, 0.0)
+        for shard, run in self._shards.runs(candidates):
+            decision = await self._reserve_in(shard, reservation_id, run, demand, ttl)
+            refusals += decision.refusals
+            if decision.deployment is not None:
+                break
+        decision.refusals = refusals
+        return decision
+
+    async def unless_lost(self, reservation_id: str, decision: Decision) -> Decision:
+        """Return a decision; under ``closed`` give back what a store granted that has just lost something."""
+        deployment = decision.deployment
+        if deployment is None or not self._shards.careful:
+            return decision
+        barred = self._barred(self._shards.of(deployment), [deployment])
+        if not barred:
+            return decision
+        await self._release(reservation_id)
+        refusals = (*decision.refusals, *barred.values())
+        return attrs.evolve(decision, deployment=None, refusals=refusals, probes=())
+
+    def refusal(self, shard: Shard) -> StoreUnavailableError:
+        """Return the error by which ``closed`` refuses while a shard is in trouble."""
+        return StoreUnavailableError(f"{shard.trouble}; on_store_failure='closed' refuses until it answers")
+
+    async def _reserve_in(
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        decision = Decision(None, 0.0, 0.0)
+        for _ in range(_TURNS):
+            self._outages.probe_if_due(shard)
+            if shard.trouble is not None:
+                return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
+            began = self._books.times.now()
+            try:
+                if self._is_cautious(shard, candidates):
+                    decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
+                else:
+                    decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
+                    self._books.rooms.note_refusals(decision.refusals, demand)
+                if decision.deployment is not None:
+                    # What others took and have not told yet is not in the room that it shows.
+                    shows_room = shard.is_plain and not tells_of_loss(decision, shard)
+                    self._books.note_grant(
+                        reservation_id, decision, demand, ttl, began, shows_room=shows_room
+                    )
+                if decision.lost or decision.reset_at:
+                    await self._losses.heed(decision, candidates)
+            except StoreError as error:
+                if decision.deployment is not None:  # it stands, and the next call notices the loss again
+                    break
+                await self._outages.fail(error, candidates)
+                continue
+            if decision.deployment is not None or not decision.lost:
+                break
+        return await self.unless_lost(reservation_id, decision)
+
+    async def _reserve_alone(
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve without the store, as the policy says."""
+        if self._policy == "closed":
+            raise self.refusal(shard)
+        books = self._books
+        if self._policy == "open":
+            decision = Decision(candidates[0])
+        else:
+            decision = await books.alone(shard).reserve(reservation_id, candidates, demand, ttl)
+        if decision.deployment is not None:
+            books.own.note_grant(reservation_id, decision, demand, ttl, books.times.now(), in_store=False)
+        return decision
+
+    async def _reserve_cautiously(
+        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve from this process's share first, and then in the store."""
+        if barred := self._barred(shard, candidates):
+            candidates = [each for each in candidates if each not in barred]
+            if not candidates:
+                decision = await self._look(reservation_id, list(barred.values()), ttl)
+                return attrs.evolve(decision, refusals=tuple(barred.values()))
+        alone = self._books.alone(shard)
+        refusals = tuple(barred.values())
+        lost: tuple[Deployment, ...] = ()
+        decision = Decision(None, 0.0, 0.0)
+        left = candidates
+        while left:
+            granted = await alone.reserve(reservation_id, left, demand, ttl)
+            refusals += granted.refusals
+            if granted.deployment is None:
+                if left is candidates:  # the store was not asked
+                    decision = await self._look(reservation_id, granted.refusals, ttl)
+                    lost = decision.lost
+                break
+            try:
+                decision = await self._store.reserve(reservation_id, [granted.deployment], demand, ttl)
+            except BaseException:
+                await alone.settle(reservation_id, _NOTHING)
+                raise
+            self._books.rooms.note_refusals(decision.refusals, demand)
+            if decision.deployment is not None:
+                break
+            await alone.settle(reservation_id, _NOTHING)
+            refusals += decision.refusals
+            lost += decision.lost
+            left = left[left.index(granted.deployment) + 1 :]
+        return attrs.evolve(decision, refusals=refusals, lost=lost)
+
+    async def _look(self, reservation_id: str, refusals: Sequence[Refusal], ttl: float) -> Decision:
+        """Return what the store has lost again, and take nothing: a process must charge that in any case."""
+        limited = [each.deployment for each in refusals if each.deployment.quotas or each.cooldown is None]
+        if not limited:
+            return Decision(None, 0.0, 0.0)
+        decision = await self._store.reserve(reservation_id, limited, _TOO_MUCH, ttl)
+        if decision.deployment is not None:  # the store knows no limit of it
+            await self._store.release(reservation_id)
+        return attrs.evolve(decision, deployment=None, probes=())
+
+    def _is_cautious(self, shard: Shard, candidates: Sequence[Deployment]) -> bool:
+        """Whether others may not have told the shard yet what they took in the present window."""
+        is_cautious = shard.is_cautious(self._books.times.now(), max(map(cautious_for, candidates)))
+        if not is_cautious:
+            self._shards.careful = not all(each.is_plain for each in self._shards)
+        return is_cautious
+
+    def _barred(self, shard: Shard, candidates: Iterable[Deployment]) -> dict[Deployment, Refusal]:
+        """Return what ``closed`` refuses: what was taken of it in the present window is not known."""
+        if self._policy != "closed" or shard.lost_at == -math.inf:
+            return {}
+        now, ahead, learnt = self._books.times.now(), self._books.times.ahead(), self._books.limits.learnt
+        barred = {}
+        for each in candidates:
+            until = shard.lost_at + cautious_for(each)
+            if now < until and (each.quotas or each.model_scope in learnt):
+                barred[each] = Refusal(each, RECOUNT, until + ahead, until + ahead)
+        return barred
