@@ -33,6 +33,17 @@ class DatabaseFiles:
         """Return which files are there."""
         return _identify(self._database), _identify(self._wal), _identify(self._index)
 
+    def were_left(self) -> bool:
+        """Return whether the database is missing or empty, and yet one of its companions is there.
+
+        They appear once a database has its tables, and go with its last connection: there was one.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self._database).st_size:  # noqa: PTH116
+                return False
+        _, wal, index = self.find()
+        return wal is not None or index is not None
+
     def rescue(self, opened: Identities, connection: sqlite3.Connection) -> bool:
         """Return whether all that was committed is in the files that are there, after helping with it.
 

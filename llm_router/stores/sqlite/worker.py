@@ -71,6 +71,11 @@ _LOST_COMMITS = (
     "count theirs again, and none takes more than its share for a window"
 )
 
+_LOST_DATABASE = (
+    "SQLite store %r: it is empty or was deleted, and what was spent is lost; processes that still run count "
+    "theirs again, and none takes more than its share for a window"
+)
+
 _THREAD = "llm_router-sqlite"
 
 
@@ -277,17 +282,20 @@ class Worker:
             self._check_file()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def _check_file(self) -> int:
+    def _check_file(self) -> tuple[int, bool]:
         """Make sure that the file is ours; if another store of this process has it open, it is.
 
-        Return the number of the last frame that the WAL should hold; 0 if that is not known.
+        Return the number of the last frame that the WAL should hold (0 if that is not known), and whether a
+        database was lost that was there.
         """
         with contextlib.suppress(FileNotFoundError):
             database, _, _ = self._files.find()
             if not any(worker.has_open(database) for worker in tuple(_workers)):
                 check_header(self._path)
-                return commits_in_wal(self._path) if database is not None else 0
-        return 0
+                if self._files.were_left():
+                    return 0, True
+                return commits_in_wal(self._path) if database is not None else 0, False
+        return 0, False
 
     def has_open(self, database: Identity | None) -> bool:
         """Return whether this worker is connected to a database file."""
@@ -297,14 +305,19 @@ class Worker:
         """Return the connection and its state."""
         if self._connection is None or self._state is None:
             with _opening:
-                expected = self._check_file()
+                expected, was_lost = self._check_file()
                 self._connection = connect(self._path, self._synchronous, deadline)
                 self._database, _, _ = self._files.find()
-            if expected and recovered(self._connection) < expected:
-                self._loss = Loss(kept=False)
-                _log.warning(_LOST_COMMITS, str(self._path))
+            if was_lost and self._loss is None:
+                self._lose(_LOST_DATABASE)
+            elif expected and recovered(self._connection) < expected:
+                self._lose(_LOST_COMMITS)
             self._state = State(self._connection, self.known_since, self._loss)
         return self._connection, self._state
+
+    def _lose(self, what: str) -> None:
+        self._loss = Loss(kept=False)
+        _log.warning(what, str(self._path))
 
     def _leave_lost_files(self) -> None:
         """Close the connection if its files were deleted or replaced, so that the next one is to new ones.

@@ -138,6 +138,39 @@ async def test_an_empty_database_beside_its_wal_is_damaged(
     assert _wal(killed).read_bytes() == before
 
 
+@pytest.mark.parametrize("left", ["-wal", "-shm", "an empty -wal and -shm"])
+@pytest.mark.parametrize("is_deleted", [False, True])
+async def test_a_database_that_is_gone_but_for_its_companions_was_lost(
+    left: str,
+    killed: Path,
+    limited: Deployment,
+    open_store: Callable[..., SQLiteStore],
+    clock: ManualClock,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_deleted: bool,
+) -> None:
+    """One that knew nothing of it makes the new file, and says so: all are careful for a window."""
+    index = killed.with_name(f"{killed.name}-shm")
+    if left == "-shm":
+        _wal(killed).unlink()
+    elif left == "-wal":
+        index.unlink()
+    if left != "-shm" and not (left == "-wal" and is_deleted):  # else the empty file is an error
+        os.truncate(_wal(killed), 0)
+    if is_deleted:
+        killed.unlink()
+    else:
+        os.truncate(killed, 0)
+    [refusal] = (await open_store(killed).reserve("id", [limited], Demand(), 60.0)).refusals
+    assert refusal.reason == RECOUNT
+    assert [repr(str(killed)) in record.getMessage() for record in caplog.records] == [True]
+    decision = await open_store(killed).reserve("id", [limited], Demand(), 60.0)
+    assert decision.reset_at == clock.time()
+    clock.shift(1.0)
+    assert (await open_store(killed).reserve("id", [limited], Demand(), 60.0)).deployment is limited
+
+
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 async def test_random_bytes_raise_nothing_but_store_errors(

@@ -243,15 +243,16 @@ async def test_a_settle_after_a_companion_was_deleted(path: Path, store: SQLiteS
     assert [quota.used for quota in snapshot.quotas] == [1, 50]
 
 
-async def test_a_file_that_is_deleted_while_its_store_is_closed(
-    path: Path, store: SQLiteStore, clock: ManualClock, pools: Pools
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 0)])
+async def test_a_file_that_is_deleted_or_emptied_while_its_store_is_closed(
+    harm: Callable[[Path], None], path: Path, store: SQLiteStore, clock: ManualClock, pools: Pools
 ) -> None:
     """The store object remembers that there was one."""
     deployment = pools.one(rpm=20)
     await take(store, deployment, 5)
     await store.aclose()
     clock.shift(5.0)
-    path.unlink()
+    harm(path)
     decision = await reserve(store, deployment)
     assert (decision.lost, decision.reset_at) == ((deployment,), clock.time())
 
