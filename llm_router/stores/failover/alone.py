@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
@@ -29,6 +30,7 @@ LOCAL_SHARE = 0.25
 _ASK_AGAIN = 10.0
 """Seconds after which something is worth asking for again that is more than the part of this process."""
 
+_NOTHING = Demand(0, 0)
 _SOURCE = "own"
 _JUST_BEFORE = 1.0
 _ROUNDING = 1e-6
@@ -85,7 +87,7 @@ class Alone:
         self._cooldowns = list(cooldowns)
         self._store = MemoryStore(clock=self._clock)
         self._shares: dict[str, _Share] = {}
-        self._began = times.now()
+        self._sequence = itertools.count(1)
         self._charged: set[Scope] = set()
 
     @property
@@ -108,6 +110,15 @@ class Alone:
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle a reservation; one that was not made here is ignored."""
         await self._store.settle(reservation_id, used)
+
+    async def add(self, deployment: Deployment, used: Demand, at: float) -> None:
+        """Count what was taken at a steady time, and not reserved here.
+
+        What nothing was asked of yet is counted when it is, with all that this process took.
+        """
+        if deployment.model_scope in self._charged and used != _NOTHING:
+            share, taking = await self._share_of(deployment), Taking(at + self._clock.ahead, used)
+            await self._store.charge(_SOURCE, next(self._sequence), share, [taking])
 
     async def cool_down(self, cooldown: Cooldown) -> None:
         """Cool a scope down. What is learnt is looked up elsewhere, since here it is cut to the share."""
@@ -194,8 +205,8 @@ class Alone:
                 if quota.refill is Refill.DAILY:  # only of the day: just before the windows
                     at = max(began + _ROUNDING, at - longest - _JUST_BEFORE)
                 others.append(Taking(at, Demand(0, rest) if quota.metric.counts_tokens else Demand(rest, 0)))
-        charges = [taking for taking in own if taking.at <= self._began + ahead] + others
-        await self._store.charge(_SOURCE, 1, known.share, sorted(charges, key=attrgetter("at")))
+        charges = sorted(own + others, key=attrgetter("at"))
+        await self._store.charge(_SOURCE, next(self._sequence), known.share, charges)
 
 
 def _headroom(quota: Quota, record: Record | None, room: Room | None) -> tuple[float, float]:

@@ -56,10 +56,13 @@ class Books:
         began: float,
         *,
         shows_room: bool,
+        alone: Alone | None = None,
     ) -> None:
         """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
         at = (began + self.times.now()) / 2
-        self.own.note_grant(reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room)
+        self.own.note_grant(
+            reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room, alone=alone
+        )
 
     def alone(self, shard: Shard) -> Alone:
         """Return the quotas of this process in a shard that it cannot reach, or not trust."""

@@ -11,6 +11,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.errors import StoreError, StoreUnavailableError
 from llm_router.stores.base import RECOUNT, Decision, RateLimitStore, Refusal
+from llm_router.stores.failover.alone import Alone
 from llm_router.stores.failover.books import Books
 from llm_router.stores.failover.losses import Losses, tells_of_loss
 from llm_router.stores.failover.outages import Outages, StoreFailurePolicy
@@ -87,6 +88,38 @@ class CarefulReserve:
         refusals = (*decision.refusals, *barred.values())
         return attrs.evolve(decision, deployment=None, refusals=refusals, probes=())
 
+    async def note_grant(
+        self,
+        reservation_id: str,
+        decision: Decision,
+        demand: Demand,
+        ttl: float,
+        began: float,
+        *,
+        shows_room: bool,
+        alone: Alone | None = None,
+    ) -> None:
+        """Note what the store granted.
+
+        Args:
+            reservation_id: The name of the reservation.
+            decision: The grant.
+            demand: What was reserved.
+            ttl: For how many seconds.
+            began: When the call began, as a steady time.
+            shows_room: Whether the store can be trusted to know what others took.
+            alone: Where it was reserved as well, or None. Another one may have taken its place meanwhile.
+        """
+        if self._shards.careful:  # perhaps only since the call began
+            deployment = decision.deployment
+            assert deployment is not None  # noqa: S101 - a grant names it
+            present = self._shards.of(deployment).alone
+            if present is not None and present is not alone:
+                await present.add(deployment, demand, self._books.times.now())
+        self._books.note_grant(
+            reservation_id, decision, demand, ttl, began, shows_room=shows_room, alone=alone
+        )
+
     def refusal(self, shard: Shard) -> StoreUnavailableError:
         """Return the error by which ``closed`` refuses while a shard is in trouble."""
         return StoreUnavailableError(f"{shard.trouble}; on_store_failure='closed' refuses until it answers")
@@ -99,18 +132,21 @@ class CarefulReserve:
             self._outages.probe_if_due(shard)
             if shard.trouble is not None:
                 return await self._reserve_alone(shard, reservation_id, candidates, demand, ttl)
-            began = self._books.times.now()
+            began, alone = self._books.times.now(), None
             try:
                 if self._is_cautious(shard, candidates):
-                    decision = await self._reserve_cautiously(shard, reservation_id, candidates, demand, ttl)
+                    alone = self._books.alone(shard)
+                    decision = await self._reserve_cautiously(
+                        shard, alone, reservation_id, candidates, demand, ttl
+                    )
                 else:
                     decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
                     self._books.rooms.note_refusals(decision.refusals, demand)
                 if decision.deployment is not None:
                     # What others took and have not told yet is not in the room that it shows.
                     shows_room = shard.is_plain and not tells_of_loss(decision, shard)
-                    self._books.note_grant(
-                        reservation_id, decision, demand, ttl, began, shows_room=shows_room
+                    await self.note_grant(
+                        reservation_id, decision, demand, ttl, began, shows_room=shows_room, alone=alone
                     )
                 if decision.lost or decision.reset_at:
                     await self._losses.heed(decision, candidates)
@@ -129,17 +165,25 @@ class CarefulReserve:
         """Reserve without the store, as the policy says."""
         if self._policy == "closed":
             raise self.refusal(shard)
-        books = self._books
+        books, alone = self._books, None
         if self._policy == "open":
             decision = Decision(candidates[0])
         else:
-            decision = await books.alone(shard).reserve(reservation_id, candidates, demand, ttl)
+            alone = books.alone(shard)
+            decision = await alone.reserve(reservation_id, candidates, demand, ttl)
         if decision.deployment is not None:
-            books.own.note_grant(reservation_id, decision, demand, ttl, books.times.now(), in_store=False)
+            now = books.times.now()
+            books.own.note_grant(reservation_id, decision, demand, ttl, now, in_store=False, alone=alone)
         return decision
 
     async def _reserve_cautiously(
-        self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
+        self,
+        shard: Shard,
+        alone: Alone,
+        reservation_id: str,
+        candidates: list[Deployment],
+        demand: Demand,
+        ttl: float,
     ) -> Decision:
         """Reserve from this process's share first, and then in the store."""
         if barred := self._barred(shard, candidates):
@@ -147,7 +191,6 @@ class CarefulReserve:
             if not candidates:
                 decision = await self._look(reservation_id, list(barred.values()), ttl)
                 return attrs.evolve(decision, refusals=tuple(barred.values()))
-        alone = self._books.alone(shard)
         refusals = tuple(barred.values())
         lost: tuple[Deployment, ...] = ()
         decision = Decision(None, 0.0, 0.0)

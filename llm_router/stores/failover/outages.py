@@ -30,6 +30,9 @@ _CONSEQUENCES = {
 _CALLS = 2
 """Times that a call without an answer is made: a connection may have been lost that is there again."""
 
+_CHECKS = 3
+"""Times that a store is asked whether it answers: a proxy that restarts may cut several connections."""
+
 
 class Outages:
     """Decides which shards this process does without.
@@ -110,11 +113,15 @@ class Outages:
         return await asyncio.shield(shard.check)
 
     async def _accepts_writes(self, shard: Shard) -> bool:
-        try:
-            await self._teller.probe(shard.sample)
-        except StoreError:
-            return False
-        return True
+        for _ in range(_CHECKS):
+            try:
+                await self._teller.probe(shard.sample)
+            except StoreTimeoutError:
+                return False
+            except StoreError:  # at once: only the connection may have been lost
+                continue
+            return True
+        return False
 
     def _do_without(self, shard: Shard, trouble: str) -> None:
         is_first = self._shards.trouble is None

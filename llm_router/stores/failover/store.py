@@ -21,6 +21,7 @@ from llm_router.stores.failover.careful import CarefulReserve
 from llm_router.stores.failover.losses import Losses, tells_of_loss
 from llm_router.stores.failover.outages import Outages, StoreFailurePolicy
 from llm_router.stores.failover.peers import LocalShare
+from llm_router.stores.failover.records import excess
 from llm_router.stores.failover.shards import Shards
 from llm_router.stores.failover.takings import OpenReservation
 from llm_router.stores.failover.telling import Teller
@@ -119,7 +120,7 @@ class FailoverStore:
             self._books.rooms.note_refusals(decision.refusals, demand)
         if decision.deployment is not None:
             lost = decision.reset_at and tells_of_loss(decision, self._shards.of(decision.deployment))
-            self._books.note_grant(reservation_id, decision, demand, ttl, now, shows_room=not lost)
+            await self._careful.note_grant(reservation_id, decision, demand, ttl, now, shows_room=not lost)
         if decision.lost or decision.reset_at:
             try:
                 await self._losses.heed(decision, candidates)
@@ -149,14 +150,16 @@ class FailoverStore:
         self, reservation_id: str, used: Demand, made: OpenReservation | None
     ) -> None:
         """Settle wherever the reservation may be, and remember it if that is not possible yet."""
-        for shard in self._shards:
-            if shard.alone is not None:
-                await shard.alone.settle(reservation_id, used)
         pass_on = self._outages.pass_on
         if made is None:
             await pass_on(lambda: self.behind.settle(reservation_id, used), None)
             return
         deployment = made.record.deployment
+        alone = self._shards.of(deployment).alone
+        if alone is not None and alone is made.alone:
+            await alone.settle(reservation_id, used)
+        elif alone is not None:
+            await alone.add(deployment, excess(used, made.demand), made.made)
         if made.in_store:
             failure = await pass_on(lambda: self.behind.settle(reservation_id, used), deployment)
             if failure is not None:

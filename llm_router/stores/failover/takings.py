@@ -37,6 +37,7 @@ class OpenReservation:
         expires: When it is forgotten.
         in_store: Whether the store made it.
         since: Which record of the store counted it; see :attr:`Record.since`.
+        alone: The quotas of this process alone that hold it as well, or None.
     """
 
     record: Record
@@ -46,6 +47,7 @@ class OpenReservation:
     expires: float
     in_store: bool
     since: float
+    alone: object | None
 
 
 class OwnTakings:
@@ -117,6 +119,7 @@ class OwnTakings:
         *,
         in_store: bool,
         shows_room: bool = True,
+        alone: object | None = None,
     ) -> None:
         """Note that a reserve was granted, by the store or without it.
 
@@ -128,6 +131,7 @@ class OwnTakings:
             now: When it was made.
             in_store: Whether the store made it.
             shows_room: Whether the store can be trusted to know what others took.
+            alone: The quotas of this process alone that hold it as well, or None.
         """
         deployment = decision.deployment
         assert deployment is not None  # noqa: S101 - a grant names it
@@ -142,7 +146,7 @@ class OwnTakings:
                 record.told_at = now
             if decision.since != record.since or scope not in self.known:
                 self.counted_in(record, decision.since)
-        made = OpenReservation(record, entry, demand, now, now + ttl, in_store, record.since)
+        made = OpenReservation(record, entry, demand, now, now + ttl, in_store, record.since, alone)
         self._open[reservation_id] = made
         if not record.is_watched:
             record.is_watched = True

@@ -138,13 +138,13 @@ async def test_a_share_below_one_is_one_in_a_longer_window(
 async def test_closed_refuses_at_once(
     make: Callable[..., FailoverStore], behind: Flaky, pools: Pools, clock: ManualClock
 ) -> None:
-    """After a failure and a second look no caller waits: the store is only tried in the background."""
+    """After a failure and three looks no caller waits: the store is only tried in the background."""
     store, deployment = make("closed"), pools.one()
     behind.down = True
     for _ in range(5):
         with pytest.raises(StoreUnavailableError, match="closed"):
             await store.reserve("x", [deployment], Demand(), 60)
-    assert behind.calls == 2
+    assert behind.calls == 4
 
 
 async def test_open_grants_everything(
