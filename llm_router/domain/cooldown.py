@@ -21,6 +21,7 @@ STRIKES_KEPT = 25 * 3600.0
 
 _DISABLED = "disabled"
 _LONG_AGO = 1.0
+_NOW = 0.0
 
 
 def _lowest(learnt: tuple[LearntLimit, ...]) -> tuple[LearntLimit, ...]:
@@ -78,6 +79,11 @@ class Cooldown:
         """Whether it cools nothing down, but teaches limits; see :meth:`learn`."""
         return self.until == _LONG_AGO
 
+    @property
+    def only_retries(self) -> bool:
+        """Whether it cools nothing down, but makes a half-open cooldown due; see :meth:`retry`."""
+        return self.until == _NOW
+
     @classmethod
     def disable(cls, scope: Scope, reason: str = "") -> Cooldown:
         """Return the value that keeps ``scope`` out of use until it is lifted."""
@@ -100,4 +106,4 @@ class Cooldown:
     @classmethod
     def retry(cls, scope: Scope) -> Cooldown:
         """Return the value that ends a half-open cooldown of ``scope`` now, so that one request tries it."""
-        return cls(scope, 0.0, "to be tried again", half_open=True)
+        return cls(scope, _NOW, "to be tried again", half_open=True)

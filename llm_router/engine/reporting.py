@@ -233,7 +233,7 @@ class Reporter:
         """Report a cooldown, quarantine or lift that this process decided on, and what was learnt with it."""
         now, scope, reason, until = self._clock.time(), cooldown.scope, cooldown.reason, cooldown.until
         event: Event | None
-        if cooldown.only_teaches:
+        if cooldown.only_teaches or cooldown.only_retries:
             event = None
         elif until == -math.inf:
             event = Lifted(at=now, scope=scope, deployment=deployment, reason=reason)

@@ -130,6 +130,19 @@ async def test_a_send_in_an_except_block_is_none_of_its_business(
     assert [event.response for event in seen.of(SendEnded)] == [response, stream.response]
 
 
+async def test_a_probe_that_is_passed_on_cools_nothing_down(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, pools: Pools, seen: Recorder
+) -> None:
+    """The end of a wait is no event of its own: the next probe shows what it brings."""
+    provider.script(minute_429(), ProviderError("wrong", kind="request", code=400))
+    async with make_router([pools.one(rpm=None)], observers=[seen]) as router:
+        assert not (await router.send("x")).success
+        clock.shift(30)
+        assert not (await router.send("x")).success
+        assert (await router.send("x")).success
+    assert [event.until - event.at for event in seen.of(CooledDown)] == [30]
+
+
 async def test_a_refused_attempt_goes_elsewhere(
     make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder
 ) -> None:
