@@ -113,6 +113,18 @@ class HalfOpenContract(ContractBase):
                 assert decision.deployment is limited
                 assert decision.probes == ()
 
+    async def test_a_probe_is_passed_on(self) -> None:
+        """After a retry the next reserve probes the same verdict, with its strikes, and the others wait."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(50))
+            await store.cool_down(_verdict(limited.model_scope))
+            move_to(clock, START + 300.0)
+            for _ in range(3):
+                assert [probe.strikes for probe in (await reserve(store, limited)).probes] == [2]
+                assert not await grants(store, limited)
+                await store.cool_down(Cooldown.retry(limited.model_scope))
+
     async def test_a_failed_probe_counts_a_strike_more(self) -> None:
         """The next verdict, which ends later than the probe, takes the place of the one before."""
         clock = ManualClock(START)
