@@ -10,8 +10,6 @@ from contextlib import nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from llm_router.domain.exchange import Head
 from llm_router.domain.status import without_deprecated
 from llm_router.errors import LLMRouterError
@@ -130,7 +128,7 @@ class Gateway:
         options = self._options(incoming.headers)
         body = await incoming.body()
         reading = None if caller is None else caller.read(body)
-        exchange = attrs.evolve(exchange, body=body, reading=reading)
+        exchange = incoming.whole_exchange(body, reading)
         if caller is not None:
             await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)
@@ -256,4 +254,5 @@ def _comes_in_pieces(exchange: Exchange, head: Head) -> bool:
 
 def _traced(found: Relay, own: str) -> Head:
     told = trace_headers(found.key_id, found.model, found.attempts, found.waited)
-    return attrs.evolve(found.head, headers=(*with_origin(found.head.headers, own), *told))
+    head = found.head
+    return Head(head.status, (*with_origin(head.headers, own), *told), head.created, head.deleted)
