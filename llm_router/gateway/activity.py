@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
+from functools import partial
 from itertools import count
-from typing import TypedDict
+from operator import itemgetter
+from typing import Any, TypedDict
 from urllib.parse import unquote
 
 import attrs
 
+from llm_router.domain.deployment import Deployment
 from llm_router.observe.base import (
     AttemptEnded,
     CooledDown,
@@ -16,6 +20,7 @@ from llm_router.observe.base import (
     Event,
     Lifted,
     LimitLearnt,
+    Quarantined,
     Reloaded,
     ScopeEvent,
     SendEnded,
@@ -92,6 +97,24 @@ class _Second:
     output_tokens: int = 0
 
 
+_Told = tuple[str, str, str]
+"""Tone, what and about of a decision."""
+
+_Noted = tuple[int, float, Callable[[], _Told]]
+"""Number and time of a decision, and what tells it."""
+
+_CHANGES: tuple[type[Event], ...] = (
+    CooledDown,
+    Disabled,
+    Lifted,
+    LimitLearnt,
+    Quarantined,
+    Reloaded,
+    StoreBack,
+    StoreLost,
+)
+
+
 class Activity:
     """Remembers what a page shows of a router that it observes; all of it is bounded, and no prompt is kept.
 
@@ -102,28 +125,35 @@ class Activity:
     def __init__(self, worker: str | None = None) -> None:
         self.worker = worker
         self._numbers = count(1)
-        self._calls: deque[Decision] = deque(maxlen=_CALLS)
-        self._changes: deque[Decision] = deque(maxlen=_CALLS)
+        self._calls: deque[_Noted] = deque(maxlen=_CALLS)
+        self._changes: deque[_Noted] = deque(maxlen=_CALLS)
         self._seconds: deque[_Second] = deque([_Second(0)], maxlen=WINDOW + 1)
         self._waiting: dict[str, Waiting] = {}
+        self._notes: dict[type[Event], Callable[[Any], object]] = {
+            AttemptEnded: self._note_attempt,
+            SendEnded: self._note_call,
+            Waiting: self._note_waiting,
+            Waited: self._note_waited,
+            **dict.fromkeys(_CHANGES, self._note_change),
+        }
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""
-        match event:
-            case AttemptEnded():
-                self._note_attempt(event)
-            case SendEnded():
-                self._note_call(event)
-            case Waiting():
-                self._waiting[event.request_id] = event
-            case Waited():
-                self._waiting.pop(event.request_id, None)
-            case _:
-                self._note_change(event)
+        note = self._notes.get(type(event))
+        if note is not None:
+            note(event)
 
     def decisions(self) -> list[Decision]:
-        """Return what was decided lately, the last first."""
-        return sorted((*self._calls, *self._changes), key=lambda each: -each["number"])
+        """Return what was decided lately, the last first; what was decided several times in a row, once."""
+        found: list[Decision] = []
+        for number, at, tell in sorted((*self._calls, *self._changes), key=itemgetter(0), reverse=True):
+            tone, what, about = tell()
+            if found and (found[-1]["what"], found[-1]["about"]) == (what, about):
+                found[-1]["times"] += 1
+                found[-1]["number"] = number
+            else:
+                found.append(Decision(number=number, at=at, times=1, tone=tone, what=what, about=about))
+        return found
 
     def rates(self, now: float) -> Rates:
         """Return what happened within the minute before ``now``."""
@@ -166,49 +196,62 @@ class Activity:
         return last
 
     def _note_attempt(self, event: AttemptEnded) -> None:
-        second = self._second(event.at)
-        second.input_tokens += max(event.usage.input_tokens, 0)
-        second.output_tokens += max(event.usage.output_tokens, 0)
-        if event.is_rate_limited:
-            second.limited += 1
+        second, usage = self._second(event.at), event.usage
+        second.input_tokens += max(usage.input_tokens, 0)
+        second.output_tokens += max(usage.output_tokens, 0)
         if event.error is not None:
-            about = f"{_place(event)}, attempt {event.number}, after {event.seconds:.2f} s"
-            self._note(self._calls, event.at, "bad", f"attempt failed: {error_type(event.error)}", about)
+            second.limited += event.is_rate_limited
+            word = error_type(event.error) or ""
+            tell = partial(_tell_attempt, event.deployment, event.number, event.seconds, word)
+            self._calls.append((next(self._numbers), event.at, tell))
 
     def _note_call(self, event: SendEnded) -> None:
         second = self._second(event.at)
         second.calls += 1
-        error = error_type(event.error)
-        if error is not None:
-            second.failed += 1
+        word = error_type(event.error)
+        second.failed += word is not None
+        # Told only when somebody asks; without the event, which has the answer.
+        how = event.seconds, event.attempts, event.waited
+        tell = partial(_tell_call, event.deployment, how, event.workload, event.tenant, word)
+        self._calls.append((next(self._numbers), event.at, tell))
+
+    def _note_waiting(self, event: Waiting) -> None:
+        self._waiting[event.request_id] = event
+
+    def _note_waited(self, event: Waited) -> None:
         self._waiting.pop(event.request_id, None)
-        about = [_place(event), f"{event.seconds:.2f} s"]
-        if event.attempts > 1:
-            about.append(f"{event.attempts} attempts")
-        if event.waited >= _NOTEWORTHY:
-            about.append(f"waited {event.waited:.2f} s")
-        if event.workload:
-            about.append(f"workload {_short(event.workload)}")
-        if event.tenant:
-            about.append(f"tenant {_short(event.tenant)}")
-        what = "answered" if error is None else f"failed: {error}"
-        tone = "good" if error is None else "bad"
-        self._note(self._calls, event.at, tone, what, ", ".join(filter(None, about)))
 
     def _note_change(self, event: Event) -> None:
-        found = _change(event)
-        if found is not None:
-            self._note(self._changes, event.at, *found)
-
-    def _note(self, into: deque[Decision], at: float, tone: str, what: str, about: str) -> None:
-        number, times = next(self._numbers), 1
-        if into and into[-1]["what"] == what and into[-1]["about"] == about:
-            number, times = into[-1]["number"], into.pop()["times"] + 1
-        into.append(Decision(number=number, at=at, times=times, tone=tone, what=what, about=about))
+        self._changes.append((next(self._numbers), event.at, partial(_tell_change, event)))
 
 
-def _change(event: Event) -> tuple[str, str, str] | None:
-    """Return tone, words and subject of a change, or None if it is none that a page shows."""
+def _tell_attempt(deployment: Deployment, number: int, seconds: float, error: str) -> _Told:
+    return "bad", f"attempt failed: {error}", f"{_place(deployment)}, attempt {number}, after {seconds:.2f} s"
+
+
+def _tell_call(
+    deployment: Deployment | None,
+    how: tuple[float, int, float],
+    workload: str | None,
+    tenant: str | None,
+    error: str | None,
+) -> _Told:
+    seconds, attempts, waited = how
+    about = [] if deployment is None else [_place(deployment)]
+    about.append(f"{seconds:.2f} s")
+    if attempts > 1:
+        about.append(f"{attempts} attempts")
+    if waited >= _NOTEWORTHY:
+        about.append(f"waited {waited:.2f} s")
+    if workload:
+        about.append(f"workload {_short(workload)}")
+    if tenant:
+        about.append(f"tenant {_short(tenant)}")
+    what = "answered" if error is None else f"failed: {error}"
+    return "good" if error is None else "bad", what, ", ".join(about)
+
+
+def _tell_change(event: Event) -> _Told:
     match event:
         case ScopeEvent():
             tone, what = _verdict(event)
@@ -223,7 +266,7 @@ def _change(event: Event) -> tuple[str, str, str] | None:
         case Reloaded():
             about = f"{len(event.added)} added, {len(event.removed)} removed, {len(event.changed)} changed"
             return "plain", "configuration read again", about
-    return None
+    return "plain", event.name, ""
 
 
 def _verdict(event: ScopeEvent) -> tuple[str, str]:
@@ -237,10 +280,8 @@ def _verdict(event: ScopeEvent) -> tuple[str, str]:
     return "bad", event.name
 
 
-def _place(event: AttemptEnded | SendEnded) -> str:
-    if event.deployment is None:
-        return ""
-    return f"{_short(event.deployment.model)} on {_short(event.deployment.key.key_id)}"
+def _place(deployment: Deployment) -> str:
+    return f"{_short(deployment.model)} on {_short(deployment.key.key_id)}"
 
 
 def _subject(event: ScopeEvent) -> str:

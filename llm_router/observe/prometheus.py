@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import attrs
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -45,6 +45,9 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 
 _REASONS = {**{metric.value: metric.value for metric in Metric}, RECOUNT: "recount"}
 _OWN_LABELS = frozenset(("key_id", "model", "outcome", "provider", "type", "workload"))
+
+
+_M = TypeVar("_M", Counter, Histogram)
 
 
 class QuotaSource(Protocol):
@@ -136,6 +139,7 @@ class PrometheusObserver:
         self._verdicts = counter("verdicts", "Cooldowns, quarantines and their ends.", "verdict", "scope")
         self._reloads = counter("reloads", "Reloads that have changed something.")
         self._store_up = gauge("store_up", "Whether the store answers.")
+        self._children: dict[tuple[Counter | Histogram, tuple[str, ...]], Counter | Histogram] = {}
         self._quotas = _QuotaGauges(max_series)
         into.register(self._quotas)
         self._store_up.set(1)
@@ -176,8 +180,8 @@ class PrometheusObserver:
     def _count_attempt(self, event: AttemptEnded) -> None:
         provider, model = event.deployment.key.provider, event.deployment.model
         key_id = self._by_key.admit((event.deployment.key.key_id,))
-        self._attempts.labels(provider, model, error_type(event.error) or "ok", *key_id).inc()
-        self._attempt_seconds.labels(provider, model).observe(event.seconds)
+        self._child(self._attempts, provider, model, error_type(event.error) or "ok", *key_id).inc()
+        self._child(self._attempt_seconds, provider, model).observe(event.seconds)
         if event.is_rate_limited:
             self._limited.labels(provider, model, *key_id).inc()
         usage = event.usage
@@ -189,13 +193,20 @@ class PrometheusObserver:
             ("cached", usage.cached_tokens),
         ):
             if tokens > 0:
-                self._tokens.labels(provider, model, kind, *words).inc(tokens)
+                self._child(self._tokens, provider, model, kind, *words).inc(tokens)
 
     def _count_send(self, event: SendEnded) -> None:
         workload, outcome = event.workload or "", error_type(event.error) or "ok"
         words = self._by_sender.admit(metadata_values(event.metadata, self._metadata))
-        self._sends.labels(workload, outcome, *words).inc()
-        self._send_seconds.labels(workload).observe(event.seconds)
+        self._child(self._sends, workload, outcome, *words).inc()
+        self._child(self._send_seconds, workload).observe(event.seconds)
+
+    def _child(self, metric: _M, *values: str) -> _M:
+        """Return the series of a metric with these labels, which the metric itself looks up slowly."""
+        found = self._children.get((metric, values))
+        if found is None:
+            found = self._children[metric, values] = metric.labels(*values)
+        return cast("_M", found)
 
     def _count_verdict(self, event: ScopeEvent) -> None:
         # A scope begins with its kind: a key, a project, a model of a project, a provider.
