@@ -113,9 +113,9 @@ class Response:
 
     parsed: Any = attrs.field(default=None, repr=False, eq=False)
     """What the answer says in the form that ``config`` asked for: an object of the type given as
-    ``response_schema``, or the value of its JSON; None if no form was asked for, and where functions are
-    called. An answer without that form is not a success: ``error.reason`` is ``NOT_JSON`` or
-    ``SCHEMA_MISMATCH``, and ``error.text`` the answer."""
+    ``response_schema`` (which asks for JSON by itself), or the value of its JSON; None if no form was asked
+    for, and where functions are called. An answer without that form is not a success: ``error.reason`` is
+    ``NOT_JSON`` or ``SCHEMA_MISMATCH``, and ``error.text`` the answer."""
 
     steps: tuple[Step, ...] = attrs.field(default=(), repr=False)
 

@@ -39,6 +39,7 @@ _ENTERPRISE_FIELDS = (
 )
 """Fields that the SDK refuses to send to the Gemini API."""
 
+_SCHEMAS = ("response_schema", "response_json_schema")
 _CALLER_HTTP_OPTIONS = frozenset({"headers", "timeout", "extra_body"})
 _KEY_HEADERS = frozenset({KEY_HEADER, "authorization"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -147,7 +148,11 @@ def _configured(config: Any) -> dict[str, Any]:
                 f"config.{name} is not for the Gemini API, only for Vertex: leave it out"
             )
     _check_http_options(valid.http_options)
-    return _fields(valid, valid.model_fields_set - _ROUTER_FIELDS)
+    _check_tools(valid.tools)
+    fields = _fields(valid, valid.model_fields_set - _ROUTER_FIELDS)
+    if not fields.get("response_mime_type") and any(fields.get(name) is not None for name in _SCHEMAS):
+        fields["response_mime_type"] = "application/json"  # else the API takes the schema for a hint
+    return fields
 
 
 def _fields(model: Any, names: Iterable[str]) -> dict[str, Any]:
@@ -179,6 +184,18 @@ def _merge_safety(configured: Any, request: Request, safety: Mapping[str, str]) 
 
 def _setting(category: str, threshold: str) -> dict[str, str]:
     return {"category": category, "threshold": threshold}
+
+
+def _check_tools(tools: Iterable[object] | None) -> None:
+    """Refuse what the SDK lets pass as a tool, and then fails on with an error that names nothing."""
+    from pydantic import BaseModel  # noqa: PLC0415 - heavy
+
+    for place, tool in enumerate(tools or ()):
+        # The last is a session of MCP, which need not be installed.
+        if not (callable(tool) or isinstance(tool, BaseModel) or hasattr(tool, "list_tools")):
+            raise InvalidRequestError(
+                f"config.tools[{place}] must be a function or a Tool, not a {type(tool).__name__}"
+            )
 
 
 def _check_http_options(options: Any) -> None:

@@ -48,6 +48,26 @@ def test_config_dict_in_camel_case() -> None:
     assert build(config={"maxOutputTokens": 9}).max_output_tokens == 9
 
 
+@pytest.mark.parametrize("name", ["response_schema", "responseSchema", "response_json_schema"])
+def test_a_schema_asks_for_json(name: str) -> None:
+    """A schema alone is one for JSON; a type of text that is stated stays, and none is made up."""
+    schema = {"type": "STRING", "enum": ["a", "b"]}
+    assert build(config={name: schema}).response_mime_type == "application/json"
+    stated = build(config={name: schema, "response_mime_type": "text/x.enum"})
+    assert stated.response_mime_type == "text/x.enum"
+    assert build(config={name: None}).response_mime_type is None
+    assert build(config={"top_k": 3}).response_mime_type is None
+
+
+@pytest.mark.parametrize("tool", ["search", 5, None, ["search"]], ids=repr)
+def test_what_is_no_tool_is_refused(tool: Any) -> None:
+    """The message says which of the tools is none, and does not repeat it."""
+    with pytest.raises(InvalidRequestError) as caught:
+        build(config={"tools": [print, types.Tool(google_search=types.GoogleSearch()), tool]})
+    kind = type(tool).__name__
+    assert str(caught.value) == f"config.tools[2] must be a function or a Tool, not a {kind}"
+
+
 def test_one_request_per_call() -> None:
     """Options that make the SDK send more than one request are off, and so is the raw HTTP response."""
     wish = {
