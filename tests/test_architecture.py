@@ -33,12 +33,14 @@ FLOORS = {
     "emulator": 7,
     "gateway": 7,
     "genai": 7,
+    "planning": 7,
     "sync": 7,
     "testing": 7,
 }
 
-EDGES = {("cli", "emulator"), ("cli", "gateway"), ("cli", "testing"), ("testing", "emulator")}
-"""The edges that may import each other: the command runs emulator and gateway, and testing offers it."""
+EDGES = {("cli", room) for room in ("emulator", "gateway", "planning", "testing")}
+EDGES |= {("planning", "testing"), ("testing", "emulator")}
+"""The edges that may import each other: the command runs others; testing has clocks and the emulator."""
 
 BESIDE = {("records", "stores")}
 """Rooms of one floor of which the first is built on the second: the URLs, clients and faults are the same."""

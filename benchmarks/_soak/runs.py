@@ -12,9 +12,9 @@ from _soak.provider import Client, Counts, HiddenProvider
 from _soak.stores import Shared, share
 from _soak.subjects import Oracle, Routers, Subject
 from _soak.traffic import Fates, Traffic
-from _soak.virtual import VirtualClock, VirtualLoop, run
 from _soak.world import World
 from llm_router import Router
+from llm_router.testing.virtual import VirtualClock, VirtualLoop, run
 
 __all__ = ["LEARNER", "ORACLE", "ROUTER", "Outcome", "Setup", "simulate"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import attrs
 
-from _soak.virtual import VirtualLoop
 from llm_router import (
     Clock,
     Demand,
@@ -23,6 +22,7 @@ from llm_router import (
     Secret,
     open_store,
 )
+from llm_router.testing.virtual import VirtualLoop
 
 __all__ = ["STORES", "NoVirtualTimeError", "Shared", "fresh", "share"]
 

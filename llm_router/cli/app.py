@@ -16,6 +16,7 @@ from llm_router.cli import (
     explain,
     init,
     keys,
+    plan,
     send,
     serve,
     status,
@@ -76,6 +77,7 @@ for _command in (
     status.status,
     top.top,
     check.check,
+    plan.plan,
     serve.serve,
     emulator.emulator,
 ):
