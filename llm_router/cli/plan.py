@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,7 @@ def plan(
     traffic: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[TRAFFIC]",
+            metavar="TRAFFIC",
             help='A file with a request a line, such as {"at": 0.5, "tokens": 900, "workload": "heavy"}: '
             "at is a time or seconds since the beginning, the other fields (and model) may be left out.",
         ),
@@ -67,6 +68,7 @@ def plan(
         float | None,
         typer.Option(
             "--target-p95",
+            min=0,
             help="Also find how many more projects it takes so that 95 % of the requests wait no longer than "
             "so many seconds.",
         ),
@@ -93,6 +95,8 @@ def plan(
         answering=seconds,
     )
     arrivals = _arrivals(traffic, rpm, hours, tokens, workload, seed)
+    if sys.stderr.isatty():  # a day of a hundred thousand requests takes half a minute
+        complain(f"simulating {len(arrivals):,} requests …")
     outcome = simulate(arrivals, setting)
     found = make_plan(arrivals, setting, outcome)
     growth = None if target_p95 is None else projects_needed(arrivals, setting, target_p95)

@@ -26,6 +26,10 @@ _EPOCH = 1e9
 """Seconds from which on a time is one since the Unix epoch, and no longer one since the beginning."""
 
 _MAX_TOKENS = 10**9
+
+_LONGEST = 35 * 86_400.0
+"""Most seconds from the first arrival to the last."""
+
 _MOST = 5_000_000
 """Most arrivals of a plan."""
 
@@ -73,8 +77,8 @@ def make_traffic(
             raise InvalidRequestError(f"{name} must be a number above 0, not {shown(value)}")
     if whole(tokens) is None or not 0 <= tokens <= _MAX_TOKENS:
         raise InvalidRequestError(f"tokens must be a whole number, 0 or more, not {shown(tokens)}")
-    if rpm * hours * 60 > _MOST:
-        raise InvalidRequestError(f"that is more than {_MOST:,} requests: plan fewer hours")
+    if rpm * hours * 60 > _MOST or hours * 3600 > _LONGEST:
+        raise InvalidRequestError(f"that is more than {_MOST:,} requests or 35 days: plan fewer hours")
     draw = random.Random(seed)  # noqa: S311 - traffic, not a secret
     names, weights = list(shares), list(itertools.accumulate(shares.values()))
     arrivals, at, ends = [], MIDNIGHT, MIDNIGHT + hours * 3600
@@ -131,7 +135,10 @@ def _ordered(arrivals: Sequence[Arrival]) -> list[Arrival]:
     if 0 < dated < len(arrivals):
         raise InvalidRequestError("some times are dates, others seconds since the beginning: use one of them")
     shift = 0.0 if dated else MIDNIGHT
-    return sorted((attrs.evolve(each, at=each.at + shift) for each in arrivals), key=lambda each: each.at)
+    found = sorted((attrs.evolve(each, at=each.at + shift) for each in arrivals), key=lambda each: each.at)
+    if found[-1].at - found[0].at > _LONGEST:
+        raise InvalidRequestError("the requests come over more than 35 days: plan a part of them")
+    return found
 
 
 def _parse(line: bytes) -> Arrival:

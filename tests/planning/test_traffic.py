@@ -32,6 +32,7 @@ def test_made_up_traffic() -> None:
         ({"rpm": math.nan}, "rpm"),
         ({"rpm": 1e6}, "fewer hours"),
         ({"hours": -1}, "hours"),
+        ({"hours": 1000}, "35 days"),
         ({"tokens": 2.5}, "tokens"),
         ({"workloads": {"light": -1}}, "'light'"),
         ({"workloads": {"light": 0}}, "above 0"),
@@ -76,6 +77,7 @@ def test_a_file_of_traffic(tmp_path: Path) -> None:
         ('{"at": 1, "tokens": -1}', "tokens .* not -1"),
         ('{"at": 1, "model": 5}', "model must be a string"),
         ('{"at": 1795683602}', "use one of them"),
+        ('{"at": 9e6}', "35 days"),
     ],
 )
 def test_lines_that_cannot_be_read(tmp_path: Path, line: str, named: str) -> None:
