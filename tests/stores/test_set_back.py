@@ -48,7 +48,7 @@ def set_to(clock: ManualClock, moment: float) -> None:
 
 @pytest.mark.parametrize("ahead", [3.0, 40.0, 3600.0, DAY])
 @pytest.mark.parametrize("refill", [Refill.ROLLING, Refill.STEADY])
-async def test_ten_minutes_after_a_correction_give_what_ten_minutes_give(
+async def test_four_minutes_after_a_correction_give_what_four_minutes_give(
     store_backend: Backend, refill: Refill, ahead: float
 ) -> None:
     """One request while the clock was ahead does not close a quota for longer than a window."""
@@ -58,11 +58,11 @@ async def test_ten_minutes_after_a_correction_give_what_ten_minutes_give(
         assert await grants(store, limited)
         set_to(clock, START)
         granted = 0
-        for _ in range(600):
+        for _ in range(240):
             clock.shift(1.0)
             granted += await grants(store, limited)
     # A steady quota of 10 gives one every 6.03 s, and is asked every second.
-    assert (90 if refill is Refill.ROLLING else 80) <= granted <= 110
+    assert (30 if refill is Refill.ROLLING else 28) <= granted <= 50
 
 
 async def test_what_was_taken_before_a_jump_keeps_its_age(store_backend: Backend) -> None:
