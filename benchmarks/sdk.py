@@ -33,9 +33,11 @@ _FACTOR = 4
 """How much longer runs are here than elsewhere, because a call takes about a millisecond."""
 
 _BASELINE = "google-genai"
+_BY_SDK = "llm_router, by the SDK"
 _NOTES = {
     "google-genai, no safety settings": "sends less",
     "google-genai, own session": "an aiohttp session of the user's, which ignores the environment",
+    _BY_SDK: "GeminiProvider(direct=False): the SDK makes every request and reads every answer",
     "GeminiProvider": "the adapter alone: no choice of a deployment, no quota",
 }
 
@@ -46,7 +48,8 @@ async def run(scale: Scale) -> Report:
         "google-genai calls per second against the emulator (a separate process, over HTTP on loopback)",
         "all clients share one process and take turns; CPU is the time of that process, without the emulator",
         "the bare SDK uses one key and the same four safety settings, and reserves nothing",
-        "above 1 ×: the adapter prepares the config once, and looks for no proxy or ~/.netrc on each call",
+        "above 1 ×: the adapter makes and reads the JSON of plain text itself, without the SDK's models, and "
+        "looks for no proxy or ~/.netrc on each call",
     )
     with child("emulator", {}) as url:
         for in_flight in (1,) if scale.short else (1, 16):
@@ -71,23 +74,31 @@ async def _rows(scale: Scale, case: str, in_flight: int, works: Mapping[str, Wor
 async def _ours(url: str) -> AsyncIterator[Works]:
     """Yield calls through the adapter and through the router."""
     pool, request = deployments(_KEYS), Request(contents=_PROMPT)
-    provider = GeminiProvider(base_url=url)
-    async with Router(pool, provider=provider) as router:
+    provider, by_sdk = GeminiProvider(base_url=url), GeminiProvider(base_url=url, direct=False)
+    async with Router(pool, provider=provider) as router, Router(pool, provider=by_sdk) as slower:
 
         async def adapter() -> None:
             if not (await provider.generate(pool[0], request)).text:
                 raise RuntimeError("the emulator returned no answer")
 
-        async def routed() -> None:
-            (await router.send(_PROMPT)).raise_for_error()
+        def routed(router: Router) -> Work:
+            async def send() -> None:
+                (await router.send(_PROMPT)).raise_for_error()
 
-        async def streamed() -> None:
-            async with router.stream(_PROMPT) as stream:
-                async for _ in stream:
-                    pass
+            return send
 
-        yield Works({"GeminiProvider": adapter, "llm_router": routed}, {"llm_router": streamed})
+        def streamed(router: Router) -> Work:
+            async def stream() -> None:
+                async with router.stream(_PROMPT) as stream:
+                    async for _ in stream:
+                        pass
+
+            return stream
+
+        whole = {"GeminiProvider": adapter, "llm_router": routed(router), _BY_SDK: routed(slower)}
+        yield Works(whole, {"llm_router": streamed(router), _BY_SDK: streamed(slower)})
     await provider.aclose()
+    await by_sdk.aclose()
 
 
 @asynccontextmanager
@@ -134,6 +145,7 @@ def _targets(table: Table) -> Table:
     for row in table.rows:
         ratio = table.ratio(row)
         if row.subject == "llm_router" and ratio is not None:
+            aim = 2.5 if "streamed" in row.case else 3
             measures = {"reached": Measure((ratio,), "×")}
-            targets.add(Row(f"{row.case}: ≥ 0.97 × the bare SDK", "llm_router", measures))
+            targets.add(Row(f"{row.case}: ≥ {aim} × the bare SDK", "llm_router", measures))
     return targets

@@ -91,9 +91,10 @@ async def _work(router: Router, prompts: Iterator[tuple[str, str]], tally: Tally
 async def _provider(settings: Settings, emulator: GeminiEmulator) -> AsyncIterator[GeminiProvider]:
     """Yield a provider that has imported the SDK and made a client for every key.
 
-    Otherwise, the first requests would arrive seconds after their quota was taken.
+    Otherwise, the first requests would arrive seconds after their quota was taken. The SDK makes every
+    request: the demo is of the two together.
     """
-    provider = GeminiProvider(base_url=emulator.url)
+    provider = GeminiProvider(base_url=emulator.url, direct=False)
     try:
         for deployment in {deployment.key: deployment for deployment in settings.deployments}.values():
             with contextlib.suppress(ProviderError):  # a model without quota refuses, but the client is made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,22 @@ import attrs
 from llm_router.domain.answers import FunctionCall, Step, calls_in, parts_of
 from llm_router.errors import SendError
 
-__all__ = ["Attempt", "Chunk", "Response", "Usage"]
+__all__ = ["Attempt", "Chunk", "Deferred", "Response", "Usage", "resolved"]
+
+
+class Deferred(ABC):
+    """An object of the provider that is made when somebody first asks for it."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def get(self) -> Any:
+        """Return the object: the same one every time."""
+
+
+def resolved(value: Any) -> Any:
+    """Return an object of the provider; one that is deferred is made."""
+    return value.get() if isinstance(value, Deferred) else value
 
 
 @attrs.frozen
@@ -57,11 +73,16 @@ class Chunk:
 
     Attributes:
         text: Its text; may be empty, as with a function call.
-        raw: The provider's own object for it, or None.
+        source: What ``raw`` is made from.
     """
 
     text: str
-    raw: Any = attrs.field(default=None, repr=False, eq=False)
+    source: Any = attrs.field(default=None, alias="raw", repr=False, eq=False)
+
+    @property
+    def raw(self) -> Any:
+        """The provider's own object for it, or None. It may be made only when it is asked for."""
+        return resolved(self.source)
 
 
 # With slots, each field of a frozen class costs a call, which is a twentieth of a send together.
@@ -82,7 +103,7 @@ class Response:
         waited: Seconds of it spent waiting for capacity.
         error: Why there is no answer, or None.
         retry_after: Seconds until another try may succeed; None on success or if waiting does not help.
-        raw: The provider's own response object, or None.
+        source: What ``raw`` is made from.
         steps: The answers before this one that called functions of yours, each with what these returned, if
             the request had functions to call. The usage and the attempts of all of them are in this response.
     """
@@ -99,7 +120,7 @@ class Response:
     waited: float = 0.0
     error: SendError | None = None
     retry_after: float | None = None
-    raw: Any = attrs.field(default=None, repr=False, eq=False)
+    source: Any = attrs.field(default=None, alias="raw", repr=False, eq=False)
     cached: bool = False
     """Whether a cache of the router gave the answer, or the call of an equal request that was under way.
     Nothing was sent or used for this one then, and ``raw`` may be missing."""
@@ -118,6 +139,11 @@ class Response:
     ``NOT_JSON`` or ``SCHEMA_MISMATCH``, and ``error.text`` the answer."""
 
     steps: tuple[Step, ...] = attrs.field(default=(), repr=False)
+
+    @property
+    def raw(self) -> Any:
+        """The provider's own response object, or None. It may be made only when it is asked for."""
+        return resolved(self.source)
 
     @property
     def text(self) -> str:

@@ -171,7 +171,7 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
-                        yield Chunk(piece.text, piece.raw)
+                        yield Chunk(piece.text, piece.source)
         except BaseException as error:
             if self.reporter is not None:
                 self.reporter.send_ended(send, error)
@@ -193,9 +193,9 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
-                        if isinstance(piece.raw, Head):
-                            await self._note_resources(send, piece.raw)
-                        yield piece.raw
+                        if isinstance(piece.source, Head):
+                            await self._note_resources(send, piece.source)
+                        yield piece.source
         except BaseException as error:
             if self.reporter is not None:
                 self.reporter.send_ended(send, error)
@@ -782,7 +782,7 @@ def _respond(send: SendState, reply: Reply, error: SendError | None, now: float)
         waited=send.waited,
         error=error,
         retry_after=None if error is None else error.retry_after,
-        raw=reply.raw,
+        raw=reply.source,
         answer="" if error else reply.text,
         content=None if error else reply.content,
         parsed=None if error else reply.parsed,

@@ -14,7 +14,7 @@ from llm_router.gemini_http.routes import KEY_HEADER
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
 
-__all__ = ["DEFAULT_SAFETY", "build_config", "safety_thresholds", "validate_request"]
+__all__ = ["DEFAULT_SAFETY", "build_config", "merged_safety", "safety_thresholds", "validate_request"]
 
 DEFAULT_SAFETY: Mapping[str, str] = {
     "HARM_CATEGORY_HARASSMENT": "BLOCK_NONE",
@@ -182,6 +182,17 @@ def _merge_safety(configured: Any, request: Request, safety: Mapping[str, str]) 
     return list(merged.values())
 
 
+def merged_safety(request: Request, safety: Mapping[str, str]) -> Mapping[str, str]:
+    """Return a provider's thresholds as the request changes them; its empty ones switch them off.
+
+    Raises:
+        InvalidRequestError: The request names one that the Gemini API does not know.
+    """
+    if request.safety_settings == {}:
+        return {}
+    return {**safety, **safety_thresholds(request.safety_settings or {}, error=InvalidRequestError)}
+
+
 def _setting(category: str, threshold: str) -> dict[str, str]:
     return {"category": category, "threshold": threshold}
 
@@ -217,10 +228,15 @@ def _check_http_options(options: Any) -> None:
             )
 
 
-def validate_request(request: Request, safety: Mapping[str, str]) -> None:
+def validate_request(request: Request, safety: Mapping[str, str], *, plain: bool = False) -> None:
     """Check ``request`` as far as possible without sending it.
 
     The SDK is imported only for a request with more than text and numbers.
+
+    Args:
+        request: The request.
+        safety: The provider's own thresholds.
+        plain: Whether it is known that the contents and the config have nothing that the SDK would refuse.
 
     Raises:
         InvalidRequestError: The request is wrong; the message says where.
@@ -230,10 +246,13 @@ def validate_request(request: Request, safety: Mapping[str, str]) -> None:
         isinstance(request.contents, str | list | tuple) and not request.contents
     ):
         raise InvalidRequestError("contents are empty: give a prompt")
+    if plain:
+        merged_safety(request, safety)
+        return
     if not isinstance(request.contents, str):
         _validated_contents(request.contents)
-    plain = request.config is None and request.safety_settings is None
-    if not plain or not isinstance(request.system_instruction, str | None):
+    is_bare = request.config is None and request.safety_settings is None
+    if not is_bare or not isinstance(request.system_instruction, str | None):
         build_config(request, safety)
 
 

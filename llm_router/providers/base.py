@@ -12,7 +12,7 @@ from llm_router.domain.exchange import Exchange, Head
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.queries import ModelInfo, Vector
 from llm_router.domain.request import Request
-from llm_router.domain.response import Usage
+from llm_router.domain.response import Usage, resolved
 from llm_router.errors import LLMRouterError
 
 __all__ = [
@@ -43,7 +43,8 @@ class Reply:
         content: The answer as contents that a later request can send back (a plain dictionary); None if
             there is nothing to send back but the text. A ``thought_signature`` (bytes) of a part is sent back
             to this model only, by way of :attr:`Request.origins`; the rest to any model.
-        raw: The SDK's own response object.
+        source: What :attr:`raw` is made from: the SDK's own response object, or a
+            :class:`~llm_router.domain.response.Deferred` of it.
         failed: Why there is no usable answer although the provider gave one and blocked nothing, such as
             ``MALFORMED_FUNCTION_CALL``; None if there is a usable answer, which may be without text. No
             key, project or path is at fault.
@@ -56,9 +57,14 @@ class Reply:
     model: str | None = None
     blocked: str | None = None
     content: Any = attrs.field(default=None, repr=False, eq=False)
-    raw: Any = attrs.field(default=None, repr=False, eq=False)
+    source: Any = attrs.field(default=None, alias="raw", repr=False, eq=False)
     failed: str | None = None
     parsed: Any = attrs.field(default=None, repr=False, eq=False)
+
+    @property
+    def raw(self) -> Any:
+        """The SDK's own response object, which may be made only when it is asked for."""
+        return resolved(self.source)
 
 
 class Provider(Protocol):

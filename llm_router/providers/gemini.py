@@ -1,4 +1,4 @@
-"""The Gemini adapter: requests through google-genai, one client per key on one shared HTTP session."""
+"""The Gemini adapter: google-genai with one client per key on one HTTP session, and plain text without it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import attrs
 
 from llm_router.errors import ConfigError, InvalidRequestError, ProviderError
 from llm_router.gemini_http.answers import answer_for
+from llm_router.providers._gemini_answers import can_read
 from llm_router.providers._gemini_config import (
     DEFAULT_SAFETY,
     build_config,
@@ -18,6 +19,7 @@ from llm_router.providers._gemini_config import (
     validate_request,
 )
 from llm_router.providers._gemini_contents import estimate_request
+from llm_router.providers._gemini_direct import ask, ask_in_pieces
 from llm_router.providers._gemini_failures import (
     from_http,
     from_path,
@@ -26,6 +28,7 @@ from llm_router.providers._gemini_failures import (
     not_sent,
 )
 from llm_router.providers._gemini_history import contents_for
+from llm_router.providers._gemini_plain import is_plain, plain_body
 from llm_router.providers._gemini_queries import GeminiQueries
 from llm_router.providers._gemini_relay import read_exchange, relayed
 from llm_router.providers._gemini_reply import read_reply
@@ -69,6 +72,9 @@ def _ignore() -> None:
 class GeminiProvider:
     """Sends requests to the Gemini API through google-genai.
 
+    A request of text and numbers alone, and an answer of text, go without the SDK's models, which would take
+    most of the time: the bytes sent are the same, and the SDK's response is made when ``raw`` is asked for.
+
     Making one costs nothing: :meth:`prepare`, or else the first :meth:`validate` or :meth:`generate`,
     imports the SDK; the first :meth:`generate` opens the HTTP session; the first request of a key makes its
     client. One call of :meth:`generate` or :meth:`stream` is one HTTP request: retries, redirects, automatic
@@ -83,6 +89,8 @@ class GeminiProvider:
             sexually explicit and dangerous content; ``{}`` leaves all of them to Google's own defaults.
         http_backend: ``aiohttp``, ``httpx`` (httpx2 if it is installed), or ``auto``: aiohttp if it is
             installed, else httpx.
+        direct: Whether plain text may go without the SDK's models. False has the SDK make every request and
+            read every answer, which is for programs that patch or instrument the SDK.
 
     Raises:
         ConfigError: A safety setting or the backend is unknown, the backend is not installed, or the URL of
@@ -98,6 +106,7 @@ class GeminiProvider:
         api_version: str = "v1beta",
         safety_settings: Mapping[str, str] | None = None,
         http_backend: HttpBackend = "auto",
+        direct: bool = True,
     ) -> None:
         check_backend(http_backend)
         check_base_url(base_url)
@@ -106,6 +115,7 @@ class GeminiProvider:
         self._base_url = base_url
         self._api_version = api_version
         self._http_backend: HttpBackend = http_backend
+        self._direct = direct
         self._sessions: dict[asyncio.AbstractEventLoop, LoopSession] = {}
         self.queries = GeminiQueries(api_version)
         """Forms the exchanges for embeddings, counts of tokens and lists of models."""
@@ -228,7 +238,7 @@ class GeminiProvider:
             InvalidRequestError: The request is wrong, and no key or model would make it right.
         """
         prepare(self._http_backend)
-        validate_request(request, self._safety)
+        validate_request(request, self._safety, plain=is_plain(request))
 
     def estimate_tokens(self, request: Request) -> int:
         """Estimate the input tokens of ``request``, at least 1, without the SDK and without I/O."""
@@ -244,10 +254,14 @@ class GeminiProvider:
             await session.aclose()
 
     async def _send(self, deployment: Deployment, request: Request) -> Reply | None:
-        config = build_config(request, self._safety)
-        models = (await self._session()).client(deployment.key).aio.models
-        contents = contents_for(request, deployment.model)
-        response = await models.generate_content(model=deployment.model, contents=contents, config=config)
+        session, contents = await self._session(), contents_for(request, deployment.model)
+        body = self._plain_body(request, contents, deployment.model)
+        if body is not None:
+            response = await ask(session, deployment, self._api_version, body)
+        else:
+            config = build_config(request, self._safety)
+            models = session.client(deployment.key).aio.models
+            response = await models.generate_content(model=deployment.model, contents=contents, config=config)
         reply = read_reply(response, limited=limits_output(request))
         form = AnswerForm.of(request)
         return reply if reply is None or form is None else form.fit(reply)
@@ -255,13 +269,22 @@ class GeminiProvider:
     async def _open(
         self, deployment: Deployment, request: Request
     ) -> tuple[LoopSession, AsyncGenerator[Any]]:
-        """Return the session used, and the SDK's generator of responses; its first step sends the request."""
+        """Return the session used, and a generator of responses; its first step sends the request."""
+        session, contents = await self._session(), contents_for(request, deployment.model)
+        body = self._plain_body(request, contents, deployment.model)
+        if body is not None:
+            return session, ask_in_pieces(session, deployment, self._api_version, body)
         config = build_config(request, self._safety)
-        session = await self._session()
         models = session.client(deployment.key).aio.models
         return session, await models.generate_content_stream(
-            model=deployment.model, contents=contents_for(request, deployment.model), config=config
+            model=deployment.model, contents=contents, config=config
         )
+
+    def _plain_body(self, request: Request, contents: Any, model: str) -> bytes | None:
+        """Return the body of a request that needs no SDK to make it, or None."""
+        if not self._direct or not can_read():
+            return None
+        return plain_body(request, contents, model, self._safety)
 
     async def _session(self) -> LoopSession:
         """Return the session of the running loop, and forget those of closed loops."""

@@ -81,9 +81,23 @@ async def serve_script() -> AsyncIterator[ScriptedServer]:
         server.close()
 
 
-@pytest.fixture(params=[pytest.param("aiohttp", marks=pytest.mark.slow), "httpx"])
-def backend(request: pytest.FixtureRequest) -> HttpBackend:
-    backend: HttpBackend = request.param
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(
+    params=[
+        "httpx",
+        pytest.param("aiohttp", marks=SLOW),
+        pytest.param("httpx by the SDK", marks=SLOW),
+        pytest.param("aiohttp by the SDK", marks=SLOW),
+    ]
+)
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HttpBackend:
+    """Return an HTTP backend; plain requests go to it directly, or all of them by way of the SDK."""
+    name, _, way = str(request.param).partition(" ")
+    if way:
+        monkeypatch.setattr("llm_router.providers.gemini.can_read", lambda: False)
+    backend: HttpBackend = "aiohttp" if name == "aiohttp" else "httpx"
     return backend
 
 
