@@ -61,6 +61,9 @@ class DeploymentState(Candidate):
         minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
             assumed to come back evenly over a minute, so this plus the present time estimates what remains.
         limits_due: Seconds since the epoch from when on an answer at the limit may raise it.
+        starved: How often it was refused though nothing was admitted for a whole window; one less when a
+            request that tries again is answered, but at least 1 then. So of keys that secretly share a quota,
+            one soon gives way to the other.
     """
 
     group: Group = attrs.field(kw_only=True, repr=False)
@@ -75,6 +78,7 @@ class DeploymentState(Candidate):
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
     limits_due: float = attrs.field(default=0.0, init=False)
+    starved: int = attrs.field(default=0, init=False)
 
     @property
     def is_parked(self) -> bool:

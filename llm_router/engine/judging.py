@@ -182,6 +182,7 @@ class Judge:
         """Lift the half-open cooldowns that a successful attempt has probed."""
         if await self._is_disabled(state):
             return  # since the probe was sent; a lift would end that, too
+        state.starved = state.starved and max(state.starved - 1, 1)
         for probe in probes:
             if probe.is_quarantine:
                 _log.info("%s is used again: %s", state.deployment.id, probe.reason)

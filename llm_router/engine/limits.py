@@ -59,6 +59,9 @@ _DAY_SPENT = 3600.0
 _LOWERED = 4
 """A refusal below a limit lowers it by at most one part of this many."""
 
+_NEARLY = 0.9
+"""The share of a day's limit from which on every answer is looked at that is the last of a quota."""
+
 _SHORTEST_PAUSE = 3.0
 
 _UNKNOWN_GROWTH = 8
@@ -83,12 +86,15 @@ class Inference:
         is_day_confirmed: Whether the day's quota is known to be spent: trying once more would not help.
         pause: Seconds after which, or twice that, to try again if the provider says nothing and the count
             does not explain the refusal; 0 if nothing was admitted for a whole window.
+        is_starved: Whether nothing of what was refused was admitted for a whole window: somebody else has all
+            of the quota.
     """
 
     learnt: tuple[LearntLimit, ...] = ()
     is_explained: bool = False
     is_day_confirmed: bool = False
     pause: float = 0.0
+    is_starved: bool = False
 
 
 @attrs.frozen
@@ -145,17 +151,18 @@ def after_refusal(
         return _day_spent(daily, counted, deployment, when)
     steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
     learnt: list[LearntLimit] = []
-    is_explained, pause = True, 0.0
+    is_explained, pause, is_starved = True, 0.0, True
     for metric, limit in (stated or {_likeliest(counted): None}).items():
         quota = None if metric in steady else counted.get(metric)
         judge = _tokens_refused if metric.counts_tokens else _admitted
         entry, is_closed = judge(metric, limit, quota, when)
         is_explained = is_explained and is_closed
+        is_starved = is_starved and quota is not None and quota.used < 1
         if entry is not None:
             learnt.append(entry)
         if quota is not None and quota.used and quota.limit and quota.learnt is not None:
             pause = max(_SHORTEST_PAUSE, MINUTE / quota.limit)
-    return Inference(tuple(learnt), is_explained, pause=pause)
+    return Inference(tuple(learnt), is_explained, pause=pause, is_starved=is_starved)
 
 
 def _named(error: ProviderError) -> dict[Metric, int | None]:
@@ -259,7 +266,6 @@ def _day_spent(
 
     Tomorrow one request more is tried.
     """
-    timezones = {quota.metric: quota.timezone for quota in deployment.quotas}
     learnt: list[LearntLimit] = []
     is_confirmed = when.strikes > 0
     for metric, stated in daily.items():
@@ -275,11 +281,16 @@ def _day_spent(
             limit = stated or (0 if quota is None else quota.used)
             if limit > 0:
                 source = LimitSource.INFERRED if stated is None else LimitSource.STATED
-                midnight = next_midnight(when.now, timezones.get(metric, PROVIDER_TIMEZONE))
-                learnt.append(_with_rise(LearntLimit(metric, limit, source), midnight - when.now))
+                learnt.append(_until_tomorrow(LearntLimit(metric, limit, source), deployment, when.now))
     else:
-        learnt = [LearntLimit(metric, stated) for metric, stated in daily.items() if stated]
+        stated_alone = (LearntLimit(metric, stated) for metric, stated in daily.items() if stated)
+        learnt = [_until_tomorrow(entry, deployment, when.now) for entry in stated_alone]
     return Inference(tuple(learnt), is_explained=False, is_day_confirmed=is_confirmed)
+
+
+def _until_tomorrow(learnt: LearntLimit, deployment: Deployment, now: float) -> LearntLimit:
+    timezones = {quota.metric: quota.timezone for quota in deployment.quotas}
+    return _with_rise(learnt, next_midnight(now, timezones.get(learnt.metric, PROVIDER_TIMEZONE)) - now)
 
 
 def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> list[LearntLimit]:
@@ -352,11 +363,30 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
             due = now
             if quota.used >= quota.limit:
                 learnt.append(_one_of_eight(quota, record.learnt_at))
-        elif (proven_at := record.raise_at + (0.0 if quota.metric.is_daily else _PROVEN_AFTER)) > now:
-            due = min(due, proven_at)
-        elif quota.used > record.limit:
-            learnt.append(_longer_step(quota.metric, record))
+        else:
+            longer, look_at = _risen(quota, record, now)
+            due = min(due, look_at)
+            if longer is not None:
+                learnt.append(longer)
     return Growth(tuple(learnt), due)
+
+
+def _risen(quota: QuotaSnapshot, record: LimitRecord, now: float) -> tuple[LearntLimit | None, float]:
+    """Return a higher limit if one that was raised has proven itself, and when to look again."""
+    proven_at = record.raise_at + _proof(quota.metric)
+    if proven_at > now:
+        return None, proven_at
+    if quota.used > record.limit:
+        longer = _longer_step(quota.metric, record)
+        return longer, now + longer.raise_after + _proof(quota.metric)
+    # The answer that proves a day's limit too low may be the last of the day.
+    is_near = quota.metric.is_daily and quota.used >= _NEARLY * record.limit
+    return None, now if is_near else math.inf
+
+
+def _proof(metric: Metric) -> float:
+    """Return the seconds after which a limit that was raised has proven itself."""
+    return 0.0 if metric.is_daily else _PROVEN_AFTER
 
 
 def _one_of_eight(quota: QuotaSnapshot, replaces: float) -> LearntLimit:

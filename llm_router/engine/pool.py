@@ -194,7 +194,7 @@ class Pool:
         """Stop avoiding a deployment, for whatever reason this process does so."""
         state = self.states.get(deployment)
         if state is not None:
-            state.avoided_until, state.failures, state.features = 0.0, 0, None
+            state.avoided_until, state.failures, state.starved, state.features = 0.0, 0, 0, None
             state.group.rouse(state)
 
     def rouse(self, scope: Scope, now: float) -> None:

@@ -189,25 +189,35 @@ class RetryPolicy:
         elif inference.is_explained:
             cooldown = None
         else:
-            cooldown = self._minute_cooldown(error, state, now, strikes, inference.pause)
+            cooldown = self._minute_cooldown(error, state, now, strikes, inference)
+            state.starved += inference.is_starved
         return Verdict(Next.ELSEWHERE, cooldown, learnt=inference.learnt)
 
-    def _minute_delay(self, error: ProviderError, strikes: int, pause: float = 0.0) -> float:
+    def _minute_delay(
+        self, error: ProviderError, strikes: int, pause: float = 0.0, starved: int = 0
+    ) -> float:
         """Return how many seconds a minute's refusal lasts: from 1 to 900.
 
-        What the provider asks for; otherwise, and if that is to retry at once, longer with each strike.
+        What the provider asks for, or twice as long each time that nothing was admitted before the refusal;
+        if it asks for nothing, or to retry at once, longer with each strike.
         """
         delay = error.retry_delay
         if delay is None:
             delay = self.random.uniform(pause, 2.0 * pause) if pause else self.random.uniform(*_UNEXPLAINED)
         elif delay > _SHORTEST_REFUSAL:
-            return min(delay, _LONGEST_UNEXPLAINED)
+            return min(delay * 2.0 ** min(starved, 16), _LONGEST_UNEXPLAINED)
         else:  # said by mistake
             delay = _SHORTEST_REFUSAL
-        return min(delay * _ESCALATION ** min(strikes, 16), _LONGEST_UNEXPLAINED)
+        factor = max(_ESCALATION ** min(strikes, 16), 2.0 ** min(starved, 16))
+        return min(delay * factor, _LONGEST_UNEXPLAINED)
 
     def _minute_cooldown(
-        self, error: ProviderError, state: DeploymentState, now: float, strikes: _Strikes, pause: float
+        self,
+        error: ProviderError,
+        state: DeploymentState,
+        now: float,
+        strikes: _Strikes,
+        inference: Inference,
     ) -> Cooldown:
         """Return the cooldown of a refusal that the store's count does not explain.
 
@@ -215,7 +225,8 @@ class RetryPolicy:
         """
         named = [violation.metric.value for violation in error.violations if violation.metric is not None]
         reason = f"{', '.join(named) or 'unnamed quota'} spent, says the provider"
-        until = now + self._minute_delay(error, strikes.count, pause)
+        starved = state.starved if inference.is_starved else 0
+        until = now + self._minute_delay(error, strikes.count, inference.pause, starved)
         scope = store_scope(error, state.deployment)
         return Cooldown(scope, until, reason, half_open=True, strikes=strikes.count + 1, since=strikes.since)
 

@@ -235,3 +235,18 @@ async def test_a_probe_that_succeeds_while_the_store_fails_is_acquitted_here(
     pool.cool_down(probe)
     await Judge(RetryPolicy(), pool, store, clock).acquit(first(pool), [probe])
     assert parked(pool) == [False]
+
+
+async def test_an_answer_does_not_forget_at_once_that_there_was_nothing(
+    pool: Pool, store: Fragile, judge: Judge
+) -> None:
+    """Of two keys that take turns, one gives way: an answer takes back one refusal, and never the last."""
+    state, probe = first(pool), Cooldown(first(pool).deployment.model_scope, 0.0, "", half_open=True)
+    found = []
+    for starved in (0, 1, 2, 5):
+        state.starved = starved
+        await judge.acquit(state, [probe])
+        found.append(state.starved)
+    assert found == [0, 1, 1, 4]
+    pool.forgive(state.deployment)
+    assert state.starved == 0

@@ -17,6 +17,7 @@ from llm_router.engine.limits import (
     LONGEST_WAIT,
     WINDOW,
     Circumstances,
+    Growth,
     Inference,
     after_answer,
     after_refusal,
@@ -103,8 +104,15 @@ def test_a_limit_far_below_what_is_expected_needs_a_second_refusal(
 
 
 def test_nothing_is_learnt_where_nothing_was_admitted(conclude: Callable[..., Inference]) -> None:
-    """Without a request in the window, or without a count, a refusal must be waited out."""
-    assert conclude(counted(RPM, 0, 15)) == conclude() == Inference()
+    """Without a request in the window, or without a count, a refusal must be waited out.
+
+    That nothing was admitted is said, of all that is named and of what is counted only.
+    """
+    assert conclude(counted(RPM, 0, 15)) == Inference(is_starved=True)
+    assert conclude() == Inference()
+    assert conclude(counted(RPM, 1, 15)) == Inference()
+    assert not conclude(counted(RPM, 0, 15), named=((RPM, None), (TPM, None))).is_starved
+    assert not conclude(counted(RPM, 0, 15), counted(TPM, 9, 90), named=((RPM, 9), (TPM, None))).is_starved
 
 
 def test_a_stated_limit_is_believed(conclude: Callable[..., Inference]) -> None:
@@ -213,7 +221,7 @@ def test_a_day_that_was_expected_to_end_needs_no_second_refusal(conclude: Callab
     stated = conclude(counted(RPD, 251, 1500), named=((RPD, 250),), configured=DAILY)
     assert stated == Inference((found(RPD, 250, STATED, TO_MIDNIGHT),), is_day_confirmed=True)
     early = conclude(counted(RPD, 100, 1500), named=((RPD, 250),), configured=DAILY)
-    assert early == Inference((LearntLimit(RPD, 250),))
+    assert early == Inference((found(RPD, 250, STATED, TO_MIDNIGHT),))
 
 
 @pytest.mark.parametrize("configured", [DAILY, ()])
@@ -224,7 +232,7 @@ def test_what_is_refused_for_an_hour_is_a_spent_day(
     mistaken, day = record(3, ago=3_650.0), counted(RPD, 250, 1500)
     quotas = (counted(RPM, 0, 3, mistaken), day) if configured else (counted(RPM, 0, 3, mistaken),)
     long = {"strikes": 9, "since": NOW - 3600.0, "configured": configured}
-    assert conclude(*quotas, **{**long, "since": NOW - 3599.0}) == Inference()
+    assert conclude(*quotas, **{**long, "since": NOW - 3599.0}) == Inference(is_starved=True)
     inference = conclude(*quotas, **long)
     assert inference.is_day_confirmed
     assert inference.learnt[0] == LearntLimit(RPM, None, replaces=mistaken.learnt_at)
@@ -286,6 +294,7 @@ def test_a_limit_that_was_raised_rises_in_longer_steps(adaptive: Deployment) -> 
     known = record(10, ago=FIRST_WAIT + 10.0, raised=12)
     growth = after_answer(adaptive, (counted(RPM, 11, 12, known),), NOW)
     assert growth.learnt == (LearntLimit(RPM, 12, INFERRED, 16, 10.0, known.learnt_at),)
+    assert growth.due == NOW + 20.0
     assert after_answer(adaptive, (counted(RPM, 10, 12, known),), NOW).learnt == ()
     early = record(10, ago=FIRST_WAIT + 1.0, raised=12)
     growth = after_answer(adaptive, (counted(RPM, 11, 12, early),), NOW)
@@ -294,11 +303,15 @@ def test_a_limit_that_was_raised_rises_in_longer_steps(adaptive: Deployment) -> 
 
 
 def test_a_day_that_admits_more_rises_at_once(make_deployment: MakeDeployment) -> None:
-    """There is no window to wait for."""
+    """There is no window to wait for, and the next answer is looked at as well: it may be the last."""
     deployment = attrs.evolve(make_deployment(), quotas=DAILY)
     known = record(250, ago=86_400.0, wait=3600.0)
     growth = after_answer(deployment, (counted(RPD, 251, 251, known),), NOW)
     assert growth.learnt == (LearntLimit(RPD, 251, INFERRED, 253, 0.0, known.learnt_at),)
+    assert growth.due == NOW
+    minute = counted(RPM, 15, 15, record(15, STATED))
+    for used, due in ((225, NOW), (224, NOW + 600.0)):
+        assert after_answer(deployment, (minute, counted(RPD, used, 251, known)), NOW) == Growth((), due)
 
 
 def test_a_configured_limit_is_never_exceeded(make_deployment: MakeDeployment) -> None:

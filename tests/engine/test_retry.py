@@ -195,6 +195,22 @@ def test_unexplained_refusals_cool_down_for_longer_each_time(
     assert state.failures == 0
 
 
+@pytest.mark.parametrize(("delay", "first"), [(60.0, 60.0), (None, 45.0)])
+def test_who_gets_nothing_gives_way(
+    policy: RetryPolicy, state: DeploymentState, delay: float | None, first: float
+) -> None:
+    """Refused though nothing was admitted for a window, twice as long each time, up to 15 minutes."""
+    error, starved = refusal(delay=delay), Inference(is_starved=True)
+
+    def length(inference: Inference) -> float:
+        cooldown = policy.judge(error, state, NOW, inference=inference).cooldown
+        assert cooldown is not None
+        return cooldown.until - NOW
+
+    assert [length(starved) for _ in range(6)] == [min(first * 2**n, 900.0) for n in range(6)]
+    assert (length(Inference()), state.starved) == (first, 6)
+
+
 def test_an_outage_is_probed_by_one_request_at_a_time(policy: RetryPolicy, state: DeploymentState) -> None:
     """From the third failure in a row on; those on their way together are one, and strikes are shared."""
     error = ProviderError("overloaded", kind="server", code=503)
