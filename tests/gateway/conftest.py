@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -19,13 +19,21 @@ import uvicorn
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.emulator import GeminiEmulator
+from llm_router.emulator.responding import echo
 from llm_router.gateway import Gateway
 from llm_router.gateway.callers import Callers
 from llm_router.gateway.server import listen, server_config
 from llm_router.gateway.tokens import TokenFile
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
-MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "spare": 10_000, "text-embedding-9": 10_000}
+MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "small": 1, "spare": 10_000, "text-embedding-9": 10_000}
+
+
+def answer(model: str, body: Mapping[str, Any]) -> Any:
+    """Echo the prompt, but answer ``long:4000`` with so many characters."""
+    text = str(echo(model, body))
+    _, asks, count = text.partition("long:")
+    return "x" * int(count) if asks else echo(model, body)
 
 
 @attrs.frozen
@@ -122,7 +130,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
         "flash": file.add("flash", models=["flash"]),
         "slow": file.add("slow", rpm=2),
     }
-    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
+    with GeminiEmulator(keys=KEYS, models=MODELS, responder=answer).run_in_thread() as emulator:
         for served in serve(lambda each: Gateway(each, callers=Callers(file), max_wait=0), emulator):
             yield served, tokens
 

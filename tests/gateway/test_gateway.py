@@ -140,7 +140,7 @@ async def test_health(served: Served) -> None:
         "healthy",
         True,
     )
-    assert len(found["keys"]) == 10
+    assert len(found["keys"]) == 12
     assert found["keys"][0]["limits"]["rpm"]["remaining"] <= 10_000
     todays = [row["today"] for row in found["keys"]]
     for field in ("requests", "input_tokens", "output_tokens"):
