@@ -31,9 +31,9 @@ _PASSED_ON = frozenset({FailureKind.REQUEST, FailureKind.MODEL, FailureKind.SERV
 _UNKNOWN_URL = "unknown_url"
 """OpenAI's code for a path that there is not; that of any other 404 says that the model is unknown."""
 
-_MOST_WAITED = 120.0
-"""Most seconds for which OpenAI's SDKs are left to wait and try again by themselves. Of the longer ones, some
-versions would wait for hours, and others not wait at all."""
+_MOST_WAITED = 60.0
+"""Most seconds for which all versions of OpenAI's SDKs wait when they are told to. For longer, some would
+sleep for hours, and others ask again at once."""
 
 _NO_QUOTA = frozenset({FailureKind.QUOTA, FailureKind.KEY})
 
