@@ -169,12 +169,12 @@ async def sends(task: dict[str, Any]) -> None:
             await router.send("hello")
             if number % 16 == 0:  # as every real send does: the loop then discards cancelled timers
                 await asyncio.sleep(0)
-        sizes.append(_resident())
+        sizes.append(resident())
     await router.aclose()
     report(sizes)
 
 
-def _resident() -> int:
+def resident() -> int:
     """Return the resident memory of this process in bytes."""
     statm = Path("/proc/self/statm")
     if statm.exists():

@@ -235,6 +235,36 @@ async def test_what_the_request_is_to_blame_for_is_the_providers_own_answer(
     assert (head.status, json.loads(answer), response.attempts) == (400, body, 1)
 
 
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        Exchange(verb="GET", path="/v1beta/tunedModels/gone"),
+        Exchange(verb="GET", path="/v1beta/batches/gone"),
+        Exchange(verb="GET", path="/v1beta/models/flash/operations/gone"),
+        Exchange(path="/v1beta/interactions", headers=JSON, body=b'{"agent": "gone", "input": "hi"}'),
+    ],
+    ids=lambda exchange: exchange.path,
+)
+async def test_what_is_not_there_blames_no_model(
+    router: Router, emulator: GeminiEmulator, exchange: Exchange
+) -> None:
+    """A resource or an agent that does not exist takes out nothing, is asked for once, and is a 404."""
+    emulator.inject(Fault.status(404), methods=None)
+    head, body, response = await _read(router, exchange)
+    assert (head.status, b"NOT_FOUND" in body, response.attempts) == (404, True, 1)
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
+async def test_a_list_that_is_refused_leaves_the_models_alone(
+    router: Router, emulator: GeminiEmulator
+) -> None:
+    """Another key answers it; prompts still go to the one that had no quota for lists."""
+    rule = emulator.inject(Fault.status(429), times=1, methods={"files.list"})
+    head, _, response = await _read(router, Exchange(verb="GET", path="/v1beta/files"))
+    assert (head.status, response.attempts, rule.taken) == (200, 2, 1)
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
 async def test_openai_clients_get_openai_errors(router: Router, emulator: GeminiEmulator) -> None:
     """A spent quota is the error object and the status that they know."""
     for _ in range(20):

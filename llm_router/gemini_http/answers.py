@@ -20,13 +20,20 @@ from llm_router.errors import (
 from llm_router.gemini_http.api_errors import ApiError, exhausted
 from llm_router.gemini_http.durations import write_retry_after
 from llm_router.gemini_http.framing import JSON_TYPE, dump
-from llm_router.gemini_http.openai_errors import openai_error
+from llm_router.gemini_http.openai_errors import openai_error, openai_form
 from llm_router.gemini_http.targets import Protocol, parse_target
 
 __all__ = ["answer_for", "protocol_of", "write_answer"]
 
 _PASSED_ON = frozenset({FailureKind.REQUEST, FailureKind.MODEL, FailureKind.SERVER})
 """Failures of which the client gets the provider's own words."""
+
+_UNKNOWN_URL = "unknown_url"
+"""OpenAI's code for a path that there is not; that of any other 404 says that the model is unknown."""
+
+_MOST_WAITED = 60.0
+"""Most seconds for which all versions of OpenAI's SDKs wait when they are told to. For longer, some would
+sleep for hours, and others ask again at once."""
 
 _NO_QUOTA = frozenset({FailureKind.QUOTA, FailureKind.KEY})
 
@@ -42,19 +49,35 @@ def protocol_of(exchange: Exchange) -> Protocol:
 
 def answer_for(exchange: Exchange, error: LLMRouterError) -> tuple[Head, bytes]:
     """Return the answer that says why there is none, so that a client's SDK raises its usual error."""
+    protocol = protocol_of(exchange)
     if isinstance(error, ProviderError) and error.body and error.kind in _PASSED_ON and error.code:
-        return Head(error.code, (("content-type", JSON_TYPE),)), error.body
-    return write_answer(protocol_of(exchange), _api_error(error), _retry_after(error))
+        body = error.body
+        if protocol is Protocol.OPENAI:
+            body = dump(openai_form(error.code, body, str(error)))
+        return Head(error.code, (("content-type", JSON_TYPE),)), body
+    code = _UNKNOWN_URL if isinstance(error, UnknownPathError) else None
+    return write_answer(protocol, _api_error(error), _retry_after(error), code=code)
 
 
-def write_answer(protocol: Protocol, error: ApiError, retry_after: float | None = None) -> tuple[Head, bytes]:
-    """Return an error of the API in a protocol, with a Retry-After header if it says when to retry."""
+def write_answer(
+    protocol: Protocol, error: ApiError, retry_after: float | None = None, *, code: str | None = None
+) -> tuple[Head, bytes]:
+    """Return an error of the API in a protocol, and in headers whether and when to try again.
+
+    Args:
+        protocol: That of the client.
+        error: What went wrong.
+        retry_after: Seconds after which to try again; None if waiting does not help.
+        code: OpenAI's word for it; None is the usual one.
+    """
     headers = [("content-type", JSON_TYPE)]
     if retry_after is not None:
         headers.append(("retry-after", write_retry_after(retry_after)))
     body = error.body
     if protocol is Protocol.OPENAI:
-        body = openai_error(error.code, error.message)
+        body = openai_error(error.code, error.message, code=code)
+        if error.code == HTTPStatus.TOO_MANY_REQUESTS and (retry_after is None or retry_after > _MOST_WAITED):
+            headers.append(("x-should-retry", "false"))
     return Head(error.code, tuple(headers)), dump(body)
 
 

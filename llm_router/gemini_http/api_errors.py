@@ -174,7 +174,8 @@ def exhausted(message: str, retry_in: float | None = None) -> ApiError:
     if retry_in is None:
         return ApiError(429, "RESOURCE_EXHAUSTED", message)
     info: Body = {"@type": _type("RetryInfo"), "retryDelay": write_duration(retry_in)}
-    return ApiError(429, "RESOURCE_EXHAUSTED", f"{message} {retry_sentence(retry_in)}", (info,))
+    sentence = message if message.endswith((".", "!", "?")) else f"{message}."
+    return ApiError(429, "RESOURCE_EXHAUSTED", f"{sentence} {retry_sentence(retry_in)}", (info,))
 
 
 def _violation(metric: Metric, limit: int | None, model: str) -> Body:

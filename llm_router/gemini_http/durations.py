@@ -26,7 +26,7 @@ _DURATION = re.compile(
 _SECONDS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NEGATIVE = re.compile(r"-(?:[\d.]+|inf(?:inity)?)(?:d|h|m|s|ms)?", re.IGNORECASE)
 _ENDLESS = re.compile(r"\+?(?:\d{10,}(?:\.\d*)?|inf(?:inity)?)(?:d|h|m|s)?", re.IGNORECASE)
-_RETRY_IN = re.compile(r"retry in ([0-9dhms.]+)", re.IGNORECASE)
+_RETRY_IN = re.compile(r"retry in ([0-9dhms.]*[dhms])", re.IGNORECASE)
 
 
 def write_duration(seconds: float) -> str:
@@ -67,4 +67,4 @@ def retry_sentence(seconds: float) -> str:
 def read_retry_sentence(message: str) -> float | None:
     """Return the seconds after which ``message`` says to retry, or None if it does not say."""
     found = _RETRY_IN.search(message)
-    return read_delay(found[1].rstrip(".")) if found else None
+    return read_delay(found[1]) if found else None

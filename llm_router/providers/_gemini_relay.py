@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 import attrs
 
 from llm_router.domain.exchange import Head
+from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError, UnknownPathError
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
@@ -204,7 +205,17 @@ async def _refusal(answer: RawAnswer, deployment: Deployment, request: RelayRequ
 def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest) -> ProviderError:
     error = from_http(failure, deployment.key.secret, request.request)
     error.body = scrub_bytes(failure.body, deployment.key.secret)
+    if not request.details.asked.model:
+        _blame_no_model(error, request.details.target.operation)
     return error
+
+
+def _blame_no_model(error: ProviderError, operation: Operation) -> None:
+    """Have an error say nothing of the deployment's model: a resource was asked for, or an agent."""
+    if error.kind is FailureKind.MODEL:
+        error.kind, error.scope = FailureKind.REQUEST, FaultScope.REQUEST
+    elif error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
+        error.scope, error.feature = FaultScope.FEATURE, operation.value
 
 
 def _outgoing(

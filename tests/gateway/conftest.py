@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import threading
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -19,13 +17,21 @@ import uvicorn
 
 from llm_router import Deployment, Key, Metric, Quota, Router, Secret
 from llm_router.emulator import GeminiEmulator
+from llm_router.emulator.responding import echo
 from llm_router.gateway import Gateway
 from llm_router.gateway.callers import Callers
 from llm_router.gateway.server import listen, server_config
 from llm_router.gateway.tokens import TokenFile
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
-MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "spare": 10_000, "text-embedding-9": 10_000}
+MODELS = {"flash": 10_000, "lite": 10_000, "tiny": 1, "small": 1, "spare": 10_000, "text-embedding-9": 10_000}
+
+
+def answer(model: str, body: Mapping[str, Any]) -> Any:
+    """Echo the prompt, but answer ``long:4000`` with so many characters."""
+    text = str(echo(model, body))
+    _, asks, count = text.partition("long:")
+    return "x" * int(count) if asks else echo(model, body)
 
 
 @attrs.frozen
@@ -44,19 +50,21 @@ class Served:
             return await work()
 
         router = self.gateway.router
-        if router.loop is None:  # nothing has been sent through it yet
-            body = json.dumps({"contents": [{"parts": [{"text": "x"}]}]}).encode()
-            path = f"{self.url}/v1beta/models/nothing-serves-this:generateContent"
-            with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(urllib.request.Request(path, body), timeout=10).close()
+        if router.loop is None:  # nothing has asked it anything yet
+            urllib.request.urlopen(f"{self.url}/readyz", timeout=10).close()
         assert router.loop is not None
         return asyncio.run_coroutine_threadsafe(ask(), router.loop).result(5)
 
-    def used(self, model: str = "flash") -> int:
-        """Return how many requests of a model are counted."""
+    def used(self, model: str | None = "flash") -> int:
+        """Return how many requests of a model are counted, or of all."""
         statuses = self.ask(self.gateway.router.get_all_key_statuses)
-        counts = [each["rpm_usage"] for each in statuses if each["model"] == model]
+        counts = [each["rpm_usage"] for each in statuses if model in {each["model"], None}]
         return sum(int(each.partition("/")[0]) for each in counts)
+
+    def lift(self) -> None:
+        """End all cooldowns."""
+        for project in KEYS.values():
+            self.ask(partial(self.gateway.router.keys.lift, project))
 
     def until_idle(self) -> None:
         """Wait until no request is under way."""
@@ -122,9 +130,22 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Served, 
         "flash": file.add("flash", models=["flash"]),
         "slow": file.add("slow", rpm=2),
     }
-    with GeminiEmulator(keys=KEYS, models=MODELS).run_in_thread() as emulator:
+    with GeminiEmulator(keys=KEYS, models=MODELS, responder=answer).run_in_thread() as emulator:
         for served in serve(lambda each: Gateway(each, callers=Callers(file), max_wait=0), emulator):
             yield served, tokens
+
+
+@pytest.fixture
+def exact(guarded: tuple[Served, dict[str, str]]) -> Iterator[Any]:
+    """Provide the emulator; see that in the end the router has counted what it has, and holds nothing."""
+    served, _ = guarded
+    before = served.used(None)
+    yield served.emulator
+    served.until_idle()
+    assert served.used(None) - before == served.emulator.accepted
+    store: Any = served.gateway.router.keys.store
+    assert store._reservations == {}
+    served.lift()
 
 
 @pytest.fixture(autouse=True)

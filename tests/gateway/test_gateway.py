@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import socket
-import time
 from typing import Any
 
 import aiohttp
@@ -140,7 +139,7 @@ async def test_health(served: Served) -> None:
         "healthy",
         True,
     )
-    assert len(found["keys"]) == 10
+    assert len(found["keys"]) == 12
     assert found["keys"][0]["limits"]["rpm"]["remaining"] <= 10_000
     todays = [row["today"] for row in found["keys"]]
     for field in ("requests", "input_tokens", "output_tokens"):
@@ -204,25 +203,3 @@ async def test_an_upload_goes_on_at_the_gateway(served: Served) -> None:
     status, _, body = await _call(served, url.removeprefix(served.url), b"hello", **finish)
     name = json.loads(body)["file"]["name"]
     assert (status, (await _call(served, f"/v1beta/{name}", verb="GET"))[0]) == (200, 200)
-
-
-@pytest.mark.slow
-async def test_streams_left_at_random_moments_leave_nothing(served: Served) -> None:
-    """After 200 streams that were left, there is no task and no connection, and each counts once at most."""
-    before = served.used()
-
-    async def leave(number: int) -> None:
-        try:
-            async with asyncio.timeout(number % 40 / 1000):
-                await _call(served, STREAM, HELLO)
-        except TimeoutError:
-            pass
-
-    for wave in range(10):
-        await asyncio.gather(*(leave(20 * wave + each) for each in range(20)))
-    await asyncio.to_thread(served.until_idle)
-    give_up = time.monotonic() + 5
-    while served.server.server_state.connections:
-        assert time.monotonic() < give_up
-        await asyncio.sleep(0.01)
-    assert served.emulator.requests <= served.used() - before <= 200

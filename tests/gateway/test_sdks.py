@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from typing import Any
 
+import attrs
 import pytest
 from google.genai import Client, errors, types
 
@@ -118,3 +120,146 @@ async def test_openai_raises_its_own_errors(openai: Any, guarded: Guarded) -> No
     assert 0 < int(limited.value.response.headers["retry-after"]) <= 61
     with pytest.raises(library.AuthenticationError):
         await openai.with_options(api_key="wrong").chat.completions.create(model="flash", messages=messages)
+
+
+class _Both:
+    """Both SDKs, asked for the same things."""
+
+    def __init__(self, client: Any, openai: Any) -> None:
+        self.client = client
+        self.openai = openai
+
+    async def google(self, text: str) -> AsyncIterator[str]:
+        """Yield the pieces of a stream of Google's."""
+        stream = await self.client.models.generate_content_stream(model="flash", contents=text)
+        async for piece in stream:
+            yield piece.text or ""
+
+    async def other(self, text: str) -> AsyncIterator[str]:
+        """Yield the pieces of a stream of OpenAI's."""
+        messages = [{"role": "user", "content": text}]
+        stream = await self.openai.chat.completions.create(model="flash", messages=messages, stream=True)
+        async for piece in stream:
+            yield piece.choices[0].delta.content or ""
+
+    @property
+    def streams(self) -> list[Any]:
+        """What opens a stream, of each SDK."""
+        return [self.google, self.other]
+
+
+@pytest.fixture
+def both(client: Any, openai: Any) -> _Both:
+    """Provide both."""
+    return _Both(client, openai)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (Fault.stream_cut(after=2), ("ClientPayloadError", "APIConnectionError")),
+        (Fault.stream_drop(after=2), ("ClientPayloadError", "APIConnectionError")),
+        (Fault.stream_error(503, after=2), ("ServerError", "APIError")),
+    ],
+)
+async def test_a_stream_that_fails_in_the_middle(
+    both: _Both, exact: Any, guarded: Guarded, fault: Fault, expected: tuple[str, str]
+) -> None:
+    """Each SDK raises what its users catch, also where the API ended the stream as if it were whole."""
+    served, _ = guarded
+    for stream, name in zip(both.streams, expected, strict=True):
+        raised = "none"
+        for _ in range(20):  # if nothing was passed on before it failed, another key has answered
+            exact.inject(fault, times=1)
+            raised = await _failure(stream("long:400000"))
+            await asyncio.to_thread(served.lift)
+            if raised != "none":
+                break
+        # OpenAI's older ones pass on the error of the HTTP library.
+        assert raised in {name, "RemoteProtocolError"}
+
+
+async def _failure(stream: AsyncIterator[str]) -> str:
+    """Read a stream to its end; return the class that it raises."""
+    try:
+        await _all_of(stream)
+    except Exception as error:  # noqa: BLE001 - it is what is tested
+        return type(error).__name__
+    return "none"
+
+
+@pytest.mark.slow
+async def test_slow_readers_and_those_that_leave(both: _Both, exact: Any, guarded: Guarded) -> None:
+    """Who reads slowly gets all; who goes away, before the answer or inside it, ends its call."""
+    served, _ = guarded
+    for stream in both.streams:
+        read = []
+        async for piece in stream("long:8000000"):
+            read.append(piece)
+            await asyncio.sleep(0.01)
+        assert "".join(read) == "x" * 8_000_000
+        for fault in (Fault.hang(), Fault.stream_hang(after=1)):
+            exact.inject(fault, times=1)
+            reading = asyncio.ensure_future(_all_of(stream("hello")))
+            async with asyncio.timeout(10):
+                while not exact.holding:  # noqa: ASYNC110 - what is waited for happens in another thread
+                    await asyncio.sleep(0.002)
+                reading.cancel()
+                await asyncio.wait([reading])
+                while exact.holding:  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(0.002)
+            await asyncio.to_thread(served.until_idle)
+
+
+async def _all_of(stream: AsyncIterator[str]) -> list[str]:
+    return [piece async for piece in stream]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # google-genai's
+async def test_what_is_large_and_what_is_refused(both: _Both, exact: Any, guarded: Guarded) -> None:
+    """20 MB go through; unknown paths and methods, and no token, are errors of each SDK."""
+    library = pytest.importorskip("openai")
+    served, _ = guarded
+    image = types.Part.from_bytes(data=b"x" * 15_000_000, mime_type="image/png")
+    found = await both.client.models.generate_content(model="flash", contents=["hello", image])
+    assert found.text == "[flash] echo: hello"
+    url = {"url": "data:image/png;base64," + "eHh4" * 5_000_000}
+    parts = [{"type": "text", "text": "hello"}, {"type": "image_url", "image_url": url}]
+    messages = [{"role": "user", "content": parts}]
+    answer = await both.openai.chat.completions.create(model="flash", messages=messages)
+    assert answer.choices[0].message.content == "[flash] echo: hello"
+    requests = exact.requests
+    with pytest.raises(library.NotFoundError, match="the API has no POST"):
+        await both.openai.post("/nothing", cast_to=object, body={})
+    with pytest.raises(library.NotFoundError, match="the API has no DELETE"):
+        await both.openai.delete("/models/flash", cast_to=object)
+    with pytest.raises(library.AuthenticationError):
+        await both.openai.models.list(extra_headers={"Authorization": library.Omit()})
+    with pytest.raises(errors.ClientError, match="the API has no"):
+        await both.client._api_client.async_request("delete", "models/flash", {}, None)
+    options = types.HttpOptions(base_url=served.url, headers={"x-goog-api-key": ""})
+    async with Client(api_key="any", http_options=options).aio as stranger:
+        with pytest.raises(errors.ClientError, match="401"):
+            await stranger.models.generate_content(model="flash", contents="hello")
+    assert exact.requests == requests
+
+
+async def test_the_words_of_the_api(openai: Any, exact: Any) -> None:
+    """What the API refuses, OpenAI's SDK shows with its own words, and tries it no second time by itself."""
+    library = pytest.importorskip("openai")
+    refused = [{"error": {"code": 400, "message": "No such field.", "status": "INVALID_ARGUMENT"}}]
+    exact.inject(attrs.evolve(Fault.status(400, body=refused), counted=True), times=1)
+    messages = [{"role": "user", "content": "hello"}]
+    with pytest.raises(library.BadRequestError) as caught:
+        await openai.chat.completions.create(model="flash", messages=messages)
+    assert (caught.value.body["message"], caught.value.type) == ("No such field.", "invalid_request_error")
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "7200s"}
+    spent = {"code": 429, "message": "Spent.", "status": "RESOURCE_EXHAUSTED", "details": [info]}
+    exact.inject(Fault.status(429, body=[{"error": spent}]), times=2)
+    with pytest.raises(library.RateLimitError) as limited:
+        await openai.with_options(max_retries=5).chat.completions.create(model="spare", messages=messages)
+    assert int(limited.value.response.headers["retry-after"]) > 120
+    assert limited.value.response.headers["x-should-retry"] == "false"
+    assert exact.requests == 3
