@@ -37,7 +37,7 @@ class DemoRecord(TypedDict):
     """Requests that the emulator refused for lack of quota."""
     by_model: dict[str, int]
     """Answers by model."""
-    elapsed_s: float
+    elapsed_seconds: float
 
 
 @attrs.define
@@ -86,7 +86,7 @@ class Tally:
             upstream_requests=requests,
             upstream_429=refused,
             by_model=dict(self.by_model.most_common()),
-            elapsed_s=round(self.elapsed, 3),
+            elapsed_seconds=round(self.elapsed, 3),
         )
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router.cli import batch_watch
 from llm_router.cli.batch_results import Results
 from llm_router.emulator import Fault
 from llm_router.testing import GeminiEmulator
@@ -289,34 +291,65 @@ def test_waits_for_quota(
     assert run(*BATCH, *FRESH, "--max-wait", 0).stdout.startswith("3 answered, 2 failed")
     (home / "out.jsonl").unlink()
     child = start(*BATCH, *FRESH)
-    deadline = time.monotonic() + 20
-    while emulator.requests < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    with pytest.raises(TimeoutError):
-        _wait(child, 0.3)
+    assert child.stderr is not None
+    told = child.stderr.readline()
+    assert re.match(r"\d of 5 done · ETA \d+ s · \d waiting until ", told)
+    assert "rpm of model-l is used up on key-light" in told
+    assert child.poll() is None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
     assert "3 answered, 0 failed, 2 left" in err
 
 
-def _wait(child: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while child.poll() is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_json_says_how_it_goes(
+    start: Callable[..., subprocess.Popen[str]],
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    home: Path,
+    emulator: GeminiEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each line is an object whose times have units: why and how long it waits, at the end what was done."""
+    keys = json.loads((home / "keys.json").read_text())
+    for key in keys["keys"]:
+        key["limits"]["rpm"] = 1
+    (home / "keys.json").write_text(json.dumps(keys))
+    lines(*PROMPTS)
+    emulator.inject(Fault.bare_429(), times=1, model="model-h")
+    child = start(*BATCH, *FRESH, "--json")
+    assert child.stdout is not None
+    while (told := json.loads(child.stdout.readline()))["reason"] is None:
+        assert told["event"] == "progress"
+    assert (told["done"] + told["left"], told["waiting"] > 0, told["rate_limited"]) == (5, True, 1)
+    assert 0 < told["wait_seconds"] <= 60.3
+    assert abs(told["wait_until"] - time.time()) < 61
+    assert told["eta_seconds"] > 50
+    child.send_signal(signal.SIGINT)
+    out, _ = child.communicate(timeout=20)
+    end = json.loads(out)
+    assert (end["event"], end["interrupted"], end["answered"], end["left"]) == ("end", True, 2, 3)
+    assert end["rate_limited"] == 1
+    assert end["waited_seconds"] > 3
+    assert child.returncode == 130
+    emulator.reset()
+    monkeypatch.setattr(batch_watch, "TICK", 0.001)
+    (home / "out.jsonl").unlink()
+    *_, last = map(json.loads, run(*BATCH, *FRESH, "--json", "--max-wait", 0).stdout.splitlines())
+    assert (last["answered"], last["failed"], last["left"], last["interrupted"]) == (3, 2, 0, False)
 
 
 @pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(
-    watch: Callable[..., tuple[Any, str]], lines: Callable[..., None]
+    watch: Callable[..., tuple[Any, str]], lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal, a progress bar is drawn."""
+    """On a terminal, a progress bar is drawn, and below it how it goes."""
     lines(*PROMPTS)
+    monkeypatch.setattr(batch_watch, "TICK", 0.001)
     code, text = watch(*BATCH)
     assert code == 0
     assert "5/5" in text
+    assert "ETA " in text
     assert "5 answered, 0 failed" in text
 
 

@@ -10,6 +10,7 @@ from click.testing import Result
 
 from llm_router.emulator import Fault, QuotaSpec
 from llm_router.testing import GeminiEmulator
+from tests.cli.conftest import Terminal
 
 
 def test_prints_the_answer_alone(run: Callable[..., Result]) -> None:
@@ -25,11 +26,11 @@ def test_json_is_the_whole_response(run: Callable[..., Result]) -> None:
     result = run("send", "hello", "--model", "model-m", "--json", "--max-output-tokens", 100)
     answer = json.loads(result.stdout)
     assert answer["text"] == "[model-m] echo: hello"
-    assert (answer["success"], answer["error"], answer["retry_after"]) == (True, None, None)
+    assert (answer["success"], answer["error"], answer["retry_after_seconds"]) == (True, None, None)
     assert (answer["model"], answer["key_id"], answer["workload"]) == ("model-m", "key-medium", "medium")
     assert answer["usage"]["input_tokens"] > 0
     assert answer["attempts"] == 1
-    assert answer["latency"] > 0
+    assert answer["latency_seconds"] > 0
 
 
 def test_a_dash_reads_standard_input(run: Callable[..., Result]) -> None:
@@ -140,7 +141,33 @@ def test_the_fallback_and_the_attempts(
         "model-h",
         "ProviderError",
     )
-    assert attempt["latency_s"] >= 0
+    assert attempt["latency_seconds"] >= 0
     assert "unknown fallback 'far'" in run("send", "x", "--fallback", "far").stderr
     result = run("compare", "x", "-v")
     assert "medium: 1. model-m · key-medium" in result.stderr
+
+
+@pytest.mark.slow
+def test_with_v_the_answer_is_shown_as_it_comes(
+    terminal: Callable[..., Terminal], run: Callable[..., Result], emulator: GeminiEmulator
+) -> None:
+    """A piece is shown before the rest exists, attempts in lines of their own; a break ends it."""
+    emulator.inject(Fault.stream_hang())
+    command = terminal("send", "one two three four five six", "--workload", "light", "-v")
+    command.read_until("[model-l] e")
+    assert "six" not in command.shown
+    assert "1. model-l" not in command.shown
+    emulator.release()
+    command.read_until("answered")
+    assert command.close() == 0
+    answer, attempt, *_ = command.shown.splitlines()
+    assert answer == "[model-l] echo: one two three four five six"
+    assert attempt.startswith("1. model-l · key-light · ")
+    emulator.reset()
+    emulator.inject(Fault.stream_drop())
+    result = run("send", "one two three four five six", "--workload", "light", "-v")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("[model-l] e")
+    assert result.stdout.endswith("\n")
+    assert "1. model-l · key-light · " in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("llm-router: ")
