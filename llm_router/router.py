@@ -68,6 +68,7 @@ from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
+from llm_router.engine.shared_failures import FAILURE_BOUNDS, FAILURES, SharedFailures
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
@@ -100,6 +101,7 @@ _BOUNDS = {
     TOTALS: TOTALS_BOUNDS,
     FACTS: FACT_BOUNDS,
     LINES: LINE_BOUNDS,
+    FAILURES: FAILURE_BOUNDS,
 }
 """How much may be kept in the record stores that a router opens."""
 
@@ -283,7 +285,8 @@ class Router:
         judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         facts = SharedFacts(judge.learner.suspicions, self.records, clock)
         lines = SharedLines(selector.queued, self.records)
-        self._totals = _totals(facts, lines, deadlines, selector) if totals else None
+        failures = SharedFailures(judge.failures, self.records, clock)
+        self._totals = _totals(facts, lines, failures, deadlines, selector) if totals else None
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -311,7 +314,7 @@ class Router:
             known.known.values(),
             clock,
             reporter,
-            judge.failures,
+            failures,
             facts,
             self._totals,
             lines,
@@ -961,18 +964,25 @@ def _opened_histories(
     return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
 
 
-def _totals(facts: SharedFacts, lines: SharedLines, deadlines: Deadlines, selector: Selector) -> Totals:
+def _totals(
+    facts: SharedFacts,
+    lines: SharedLines,
+    failures: SharedFailures,
+    deadlines: Deadlines,
+    selector: Selector,
+) -> Totals:
     """Return what counts what each key does, and tells other processes what there is to know here."""
     records = facts.records
 
     async def tell(counted: Iterable[Deployment]) -> None:
         await facts.publish(counted)
         await lines.publish()
+        await failures.publish()
 
-    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy)
+    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy or failures.is_busy)
     deadlines.on_adopt.append(totals.enter_loop)
     if not isinstance(records, MemoryRecords):  # of which no other process would hear
-        selector.queued.on_enter = totals.wake
+        selector.queued.on_enter = failures.log.on_note = totals.wake
     return totals
 
 

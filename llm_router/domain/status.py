@@ -101,7 +101,7 @@ class DayTotals(TypedDict):
 
 
 class FailureStatus(TypedDict):
-    """One failed call through a key, as this process saw it."""
+    """One failed call through a key."""
 
     at: float
     """When it ended, in seconds since the Unix epoch."""
@@ -170,7 +170,8 @@ class KeyStatus(TypedDict):
     facts: list[FactStatus]
     """What refusals suggest about the key and the model."""
     failures: list[FailureStatus]
-    """The last ten failures of the key, on any model, that this process saw; the latest first."""
+    """The last ten failures of the key, on any model, the latest first: of all processes that share the
+    records of a router, up to five seconds late; of this one alone where no totals are counted."""
     rpm_usage: str
     """Deprecated, see ``limits``: ``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is
     counted then."""

@@ -15,12 +15,12 @@ from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
 from llm_router.domain.status import Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
-from llm_router.engine.failures import FailureLog
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
+from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
@@ -54,7 +54,7 @@ class KeyManager:
         upstreams: The providers.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
-        failures: The last failures of each key.
+        failures: The last failures of each key, here and in other processes; None if nobody looks.
         facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
@@ -67,7 +67,7 @@ class KeyManager:
     upstreams: Collection[Upstream]
     clock: Clock
     reporter: Reporter | None = None
-    failures: FailureLog = attrs.field(factory=FailureLog)
+    failures: SharedFailures | None = None
     facts: SharedFacts | None = None
     totals: Totals | None = None
     lines: SharedLines | None = None

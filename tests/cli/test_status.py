@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 
 from llm_router.domain.status import DEPRECATED
+from llm_router.emulator import Fault
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import GeminiEmulator
@@ -108,3 +109,16 @@ def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> Non
     assert run("status", "--days", "36").exit_code == 2
     assert found["health"]["store"] == "SQLiteStore"
     assert (home / "state" / "llm_router" / "state.sqlite3").exists()
+
+
+def test_what_failed_elsewhere_is_shown(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
+    """A command that has sent nothing shows the failures that another process met."""
+    emulator.inject(Fault.status(400), times=1, model="model-l")
+    assert run("send", "x", "--workload", "light", "--fallback", "none").exit_code == 1
+    assert "key-light failed" not in run("status").stdout  # a wrong request is no fault of the key
+    emulator.inject(Fault.status(404), times=1, model="model-l")
+    assert run("send", "x", "--workload", "light", "--fallback", "none").exit_code == 1
+    assert " ago, model-l: 404 the model does not exist" in run("status").stdout
+    failures = {row["key_id"]: row["failures"] for row in json.loads(run("status", "--json").stdout)["keys"]}
+    assert [failure["code"] for failure in failures["key-light"]] == [404]
+    assert failures["key-heavy"] == []
