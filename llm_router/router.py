@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import anyio
 import attrs
 
-from llm_router.caching.cache import CACHE, AnswerCache, Cache, CacheSavings
+from llm_router.caching.cache import CACHE, AnswerCache, Cache, savings_in
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
@@ -33,7 +33,7 @@ from llm_router.domain.quota import GUARD
 from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import CacheSavings, Health, KeyStatus
 from llm_router.engine.argument_check import (
     check_files,
     check_providers,
@@ -306,6 +306,7 @@ class Router:
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked, pool)
+        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
         self.keys = KeyManager(
             pool,
             shown_only,
@@ -318,9 +319,9 @@ class Router:
             facts,
             self._totals,
             lines,
+            _savings(self._cache, self.records),
         )
         """Reports the statuses of the keys."""
-        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
         self._send: Callable[..., Awaitable[Response]] = (
             self._sender.send if self._cache is None else self._cache.send
         )
@@ -962,6 +963,15 @@ def _opened_histories(
     if histories is None or histories == "memory://":
         return MemoryHistory(clock=clock)
     return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
+
+
+def _savings(
+    cache: AnswerCache | None, records: RecordStore
+) -> Callable[[], Awaitable[CacheSavings | None]] | None:
+    """Return what asks what a cache has saved: the router's, or that of others beside its quotas."""
+    if cache is not None:
+        return cache.savings
+    return None if isinstance(records, MemoryRecords) else partial(savings_in, records)
 
 
 def _totals(

@@ -8,6 +8,7 @@ from llm_router.domain.kinds import Metric
 
 __all__ = [
     "DEPRECATED",
+    "CacheSavings",
     "DayTotals",
     "FactStatus",
     "FailureStatus",
@@ -193,6 +194,13 @@ class LineStatus(TypedDict):
     """How many of them for each tenant that is named; the twenty with the most."""
 
 
+class CacheSavings(TypedDict):
+    """What answers from a cache have saved, over all processes that share it."""
+
+    requests: int
+    tokens: int
+
+
 class Health(TypedDict):
     """The health of a router."""
 
@@ -220,6 +228,9 @@ class Health(TypedDict):
     """Requests that wait for capacity in this process."""
     line: LineStatus
     """Those of all processes."""
+    cache: CacheSavings | None
+    """What the cache of the router has saved or, if it has none, one that is kept beside its quotas, such as
+    that of another program; None if there is none, or it cannot be asked."""
     store: str
     store_ok: bool
     """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import attrs
 
@@ -13,7 +13,7 @@ from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import CacheSavings, Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
@@ -58,6 +58,7 @@ class KeyManager:
         facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
+        savings: Asks what a cache has saved; None if nobody looks.
     """
 
     pool: Pool
@@ -71,6 +72,7 @@ class KeyManager:
     facts: SharedFacts | None = None
     totals: Totals | None = None
     lines: SharedLines | None = None
+    savings: Callable[[], Awaitable[CacheSavings | None]] | None = None
     _overview: Overview = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -85,6 +87,7 @@ class KeyManager:
             self.facts,
             self.totals,
             self.lines,
+            self.savings,
         )
         self._overview = overview
 

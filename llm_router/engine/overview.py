@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
@@ -11,6 +11,7 @@ import attrs
 from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.status import (
+    CacheSavings,
     DayTotals,
     FactStatus,
     FailureStatus,
@@ -71,6 +72,7 @@ class Overview:
         facts: What refusals suggest, to this process or another one; None if nobody looks.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
+        savings: Asks what a cache has saved; None if nobody looks.
     """
 
     pool: Pool
@@ -83,6 +85,7 @@ class Overview:
     facts: SharedFacts | None
     totals: Totals | None
     lines: SharedLines | None = None
+    savings: Callable[[], Awaitable[CacheSavings | None]] | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
     @property
@@ -124,6 +127,7 @@ class Overview:
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         unusable = count_unusable(statuses)
+        line, saved = await asyncio.gather(self._line(store_ok=store_ok), self._saved(store_ok=store_ok))
         health = Health(
             healthy=usable,
             state=_state(statuses, usable=usable, store_ok=store_ok),
@@ -137,7 +141,8 @@ class Overview:
             spent=unusable["spent"],
             deployments=len(self.pool),
             waiting=self.selector.waiting,
-            line=await self._line(store_ok=store_ok),
+            line=line,
+            cache=saved,
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
@@ -188,6 +193,13 @@ class Overview:
                 async with asyncio.timeout(_PATIENCE):
                     return await self.lines.known()
         return line_of([self.selector.queued.counts])
+
+    async def _saved(self, *, store_ok: bool) -> CacheSavings | None:
+        if self.savings is not None and store_ok:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(_PATIENCE):
+                    return await self.savings()
+        return None
 
     async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
         """Return what the records have: totals, facts and failures; nothing while the store fails."""

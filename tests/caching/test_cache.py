@@ -85,6 +85,7 @@ async def test_the_same_request_is_answered_once(
     async with make_router([pools.one(rpm=2)], cache=Cache(place(), ttl=100)) as router:
         assert (await router.send("A private matter?", workload="light", metadata={"a": "b"})).cached
         assert await router.cache_savings() == {"requests": 3, "tokens": 21}
+        assert (await router.health_check())["cache"] == {"requests": 3, "tokens": 21}
         assert not (await router.send("A private matter?", workload="light", cache=False)).cached
         clock.shift(101)
         assert (await router.send("A private matter?", workload="light")).text == "three"
