@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 
 from llm_router.emulator import Fault, QuotaSpec
 from llm_router.testing import GeminiEmulator
-from tests.cli.conftest import Terminal
 
 
 def test_prints_the_answer_alone(run: Callable[..., Result]) -> None:
@@ -147,25 +147,26 @@ def test_the_fallback_and_the_attempts(
     assert "medium: 1. model-m · key-medium" in result.stderr
 
 
-@pytest.mark.slow
 def test_with_v_the_answer_is_shown_as_it_comes(
-    terminal: Callable[..., Terminal], run: Callable[..., Result], emulator: GeminiEmulator
+    run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A piece is shown before the rest exists, attempts in lines of their own; a break ends it."""
-    emulator.inject(Fault.stream_hang())
-    command = terminal("send", "one two three four five six", "--workload", "light", "-v")
-    command.read_until("[model-l] e")
-    assert "six" not in command.shown
-    assert "1. model-l" not in command.shown
-    emulator.release()
-    command.read_until("answered")
-    assert command.close() == 0
-    answer, attempt, *_ = command.shown.splitlines()
-    assert answer == "[model-l] echo: one two three four five six"
-    assert attempt.startswith("1. model-l · key-light · ")
-    emulator.reset()
+    prompt, shown = "one two three four five six", []
+
+    def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+        emulator.release()  # now that there is something to read, the rest may come
+        shown.append(f"{'! ' if err else ''}{text}{chr(10) if nl else '|'}")
+
+    emulator.inject(Fault.stream_hang(), times=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(typer, "echo", echo)
+        assert run("send", prompt, "--workload", "light", "-v", "--timeout", 5).exit_code == 0
+    *pieces, end, attempt = shown
+    assert len(pieces) > 1
+    assert "".join(pieces).replace("|", "") == f"[model-l] echo: {prompt}"
+    assert (end, attempt.startswith("! 1. model-l · key-light · ")) == ("\n", True)
     emulator.inject(Fault.stream_drop())
-    result = run("send", "one two three four five six", "--workload", "light", "-v")
+    result = run("send", prompt, "--workload", "light", "-v")
     assert result.exit_code == 1
     assert result.stdout.startswith("[model-l] e")
     assert result.stdout.endswith("\n")
