@@ -204,10 +204,10 @@ class Follower:
             kind = prompt.workload or self.workload, prompt.model
             kinds[kind] += 1
             longest.setdefault(kind, prompt)
-        wishes = []
+        wishes, total = [], kinds.total()
         for kind, number in kinds.most_common(_KINDS):
             try:
-                wishes.append((await self._explain(kind, longest[kind]), number / len(self.active)))
+                wishes.append((await self._explain(kind, longest[kind]), number / total))
             except LLMRouterError as error:  # a line that is wrong, or a store that fails
                 self._trouble = str(error)
         self._wishes = wishes
@@ -232,7 +232,7 @@ class Follower:
             return "a pause after a failure", None
         if not self._wishes:
             return self._trouble or "no room", None
-        return _reason([explanation for explanation, _ in self._wishes]), self._until()
+        return _reason([each for each, _ in self._wishes if each.taken is None]), self._until()
 
     def _until(self) -> float | None:
         """Return when there will be room for the first kind of line that has none; None if not known."""
@@ -255,9 +255,9 @@ class Follower:
 
 def _reason(explanations: list[Explanation]) -> str:
     """Say what keeps the deployments out of use, that which ends first first."""
-    candidates = [each for explanation in explanations for each in explanation.candidates]
-    if any(each.exclusion is None for each in candidates):
+    if not explanations:  # there is room for each kind of line
         return "others that wait go first"
+    candidates = [each for explanation in explanations for each in explanation.candidates]
     kinds: dict[tuple[Exclusion | None, str | None, str], dict[str, ExplainedCandidate]] = {}
     for each in sorted(candidates, key=lambda each: (each.usable_in is None, each.usable_in)):
         kinds.setdefault((each.exclusion, each.reason, each.model), {})[each.key_id] = each

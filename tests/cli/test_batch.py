@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router import Response, Router, SendError
 from llm_router.cli import batch_watch
 from llm_router.cli.batch_results import Results
 from llm_router.emulator import Fault
@@ -372,3 +373,22 @@ def test_a_batch_stays_where_it_belongs(
     result = run(*BATCH, "--fallback", "far")
     assert (result.exit_code, "unknown fallback 'far'" in result.stderr) == (2, True)
     assert run(*BATCH, "--workload", "light").exit_code == 0
+
+
+def test_urgency_and_fallback_reach_every_send(
+    run: Callable[..., Result], lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts wait behind interactive requests, on any model, unless the options say otherwise."""
+    sent: list[tuple[Any, ...]] = []
+
+    async def send(_: Router, prompt: str, **options: Any) -> Response:
+        sent.append((prompt, options["urgency"], options["fallback"], options["max_wait"]))
+        return Response(success=False, error=SendError("not sent"))
+
+    monkeypatch.setattr(Router, "send", send)
+    lines({"prompt": "x"})
+    run(*BATCH)
+    run(*BATCH, "--urgency", "interactive", "--fallback", "model", "--max-wait", 5)
+    assert sent == [("x", "batch", "any", 90_000.0), ("x", "interactive", "model", 5.0)]
+    result = run(*BATCH, "--urgency", "soon")
+    assert (result.exit_code, "'soon'" in result.stderr) == (2, True)

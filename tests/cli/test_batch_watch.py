@@ -11,6 +11,7 @@ from llm_router.cli.batch_lines import Prompt
 from llm_router.cli.batch_view import _Lines
 from llm_router.cli.batch_watch import Follower, Progress, Watch, progress_record, progress_words
 from llm_router.errors import LLMRouterError
+from llm_router.observe import Waiting
 from llm_router.testing import FakeProvider, ManualClock
 from llm_router.testing.virtual import START, VirtualClock, VirtualLoop
 from llm_router.testing.virtual import run as run_virtually
@@ -133,6 +134,14 @@ async def test_a_line_that_is_wrong_is_asked_about_only(pools: Pools, clock: Man
             await router.explain("x", model="none-such")
         assert issubclass(UnknownModelError, LLMRouterError)
         assert await follower.look() == Progress(0, 1)
+        active[2] = Prompt("y")
+        clock.shift(6.0)
+        watch.observe(Waiting(at=clock.time(), request_id="r", workload=None, metadata={}, reason="quota"))
+        clock.shift(1.0)
+        assert (await follower.look()).reason == "others that wait go first"
+        watch.observe(Waiting(at=clock.time(), request_id="r", workload=None, metadata={}, reason="backoff"))
+        clock.shift(1.0)
+        assert (await follower.look()).reason == "a pause after a failure"
     async with Router([pools.one(rpm=0)], provider=FakeProvider(), clock=clock) as router:
         assert seconds_for([(await router.explain("x"), 5)]) is None
 
