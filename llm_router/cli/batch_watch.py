@@ -181,7 +181,7 @@ class Follower:
         """Return how the batch goes now."""
         now = self.clock()
         waits = self.watch.waiting(now)
-        if not 0.0 <= now - self._asked_at < _ASK or (waits and now > (self._until() or now)):
+        if self._is_stale(waits, now):
             await self._ask(now)
         done, left = self.counts()
         reason, until = self._why(waits)
@@ -194,6 +194,14 @@ class Follower:
             eta=self._eta(done, left, now, waiting=bool(waits)),
             rate_limited=self.watch.rate_limited,
         )
+
+    def _is_stale(self, waits: list[Waiting], now: float) -> bool:
+        """Say whether what was asked last may no longer be so."""
+        age = now - self._asked_at
+        if not waits or not 0.0 <= age < _ASK:
+            return not 0.0 <= age < _ASK
+        until = self._until()
+        return self._asked_at < waits[0].at or until is None or now > until
 
     async def _ask(self, now: float) -> None:
         """Ask what a send of each kind would decide, for the kinds of what is being sent."""

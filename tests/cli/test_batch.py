@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 
 from llm_router import Response, Router, SendError
-from llm_router.cli import batch_watch
+from llm_router.cli import batch_view, batch_watch
 from llm_router.cli.batch_results import Results
 from llm_router.emulator import Fault
 from llm_router.testing import GeminiEmulator
@@ -320,9 +320,10 @@ def test_json_says_how_it_goes(
     emulator.inject(Fault.bare_429(), times=1, model="model-h")
     monkeypatch.setattr(batch_watch, "TICK", 0.01)
     monkeypatch.setattr(batch_watch, "_WORTH_SAYING", 0.0)
+    monkeypatch.setattr(batch_view, "_SELDOM", 0.0)
     result = run(*BATCH, *FRESH, "--json")
     *found, end = map(json.loads, result.stdout.splitlines())
-    told = next(each for each in found if each["reason"] is not None)
+    told = next(each for each in found if each["wait_seconds"] is not None)
     assert (told["event"], told["done"] + told["left"], told["waiting"] > 0) == ("progress", 5, True)
     assert 0 <= told["wait_seconds"] < 1
     assert abs(told["wait_until"] - time.time()) < 5

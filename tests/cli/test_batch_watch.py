@@ -168,3 +168,19 @@ def test_lines_are_few() -> None:
         (51.0, "rpm"),
         (651.0, "rpm"),
     ]
+
+
+async def test_what_begins_to_wait_is_asked_about_anew(pools: Pools, clock: ManualClock) -> None:
+    """What was decided before it waited does not explain why it does, however short ago that was."""
+    watch, active = Watch(), {1: Prompt("x")}
+    async with Router([pools.one(rpm=1)], provider=FakeProvider(), clock=clock, observers=[watch]) as router:
+        follower = Follower(router, watch, "any", None, active, lambda: (1, 1), clock.time)
+        assert (await follower.look()).reason is None
+        await router.send("x")
+        clock.shift(0.5)
+        watch.observe(Waiting(at=clock.time(), request_id="r", workload=None, metadata={}, reason="quota"))
+        clock.shift(1.0)
+        progress = await follower.look()
+        assert (progress.reason, progress.until is not None) == ("rpm of model-a is used up on key-1", True)
+        clock.shift(60.0)
+        assert (await follower.look()).reason == "others that wait go first"
