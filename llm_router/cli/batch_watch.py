@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from textwrap import shorten
 from typing import Any, TypedDict
 
 import attrs
@@ -36,6 +37,9 @@ _KINDS = 4
 
 _SHOWN = 2
 """Most reasons that are named."""
+
+_LONGEST = 100
+"""Characters of the longest reason of a cooldown that is told whole."""
 
 _WORDS = {
     Exclusion.DISABLED: "{model} is disabled{keys}",
@@ -273,7 +277,8 @@ def _reason(explanations: list[Explanation]) -> str:
     for (exclusion, reason, model), keys in kinds.items():
         pattern = _WORDS.get(exclusion, _LEFT_ALONE) if exclusion is not None else _LEFT_ALONE
         on = f" on {count(len(keys), 'key')}" if len(keys) > 1 else f" on {next(iter(keys))}"
-        words.append(printable(pattern.format(model=model, keys=on, reason=reason or "no reason given")))
+        why = shorten(printable(reason or "no reason given"), _LONGEST, placeholder=" …")
+        words.append(printable(pattern.format(model=model, keys=on, reason=why)))
     more = f", and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
     return f"{', '.join(words[:_SHOWN])}{more}" or "no key is in use"
 

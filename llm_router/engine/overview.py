@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -33,6 +34,8 @@ from llm_router.errors import StoreError
 from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["Overview", "Report"]
+
+_log = logging.getLogger("llm_router")
 
 _PATIENCE = 2.0
 """Seconds that statuses wait for the records, which only add to what the store says."""
@@ -68,7 +71,7 @@ class Overview:
         selector: Knows how many requests wait.
         upstreams: The providers.
         clock: Where time comes from.
-        failures: The last failures of each key, here and in other processes.
+        failures: The last failures of each key, here and in other processes; None if nobody looks.
         facts: What refusals suggest, to this process or another one; None if nobody looks.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
@@ -195,11 +198,14 @@ class Overview:
         return line_of([self.selector.queued.counts])
 
     async def _saved(self, *, store_ok: bool) -> CacheSavings | None:
-        if self.savings is not None and store_ok:
-            with suppress(StoreError, TimeoutError):
-                async with asyncio.timeout(_PATIENCE):
-                    return await self.savings()
-        return None
+        if self.savings is None or not store_ok:
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self.savings()
+        except Exception as error:  # noqa: BLE001 - a record store of a user may raise anything
+            _log.debug("what the cache saved cannot be read: %s", type(error).__name__)
+            return None
 
     async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
         """Return what the records have: totals, facts and failures; nothing while the store fails."""

@@ -294,6 +294,8 @@ async def test_a_cache_that_fails_fails_no_send(
             await kept(router)
         warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
         assert len(warnings) == 1
+        health = await router.health_check()
+        assert (health["healthy"], health["cache"] is None) == (True, failing == "add")
         records.failing = None
         clock.shift(5.1)
         await router.send("x")
