@@ -20,7 +20,7 @@ from click.testing import Result
 from llm_router.cli.app import app
 from llm_router.emulator import Fault
 from llm_router.testing import GeminiEmulator
-from tests.cli.conftest import keys_file
+from tests.cli.conftest import Terminal, keys_file
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -41,11 +41,12 @@ COMMANDS: list[tuple[tuple[str, ...], str]] = [
     (("keys", "lift", "key-light"), "ready"),
     (("tokens", "add", "bob", "--rpm", "5"), "llmr"),
     (("tokens", "list"), "bob"),
+    (("demo", "--prompts", "6"), "6 of 6 prompts answered"),
 ]
 """Every command that ends by itself, and what it says. Those that serve or ask have terminal tests of their
 own; ``top`` ends by itself only when piped."""
 
-SENTENCES = ("check", "plan")
+SENTENCES = ("check", "demo", "plan")
 """Commands that print sentences, which a terminal may break."""
 
 
@@ -162,9 +163,23 @@ def test_ctrl_c_at_work(
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "llm-router: interrupted")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("args", [("serve", "--port", "0"), ("emulator", "--port", "0")])
+def test_ctrl_c_ends_a_server_on_its_terminal(
+    terminal: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
+    """It says where it listens and how to end it; Ctrl-C then ends it with 0, without a word of complaint."""
+    monkeypatch.setenv("COLUMNS", "80")
+    server = terminal(*args)
+    server.answer("Ctrl-C", "\x03")
+    assert server.close() == 0
+    assert "http://127.0.0.1:" in server.shown
+    assert "Traceback" not in server.shown
+
+
 def test_no_command_is_left_out() -> None:
     """A new command gets its line above, or a terminal test of its own."""
-    elsewhere = {"init", "demo", "serve", "emulator"}
+    elsewhere = {"init", "serve", "emulator"}
     named = {
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     }
