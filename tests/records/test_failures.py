@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm_router import Deployment, Key, ProviderError, Secret, StoreUnavailableError
 from llm_router.engine.failures import FAILURES_KEPT, FailureLog
 from llm_router.engine.shared_failures import FAILURE_BOUNDS, FAILURES, SharedFailures
-from llm_router.records import MemoryRecords, RecordStore
+from llm_router.records import Bounds, MemoryRecords, RecordStore
 from llm_router.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -67,9 +67,11 @@ class Broken(MemoryRecords):
     """Records that fail for the first few calls, or are always changed by somebody else."""
 
     failing = 0
-    raced = False
+    raced = hangs = False
 
     async def get(self, space: str, name: str) -> Any:
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.failing:
             self.failing -= 1
             raise StoreUnavailableError("gone")
@@ -105,3 +107,17 @@ async def test_what_cannot_be_told_is_told_later(clock: ManualClock) -> None:
         assert await stranger.known([key]) == {key: []}
     records.failing = 9
     assert await shared.known([key]) == {}
+    records.failing = 0
+    narrow = SharedFailures(
+        shared.log, MemoryRecords(bounds={FAILURES: Bounds(largest=9)}, clock=clock), clock
+    )
+    shared.log.note(deployment(), error(), clock.time())
+    await narrow.publish()
+    assert [*shared.log.untold] == []  # it would never fit
+    records.hangs = True
+    shared.log.note(deployment(), error(), clock.time())
+    told = asyncio.create_task(shared.publish())
+    await asyncio.sleep(0)
+    told.cancel()
+    await asyncio.gather(told, return_exceptions=True)
+    assert (told.cancelled(), [*shared.log.untold]) == (True, [("gemini", "k")])
