@@ -105,6 +105,7 @@ class _Lines:
 
 @contextlib.contextmanager
 def _bar(total: int) -> Iterator[View]:
+    from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn  # noqa: PLC0415
     from rich.progress import Progress as Bars  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -127,7 +128,8 @@ def _bar(total: int) -> Iterator[View]:
             bars.words = progress_words(progress, time.time())
             bars.refresh()
 
-    with Drawn(BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()) as bars:
+    columns = BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()
+    with Drawn(*columns, console=Console()) as bars:
         task = bars.add_task("prompts", total=total)
         yield Terminal()
         bars.words = ""

@@ -10,6 +10,8 @@ import re
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -171,9 +173,12 @@ def test_ctrl_c_ends_a_server_on_its_terminal(
     """It says where it listens and how to end it; Ctrl-C then ends it with 0, without a word of complaint."""
     monkeypatch.setenv("COLUMNS", "80")
     server = terminal(*args)
-    server.answer("Ctrl-C", "\x03")
+    server.read_until("Ctrl-C")
+    [url, *_] = re.findall(r"http://127\.0\.0\.1:\d+", server.shown)
+    with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{url}/healthz", timeout=20):
+        pass  # whatever it says, it has begun to serve
+    server.answer("", "\x03")
     assert server.close() == 0
-    assert "http://127.0.0.1:" in server.shown
     assert "Traceback" not in server.shown
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ import pytest
 import typer
 from click.testing import Result
 
+from llm_router import Router
+from llm_router.cli.attempts import Attempts
 from llm_router.emulator import Fault, QuotaSpec
-from llm_router.testing import GeminiEmulator
+from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
+from tests.conftest import Pools
 
 
 def test_prints_the_answer_alone(run: Callable[..., Result]) -> None:
@@ -172,3 +176,27 @@ def test_with_v_the_answer_is_shown_as_it_comes(
     assert result.stdout.endswith("\n")
     assert "1. model-l · key-light · " in result.stderr
     assert result.stderr.splitlines()[-1].startswith("llm-router: ")
+
+
+async def test_attempts_and_waits_are_told(pools: Pools, clock: ManualClock) -> None:
+    """A wait that came to an attempt or a failure is told, and what became of each attempt."""
+    told: list[str] = []
+    provider = FakeProvider([asyncio.Event()], clock=clock)
+    observers = [Attempts(told.append, lambda event: event.metadata["line"])]
+    async with Router([pools.one(rpm=1)], provider=provider, clock=clock, observers=observers) as router:
+        sends = [
+            asyncio.create_task(
+                router.send("x", max_wait=wait, timeout=None, metadata={"line": f"line {number}"})
+            )
+            for number, wait in enumerate((1.0, 100.0, 110.0), 1)
+        ]
+        await clock.advance(70.0)
+        for send in sends:
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+    assert told == [
+        "line 2: waited 60.3 s for quota",
+        "line 2: 1. model-a · key-1 · 0.00 s · answered",
+        "line 3: waited 60.3 s for quota",  # and was told then that it cannot be served in time
+        "line 1: 1. model-a · key-1 · 70.00 s · given up",
+    ]
