@@ -15,7 +15,7 @@ from weakref import WeakMethod
 import anyio
 import attrs
 
-from llm_router.caching.cache import CACHE, AnswerCache, Cache, CacheSavings
+from llm_router.caching.cache import CACHE, AnswerCache, Cache, savings_in
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
@@ -33,7 +33,7 @@ from llm_router.domain.quota import GUARD
 from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import CacheSavings, Health, KeyStatus
 from llm_router.engine.argument_check import (
     check_files,
     check_providers,
@@ -68,6 +68,7 @@ from llm_router.engine.reserving import DispatchGate, Selector
 from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender, estimate
+from llm_router.engine.shared_failures import FAILURE_BOUNDS, FAILURES, SharedFailures
 from llm_router.engine.streaming import Stream
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines
@@ -100,6 +101,7 @@ _BOUNDS = {
     TOTALS: TOTALS_BOUNDS,
     FACTS: FACT_BOUNDS,
     LINES: LINE_BOUNDS,
+    FAILURES: FAILURE_BOUNDS,
 }
 """How much may be kept in the record stores that a router opens."""
 
@@ -283,7 +285,8 @@ class Router:
         judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
         facts = SharedFacts(judge.learner.suspicions, self.records, clock)
         lines = SharedLines(selector.queued, self.records)
-        self._totals = _totals(facts, lines, deadlines, selector) if totals else None
+        failures = SharedFailures(judge.failures, self.records, clock)
+        self._totals = _totals(facts, lines, failures, deadlines, selector) if totals else None
         self._sender = Sender(
             FallbackOrders(pool, workloads),
             Preparation(upstream.provider for upstream in upstreams.values()),
@@ -303,6 +306,7 @@ class Router:
             self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
         )
         self._explainer = Explainer(self._sender, opened, checked, pool)
+        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
         self.keys = KeyManager(
             pool,
             shown_only,
@@ -311,13 +315,13 @@ class Router:
             known.known.values(),
             clock,
             reporter,
-            judge.failures,
+            failures,
             facts,
             self._totals,
             lines,
+            _savings(self._cache, self.records),
         )
         """Reports the statuses of the keys."""
-        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
         self._send: Callable[..., Awaitable[Response]] = (
             self._sender.send if self._cache is None else self._cache.send
         )
@@ -961,18 +965,34 @@ def _opened_histories(
     return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
 
 
-def _totals(facts: SharedFacts, lines: SharedLines, deadlines: Deadlines, selector: Selector) -> Totals:
+def _savings(
+    cache: AnswerCache | None, records: RecordStore
+) -> Callable[[], Awaitable[CacheSavings | None]] | None:
+    """Return what asks what a cache has saved: the router's, or that of others beside its quotas."""
+    if cache is not None:
+        return cache.savings
+    return None if isinstance(records, MemoryRecords) else partial(savings_in, records)
+
+
+def _totals(
+    facts: SharedFacts,
+    lines: SharedLines,
+    failures: SharedFailures,
+    deadlines: Deadlines,
+    selector: Selector,
+) -> Totals:
     """Return what counts what each key does, and tells other processes what there is to know here."""
     records = facts.records
 
     async def tell(counted: Iterable[Deployment]) -> None:
         await facts.publish(counted)
         await lines.publish()
+        await failures.publish()
 
-    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy)
+    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy or failures.is_busy)
     deadlines.on_adopt.append(totals.enter_loop)
     if not isinstance(records, MemoryRecords):  # of which no other process would hear
-        selector.queued.on_enter = totals.wake
+        selector.queued.on_enter = failures.log.on_note = totals.wake
     return totals
 
 

@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from llm_router.bridge import Bridge, Home, RouterSource
-from llm_router.caching.cache import CacheSavings
 from llm_router.conversations.conversation import Conversation
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.explanation import Explanation
@@ -34,7 +33,7 @@ from llm_router.domain.queries import Embeddings, ModelList
 from llm_router.domain.quota import GUARD
 from llm_router.domain.reload import ReloadReport
 from llm_router.domain.response import Chunk, Response
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import CacheSavings, Health, KeyStatus
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.streaming import Stream
 from llm_router.errors import InvalidRequestError, RouterClosedError

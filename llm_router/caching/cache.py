@@ -9,7 +9,7 @@ import math
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -20,11 +20,12 @@ from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.options import SendOptions
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
+from llm_router.domain.status import CacheSavings
 from llm_router.engine.requests import check_metadata, check_timeout, check_wait, unalias
 from llm_router.errors import ConfigError, InvalidRequestError, RecordConflictError, StoreError
 from llm_router.records.base import MAX_TTL, Bounds, RecordStore
 
-__all__ = ["CACHE", "AnswerCache", "Cache", "CacheSavings"]
+__all__ = ["CACHE", "AnswerCache", "Cache", "savings_in"]
 
 _log = logging.getLogger("llm_router")
 
@@ -84,11 +85,16 @@ class Cache:
         return Bounds(records=1_000_000, size=self.size)
 
 
-class CacheSavings(TypedDict):
-    """What answers from the cache have saved, over all processes that share it."""
+async def savings_in(records: RecordStore) -> CacheSavings | None:
+    """Return what a cache in these records has saved; None if there is no cache, or it has saved nothing.
 
-    requests: int
-    tokens: int
+    Raises:
+        StoreError: The record store failed.
+    """
+    saved = (await records.counts(CACHE, _SAVED)).get(_SAVED)
+    if saved is None:
+        return None
+    return {"requests": saved.get("requests", 0), "tokens": saved.get("tokens", 0)}
 
 
 class AnswerCache:
@@ -160,8 +166,7 @@ class AnswerCache:
             StoreError: The record store failed.
         """
         await self._flush()
-        saved = (await self._records.counts(CACHE, _SAVED)).get(_SAVED, {})
-        return {"requests": saved.get("requests", 0), "tokens": saved.get("tokens", 0)}
+        return await savings_in(self._records) or {"requests": 0, "tokens": 0}
 
     async def aclose(self) -> None:
         """Finish keeping what is being kept. The record store is left open."""

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import attrs
 import typer
 
+from llm_router.cli.attempts import Attempts
 from llm_router.cli.batch_lines import Prompt, digest_of, parse, read_lines
 from llm_router.cli.batch_results import Earlier, Results, read_earlier
-from llm_router.cli.options import KEYS, Keys, Store, Timeout, Verbose, WithinFallback, fallback_named
-from llm_router.cli.output import FAILED, INTERRUPTED, complain, is_terminal, say
-from llm_router.cli.records import attempt_lines, error_record, record
+from llm_router.cli.batch_view import View, json_line, shown
+from llm_router.cli.batch_watch import Follower, Watch, follow
+from llm_router.cli.options import (
+    KEYS,
+    AsJson,
+    Keys,
+    Store,
+    Timeout,
+    Verbose,
+    WithinFallback,
+    fallback_named,
+)
+from llm_router.cli.output import FAILED, INTERRUPTED, complain, say
+from llm_router.cli.records import error_record, record
 from llm_router.cli.routers import choose_store, open_router
 from llm_router.config import load_settings
 from llm_router.domain.request import Fallback, Urgency
 from llm_router.domain.response import Response
 from llm_router.errors import ConfigError, InvalidRequestError, UnknownWorkloadError
+from llm_router.observe.base import RouterObserver
 from llm_router.router import Router
 
 __all__ = ["batch"]
@@ -40,7 +53,25 @@ class _Task:
     max_wait: float
     timeout: float
     urgency: Urgency
-    verbose: bool
+    active: dict[int, Prompt] = attrs.field(factory=dict)
+    """The lines that are being sent, by number."""
+
+
+class EndRecord(TypedDict):
+    """How a batch ended, in the form of JSON."""
+
+    event: str
+    interrupted: bool
+    answered: int
+    failed: int
+    answered_before: int
+    left: int
+    rate_limited: int
+    """Requests that the provider refused for want of quota (429)."""
+    waited_seconds: float
+    """How long the prompts waited for quota, all together."""
+    elapsed_seconds: float
+    output: str
 
 
 def batch(
@@ -65,6 +96,7 @@ def batch(
         Urgency, typer.Option("--urgency", help="Whether the prompts wait behind interactive requests.")
     ] = "batch",
     verbose: Verbose = False,
+    as_json: AsJson = False,
     keys: Keys = KEYS,
     store: Store = None,
 ) -> None:
@@ -75,6 +107,9 @@ def batch(
 
     Each result is written as soon as it is there, and Ctrl-C loses none. To continue, or to retry the lines
     that failed, run the same command again.
+
+    While prompts wait it says why, until when, and when the batch may be done: under the progress bar, in a
+    line on standard error when the reason changes (without a terminal), or in lines of JSON (with --json).
     """
     if source.resolve() == output.resolve():
         raise ConfigError(f"{output} is the input: choose another file for the results")
@@ -87,27 +122,58 @@ def batch(
     earlier = read_earlier(output)
     todo = _survey(source, output, earlier)
 
-    async def run(results: Results) -> None:
-        async with open_router(settings, url, on_store_failure="local") as router:
-            task = _Task(router, results, workload, within, max_wait, timeout, urgency, verbose)
-            with _progress(todo) as advance:
-                await _work(task, _remaining(source, earlier), concurrency, advance)
+    watch, began = Watch(), time.monotonic()
 
+    async def run(results: Results) -> None:
+        observers: list[RouterObserver] = [watch]
+        if verbose:
+            observers.append(Attempts(complain, lambda event: event.metadata["line"]))
+        async with open_router(settings, url, on_store_failure="local", observers=observers) as router:
+            task = _Task(router, results, workload, within, max_wait, timeout, urgency)
+            with shown(todo, as_json=as_json) as view:
+                await _followed(task, _remaining(source, earlier), concurrency, view, watch, todo)
+
+    interrupted = False
     with Results(output, earlier) as results:
         try:
             asyncio.run(run(results))
         except KeyboardInterrupt:
-            left = todo - results.answered - results.failed
-            complain(
-                f"llm-router: interrupted: {results.answered} answered, {results.failed} failed, "
-                f"{left} left; run the same command again to continue"
-            )
-            raise typer.Exit(INTERRUPTED) from None
-    say(
-        f"{results.answered} answered, {results.failed} failed, "
-        f"{len(earlier.answered)} answered before: {output}"
+            interrupted = True
+    left = todo - results.answered - results.failed
+    end = EndRecord(
+        event="end",
+        interrupted=interrupted,
+        answered=results.answered,
+        failed=results.failed,
+        answered_before=len(earlier.answered),
+        left=left,
+        rate_limited=watch.rate_limited,
+        waited_seconds=round(watch.waited, 3),
+        elapsed_seconds=round(time.monotonic() - began, 3),
+        output=str(output),
     )
-    if results.failed:
+    _report_end(end, as_json=as_json)
+
+
+def _report_end(end: EndRecord, *, as_json: bool) -> None:
+    """Say how a batch ended.
+
+    Raises:
+        typer.Exit: It was interrupted, or some lines failed.
+    """
+    done = f"{end['answered']} answered, {end['failed']} failed"
+    refused = f" ({end['rate_limited']}x429)" if end["rate_limited"] else ""
+    if as_json:
+        say(json_line(end))
+    elif not end["interrupted"]:
+        say(f"{done}, {end['answered_before']} answered before: {end['output']}{refused}")
+    if end["interrupted"]:
+        complain(
+            f"llm-router: interrupted: {done}, {end['left']} left; run the same command again to continue"
+        )
+        raise typer.Exit(INTERRUPTED)
+    if end["failed"]:
+        output = end["output"]
         complain(f"llm-router: some lines failed, see {output}; run the same command again to retry them")
         raise typer.Exit(FAILED)
 
@@ -135,19 +201,35 @@ def _remaining(source: Path, earlier: Earlier) -> Iterator[tuple[int, bytes]]:
     return (line for line in read_lines(source) if line[0] not in earlier.answered)
 
 
-async def _work(
-    task: _Task, lines: Iterator[tuple[int, bytes]], concurrency: int, advance: Callable[[], object]
+async def _followed(
+    task: _Task, lines: Iterator[tuple[int, bytes]], concurrency: int, view: View, watch: Watch, todo: int
 ) -> None:
+    """Answer all lines, and show meanwhile how that goes."""
+
+    def counts() -> tuple[int, int]:
+        done = task.results.answered + task.results.failed
+        return done, todo - done
+
+    follower = Follower(task.router, watch, task.fallback, task.workload, task.active, counts)
+    following = asyncio.create_task(follow(follower, view.show))
+    try:
+        await _work(task, lines, concurrency, view)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    if not following.cancelled():  # it only ends by itself if nothing can be shown any more
+        following.result()
+
+
+async def _work(task: _Task, lines: Iterator[tuple[int, bytes]], concurrency: int, view: View) -> None:
     """Answer all lines, with as many workers as ``concurrency``."""
 
     async def worker() -> None:
         for number, line in lines:
-            outcome, success, attempts = await _answer(task, number, line)
+            outcome, success = await _answer(task, number, line)
             # No await between here and the write, so that a cancellation cannot lose a result.
             task.results.write(number, digest_of(line), outcome, success=success)
-            advance()
-            for attempt in attempts:
-                complain(f"line {number}: {attempt}")
+            view.advance()
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -157,27 +239,24 @@ async def _work(
         raise failures.exceptions[0] from None
 
 
-async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, object], bool, list[str]]:
-    """Return the outcome of a line, whether it has an answer, and what is to be said of its attempts."""
+async def _answer(task: _Task, number: int, line: bytes) -> tuple[dict[str, object], bool]:
+    """Return the outcome of a line, and whether it has an answer."""
     try:
         prompt = parse(line)
     except InvalidRequestError as error:
-        return _problem(InvalidRequestError(f"line {number}: {error}")), False, []
+        return _problem(InvalidRequestError(f"line {number}: {error}")), False
     name: dict[str, object] = {} if prompt.id is None else {"id": prompt.id}
+    task.active[number] = prompt
     try:
-        response = await _send(task, prompt)
-        outcome = record(response)
+        outcome = record(await _send(task, number, prompt))
     except Exception as error:  # noqa: BLE001 - no failure of one line may stop the others
-        return name | _problem(error), False, []
-    lines = list(attempt_lines(response)) if task.verbose else []
-    return (
-        name | {key: value for key, value in outcome.items() if key != "success"},
-        outcome["success"],
-        lines,
-    )
+        return name | _problem(error), False
+    finally:
+        del task.active[number]
+    return name | {key: value for key, value in outcome.items() if key != "success"}, outcome["success"]
 
 
-async def _send(task: _Task, prompt: Prompt) -> Response:
+async def _send(task: _Task, number: int, prompt: Prompt) -> Response:
     return await task.router.send(
         prompt.prompt,
         workload=prompt.workload or task.workload,
@@ -189,21 +268,9 @@ async def _send(task: _Task, prompt: Prompt) -> Response:
         max_wait=task.max_wait,
         timeout=task.timeout,
         urgency=task.urgency,
+        metadata={"line": f"line {number}"},
     )
 
 
 def _problem(error: Exception) -> dict[str, object]:
     return {"error": error_record(error)}
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[], object]]:
-    """Draw a progress bar if the output is a terminal; yield the function that advances it."""
-    if not is_terminal():
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn  # noqa: PLC0415
-
-    with Progress(BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
-        bar = progress.add_task("prompts", total=total)
-        yield lambda: progress.advance(bar)

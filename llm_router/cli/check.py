@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from llm_router.cli.online import ask_online, online_lines
-from llm_router.cli.options import KEYS, AsJson
+from llm_router.cli.options import KEYS, AsJson, Keys
 from llm_router.cli.output import FAILED, WRONG, count, print_json, printable, say
 from llm_router.config import Environ, Finding, Settings
 from llm_router.config.allowances import Allowance, allowances
@@ -27,7 +27,7 @@ __all__ = ["check", "summary"]
 
 
 def check(
-    path: Annotated[Path, typer.Argument(envvar="LLM_ROUTER_KEYS", help="The keys file.")] = KEYS,
+    path: Annotated[Path | None, typer.Argument(help="The keys file, in place of --keys.")] = None,
     *,
     online: Annotated[
         bool,
@@ -37,6 +37,7 @@ def check(
         float, typer.Option("--timeout", min=0.001, help="Seconds for each key, with --online.")
     ] = 30.0,
     as_json: AsJson = False,
+    keys: Keys = KEYS,
 ) -> None:
     """Check the keys file, .env and the environment; sum up what they allow.
 
@@ -44,6 +45,7 @@ def check(
     models, which generates nothing and uses no quota. A Redis server that the environment names is asked
     whether it may evict what it counts; if it does not answer, nothing is said.
     """
+    path = path or keys
     settings, report = examine(path, default_store=default_store_url())
     findings = [*report.findings, *report.advice]
     errors = len(report.errors)

@@ -6,6 +6,7 @@ import asyncio
 
 import typer
 
+from llm_router.cli.attempts import Attempts
 from llm_router.cli.options import (
     KEYS,
     AsJson,
@@ -19,7 +20,7 @@ from llm_router.cli.options import (
     prompt_text,
 )
 from llm_router.cli.output import FAILED, complain, is_terminal, print_json, printable, say
-from llm_router.cli.records import attempt_lines, describe, record
+from llm_router.cli.records import describe, record
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.response import Response
@@ -48,7 +49,8 @@ def compare(
     text = prompt_text(prompt)
 
     async def ask() -> list[Response]:
-        async with open_router(settings, store) as router:
+        attempts = [Attempts(complain, lambda event: event.workload or "")] if verbose else []
+        async with open_router(settings, store, observers=attempts) as router:
             sends = (
                 router.send(
                     text,
@@ -64,10 +66,6 @@ def compare(
             return await asyncio.gather(*sends)
 
     answers = dict(zip(workloads, asyncio.run(ask()), strict=True))
-    if verbose:
-        for workload, response in answers.items():
-            for line in attempt_lines(response):
-                complain(f"{workload}: {line}")
     if as_json:
         print_json({workload: record(response) for workload, response in answers.items()})
     elif is_terminal():

@@ -37,7 +37,7 @@ class DemoRecord(TypedDict):
     """Requests that the emulator refused for lack of quota."""
     by_model: dict[str, int]
     """Answers by model."""
-    elapsed_s: float
+    elapsed_seconds: float
 
 
 @attrs.define
@@ -86,7 +86,7 @@ class Tally:
             upstream_requests=requests,
             upstream_429=refused,
             by_model=dict(self.by_model.most_common()),
-            elapsed_s=round(self.elapsed, 3),
+            elapsed_seconds=round(self.elapsed, 3),
         )
 
 
@@ -108,9 +108,10 @@ def plain_summary(tally: Tally, requests: int, refused: int) -> str:
 
 async def watch(router: Router, tally: Tally) -> None:
     """Draw the router's keys on the terminal until all prompts are done."""
-    from rich.live import Live  # noqa: PLC0415 - only for a terminal
+    from rich.console import Console  # noqa: PLC0415 - only for a terminal
+    from rich.live import Live  # noqa: PLC0415
 
-    with Live(auto_refresh=False) as live:
+    with Live(auto_refresh=False, console=Console()) as live:
         while True:
             live.update(_picture(await router.get_all_key_statuses(), tally), refresh=True)
             if tally.succeeded + tally.failed >= tally.prompts:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+import time
+from typing import Annotated, Any
 
 import attrs
 import typer
@@ -23,6 +24,7 @@ from llm_router.cli.output import FAILED, print_json, printable, say, show_table
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
+from llm_router.domain.status import DEPRECATED
 
 __all__ = ["explain"]
 
@@ -35,6 +37,9 @@ _WORDS = {
     Exclusion.QUOTA: "{} has no room",
     Exclusion.PARKED: "parked: {}",
 }
+
+_TIMES = {"retry_after": "retry_at", "usable_in": "usable_at", "fits_in": "fits_at"}
+"""The times of an explanation in seconds, and what they are called since the epoch."""
 
 
 def explain(
@@ -71,11 +76,28 @@ def explain(
 
     explanation = asyncio.run(ask())
     if as_json:
-        print_json({"available": explanation.taken is not None, **attrs.asdict(explanation)})
+        found = _timed(attrs.asdict(explanation), time.time())
+        print_json({"available": explanation.taken is not None, **found})
     else:
         _show(explanation)
     if explanation.taken is None:
         raise typer.Exit(FAILED)
+
+
+def _timed(found: Any, now: float) -> Any:
+    """Return an explanation with the unit in the names of its times, and each time also since the epoch."""
+    if isinstance(found, list | tuple):
+        return [_timed(each, now) for each in found]
+    if not isinstance(found, dict):
+        return found
+    timed: dict[str, Any] = {}
+    for name, value in found.items():
+        if name in _TIMES:
+            timed[f"{name}_seconds"] = value
+            timed[_TIMES[name]] = None if value is None else now + value
+        elif name not in DEPRECATED:
+            timed[name] = _timed(value, now)
+    return timed
 
 
 def _show(explanation: Explanation) -> None:

@@ -37,9 +37,12 @@ class LimitRecord(TypedDict):
     configured: int | None
     source: str
     used: int
-    learnt_ago_s: float | None
-    raised_in_s: float | None
-    resets_in_s: float
+    learnt_ago_seconds: float | None
+    learnt_at: float | None
+    raised_in_seconds: float | None
+    raised_at: float | None
+    reset_in_seconds: float
+    reset_at: float
 
 
 def limits(
@@ -90,12 +93,12 @@ def limit_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
 def how_known(record: LimitRecord) -> str:
     """Say how a limit is known, since when, and whether more will be tried."""
     words = _SOURCES[record["source"]]
-    if record["learnt_ago_s"] is None:
+    if record["learnt_ago_seconds"] is None:
         words = words.partition(";")[0]
     else:
-        words += f" {_span(record['learnt_ago_s'])} ago"
-    if record["raised_in_s"]:
-        words += f"; more is tried in {_span(record['raised_in_s'])}"
+        words += f" {_span(record['learnt_ago_seconds'])} ago"
+    if record["raised_in_seconds"]:
+        words += f"; more is tried in {_span(record['raised_in_seconds'])}"
     return words
 
 
@@ -109,9 +112,12 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
         configured=limit["configured"],
         source=limit["source"],
         used=limit["used"],
-        learnt_ago_s=_rounded(limit["learnt_ago"]),
-        raised_in_s=_rounded(limit["raised_in"]),
-        resets_in_s=round(limit["resets_in"], 3),
+        learnt_ago_seconds=_rounded(limit["learnt_ago"]),
+        learnt_at=limit["learnt_at"],
+        raised_in_seconds=_rounded(limit["raised_in"]),
+        raised_at=limit["raised_at"],
+        reset_in_seconds=round(limit["reset_in_seconds"], 3),
+        reset_at=limit["reset_at"],
     )
 
 
@@ -123,7 +129,7 @@ def _cells(record: LimitRecord) -> tuple[str, ...]:
         "learn" if record["configured"] is None else f"{record['configured']:,}",
         how_known(record),
         f"{record['used']:,}",
-        _span(record["resets_in_s"]) if record["used"] else "",
+        _span(record["reset_in_seconds"]) if record["used"] else "",
     )
 
 

@@ -43,7 +43,7 @@ class KeyRecord(TypedDict):
     model: str
     state: State
     reason: str | None
-    latency_s: float
+    latency_seconds: float
     learnt: list[LimitRecord]
 
 
@@ -144,7 +144,7 @@ def _record(trial: Trial, statuses: Iterable[KeyStatus]) -> KeyRecord:
         model=model,
         state=state,
         reason=reason,
-        latency_s=round(response.latency, 3),
+        latency_seconds=round(response.latency, 3),
         learnt=[limit for limit in limit_records(mine) if limit["source"] in ("stated", "inferred")],
     )
 

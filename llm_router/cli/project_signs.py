@@ -54,7 +54,7 @@ def _close(limits: list[LimitRecord]) -> list[str]:
 
 
 def _ago(limit: LimitRecord) -> float:
-    return limit["learnt_ago_s"] or 0.0
+    return limit["learnt_ago_seconds"] or 0.0
 
 
 def project_lines(proven: Projects, named: Mapping[str, str]) -> list[str]:

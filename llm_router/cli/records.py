@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
 from typing import TypedDict
 
 import attrs
@@ -14,15 +14,10 @@ __all__ = [
     "AttemptRecord",
     "ErrorRecord",
     "ResponseRecord",
-    "attempt_lines",
     "describe",
     "error_record",
     "record",
 ]
-
-
-_WORTH_SAYING = 0.5
-"""Seconds of waiting below which nothing is said of it."""
 
 
 class ErrorRecord(TypedDict):
@@ -38,12 +33,12 @@ class AttemptRecord(TypedDict):
 
     key_id: str
     model: str
-    latency_s: float
+    latency_seconds: float
     error: ErrorRecord | None
 
 
 class ResponseRecord(TypedDict):
-    """A response; times in seconds."""
+    """A response."""
 
     success: bool
     text: str | None
@@ -54,10 +49,13 @@ class ResponseRecord(TypedDict):
     finish_reason: str | None
     attempts: int
     attempt_log: list[AttemptRecord]
-    latency: float
-    waited: float
+    latency_seconds: float
+    waited_seconds: float
     error: ErrorRecord | None
-    retry_after: float | None
+    retry_after_seconds: float | None
+    """Seconds after which another try may succeed; None if waiting does not help."""
+    retry_at: float | None
+    """The same, in seconds since the Unix epoch."""
 
 
 def error_record(error: Exception) -> ErrorRecord:
@@ -66,7 +64,8 @@ def error_record(error: Exception) -> ErrorRecord:
 
 
 def record(response: Response) -> ResponseRecord:
-    """Return the record of a response."""
+    """Return the record of a response, which has just come."""
+    after = response.retry_after
     return ResponseRecord(
         success=response.success,
         text=response.answer if response.success else None,
@@ -77,10 +76,11 @@ def record(response: Response) -> ResponseRecord:
         finish_reason=response.finish_reason,
         attempts=response.attempts,
         attempt_log=[_attempt(each) for each in response.attempt_log],
-        latency=round(response.latency, 3),
-        waited=round(response.waited, 3),
+        latency_seconds=round(response.latency, 3),
+        waited_seconds=round(response.waited, 3),
         error=None if response.error is None else error_record(response.error),
-        retry_after=None if response.retry_after is None else round(response.retry_after, 3),
+        retry_after_seconds=None if after is None else round(after, 3),
+        retry_at=None if after is None else round(time.time() + after, 3),
     )
 
 
@@ -88,18 +88,9 @@ def _attempt(attempt: Attempt) -> AttemptRecord:
     return AttemptRecord(
         key_id=attempt.key_id,
         model=attempt.model,
-        latency_s=round(attempt.latency, 3),
+        latency_seconds=round(attempt.latency, 3),
         error=None if attempt.error is None else error_record(attempt.error),
     )
-
-
-def attempt_lines(response: Response) -> Iterator[str]:
-    """Yield one line for each request that went to the provider, and one if the call waited for quota."""
-    if response.waited >= _WORTH_SAYING:
-        yield f"waited {response.waited:.1f} s for quota"
-    for number, attempt in enumerate(response.attempt_log, 1):
-        outcome = "answered" if attempt.error is None else str(attempt.error)
-        yield printable(f"{number}. {attempt.model} · {attempt.key_id} · {attempt.latency:.2f} s · {outcome}")
 
 
 def describe(response: Response) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from llm_router.config import Settings
 from llm_router.errors import ConfigError
+from llm_router.observe.base import RouterObserver
 from llm_router.router import Router
 from llm_router.stores.failover import StoreFailurePolicy
 from llm_router.stores.urls import default_store_url, file_problem
@@ -46,11 +49,15 @@ def choose_shared_store(settings: Settings, store: str | None) -> str:
 
 
 def open_router(
-    settings: Settings, store: str | None, *, on_store_failure: StoreFailurePolicy = "closed"
+    settings: Settings,
+    store: str | None,
+    *,
+    on_store_failure: StoreFailurePolicy = "closed",
+    observers: Iterable[RouterObserver] = (),
 ) -> Router:
     """Return a router with these settings, on the store that :func:`choose_store` returns.
 
     By default nothing is sent while the store fails: with ``"local"`` each command would take a new share.
     """
     url = choose_store(settings, store)
-    return Router.from_settings(settings, store=url, on_store_failure=on_store_failure)
+    return Router.from_settings(settings, store=url, on_store_failure=on_store_failure, observers=observers)

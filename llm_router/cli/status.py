@@ -22,7 +22,7 @@ from llm_router.cli.output import (
 )
 from llm_router.cli.routers import open_router
 from llm_router.cli.status_view import blocks, notes, table, wrapped
-from llm_router.cli.words import health_words, line_words
+from llm_router.cli.words import health_words, line_words, saved_words
 from llm_router.config import load_settings
 from llm_router.domain.status import Health, KeyStatus, without_deprecated
 from llm_router.engine.overview import Report
@@ -84,8 +84,8 @@ def _show(health: Health, statuses: list[KeyStatus], *, by_day: bool) -> None:
         f"{counts if statuses else ''}; "
         f"{health['store']} {'answers' if health['store_ok'] else 'does not answer'}"
     )
-    waiting = line_words(health["line"])
-    for text in (*notes(statuses, time.time()), *([waiting] if waiting else []), summary):
+    more = [words for words in (line_words(health["line"]), saved_words(health["cache"])) if words]
+    for text in (*notes(statuses, time.time()), *more, summary):
         for line in [text] if width is None else wrapped(text, width, ""):
             say(line)
     for problem in health["problems"]:

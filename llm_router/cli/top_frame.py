@@ -14,6 +14,7 @@ from llm_router.cli.words import (
     health_words,
     line_words,
     moment,
+    saved_words,
     state_of,
     today_words,
 )
@@ -127,6 +128,8 @@ def _head(
     yield _line(line)
     if waiting := line_words(health["line"]):
         yield _line(waiting, "yellow")
+    if saved := saved_words(health["cache"]):
+        yield _line(saved)
 
 
 def _last_minute(rows: Iterable[KeyStatus]) -> str:

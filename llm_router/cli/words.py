@@ -5,7 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 
 from llm_router.cli.output import printable
-from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus, LimitStatus, LineStatus
+from llm_router.domain.status import (
+    CacheSavings,
+    DayTotals,
+    FailureStatus,
+    Health,
+    KeyStatus,
+    LimitStatus,
+    LineStatus,
+)
 
 __all__ = [
     "ago",
@@ -16,6 +24,7 @@ __all__ = [
     "learnt_words",
     "line_words",
     "moment",
+    "saved_words",
     "state_of",
     "today_words",
 ]
@@ -128,6 +137,13 @@ def line_words(line: LineStatus) -> str:
     parts = [f"{amount(line[kind])} {kind}" for kind in ("interactive", "batch") if line[kind]]
     parts += [f"{printable(tenant)} {amount(number)}" for tenant, number in line["tenants"].items()]
     return f"{words}: {', '.join(parts)}"
+
+
+def saved_words(saved: CacheSavings | None) -> str:
+    """Say what a cache has saved; "" if there is none."""
+    if saved is None:
+        return ""
+    return f"the cache saved {amount(saved['requests'])} requests, {amount(saved['tokens'])} tokens"
 
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:

@@ -8,6 +8,7 @@ from llm_router.domain.kinds import Metric
 
 __all__ = [
     "DEPRECATED",
+    "CacheSavings",
     "DayTotals",
     "FactStatus",
     "FailureStatus",
@@ -101,7 +102,7 @@ class DayTotals(TypedDict):
 
 
 class FailureStatus(TypedDict):
-    """One failed call through a key, as this process saw it."""
+    """One failed call through a key."""
 
     at: float
     """When it ended, in seconds since the Unix epoch."""
@@ -170,7 +171,8 @@ class KeyStatus(TypedDict):
     facts: list[FactStatus]
     """What refusals suggest about the key and the model."""
     failures: list[FailureStatus]
-    """The last ten failures of the key, on any model, that this process saw; the latest first."""
+    """The last ten failures of the key, on any model, the latest first: of all processes that share the
+    records of a router, up to five seconds late; of this one alone where no totals are counted."""
     rpm_usage: str
     """Deprecated, see ``limits``: ``used/limit`` of this metric; ``0/∞`` if it has no limit, since nothing is
     counted then."""
@@ -190,6 +192,13 @@ class LineStatus(TypedDict):
     batch: int
     tenants: dict[str, int]
     """How many of them for each tenant that is named; the twenty with the most."""
+
+
+class CacheSavings(TypedDict):
+    """What answers from a cache have saved, over all processes that share it."""
+
+    requests: int
+    tokens: int
 
 
 class Health(TypedDict):
@@ -219,6 +228,9 @@ class Health(TypedDict):
     """Requests that wait for capacity in this process."""
     line: LineStatus
     """Those of all processes."""
+    cache: CacheSavings | None
+    """What the cache of the router has saved or, if it has none, one that is kept beside its quotas, such as
+    that of another program; None if there is none, or it cannot be asked."""
     store: str
     store_ok: bool
     """Whether the store answers. While it does not, ``healthy`` says whether this process can go on alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.kinds import FailureKind, FaultScope
@@ -29,10 +30,17 @@ _WORDS = {
 
 
 class FailureLog:
-    """The last ten failures of each key, kept by this process."""
+    """The last ten failures of each key, kept by this process.
+
+    Attributes:
+        untold: The providers and ids of the keys of which there are failures that others do not know.
+        on_note: Called when one is noted, or None.
+    """
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[tuple[str, str], deque[FailureStatus]] = OrderedDict()
+        self.untold: dict[tuple[str, str], None] = {}
+        self.on_note: Callable[[], None] | None = None
 
     def note(self, deployment: Deployment, error: SendError, at: float) -> None:
         """Note a failure of a key; one that is the request's own fault says nothing of it.
@@ -48,17 +56,24 @@ class FailureLog:
         known = self._by_key.setdefault(name, deque(maxlen=FAILURES_KEPT))
         self._by_key.move_to_end(name)
         if len(self._by_key) > _KEYS:
-            self._by_key.popitem(last=False)
+            self.untold.pop(self._by_key.popitem(last=False)[0], None)
         kind, code = FailureKind.TIMEOUT, None
         if isinstance(error, ProviderError):
             kind, code = error.kind, error.code
         known.append(
             FailureStatus(at=at, model=deployment.model, kind=kind.value, code=code, words=in_words(error))
         )
+        self.untold[name] = None
+        if self.on_note is not None:
+            self.on_note()
 
     def of(self, key: Key) -> list[FailureStatus]:
         """Return the last failures of a key, the latest first."""
-        return [*reversed(self._by_key.get((key.provider, key.key_id), ()))]
+        return self.of_id(key.provider, key.key_id)
+
+    def of_id(self, provider: str, key_id: str) -> list[FailureStatus]:
+        """Return the last failures of the key that has this id, the latest first."""
+        return [*reversed(self._by_key.get((provider, key_id), ()))]
 
 
 def in_words(error: SendError) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 import attrs
 
@@ -13,14 +13,14 @@ from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
-from llm_router.domain.status import Health, KeyStatus
+from llm_router.domain.status import CacheSavings, Health, KeyStatus
 from llm_router.engine.facts import SharedFacts
-from llm_router.engine.failures import FailureLog
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
+from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
@@ -54,10 +54,11 @@ class KeyManager:
         upstreams: The providers.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
-        failures: The last failures of each key.
+        failures: The last failures of each key, here and in other processes; None if nobody looks.
         facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
+        savings: Asks what a cache has saved; None if nobody looks.
     """
 
     pool: Pool
@@ -67,10 +68,11 @@ class KeyManager:
     upstreams: Collection[Upstream]
     clock: Clock
     reporter: Reporter | None = None
-    failures: FailureLog = attrs.field(factory=FailureLog)
+    failures: SharedFailures | None = None
     facts: SharedFacts | None = None
     totals: Totals | None = None
     lines: SharedLines | None = None
+    savings: Callable[[], Awaitable[CacheSavings | None]] | None = None
     _overview: Overview = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -85,6 +87,7 @@ class KeyManager:
             self.facts,
             self.totals,
             self.lines,
+            self.savings,
         )
         self._overview = overview
 

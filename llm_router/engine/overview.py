@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import attrs
 
 from llm_router.domain.clock import Clock
-from llm_router.domain.deployment import Deployment
-from llm_router.domain.status import DayTotals, FactStatus, Health, HealthState, KeyStatus, LineStatus
+from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.status import (
+    CacheSavings,
+    DayTotals,
+    FactStatus,
+    FailureStatus,
+    Health,
+    HealthState,
+    KeyStatus,
+    LineStatus,
+)
 from llm_router.engine.facts import SharedFacts
-from llm_router.engine.failures import FailureLog
 from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Selector
+from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Upstream
@@ -25,10 +35,16 @@ from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
 
 __all__ = ["Overview", "Report"]
 
+_log = logging.getLogger("llm_router")
+
 _PATIENCE = 2.0
 """Seconds that statuses wait for the records, which only add to what the store says."""
 
-_Recorded = tuple[Mapping[Deployment, Sequence[DayTotals]], Mapping[str, FactStatus]]
+_Recorded = tuple[
+    Mapping[Deployment, Sequence[DayTotals]],
+    Mapping[str, FactStatus],
+    Mapping[Key, Sequence[FailureStatus]],
+]
 
 
 @attrs.frozen
@@ -55,10 +71,11 @@ class Overview:
         selector: Knows how many requests wait.
         upstreams: The providers.
         clock: Where time comes from.
-        failures: The last failures of each key.
+        failures: The last failures of each key, here and in other processes; None if nobody looks.
         facts: What refusals suggest, to this process or another one; None if nobody looks.
         totals: What each key did by day; None if it is not counted.
         lines: What waits in all processes; None if nobody looks.
+        savings: Asks what a cache has saved; None if nobody looks.
     """
 
     pool: Pool
@@ -67,10 +84,11 @@ class Overview:
     selector: Selector
     upstreams: Collection[Upstream]
     clock: Clock
-    failures: FailureLog
+    failures: SharedFailures | None
     facts: SharedFacts | None
     totals: Totals | None
     lines: SharedLines | None = None
+    savings: Callable[[], Awaitable[CacheSavings | None]] | None = None
     _paces: Paces = attrs.field(factory=Paces, init=False)
 
     @property
@@ -112,6 +130,7 @@ class Overview:
         active = {deployment.key.key_id for deployment in self.pool.states}
         total = active | {deployment.key.key_id for deployment in self.inactive}
         unusable = count_unusable(statuses)
+        line, saved = await asyncio.gather(self._line(store_ok=store_ok), self._saved(store_ok=store_ok))
         health = Health(
             healthy=usable,
             state=_state(statuses, usable=usable, store_ok=store_ok),
@@ -125,7 +144,8 @@ class Overview:
             spent=unusable["spent"],
             deployments=len(self.pool),
             waiting=self.selector.waiting,
-            line=await self._line(store_ok=store_ok),
+            line=line,
+            cache=saved,
             store=type(store).__name__,
             store_ok=store_ok,
             problems=problems,
@@ -153,7 +173,7 @@ class Overview:
         """
         states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
         snapshots = await self.store.snapshot(deployments)
-        totals, known = await self._recorded(deployments, days)
+        totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()
         return [
             describe(
@@ -163,7 +183,7 @@ class Overview:
                 self._paces,
                 Found(
                     self._facts_of(snapshot.deployment, known, now),
-                    self.failures.of(snapshot.deployment.key),
+                    self._failures_of(snapshot.deployment.key, failures),
                     totals.get(snapshot.deployment, ()),
                 ),
             )
@@ -177,10 +197,20 @@ class Overview:
                     return await self.lines.known()
         return line_of([self.selector.queued.counts])
 
+    async def _saved(self, *, store_ok: bool) -> CacheSavings | None:
+        if self.savings is None or not store_ok:
+            return None
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                return await self.savings()
+        except Exception as error:  # noqa: BLE001 - a record store of a user may raise anything
+            _log.debug("what the cache saved cannot be read: %s", type(error).__name__)
+            return None
+
     async def _recorded(self, deployments: Sequence[Deployment], days: int) -> _Recorded:
-        """Return what the records have: totals and facts; nothing while the store beside them fails."""
+        """Return what the records have: totals, facts and failures; nothing while the store fails."""
         if isinstance(self.store, FrontingStore) and self.store.trouble is not None:
-            return {}, {}
+            return {}, {}, {}
 
         async def counted() -> Mapping[Deployment, Sequence[DayTotals]]:
             if self.totals is None or not days:
@@ -190,11 +220,24 @@ class Overview:
         async def suspected() -> Mapping[str, FactStatus]:
             return {} if self.facts is None else await self.facts.known()
 
+        async def failed() -> Mapping[Key, Sequence[FailureStatus]]:
+            if self.failures is None or self.totals is None or not days:  # nothing is shared, or asked for
+                return {}
+            return await self.failures.known({each.key for each in deployments})
+
         try:
             async with asyncio.timeout(_PATIENCE):
-                return await asyncio.gather(counted(), suspected())
+                return await asyncio.gather(counted(), suspected(), failed())
         except TimeoutError:
-            return {}, {}
+            return {}, {}, {}
+
+    def _failures_of(
+        self, key: Key, shared: Mapping[Key, Sequence[FailureStatus]]
+    ) -> Sequence[FailureStatus]:
+        """Return the last failures of a key: of all processes or, if that is not known, of this one."""
+        if key in shared or self.failures is None:
+            return shared.get(key, ())
+        return self.failures.log.of(key)
 
     def _facts_of(
         self, deployment: Deployment, known: Mapping[str, FactStatus], now: float

@@ -25,12 +25,12 @@ _HOUR = 3600.0
 
 @attrs.frozen
 class Found:
-    """What this process has found out about a deployment by itself.
+    """What was found out about a deployment besides its quotas.
 
     Attributes:
         facts: What refusals suggest.
         failures: The last failures of the key, the latest first.
-        days: What the key did with the model, by day, today first; not this process alone.
+        days: What the key did with the model, by day, today first.
     """
 
     facts: Sequence[FactStatus] = ()
@@ -55,7 +55,7 @@ def describe(
         state: What this process knows of it; None for one that is inactive.
         now: Seconds since the epoch.
         paces: What was counted before, to which this is added.
-        found: What this process has found out by itself.
+        found: What was found out besides.
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)

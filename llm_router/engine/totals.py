@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
-from urllib.parse import quote
 from weakref import WeakSet
 
 import attrs
@@ -25,7 +24,7 @@ from llm_router.domain.status import DayTotals
 from llm_router.errors import InvalidRequestError, ProviderError, RecordTooLargeError, SendError
 from llm_router.providers.base import Reply
 from llm_router.records.base import Bounds, RecordStore
-from llm_router.records.naming import digest_name
+from llm_router.records.naming import key_name
 
 __all__ = ["DAYS_KEPT", "TOTALS", "TOTALS_BOUNDS", "Tally", "Totals"]
 
@@ -50,9 +49,6 @@ _CLOSING = 1.0
 """Seconds that closing waits for the records."""
 
 _TTL = DAYS_KEPT * 86_400.0
-_LONGEST = 500
-"""Characters of the longest name of a key that is kept as it is."""
-
 _MOST_WAITING = 100_000
 """Days of models of keys that wait while the records fail; what is counted beyond them is lost."""
 
@@ -281,9 +277,7 @@ def _until_midnight(now: float) -> float:
 
 def _name(day: str, deployment: Deployment) -> str:
     """Return the name of the counts of a key on a day."""
-    key = deployment.key
-    whose = f"{quote(key.provider, safe='')} {quote(key.key_id, safe='')}"
-    return f"{day} {whose if len(whose) <= _LONGEST else digest_name(whose)}"
+    return f"{day} {key_name(deployment.key.provider, deployment.key.key_id)}"
 
 
 def _totals(day: str, counts: Mapping[str, int], model: str) -> DayTotals:

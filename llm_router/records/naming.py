@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from urllib.parse import quote
 
 from llm_router.errors import InvalidRequestError
 from llm_router.records.entries import name_of
 
-__all__ = ["digest_name", "short_name"]
+__all__ = ["digest_name", "key_name", "short_name"]
 
 _DIGEST = "sha256:"
+_LONGEST = 500
+"""Characters of the longest name of a key that is kept as it is."""
 
 
 def short_name(text: str) -> str:
@@ -18,6 +21,12 @@ def short_name(text: str) -> str:
         return digest_name(text) if text.startswith(_DIGEST) else name_of(text)
     except InvalidRequestError:
         return digest_name(text)
+
+
+def key_name(provider: str, key_id: str) -> str:
+    """Return a name for what belongs to a key, which has room for a date before it."""
+    name = f"{quote(provider, safe='')} {quote(key_id, safe='')}"
+    return name if len(name) <= _LONGEST else digest_name(name)
 
 
 def digest_name(text: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ from llm_router.records.base import Bounds
 from llm_router.records.entries import BoundsOf, added
 from llm_router.stores.sqlite.database import disconnect
 from llm_router.stores.sqlite.faults import Undecodable, explain
+from llm_router.stores.sqlite.filelock import TurnLock
 
 __all__ = ["RecordFile"]
 
@@ -162,6 +164,14 @@ class RecordFile:
             return connection
         self._disconnect()
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        # Of several that find no file, one makes it; meanwhile none removes what belongs to it.
+        turns = TurnLock(self._path)
+        with contextlib.closing(turns), turns.turn(time.monotonic() + self._timeout):
+            connection = self._connect()
+        self._connection, self._identity = connection, self._present()
+        return connection
+
+    def _connect(self) -> sqlite3.Connection:
         with contextlib.suppress(FileExistsError):  # SQLite itself would make a new file readable for others
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             for suffix in _SUFFIXES:  # of a database that was deleted
@@ -174,7 +184,6 @@ class RecordFile:
         except BaseException:
             connection.close()
             raise
-        self._connection, self._identity = connection, self._present()
         return connection
 
     def _disconnect(self) -> None:

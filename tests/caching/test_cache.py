@@ -85,6 +85,7 @@ async def test_the_same_request_is_answered_once(
     async with make_router([pools.one(rpm=2)], cache=Cache(place(), ttl=100)) as router:
         assert (await router.send("A private matter?", workload="light", metadata={"a": "b"})).cached
         assert await router.cache_savings() == {"requests": 3, "tokens": 21}
+        assert (await router.health_check())["cache"] == {"requests": 3, "tokens": 21}
         assert not (await router.send("A private matter?", workload="light", cache=False)).cached
         clock.shift(101)
         assert (await router.send("A private matter?", workload="light")).text == "three"
@@ -293,6 +294,8 @@ async def test_a_cache_that_fails_fails_no_send(
             await kept(router)
         warnings = [each for each in caplog.records if each.levelno == logging.WARNING]
         assert len(warnings) == 1
+        health = await router.health_check()
+        assert (health["healthy"], health["cache"] is None) == (True, failing == "add")
         records.failing = None
         clock.shift(5.1)
         await router.send("x")

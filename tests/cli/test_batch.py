@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router import Response, Router, SendError
+from llm_router.cli import batch_view, batch_watch
 from llm_router.cli.batch_results import Results
 from llm_router.emulator import Fault
 from llm_router.testing import GeminiEmulator
@@ -289,34 +292,65 @@ def test_waits_for_quota(
     assert run(*BATCH, *FRESH, "--max-wait", 0).stdout.startswith("3 answered, 2 failed")
     (home / "out.jsonl").unlink()
     child = start(*BATCH, *FRESH)
-    deadline = time.monotonic() + 20
-    while emulator.requests < 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    with pytest.raises(TimeoutError):
-        _wait(child, 0.3)
+    assert child.stderr is not None
+    told = child.stderr.readline()
+    assert re.match(r"\d of 5 done · ETA \d+ s · \d waiting until ", told)
+    assert "rpm of model-l is used up on key-light" in told
+    assert child.poll() is None
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
     assert "3 answered, 0 failed, 2 left" in err
 
 
-def _wait(child: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while child.poll() is None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-        time.sleep(0.02)
+@pytest.mark.slow
+def test_json_says_how_it_goes(
+    run: Callable[..., Result],
+    lines: Callable[..., None],
+    home: Path,
+    emulator: GeminiEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each line is an object whose times have units: why and how long it waits, at the end what was done."""
+    keys = json.loads((home / "keys.json").read_text())
+    for key in keys["keys"]:
+        key["limits"]["rpm"] = 120
+    keys["models"] = {model: {"refill": "steady", "burst": 1} for model in ("model-l", "model-m", "model-h")}
+    (home / "keys.json").write_text(json.dumps(keys))
+    lines(*PROMPTS)
+    emulator.inject(Fault.bare_429(), times=1, model="model-h")
+    monkeypatch.setattr(batch_watch, "TICK", 0.01)
+    monkeypatch.setattr(batch_watch, "_WORTH_SAYING", 0.0)
+    monkeypatch.setattr(batch_view, "_SELDOM", 0.0)
+    result = run(*BATCH, *FRESH, "--json")
+    *found, end = map(json.loads, result.stdout.splitlines())
+    told = next(each for each in found if each["wait_seconds"] is not None)
+    assert (told["event"], told["done"] + told["left"], told["waiting"] > 0) == ("progress", 5, True)
+    assert 0 <= told["wait_seconds"] < 1
+    assert abs(told["wait_until"] - time.time()) < 5
+    assert 0 < told["eta_seconds"] < 5
+    assert result.stderr == ""
+    assert {name: end[name] for name in ("event", "interrupted", "answered", "failed", "left")} == {
+        "event": "end",
+        "interrupted": False,
+        "answered": 5,
+        "failed": 0,
+        "left": 0,
+    }
+    assert end["rate_limited"] == 1
+    assert end["waited_seconds"] > 0.5
 
 
 @pytest.mark.slow
 def test_a_terminal_sees_a_progress_bar(
-    watch: Callable[..., tuple[Any, str]], lines: Callable[..., None]
+    watch: Callable[..., tuple[Any, str]], lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a terminal, a progress bar is drawn."""
+    """On a terminal, a progress bar is drawn, and below it how it goes."""
     lines(*PROMPTS)
+    monkeypatch.setattr(batch_watch, "TICK", 0.001)
     code, text = watch(*BATCH)
     assert code == 0
     assert "5/5" in text
+    assert "ETA " in text
     assert "5 answered, 0 failed" in text
 
 
@@ -340,3 +374,22 @@ def test_a_batch_stays_where_it_belongs(
     result = run(*BATCH, "--fallback", "far")
     assert (result.exit_code, "unknown fallback 'far'" in result.stderr) == (2, True)
     assert run(*BATCH, "--workload", "light").exit_code == 0
+
+
+def test_urgency_and_fallback_reach_every_send(
+    run: Callable[..., Result], lines: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts wait behind interactive requests, on any model, unless the options say otherwise."""
+    sent: list[tuple[Any, ...]] = []
+
+    async def send(_: Router, prompt: str, **options: Any) -> Response:
+        sent.append((prompt, options["urgency"], options["fallback"], options["max_wait"]))
+        return Response(success=False, error=SendError("not sent"))
+
+    monkeypatch.setattr(Router, "send", send)
+    lines({"prompt": "x"})
+    run(*BATCH)
+    run(*BATCH, "--urgency", "interactive", "--fallback", "model", "--max-wait", 5)
+    assert sent == [("x", "batch", "any", 90_000.0), ("x", "interactive", "model", 5.0)]
+    result = run(*BATCH, "--urgency", "soon")
+    assert (result.exit_code, "'soon'" in result.stderr) == (2, True)

@@ -42,6 +42,10 @@ def test_every_error_is_listed(
     assert any("API_KEY_key_light" in line for line in findings)
     assert any("rpm" in line for line in findings)
     assert summary == f"other.json: {len(findings)} errors, 0 warnings"
+    assert run("check", "--keys", "other.json").stdout == result.stdout
+    monkeypatch.setenv("LLM_ROUTER_KEYS", "other.json")
+    assert run("check").stdout == result.stdout
+    assert run("check", "keys.json").stdout.splitlines()[-1].startswith("keys.json: ")
 
 
 def test_warnings_alone_are_0(run: Callable[..., Result], home: Path) -> None:

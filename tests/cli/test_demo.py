@@ -26,13 +26,13 @@ def test_every_prompt_is_answered_within_the_quotas(start: Callable[..., subproc
         "upstream_requests",
         "upstream_429",
         "by_model",
-        "elapsed_s",
+        "elapsed_seconds",
     ]
     assert (summary["sent"], summary["succeeded"], summary["failed"]) == (60, 60, 0)
     assert (summary["upstream_requests"], summary["upstream_429"]) == (60, 0)
     assert sum(summary["by_model"].values()) == 60
     assert len(summary["by_model"]) == 3
-    assert summary["elapsed_s"] > 0
+    assert summary["elapsed_seconds"] > 0
 
 
 def test_piped_output_is_a_summary(run: Callable[..., Result]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,17 @@ def test_json_is_the_explanation(run: Callable[..., Result], home: Path) -> None
     """The JSON has everything that the explanation has."""
     limit(home, 4)
     found = json.loads(run("explain", "x", "--model", "model-h", "--fallback", "model", "--json").stdout)
-    assert (found["available"], found["retry_after"], found["left_out"]) == (True, 0.0, 0)
+    assert (found["available"], found["retry_after_seconds"], found["left_out"]) == (True, 0.0, 0)
     assert (found["workload"], found["model"], found["fallback"]) == (None, "model-h", "model")
     [[candidate]] = [tier["candidates"] for tier in found["tiers"]]
     assert (candidate["key_id"], candidate["is_taken"], candidate["exclusion"]) == ("key-heavy", True, None)
     rpm = candidate["quotas"][0]
+    assert abs(candidate["usable_at"] - time.time()) < 60
+    assert (candidate["usable_in_seconds"], rpm["fits_in_seconds"], "resets_in" in rpm["status"]) == (
+        0,
+        0,
+        False,
+    )
     assert (rpm["metric"], rpm["fits"], rpm["status"]["limit"], rpm["status"]["source"]) == (
         "rpm",
         True,
@@ -81,7 +88,7 @@ def test_no_room_is_1(run: Callable[..., Result], home: Path) -> None:
     assert verdict.startswith("nothing has room now: retry in ")
     found = json.loads(run("explain", "x", "--json").stdout)
     assert found["available"] is False
-    assert 0.0 < found["retry_after"] <= 60.3
+    assert 0.0 < found["retry_after_seconds"] <= 60.3
 
 
 @pytest.mark.slow

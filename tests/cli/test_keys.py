@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +101,50 @@ def test_help_lists_the_commands(run: Callable[..., Result]) -> None:
         result = run(*arguments)
         text = result.stdout + result.stderr
         assert all(command in text for command in ("lift", "disable", "enable"))
+
+
+ASKED = """
+import asyncio, sys
+from llm_router import Router
+
+async def main():
+    async with Router.from_config("keys.json", store=sys.argv[1]) as router:
+        for _ in sys.stdin:
+            response = await router.send("x", workload="light", fallback="none")
+            print("answered" if response.success else type(response.error).__name__, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_a_lift_in_one_process_a_send_in_the_other(
+    run: Callable[..., Result], home: Path, emulator: GeminiEmulator
+) -> None:
+    """What a command lifts or switches reaches a running program at its very next send."""
+    store = f"sqlite:///{home}/state.sqlite3"
+    emulator.inject(Fault.status(404), times=1, model="model-l")
+    program = subprocess.Popen(
+        [sys.executable, "-c", ASKED, store], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with program:
+        question, answer = program.stdin, program.stdout
+        assert question is not None
+        assert answer is not None
+
+        def send() -> str:
+            question.write("\n")
+            question.flush()
+            return answer.readline().strip()
+
+        assert [send(), send()] == ["QuotaExhaustedError"] * 2  # quarantined, so it is asked once
+        for command, outcome in (
+            ("lift", "answered"),
+            ("disable", "QuotaExhaustedError"),
+            ("enable", "answered"),
+        ):
+            assert run("keys", command, "key-light", "--store", store).exit_code == 0
+            assert send() == outcome
+        question.close()
+        assert program.wait(20) == 0
+    assert emulator.requests == 3

@@ -164,7 +164,7 @@ def test_limits_are_shown_and_forgotten(
     key = next(key for key, rows in shown.items() if any(row["source"] == "stated" for row in rows))
     [row] = [row for row in shown[key] if row["source"] == "stated"]
     assert (row["model"], row["metric"], row["limit"], row["configured"]) == (LITE, "rpm", 1, None)
-    assert row["raised_in_s"] > 60
+    assert row["raised_in_seconds"] > 60
     text = run("keys", "limits", key, "--model", LITE).stdout.splitlines()
     assert text[1].split("  ")[:1] == [LITE]
     assert "stated by the provider" in text[1]

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from click.testing import Result
 
+from llm_router import Router
+from llm_router.cli.attempts import Attempts
 from llm_router.emulator import Fault, QuotaSpec
-from llm_router.testing import GeminiEmulator
+from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
+from tests.conftest import Pools
 
 
 def test_prints_the_answer_alone(run: Callable[..., Result]) -> None:
@@ -25,11 +30,11 @@ def test_json_is_the_whole_response(run: Callable[..., Result]) -> None:
     result = run("send", "hello", "--model", "model-m", "--json", "--max-output-tokens", 100)
     answer = json.loads(result.stdout)
     assert answer["text"] == "[model-m] echo: hello"
-    assert (answer["success"], answer["error"], answer["retry_after"]) == (True, None, None)
+    assert (answer["success"], answer["error"], answer["retry_after_seconds"]) == (True, None, None)
     assert (answer["model"], answer["key_id"], answer["workload"]) == ("model-m", "key-medium", "medium")
     assert answer["usage"]["input_tokens"] > 0
     assert answer["attempts"] == 1
-    assert answer["latency"] > 0
+    assert answer["latency_seconds"] > 0
 
 
 def test_a_dash_reads_standard_input(run: Callable[..., Result]) -> None:
@@ -140,7 +145,58 @@ def test_the_fallback_and_the_attempts(
         "model-h",
         "ProviderError",
     )
-    assert attempt["latency_s"] >= 0
+    assert attempt["latency_seconds"] >= 0
     assert "unknown fallback 'far'" in run("send", "x", "--fallback", "far").stderr
     result = run("compare", "x", "-v")
     assert "medium: 1. model-m · key-medium" in result.stderr
+
+
+def test_with_v_the_answer_is_shown_as_it_comes(
+    run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece is shown before the rest exists, attempts in lines of their own; a break ends it."""
+    prompt, shown = "one two three four five six", []
+
+    def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+        emulator.release()  # now that there is something to read, the rest may come
+        shown.append(f"{'! ' if err else ''}{text}{chr(10) if nl else '|'}")
+
+    emulator.inject(Fault.stream_hang(), times=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(typer, "echo", echo)
+        assert run("send", prompt, "--workload", "light", "-v", "--timeout", 5).exit_code == 0
+    *pieces, end, attempt = shown
+    assert len(pieces) > 1
+    assert "".join(pieces).replace("|", "") == f"[model-l] echo: {prompt}"
+    assert (end, attempt.startswith("! 1. model-l · key-light · ")) == ("\n", True)
+    emulator.inject(Fault.stream_drop())
+    result = run("send", prompt, "--workload", "light", "-v")
+    assert result.exit_code == 1
+    assert result.stdout.startswith("[model-l] e")
+    assert result.stdout.endswith("\n")
+    assert "1. model-l · key-light · " in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("llm-router: ")
+
+
+async def test_attempts_and_waits_are_told(pools: Pools, clock: ManualClock) -> None:
+    """A wait that came to an attempt or a failure is told, and what became of each attempt."""
+    told: list[str] = []
+    provider = FakeProvider([asyncio.Event()], clock=clock)
+    observers = [Attempts(told.append, lambda event: event.metadata["line"])]
+    async with Router([pools.one(rpm=1)], provider=provider, clock=clock, observers=observers) as router:
+        sends = [
+            asyncio.create_task(
+                router.send("x", max_wait=wait, timeout=None, metadata={"line": f"line {number}"})
+            )
+            for number, wait in enumerate((1.0, 100.0, 110.0), 1)
+        ]
+        await clock.advance(70.0)
+        for send in sends:
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+    assert told == [
+        "line 2: waited 60.3 s for quota",
+        "line 2: 1. model-a · key-1 · 0.00 s · answered",
+        "line 3: waited 60.3 s for quota",  # and was told then that it cannot be served in time
+        "line 1: 1. model-a · key-1 · 70.00 s · given up",
+    ]

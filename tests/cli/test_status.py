@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router import Router
+from llm_router.config import load_settings
 from llm_router.domain.status import DEPRECATED
+from llm_router.emulator import Fault
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import GeminiEmulator
@@ -108,3 +112,39 @@ def test_counts_outlive_a_command(run: Callable[..., Result], home: Path) -> Non
     assert run("status", "--days", "36").exit_code == 2
     assert found["health"]["store"] == "SQLiteStore"
     assert (home / "state" / "llm_router" / "state.sqlite3").exists()
+
+
+def test_what_failed_elsewhere_is_shown(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
+    """A command that has sent nothing shows the failures that another process met."""
+    emulator.inject(Fault.status(400), times=1, model="model-l")
+    assert run("send", "x", "--workload", "light", "--fallback", "none").exit_code == 1
+    assert "key-light failed" not in run("status").stdout  # a wrong request is no fault of the key
+    emulator.inject(Fault.status(404), times=1, model="model-l")
+    assert run("send", "x", "--workload", "light", "--fallback", "none").exit_code == 1
+    assert " ago, model-l: 404 the model does not exist" in run("status").stdout
+    failures = {row["key_id"]: row["failures"] for row in json.loads(run("status", "--json").stdout)["keys"]}
+    assert [failure["code"] for failure in failures["key-light"]] == [404]
+    assert failures["key-heavy"] == []
+
+
+async def _cached(url: str, store: str) -> None:
+    settings = load_settings(Path("keys.json"))
+    async with Router.from_settings(settings, base_url=url, store=store, cache=store) as router:
+        for _ in range(3):
+            assert (await router.send("again", workload="light", max_output_tokens=5)).success
+            await asyncio.gather(*router._cache._keeping)  # type: ignore[union-attr]
+
+
+def test_what_a_cache_saved_is_shown(
+    run: Callable[..., Result], home: Path, emulator: GeminiEmulator
+) -> None:
+    """That of another program that keeps it beside the quotas, in words, in JSON, and in `top`."""
+    store = f"sqlite:///{home}/state.sqlite3"
+    assert json.loads(run("status", "--store", store, "--json").stdout)["health"]["cache"] is None
+    asyncio.run(_cached(emulator.url, store))
+    assert emulator.requests == 1
+    saved = json.loads(run("status", "--store", store, "--json").stdout)["health"]["cache"]
+    assert (saved["requests"], saved["tokens"] > 0) == (2, True)
+    words = f"the cache saved 2 requests, {saved['tokens']} tokens"
+    assert words in run("status", "--store", store).stdout.splitlines()
+    assert words in run("top", "--store", store).stdout.splitlines()

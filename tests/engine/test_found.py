@@ -14,6 +14,7 @@ from llm_router.domain.kinds import Metric
 from llm_router.engine.failures import FAILURES_KEPT
 from llm_router.engine.suspicions import Suspicions
 from llm_router.errors import QuotaViolation
+from llm_router.records import MemoryRecords
 from llm_router.stores.base import QuotaSnapshot
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -72,6 +73,28 @@ async def test_the_last_failures_of_a_key_are_kept_in_words(
         "words": "the model is overloaded or broken",
     }
     assert "prompt" not in json.dumps(first["failures"])
+
+
+async def test_what_failed_in_one_process_is_seen_in_another(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> None:
+    """Within five seconds, without a call for it; and a process that shares nothing keeps it to itself."""
+    records, pool = MemoryRecords(clock=clock), [pools.one(key_id="k", rpm=None)]
+    provider.script(refusal(9), ProviderError("busy", kind="server", code=503))
+    options = {"records": records, "max_retries": 0}
+    async with (
+        make_router(pool, **options) as router,
+        make_router(pool, **options, provider=FakeProvider()) as other,
+        make_router(pool, max_retries=0, totals=False) as alone,
+    ):
+        await router.send("x")
+        assert (await status_of(other))["failures"] == []
+        await clock.advance(6.0)
+        await alone.send("x")
+        await clock.advance(6.0)
+        [told] = (await status_of(other))["failures"]
+        assert [told] == (await status_of(router))["failures"]
+        assert (told["code"], [each["code"] for each in (await status_of(alone))["failures"]]) == (429, [503])
 
 
 async def test_a_refusal_and_a_timeout_are_failures_too(

@@ -316,6 +316,7 @@ async def test_health_counts_keys_and_deployments(
         "deployments": 3,
         "waiting": 0,
         "line": {"requests": 0, "interactive": 0, "batch": 0, "tenants": {}},
+        "cache": None,
         "store": "Fragile",
         "store_ok": True,
         "problems": [],

@@ -72,6 +72,17 @@ async def test_a_file_is_its_users_own(tmp_path: Path) -> None:
         assert await store.names("space") == ["name"]
 
 
+async def test_a_new_file_is_made_once(tmp_path: Path) -> None:
+    """Of stores that find no file at the same moment, each uses the one that the first of them makes."""
+    for place in range(20):
+        path = tmp_path / str(place) / "records.db"
+        async with aclosing(SQLiteRecords(path)) as one, aclosing(SQLiteRecords(path)) as two:
+            await asyncio.gather(
+                one.add("use", "all", {"requests": 1}, ttl=60), two.add("use", "all", {"requests": 1}, ttl=60)
+            )
+            assert await one.counts("use") == await two.counts("use") == {"all": {"requests": 2}}
+
+
 async def test_foreign_files_stay_as_they_are(tmp_path: Path) -> None:
     """What is no file of records is named and left alone; a newer one, too."""
     text, other, newer = tmp_path / "text.db", tmp_path / "other.db", tmp_path / "newer.db"
