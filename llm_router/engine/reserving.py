@@ -293,6 +293,7 @@ class Selector:
         if self.pacer is not None and lease is not None and send.requests:
             self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
+            await finish(self._pass_on(lease.probes))
             await lease.close()
             self._check_open()
         return lease
@@ -343,7 +344,7 @@ class Selector:
             if granted is None:  # a reload, while the store was asked
                 granted = candidates[deployments.index(decision.deployment)]
                 if not self._pool.holds(granted):
-                    await self._give_back(reservation_id, [granted])
+                    await self._give_back(reservation_id, [granted], decision.probes)
                     return None
             granted.observe(decision, now)
             lease = Lease(
@@ -354,8 +355,15 @@ class Selector:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
 
-    async def _give_back(self, reservation_id: str, candidates: list[DeploymentState]) -> None:
-        """Release what was reserved on one of ``candidates``, but is not to be used any more."""
+    async def _give_back(
+        self, reservation_id: str, candidates: list[DeploymentState], probes: tuple[Cooldown, ...] = ()
+    ) -> None:
+        """Release what was reserved on one of ``candidates``, but is not to be used any more.
+
+        Another request may then probe what this one was to, unless the store sees to that.
+        """
+        if probes:
+            await finish(self._pass_on(probes))
         try:
             await finish(self._store.release(reservation_id))
         except StoreError:
@@ -363,6 +371,12 @@ class Selector:
         else:
             for state in candidates:
                 self.quota_returned(state)
+
+    async def _pass_on(self, probes: tuple[Cooldown, ...]) -> None:
+        """Have the next request probe half-open cooldowns: this one is not sent."""
+        with suppress(StoreError):  # then it does in a minute
+            for probe in probes:
+                await self._store.cool_down(Cooldown.retry(probe.scope))
 
     async def _note_refusals(
         self,
@@ -383,8 +397,7 @@ class Selector:
                         refused[state] = refusal
         except BaseException:
             if lease is not None:  # not closed: the caller leaves the gate
-                with suppress(StoreError):
-                    await finish(self._store.release(lease.reservation_id))
+                await self._give_back(lease.reservation_id, [lease.state], lease.probes)
             raise
 
 

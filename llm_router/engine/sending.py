@@ -507,11 +507,31 @@ class OpenAttempt:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            await self._settle(exc)
+        except asyncio.CancelledError:
+            await self._break_off()
+            raise
+        if exc_type is not None:
+            await self._break_off()
+            return
+        self._record()
+        if isinstance(self._outcome, ProviderError):
+            judging = self._judge(self._outcome)
+        elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
+            judging = self._acquit()
+        else:
+            return
+        # Others wait for what a probe finds out.
+        await (finish(judging) if self._lease.probes else judging)
+
+    async def _settle(self, raised: BaseException | None) -> None:
+        """Close the stream, and settle or release the quota."""
+        try:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
             if not self._lease.is_dispatched:
-                self._notice_unsent(exc)
+                self._notice_unsent(raised)
             totals, outcome = self._sender.totals, self._outcome
             # Unless nothing was sent, or it is of a kind that is not counted.
             if (
@@ -523,15 +543,7 @@ class OpenAttempt:
             if (reporter := self._sender.reporter) is None:
                 await self._lease.close()
             else:
-                await self._close_reported(reporter, exc)
-        if exc_type is None:
-            self._record()
-            if isinstance(self._outcome, ProviderError):
-                await self._judge(self._outcome)
-            elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
-                await self._acquit()
-        elif self._lease.probes or self._lease.state.group.overload.failed:
-            await finish(self._break_off())
+                await self._close_reported(reporter, raised)
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -657,11 +669,14 @@ class OpenAttempt:
             await judge.learner.grow(lease.state)
 
     async def _break_off(self) -> None:
-        """Draw the consequences of an attempt that was given up, perhaps in the midst of its answer."""
-        if self._texts:
-            await self._clear()
+        """Draw the consequences of an attempt that was given up, perhaps during or after its answer."""
+        lease = self._lease
+        if not lease.probes and not lease.state.group.overload.failed:
+            return
+        if self._texts or (self._outcome is not _END and isinstance(self._outcome, Reply)):
+            await finish(self._clear())
         else:
-            await self._sender.judge.pass_on(self._lease.probes, self._lease.state, self._began)
+            await finish(self._sender.judge.pass_on(lease.probes, lease.state, self._began))
 
     async def _clear(self) -> None:
         """Lift what an answer disproves."""

@@ -28,6 +28,16 @@ from llm_router.providers.base import (
 __all__ = ["Preparation", "Upstream", "Upstreams"]
 
 
+_SENDING = ("generate", "stream", "relay")
+"""The methods of a provider that send a request."""
+
+
+def _place(provider: Provider, name: str) -> int:
+    """Return where an attribute is defined: 0 in the object itself, 1 in its class, more in its bases."""
+    places = getattr(provider, "__dict__", {}), *map(vars, type(provider).__mro__)
+    return next((number for number, names in enumerate(places) if name in names), len(places))
+
+
 @attrs.define(eq=False)
 class Upstream:
     """A provider with what this process has learnt about it.
@@ -45,8 +55,14 @@ class Upstream:
 
     @property
     def reports_dispatch(self) -> bool:
-        """Whether the adapter says of each request that it is on the wire, before it is."""
-        return isinstance(self.provider, DispatchingProvider) and self.provider.reports_dispatch is True
+        """Whether the adapter says of each request that it is on the wire, before it is.
+
+        A subclass that sends in a way of its own does not inherit that promise.
+        """
+        if not (isinstance(self.provider, DispatchingProvider) and self.provider.reports_dispatch is True):
+            return False
+        promised = _place(self.provider, "reports_dispatch")
+        return all(_place(self.provider, method) >= promised for method in _SENDING)
 
     def correction(self, model: str) -> TokenCorrection:
         """Return the correction of token estimates for ``model``, always the same one."""

@@ -145,7 +145,9 @@ class DispatchingProvider(Provider, Protocol):
     Attributes:
         reports_dispatch: Whether ``dispatched`` is called before the whole of any request has left. What is
             cancelled, or runs out of time, before it is called then uses no quota; of other providers it
-            counts as sent from the moment that they are called.
+            counts as sent from the moment that they are called. It holds for the methods of the class that
+            says so: a subclass that overrides ``generate``, ``stream`` or ``relay`` says it again if it still
+            is true.
     """
 
     reports_dispatch: bool
