@@ -21,6 +21,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
+from llm_router.engine.estimates import understood
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
@@ -508,21 +509,17 @@ class OpenAttempt:
     ) -> None:
         try:
             await self._settle(exc)
+            if exc_type is None:
+                self._record()
+                if isinstance(self._outcome, ProviderError):
+                    await self._judge(self._outcome)
+                elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
+                    await self._acquit()
         except asyncio.CancelledError:
             await self._break_off()
             raise
         if exc_type is not None:
             await self._break_off()
-            return
-        self._record()
-        if isinstance(self._outcome, ProviderError):
-            judging = self._judge(self._outcome)
-        elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
-            judging = self._acquit()
-        else:
-            return
-        # Others wait for what a probe finds out.
-        await (finish(judging) if self._lease.probes else judging)
 
     async def _settle(self, raised: BaseException | None) -> None:
         """Close the stream, and settle or release the quota."""
@@ -582,7 +579,13 @@ class OpenAttempt:
             )
             sender = self._sender
             sender.judge.failures.note(self._lease.state.deployment, outcome, sender.clock.time())
-        return outcome
+        return self._checked(outcome) if isinstance(outcome, Reply) else outcome
+
+    def _checked(self, reply: Reply) -> Reply:
+        text: object = reply.text
+        if not isinstance(text, str):
+            raise self._lease.state.group.upstream.no_text(text, streamed=self._replies is not None)
+        return understood(reply)
 
     def _notice_unsent(self, raised: BaseException | None) -> None:
         """Give the quota back of an attempt that was given up before it left, if that is certain."""

@@ -136,6 +136,12 @@ class Upstream:
         """Return the error to raise in place of one that a call of the provider must not raise."""
         return own_error(self.provider, self._method(streamed=streamed), error)
 
+    def no_text(self, found: object, *, streamed: bool) -> ExtensionError:
+        """Return the error to raise if the text of a reply is none."""
+        return broken_promise(
+            self.provider, self._method(streamed=streamed), "give a reply whose text is a str", found
+        )
+
     def no_reply(self, found: object, *, streamed: bool) -> ExtensionError:
         """Return the error to raise if a call returned or yielded something other than a reply."""
         verb = "yield" if (method := self._method(streamed=streamed)) == "stream" else "return"
