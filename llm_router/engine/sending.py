@@ -271,6 +271,8 @@ class Sender:
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        if self.judge.pool.features_until:
+            self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
             send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
@@ -349,9 +351,19 @@ class Sender:
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        if self.judge.pool.features_until:
+            self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
             send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
+
+    def _heed_features(self, send: SendState) -> None:
+        """Look which features a request uses, if some project has no quota for one now."""
+        pool = self.judge.pool
+        if pool.features_until <= self.clock.time():
+            pool.features_until = 0.0
+            return
+        send.features = frozenset().union(*(each.features(send.request) for each in send.order.upstreams))
 
     # --- between attempts -----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from llm_router.engine.extensions import broken_promise, own_error
 from llm_router.errors import ConfigError, ExtensionError, LLMRouterError
 from llm_router.providers.base import (
     DispatchingProvider,
+    MeteredProvider,
     PreparedProvider,
     Provider,
     RelayingProvider,
@@ -63,6 +64,26 @@ class Upstream:
             return False
         promised = _place(self.provider, "reports_dispatch")
         return all(_place(self.provider, method) >= promised for method in _SENDING)
+
+    def features(self, request: Request) -> frozenset[str]:
+        """Return the features of a request that have quotas of their own, as far as the adapter knows them.
+
+        Raises:
+            ExtensionError: The provider raised an error of its own, or returned something else.
+        """
+        if not isinstance(self.provider, MeteredProvider):
+            return frozenset()
+        failure: ExtensionError
+        try:
+            found = self.provider.features(request)
+            if not isinstance(found, str):
+                return frozenset(found)
+            failure = broken_promise(self.provider, "features", "return a collection of names", found)
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            failure = own_error(self.provider, "features", error)
+        raise failure
 
     def correction(self, model: str) -> TokenCorrection:
         """Return the correction of token estimates for ``model``, always the same one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -19,6 +19,7 @@ __all__ = [
     "DispatchingProvider",
     "FailureKind",
     "FaultScope",
+    "MeteredProvider",
     "PreparedProvider",
     "Provider",
     "QueriedProvider",
@@ -134,6 +135,20 @@ class StreamingProvider(Provider, Protocol):
 
         Raises:
             ProviderError: The call failed, before the first piece or after any, or the answer broke off.
+        """
+        ...
+
+
+@runtime_checkable
+class MeteredProvider(Provider, Protocol):
+    """A provider that knows which features of a request have quotas of their own, such as its search."""
+
+    def features(self, request: Request, /) -> Collection[str]:
+        """Return the names of such features that a request uses, without I/O.
+
+        They are those that a :class:`~llm_router.errors.ProviderError` may give as its ``feature``. While a
+        project has no quota for one of them, requests that use it are not sent there. It is asked only while
+        that is so somewhere; of other providers, each request is refused once before its features are known.
         """
         ...
 
