@@ -34,11 +34,13 @@ No message, argument or traceback of these errors ever carries an API key.
 from __future__ import annotations
 
 from enum import StrEnum
+from numbers import Real
 from typing import Any, TypeVar
 
 import attrs
 
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
+from llm_router.domain.numbers import real, shown
 
 __all__ = [
     "BlockedError",
@@ -305,7 +307,7 @@ class ProviderError(SendError):
 
     Raises:
         ValueError: ``kind`` or ``scope`` is a string that does not name a :class:`FailureKind` or
-            :class:`FaultScope`.
+            :class:`FaultScope`, or ``retry_delay`` is not a number.
     """
 
     def __init__(
@@ -329,11 +331,17 @@ class ProviderError(SendError):
         self.lasting = lasting
         self.code = code
         self.status = status
-        self.retry_delay = retry_delay
+        self.retry_delay = None if retry_delay is None else _seconds(retry_delay)
         self.violations = violations
         self.charged = charged
         self.body = b""
         self.told = False
+
+
+def _seconds(delay: object) -> float:
+    if not isinstance(delay, Real):
+        raise ValueError(f"retry_delay must be a number of seconds, or None, not {shown(delay)}")  # noqa: TRY004
+    return real(delay)
 
 
 class StoreError(LLMRouterError):

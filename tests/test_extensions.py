@@ -1,4 +1,4 @@
-"""Providers and strategies of the user that fail: a typed error that names the method, and nothing leaks."""
+"""Providers, strategies and stores of the user that fail: a typed error names the method, nothing leaks."""
 
 # What these tests pass is what the types forbid.
 # mypy: disable-error-code="arg-type, override, operator"
@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -19,6 +22,8 @@ from llm_router import (
     ExtensionError,
     InvalidRequestError,
     LLMRouterError,
+    MemoryStore,
+    Metric,
     ProviderError,
     Reply,
     Request,
@@ -26,6 +31,7 @@ from llm_router import (
     Usage,
 )
 from llm_router.engine.index import FallbackOrder
+from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -62,6 +68,81 @@ async def fail(router: Router, *, streamed: bool = False) -> ExtensionError:
     dump = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
     assert SECRET not in dump
     return error
+
+
+# --- stores -------------------------------------------------------------------------------------------
+
+
+class BrokenStore(MemoryStore):
+    """A store one of whose methods raises, or returns something."""
+
+    def __init__(self, method: str, outcome: object) -> None:
+        super().__init__()
+        self.method = method
+        self.outcome = outcome
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in ("reserve", "settle", "release", "cool_down", "snapshot") or name != self.method:
+            return super().__getattribute__(name)
+
+        async def call(*_: object) -> object:
+            if isinstance(self.outcome, BaseException):
+                raise self.outcome
+            return self.outcome
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message", "behind"),
+    [
+        (
+            OwnError(SECRET),
+            r"\.reserve\(\) raised OwnError \(line \d+ of .*test_extensions\): ",
+            False,
+        ),
+        (
+            OwnError(SECRET),
+            r"\.reserve\(\) raised OwnError \(line \d+ of .*test_extensions\): ",
+            True,
+        ),
+        (None, r"\.reserve\(\) must return a Decision, not None", False),
+        (42, r"\.reserve\(\) must return a Decision, not 42", False),
+    ],
+)
+async def test_a_store_that_decides_nothing(
+    pools: Pools, outcome: object, message: str, behind: bool
+) -> None:
+    """A typed error that names the class and the method, also of the store behind a failover store."""
+    broken = BrokenStore("reserve", outcome)
+    provider = FakeProvider()
+    store = FailoverStore(broken) if behind else broken
+    async with Router([pools.one()], store=store, provider=provider) as router:
+        error = await fail(router)
+        assert re.search(f"^BrokenStore{message}", str(error))
+        assert router._sender.selector._gate.busy == 0
+        assert provider.calls == []
+
+
+@pytest.mark.parametrize("method", ["settle", "release", "cool_down", "snapshot"])
+async def test_a_store_that_fails_after_an_answer_does_not_cost_it(
+    pools: Pools, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    """Whatever it raises: the caller has the answer, and the log names the class and the method."""
+    store = BrokenStore("nothing yet", OwnError(SECRET))
+    provider = FakeProvider(
+        [
+            ProviderError("slow down", kind="quota", code=429, charged=False),
+            ProviderError("overloaded", kind="server", code=503),
+        ]
+    )
+    pool = [pools.one() for _ in range(4)]
+    async with Router(pool, store=store, provider=provider, base_backoff=0.001) as router:
+        store.method = method
+        response = await router.send("hello")
+    assert response.success
+    assert f"BrokenStore.{method}() raised OwnError" in caplog.text or method == "snapshot"
+    assert SECRET not in caplog.text
 
 
 # --- providers ----------------------------------------------------------------------------------------
@@ -215,6 +296,46 @@ async def test_an_estimate_is_rounded_up(
     async with make_router([pools.one(tpm=100)], provider=Broken("estimate_tokens", outcome)) as router:
         assert (await router.send("x")).success
         assert (await router.get_all_key_statuses())[0]["tpm_usage"] == f"{tokens}/100"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    "odd", [math.nan, math.inf, 1e305, 10**400, -3, True, Decimal(7), "7", None, 0.5, 7.0], ids=str
+)
+async def test_counts_that_are_no_number_of_tokens_count_as_not_given(
+    make_router: Callable[..., Router], pools: Pools, odd: Any, *, streamed: bool
+) -> None:
+    """The answer is paid for: it is kept, its estimate counts, and so does everything else of that day."""
+    deployment = pools.one(tpm=1_000)
+    provider = FakeProvider([Reply("ok", usage=Usage(odd, odd, odd, odd, odd)), Reply("ok", usage=odd)])
+    async with make_router([deployment], provider=provider) as router:
+        used = []
+        for _ in range(2):
+            if streamed:
+                async with router.stream("x") as stream:
+                    response = await stream.collect()
+            else:
+                response = await router.send("x")
+            assert response.text == "ok"
+            used.append((await router.keys.snapshots())[0].quotas)
+        [status] = await router.get_all_key_statuses()
+    read = 7 if odd == 7.0 and isinstance(odd, float) else 0
+    assert [quota.used for quota in used[0] if quota.metric is Metric.TPM] == [read or 1]
+    today = status["today"]
+    assert today is not None
+    assert (today["requests"], today["input_tokens"], today["output_tokens"]) == (2, read, 2 * read)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_reply_without_a_text(
+    make_router: Callable[..., Router], pools: Pools, *, streamed: bool
+) -> None:
+    """A text that is none is a mistake of the provider."""
+    async with make_router(
+        [pools.one()], provider=Broken("stream" if streamed else "generate", Reply(None))
+    ) as router:
+        error = await fail(router, streamed=streamed)
+    assert re.search(r"^Broken\.\w+\(\) must give a reply whose text is a str, not None", str(error))
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "list", "raises"])

@@ -949,6 +949,37 @@ async def test_a_tool_without_quota_does_not_stop_plain_prompts(
         assert not any(status["in_cooldown"] for status in await router.get_all_key_statuses())
 
 
+async def test_a_request_whose_tool_has_no_quota_is_not_sent_there_again(
+    make_router: Callable[..., Router], clock: ManualClock, pools: Pools
+) -> None:
+    """Where the provider knows the features of a request, no later one is refused for want of that quota."""
+
+    class Metered(FakeProvider):
+        def features(self, request: Request) -> tuple[str, ...]:
+            return ("google_search",) if request.config else ()
+
+    provider = Metered()
+    grounded: dict[str, Any] = {"tools": [{"google_search": {}}]}
+    spent = failure(
+        "quota", code=429, scope="feature", feature="google_search", retry_delay=50.0, charged=False
+    )
+    async with make_router(pools.many(2), provider=provider) as router:
+        provider.script(spent)
+        first = await router.send("x", config=grounded)
+        assert (first.success, first.attempts) == (True, 2)
+        provider.script("fine", spent)
+        again = [await router.send("x", config=grounded) for _ in range(2)]
+        assert [(each.success, each.attempts) for each in again] == [(True, 1), (False, 1)]
+        explained = await router.explain("x", config=grounded)
+        assert explained.retry_after == 50.0
+        assert [each.reason for each in explained.tiers[0].candidates] == ["no quota for google_search"] * 2
+        third = await router.send("x", config=grounded)
+        assert (third.success, third.attempts, third.retry_after) == (False, 0, 50.0)
+        assert all([(await router.send("x")).attempts == 1 for _ in range(4)])
+        clock.shift(50.1)
+        assert (await router.send("x", config=grounded)).attempts == 1
+
+
 async def test_a_request_whose_tool_has_no_quota_waits_for_it_without_holding_up_others(
     make_router: Callable[..., Router], provider: FakeProvider, clock: ManualClock, pools: Pools
 ) -> None:

@@ -1,8 +1,15 @@
-"""How far a model's own token counts are from our estimates."""
+"""What a provider counts: which of its token counts make sense, and how far they are from our estimates."""
 
 from __future__ import annotations
 
-__all__ = ["TokenCorrection"]
+import attrs
+
+from llm_router.domain.numbers import whole
+from llm_router.domain.quota import MAX_LIMIT
+from llm_router.domain.response import Usage
+from llm_router.providers.base import Reply
+
+__all__ = ["TokenCorrection", "understood"]
 
 _LOWEST, _HIGHEST = 0.25, 4.0
 _RISE, _FALL = 0.5, 0.05
@@ -33,3 +40,29 @@ class TokenCorrection:
 
     def __repr__(self) -> str:
         return f"TokenCorrection(factor={self.factor:g})"
+
+
+def understood(reply: Reply) -> Reply:
+    """Return a reply in which each count that is no number of tokens counts as not given."""
+    usage = reply.usage
+    if usage is None:
+        return reply
+    if usage.__class__ is Usage:  # written out, since it runs for every answer
+        read, written, thought = usage.input_tokens, usage.output_tokens, usage.thinking_tokens
+        if (
+            read.__class__ is written.__class__ is thought.__class__ is int
+            and 0 <= read <= MAX_LIMIT
+            and 0 <= written <= MAX_LIMIT
+            and 0 <= thought <= MAX_LIMIT
+        ):
+            return reply
+    counts = {name: _tokens(getattr(usage, name, 0)) for name in _COUNTS}
+    return attrs.evolve(reply, usage=Usage(**counts))
+
+
+_COUNTS = tuple(field.name for field in attrs.fields(Usage))
+
+
+def _tokens(count: object) -> int:
+    number = whole(count)
+    return number if number is not None and 0 <= number <= MAX_LIMIT else 0

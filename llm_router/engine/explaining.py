@@ -21,6 +21,7 @@ from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
 from llm_router.engine.rehearsal import Rehearsal, choose, demand_on, room_at
+from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
 from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
@@ -188,6 +189,9 @@ def _left_out(state: DeploymentState, noted: str | None, rehearsal: Rehearsal) -
         (state.avoided_until, Exclusion.AVOIDED, noted),
         (until, Exclusion.UNREACHABLE, "the provider cannot be reached"),
     ]
+    if rehearsal.send.features:
+        until, lack = lacking(state, rehearsal.send.features)
+        found.append((until, Exclusion.AVOIDED, lack))
     if rehearsal.pacer is not None:
         until = rehearsal.pacer.until(state.deployment, rehearsal.send.order.workload, rehearsal.now)
         found.append((until, Exclusion.AVOIDED, PACED))

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
 
 from llm_router.domain.numbers import shown
-from llm_router.errors import ExtensionError, LLMRouterError
+from llm_router.errors import ExtensionError, LLMRouterError, StoreError
+from llm_router.stores.base import FrontingStore, RateLimitStore
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
-__all__ = ["CheckedStrategy", "broken_promise", "own_error"]
+__all__ = ["CheckedStrategy", "broken_promise", "no_decision", "note_failure", "own_error", "store_error"]
+
+_log = logging.getLogger("llm_router")
 
 _PROMISE = "return candidates that it was given, each once at most"
 
 
-def own_error(extension: object, method: str, error: BaseException) -> ExtensionError:
+def store_error(store: RateLimitStore, method: str, error: Exception) -> ExtensionError:
+    """Return the error for an exception of a user's store, which may stand behind one of the library."""
+    behind = store.behind if isinstance(store, FrontingStore) else store
+    return own_error(behind, method, error, within="llm_router.")
+
+
+def note_failure(store: RateLimitStore, method: str, error: Exception) -> None:
+    """Log that a call of the store failed which a send can do without.
+
+    That a store does not answer is told elsewhere; a user's store that raises an error of its own is a bug.
+    """
+    if isinstance(error, StoreError):
+        _log.debug("the store failed in %s(): %s", method, error)
+    else:
+        _log.warning("%s", store_error(store, method, error))
+
+
+def no_decision(store: RateLimitStore, found: object) -> ExtensionError:
+    """Return the error for a user's store that returned something other than a decision."""
+    behind = store.behind if isinstance(store, FrontingStore) else store
+    return broken_promise(behind, "reserve", "return a Decision", found)
+
+
+def own_error(
+    extension: object, method: str, error: BaseException, *, within: str = "llm_router.engine."
+) -> ExtensionError:
     """Return the error for an exception that a method must not raise; ``error`` itself is not kept.
 
     Its text may contain a key, and so may the local variables in its traceback. The new error names only its
     type and the line of the method.
     """
-    return ExtensionError(
-        f"{_name(extension)}.{method}() raised {type(error).__name__}{_place(error.__traceback__)}: it must "
-        "not raise errors of its own"
-    )
+    what = f"{type(error).__name__}{_place(error.__traceback__, within)}"
+    return ExtensionError(f"{_name(extension)}.{method}() raised {what}: it must not raise errors of its own")
 
 
 def broken_promise(extension: object, method: str, promise: str, found: object) -> ExtensionError:
@@ -41,11 +68,11 @@ def _kind(value: object) -> str:
     return shown(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
-def _place(traceback: TracebackType | None) -> str:
-    """Return the line of the method itself, which is the first frame outside the engine."""
+def _place(traceback: TracebackType | None, within: str) -> str:
+    """Return the line of the method itself, which is the first frame outside of ``within``."""
     while traceback is not None:
         module = str(traceback.tb_frame.f_globals.get("__name__"))
-        if not module.startswith("llm_router.engine."):
+        if not module.startswith(within):
             return f" (line {traceback.tb_lineno} of {module})"
         traceback = traceback.tb_next
     return ""

@@ -16,6 +16,7 @@ from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
+from llm_router.engine.extensions import note_failure
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner
@@ -24,7 +25,7 @@ from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
 from llm_router.engine.timing import finish
-from llm_router.errors import ProviderError, StoreError
+from llm_router.errors import ProviderError
 from llm_router.stores.base import RateLimitStore
 
 __all__ = ["Judge"]
@@ -170,7 +171,8 @@ class Judge:
         group = state.group
         try:
             snapshots = await self.store.snapshot([each.deployment for each in group.states[:_OTHERS]])
-        except StoreError:  # then the turns of this process have to do
+        except Exception as error:  # noqa: BLE001 - as below; the turns of this process have to do
+            note_failure(self.store, "snapshot", error)
             snapshots = []
         cooldowns = [each.cooldown for each in snapshots if each.cooldown is not None]
         others = [each.until for each in cooldowns if each.half_open]
@@ -251,7 +253,8 @@ class Judge:
     async def _is_disabled(self, state: DeploymentState) -> bool:
         try:
             [snapshot] = await self.store.snapshot([state.deployment])
-        except StoreError:  # then nothing can be lifted either
+        except Exception as error:  # noqa: BLE001 - as below; then nothing can be lifted either
+            note_failure(self.store, "snapshot", error)
             return False
         return snapshot.cooldown is not None and snapshot.cooldown.is_disabled
 
@@ -291,5 +294,5 @@ class Judge:
             self.reporter.imposed(cooldown, state.deployment)
         try:
             await self.store.cool_down(cooldown)
-        except StoreError as error:  # this process keeps to it all the same
-            _log.debug("a cooldown could not be shared: %s", error)
+        except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
+            note_failure(self.store, "cool_down", error)

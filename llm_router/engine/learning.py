@@ -12,6 +12,7 @@ from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.engine.extensions import note_failure
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import (
     WINDOW,
@@ -25,7 +26,7 @@ from llm_router.engine.limits import (
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import Suspicions
-from llm_router.errors import ProviderError, StoreError
+from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
 __all__ = ["LimitLearner"]
@@ -122,8 +123,8 @@ class LimitLearner:
             self.reporter.imposed(lesson, state.deployment)
         try:
             await self.store.cool_down(lesson)
-        except StoreError as error:
-            _log.debug("a limit could not be shared: %s", error)
+        except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
+            note_failure(self.store, "cool_down", error)
 
     def _note(self, scope: Scope, now: float) -> None:
         self._found.pop(scope, None)
@@ -147,7 +148,7 @@ class LimitLearner:
             return []
         try:
             snapshots = await self.store.snapshot([state.deployment for state in states])
-        except StoreError as error:
-            _log.debug("the count behind a refusal or an answer could not be read: %s", error)
+        except Exception as error:  # noqa: BLE001 - as above; then the count says nothing
+            note_failure(self.store, "snapshot", error)
             return [()] * len(states)
         return [snapshot.quotas for snapshot in snapshots]

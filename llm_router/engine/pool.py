@@ -31,6 +31,7 @@ class Pool:
         sharded: Whether the store has several shards.
         groups: The groups by (provider, workload, model, methods).
         states: What is known of each deployment. A reload puts another dictionary in its place.
+        features_until: Until when at the latest a feature is avoided somewhere (seconds since the epoch).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Pool:
         self.states: dict[Deployment, DeploymentState] = {}
         self._by_scope: dict[Scope, list[DeploymentState]] = {}
         self._avoided_models: set[tuple[str, str]] = set()
+        self.features_until = 0.0
         self.replace(deployments, upstreams, {}, 0.0)
 
     def __len__(self) -> int:
@@ -155,6 +157,7 @@ class Pool:
         """Have requests with ``feature`` avoid the deployments of ``scope`` until ``until``, here only."""
         for state in self._by_scope.get(scope, ()):
             state.features = {**(state.features or {}), feature: until}
+        self.features_until = max(self.features_until, until)
 
     def avoid_model(self, provider: str, model: str, until: float, reason: str) -> None:
         """Avoid every deployment of a model until ``until``, in this process only.

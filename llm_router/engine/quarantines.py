@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.credentials import is_marked
+from llm_router.engine.extensions import note_failure
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.errors import StoreError
@@ -71,8 +72,8 @@ class Quarantines:
             return False
         try:
             await self._store.cool_down(change)
-        except StoreError as error:
-            _log.debug("a quarantine could not be ended: %s", error)
+        except Exception as error:  # noqa: BLE001 - of a user's store; a later request tries again
+            note_failure(self._store, "cool_down", error)
             return False
         self._pool.rouse(cooldown.scope, now)
         if self._reporter is not None and change.until == -math.inf:

@@ -16,7 +16,7 @@ from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.quarantines import Quarantines
-from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, soonest
+from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, Either, Unsuitable, further, soonest
 from llm_router.engine.state import SendState
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.strategies.base import SelectionStrategy
@@ -146,6 +146,8 @@ class Rehearsal:
         order, strategy, now = self.send.order.copy(), _twin(self.strategy), self.now
         is_whole = len(self.snapshots) == order.size
         skip: Container[DeploymentState] = () if is_whole else _Unknown(self.snapshots)
+        if self.send.features:
+            skip = Either(Unsuitable(self.send, now), skip)
         if self.pacer is not None:
             skip = Paced(self.pacer, order.workload, now, self._refused, skip)
         shortlist = order.draw(strategy, now, FIRST_CANDIDATES, skip)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import secrets
 from collections import deque
@@ -17,6 +16,7 @@ from typing import Any
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.engine.extensions import no_decision, note_failure, store_error
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
@@ -38,13 +38,11 @@ from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
 from llm_router.engine.waiting import Shortage, WaitingLine
-from llm_router.errors import QuotaExhaustedError, RouterClosedError, StoreError
-from llm_router.stores.base import RateLimitStore, Refusal
+from llm_router.errors import ExtensionError, LLMRouterError, QuotaExhaustedError, RouterClosedError
+from llm_router.stores.base import Decision, RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
 __all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
-
-_log = logging.getLogger("llm_router")
 
 _NOTHING = Demand(0, 0)
 _EQUAL: Mapping[str, float] = {}
@@ -293,6 +291,7 @@ class Selector:
         if self.pacer is not None and lease is not None and send.requests:
             self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
+            await finish(self._pass_on(lease.probes))
             await lease.close()
             self._check_open()
         return lease
@@ -318,22 +317,22 @@ class Selector:
     async def _ask(
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
     ) -> Lease | None:
-        order_groups = send.order.groups
-        # The largest of what each model may count, since it is not known yet which one is granted.
-        groups = order_groups if len(order_groups) == 1 else {state.group for state in candidates}
-        tokens = 0.0
-        for group in groups if send.requests else ():
-            needed = send.tokens[group.upstream] * group.correction.factor
-            if needed > tokens:  # noqa: PLR1730 - three times as fast as max(), and in every send
-                tokens = needed
-        demand = Demand(1, round(tokens) or 1) if send.requests else _NOTHING
+        demand = _demand(send, candidates) if send.requests else _NOTHING
         reservation_id = new_reservation_id()
         deployments = list(map(_deployment, candidates))
+        failure: ExtensionError | None = None
+        decision: Decision | None = None
         try:
             decision = await self._store.reserve(reservation_id, deployments, demand, send.ttl)
         except asyncio.CancelledError:
             await self._give_back(reservation_id, candidates)  # before anything else
             raise
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a user's store raises
+            failure = store_error(self._store, "reserve", error)
+        if not isinstance(decision, Decision):  # raised from here, so that it does not refer to the other one
+            raise failure or no_decision(self._store, decision)
         now = self._clock.time()
         if decision.lifts != self.quarantines.lifts:
             self.quarantines.notice_lifts(decision.lifts, now)
@@ -343,7 +342,7 @@ class Selector:
             if granted is None:  # a reload, while the store was asked
                 granted = candidates[deployments.index(decision.deployment)]
                 if not self._pool.holds(granted):
-                    await self._give_back(reservation_id, [granted])
+                    await self._give_back(reservation_id, [granted], decision.probes)
                     return None
             granted.observe(decision, now)
             lease = Lease(
@@ -354,15 +353,28 @@ class Selector:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
 
-    async def _give_back(self, reservation_id: str, candidates: list[DeploymentState]) -> None:
-        """Release what was reserved on one of ``candidates``, but is not to be used any more."""
+    async def _give_back(
+        self, reservation_id: str, candidates: list[DeploymentState], probes: tuple[Cooldown, ...] = ()
+    ) -> None:
+        """Release what was reserved on one of ``candidates``, but is not to be used any more.
+
+        Another request may then probe what this one was to, unless the store sees to that.
+        """
+        if probes:
+            await finish(self._pass_on(probes))
         try:
             await finish(self._store.release(reservation_id))
-        except StoreError:
-            pass  # the reservation expires by itself
+        except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
+            note_failure(self._store, "release", error)
         else:
             for state in candidates:
                 self.quota_returned(state)
+
+    async def _pass_on(self, probes: tuple[Cooldown, ...]) -> None:
+        """Have the next request probe half-open cooldowns: this one is not sent."""
+        with suppress(Exception):  # then it does in a minute
+            for probe in probes:
+                await self._store.cool_down(Cooldown.retry(probe.scope))
 
     async def _note_refusals(
         self,
@@ -383,8 +395,7 @@ class Selector:
                         refused[state] = refusal
         except BaseException:
             if lease is not None:  # not closed: the caller leaves the gate
-                with suppress(StoreError):
-                    await finish(self._store.release(lease.reservation_id))
+                await self._give_back(lease.reservation_id, [lease.state], lease.probes)
             raise
 
 
@@ -484,13 +495,13 @@ class Lease:
         except asyncio.CancelledError:
             # Closing is idempotent: once more, and this time to the end.
             try:
-                with suppress(StoreError):
+                with suppress(Exception):
                     await finish(self._close())
             finally:
                 self._return_quota()
             raise
-        except StoreError as error:
-            _log.debug("a reservation could not be settled: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever a user's store raises: the answer is paid for
+            note_failure(self._store, "release" if self._used is _NOTHING else "settle", error)
         else:
             self._return_quota()
 
@@ -507,6 +518,18 @@ class Lease:
         )
         if returned:
             self._on_return(self.state)
+
+
+def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:
+    """Return what to reserve: the most that any of the models may count, since none is chosen yet."""
+    order_groups = send.order.groups
+    groups = order_groups if len(order_groups) == 1 else {state.group for state in candidates}
+    tokens = 0.0
+    for group in groups:
+        needed = send.tokens[group.upstream] * group.correction.factor
+        if needed > tokens:  # noqa: PLR1730 - three times as fast as max(), and in every send
+            tokens = needed
+    return Demand(1, round(tokens) or 1)
 
 
 def _wish(send: SendState) -> Hashable:

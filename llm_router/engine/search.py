@@ -16,10 +16,12 @@ from llm_router.strategies.base import Candidate, SelectionStrategy
 __all__ = [
     "FIRST_CANDIDATES",
     "MAX_CANDIDATES",
+    "Either",
     "Unsuitable",
     "available_at",
     "cooled_down",
     "further",
+    "lacking",
     "ranking",
     "retry_at",
     "soonest",
@@ -63,7 +65,7 @@ def further(
             known without asking.
         skip: Deployments to leave out; it may add those that it finds to ``refused``.
     """
-    seen = _Either(refused, skip) if skip else refused
+    seen = Either(refused, skip) if skip else refused
     parked: list[DeploymentState] = []
     while True:
         now = time()
@@ -109,13 +111,19 @@ def without_feature(send: SendState, now: float) -> Iterator[tuple[DeploymentSta
     """Yield the deployments that have no quota for a feature of a request now, each with its refusal."""
     for group in send.order.groups if send.features else ():
         for state in () if group in send.unfit else group.states:
-            until = state.features or {}
-            ends, name = max((until.get(each, 0.0), each) for each in send.features)
+            ends, reason = lacking(state, send.features)
             if ends > now:
-                yield state, Refusal(state.deployment, f"no quota for {name}", ends, ends)
+                yield state, Refusal(state.deployment, reason, ends, ends)
 
 
-class _Either(Container[DeploymentState]):
+def lacking(state: DeploymentState, features: Iterable[str]) -> tuple[float, str]:
+    """Return until when a deployment has no quota for one of the features of a request, and why."""
+    until = state.features or {}
+    ends, name = max((until.get(each, 0.0), each) for each in features)
+    return ends, f"no quota for {name}"
+
+
+class Either(Container[DeploymentState]):
     """The union of two containers."""
 
     __slots__ = ("_first", "_second")

@@ -21,6 +21,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
+from llm_router.engine.estimates import understood
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
@@ -270,6 +271,8 @@ class Sender:
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        if self.judge.pool.features_until:
+            self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
             send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
@@ -348,9 +351,19 @@ class Sender:
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        if self.judge.pool.features_until:
+            self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
             send.urgency, send.tenant = check_urgency(urgency), check_tenant(tenant)
         return send
+
+    def _heed_features(self, send: SendState) -> None:
+        """Look which features a request uses, if some project has no quota for one now."""
+        pool = self.judge.pool
+        if pool.features_until <= self.clock.time():
+            pool.features_until = 0.0
+            return
+        send.features = frozenset().union(*(each.features(send.request) for each in send.order.upstreams))
 
     # --- between attempts -----------------------------------------------------------------------------
 
@@ -507,11 +520,27 @@ class OpenAttempt:
         traceback: TracebackType | None,
     ) -> None:
         try:
+            await self._settle(exc)
+            if exc_type is None:
+                self._record()
+                if isinstance(self._outcome, ProviderError):
+                    await self._judge(self._outcome)
+                elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
+                    await self._acquit()
+        except asyncio.CancelledError:
+            await self._break_off()
+            raise
+        if exc_type is not None:
+            await self._break_off()
+
+    async def _settle(self, raised: BaseException | None) -> None:
+        """Close the stream, and settle or release the quota."""
+        try:
             if self._replies is not None:
                 await self._lease.state.group.upstream.close(self._replies)
         finally:
             if not self._lease.is_dispatched:
-                self._notice_unsent(exc)
+                self._notice_unsent(raised)
             totals, outcome = self._sender.totals, self._outcome
             # Unless nothing was sent, or it is of a kind that is not counted.
             if (
@@ -523,15 +552,7 @@ class OpenAttempt:
             if (reporter := self._sender.reporter) is None:
                 await self._lease.close()
             else:
-                await self._close_reported(reporter, exc)
-        if exc_type is None:
-            self._record()
-            if isinstance(self._outcome, ProviderError):
-                await self._judge(self._outcome)
-            elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
-                await self._acquit()
-        elif self._lease.probes or self._lease.state.group.overload.failed:
-            await finish(self._break_off())
+                await self._close_reported(reporter, raised)
 
     # --- the call -------------------------------------------------------------------------------------
 
@@ -570,7 +591,13 @@ class OpenAttempt:
             )
             sender = self._sender
             sender.judge.failures.note(self._lease.state.deployment, outcome, sender.clock.time())
-        return outcome
+        return self._checked(outcome) if isinstance(outcome, Reply) else outcome
+
+    def _checked(self, reply: Reply) -> Reply:
+        text: object = reply.text
+        if not isinstance(text, str):
+            raise self._lease.state.group.upstream.no_text(text, streamed=self._replies is not None)
+        return understood(reply)
 
     def _notice_unsent(self, raised: BaseException | None) -> None:
         """Give the quota back of an attempt that was given up before it left, if that is certain."""
@@ -657,11 +684,14 @@ class OpenAttempt:
             await judge.learner.grow(lease.state)
 
     async def _break_off(self) -> None:
-        """Draw the consequences of an attempt that was given up, perhaps in the midst of its answer."""
-        if self._texts:
-            await self._clear()
+        """Draw the consequences of an attempt that was given up, perhaps during or after its answer."""
+        lease = self._lease
+        if not lease.probes and not lease.state.group.overload.failed:
+            return
+        if self._texts or (self._outcome is not _END and isinstance(self._outcome, Reply)):
+            await finish(self._clear())
         else:
-            await self._sender.judge.pass_on(self._lease.probes, self._lease.state, self._began)
+            await finish(self._sender.judge.pass_on(lease.probes, lease.state, self._began))
 
     async def _clear(self) -> None:
         """Lift what an answer disproves."""

@@ -17,6 +17,7 @@ from llm_router.engine.extensions import broken_promise, own_error
 from llm_router.errors import ConfigError, ExtensionError, LLMRouterError
 from llm_router.providers.base import (
     DispatchingProvider,
+    MeteredProvider,
     PreparedProvider,
     Provider,
     RelayingProvider,
@@ -26,6 +27,16 @@ from llm_router.providers.base import (
 )
 
 __all__ = ["Preparation", "Upstream", "Upstreams"]
+
+
+_SENDING = ("generate", "stream", "relay")
+"""The methods of a provider that send a request."""
+
+
+def _place(provider: Provider, name: str) -> int:
+    """Return where an attribute is defined: 0 in the object itself, 1 in its class, more in its bases."""
+    places = getattr(provider, "__dict__", {}), *map(vars, type(provider).__mro__)
+    return next((number for number, names in enumerate(places) if name in names), len(places))
 
 
 @attrs.define(eq=False)
@@ -45,8 +56,34 @@ class Upstream:
 
     @property
     def reports_dispatch(self) -> bool:
-        """Whether the adapter says of each request that it is on the wire, before it is."""
-        return isinstance(self.provider, DispatchingProvider) and self.provider.reports_dispatch is True
+        """Whether the adapter says of each request that it is on the wire, before it is.
+
+        A subclass that sends in a way of its own does not inherit that promise.
+        """
+        if not (isinstance(self.provider, DispatchingProvider) and self.provider.reports_dispatch is True):
+            return False
+        promised = _place(self.provider, "reports_dispatch")
+        return all(_place(self.provider, method) >= promised for method in _SENDING)
+
+    def features(self, request: Request) -> frozenset[str]:
+        """Return the features of a request that have quotas of their own, as far as the adapter knows them.
+
+        Raises:
+            ExtensionError: The provider raised an error of its own, or returned something else.
+        """
+        if not isinstance(self.provider, MeteredProvider):
+            return frozenset()
+        failure: ExtensionError
+        try:
+            found = self.provider.features(request)
+            if not isinstance(found, str):
+                return frozenset(found)
+            failure = broken_promise(self.provider, "features", "return a collection of names", found)
+        except LLMRouterError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the user's code raises
+            failure = own_error(self.provider, "features", error)
+        raise failure
 
     def correction(self, model: str) -> TokenCorrection:
         """Return the correction of token estimates for ``model``, always the same one."""
@@ -119,6 +156,12 @@ class Upstream:
     def own_error(self, error: Exception, *, streamed: bool) -> ExtensionError:
         """Return the error to raise in place of one that a call of the provider must not raise."""
         return own_error(self.provider, self._method(streamed=streamed), error)
+
+    def no_text(self, found: object, *, streamed: bool) -> ExtensionError:
+        """Return the error to raise if the text of a reply is none."""
+        return broken_promise(
+            self.provider, self._method(streamed=streamed), "give a reply whose text is a str", found
+        )
 
     def no_reply(self, found: object, *, streamed: bool) -> ExtensionError:
         """Return the error to raise if a call returned or yielded something other than a reply."""

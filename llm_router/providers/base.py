@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -19,6 +19,7 @@ __all__ = [
     "DispatchingProvider",
     "FailureKind",
     "FaultScope",
+    "MeteredProvider",
     "PreparedProvider",
     "Provider",
     "QueriedProvider",
@@ -145,13 +146,29 @@ class StreamingProvider(Provider, Protocol):
 
 
 @runtime_checkable
+class MeteredProvider(Provider, Protocol):
+    """A provider that knows which features of a request have quotas of their own, such as its search."""
+
+    def features(self, request: Request, /) -> Collection[str]:
+        """Return the names of such features that a request uses, without I/O.
+
+        They are those that a :class:`~llm_router.errors.ProviderError` may give as its ``feature``. While a
+        project has no quota for one of them, requests that use it are not sent there. It is asked only while
+        that is so somewhere; of other providers, each request is refused once before its features are known.
+        """
+        ...
+
+
+@runtime_checkable
 class DispatchingProvider(Provider, Protocol):
     """A provider that can be relied on to report each request before it is on the wire.
 
     Attributes:
         reports_dispatch: Whether ``dispatched`` is called before the whole of any request has left. What is
             cancelled, or runs out of time, before it is called then uses no quota; of other providers it
-            counts as sent from the moment that they are called.
+            counts as sent from the moment that they are called. It holds for the methods of the class that
+            says so: a subclass that overrides ``generate``, ``stream`` or ``relay`` says it again if it still
+            is true.
     """
 
     reports_dispatch: bool

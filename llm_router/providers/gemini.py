@@ -32,7 +32,7 @@ from llm_router.providers._gemini_plain import is_plain, plain_body
 from llm_router.providers._gemini_queries import GeminiQueries
 from llm_router.providers._gemini_relay import read_exchange, relayed
 from llm_router.providers._gemini_reply import read_reply
-from llm_router.providers._gemini_request import limits_output
+from llm_router.providers._gemini_request import limits_output, metered_tools
 from llm_router.providers._gemini_schema import AnswerForm
 from llm_router.providers._gemini_session import (
     HttpBackend,
@@ -243,6 +243,10 @@ class GeminiProvider:
     def estimate_tokens(self, request: Request) -> int:
         """Estimate the input tokens of ``request``, at least 1, without the SDK and without I/O."""
         return estimate_request(request)
+
+    def features(self, request: Request) -> tuple[str, ...]:
+        """Return the tools of ``request`` that have quotas of their own, such as ``google_search``."""
+        return metered_tools(request)
 
     async def aclose(self) -> None:
         """Close the connections of this event loop. May be called twice; a later request opens new ones.

@@ -162,7 +162,8 @@ class RateLimitStore(Protocol):
     * **Idempotence.** The second ``settle`` or ``release`` of a reservation changes nothing, nor does one of
       an unknown id.
     * **Order.** Calls on one reservation id take effect in the order in which they were made, *even if an
-      earlier one was cancelled*: after a reserve that was cancelled and then released, nothing is taken.
+      earlier one was cancelled*: after a reserve that was cancelled and then released, nothing is taken, and
+      the half-open cooldowns that it was to probe are soon due again.
     * **Expiry.** A reservation that is neither settled nor released in time keeps what it took and is
       forgotten: quota that may have been used is never given back.
     * **Bounded state.** Nothing grows with the number of requests served.

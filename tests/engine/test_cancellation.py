@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 import pytest
 
-from llm_router import DeadlineExceededError, Deployment, MemoryStore, Reply, Request, Router
+from llm_router import (
+    Cooldown,
+    DeadlineExceededError,
+    Demand,
+    Deployment,
+    MemoryStore,
+    ProviderError,
+    Reply,
+    Request,
+    Router,
+    RouterClosedError,
+)
 from llm_router.engine.timing import finish
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
@@ -102,6 +113,99 @@ async def test_a_send_cancelled_before_it_left_uses_nothing(
             await asyncio.sleep(0)
         used = (await store.snapshot([deployment]))[0].quotas[0].used
         assert used == (len(provider.calls) if reports else provider.asked)
+
+
+class OwnWay(FakeProvider):
+    """A subclass that sends in a way of its own, and does not report it."""
+
+    async def generate(self, deployment: Deployment, request: Request, launched: Callable[[], None]) -> Reply:
+        await asyncio.Event().wait()
+        return Reply("")
+
+
+class OwnPromise(OwnWay):
+    """One that says that it does: what it never reported was never sent."""
+
+    reports_dispatch = True
+
+
+@pytest.mark.parametrize(("provider", "used"), [(OwnWay(), 1), (OwnPromise(), 0)])
+async def test_a_subclass_does_not_inherit_the_promise_to_report(
+    pools: Pools, provider: FakeProvider, used: int
+) -> None:
+    """What a provider of one's own was asked to send counts, unless that says that it reports dispatches."""
+    async with Router([pools.one()], provider=provider) as router:
+        assert await _cancel_after(10, router.send("hello"))
+        [snapshot] = await router.keys.snapshots()
+        assert snapshot.quotas[0].used == used
+
+
+class Slowly(SlowStore):
+    """A store that is slow in all but its decisions, which say how often one was asked for."""
+
+    asked = 0
+
+    async def reserve(self, *args: Any) -> Any:
+        self.asked += 1
+        return await MemoryStore.reserve(self, *args)
+
+
+@pytest.mark.parametrize("answer", ["fine", ProviderError("overloaded", kind="server", code=503)])
+async def test_a_probe_that_is_cancelled_keeps_nobody_waiting(
+    pools: Pools, clock: ManualClock, answer: str | ProviderError
+) -> None:
+    """At whichever await: in its call, or while what came of it is settled and shared."""
+    cut = 0
+    for steps in range(40):
+        store, provider, deployment = Slowly(clock=clock), SlowProvider([answer]), pools.one()
+        router = Router([deployment], store=store, provider=provider, clock=clock, max_retries=0)
+        until = clock.time() + 1.0
+        await store.cool_down(Cooldown(deployment.model_scope, until, "x", half_open=True, strikes=1))
+        clock.shift(1.0)
+        cut += await _cancel_after(steps, router.send("hello"))
+        for _ in range(30):
+            await asyncio.sleep(0)
+        [snapshot] = await store.snapshot([deployment])
+        # A probe that failed has a short cooldown of its own.
+        left = 0.0 if snapshot.cooldown is None else snapshot.cooldown.until - clock.time()
+        assert left < 2.0, f"cancelled after {steps} steps"
+    assert 10 < cut < 40
+
+
+@pytest.mark.parametrize("reloaded", [False, True])
+async def test_a_probe_that_is_not_sent_any_more_is_passed_on(
+    pools: Pools, clock: ManualClock, *, reloaded: bool
+) -> None:
+    """Where the router is closed, or loses the deployment, between the grant and the request."""
+    deployment, other, granted, go_on = pools.one(), pools.one(), asyncio.Event(), asyncio.Event()
+
+    class Hesitant(MemoryStore):
+        async def reserve(self, *args: Any) -> Any:
+            decision = await super().reserve(*args)
+            if decision.probes:
+                granted.set()
+                await go_on.wait()
+            return decision
+
+    store, until = Hesitant(clock=clock), clock.time() + 1.0
+    router = Router([deployment], store=store, provider=FakeProvider(), clock=clock)
+    await store.cool_down(Cooldown(deployment.model_scope, until, "x", half_open=True, strikes=1))
+    clock.shift(1.0)
+    sending = asyncio.create_task(router.send("hello"))
+    await granted.wait()
+    change = asyncio.create_task(router.reload([other]) if reloaded else router.aclose())
+    await asyncio.sleep(0.01)
+    go_on.set()
+    if reloaded:
+        assert (await sending).key_id == other.key.key_id
+    else:
+        with pytest.raises(RouterClosedError):
+            await sending
+    await change
+    go_on.clear()
+    decision = await MemoryStore.reserve(store, "next", [deployment], Demand(1, 1), 60.0)
+    assert decision.probes
+    await router.aclose()
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -103,6 +103,44 @@ async def test_no_minute_is_exceeded_while_a_clock_is_corrected_every_few_second
     assert len(granted) >= 0.9 * 350 / SPAN * 20
 
 
+@pytest.mark.parametrize("refill", [Refill.ROLLING, Refill.STEADY])
+async def test_processes_see_a_correction_alike(store_backend: Backend, refill: Refill) -> None:
+    """What one takes after a correction is not older to another one, which saw the correction as well."""
+    clock = ManualClock(START)
+    limited = deployment(Quota(Metric.RPM, 5, refill))
+    async with store_backend.open(clock) as one, store_backend.second(clock) as other:
+        most = sum([await grants(one, limited) for _ in range(6)])
+        assert not await grants(other, limited)
+        clock.jump(-100.0)
+        assert not await grants(one, limited)
+        assert not await grants(other, limited)
+        clock.shift(SPAN)
+        assert [await grants(one, limited) for _ in range(most)] == [True] * most
+        assert not await grants(other, limited)
+
+
+@pytest.mark.parametrize("refill", [Refill.ROLLING, Refill.STEADY])
+async def test_no_minute_is_exceeded_by_processes_whose_clock_is_set_back_again_and_again(
+    store_backend: Backend, refill: Refill
+) -> None:
+    """Whoever looks when, in no minute of true time is more granted than the limit."""
+    draw, clock = random.Random(5), ManualClock(START)
+    limited = deployment(Quota(Metric.RPM, 2, refill))
+    granted: list[float] = []
+    async with (
+        store_backend.open(clock) as one,
+        store_backend.second(clock) as two,
+        store_backend.second(clock) as three,
+    ):
+        for _ in range(40):
+            if draw.random() < 0.15:
+                clock.jump(-draw.choice([2.0, 50.0, 100.0, 90_000.0]))
+            clock.shift(draw.choice([0.1, 5.0, 20.0]))
+            store = draw.choice([one, two, three])
+            granted += [clock.monotonic() for _ in range(2) if await grants(store, limited)]
+    assert max(sum(first <= moment < first + 59.9 for moment in granted) for first in granted) <= 2
+
+
 async def test_every_taking_can_be_settled_after_the_clock_was_set_back(store_backend: Backend) -> None:
     """Of any time: from before the jump, while the clock was ahead, and after it was set back."""
     clock = ManualClock(START)

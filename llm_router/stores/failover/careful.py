@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import attrs
 
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.errors import StoreError, StoreUnavailableError
@@ -38,6 +40,7 @@ class CarefulReserve:
         outages: Decides which shards this process does without.
         losses: Notices what it has lost.
         release: Gives a reservation of the store back.
+        pass_on: Lets another request probe half-open cooldowns.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class CarefulReserve:
         outages: Outages,
         losses: Losses,
         release: Callable[[str], Awaitable[None]],
+        pass_on: Callable[[Iterable[Cooldown]], None],
     ) -> None:
         self._store = store
         self._policy = policy
@@ -57,6 +61,7 @@ class CarefulReserve:
         self._outages = outages
         self._losses = losses
         self._release = release
+        self._pass_on = pass_on
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -76,6 +81,18 @@ class CarefulReserve:
         decision.refusals = refusals
         return decision
 
+    async def heed_loss(self, decision: Decision, candidates: Sequence[Deployment]) -> None:
+        """Do what a reply calls for that tells of a loss; what it granted is passed on if that is cut short.
+
+        Raises:
+            StoreError: The store failed.
+        """
+        try:
+            await self._losses.heed(decision, candidates)
+        except asyncio.CancelledError:
+            self._pass_on(decision.probes)
+            raise
+
     async def unless_lost(self, reservation_id: str, decision: Decision) -> Decision:
         """Return a decision; under ``closed`` give back what a store granted that has just lost something."""
         deployment = decision.deployment
@@ -84,6 +101,7 @@ class CarefulReserve:
         barred = self._barred(self._shards.of(deployment), [deployment])
         if not barred:
             return decision
+        self._pass_on(decision.probes)
         await self._release(reservation_id)
         refusals = (*decision.refusals, *barred.values())
         return attrs.evolve(decision, deployment=None, refusals=refusals, probes=())
@@ -149,7 +167,7 @@ class CarefulReserve:
                         reservation_id, decision, demand, ttl, began, shows_room=shows_room, alone=alone
                     )
                 if decision.lost or decision.reset_at:
-                    await self._losses.heed(decision, candidates)
+                    await self.heed_loss(decision, candidates)
             except StoreError as error:
                 if decision.deployment is not None:  # it stands, and the next call notices the loss again
                     break
@@ -224,6 +242,7 @@ class CarefulReserve:
             return Decision(None, 0.0, 0.0)
         decision = await self._store.reserve(reservation_id, limited, _TOO_MUCH, ttl)
         if decision.deployment is not None:  # the store knows no limit of it
+            self._pass_on(decision.probes)
             await self._store.release(reservation_id)
         return attrs.evolve(decision, deployment=None, probes=())
 

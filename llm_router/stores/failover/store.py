@@ -96,7 +96,7 @@ class FailoverStore:
         self._outages = Outages(policy, self._shards, self._books, self._teller, self._backlog)
         self._losses = Losses(self._shards, self._books, self._teller, self._start)
         self._careful = CarefulReserve(
-            store, policy, self._shards, self._books, self._outages, self._losses, self.release
+            store, policy, self._shards, self._books, self._outages, self._losses, self.release, self._pass_on
         )
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -123,7 +123,7 @@ class FailoverStore:
             await self._careful.note_grant(reservation_id, decision, demand, ttl, now, shows_room=not lost)
         if decision.lost or decision.reset_at:
             try:
-                await self._losses.heed(decision, candidates)
+                await self._careful.heed_loss(decision, candidates)
             except StoreError as error:
                 if decision.deployment is None:
                     await self._outages.fail(error, candidates)
@@ -312,6 +312,15 @@ class FailoverStore:
         """Whether no grant has shown the room lately, which says more: also whether something was lost."""
         record = self._own.get(snapshot.deployment.model_scope)
         return record is None or not now - MINUTE < record.told_at <= now
+
+    def _pass_on(self, probes: Iterable[Cooldown]) -> None:
+        """Let another request probe half-open cooldowns: the one that was to do so is not sent."""
+        for probe in probes:
+            self._start(self._retry(probe))
+
+    async def _retry(self, probe: Cooldown) -> None:
+        with suppress(StoreError):
+            await self.behind.cool_down(Cooldown.retry(probe.scope))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.ensure_future(work)

@@ -26,6 +26,9 @@ most holes of a steady ledger."""
 
 _NO_ENTRY = -NEVER, 0, -NEVER
 
+_AHEAD = -1.0
+"""The times in place of which a dump says by how much the ledger is ahead."""
+
 _NEAR = 3600_000_000
 """Microseconds by which a clock may be set back over midnight without returning to the day before: which of
 the two days it really is remains open, so that what is taken counts for the new one."""
@@ -39,8 +42,10 @@ class _Clock:
 
     While the clock shows less than the ledger has seen, the ledger is *ahead* of it by a fixed time, so that
     nothing comes back early, and nothing later than a window after it was last seen. If the clock then shows
-    more than the ledger has seen, it was corrected, and the two agree again. Two processes that share a
-    ledger each see this for themselves.
+    more than the ledger has seen, it was corrected, and the two agree again.
+
+    By how much it is ahead is part of what is dumped: of two processes that share a ledger, one would take
+    for older than it is what the other, whose ledger agrees with the clock again, has taken since.
     """
 
     __slots__ = ("_ahead", "_seen", "moved", "successor")
@@ -70,7 +75,8 @@ class RollingLedger(_Clock):
     lie flat in an array, 24 bytes each. They are doubles (exact for whole microseconds until the year 2255)
     because that is what a file holds: hundreds of entries are then written by copying memory.
 
-    Dump: ``last, amount, first`` of each entry in turn, oldest first.
+    Dump: ``last, amount, first`` of each entry in turn, oldest first; before them, while it is ahead of the
+    clock, -1, by how much, and -1: to earlier versions an entry that has come back.
     """
 
     __slots__ = (
@@ -199,7 +205,7 @@ class RollingLedger(_Clock):
 
     def _insert(self, mark: int, amount: int, now: int) -> None:
         """Insert a taking that has no entry, merging it into the entry where it would be by now."""
-        entries = self.dump()
+        entries = self._entries()
         end = 3 * bisect_right(entries[2::3], mark)
         if not end and mark <= now - self._span:
             return
@@ -247,7 +253,7 @@ class RollingLedger(_Clock):
         """Return when all of it is back."""
         if now >= self._idle_until or now < self._last:
             now = self._see(now)
-        entries = self.dump()
+        entries = self._entries()
         newest_first = zip(entries[-3::-3], entries[-2::-3], strict=True)
         resets_at = next((int(last) + self._span for last, taken in newest_first if taken), now)
         return resets_at - self._ahead
@@ -257,7 +263,11 @@ class RollingLedger(_Clock):
         return self.used(now), min(now, self._last)
 
     def dump(self) -> array[float]:
-        """Return the entries, flat, oldest first."""
+        """Return the entries, flat, oldest first, and by how much it is ahead of the clock."""
+        ahead = array("d", (_AHEAD, self._ahead, _AHEAD)) if self._ahead else array("d")
+        return ahead + self._entries()
+
+    def _entries(self) -> array[float]:
         newest = () if self._first == -NEVER else (self._last, self._amount, self._first)
         return self._older + array("d", newest)
 
@@ -265,6 +275,9 @@ class RollingLedger(_Clock):
         """Replace the entries with those that another ledger dumped."""
         if len(state) % 3 or not math.isfinite(sum(state)):
             raise ValueError(f"these {len(state)} numbers are not entries of three")
+        self._ahead = self._seen = 0
+        if len(state) and state[0] == _AHEAD:
+            self._ahead, state = int(state[1]), state[3:]
         self._go_on(array("d", state))
         self.taken = int(sum(state[1::3]))
 
@@ -286,7 +299,8 @@ class SteadyLedger(_Clock):
     exactly what has not drained of a taking is given back, in whatever order, and never twice.
 
     Dump: the debt (a float), when it had that value, the total ever taken, and the start and the end of each
-    hole, lowest first.
+    hole, lowest first; before these, while it is ahead of the clock, twice by how much, below 0: to earlier
+    versions a hole that has drained.
     """
 
     __slots__ = (
@@ -425,15 +439,17 @@ class SteadyLedger(_Clock):
 
     def dump(self) -> list[float]:
         """Return the debt, when it had that value, the total ever taken, and the holes."""
-        if not self._starts:
-            return [self._debt, self._at, self._total]
+        ahead = [-float(self._ahead)] * 2 if self._ahead else []
         holes = zip(self._starts, self._ends, strict=True)
-        return [self._debt, self._at, self._total, *chain.from_iterable(holes)]
+        return [self._debt, self._at, self._total, *ahead, *chain.from_iterable(holes)]
 
     def load(self, state: Sequence[float]) -> None:
         """Replace the debt with one that another ledger dumped."""
         debt, at, total, *holes = state
         self._debt, self._at, self._total = float(debt), int(at), int(total)
+        self._ahead = self._seen = 0
+        if holes and holes[0] < 0:
+            self._ahead, holes = -int(holes[0]), holes[2:]
         self._starts, self._ends = holes[::2], holes[1::2]
         point, left = float(total), self._debt  # down the line until the debt is used up
         passed = len(holes) // 2

@@ -19,14 +19,17 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from llm_router.domain.calendar import seconds
 from llm_router.domain.clock import Clock
+from llm_router.domain.cooldown import Cooldown
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
+from llm_router.stores.base import Decision
 from llm_router.stores.redis.deadline import Deadline
 from llm_router.stores.redis.errors import explain, is_timeout
 from llm_router.stores.redis.reply import decode
 from llm_router.stores.redis.scripts import Client, Script
-from llm_router.stores.redis.wire import Encoder, Operation, Reserve, Snapshot
+from llm_router.stores.redis.wire import CoolDown, Encoder, Operation, Reserve, Snapshot
+from llm_router.stores.unwanted import answer_of
 
-__all__ = ["Batcher", "Server"]
+__all__ = ["Batcher", "Server", "decide"]
 
 _MAX_OPERATIONS = 512
 """Operations in one script call, which does as many of them as it can in a few milliseconds."""
@@ -155,6 +158,13 @@ class Batcher:
         if self._task is None:
             self._task = self._loop.create_task(self._send_all())
 
+    def pass_on(self, probes: Sequence[Cooldown]) -> None:
+        """Let another request probe half-open cooldowns: the one that was to do so is not sent."""
+        for probe in probes:
+            operation = CoolDown(self._loop.create_future(), Cooldown.retry(probe.scope))
+            operation.future.add_done_callback(answer_of)
+            self.add(operation)
+
     async def aclose(self) -> None:
         """Wait for the operations under way, and close the connections."""
         if self._task is not None:
@@ -244,15 +254,20 @@ class Batcher:
                 self._queue.clear()
             self._fail(batch, error)
         else:
-            for operation, result in zip(batch, results, strict=False):
-                if isinstance(result, Exception):
-                    _set_exception(operation, result)
-                elif not operation.future.done():
-                    operation.future.set_result(result)
+            self._hand_out(batch, results)
             self._queue.extendleft((operation, since) for operation in reversed(batch[len(results) :]))
         finally:
             # The queue was blocked as long, and gets the same grace.
             self._since = max(self._since, deadline.when - self._server.timeout)
+
+    def _hand_out(self, batch: list[Operation], results: list[Any]) -> None:
+        for operation, result in zip(batch, results, strict=False):
+            if isinstance(result, Exception):
+                _set_exception(operation, result)
+            elif not operation.future.done():
+                operation.future.set_result(result)
+            elif isinstance(operation, Reserve):  # its caller was cancelled
+                self.pass_on(result.probes)
 
     async def _call(self, batch: list[Operation], deadline: Deadline) -> list[Any]:
         """Run the script on ``batch``; return the results of its first operations, as many as were done."""
@@ -344,6 +359,20 @@ class Batcher:
                 _set_exception(operation, type(error)(*error.args, shard=self._server.shard))
             else:
                 _set_exception(operation, self._explain(error))
+
+
+async def decide(batcher: Batcher, reserve: Reserve) -> Decision:
+    """Queue a reserve, and return the decision.
+
+    If the caller is cancelled and the grant was to probe half-open cooldowns, another request may do so.
+    """
+    batcher.add(reserve)
+    try:
+        return await reserve.future
+    except asyncio.CancelledError:
+        if (decision := answer_of(reserve.future)) is not None:
+            batcher.pass_on(decision.probes)
+        raise
 
 
 def _text(text: str | bytes) -> str:

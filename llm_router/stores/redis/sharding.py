@@ -15,7 +15,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand
 from llm_router.errors import ConfigError, StoreTimeoutError
 from llm_router.stores.base import Decision, DeploymentSnapshot
-from llm_router.stores.redis.batch import Batcher
+from llm_router.stores.redis.batch import Batcher, decide
 from llm_router.stores.redis.wire import CoolDown, Reserve, Settle, Snapshot
 
 __all__ = ["MAX_SHARDS", "Lanes", "Sharding", "lane_of", "requested_shards", "shard_of", "take_snapshot"]
@@ -118,8 +118,7 @@ class Sharding:
             self._remember(reservation_id, shard)
             before, lost = decision.refusals, decision.lost
             operation = Reserve(loop.create_future(), reservation_id, run, demand, ttl)
-            lane_of(lanes[shard], reservation_id).add(operation)
-            decision = await operation.future
+            decision = await decide(lane_of(lanes[shard], reservation_id), operation)
             decision.refusals = before + decision.refusals
             decision.lost = lost + decision.lost
             self._lifts[shard] = decision.lifts
@@ -169,7 +168,12 @@ class Sharding:
                     operations.append(CoolDown(loop.create_future(), probe, "probe"))
                     lane[0].add(operations[-1])
         # The reservation counts, whatever becomes of these.
-        await asyncio.gather(*(operation.future for operation in operations), return_exceptions=True)
+        try:
+            await asyncio.gather(*(operation.future for operation in operations), return_exceptions=True)
+        except asyncio.CancelledError:
+            for lane in lanes:
+                lane[0].pass_on(probes)
+            raise
 
     async def snapshot(self, lanes: Lanes, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
         """Ask all shards concerned at once, or every shard if there are no deployments."""

@@ -13,7 +13,7 @@ from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
 from llm_router.errors import ConfigError
 from llm_router.stores.base import Decision, DeploymentSnapshot, Standing, Taking
-from llm_router.stores.redis.batch import Batcher, Server
+from llm_router.stores.redis.batch import Batcher, Server, decide
 from llm_router.stores.redis.client import (
     Address,
     BorrowedClient,
@@ -136,8 +136,7 @@ class RedisStore:
         if len(lanes) > 1:
             return await self._sharding.reserve(lanes, reservation_id, candidates, demand, ttl)
         operation = Reserve(loop.create_future(), reservation_id, candidates, demand, ttl)
-        lane_of(lanes[0], reservation_id).add(operation)
-        return await operation.future
+        return await decide(lane_of(lanes[0], reservation_id), operation)
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple
 
 from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.numbers import real, shown
 from llm_router.domain.quota import Demand
 from llm_router.errors import ConfigError
 from llm_router.stores.ledger import bounded
 from llm_router.stores.sqlite.state import State
 from llm_router.stores.sqlite.worker import Call, Worker
+from llm_router.stores.unwanted import answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping, Sequence
 
-    from llm_router.domain.cooldown import Cooldown
     from llm_router.domain.deployment import Deployment, Scope
     from llm_router.stores.base import Decision, DeploymentSnapshot, Standing, Taking
     from llm_router.stores.sqlite.database import Synchronous
@@ -97,9 +98,17 @@ class SQLiteStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve in the file; see :class:`RateLimitStore`."""
-        return await self._submit(
-            State.reserve, reservation_id, tuple(candidates), bounded(demand), ttl, self.known
-        )
+        arguments = reservation_id, tuple(candidates), bounded(demand), ttl, self.known
+        call = Call(State.reserve, arguments, asyncio.get_running_loop())
+        call.unwanted = self._pass_on
+        self._open_worker().submit(call)
+        future: asyncio.Future[Decision] = call.future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if (decision := answer_of(future)) is not None:
+                self._pass_on(decision)
+            raise
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Replace the estimate of a reservation by what was used; see :class:`RateLimitStore`."""
@@ -162,12 +171,19 @@ class SQLiteStore:
         return f"SQLiteStore({str(self._path)!r})"
 
     def _submit(self, method: Callable[[State, int, *_Args], _T], *arguments: *_Args) -> asyncio.Future[_T]:
-        worker = self._worker
-        if worker is None or worker.forked:
-            worker = self._start()
         call = Call(method, arguments, asyncio.get_running_loop())
-        worker.submit(call)
+        self._open_worker().submit(call)
         return call.future
+
+    def _pass_on(self, decision: Decision) -> None:
+        """Let another request probe what was granted to a caller that is gone."""
+        for probe in decision.probes:
+            if self._worker is not None:  # else it was closed meanwhile
+                self._submit(State.cool_down, Cooldown.retry(probe.scope)).add_done_callback(answer_of)
+
+    def _open_worker(self) -> Worker:
+        worker = self._worker
+        return self._start() if worker is None or worker.forked else worker
 
     def _start(self) -> Worker:
         worker = self._worker = Worker(

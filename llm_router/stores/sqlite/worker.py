@@ -80,9 +80,13 @@ _THREAD = "llm_router-sqlite"
 
 
 class Call:
-    """One call of a method of :class:`State`, and the future of its result."""
+    """One call of a method of :class:`State`, and the future of its result.
 
-    __slots__ = ("answer", "arguments", "error", "future", "loop", "method", "since")
+    Attributes:
+        unwanted: Called on the event loop with the answer if the caller was cancelled; None for nothing.
+    """
+
+    __slots__ = ("answer", "arguments", "error", "future", "loop", "method", "since", "unwanted")
 
     def __init__(
         self, method: Callable[..., Any], arguments: tuple[Any, ...], loop: asyncio.AbstractEventLoop
@@ -94,6 +98,7 @@ class Call:
         self.since = time.monotonic()
         self.answer: Any = None
         self.error: Exception | None = None
+        self.unwanted: Callable[[Any], None] | None = None
 
 
 class Worker:
@@ -380,8 +385,9 @@ def _deliver(calls: list[Call]) -> None:
     for call in calls:
         future = call.future
         if future.done():
-            continue
-        if call.error is None:
+            if call.unwanted is not None and call.error is None:
+                call.unwanted(call.answer)
+        elif call.error is None:
             future.set_result(call.answer)
         else:
             future.set_exception(call.error)

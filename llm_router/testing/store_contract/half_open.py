@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import attrs
@@ -98,6 +99,24 @@ class HalfOpenContract(ContractBase):
                 move_to(clock, START + 300.0 + turn * PROBE_TIME)
                 assert [probe.strikes for probe in (await reserve(store, limited)).probes] == [2]
                 assert not await grants(store, limited)
+
+    async def test_a_probe_whose_reserve_is_cancelled_and_released_is_another_s(self) -> None:
+        """At whichever await it is cancelled: soon the next request goes first, and one alone."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            for awaits in range(20):
+                limited = deployment(rpm(50), key=f"key-{awaits}")
+                await store.cool_down(_verdict(limited.model_scope, seconds=clock.time() - START + 1.0))
+                clock.shift(1.0)
+                task = asyncio.ensure_future(reserve(store, limited, reservation_id=f"cancelled-{awaits}"))
+                for _ in range(awaits):
+                    await asyncio.sleep(0)
+                task.cancel()
+                [outcome] = await asyncio.gather(task, return_exceptions=True)
+                await store.release(f"cancelled-{awaits}")
+                await store.snapshot([limited])
+                granted = [await grants(store, limited) for _ in range(2)]
+                assert granted == [isinstance(outcome, asyncio.CancelledError), False]
 
     async def test_a_lift_after_the_probe_admits_all(self) -> None:
         """The strikes are gone with it."""

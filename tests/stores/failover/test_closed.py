@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import pytest
 from llm_router import Cooldown, Demand, Deployment, Metric, Quota
 from llm_router.domain.cooldown import LearntLimit
 from llm_router.errors import StoreError
-from llm_router.stores import Decision
+from llm_router.stores import Decision, Refusal
 from llm_router.stores.base import RECOUNT
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.sqlite import SQLiteStore
@@ -89,6 +90,47 @@ async def test_after_a_loss_nothing_is_taken_for_a_window(
         assert await granted(front, limited, 1, "d") == 1
         clock.shift(60.4)
     assert await granted(front, limited, 30, "e") == 20
+    await front.aclose()
+
+
+async def test_a_probe_that_is_given_back_is_another_s(
+    front: FailoverStore, remote: Forgetful, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the grant shows a loss, is only to look for one, or its caller is cancelled meanwhile."""
+    short = Deployment(pools.one().key, "short", quotas=(Quota(Metric.RPM, 20, window=5.0),))
+    free = pools.one(rpm=None)
+
+    async def cool_down(deployment: Deployment) -> None:
+        await remote.cool_down(Cooldown.lift(deployment.model_scope))
+        half_open = Cooldown(deployment.model_scope, clock.time() + 1.0, "x", half_open=True, strikes=1)
+        await remote.cool_down(half_open)
+        clock.shift(1.0)
+
+    async def is_due(deployment: Deployment) -> bool:
+        await settle_down()
+        [snapshot] = await remote.snapshot([deployment])
+        return snapshot.cooldown is None
+
+    await cool_down(short)
+    remote.reset_at = clock.time()
+    assert await reasons(front, short) == [RECOUNT]
+    assert await is_due(short)
+    await cool_down(free)
+    await front._careful._look("look", [Refusal(free, "x", 0.0, 0.0, Cooldown.retry(free.key_scope))], 60.0)
+    assert await is_due(free)
+    for is_careful in (True, False):
+        clock.shift(100.0)
+        await cool_down(short)
+        late = FailoverStore(remote, clock=clock, policy="local")
+        late._shards.careful = is_careful
+        monkeypatch.setattr(late._losses, "heed", lambda *_: asyncio.Event().wait())
+        task = asyncio.create_task(late.reserve(f"cut {is_careful}", [short], Demand(1, 1), 60.0))
+        await settle_down()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+        assert await is_due(short)
+        await late.aclose()
     await front.aclose()
 
 
