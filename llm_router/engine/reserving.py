@@ -291,8 +291,10 @@ class Selector:
         if self.pacer is not None and lease is not None and send.requests:
             self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
-            await finish(self._pass_on(lease.probes))
-            await lease.close()
+            try:
+                await finish(self._pass_on(lease.probes))
+            finally:
+                await lease.close()
             self._check_open()
         return lease
 
@@ -360,15 +362,17 @@ class Selector:
 
         Another request may then probe what this one was to, unless the store sees to that.
         """
-        if probes:
-            await finish(self._pass_on(probes))
         try:
-            await finish(self._store.release(reservation_id))
+            await finish(self._release(reservation_id, probes))
         except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
             note_failure(self._store, "release", error)
         else:
             for state in candidates:
                 self.quota_returned(state)
+
+    async def _release(self, reservation_id: str, probes: tuple[Cooldown, ...]) -> None:
+        await self._pass_on(probes)
+        await self._store.release(reservation_id)
 
     async def _pass_on(self, probes: tuple[Cooldown, ...]) -> None:
         """Have the next request probe half-open cooldowns: this one is not sent."""
