@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from llm_router import Deployment, FailureKind, Key, Metric, ProviderError, Secret
-from llm_router.testing import ManualClock
+from llm_router.testing import ManualClock, virtual
 
 SUITE = Path(__file__).parents[2] / "benchmarks"
 
@@ -250,9 +250,8 @@ def test_outages_deaths_and_retirements_begin_and_end_on_time(
 # --- virtual time -------------------------------------------------------------------------------------
 
 
-def test_a_virtual_second_takes_no_time(load: Callable[[str], ModuleType]) -> None:
+def test_a_virtual_second_takes_no_time() -> None:
     """A year passes at once, and timers fire in their order and never early."""
-    virtual = load("_soak.virtual")
     seen: list[tuple[str, float]] = []
 
     async def sleeper(name: str, seconds: float, clock: Any) -> None:
@@ -272,9 +271,8 @@ def test_a_virtual_second_takes_no_time(load: Callable[[str], ModuleType]) -> No
     assert all(0 <= late < 0.01 for _, late in seen)
 
 
-def test_time_stands_still_while_something_outside_is_awaited(load: Callable[[str], ModuleType]) -> None:
+def test_time_stands_still_while_something_outside_is_awaited() -> None:
     """A call to a thread takes no virtual time, even while a timer is pending."""
-    virtual = load("_soak.virtual")
 
     async def main(loop: Any) -> float:
         async def work() -> None:
@@ -290,11 +288,8 @@ def test_time_stands_still_while_something_outside_is_awaited(load: Callable[[st
     assert virtual.run(main) == 0.0
 
 
-def test_a_virtual_loop_that_waits_for_nothing_says_so(
-    load: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_virtual_loop_that_waits_for_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """It raises instead of hanging."""
-    virtual = load("_soak.virtual")
     monkeypatch.setattr(virtual, "_PATIENCE", 0.01)
 
     async def main(loop: Any) -> None:
@@ -430,7 +425,7 @@ def test_a_row_runs_on_a_store_outside_this_process(
 
 def test_a_store_with_a_clock_of_its_own_is_named(load: Callable[[str], ModuleType]) -> None:
     """It is not simulated: the error says that it does not go by the router's clock."""
-    stores, virtual = load("_soak.stores"), load("_soak.virtual")
+    stores = load("_soak.stores")
 
     async def main(loop: Any) -> None:
         frozen = ManualClock()
