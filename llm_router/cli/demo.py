@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_router.cli.demo_plan import MAX_WAIT, SPEED, demo_settings, example_keys, prompts_for
+from llm_router.cli.demo_plan import MAX_WAIT, SPEED, demo_settings, prompts_for
 from llm_router.cli.demo_view import Tally, plain_summary, watch
 from llm_router.cli.emulated import make_emulator
+from llm_router.cli.example import example_keys
 from llm_router.cli.options import AsJson
 from llm_router.cli.output import FAILED, is_terminal, print_json, say
 from llm_router.config import Settings

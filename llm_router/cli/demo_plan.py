@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import MAX_LIMIT, Quota
 from llm_router.errors import ConfigError
 
-__all__ = ["MAX_WAIT", "SPEED", "demo_settings", "example_keys", "prompts_for"]
+__all__ = ["MAX_WAIT", "SPEED", "demo_settings", "prompts_for"]
 
 SPEED = 60.0
 """The speed of the clock: a minute takes a second."""
@@ -35,8 +34,6 @@ _WINDOWS = 4
 
 _TOKENS = 60
 """An upper bound of the tokens in a prompt of the demonstration."""
-
-_EXAMPLE = "keys.json.example"
 
 _PROMPTS = {
     "light": (
@@ -62,19 +59,6 @@ def prompts_for(workloads: Sequence[str], count: int) -> Iterator[tuple[str, str
     for place, workload in zip(range(count), itertools.cycle(workloads), strict=False):
         templates = _PROMPTS.get(workload, _PROMPTS["light"])
         yield workload, templates[place // len(workloads) % len(templates)].format(f"number {place + 1}")
-
-
-def example_keys() -> Path:
-    """Return the path of keys.json.example: in the working directory, else the installed one.
-
-    Raises:
-        ConfigError: There is neither.
-    """
-    root = Path(str(importlib.resources.files("llm_router")))
-    for path in (Path(_EXAMPLE), root / _EXAMPLE, root.parent / _EXAMPLE):
-        if path.is_file():
-            return path
-    raise ConfigError(f"{_EXAMPLE} is not in this directory and not installed: name a keys file with --keys")
 
 
 def demo_settings(path: Path, prompts: int) -> tuple[Settings, int]:

@@ -15,6 +15,7 @@ from llm_router.router import Router
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 __all__ = ["DemoRecord", "Tally", "plain_summary", "watch"]
 
@@ -23,6 +24,12 @@ _PERIOD = 0.1
 
 _ROWS = 24
 """Most deployments shown."""
+
+_SHORTEST, _LONGEST = 4, 20
+"""Characters of a bar."""
+
+_GAP = 2
+"""Characters between two columns."""
 
 
 class DemoRecord(TypedDict):
@@ -113,35 +120,20 @@ async def watch(router: Router, tally: Tally) -> None:
 
     with Live(auto_refresh=False, console=Console()) as live:
         while True:
-            live.update(_picture(await router.get_all_key_statuses(), tally), refresh=True)
+            live.update(
+                _picture(await router.get_all_key_statuses(), tally, live.console.width), refresh=True
+            )
             if tally.succeeded + tally.failed >= tally.prompts:
                 return
             await asyncio.sleep(_PERIOD)
 
 
-def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
-    from rich import box  # noqa: PLC0415 - only for a terminal
-    from rich.console import Group  # noqa: PLC0415
+def _picture(statuses: list[KeyStatus], tally: Tally, width: int) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415 - only for a terminal
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(
-        "key", "model", "workload", "this minute", "requests", "today", "answers", box=box.SIMPLE_HEAD
-    )
-    for row in statuses[:_ROWS]:
-        minute, day = row["limits"].get("rpm"), row["limits"].get("rpd")
-        used, limit = (0, None) if minute is None else (minute["used"], minute["limit"])
-        answers = tally.by_deployment[row["key_id"], row["model"]]
-        table.add_row(
-            Text(row["key_id"]),
-            Text(row["model"]),
-            Text(row["workload"]),
-            ProgressBar(limit or 1, used if limit else 0, width=20),
-            fraction(minute),
-            fraction(day),
-            str(answers),
-        )
     done = tally.succeeded + tally.failed
     words = f"{done} of {tally.prompts} done, {tally.sent - done} in progress or waiting for quota"
     if hidden := len(statuses) - _ROWS:
@@ -150,4 +142,37 @@ def _picture(statuses: list[KeyStatus], tally: Tally) -> RenderableType:
     below = Table.grid(expand=True)
     for part in (ProgressBar(tally.prompts, done), Text(words), Text(note, style="dim")):
         below.add_row(part)
-    return Group(table, below)
+    return Group(_table(statuses[:_ROWS], tally, width), below)
+
+
+def _table(statuses: list[KeyStatus], tally: Tally, width: int) -> Table:
+    """Return the keys and their quotas; where that is too wide, bars shrink first, then names are folded."""
+    from rich import box  # noqa: PLC0415 - only for a terminal
+    from rich.progress_bar import ProgressBar  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    daily = any("rpd" in row["limits"] for row in statuses)
+    columns = ("key", "model", "workload", "requests", *(("today",) if daily else ()), "answers")
+    lines = [
+        (
+            row["key_id"],
+            row["model"],
+            row["workload"],
+            fraction(row["limits"].get("rpm")),
+            *((fraction(row["limits"].get("rpd")),) if daily else ()),
+            str(tally.by_deployment[row["key_id"], row["model"]]),
+        )
+        for row in statuses
+    ]
+    taken = sum(max(map(len, column)) + _GAP for column in zip(columns, *lines, strict=True))
+    bar = min(max(width - taken - _GAP, _SHORTEST), _LONGEST)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in (*columns[:3], "this minute", *columns[3:]):
+        table.add_column(column, overflow="fold")
+    for row, line in zip(statuses, lines, strict=True):
+        minute = row["limits"].get("rpm")
+        used, limit = (0, None) if minute is None else (minute["used"], minute["limit"])
+        cells = [Text(cell, overflow="fold") for cell in line]
+        table.add_row(*cells[:3], ProgressBar(limit or 1, used if limit else 0, width=bar), *cells[3:])
+    return table

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import attrs
 
+from llm_router.cli.example import example_models
 from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.secret import Secret
@@ -42,19 +43,21 @@ def with_secrets(deployments: Iterable[Deployment]) -> tuple[Deployment, ...]:
 def make_emulator(clock: Clock, deployments: tuple[Deployment, ...] | None = None) -> GeminiEmulator:
     """Return an emulator that accepts the keys of ``deployments`` only and enforces exactly their limits.
 
-    Without ``deployments`` it accepts any key and has no limits.
+    It answers as any model, and lists theirs. Without ``deployments`` it accepts any key, has no limits, and
+    lists the models of keys.json.example, so that ``llm-router init`` finds one for each workload.
 
     Raises:
-        ConfigError: The extra ``cli`` is not installed.
+        ConfigError: The extra ``cli`` is not installed, or keys.json.example is wrong.
     """
     try:
         from llm_router.emulator import GeminiEmulator, QuotaSpec  # noqa: PLC0415 - heavy, an extra
     except ModuleNotFoundError as error:
         raise ConfigError(f"the emulator needs {error.name}: pip install 'llm-quota-router[cli]'") from error
     if deployments is None:
-        return GeminiEmulator(clock=clock)
+        return GeminiEmulator(clock=clock, listed=example_models())
     emulator = GeminiEmulator(
         clock=clock,
+        listed=[deployment.model for deployment in deployments],
         keys={deployment.key.secret.reveal(): deployment.key.project for deployment in deployments},
     )
     for deployment in deployments:

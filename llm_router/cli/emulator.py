@@ -37,7 +37,8 @@ def emulator(
 ) -> None:
     """Run an emulator of the Gemini API until Ctrl-C.
 
-    It prints the environment variables that make the router use it.
+    It prints the environment variables that make the router use it. It answers as any model, and lists those
+    of its keys file, or some of today's: `llm-router init` works against it, with made-up secrets.
     """
     environment: dict[str, str] = {}
     deployments: tuple[Deployment, ...] | None = None

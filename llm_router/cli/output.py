@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -34,6 +36,10 @@ INTERRUPTED = 130
 """The exit code that shells show for a program ended by Ctrl-C."""
 
 _WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_LAST, _FRAME, _NARROWEST = 24, 3, 20
+"""Characters that the last column of a drawn table has at least, if it is longer than that: its words are
+wrapped; what each column takes besides its words; how narrow lines become."""
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -81,15 +87,38 @@ def print_json(value: object) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: drawn on a terminal, aligned columns of plain text elsewhere."""
-    if is_terminal():
+    """Print a table: drawn on a terminal, or in a few lines a row if it is too narrow; columns elsewhere."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    if not is_terminal():
+        for line in (columns, *rows):
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            say("  ".join(cells).rstrip())
+        return
+    terminal = shutil.get_terminal_size().columns
+    if sum(widths[:-1]) + min(widths[-1], _LAST) + _FRAME * len(columns) < terminal:
         _draw(columns, rows)
         return
-    lines = [columns, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        say("  ".join(cells).rstrip())
+    for row in rows:
+        for line in _packed(columns, row, terminal):
+            say(line)
+
+
+def _packed(columns: Sequence[str], row: Sequence[str], width: int) -> Iterator[str]:
+    """Yield a row as lines no longer than ``width``, its cells named and as few of them broken as can be."""
+    line = ""
+    for column, cell in zip(columns, row, strict=True):
+        words = f"{column} {cell}" if cell else ""
+        if line and words and len(line) + len(words) + 2 > width:
+            yield line
+            line = ""
+            words = f"  {words}"
+        line += f"  {words}" if line and words else words
+        if len(line) > width:
+            *full, line = textwrap.wrap(
+                line, max(width, _NARROWEST), subsequent_indent="    ", break_on_hyphens=False
+            )
+            yield from full
+    yield line
 
 
 def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -99,7 +128,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text  # noqa: PLC0415
 
     table = Table(box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns, 1):  # only the last one is wrapped, as long as all others fit
+    for place, column in enumerate(columns, 1):  # only the last one is wrapped
         table.add_column(column, no_wrap=place < len(columns), overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name that is cut is no name

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import attrs
 import typer
 
-from llm_router.cli.demo_plan import example_keys
 from llm_router.cli.emulated import make_emulator, with_secrets
+from llm_router.cli.example import example_keys
 from llm_router.cli.options import KEYS, Store
 from llm_router.cli.output import FAILED, complain, fail, say
 from llm_router.cli.routers import choose_store

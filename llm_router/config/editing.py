@@ -25,8 +25,8 @@ Entry = Mapping[str, object]
 
 def new_keyfile(entries: Sequence[Entry]) -> str:
     """Return the text of a keys file with these entries."""
-    lines = ",\n".join(_compact(entry, "    ") for entry in entries)
-    return f'{{\n  "keys": [\n    {lines.lstrip()}\n  ]\n}}\n'
+    lines = ",\n    ".join(_compact(entry, "    ") for entry in entries)
+    return f'{{\n  "keys": [\n    {lines}\n  ]\n}}\n'
 
 
 def with_entries(text: str, entries: Sequence[Entry]) -> str:

@@ -57,6 +57,7 @@ class Settings:
 
     Attributes:
         models: The models that exist; None is any.
+        listed: The models that are listed if any exists.
         input_token_limit: Tokens of the largest prompt.
         thought_tokens: Thought tokens reported with each answer.
         stream_chunks: The most chunks in which an answer is streamed.
@@ -64,6 +65,7 @@ class Settings:
     """
 
     models: tuple[str, ...] | None = None
+    listed: tuple[str, ...] = ()
     input_token_limit: int = 1_048_576
     thought_tokens: int = 0
     stream_chunks: int = 4

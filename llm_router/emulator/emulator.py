@@ -47,6 +47,7 @@ class GeminiEmulator:
         keys: The project of each API key. With None every key is accepted, and each is its own project,
             named ``project-1``, ``project-2``, ... in order of appearance (see :meth:`project_of`).
         models: The models that exist; None is any.
+        listed: The models that are listed if ``models`` is None.
         quotas: The quotas of each project, by model or by (project, model); the latter wins.
         default_quota: The quotas of each project on models not in ``quotas``; None is unlimited.
         clock: The clock for quotas and delays.
@@ -69,6 +70,7 @@ class GeminiEmulator:
         *,
         keys: Mapping[str, str] | None = None,
         models: Iterable[str] | None = None,
+        listed: Iterable[str] = (),
         quotas: Mapping[str, QuotaSpec] | Mapping[QuotaKey, QuotaSpec] | None = None,
         default_quota: QuotaSpec | None = None,
         clock: Clock | None = None,
@@ -82,6 +84,7 @@ class GeminiEmulator:
     ) -> None:
         settings = Settings(
             models=tuple(models) if models is not None else None,
+            listed=tuple(dict.fromkeys(listed)),
             input_token_limit=input_token_limit,
             thought_tokens=thought_tokens,
             stream_chunks=stream_chunks,

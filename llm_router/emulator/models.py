@@ -69,7 +69,7 @@ class ModelService:
 
     async def _list(self, call: Call) -> None:
         fault = await self._admission.enter(call, None)
-        models = self._settings.models or ()
+        models = self._settings.listed if self._settings.models is None else self._settings.models
         if call.openai:
             body: Body = {"object": "list", "data": [_openai_model(model) for model in models]}
         else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,15 @@ def test_piped_output_is_a_summary(run: Callable[..., Result]) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_sees_keys_and_progress(watch: Callable[..., tuple[Any, str]]) -> None:
-    """On a terminal, keys, quotas and progress are drawn, and the summary is printed at the end."""
+def test_a_terminal_sees_keys_and_progress(
+    watch: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal of 80 columns, keys, quotas and progress are drawn, and the summary comes at the end."""
+    monkeypatch.setenv("COLUMNS", "80")
     code, text = watch("demo", "--prompts", 6)
     assert code == 0
-    assert "gemini-key-09" in text
+    assert re.search(r"gemini-key-09 +gemini-pro-latest +heavy ", re.sub(r"\x1b\[[0-9;]*m", "", text))
+    assert "…" not in text
     assert "6 of 6 done, 0 in progress" in text
     assert "6 of 6 prompts answered in " in text
 

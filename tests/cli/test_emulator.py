@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from llm_router.config.proposals import models_shown
+
+TODAYS = {"gemini-3.5-flash-lite": "light", "gemini-3.8-flash": "medium", "gemini-pro-latest": "heavy"}
+
 pytestmark = pytest.mark.slow
 
 
@@ -28,12 +32,15 @@ def serve(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., Any]:
 def test_runs_until_ctrl_c(
     serve: Callable[..., Any], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The emulator prints its URL and how to use it, answers, and ends with 0."""
+    """The emulator prints its URL and how to use it, answers as any model, lists today's, and ends with 0."""
     child, (words, export) = serve("--port", 0)
     url = export.removeprefix("export GOOGLE_GEMINI_BASE_URL=")
     assert url in words
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", url)
     assert run("send", "hello", "--workload", "light").stdout == "[model-l] echo: hello\n"
+    made = run("init", "made.json", "--yes", input="AIzaSy-made-up\n")
+    lines = ["gemini-key-01: alive, 3 models", f"models: {models_shown(TODAYS)}"]
+    assert (made.exit_code, made.stdout.splitlines()[:2]) == (0, lines)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=10)
     assert (child.returncode, out, err) == (0, "", "")
@@ -42,7 +49,7 @@ def test_runs_until_ctrl_c(
 def test_a_keys_file_gives_keys_and_limits(
     serve: Callable[..., Any], run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a keys file, the emulator makes up missing secrets and accepts no other keys."""
+    """With a keys file, the emulator makes up missing secrets, lists its models and accepts no other keys."""
     monkeypatch.delenv("API_KEY_key_light")
     child, (_, base, secret) = serve("--keys", "keys.json", "--speed", "60", exports=2)
     name, _, value = secret.removeprefix("export ").partition("=")
@@ -50,6 +57,7 @@ def test_a_keys_file_gives_keys_and_limits(
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", base.partition("=")[2])
     monkeypatch.setenv(name, value)
     assert run("send", "hello", "--model", "model-l").exit_code == 0
+    assert "key-light: alive, is served 3 models" in run("check", "--online").stdout
     monkeypatch.setenv(name, "AIza-of-another-key")
     assert run("compare", "hello", "--json").exit_code == 1
     child.send_signal(signal.SIGINT)

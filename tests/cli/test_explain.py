@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,9 +134,16 @@ def test_a_prompt_from_standard_input(run: Callable[..., Result]) -> None:
     assert tokens > short["tiers"][0]["candidates"][0]["tokens"]
 
 
-def test_a_terminal_shows_a_table(watch: Callable[..., tuple[Any, str]]) -> None:
-    """On a terminal, the table is drawn."""
+@pytest.mark.parametrize("columns", [30, 80, 200])
+def test_a_terminal_shows_a_table(
+    watch: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """A table is drawn where it fits; on a narrower terminal each row has lines, and no word is lost."""
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, text = watch("explain", "x")
     assert code == 0
-    assert "key-heavy" in text
-    assert "─" in text
+    assert ("─" in text) == (columns == 200)
+    shown = text[: text.index("would be sent")]
+    assert all(len(line.rstrip("\r")) <= columns for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).split("\n"))
+    for words in ("key-heavy", "model-h", "has room", "no limits"):
+        assert words in text

@@ -132,7 +132,7 @@ def test_files_that_are_wrong_are_not_edited(run: Callable[..., Result], home: P
         assert SECRET not in result.output
 
 
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("columns", [60, 80, 200])
 def test_the_list_fits_a_terminal(
     watch: Callable[..., tuple[Any, str]], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
@@ -144,7 +144,9 @@ def test_the_list_fits_a_terminal(
     text = re.sub(r"\x1b\[[0-9;]*m|\r", "", text)
     assert all(len(line) <= columns for line in text.split("\n"))
     assert "key-medium" in text
-    assert re.search(r"key-heavy +key-heavy +model-h \(heavy\) +yes +no", text)
+    assert re.search(
+        r"key-heavy +(project )?key-heavy\s+(models )?model-h \(heavy\)\s+(active )?yes +(secret )?no", text
+    )
 
 
 @pytest.mark.slow

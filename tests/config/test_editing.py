@@ -39,7 +39,9 @@ def test_entries_are_added_at_the_end(
 def test_the_first_entries() -> None:
     """A list without entries gets its first ones, and so does a file that is not there yet."""
     assert json.loads(with_entries('{"keys": [ ]}', [NEW])) == {"keys": [NEW]}
-    assert json.loads(new_keyfile([NEW, NEW])) == {"keys": [NEW, NEW]}
+    text = new_keyfile([NEW, NEW])
+    assert json.loads(text) == {"keys": [NEW, NEW]}
+    assert [line[:5] for line in text.splitlines()[2:4]] == ["    {", "    {"]
     long = {"key_id": "k" * 60, "model_name": "m" * 60, "tags": {"workload": "light"}}
     assert new_keyfile([long]).count("\n") == 6
     assert json.loads(new_keyfile([long])) == {"keys": [long]}

@@ -150,12 +150,16 @@ async def test_embed_one(http: aiohttp.ClientSession) -> None:
 
 
 async def test_models(sdk: OpenSDK) -> None:
-    """The declared models can be listed and retrieved."""
+    """The declared models can be listed and retrieved; where any exists, those named are listed."""
     async with GeminiEmulator(models=["a", "b"], input_token_limit=99) as emulator, sdk(emulator) as models:
         names = [model.name async for model in await models.list()]
         model = await models.get(model="b")
     assert names == ["models/a", "models/b"]
     assert (model.name, model.input_token_limit) == ("models/b", 99)
+    async with GeminiEmulator(listed=["a", "a"]) as emulator, sdk(emulator) as models:
+        names = [model.name async for model in await models.list()]
+        model = await models.get(model="any-other")
+    assert (names, model.name) == (["models/a"], "models/any-other")
 
 
 async def test_models_do_what_their_names_say(sdk: OpenSDK) -> None:
