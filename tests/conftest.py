@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
+import importlib.metadata
 import importlib.util
 import itertools
 import logging
@@ -68,6 +70,14 @@ def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     file.write_text(f"{first}{end}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSL_CERT_FILE", str(file))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _versions_read_once() -> Iterator[None]:
+    """Read the metadata of a library once: redis-py asks for its own version at each connection."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.metadata.version", functools.cache(importlib.metadata.version))
         yield
 
 
