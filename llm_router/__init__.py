@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from llm_router.building.options import RouterOptions
 from llm_router.caching import Cache, CacheSavings
 from llm_router.conversations import Conversation, HistoryStore, MemoryHistory, StoredHistory
 from llm_router.default_router import get_key_manager, get_request_router
@@ -78,7 +79,7 @@ from llm_router.providers.base import (
     Reply,
     StreamingProvider,
 )
-from llm_router.router import Router, RouterOptions
+from llm_router.router import Router
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
 from llm_router.stores.urls import open_store

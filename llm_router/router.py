@@ -9,18 +9,19 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Self, Unpack, get_args
 from weakref import WeakMethod
 
 import anyio
 import attrs
 
-from llm_router.caching.cache import CACHE, AnswerCache, Cache, savings_in
+from llm_router.building.opening import Opened, report_failures
+from llm_router.building.options import RouterOptions
+from llm_router.building.origin import Origin, read_again, watch_of
+from llm_router.caching.cache import AnswerCache, Cache, savings_in
 from llm_router.conversations.base import HistoryStore
 from llm_router.conversations.calling import CallingSend
 from llm_router.conversations.conversation import HISTORY_TOKENS, Conversation, Conversations
-from llm_router.conversations.memory import MemoryHistory
-from llm_router.conversations.stored import HISTORIES, HISTORY_BOUNDS, StoredHistory
 from llm_router.domain.clock import Clock, SystemClock
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.exchange import Exchange
@@ -42,114 +43,38 @@ from llm_router.engine.argument_check import (
     deployments_in,
     mapping,
 )
-from llm_router.engine.explaining import Explainer
-from llm_router.engine.extensions import CheckedStrategy
-from llm_router.engine.facts import FACT_BOUNDS, FACTS, SharedFacts
-from llm_router.engine.fallback import FallbackOrders
-from llm_router.engine.judging import Judge
-from llm_router.engine.keys import KeyManager
-from llm_router.engine.lines import LINE_BOUNDS, LINES, SharedLines
-from llm_router.engine.pacing import Pacer
-from llm_router.engine.pool import Pool
+from llm_router.engine.assembly import assemble
 from llm_router.engine.pool_check import (
     check_deployments,
     check_numbers,
     check_pacing,
     check_policy,
-    check_store,
     check_weights,
 )
-from llm_router.engine.queries import Querier
 from llm_router.engine.relaying import Relay
-from llm_router.engine.reloading import Reloader, Terms, longest_guard
-from llm_router.engine.reporting import Reporter, reporter_for
+from llm_router.engine.reloading import Terms
+from llm_router.engine.reporting import reporter_for
 from llm_router.engine.requests import check_request, check_wait
-from llm_router.engine.reserving import DispatchGate, Selector
-from llm_router.engine.resources import CALLERS, OWNER_BOUNDS, OWNERS, Resources
-from llm_router.engine.retry import RetryPolicy
-from llm_router.engine.sending import Sender, estimate
-from llm_router.engine.shared_failures import FAILURE_BOUNDS, FAILURES, SharedFailures
+from llm_router.engine.sending import estimate
 from llm_router.engine.streaming import Stream
-from llm_router.engine.throttle import Throttle
-from llm_router.engine.timing import Deadlines
-from llm_router.engine.totals import TOTALS, TOTALS_BOUNDS, Totals
-from llm_router.engine.upstream import Preparation, Upstream, Upstreams
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
 from llm_router.observe.base import RouterObserver
-from llm_router.providers.base import Provider, QueriedProvider
-from llm_router.records.base import Bounds, RecordStore
+from llm_router.providers.base import Provider
+from llm_router.records.base import RecordStore
 from llm_router.records.memory import MemoryRecords
-from llm_router.records.urls import OpenedRecords
-from llm_router.stores.base import RateLimitStore, Sharded
-from llm_router.stores.failover import FailoverStore, LocalShare, StoreFailurePolicy
-from llm_router.stores.memory import MemoryStore
-from llm_router.stores.urls import open_store
+from llm_router.stores.base import RateLimitStore
+from llm_router.stores.failover import LocalShare, StoreFailurePolicy
 from llm_router.strategies.base import SelectionStrategy
-from llm_router.strategies.least_loaded import LeastLoaded
-from llm_router.strategies.round_robin import RoundRobin
-from llm_router.strategies.weighted import Weighted
 
 if TYPE_CHECKING:
     from llm_router.config import ConfigSource, ConfigWatch, Settings
 
 __all__ = ["Router", "RouterOptions"]
 
-_BOUNDS = {
-    HISTORIES: HISTORY_BOUNDS,
-    OWNERS: OWNER_BOUNDS,
-    CALLERS: OWNER_BOUNDS,
-    TOTALS: TOTALS_BOUNDS,
-    FACTS: FACT_BOUNDS,
-    LINES: LINE_BOUNDS,
-    FAILURES: FAILURE_BOUNDS,
-}
-"""How much may be kept in the record stores that a router opens."""
-
 # The configuration and the Gemini adapter are imported where they are used: they are an eighth of the time
 # that importing the library takes, and a router built from values, or for tests, needs neither.
 
-
 _log = logging.getLogger("llm_router")
-
-
-@attrs.define(eq=False)
-class _Origin:
-    """What a router was made from, so that it can be read again.
-
-    Attributes:
-        source: Where the settings come from.
-        settings: The present ones.
-        overridden: The names of what the program has given itself, which wins over them.
-    """
-
-    source: ConfigSource
-    settings: Settings
-    overridden: frozenset[str]
-
-
-class RouterOptions(TypedDict, total=False):
-    """What :meth:`Router.from_config` passes on to :class:`Router`; every option may be left out."""
-
-    strategy: SelectionStrategy | None
-    clock: Clock | None
-    workloads: Sequence[str]
-    inactive: Iterable[Deployment]
-    max_retries: int
-    base_backoff: float
-    max_wait: float
-    on_store_failure: StoreFailurePolicy
-    local_share: LocalShare
-    max_requests_per_second: float | None
-    safety_settings: Mapping[str, str] | None
-    base_url: str | None
-    histories: HistoryStore | str | None
-    records: RecordStore | str | None
-    totals: bool
-    cache: Cache | str | None
-    history_tokens: Mapping[str, int] | None
-    observers: Iterable[RouterObserver]
-    tenant_weights: Mapping[str, float] | None
-    rpd_pacing: Pacing | None
 
 
 class Router:
@@ -251,84 +176,45 @@ class Router:
         weights = check_weights(mapping("tenant_weights", tenant_weights, "{'acme': 3}"))
         check_pacing(rpd_pacing, workloads)
         clock = clock or SystemClock()
-        pacer = None if rpd_pacing is None else Pacer(rpd_pacing, clock)
         reporter = reporter_for(observers, clock)
         caching = Cache(cache) if cache is not None and not isinstance(cache, Cache) else cache
-        opened_records = OpenedRecords(_bounds_with(caching), _shared(clock))
-        self._owned: list[RateLimitStore | Provider | OpenedRecords | AnswerCache] = [opened_records]
-        self.records = _records_at(records, store, opened_records)
+        self._opened = Opened(clock, caching)
+        self.records = self._opened.records(records, store)
         """Keeps what belongs to whom, and what each key did."""
-        kept_histories = _opened_histories(histories, opened_records, clock)
-        known = self._open_providers(provider, base_url, safety_settings)
+        kept_histories = self._opened.histories(histories)
+        known = self._opened.upstreams(provider, base_url, safety_settings)
         upstreams = known.of(active)
-        opened = self._open_store(store, clock, on_store_failure, local_share)
-        self._unwatch = _watch(opened, reporter)
-        self._relaying = known.relaying()
-
-        pool = Pool(active, upstreams, opened if isinstance(opened, Sharded) else None)
-        deadlines = Deadlines(clock)
-        throttle = None if max_requests_per_second is None else Throttle(max_requests_per_second)
-        checked = _checked(strategy)
-        selector = Selector(
-            opened,
-            pool,
-            checked,
+        kept_quotas = self._opened.store(store, on_store_failure, local_share)
+        self._unwatch = report_failures(kept_quotas, reporter)
+        engine = assemble(
+            Terms(active, shown_only, workloads, max_retries, real(base_backoff), check_wait(max_wait)),
+            known,
+            kept_quotas,
+            self.records,
             clock,
-            deadlines,
-            DispatchGate(clock, longest_guard(active)),
-            throttle,
-            reporter,
-            weights,
-            pacer,
-        )
-        policy = RetryPolicy(max_retries, real(base_backoff))
-        judge = Judge(policy, pool, opened, clock, reporter, selector.look_again)
-        facts = SharedFacts(judge.learner.suspicions, self.records, clock)
-        lines = SharedLines(selector.queued, self.records)
-        failures = SharedFailures(judge.failures, self.records, clock)
-        self._totals = _totals(facts, lines, failures, deadlines, selector) if totals else None
-        self._sender = Sender(
-            FallbackOrders(pool, workloads),
-            Preparation(upstream.provider for upstream in upstreams.values()),
-            selector,
-            judge,
-            policy,
-            clock,
-            deadlines,
-            check_wait(max_wait),
+            strategy=strategy,
             reporter=reporter,
-            resources=Resources(self.records),
-            not_relaying=known.others_than(self._relaying),
-            totals=self._totals,
+            max_per_second=max_requests_per_second,
+            weights=weights,
+            pacing=rpd_pacing,
+            with_totals=totals,
+            savings=None if caching is None and isinstance(self.records, MemoryRecords) else self._saved,
         )
-        relaying = self._relaying
-        self._querier = Querier(
-            self._sender, relaying if isinstance(relaying, QueriedProvider) else None, pool
-        )
-        self._explainer = Explainer(self._sender, opened, checked, pool)
-        self._cache = None if caching is None else self._open_cache(caching, opened_records, upstreams)
-        self.keys = KeyManager(
-            pool,
-            shown_only,
-            opened,
-            selector,
-            known.known.values(),
-            clock,
-            reporter,
-            failures,
-            facts,
-            self._totals,
-            lines,
-            _savings(self._cache, self.records),
-        )
+        self._sender = engine.sender
+        self._querier = engine.querier
+        self._explainer = engine.explainer
+        self._reloader = engine.reloader
+        self._totals = engine.totals
+        self._relaying = engine.relaying
+        self.keys = engine.keys
         """Reports the statuses of the keys."""
-        self._send: Callable[..., Awaitable[Response]] = (
-            self._sender.send if self._cache is None else self._cache.send
-        )
-        terms = Terms(active, shown_only, workloads, max_retries, policy.base_backoff, check_wait(max_wait))
-        self._reloader = Reloader(terms, pool, known, self._sender, self.keys)
+        self._cache: AnswerCache | None = None
+        self._send: Callable[..., Awaitable[Response]] = self._sender.send
+        if caching is not None:
+            self._cache = self._opened.cache(caching, upstreams, self._sender.send, self._enter)
+            self._send = self._cache.send
         self._reloading = anyio.Lock()
-        self._origin: _Origin | None = None
+        self._origin: Origin | None = None
         self._watcher: ConfigWatch | None = None
         self._conversations = Conversations(
             self.send,
@@ -338,59 +224,13 @@ class Router:
             {**HISTORY_TOKENS, **budgets},
         )
 
-    def _open_cache(
-        self, cache: Cache, records: OpenedRecords, upstreams: Mapping[str, Upstream]
-    ) -> AnswerCache:
-        store = records.at(cache.url, "cache") if isinstance(cache.url, str) else cache.url
-        places = {name: _place(each.provider) for name, each in upstreams.items()}
-        made = AnswerCache(store, cache.ttl, self._sender.send, self._enter, places, self._sender.clock)
-        self._owned.insert(1, made)  # closed after what sends, and before the records
-        return made
+    async def _saved(self) -> CacheSavings | None:
+        """Return what the router's cache has saved, or that of others beside its quotas."""
+        return await (savings_in(self.records) if self._cache is None else self._cache.savings())
 
     def _enter(self) -> None:
         self._check_open()
         self._sender.deadlines.enter_loop()
-
-    def _open_store(
-        self,
-        store: RateLimitStore | str | None,
-        clock: Clock,
-        on_store_failure: StoreFailurePolicy,
-        local_share: LocalShare,
-    ) -> RateLimitStore:
-        """Open the store unless it was given; put a failover in front unless it cannot fail or has one."""
-        owned = store is None or isinstance(store, str)
-        if store is None or isinstance(store, str):
-            url = "memory://" if store is None else store
-            store = open_store(url, clock=_shared(clock))
-        check_store(store)
-        if isinstance(store, MemoryStore | FailoverStore):
-            if owned:
-                self._owned.append(store)
-            return store
-        failover = FailoverStore(
-            store,
-            policy=on_store_failure,
-            local_share=local_share,
-            owns_store=owned,
-            clock=clock,
-        )
-        self._owned.append(failover)
-        return failover
-
-    def _open_providers(
-        self,
-        provider: Provider | Mapping[str, Provider] | None,
-        base_url: str | None,
-        safety_settings: Mapping[str, str] | None,
-    ) -> Upstreams:
-        """Return the providers; make the Gemini adapter if none was given."""
-        if provider is None:
-            from llm_router.providers.gemini import GeminiProvider  # noqa: PLC0415
-
-            provider = GeminiProvider(base_url=base_url, safety_settings=safety_settings)
-            self._owned.append(provider)
-        return Upstreams(provider)
 
     @classmethod
     def from_config(
@@ -466,7 +306,7 @@ class Router:
         Raises:
             ConfigError: As for :class:`Router`; or to watch, there is no source, or no watchfiles.
         """
-        watcher = _watcher(source, options.get("clock")) if watch else None
+        watcher = watch_of(source, options.get("clock")) if watch else None
         defaults = RouterOptions(
             workloads=settings.workloads,
             inactive=settings.inactive,
@@ -483,7 +323,7 @@ class Router:
             **merged,
         )
         if source is not None:
-            router._origin = _Origin(source, settings, frozenset(options))
+            router._origin = Origin(source, settings, frozenset(options))
         if watcher is not None:
             watcher.find_reload = WeakMethod(router.reload)
             router._watcher = watcher
@@ -837,9 +677,9 @@ class Router:
             if deployments is None:
                 if inactive is not None or workloads is not None:
                     raise ConfigError("inactive and workloads belong to deployments: pass these, too")
-                settings, terms = await self._read_again()
+                settings, terms = await read_again(self._origin, self._reloader.terms)
             else:
-                settings, terms = None, self._terms_of(deployments, inactive, workloads)
+                settings, terms = None, self._reloader.terms.with_pool(deployments, inactive, workloads)
             changes = await asyncio.to_thread(self._reloader.compare, terms)
             self._check_open()  # it may have been closed meanwhile
             self._reloader.apply(changes)
@@ -851,39 +691,6 @@ class Router:
             self._sender.reporter.reloaded(report)
         await self._reloader.settle(report)
         return report
-
-    async def _read_again(self) -> tuple[Settings, Terms]:
-        """Read the files again, in a thread: a large one takes a while."""
-        origin = self._origin
-        if origin is None:
-            raise ConfigError(
-                "this router was not made by Router.from_config, so there are no files to read again: "
-                "pass reload() the deployments"
-            )
-        settings = await asyncio.to_thread(origin.source.load_after, origin.settings)
-        fresh = Terms(
-            settings.deployments,
-            settings.inactive,
-            settings.workloads,
-            settings.max_retries,
-            settings.base_backoff,
-            check_wait(settings.max_wait),
-        )
-        return settings, fresh.but_as(self._reloader.terms, origin.overridden)
-
-    def _terms_of(
-        self,
-        deployments: Iterable[Deployment],
-        inactive: Iterable[Deployment] | None,
-        workloads: Sequence[str] | None,
-    ) -> Terms:
-        """Return the present terms with other deployments, once these have been checked by themselves."""
-        terms = attrs.evolve(self._reloader.terms, deployments=deployments_in("deployments", deployments))
-        if inactive is not None:
-            terms = attrs.evolve(terms, inactive=deployments_in("inactive", inactive))
-        if workloads is not None:
-            terms = attrs.evolve(terms, workloads=check_workloads(workloads))
-        return terms
 
     def _check_open(self) -> None:
         if self.closed:
@@ -912,8 +719,7 @@ class Router:
             await self._watcher.aclose()
         if self._totals is not None:
             await self._totals.aclose()
-        while self._owned:
-            await self._owned.pop().aclose()
+        await self._opened.aclose()
 
     async def __aenter__(self) -> Self:
         if self._watcher is not None:
@@ -930,92 +736,3 @@ class Router:
 
     def __repr__(self) -> str:
         return f"Router({len(self.keys.pool)} deployments, {type(self.keys.store).__name__})"
-
-
-def _shared(clock: Clock) -> Clock | None:
-    """Return the clock for what processes share: its own is the better one, such as Redis's its server's."""
-    return None if isinstance(clock, SystemClock) else clock
-
-
-def _place(provider: Provider) -> str:
-    """Return what tells the answers of a provider from those of others, as far as it says."""
-    kind = type(provider)
-    return f"{kind.__module__}.{kind.__qualname__} {getattr(provider, 'place', '')}"
-
-
-def _bounds_with(cache: Cache | None) -> Mapping[str, Bounds]:
-    """Return how much may be kept in each space of the records."""
-    return _BOUNDS if cache is None else {**_BOUNDS, CACHE: cache.bounds}
-
-
-def _records_at(
-    records: RecordStore | str | None, store: RateLimitStore | str | None, opened: OpenedRecords
-) -> RecordStore:
-    """Return the record store that was asked for: by default beside the quotas."""
-    if records is None:
-        return opened.at(store if isinstance(store, str) else "memory://", "store")
-    return opened.at(records, "records") if isinstance(records, str) else records
-
-
-def _opened_histories(
-    histories: HistoryStore | str | None, records: OpenedRecords, clock: Clock
-) -> HistoryStore:
-    if histories is None or histories == "memory://":
-        return MemoryHistory(clock=clock)
-    return StoredHistory(records.at(histories, "histories")) if isinstance(histories, str) else histories
-
-
-def _savings(
-    cache: AnswerCache | None, records: RecordStore
-) -> Callable[[], Awaitable[CacheSavings | None]] | None:
-    """Return what asks what a cache has saved: the router's, or that of others beside its quotas."""
-    if cache is not None:
-        return cache.savings
-    return None if isinstance(records, MemoryRecords) else partial(savings_in, records)
-
-
-def _totals(
-    facts: SharedFacts,
-    lines: SharedLines,
-    failures: SharedFailures,
-    deadlines: Deadlines,
-    selector: Selector,
-) -> Totals:
-    """Return what counts what each key does, and tells other processes what there is to know here."""
-    records = facts.records
-
-    async def tell(counted: Iterable[Deployment]) -> None:
-        await facts.publish(counted)
-        await lines.publish()
-        await failures.publish()
-
-    totals = Totals(records, facts.clock, tell, lambda: lines.is_busy or failures.is_busy)
-    deadlines.on_adopt.append(totals.enter_loop)
-    if not isinstance(records, MemoryRecords):  # of which no other process would hear
-        selector.queued.on_enter = failures.log.on_note = totals.wake
-    return totals
-
-
-def _watcher(source: ConfigSource | None, clock: Clock | None) -> ConfigWatch:
-    from llm_router.config import ConfigWatch, check_watchfiles  # noqa: PLC0415 - as above
-
-    if source is None:
-        raise ConfigError(
-            "watch=True needs a source: use Router.from_config, or pass where the settings are from"
-        )
-    check_watchfiles()
-    return ConfigWatch(source.files, clock or SystemClock())
-
-
-def _watch(store: RateLimitStore, reporter: Reporter | None) -> Callable[[], None]:
-    """Have it reported when the store fails and answers again; return how to stop that."""
-    if reporter is None or not isinstance(store, FailoverStore):
-        return lambda: None
-    return store.watch(reporter.store_changed)
-
-
-def _checked(strategy: SelectionStrategy | None) -> SelectionStrategy:
-    """Return the strategy to use; the orders of a user's own are checked, those of the library are not."""
-    if strategy is None or type(strategy) in (LeastLoaded, RoundRobin, Weighted):
-        return strategy or LeastLoaded()
-    return CheckedStrategy(strategy)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from llm_router.bridge import Bridge, Home, RouterSource
+from llm_router.building.options import RouterOptions
 from llm_router.conversations.conversation import Conversation
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.explanation import Explanation
@@ -38,7 +39,7 @@ from llm_router.engine.keys import KeyManager
 from llm_router.engine.streaming import Stream
 from llm_router.errors import InvalidRequestError, RouterClosedError
 from llm_router.providers.base import Provider
-from llm_router.router import Router, RouterOptions
+from llm_router.router import Router
 from llm_router.stores.base import RateLimitStore
 
 __all__ = ["SyncConversation", "SyncKeys", "SyncRouter", "SyncStream"]

@@ -456,7 +456,7 @@ def test_an_argument_of_a_wrong_type_opens_nothing(
 ) -> None:
     """The error names the argument and, after a colon, the remedy; no store was opened before it."""
     if name != "store":
-        monkeypatch.setattr("llm_router.router.open_store", None)
+        monkeypatch.setattr("llm_router.building.opening.open_store", None)
     argument = name.partition("[")[0]
     options: dict[str, Any] = {"deployments": [pools.one()], "store": "sqlite:///never-opened"}
     with pytest.raises(ConfigError, match=r"store|: ") as caught:

@@ -10,6 +10,7 @@ import attrs
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.quota import GUARD, Quota
 from llm_router.domain.reload import ReloadReport
+from llm_router.engine.argument_check import check_workloads, deployments_in
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.pool import Pool
 from llm_router.engine.pool_check import check_deployments
@@ -48,6 +49,24 @@ class Terms:
         known = attrs.asdict(other, recurse=False)
         kept: Any = {name: value for name, value in known.items() if name in names}
         return attrs.evolve(self, **kept)
+
+    def with_pool(
+        self,
+        deployments: Iterable[Deployment],
+        inactive: Iterable[Deployment] | None,
+        workloads: Sequence[str] | None,
+    ) -> Terms:
+        """Return these terms with other deployments, once these have been checked by themselves.
+
+        Raises:
+            ConfigError: They are none.
+        """
+        terms = attrs.evolve(self, deployments=deployments_in("deployments", deployments))
+        if inactive is not None:
+            terms = attrs.evolve(terms, inactive=deployments_in("inactive", inactive))
+        if workloads is not None:
+            terms = attrs.evolve(terms, workloads=check_workloads(workloads))
+        return terms
 
 
 @attrs.frozen(eq=False)

@@ -11,12 +11,13 @@ from google import genai
 from google.genai import types
 
 from llm_router.bridge import Bridge, RouterSource
+from llm_router.building.options import RouterOptions
 from llm_router.domain.quota import GUARD
 from llm_router.engine.requests import check_wait
 from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.genai.transports import http_clients
 from llm_router.providers._gemini_session import without_warnings_of_unused_keys
-from llm_router.router import Router, RouterOptions
+from llm_router.router import Router
 from llm_router.stores.base import RateLimitStore
 
 __all__ = ["Client"]

@@ -1,13 +1,11 @@
-"""The soak benchmark's provider counts exactly, its time is virtual, and its oracle is never refused."""
+"""The soak benchmark's provider counts exactly, and its oracle is never refused."""
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +17,8 @@ import attrs
 import pytest
 
 from llm_router import Deployment, FailureKind, Key, Metric, ProviderError, Secret
-from llm_router.testing import ManualClock, virtual
+from llm_router.testing import ManualClock
+from llm_router.testing.virtual import run
 
 SUITE = Path(__file__).parents[2] / "benchmarks"
 
@@ -247,58 +246,6 @@ def test_outages_deaths_and_retirements_begin_and_end_on_time(
     assert desk.provider.counts.back == 5.0
 
 
-# --- virtual time -------------------------------------------------------------------------------------
-
-
-def test_a_virtual_second_takes_no_time() -> None:
-    """A year passes at once, and timers fire in their order and never early."""
-    seen: list[tuple[str, float]] = []
-
-    async def sleeper(name: str, seconds: float, clock: Any) -> None:
-        until = clock.time() + seconds
-        await asyncio.sleep(seconds)
-        seen.append((name, clock.time() - until))
-
-    async def main(loop: Any) -> None:
-        clock = virtual.VirtualClock(loop)
-        year = 365 * 86_400.0
-        await asyncio.gather(sleeper("year", year, clock), sleeper("day", 86_400.0, clock))
-
-    began = time.monotonic()
-    virtual.run(main)
-    assert time.monotonic() - began < 30.0
-    assert [name for name, _ in seen] == ["day", "year"]
-    assert all(0 <= late < 0.01 for _, late in seen)
-
-
-def test_time_stands_still_while_something_outside_is_awaited() -> None:
-    """A call to a thread takes no virtual time, even while a timer is pending."""
-
-    async def main(loop: Any) -> float:
-        async def work() -> None:
-            await asyncio.to_thread(time.sleep, 0.02)
-
-        timer = loop.call_later(0.001, lambda: None)
-        began: float = loop.time()
-        await loop.awaited(work)()
-        timer.cancel()
-        took: float = loop.time() - began
-        return took
-
-    assert virtual.run(main) == 0.0
-
-
-def test_a_virtual_loop_that_waits_for_nothing_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It raises instead of hanging."""
-    monkeypatch.setattr(virtual, "_PATIENCE", 0.01)
-
-    async def main(loop: Any) -> None:
-        await loop.create_future()
-
-    with pytest.raises(RuntimeError, match="nothing left to wait for"):
-        virtual.run(main)
-
-
 # --- runs ---------------------------------------------------------------------------------------------
 
 
@@ -433,4 +380,4 @@ def test_a_store_with_a_clock_of_its_own_is_named(load: Callable[[str], ModuleTy
             pass
 
     with pytest.raises(stores.NoVirtualTimeError, match="MemoryStore does not go by the router's clock"):
-        virtual.run(main)
+        run(main)

@@ -33,7 +33,7 @@ async def test_what_waits_in_one_process_is_seen_in_another(
     make_router: MakeRouter, pools: Pools, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By urgency and tenant, within five seconds; and no longer once it waits no more."""
-    monkeypatch.setattr("llm_router.router.MemoryRecords", type("Other", (), {}))
+    monkeypatch.setattr("llm_router.engine.assembly.MemoryRecords", type("Other", (), {}))
     records = Shared(clock=clock)
     async with (
         make_router([pools.one(rpm=1)], records=records) as busy,

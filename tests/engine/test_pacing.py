@@ -62,7 +62,9 @@ async def test_a_days_quota_lasts_for_the_day(pools: Pools, clock: ManualClock, 
     start = clock.time()
     callers: list[asyncio.Task[None]] = []
     for _ in range(routers):
-        router = Router(pool, store=store, provider=FakeProvider(), clock=clock, rpd_pacing=Pacing())
+        router = Router(
+            pool, store=store, provider=FakeProvider(), clock=clock, rpd_pacing=Pacing(), totals=False
+        )
         callers.append(asyncio.create_task(_call(router, done, clock)))
     for hour in range(1, 11):
         await clock.advance(HOUR)
@@ -107,7 +109,7 @@ async def test_a_share_is_kept_for_a_workload_and_lent_while_it_is_idle(
     """While heavy requests come they get their share of the pace; without them the others get all of it."""
     pacing = Pacing(kept={"heavy": 0.7}, idle=HOUR)
     light, heavy = list[float](), list[float]()
-    async with make_router([pools.one(workload="heavy", rpd=200)], rpd_pacing=pacing) as router:
+    async with make_router([pools.one(workload="heavy", rpd=200)], rpd_pacing=pacing, totals=False) as router:
         lights = [asyncio.create_task(_call(router, light, clock, workload="light")) for _ in range(3)]
         await clock.advance(5 * HOUR)
         assert len(light) == pytest.approx(50, abs=2)

@@ -629,8 +629,11 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize("step", ["asyncio.run(provider.prepare())", "provider.validate(HELLO)"])
 @pytest.mark.slow
-def test_what_takes_long_is_done_before_the_first_request(backend: HttpBackend, step: str) -> None:
+def test_what_takes_long_is_done_before_the_first_request(
+    backend: HttpBackend, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Preparing or validating loads the SDK, its HTTP library, and the certificates."""
+    monkeypatch.delenv("SSL_CERT_FILE")
     program = f"""
 import asyncio, ssl, sys
 from llm_router.domain.request import Request

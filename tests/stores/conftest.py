@@ -7,6 +7,7 @@ its state in, and yields a :class:`Backend` on it. Those that are not in ``QUICK
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -149,17 +150,34 @@ def servers() -> ModuleType:
     return redis_servers
 
 
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """Make a new directory; ``tmp_path`` looks at those of all other tests first, and there are hundreds."""
+    parent, numbers = tmp_path_factory.mktemp("stores"), itertools.count()
+
+    def make() -> Path:
+        folder = parent / str(next(numbers))
+        folder.mkdir()
+        return folder
+
+    return make
+
+
 @pytest.fixture(params=[_slow_unless_quick(name, name, QUICK_STORES) for name in sorted(BACKENDS)])
-async def store_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+async def store_backend(
+    request: pytest.FixtureRequest, make_folder: Callable[[], Path]
+) -> AsyncIterator[Backend]:
     """Provide each kind of store in turn."""
-    async with BACKENDS[request.param](tmp_path) as backend:
+    async with BACKENDS[request.param](make_folder()) as backend:
         yield backend
 
 
 @pytest.fixture(params=[_slow_unless_quick(name, name) for name in sorted(redis_servers.redis_backends())])
-async def redis_backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
+async def redis_backend(
+    request: pytest.FixtureRequest, make_folder: Callable[[], Path]
+) -> AsyncIterator[Backend]:
     """Provide each kind of Redis in turn."""
-    async with BACKENDS[request.param](tmp_path) as backend:
+    async with BACKENDS[request.param](make_folder()) as backend:
         yield backend
 
 
