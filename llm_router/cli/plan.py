@@ -188,8 +188,9 @@ def _show(plan: Plan, growth: Growth | None, max_wait: float) -> None:
         )
     if growth is not None:
         _show_growth(growth)
-    for model in plan.unknown:
-        complain(printable(f"{model}: its limits are to be learnt; state them for a plan that knows them"))
+    if plan.unknown:
+        words = 'limits are to be learnt, and none is assumed here: state those that you know as "limits"'
+        complain(printable(f"{', '.join(plan.unknown)}: {words} in the keys file"))
 
 
 def _show_growth(growth: Growth) -> None:
