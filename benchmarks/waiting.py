@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 from _harness import Measure, Report, Row, Scale, Table, in_turn
-from _soak import virtual
 from _subjects import Instant, deployments
 
 from llm_router import Demand, Deployment, MemoryStore, Router
 from llm_router.stores import Decision
+from llm_router.testing import virtual
 
 __all__ = ["run"]
 
