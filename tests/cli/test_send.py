@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,9 @@ def test_with_v_the_answer_is_shown_as_it_comes(
     prompt, shown = "one two three four five six", []
 
     def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
-        emulator.release()  # now that there is something to read, the rest may come
+        while not shown and not emulator.holding:  # the rest does not exist yet
+            time.sleep(0.001)
+        emulator.release()  # now that there is something to read, it may come
         shown.append(f"{'! ' if err else ''}{text}{chr(10) if nl else '|'}")
 
     emulator.inject(Fault.stream_hang(), times=1)
