@@ -321,10 +321,11 @@ def test_an_outage_is_probed_rarely_and_its_end_is_seen(
 
 @pytest.mark.slow
 def test_a_daily_limit_is_known_from_the_second_day_on(
-    load: Callable[[str], ModuleType], runs: ModuleType
+    load: Callable[[str], ModuleType], world: ModuleType, runs: ModuleType
 ) -> None:
     """One request a day and deployment is refused, or two that were sent together; no quota is left."""
-    days = attrs.evolve(load("_soak.rows").ROWS["day-bare"].world(1), projects=1, hours=36.0)
+    row = load("_soak.rows").ROWS["day-bare"].world(1)
+    days = attrs.evolve(row, projects=1, hours=27.0, traffic=world.Steady(callers=20))
     outcome = runs.simulate(days, runs.Setup("llm_router"))
     oracle = runs.simulate(days, runs.Setup("oracle"))
     assert outcome.refused < 0.05

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import fakeredis
 import redis
+from fakeredis.commands_mixins.scripting_mixin import ScriptingCommandsMixin
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
@@ -361,6 +362,42 @@ def _server_backend(name: str, binary: str, **options: Any) -> RedisBackend:
 def _cluster_backend() -> RedisBackend:
     cluster = shared_cluster()
     return RedisBackend("cluster", cluster.url, cluster.flush, shards=5)
+
+
+class _Runtime:
+    """A Lua runtime that compiles a script once, as Redis does.
+
+    fakeredis compiles it at every call, and then looks for garbage: four milliseconds in place of one.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime = runtime
+        self._compiled: dict[Any, Any] = {}
+
+    def execute(self, script: Any) -> Any:
+        if script == "collectgarbage()":
+            return None  # Lua does so by itself
+        if script not in self._compiled:
+            self._compiled[script] = self._runtime.compile(script)
+        return self._compiled[script]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+
+def _compile_scripts_once() -> None:
+    make = ScriptingCommandsMixin._get_server_runtime
+
+    def make_once(self: Any, server: Any) -> Any:
+        runtime = make(self, server)
+        if not hasattr(server, "_compiling"):
+            server._compiling = _Runtime(runtime)
+        return server._compiling
+
+    ScriptingCommandsMixin._get_server_runtime = make_once  # type: ignore[method-assign]
+
+
+_compile_scripts_once()
 
 
 class FakeRedisBackend:

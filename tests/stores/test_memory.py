@@ -46,7 +46,7 @@ def _size(value: object, seen: set[int]) -> int:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(world=worlds(), operations=plays(90))
 async def test_the_memory_store_decides_as_the_model_does(world: World, operations: list[Operation]) -> None:
     """In longer and more plays than are practical for a store that does I/O."""

@@ -204,7 +204,7 @@ async def test_no_window_sees_more_than_the_limit(
     with servers.running(redis_binary) as server:
         open_store = partial(RedisStore, server.url, clock=clock, timeout=0.2)
         async with Fleet.opened(open_store, processes, clock, limited) as fleet:
-            await fleet.run(95)
+            await fleet.run(70)
             assert fleet.most_in(60.0) == LIMIT
             with server.client() as client:
                 if event == "flushall":
@@ -221,7 +221,7 @@ async def test_no_window_sees_more_than_the_limit(
                 server.freeze()
                 await fleet.run(43)
                 server.thaw()
-            await fleet.run(200)
+            await fleet.run(140)
             # Where none can reach the server each keeps to its share, whatever the others had taken before.
             shares = (processes - 1) * (LIMIT // processes) if event in ("restarted", "frozen") else 0
             assert LIMIT <= fleet.most_in(60.0) <= LIMIT + shares
