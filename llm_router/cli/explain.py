@@ -19,7 +19,7 @@ from llm_router.cli.options import (
     fallback_named,
     prompt_text,
 )
-from llm_router.cli.output import FAILED, print_json, printable, say, show_table
+from llm_router.cli.output import FAILED, count, print_json, printable, say, show_table
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
@@ -89,7 +89,8 @@ def _show(explanation: Explanation) -> None:
         say(f"and {explanation.left_out} more deployments, which would be asked later")
     taken = explanation.taken
     if taken is not None:
-        say(printable(f"would be sent through {taken.key_id}/{taken.model}, reserving {taken.tokens} tokens"))
+        tokens = count(taken.tokens, "token")
+        say(printable(f"would be sent through {taken.key_id}/{taken.model}, reserving {tokens}"))
     elif explanation.retry_after is None:
         say("nothing has room, and waiting does not help")
     else:

@@ -21,6 +21,7 @@ from llm_router.config.keyfile import Entry, KeyFile, read_keyfile
 from llm_router.config.proposals import models_shown, next_key_id, workload_for
 from llm_router.config.settings import examine
 from llm_router.domain.deployment import plain_model
+from llm_router.domain.methods import GENERATE, usual_methods
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
 
@@ -87,7 +88,9 @@ def add(
     write_keys(keys, where, [NewKey(key_id, models, project, secret, priority, limits)])
     say(printable(f"added: {key_id} (project {project}): {models_shown(models)}"))
     written = f"{keys}" if secret is None else f"{keys} and {where}"
-    say(printable(f"written: {written}; try it with: llm-router keys test {key_id}"))
+    answers = any(GENERATE in usual_methods(each) for each in models)
+    trial = f"keys test {key_id}" if answers else "check --online"
+    say(printable(f"written: {written}; try it with: llm-router {trial}"))
 
 
 def _read(path: Path) -> _Present:

@@ -188,8 +188,9 @@ def _show(plan: Plan, growth: Growth | None, max_wait: float) -> None:
         )
     if growth is not None:
         _show_growth(growth)
-    for model in plan.unknown:
-        complain(printable(f"{model}: its limits are to be learnt; state them for a plan that knows them"))
+    if plan.unknown:
+        learnt = f"{', '.join(plan.unknown)}: limits are to be learnt, and nothing refuses here"
+        complain(printable(f'{learnt}: state those that you know as "limits" in the keys file'))
 
 
 def _show_growth(growth: Growth) -> None:

@@ -87,7 +87,10 @@ def serve(
         token_file = default_token_file()
     has_tokens = token_file is not None and bool(TokenFile(token_file).read().grants)
     if token_file is not None and not has_tokens:
-        raise ConfigError(f"{str(token_file)!r} has no token: add one with `llm-router tokens add NAME`")
+        raise ConfigError(
+            f"{str(token_file)!r} has no token: add one with `llm-router tokens add NAME`, "
+            "or remove the file, which lets every program of this machine in"
+        )
     if not has_tokens and host not in _LOOPBACK:
         raise ConfigError(
             f"anybody who reaches {host} could use the keys: add a token with `llm-router tokens add NAME`, "

@@ -70,7 +70,7 @@ from llm_router.domain.quota import Metric, Refill
 __all__ = ["Entry", "KeyFile", "read_keyfile"]
 
 _WORKLOADS = ("light", "medium", "heavy")
-_MISSING = "copy keys.json.example to it and enter your own keys"
+_MISSING = "make it with `llm-router init`, or copy keys.json.example to it and enter your own keys"
 
 
 @attrs.frozen

@@ -35,8 +35,9 @@ def test_plain_form(project: Project) -> None:
 
 
 def test_missing_file(project: Project) -> None:
-    """The message about a missing file names the file to copy."""
-    assert project.refusal() == "does not exist: copy keys.json.example to it and enter your own keys"
+    """The message about a missing file names what makes one."""
+    words = "make it with `llm-router init`, or copy keys.json.example to it and enter your own keys"
+    assert project.refusal() == f"does not exist: {words}"
 
 
 def test_unreadable_file(project: Project) -> None:

@@ -68,7 +68,8 @@ def test_check_of_a_missing_file(project: Project) -> None:
         Finding(
             "error",
             str(project.path),
-            "does not exist: copy keys.json.example to it and enter your own keys",
+            "does not exist: make it with `llm-router init`, or copy keys.json.example to it and enter your "
+            "own keys",
         ),
     )
 

@@ -90,7 +90,7 @@ def test_deployments_outside_the_order_are_not_candidates(
     refuse(pool, [here, elsewhere], "rpm", 10.0)
     error = explain(make_order(pool, None, "a", "none"), (), 10.0)
     assert [each.model for each in error.candidates] == ["a"]
-    assert "none of 1 deployments" in str(error)
+    assert "none of 1 deployment has room" in str(error)
 
 
 @pytest.mark.parametrize("asked", [0, 150])

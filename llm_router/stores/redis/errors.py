@@ -121,7 +121,7 @@ def explain(error: BaseException, address: str, timeout: float) -> StoreError | 
     if not isinstance(error, _CLIENT_ERRORS):
         return None
     # A server that does not know a command, such as AUTH, repeats its arguments.
-    text = str(error).partition(", with args")[0]
+    text = str(error).partition(", with args")[0].rstrip(".")
     # Redis 6.2 wraps the error of a command in a script in one of its own, so the text is searched as well.
     for codes, classes, remedy in _REMEDIES:
         if isinstance(error, classes) or re.search(rf"\b({codes})(?=[ \]]|$)", text):
