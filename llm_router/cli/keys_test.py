@@ -113,9 +113,8 @@ def _wanted(known: Sequence[Deployment], keys: Sequence[str], model: str | None)
     if missing or not found:
         what = "a model that answers prompts" if model is None else f"the model {model!r}"
         who = f"not every key ({', '.join(sorted(missing))})" if missing else "no key"
-        raise UnknownModelError(
-            f"{who} serves {what}: `llm-router check --online` asks for models of any kind"
-        )
+        remedy = "`llm-router check --online` asks for models of any kind"
+        raise UnknownModelError(f"{who} serves {what}: {remedy}")
     return found
 
 

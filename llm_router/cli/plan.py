@@ -189,8 +189,8 @@ def _show(plan: Plan, growth: Growth | None, max_wait: float) -> None:
     if growth is not None:
         _show_growth(growth)
     if plan.unknown:
-        words = 'limits are to be learnt, and none is assumed here: state those that you know as "limits"'
-        complain(printable(f"{', '.join(plan.unknown)}: {words} in the keys file"))
+        learnt = f"{', '.join(plan.unknown)}: limits are to be learnt, and nothing refuses here"
+        complain(printable(f'{learnt}: state those that you know as "limits" in the keys file'))
 
 
 def _show_growth(growth: Growth) -> None:

@@ -52,9 +52,9 @@ def explain_shortage(
     candidates = _candidates(order, shortage, now)
     when = "waiting does not help" if retry is None else f"retry in {retry:.1f} s"
     line = f"; {shortage.ahead} requests wait before this one" if shortage.ahead else ""
-    deployments = f"{order.size} deployment{'s'[: order.size > 1]}"
+    size = f"{order.size} deployment{'s'[: order.size > 1]}"
     return QuotaExhaustedError(
-        f"none of {deployments} has room: {_summary(candidates)}{line}; {when}",
+        f"none of {size} has room: {_summary(candidates)}{line}; {when}",
         candidates=candidates,
         retry_after=retry,
     )

@@ -48,6 +48,9 @@ _RELOAD = 1.0
 _SUBNET = 64
 """Bits of an IPv6 address that belong to one network: its owner has all the others."""
 
+_NAMED = 10
+"""Most names in a message."""
+
 _LISTS = frozenset(
     {Operation.LIST_FILES, Operation.LIST_CACHES, Operation.LIST_BATCHES, Operation.LIST_TUNED_MODELS}
 )
@@ -328,7 +331,9 @@ def _forget_old(times: deque[float], now: float) -> None:
 
 
 def _forbidden(grant: Grant, wish: str | None) -> ApiError:
-    message = f"The token {grant.name} does not allow {(wish or 'this')[:100]!r}."
+    allowed = grant.models or [f"{WORKLOAD_PREFIX}{each}" for each in grant.workloads]
+    remedy = f": it allows {', '.join(allowed[:_NAMED])}" if allowed else ""
+    message = f"The token {grant.name} does not allow {(wish or 'this')[:100]!r}{remedy}."
     return ApiError(int(HTTPStatus.FORBIDDEN), "PERMISSION_DENIED", message)
 
 

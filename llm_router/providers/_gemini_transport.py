@@ -9,6 +9,7 @@ with its key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -59,6 +60,10 @@ class HttpFailure(Exception):  # noqa: N818 - a fact to translate, which no call
         self.retry_after = retry_after
 
 
+# The library's words for how a connection is encrypted, which may be the repr of an object.
+_OF_CONNECTION = re.compile(r" ssl:(<[^>]*>|\w+)")
+
+
 class PathFailure(Exception):  # noqa: N818 - a fact to translate, which no caller sees
     """No complete answer came.
 
@@ -71,7 +76,7 @@ class PathFailure(Exception):  # noqa: N818 - a fact to translate, which no call
     def __init__(self, error: BaseException, *, timeout: bool, charged: bool) -> None:
         self.kind = FailureKind.TIMEOUT if timeout else FailureKind.NETWORK
         self.charged = charged
-        self.text = f"{type(error).__name__}: {error}".rstrip(": ")
+        self.text = _OF_CONNECTION.sub("", f"{type(error).__name__}: {error}").rstrip(": ")
         super().__init__(self.text)
 
 

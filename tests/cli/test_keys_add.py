@@ -77,13 +77,21 @@ def test_options_say_the_rest(run: Callable[..., Result], home: Path) -> None:
 def test_a_variable_that_is_set_already_is_used(
     run: Callable[..., Result], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The secret is not asked for, .env is not touched; a keys file is made where there is none."""
+    """The secret is not asked for, .env is not touched; a keys file is made where there is none.
+
+    What is named to try a key with can be done with its models.
+    """
     (home / "keys.json").unlink()
     monkeypatch.setenv("API_KEY_new", SECRET)
     result = run("keys", "add", "new", "--model", "x-flash-lite")
     assert (result.exit_code, "API_KEY_new is set already" in result.stderr) == (0, True)
     assert list(files(home)) == ["keys.json"]
     assert run("check").exit_code == 0
+    assert "try it with: llm-router keys test new" in result.stdout
+    added = run("keys", "add", "other", "--model", "x-embedding", input=f"{SECRET}-b\n").stdout
+    assert "try it with: llm-router check --online" in added
+    tested = run("keys", "test", "other")
+    assert (tested.exit_code, "`llm-router check --online`" in tested.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

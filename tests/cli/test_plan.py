@@ -81,4 +81,4 @@ def test_limits_to_be_learnt(run: Callable[..., Result], home: Path) -> None:
     (home / "keys.json").write_text(json.dumps(keys))
     result = run("plan", "--rpm", "1", "--hours", "0.1")
     assert result.exit_code == 0, result.output
-    assert "model-l: limits are to be learnt, and none is assumed" in result.stderr
+    assert "model-l: limits are to be learnt, and nothing refuses here" in result.stderr
