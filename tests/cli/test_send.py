@@ -156,7 +156,7 @@ def test_with_v_the_answer_is_shown_as_it_comes(
     run: Callable[..., Result], emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A piece is shown before the rest exists, attempts in lines of their own; a break ends it."""
-    prompt, shown = "one two three four five six", []
+    prompt, shown = "one two three four five six", list[str]()
 
     def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
         while not shown and not emulator.holding:  # the rest does not exist yet
