@@ -51,7 +51,7 @@ _REMEDIES: tuple[tuple[str, tuple[type[Exception], ...], str], ...] = (
     ),
     ("cluster support disabled", (), "is not a node of a cluster: use a redis:// URL"),
     (
-        r"non local key|TRYAGAIN|ASK|TTL exhausted\.",
+        r"non local key|TRYAGAIN|ASK|TTL exhausted",
         (exceptions.TryAgainError, exceptions.AskError),
         "is moving the namespace to another node of its cluster: it answers again when that is done",
     ),

@@ -356,7 +356,10 @@ def test_a_deleted_turn_is_made_anew(tmp_path: Path) -> None:
 def test_processes_that_charge_never_exceed_the_quota(
     deleted: str, path: Path, spawn: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """Whatever is deleted under three of them, again and again, while they take as much as they can."""
+    """Whatever is deleted under three of them, again and again, while they take as much as they can.
+
+    What is deleted in the midst of a call may be charged twice, so that less is granted, but not half of it.
+    """
     children = [spawn("careful", path, 600) for _ in range(3)]
     for child in children:
         assert child.stdout is not None
@@ -371,4 +374,4 @@ def test_processes_that_charge_never_exceed_the_quota(
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     granted, charges = zip(*(map(int, child.communicate()[0].split()) for child in children), strict=True)
     assert all(charges)
-    assert 450 <= sum(granted) <= 600
+    assert 300 <= sum(granted) <= 600
