@@ -24,11 +24,13 @@ __all__ = [
     "count",
     "exit_codes",
     "fail",
+    "in_lines",
     "is_terminal",
     "print_json",
     "printable",
     "say",
     "show_table",
+    "table_width",
 ]
 
 DONE, FAILED, WRONG = 0, 1, 2
@@ -88,19 +90,40 @@ def print_json(value: object) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: drawn on a terminal, or in a few lines a row if it is too narrow; columns elsewhere."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     if not is_terminal():
+        widths = _widths(columns, rows)
         for line in (columns, *rows):
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             say("  ".join(cells).rstrip())
         return
     terminal = shutil.get_terminal_size().columns
-    if sum(widths[:-1]) + min(widths[-1], _LAST) + _FRAME * len(columns) < terminal:
+    if table_width(columns, rows) < terminal:
         _draw(columns, rows)
         return
     for row in rows:
         for line in _packed(columns, row, terminal):
             say(line)
+
+
+def table_width(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Return how many columns of a terminal a drawn table takes; words in its last one are wrapped."""
+    widths = _widths(columns, rows)
+    return sum(widths[:-1]) + min(widths[-1], _LAST) + _FRAME * len(columns)
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+
+
+def in_lines(text: str, width: int, first: str, further: str) -> list[str]:
+    """Return a text in lines of at most ``width`` characters (20 at least), with what each begins with."""
+    return textwrap.wrap(
+        text,
+        max(width, _NARROWEST),
+        initial_indent=first,
+        subsequent_indent=further,
+        break_on_hyphens=False,
+    )
 
 
 def _packed(columns: Sequence[str], row: Sequence[str], width: int) -> Iterator[str]:
@@ -114,9 +137,7 @@ def _packed(columns: Sequence[str], row: Sequence[str], width: int) -> Iterator[
             words = f"  {words}"
         line += f"  {words}" if line and words else words
         if len(line) > width:
-            *full, line = textwrap.wrap(
-                line, max(width, _NARROWEST), subsequent_indent="    ", break_on_hyphens=False
-            )
+            *full, line = in_lines(line, width, "", "    ")
             yield from full
     yield line
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
-from llm_router.cli.output import printable
+from llm_router.cli.output import in_lines, printable, table_width
 from llm_router.cli.words import ago, failure_words, fraction, learnt_words, moment, state_of, today_words
 from llm_router.domain.status import KeyStatus
 
 __all__ = ["blocks", "days", "notes", "table", "wrapped"]
 
 _METRICS = ("rpm", "tpm", "rpd", "tpd")
-_STATE = 24
-"""Characters that the last column has at least: its words are wrapped."""
-
 _FAILURES_SHOWN = 3
-_NARROWEST = 20
 _LASTS = "–"
 
 
@@ -38,8 +33,7 @@ def table(statuses: Sequence[KeyStatus]) -> tuple[tuple[str, ...], list[tuple[st
         )
         for row in statuses
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return head, rows, sum(widths[:-1]) + min(widths[-1], _STATE) + 3 * len(head)
+    return head, rows, table_width(head, rows)
 
 
 def blocks(statuses: Iterable[KeyStatus], width: int) -> Iterator[str]:
@@ -124,10 +118,4 @@ def _join(first: str, second: str, width: int, indent: str) -> list[str]:
 
 def wrapped(text: str, width: int, indent: str = "  ") -> list[str]:
     """Return a text in lines of at most ``width`` characters (20 at least), the first one indented."""
-    return textwrap.wrap(
-        printable(text),
-        max(width, _NARROWEST),
-        initial_indent=indent,
-        subsequent_indent=f"{indent}  ",
-        break_on_hyphens=False,
-    )
+    return in_lines(printable(text), width, indent, f"{indent}  ")

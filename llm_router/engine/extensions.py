@@ -8,7 +8,7 @@ from types import TracebackType
 
 from llm_router.domain.numbers import shown
 from llm_router.errors import ExtensionError, LLMRouterError, StoreError
-from llm_router.stores.base import FrontingStore, RateLimitStore
+from llm_router.stores.base import RateLimitStore, innermost
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
 __all__ = ["CheckedStrategy", "broken_promise", "no_decision", "note_failure", "own_error", "store_error"]
@@ -20,8 +20,7 @@ _PROMISE = "return candidates that it was given, each once at most"
 
 def store_error(store: RateLimitStore, method: str, error: Exception) -> ExtensionError:
     """Return the error for an exception of a user's store, which may stand behind one of the library."""
-    behind = store.behind if isinstance(store, FrontingStore) else store
-    return own_error(behind, method, error, within="llm_router.")
+    return own_error(innermost(store), method, error, within="llm_router.")
 
 
 def note_failure(store: RateLimitStore, method: str, error: Exception) -> None:
@@ -37,8 +36,7 @@ def note_failure(store: RateLimitStore, method: str, error: Exception) -> None:
 
 def no_decision(store: RateLimitStore, found: object) -> ExtensionError:
     """Return the error for a user's store that returned something other than a decision."""
-    behind = store.behind if isinstance(store, FrontingStore) else store
-    return broken_promise(behind, "reserve", "return a Decision", found)
+    return broken_promise(innermost(store), "reserve", "return a Decision", found)
 
 
 def own_error(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.status import FactStatus
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
 from llm_router.records.base import Bounds, RecordStore
+from llm_router.records.reading import records_in
 
 __all__ = ["FACTS", "FACT_BOUNDS", "SharedFacts"]
 
@@ -64,13 +64,8 @@ class SharedFacts:
     async def known(self) -> dict[str, FactStatus]:
         """Return what others suspect, by the scope of the (project, model); nothing if it cannot be read."""
         try:
-            names = await self.records.names(FACTS, limit=_SHOWN)
-            found = await asyncio.gather(*(self.records.get(FACTS, name) for name in names))
-            return {
-                name: _fact(record.data)
-                for name, record in zip(names, found, strict=True)
-                if record is not None
-            }
+            found = await records_in(self.records, FACTS, _SHOWN)
+            return {name: _fact(record.data) for name, record in found.items()}
         except Exception as error:  # noqa: BLE001 - likewise, or something else wrote it
             _log.debug("suspicions of others cannot be read: %s", type(error).__name__)
             return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import secrets
@@ -14,6 +13,7 @@ from llm_router.domain.request import Urgency
 from llm_router.domain.status import LineStatus
 from llm_router.engine.fair_queue import Ticket
 from llm_router.records.base import Bounds, RecordStore
+from llm_router.records.reading import records_in
 
 __all__ = ["LINES", "LINE_BOUNDS", "Queued", "SharedLines", "line_of"]
 
@@ -120,10 +120,8 @@ class SharedLines:
         """Return how many requests wait in all processes that tell it; in this one if that cannot be read."""
         own = self._queued.counts
         try:
-            names = await self._records.names(LINES, limit=_PROCESSES)
-            others = [name for name in names if name != self._name]
-            found = await asyncio.gather(*(self._records.get(LINES, name) for name in others))
-            return line_of([own, *(_load(record.data) for record in found if record is not None)])
+            others = await records_in(self._records, LINES, _PROCESSES, lambda name: name != self._name)
+            return line_of([own, *(_load(record.data) for record in others.values())])
         except Exception as error:  # noqa: BLE001 - likewise, or something else wrote it
             _log.debug("what waits elsewhere cannot be read: %s", type(error).__name__)
             return line_of([own])

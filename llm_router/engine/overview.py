@@ -31,7 +31,7 @@ from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import StoreError
-from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore
+from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore, innermost
 
 __all__ = ["Overview", "Report"]
 
@@ -159,7 +159,7 @@ class Overview:
 
     async def _advice(self) -> list[str]:
         """Return what in the setup of the store endangers the count."""
-        store = self.store.behind if isinstance(self.store, FrontingStore) else self.store
+        store = innermost(self.store)
         if isinstance(store, ExternalStore):
             with suppress(StoreError):
                 return [f"store: {advice}" for advice in await store.advice()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import math
@@ -20,6 +19,7 @@ from llm_router.engine.failures import FAILURES_KEPT, FailureLog
 from llm_router.errors import InvalidRequestError, RecordConflictError, RecordTooLargeError
 from llm_router.records.base import Bounds, RecordStore
 from llm_router.records.naming import key_name
+from llm_router.records.reading import records_in
 
 __all__ = ["FAILURES", "FAILURE_BOUNDS", "SharedFailures"]
 
@@ -106,17 +106,14 @@ class SharedFailures:
         """
         wanted = {key_name(key.provider, key.key_id): key for key in keys}
         try:
-            names = await self.records.names(FAILURES, limit=_SHOWN)
-            found = [name for name in names if name in wanted]
-            records = await asyncio.gather(*(self.records.get(FAILURES, name) for name in found))
+            found = await records_in(self.records, FAILURES, _SHOWN, wanted.__contains__)
         except Exception as error:  # noqa: BLE001 - a record store of a user may raise anything
             _log.debug("failures of others cannot be read: %s", type(error).__name__)
             return {}
         now = self.clock.time()
         return {
             wanted[name]: _merged(self.log.of(wanted[name]), _read(record.data, now))
-            for name, record in zip(found, records, strict=True)
-            if record is not None
+            for name, record in found.items()
         }
 
 

@@ -12,7 +12,7 @@ from llm_router.domain.clock import monotonic, sleep
 from llm_router.engine.statuses import count_unusable, describe
 from llm_router.errors import StoreError
 from llm_router.gemini_http.framing import dump
-from llm_router.stores.base import FrontingStore
+from llm_router.stores.base import FrontingStore, innermost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,9 +101,8 @@ class LiveView:
     async def _pool(self, now: float) -> dict[str, Any]:
         """Return the state of the pool; only why there is none, while the store fails."""
         keys = self._keys
-        store = keys.store.behind if isinstance(keys.store, FrontingStore) else keys.store
         trouble = keys.store.trouble if isinstance(keys.store, FrontingStore) else None
-        found: dict[str, Any] = {"store": type(store).__name__, "trouble": trouble}
+        found: dict[str, Any] = {"store": type(innermost(keys.store)).__name__, "trouble": trouble}
         try:
             snapshots = await keys.store.snapshot([*keys.pool.states, *keys.inactive])
         except StoreError as error:

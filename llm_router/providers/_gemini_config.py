@@ -87,10 +87,8 @@ def build_config(request: Request, safety: Mapping[str, str]) -> Any:
     _check_numbers(request)
     update = _configured(request.config)
     configured = update.pop("safety_settings", None)
-    if request.safety_settings == {}:
-        safety = {}
-    if configured or request.safety_settings:
-        update["safety_settings"] = _merge_safety(configured, request, safety)
+    if configured or request.safety_settings is not None:
+        update["safety_settings"] = merged_safety(request, safety, configured or ()) or None
     update |= _named(request)
     return _common_config(tuple(safety.items())).model_copy(update=update)
 
@@ -173,24 +171,27 @@ def _named(request: Request) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
-def _merge_safety(configured: Any, request: Request, safety: Mapping[str, str]) -> list[Any]:
-    merged: dict[Any, Any] = {name: _setting(name, level) for name, level in safety.items()}
-    for setting in configured or ():
-        merged[getattr(setting.category, "value", None)] = setting.model_dump(mode="json", exclude_none=True)
-    own = safety_thresholds(request.safety_settings or {}, error=InvalidRequestError)
-    merged |= {name: _setting(name, level) for name, level in own.items()}
-    return list(merged.values())
+def merged_safety(
+    request: Request, safety: Mapping[str, str], configured: Iterable[Any] = ()
+) -> list[dict[str, Any]]:
+    """Return the safety settings of a request as they are sent; its own empty ones switch the provider's off.
 
-
-def merged_safety(request: Request, safety: Mapping[str, str]) -> Mapping[str, str]:
-    """Return a provider's thresholds as the request changes them; its empty ones switch them off.
+    Args:
+        request: The request, whose own thresholds win.
+        safety: The provider's thresholds.
+        configured: The validated settings of the request's config, which win over the provider's.
 
     Raises:
         InvalidRequestError: The request names one that the Gemini API does not know.
     """
     if request.safety_settings == {}:
-        return {}
-    return {**safety, **safety_thresholds(request.safety_settings or {}, error=InvalidRequestError)}
+        safety = {}
+    merged: dict[Any, Any] = {name: _setting(name, level) for name, level in safety.items()}
+    for setting in configured:
+        merged[getattr(setting.category, "value", None)] = setting.model_dump(mode="json", exclude_none=True)
+    own = safety_thresholds(request.safety_settings or {}, error=InvalidRequestError)
+    merged |= {name: _setting(name, level) for name, level in own.items()}
+    return list(merged.values())
 
 
 def _setting(category: str, threshold: str) -> dict[str, str]:

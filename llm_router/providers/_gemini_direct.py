@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.providers._gemini_answers import read_answer
 from llm_router.providers._gemini_sse import event_bytes
-from llm_router.providers._gemini_transport import OPEN_STREAM, HttpFailure, PathFailure
+from llm_router.providers._gemini_transport import OPEN_STREAM, HttpFailure, refusal_in
 
 if TYPE_CHECKING:
     from llm_router.domain.deployment import Deployment
@@ -24,19 +24,18 @@ __all__ = ["ask", "ask_in_pieces"]
 _DATA = b"data: "
 
 
-async def ask(session: LoopSession, deployment: Deployment, version: str, content: bytes) -> Any:
+async def ask(session: LoopSession, deployment: Deployment, version: str, body: bytes) -> Any:
     """Send a body, and return its answer with the attributes of the SDK's response.
 
     Raises:
         HttpFailure, PathFailure: The call failed.
         Exception: The answer cannot be read.
     """
-    answer = await _post(
-        session, deployment, f"/{version}/models/{deployment.model}:generateContent", content
-    )
+    target = f"/{version}/models/{deployment.model}:generateContent"
+    answer = await _post(session, deployment, target, body)
     try:
-        body = await answer.read()
-        return read_answer(json.loads(body) if body else {}, dict(answer.headers))
+        data = await answer.read()
+        return read_answer(json.loads(data) if data else {}, dict(answer.headers))
     finally:
         await answer.aclose()
 
@@ -75,12 +74,10 @@ async def _post(session: LoopSession, deployment: Deployment, target: str, body:
     if answer.status == HTTPStatus.OK:
         return answer
     try:
-        reason = await answer.read()
-    except PathFailure:
-        reason = b""  # a body that breaks off does not hide the status
+        refusal = await refusal_in(answer)
     finally:
         await answer.aclose()
-    raise HttpFailure(answer.status, reason, answer.headers.get("Retry-After"))
+    raise refusal
 
 
 @functools.cache

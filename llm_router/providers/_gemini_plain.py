@@ -107,17 +107,21 @@ def plain_body(request: Request, contents: Any, model: str, safety: Mapping[str,
     instruction = settings.pop(_INSTRUCTION, None)
     if instruction is not None:
         begun["systemInstruction"] = {"parts": [{"text": instruction}], "role": "user"}
-    if request.safety_settings is not None:
-        safety = merged_safety(request, safety)
-    thresholds = _safety(tuple(safety.items())) if safety else ""
+    if request.safety_settings is None:
+        thresholds = _own_safety(tuple(safety.items()))
+    else:
+        thresholds = _safety(merged_safety(request, safety))
     generation = {sent: settings[name] for name, (sent, _) in _SETTINGS.items() if name in settings}
     return f'{json.dumps(begun)[:-1]}{thresholds}, "generationConfig": {json.dumps(generation)}}}'.encode()
 
 
 @functools.lru_cache(maxsize=64)
-def _safety(thresholds: tuple[tuple[str, str], ...]) -> str:
-    settings = [{"category": name, "threshold": level} for name, level in thresholds]
-    return f', "safetySettings": {json.dumps(settings)}'
+def _own_safety(thresholds: tuple[tuple[str, str], ...]) -> str:
+    return _safety([{"category": name, "threshold": level} for name, level in thresholds])
+
+
+def _safety(settings: list[dict[str, Any]]) -> str:
+    return f', "safetySettings": {json.dumps(settings)}' if settings else ""
 
 
 def _settings(request: Request) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.gemini_http.scanning import AnswerScanner
 from llm_router.gemini_http.targets import Operation, Protocol, Target, parse_target
 from llm_router.providers._gemini_failures import from_http, not_an_answer, scrub_bytes
-from llm_router.providers._gemini_transport import HttpFailure, PathFailure
+from llm_router.providers._gemini_transport import HttpFailure, refusal_in
 from llm_router.providers.base import RelayRequest, Reply
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ async def relayed(
     answer = await session.exchange(*_outgoing(deployment, request, details))
     try:
         if answer.status not in _OK_STATUSES:
-            yield await _refusal(answer, deployment, request)
+            yield _failed(await refusal_in(answer), deployment, request)
             return
         head = Reply(
             "", raw=Head(answer.status, _passed_back(answer.headers), deleted=_deleted(details.target))
@@ -192,14 +192,6 @@ def _in_band(scanner: AnswerScanner, deployment: Deployment, request: RelayReque
     error = _failed(HttpFailure(code, body, None), deployment, request)
     error.charged = True  # it was accepted: a limiter refuses before any answer begins
     return error
-
-
-async def _refusal(answer: RawAnswer, deployment: Deployment, request: RelayRequest) -> ProviderError:
-    try:
-        body = await answer.read()
-    except PathFailure:
-        body = b""  # a body that breaks off does not hide the status
-    return _failed(HttpFailure(answer.status, body, answer.headers.get("retry-after")), deployment, request)
 
 
 def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest) -> ProviderError:

@@ -26,6 +26,7 @@ __all__ = [
     "PathFailure",
     "RawAnswer",
     "Transport",
+    "refusal_in",
 ]
 
 CONNECT_TIMEOUT = 30.0
@@ -112,6 +113,15 @@ class RawAnswer(Protocol):
     async def aclose(self) -> None:
         """Close the connection, unless the body was read to its end. May be called twice."""
         ...
+
+
+async def refusal_in(answer: RawAnswer) -> HttpFailure:
+    """Read the rest of a refusal; a body that breaks off does not hide the status."""
+    try:
+        body = await answer.read()
+    except PathFailure:
+        body = b""
+    return HttpFailure(answer.status, body, answer.headers.get("retry-after"))
 
 
 class Transport(Protocol):

@@ -27,6 +27,7 @@ __all__ = [
     "Sharded",
     "Standing",
     "Taking",
+    "innermost",
 ]
 
 RECOUNT = "what was spent is being counted again"
@@ -347,3 +348,8 @@ class FrontingStore(Protocol):
     def trouble(self) -> str | None:
         """Why it has taken over, or None while the store behind it answers."""
         ...
+
+
+def innermost(store: RateLimitStore) -> RateLimitStore:
+    """Return the store that keeps the quotas: the one behind, if another one stands in front of it."""
+    return store.behind if isinstance(store, FrontingStore) else store

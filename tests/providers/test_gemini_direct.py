@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
+def both(scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider]) -> list[GeminiProvider]:
+    """Return a provider that sends plain text itself, and one that has the SDK do everything."""
+    return [open_provider(scripted.url, direct=direct) for direct in (True, False)]
+
+
+@pytest.fixture
 def sent_directly(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Return the bodies that are sent without the SDK."""
     bodies: list[bytes] = []
@@ -104,15 +110,14 @@ async def read(provider: GeminiProvider, deployment: Deployment, request: Reques
 @pytest.mark.parametrize("name", PLAIN)
 async def test_the_same_bytes(
     scripted: ScriptedServer,
-    open_provider: Callable[..., GeminiProvider],
+    both: list[GeminiProvider],
     deployment: Deployment,
     sent_directly: list[bytes],
     name: str,
 ) -> None:
     """Request line, headers and body are those of the SDK, whole and streamed."""
     request = PLAIN[name]
-    for direct in (True, False):
-        provider = open_provider(scripted.url, direct=direct)
+    for provider in both:
         provider.validate(request)
         await provider.generate(deployment, request)
         await read(provider, deployment, request)
@@ -210,58 +215,50 @@ def raw(reply: Reply) -> Any:
     return fields, names
 
 
-async def both_ways(
+FIRST = {"candidates": [{"content": {"role": "model", "parts": [{"text": "So: "}]}}]}
+
+
+@pytest.fixture
+def compare(
     scripted: ScriptedServer,
-    providers: tuple[GeminiProvider, GeminiProvider],
+    both: list[GeminiProvider],
     deployment: Deployment,
-    value: Any,
     make_http: Callable[..., bytes],
-) -> None:
+) -> Callable[[Any], Awaitable[None]]:
     """Compare what is read of an answer directly and by the SDK, whole and as the second of two pieces."""
-    body, first = json.dumps(value).encode(), json.dumps(part(text="So: ")).encode().replace(b"STOP", b"")
-    first = first.replace(b', "finishReason": ""', b"")
-    for request in (Request(contents="x"), Request(contents="x", max_output_tokens=9)):
-        found = []
-        for provider in providers:
-            scripted.reply = make_http(200, body)
-            whole = await outcome(provider.generate(deployment, request))
-            scripted.reply = make_http(200, b"data: " + first + b"\r\n\r\ndata: " + body + b"\r\n\r\n")
-            found.append((whole, await outcome(read(provider, deployment, request))))
-        for ours, theirs in zip(*found, strict=True):
-            # What the SDK cannot read is an answer all the same, if it is in a field that is of no interest.
-            is_beyond_it = isinstance(theirs, tuple) and isinstance(ours, list) and ours[-1][-1] is None
-            assert ours == theirs or is_beyond_it, value
+
+    async def compared(value: Any) -> None:
+        body, first = json.dumps(value).encode(), json.dumps(FIRST).encode()
+        for request in (Request(contents="x"), Request(contents="x", max_output_tokens=9)):
+            found = []
+            for provider in both:
+                scripted.reply = make_http(200, body)
+                whole = await outcome(provider.generate(deployment, request))
+                scripted.reply = make_http(200, b"data: " + first + b"\r\n\r\ndata: " + body + b"\r\n\r\n")
+                found.append((whole, await outcome(read(provider, deployment, request))))
+            for ours, theirs in zip(*found, strict=True):
+                # What the SDK cannot read is an answer all the same, if it is in a field of no interest.
+                is_beyond_it = isinstance(theirs, tuple) and isinstance(ours, list) and ours[-1][-1] is None
+                assert ours == theirs or is_beyond_it, value
+
+    return compared
 
 
 @pytest.mark.parametrize("name", ANSWERS)
 @pytest.mark.filterwarnings("ignore:.* is not a valid:UserWarning")  # of a reason that the SDK does not know
-async def test_the_same_answer(
-    scripted: ScriptedServer,
-    open_provider: Callable[..., GeminiProvider],
-    deployment: Deployment,
-    make_http: Callable[..., bytes],
-    name: str,
-) -> None:
+async def test_the_same_answer(compare: Callable[[Any], Awaitable[None]], name: str) -> None:
     """Reply and raw object are those that the SDK's way gives."""
-    providers = open_provider(scripted.url), open_provider(scripted.url, direct=False)
-    await both_ways(scripted, providers, deployment, ANSWERS[name], make_http)
+    await compare(ANSWERS[name])
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* is not a valid:UserWarning")
-async def test_the_same_of_any_answer(
-    scripted: ScriptedServer,
-    open_provider: Callable[..., GeminiProvider],
-    deployment: Deployment,
-    make_http: Callable[..., bytes],
-) -> None:
+async def test_the_same_of_any_answer(compare: Callable[[Any], Awaitable[None]]) -> None:
     """Also where something in it has another type or is missing."""
     draw = random.Random(5)
-    providers = open_provider(scripted.url), open_provider(scripted.url, direct=False)
     answers = [value for name, value in ANSWERS.items() if name != "an error"]
     for _ in range(150):
-        value = mutated(draw.choice(answers), draw)
-        await both_ways(scripted, providers, deployment, value, make_http)
+        await compare(mutated(draw.choice(answers), draw))
 
 
 FAILURES: dict[str, bytes] = {
@@ -280,17 +277,14 @@ FAILURES: dict[str, bytes] = {
 @pytest.mark.parametrize("name", FAILURES)
 async def test_the_same_stream(
     scripted: ScriptedServer,
-    open_provider: Callable[..., GeminiProvider],
+    both: list[GeminiProvider],
     deployment: Deployment,
     make_http: Callable[..., bytes],
     name: str,
 ) -> None:
     """Frames, comments, errors in place of a piece and broken ends are read as by the SDK."""
-    found = []
     scripted.reply = make_http(200, FAILURES[name])
-    for direct in (True, False):
-        provider = open_provider(scripted.url, direct=direct)
-        found.append(await outcome(read(provider, deployment, Request(contents="x"))))
+    found = [await outcome(read(provider, deployment, Request(contents="x"))) for provider in both]
     assert found[0] == found[1]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import attrs
 
 from llm_router.domain.clock import Clock
-from llm_router.domain.quota import Demand
-from llm_router.stores.base import Decision, ExternalStore, RateLimitStore
+from llm_router.stores.base import ExternalStore, RateLimitStore
 from llm_router.stores.failover.alone import Alone
 from llm_router.stores.failover.cooldowns import KnownCooldowns
 from llm_router.stores.failover.limits import KnownLimits
@@ -46,23 +45,6 @@ class Books:
         own = OwnTakings(store.known if isinstance(store, ExternalStore) else {}, times)
         peers = Peers(store, share, first_share, clock)
         return cls(times, own, Rooms(times), KnownCooldowns(times), KnownLimits(), peers)
-
-    def note_grant(
-        self,
-        reservation_id: str,
-        decision: Decision,
-        demand: Demand,
-        ttl: float,
-        began: float,
-        *,
-        shows_room: bool,
-        alone: Alone | None = None,
-    ) -> None:
-        """Note what the store granted, as of the middle of the call: it may lose what it counted later."""
-        at = (began + self.times.now()) / 2
-        self.own.note_grant(
-            reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room, alone=alone
-        )
 
     def alone(self, shard: Shard) -> Alone:
         """Return the quotas of this process in a shard that it cannot reach, or not trust."""

@@ -117,7 +117,7 @@ class CarefulReserve:
         shows_room: bool,
         alone: Alone | None = None,
     ) -> None:
-        """Note what the store granted.
+        """Note what the store granted, as of the middle of the call: it may lose what it counted later.
 
         Args:
             reservation_id: The name of the reservation.
@@ -128,14 +128,17 @@ class CarefulReserve:
             shows_room: Whether the store can be trusted to know what others took.
             alone: Where it was reserved as well, or None. Another one may have taken its place meanwhile.
         """
+        books = self._books
+        now = books.times.now()
         if self._shards.careful:  # perhaps only since the call began
             deployment = decision.deployment
             assert deployment is not None  # noqa: S101 - a grant names it
             present = self._shards.of(deployment).alone
             if present is not None and present is not alone:
-                await present.add(deployment, demand, self._books.times.now())
-        self._books.note_grant(
-            reservation_id, decision, demand, ttl, began, shows_room=shows_room, alone=alone
+                await present.add(deployment, demand, now)
+        at = (began + now) / 2
+        books.own.note_grant(
+            reservation_id, decision, demand, ttl, at, in_store=True, shows_room=shows_room, alone=alone
         )
 
     def refusal(self, shard: Shard) -> StoreUnavailableError:
