@@ -129,17 +129,24 @@ def begin(connection: sqlite3.Connection, deadline: float) -> None:
     _retry_while_locked(lambda: connection.execute("BEGIN IMMEDIATE"), deadline)
 
 
-def checkpoint(path: Path, synchronous: Synchronous) -> None:
+def checkpoint(path: Path, synchronous: Synchronous, is_current: Callable[[], bool]) -> None:
     """Move what has been committed from the WAL into the database, without blocking other connections.
 
     It waits for the disk, for tens of milliseconds; it has a connection of its own so that it can run on
     another thread than commits.
+
+    Args:
+        path: The database file.
+        synchronous: SQLite's setting of that name.
+        is_current: Returns whether the files at ``path`` are those that this process has open. Of others,
+            SQLite would read the new WAL by the old index, and write any page in the place of any other.
     """
     with contextlib.suppress(sqlite3.Error):  # if the error matters, a commit will fail as well
         uri = f"{path.as_uri()}?mode=rw"
         with contextlib.closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
-            connection.execute(f"PRAGMA synchronous = {synchronous}")
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            connection.execute(f"PRAGMA synchronous = {synchronous}")  # reads the schema: all files are open
+            if is_current():
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def recovered(connection: sqlite3.Connection) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ Identity = tuple[int, int]
 
 Identities = tuple[Identity | None, Identity | None, Identity | None]
 """Those of the database, its WAL and its index of the WAL (-shm); None for a file that is not there."""
+
+_POLL = 0.002
+"""Seconds between two tries to move what another process is moving."""
 
 
 class DatabaseFiles:
@@ -44,25 +48,36 @@ class DatabaseFiles:
         _, wal, index = self.find()
         return wal is not None or index is not None
 
-    def rescue(self, opened: Identities, connection: sqlite3.Connection) -> bool:
+    def drop_stray_index(self) -> None:
+        """Remove an index of commits whose WAL was deleted: SQLite would read the next WAL by it.
+
+        Call it in a turn, while this process does not have the database open, if the index speaks of commits.
+        Another process that has it open finds out in its next turn (:meth:`rescue`).
+        """
+        _, wal, index = self.find()
+        if index is not None and (wal is None or self._is_empty(self._wal)):
+            _remove(self._index)
+
+    def rescue(self, opened: Identities, connection: sqlite3.Connection, deadline: float) -> bool:
         """Return whether all that was committed is in the files that are there, after helping with it.
 
         Of a WAL that was deleted the connection still has the contents, and moves them into the database.
+        If another process is about to do so, wait for it: until then the database is half old, half new.
 
         Args:
             opened: The files of the connection; the database is still there, but one of the others is not.
             connection: It, outside a transaction, and in a turn, so that no other one writes.
+            deadline: When to stop waiting for another process, on the clock of :func:`time.monotonic`.
         """
         _, wal, index = self.find()
         if wal == opened[1]:
             return True  # the index is made anew from the WAL
-        if wal is not None and not (index == opened[2] and self._is_empty(self._wal)):
+        if wal is not None and not (index in (None, opened[2]) and self._is_empty(self._wal)):
             return False  # another process has begun to use it, with what was in the database
         try:
-            busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            return _move_all(connection, deadline)
         except sqlite3.Error:
             return False
-        return not busy and pages == moved
 
     def clear(self, opened: Identities) -> None:
         """Remove those of the files opened that are still there though others are not.
@@ -82,6 +97,15 @@ class DatabaseFiles:
         with contextlib.suppress(OSError):
             return os.stat(name).st_size == 0  # noqa: PTH116
         return False
+
+
+def _move_all(connection: sqlite3.Connection, deadline: float) -> bool:
+    """Return whether all of the WAL is in the database, after moving what was not."""
+    while True:
+        busy, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if not busy or time.monotonic() >= deadline:
+            return not busy and pages == moved
+        time.sleep(_POLL)
 
 
 def _identify(name: str) -> Identity | None:

@@ -54,6 +54,9 @@ _MAX_CALLS = 1024
 _CHECKPOINT_EVERY = 200
 """Transactions between two checkpoints."""
 
+_TRIES = 3
+"""The most transactions for the same calls, if files are deleted in the middle of each."""
+
 _ODD = (
     ArithmeticError,
     AttributeError,
@@ -67,8 +70,8 @@ _ODD = (
 """What a call with arguments that make no sense may raise; the calls beside it shall not fail with it."""
 
 _LOST_COMMITS = (
-    "SQLite store %r: its -wal is damaged, and the last of what was spent is lost; processes that still run "
-    "count theirs again, and none takes more than its share for a window"
+    "SQLite store %r: its -wal is damaged or was deleted, and the last of what was spent is lost; processes "
+    "that still run count theirs again, and none takes more than its share for a window"
 )
 
 _LOST_DATABASE = (
@@ -215,8 +218,12 @@ class Worker:
         if self._checkpoint_due > 0 or (self._checkpointing is not None and self._checkpointing.is_alive()):
             return
         self._checkpoint_due = _CHECKPOINT_EVERY
+        opened = self._opened
         thread = threading.Thread(
-            target=checkpoint, args=(self._path, self._synchronous), name=f"{_THREAD}-checkpoint", daemon=True
+            target=checkpoint,
+            args=(self._path, self._synchronous, lambda: self._files.find() == opened),
+            name=f"{_THREAD}-checkpoint",
+            daemon=True,
         )
         with self._transaction, contextlib.suppress(RuntimeError):  # the interpreter is about to end
             thread.start()
@@ -231,9 +238,10 @@ class Worker:
         self._await_checkpoint()
         with contextlib.ExitStack() as stack:
             if self._connection is not None:
+                deadline = time.monotonic() + self._timeout
                 with contextlib.suppress(OSError):
-                    stack.enter_context(self._turns.turn(time.monotonic() + self._timeout))
-                    self._leave_lost_files()
+                    stack.enter_context(self._turns.turn(deadline))
+                    self._leave_lost_files(deadline)
             stack.enter_context(self._transaction)
             self._disconnect()
         self._turns.close()
@@ -243,8 +251,15 @@ class Worker:
         if self._connection is None:
             self._prepare_directory()
         with self._turns.turn(deadline):
-            self._leave_lost_files()
-            self._run_transaction(calls, deadline, may_take=may_take)
+            for tries_left in reversed(range(_TRIES)):
+                self._leave_lost_files(deadline)
+                try:
+                    self._run_transaction(calls, deadline, may_take=may_take)
+                except sqlite3.OperationalError:  # it has taken no effect
+                    if not tries_left or self._loss is None:
+                        raise
+                else:
+                    break
 
     def _run_transaction(self, calls: list[Call], deadline: float, *, may_take: bool) -> None:
         with self._transaction:
@@ -264,8 +279,15 @@ class Worker:
                 self.known_since, self._loss = state.epoch.since, None
                 self._checkpoint_due -= 1
             except BaseException:
+                if self._were_deleted():
+                    self._loss = Loss(kept=False)
                 self._disconnect()  # this rolls back, and forgets what is in memory
                 raise
+
+    def _were_deleted(self) -> bool:
+        """Return whether files are missing that were there when this transaction began."""
+        there = self._files.find()
+        return there[0] is None if self._opened is None else there != self._opened
 
     def _take(self, calls: list[Call]) -> list[Call]:
         """Add the waiting calls to ``calls``, as far as there is room in the transaction."""
@@ -311,6 +333,8 @@ class Worker:
         if self._connection is None or self._state is None:
             with _opening:
                 expected, was_lost = self._check_file()
+                if expected:
+                    self._files.drop_stray_index()
                 self._connection = connect(self._path, self._synchronous, deadline)
                 self._database, _, _ = self._files.find()
             if was_lost and self._loss is None:
@@ -324,17 +348,18 @@ class Worker:
         self._loss = Loss(kept=False)
         _log.warning(what, str(self._path))
 
-    def _leave_lost_files(self) -> None:
+    def _leave_lost_files(self, deadline: float) -> None:
         """Close the connection if its files were deleted or replaced, so that the next one is to new ones.
 
-        Call it in a turn, so that no process writes, and outside the transaction of this worker.
+        Call it in a turn, so that no process writes, and outside the transaction of this worker. What another
+        process is doing with them it awaits until ``deadline`` (:func:`time.monotonic`).
         """
         opened, connection = self._opened, self._connection
         if self._turns.undisturbed or opened is None or connection is None or self._files.find() == opened:
             return
         if self._files.find()[0] == opened[0]:
             self._await_checkpoint()
-            self._loss = Loss(kept=self._files.rescue(opened, connection))
+            self._loss = Loss(kept=self._files.rescue(opened, connection, deadline))
         else:
             self._loss = Loss(kept=False)
         for worker in tuple(_workers):  # the connections of a process to one database share its -shm

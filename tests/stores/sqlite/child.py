@@ -145,11 +145,26 @@ async def leave_open(path: Path) -> None:
     print("done", flush=True)
 
 
+async def hold(path: Path) -> None:
+    """Take three, keep the file open until told to go on, and print whether a loss is reported then."""
+    store = SQLiteStore(Path(path))
+    [only] = deployments(1, 100, 10**9)
+    for _ in range(3):
+        decision = await store.reserve(f"{os.getpid()}-{next(_NUMBERS)}", [only], Demand(), 600.0)
+    store.known[only.model_scope] = decision.since
+    print("holding", flush=True)
+    sys.stdin.readline()
+    decision = await store.reserve(f"{os.getpid()}-{next(_NUMBERS)}", [only], Demand(), 600.0)
+    await store.aclose()
+    print(len(decision.lost), flush=True)
+
+
 SCENARIOS: dict[str, Callable[..., Coroutine[Any, Any, None] | None]] = {
     "careful": careful,
     "endless": endless,
     "fork": fork,
     "hammer": hammer,
+    "hold": hold,
     "leave-open": leave_open,
     "readonly": readonly,
 }

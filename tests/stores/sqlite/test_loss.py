@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import Deployment
+from llm_router import Deployment, StoreUnavailableError
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import QUIET, RECOUNT, Decision, ExternalStore, Taking
-from llm_router.stores.sqlite import SQLiteStore
+from llm_router.stores.sqlite import SQLiteStore, database, worker
+from llm_router.stores.sqlite.database import checkpoint
+from llm_router.stores.sqlite.databasefiles import DatabaseFiles
 from llm_router.stores.sqlite.epoch import Epoch, Loss, settle_epoch
 from llm_router.stores.sqlite.filelock import TurnLock
 from llm_router.testing import ManualClock
+from tests.stores.sqlite.child import deployments
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
@@ -349,6 +352,95 @@ def test_a_deleted_turn_is_made_anew(tmp_path: Path) -> None:
         pass
     first.close()
     second.close()
+
+
+@pytest.mark.slow
+async def test_a_wal_deleted_under_another_process_is_not_read_by_its_index(
+    path: Path, open_store: Callable[..., SQLiteStore], spawn: Callable[..., subprocess.Popen[str]]
+) -> None:
+    """Whoever comes first makes new files, and says so to the process that holds the old ones."""
+    child = spawn("hold", path)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "holding\n"
+    delete(path, ["-wal"])
+    [limited] = deployments(1, 100, 10**9)
+    [refusal] = (await reserve(open_store(), limited)).refusals
+    assert refusal.reason == RECOUNT
+    assert child.communicate("\n")[0] == "1\n"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_checkpoint_leaves_files_alone_that_are_not_those_opened(
+    path: Path, store: SQLiteStore, pools: Pools
+) -> None:
+    """Else it would move pages of the new WAL to where the old index says."""
+    await take(store, pools.one(rpm=20), 8)
+    before = path.read_bytes()
+    checkpoint(path, "NORMAL", lambda: False)
+    assert path.read_bytes() == before
+    checkpoint(path, "NORMAL", lambda: True)
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("deleted", DELETED)
+async def test_what_is_deleted_under_a_transaction_is_made_anew_by_the_next(
+    deleted: str, path: Path, store: SQLiteStore, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls in it have taken no effect; their callers learn of the loss, not of the error."""
+    deployment = pools.one(rpm=20)
+    await take(store, deployment, 8)
+
+    def begin(connection: sqlite3.Connection, deadline: float) -> None:
+        monkeypatch.setattr(worker, "begin", database.begin)
+        delete(path, DELETED[deleted])
+        raise sqlite3.OperationalError("attempt to write a readonly database")  # as SQLite does, sometimes
+
+    monkeypatch.setattr(worker, "begin", begin)
+    decision = await reserve(store, deployment)
+    assert (decision.deployment, decision.lost) == (None, (deployment,))
+    [refusal] = decision.refusals
+    assert refusal.reason == RECOUNT
+
+
+async def test_an_error_while_all_files_are_there_is_not_retried(
+    store: SQLiteStore, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is about something else."""
+    deployment, tries = pools.one(rpm=20), 0
+    await take(store, deployment, 8)
+
+    def begin(connection: sqlite3.Connection, deadline: float) -> None:
+        nonlocal tries
+        tries += 1
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "begin", begin)
+        with pytest.raises(StoreUnavailableError, match="disk I/O error"):
+            await reserve(store, deployment)
+    assert tries == 1
+    assert await used(store, deployment) == 8
+
+
+def test_a_rescue_waits_for_the_one_that_is_moving_the_same(tmp_path: Path) -> None:
+    """Until that ends, the database is half old and half new."""
+    answers = iter([(1, -1, -1), (1, -1, -1), (0, 7, 7)])
+
+    class Busy:
+        def execute(self, statement: str) -> Busy:
+            return self
+
+        def fetchone(self) -> tuple[int, int, int]:
+            return next(answers)
+
+    connection: Any = Busy()
+    files = DatabaseFiles(tmp_path / "state.db")
+    opened = ((1, 1), (1, 2), (1, 3))
+    assert files.rescue(opened, connection, math.inf)
+    assert not list(answers)
+    answers = iter([(1, -1, -1)])
+    assert not files.rescue(opened, connection, -math.inf)
 
 
 @pytest.mark.slow
