@@ -33,7 +33,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-UNTRACED = ("acceptance", "benchmarks", "stores")
+UNTRACED = ("acceptance", "benchmarks", "engine", "stores")
 """Folders whose slow tests run the same lines for minutes, and for twice as long while coverage is measured;
 their quick tests run these lines, too."""
 

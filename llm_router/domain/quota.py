@@ -57,6 +57,24 @@ class Refill(StrEnum):
     """All tokens come back at midnight in the provider's time zone."""
 
 
+def _metric(given: Metric) -> Metric:
+    try:
+        return Metric(given)
+    except ValueError:
+        raise ConfigError(
+            f"a quota counts one of {', '.join(Metric)}, such as Metric.RPM, not {shown(given)}"
+        ) from None
+
+
+def _refill(given: Refill) -> Refill:
+    try:
+        return Refill(given)
+    except ValueError:
+        raise ConfigError(
+            f"a quota's refill must be one of {', '.join(Refill)}, such as Refill.ROLLING, not {shown(given)}"
+        ) from None
+
+
 @attrs.frozen
 class Quota:
     """One limit of one (project, model).
@@ -64,7 +82,7 @@ class Quota:
     Attributes:
         metric: What is counted.
         limit: Requests or tokens per window; 0 admits nothing.
-        refill: How it comes back.
+        refill: How it comes back; by default what the metric says, at midnight (rpd, tpd) or rolling.
         window: Seconds that the provider counts over (rolling and steady).
         guard: Seconds added to the window; see :data:`GUARD`.
         burst: Size of a steady bucket, in requests or tokens: the most it gives at once, and so the largest
@@ -74,14 +92,18 @@ class Quota:
             Otherwise what is learnt never raises it.
     """
 
-    metric: Metric
+    metric: Metric = attrs.field(converter=_metric)
     limit: int
-    refill: Refill = Refill.ROLLING
+    refill: Refill = attrs.field(converter=_refill)
     window: float = MINUTE
     guard: float = GUARD
     burst: int | None = None
     timezone: str = PROVIDER_TIMEZONE
     adaptive: bool = False
+
+    @refill.default
+    def _default_refill(self) -> Refill:
+        return Refill.DAILY if self.metric.is_daily else Refill.ROLLING
 
     def __attrs_post_init__(self) -> None:
         name = self.metric.value
