@@ -17,21 +17,23 @@ _KEPT = 16_384
 
 _USAGE = {Protocol.GEMINI: b'"usageMetadata"', Protocol.OPENAI: b'"usage"'}
 _FINISH = {Protocol.GEMINI: b'"finishReason"', Protocol.OPENAI: b'"finish_reason"'}
-_COUNTS = {
-    Protocol.GEMINI: (
-        ("input_tokens", re.compile(rb'"(?:promptTokenCount|toolUsePromptTokenCount)"\s*:\s*(\d{1,15})')),
-        ("output_tokens", re.compile(rb'"candidatesTokenCount"\s*:\s*(\d{1,15})')),
-        ("thinking_tokens", re.compile(rb'"thoughtsTokenCount"\s*:\s*(\d{1,15})')),
-        ("cached_tokens", re.compile(rb'"cachedContentTokenCount"\s*:\s*(\d{1,15})')),
-        ("total_tokens", re.compile(rb'"totalTokenCount"\s*:\s*(\d{1,15})')),
-    ),
-    Protocol.OPENAI: (
-        ("input_tokens", re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,15})')),
-        ("output_tokens", re.compile(rb'"completion_tokens"\s*:\s*(\d{1,15})')),
-        ("thinking_tokens", re.compile(rb'"reasoning_tokens"\s*:\s*(\d{1,15})')),
-        ("cached_tokens", re.compile(rb'"cached_tokens"\s*:\s*(\d{1,15})')),
-        ("total_tokens", re.compile(rb'"total_tokens"\s*:\s*(\d{1,15})')),
-    ),
+_COUNT = re.compile(rb'"([A-Za-z_]{5,30})"\s*:\s*(\d{1,15})')
+_COUNTED = {
+    Protocol.GEMINI: {
+        b"promptTokenCount": "input_tokens",
+        b"toolUsePromptTokenCount": "input_tokens",
+        b"candidatesTokenCount": "output_tokens",
+        b"thoughtsTokenCount": "thinking_tokens",
+        b"cachedContentTokenCount": "cached_tokens",
+        b"totalTokenCount": "total_tokens",
+    },
+    Protocol.OPENAI: {
+        b"prompt_tokens": "input_tokens",
+        b"completion_tokens": "output_tokens",
+        b"reasoning_tokens": "thinking_tokens",
+        b"cached_tokens": "cached_tokens",
+        b"total_tokens": "total_tokens",
+    },
 }
 _WORD = re.compile(rb'\s*:\s*"([A-Za-z_]{1,64})"')
 _BLOCKED = re.compile(rb'"blockReason"\s*:\s*"([A-Z_]{1,64})"')
@@ -90,12 +92,12 @@ class AnswerScanner:
         at = window.rfind(name)
         if at < 0 or window[at - 1 : at] == b"\\":
             return
-        region = window[at : at + _KEPT]
+        names = _COUNTED[self._protocol]
         counts: dict[str, int] = {}
-        for field, pattern in _COUNTS[self._protocol]:
-            found = pattern.findall(region)
-            if found:
-                counts[field] = sum(map(int, found)) if field == "input_tokens" else int(found[-1])
+        for name, digits in _COUNT.findall(window, at, at + _KEPT):
+            if (field := names.get(name)) is not None:
+                before = counts.get(field, 0) if field == "input_tokens" else 0
+                counts[field] = before + int(digits)
         if counts:
             self.usage = Usage(**counts)
 

@@ -7,8 +7,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode
 
-import attrs
-
 from llm_router.domain.exchange import Head
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
@@ -115,14 +113,12 @@ async def relayed(
         if answer.status not in _OK_STATUSES:
             yield _failed(await refusal_in(answer), deployment, request)
             return
-        head = Reply(
-            "", raw=Head(answer.status, _passed_back(answer.headers), deleted=_deleted(details.target))
-        )
+        headers = _passed_back(answer.headers)
         if request.streams:
-            async for reply in _stream(answer, head, deployment, request):
+            async for reply in _stream(answer, headers, deployment, request):
                 yield reply
         elif details.target.operation is Operation.DOWNLOAD_FILE:
-            yield head
+            yield Reply("", raw=Head(answer.status, headers))
             async for piece in answer.pieces():
                 yield Reply("", raw=piece)
         else:
@@ -133,15 +129,14 @@ async def relayed(
             scanner = AnswerScanner(details.target.protocol)
             if details.target.operation in _SCANNED:
                 scanner.feed(body)
-            created = created_name(details.target.operation, body, head.raw.headers)
-            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
-            yield _told(scanner, body)
+            created = created_name(details.target.operation, body, headers)
+            yield _told(scanner, Head(answer.status, headers, created, _deleted(details.target), body))
     finally:
         await answer.aclose()
 
 
 async def _stream(
-    answer: RawAnswer, head: Reply, deployment: Deployment, request: RelayRequest
+    answer: RawAnswer, headers: Headers, deployment: Deployment, request: RelayRequest
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Yield a streamed answer; it is held back until its first bytes show that it is none of an error."""
     operation = request.details.target.operation
@@ -157,7 +152,7 @@ async def _stream(
         created = created_name(operation, begun) if operation.creates else ""
         least = _TELLING if created or not operation.creates else _NAMING
         if scanner.error is None and len(begun) >= least:
-            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
+            yield _told(scanner, Head(answer.status, headers, created))
             yield _told(scanner, begun)
             held = None
     if scanner.error is not None:
