@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llm_router.providers._gemini_session import LoopSession
     from llm_router.providers._gemini_transport import RawAnswer
 
-__all__ = ["read_exchange", "relayed"]
+__all__ = ["comes_in_pieces", "read_exchange", "relayed_pieces", "relayed_whole"]
 
 _OK_STATUSES = range(200, 300)
 _SENT_ON = frozenset({"accept", "content-type", "user-agent", "x-goog-api-client", "x-server-timeout"})
@@ -99,7 +99,39 @@ def _read(exchange: Exchange) -> Reading:
     return Reading(target, asked)
 
 
-async def relayed(
+def comes_in_pieces(request: RelayRequest) -> bool:
+    """Return whether the answer to an exchange is passed on while it comes."""
+    target: Target = request.details.target
+    return request.streams or target.operation is Operation.DOWNLOAD_FILE
+
+
+async def relayed_whole(
+    session: LoopSession, deployment: Deployment, request: RelayRequest
+) -> Reply | ProviderError:
+    """Send an exchange, and return its answer with the whole body, or the error in its place.
+
+    Raises:
+        PathFailure: No answer came, or it broke off.
+    """
+    target: Target = request.details.target
+    answer = await session.exchange(*_outgoing(deployment, request))
+    try:
+        if answer.status not in _OK_STATUSES:
+            return _failed(await refusal_in(answer), deployment, request)
+        body = await answer.read()
+    finally:
+        await answer.aclose()
+    if not _is_json(body):
+        return not_an_answer("it is not JSON")
+    scanner = AnswerScanner(target.protocol)
+    if target.operation in _SCANNED:
+        scanner.feed(body)
+    headers = _passed_back(answer.headers)
+    created = created_name(target.operation, body, headers)
+    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body))
+
+
+async def relayed_pieces(
     session: LoopSession, deployment: Deployment, request: RelayRequest
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Send an exchange, and yield its answer, or last of all the error that it ended with.
@@ -107,8 +139,7 @@ async def relayed(
     Raises:
         PathFailure: No answer came, or it broke off.
     """
-    details: Reading = request.details
-    answer = await session.exchange(*_outgoing(deployment, request, details))
+    answer = await session.exchange(*_outgoing(deployment, request))
     try:
         if answer.status not in _OK_STATUSES:
             yield _failed(await refusal_in(answer), deployment, request)
@@ -117,20 +148,10 @@ async def relayed(
         if request.streams:
             async for reply in _stream(answer, headers, deployment, request):
                 yield reply
-        elif details.target.operation is Operation.DOWNLOAD_FILE:
+        else:
             yield Reply("", raw=Head(answer.status, headers))
             async for piece in answer.pieces():
                 yield Reply("", raw=piece)
-        else:
-            body = await answer.read()
-            if not _is_json(body):
-                yield not_an_answer("it is not JSON")
-                return
-            scanner = AnswerScanner(details.target.protocol)
-            if details.target.operation in _SCANNED:
-                scanner.feed(body)
-            created = created_name(details.target.operation, body, headers)
-            yield _told(scanner, Head(answer.status, headers, created, _deleted(details.target), body))
     finally:
         await answer.aclose()
 
@@ -205,10 +226,9 @@ def _blame_no_model(error: ProviderError, operation: Operation) -> None:
         error.scope, error.feature = FaultScope.FEATURE, operation.value
 
 
-def _outgoing(
-    deployment: Deployment, request: RelayRequest, details: Reading
-) -> tuple[str, str, Mapping[str, str], bytes]:
+def _outgoing(deployment: Deployment, request: RelayRequest) -> tuple[str, str, Mapping[str, str], bytes]:
     """Return verb, path with query, headers and body as they go upstream, with the key as the credential."""
+    details: Reading = request.details
     exchange, target, asked = request.exchange, details.target, details.asked
     path, body = _path(exchange.path, target), exchange.body
     if request.requests and deployment.model != asked.model and asked.model:
@@ -248,11 +268,13 @@ def _query(query: str) -> str:
 
 
 def _passed_back(headers: Mapping[str, str]) -> Headers:
-    named = ((name.lower(), value) for name, value in headers.items())
+    named = [(name.lower(), value) for name, value in headers.items()]
     return tuple(
-        (name, without_host(value) if name == UPLOAD_URL else value)
-        for name, value in named
-        if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
+        [
+            (name, without_host(value) if name == UPLOAD_URL else value)
+            for name, value in named
+            if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
+        ]
     )
 
 

@@ -21,7 +21,12 @@ from llm_router import (
 )
 from llm_router.domain.response import Usage
 from llm_router.gemini_http.framing import sse_event
-from llm_router.providers._gemini_relay import read_exchange, relayed
+from llm_router.providers._gemini_relay import (
+    comes_in_pieces,
+    read_exchange,
+    relayed_pieces,
+    relayed_whole,
+)
 from llm_router.testing import FakeProvider
 
 if TYPE_CHECKING:
@@ -78,7 +83,11 @@ class FakeSession:
 async def _relay(answer: FakeAnswer, exchange: Exchange | None = None) -> tuple[list[Any], FakeSession]:
     session = FakeSession(answer)
     request = read_exchange(exchange or Exchange(path=PATH, query="alt=sse", body=BODY))
-    outcome: list[Any] = [each async for each in relayed(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
+    outcome: list[Any]
+    if comes_in_pieces(request):
+        outcome = [each async for each in relayed_pieces(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
+    else:
+        outcome = [await relayed_whole(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
     assert answer.closed
     return outcome, session
 
