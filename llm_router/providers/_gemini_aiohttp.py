@@ -32,6 +32,9 @@ _OK = 200
 _READ_BUFFER = 2**22
 """Bytes; as in the SDK's own sessions, for answers with inline images."""
 
+_READ_AHEAD = 2**17
+"""Bytes of a relayed answer, twice which are read at most before its reader takes them, who may be slow."""
+
 _LARGE = 2**20
 _OWN_HEADERS = ("user-agent", "accept", "accept-encoding", "content-type")
 """Headers that aiohttp would add; each that is named costs a tenth of what it does for a request."""
@@ -93,6 +96,7 @@ with warnings.catch_warnings():
                     skip_auto_headers=[name for name in _OWN_HEADERS if name not in headers] or None,
                     allow_redirects=False,
                     timeout=_UNBOUNDED,
+                    read_bufsize=_READ_AHEAD,
                 )
             except _PATH_ERRORS as error:
                 failure = _path_failure(error)
