@@ -51,6 +51,7 @@ _COUNTED = (
     *(AttemptEnded, SendEnded, Waiting, Waited, Refused, ScopeEvent),
     *(LimitLearnt, Reloaded, StoreLost, StoreBack),
 )
+"""What an observer is given; :meth:`PrometheusObserver.observe` says what it counts of each."""
 
 _M = TypeVar("_M", Counter, Histogram)
 
