@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
@@ -168,6 +169,7 @@ def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
         text=True,
         timeout=150,
         check=False,
+        env={**os.environ, "LITELLM_PYTHON": "/nowhere/python", "GEMINI_ROUTER_PYTHON": "/nowhere/python"},
     )
     assert done.returncode == 0, done.stderr
     assert "the figures mean nothing" in done.stdout
@@ -181,3 +183,41 @@ def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
             row["subject"]: row["note"] for table in reports["stores"]["tables"] for row in table["rows"]
         }
         assert notes["limits"] == "not installed (limits)"
+    if "gateway" in reports:
+        notes = {row["subject"]: row["note"] for row in reports["gateway"]["tables"][0]["rows"]}
+        assert notes["LiteLLM's proxy"] == "not installed (litellm[proxy]; LITELLM_PYTHON)"
+
+
+def test_a_gateway_of_others_that_does_not_serve_is_noted(
+    load: Callable[..., ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not installed is named with its variable; of one that does not start, the last words."""
+    proxies, peers = load("_proxies"), load("_peers")
+    router = next(each for each in proxies.PROXIES if each.name == "gemini-router")
+    monkeypatch.setenv(router.variable, str(tmp_path / "python"))
+    with pytest.raises(peers.NotInstalledError, match=r"not installed \(gemini-router; GEMINI_ROUTER_PYTHON"):
+        router.serving("http://emulator").__enter__()
+    for name, script in {"python": "echo 1.2.3", "gemini-router": "echo no room; echo; exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(peers.NotInstalledError, match=r"does not start: no room$"):
+        router.serving("http://emulator").__enter__()
+
+
+def test_the_targets_of_the_gateway(load: Callable[..., ModuleType], harness: ModuleType) -> None:
+    """Ours are compared with the bare relay, and with LiteLLM's proxy where that was measured."""
+    gateway = load("gateway")
+    table = harness.Table("t")
+    for case, costs in {
+        "whole": {"bare relay": 100.0, "llm_router": 150.0, "LiteLLM's proxy": 3000.0},
+        "streamed": {"bare relay": 100.0, "llm_router": 200.0},
+    }.items():
+        for subject, cost in costs.items():
+            measures = {"CPU per call": harness.Measure((cost,), "µs")}
+            table.add(harness.Row(case, subject, measures, (case, "bare relay")))
+    found = {row.case: row.measures["reached"].median for row in gateway._targets(table).rows}
+    assert found == {
+        "whole: ≤ 1.8 × the bare relay": 1.5,
+        "whole: ≥ 25 × less than LiteLLM's proxy": 20.0,
+        "streamed: ≤ 1.8 × the bare relay": 2.0,
+    }

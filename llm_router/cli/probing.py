@@ -289,16 +289,16 @@ async def _remove(provider: QueriedProvider, key: Key, file: str) -> None:
 
 async def _ask(provider: QueriedProvider, key: Key, exchange: Exchange) -> tuple[Head, bytes]:
     """Send an exchange that takes no quota of a model, with a certain key."""
-    head, body = Head(0), bytearray()
+    head, body = Head(0), b""
     async with aclosing(
         provider.relay(Deployment(key, "any"), provider.read_exchange(exchange), lambda: None)
     ) as replies:
         async for reply in replies:
             if isinstance(reply.raw, Head):
-                head = reply.raw
+                head, body = reply.raw, reply.raw.body or b""
             else:
                 body += reply.raw
-    return head, bytes(body)
+    return head, body
 
 
 def _late(timeout: float) -> ProviderError:

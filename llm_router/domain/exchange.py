@@ -45,9 +45,11 @@ class Head:
             an upload has neither scheme nor host: these are the client's own.
         created: The name of what was made for the project of the key, such as ``files/abc``, or empty.
         deleted: The name of what was deleted, or empty.
+        body: The whole body, if it came before the head was passed on; None if it comes after it.
     """
 
     status: int
     headers: Headers = ()
     created: str = ""
     deleted: str = ""
+    body: bytes | None = attrs.field(default=None, repr=False)

@@ -52,6 +52,7 @@ def _class_table() -> bytes:
 
 
 _CLASSES = _class_table()
+_WORD_BEGINS = (b" a", b" A", b".a", b".A", b"na", b"nA")
 
 
 def estimate_tokens(text: str) -> int:
@@ -97,7 +98,7 @@ def _latin(classes: bytes) -> float:
     letters = count(b"a") + count(b"A")
     if not letters:
         return 0.0
-    words = sum(count(start) for start in (b" a", b" A", b".a", b".A", b"na", b"nA")) or 1
+    words = sum(map(count, _WORD_BEGINS)) or 1
     excess = max(letters / words - _LONGEST_WORD, 0.0)
     weight = min(_LETTER + _WIDER_BY * excess, _DENSE_LETTER)
     breaks = _INNER_CAPITAL * (count(b"aA") + count(b"0A")) + _LETTER_AFTER_DIGIT * count(b"0a")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from llm_router.domain.clock import Clock, monotonic
@@ -32,6 +32,7 @@ from llm_router.observe.base import (
     Refused,
     Reloaded,
     RouterObserver,
+    SelectiveObserver,
     SendBegan,
     SendEnded,
     Settled,
@@ -53,10 +54,23 @@ _UNWATCHED = nullcontext()
 _NOTHING_HAS_ROOM = "nothing has room"
 
 
+class _Audiences(dict[type[Event], tuple[tuple[int, RouterObserver], ...]]):
+    """The observers that want events of a class, with their places; found when first asked for."""
+
+    def __init__(self, observers: Sequence[RouterObserver]) -> None:
+        super().__init__()
+        self._observers = tuple(enumerate(observers))
+
+    def __missing__(self, kind: type[Event]) -> tuple[tuple[int, RouterObserver], ...]:
+        found = self[kind] = tuple(each for each in self._observers if _wants(each[1], kind))
+        return found
+
+
 class Reporter:
-    """Makes events of what happens, and gives them to every observer.
+    """Makes events of what happens, and gives them to every observer that wants them.
 
     The engine has one, or None where nothing observes it: then each place that would report costs one look.
+    Events that every request has are made only if somebody wants them.
 
     Args:
         observers: What is given the events, in order.
@@ -64,7 +78,7 @@ class Reporter:
     """
 
     def __init__(self, observers: Sequence[RouterObserver], clock: Clock) -> None:
-        self._observers = tuple(observers)
+        self._audiences = _Audiences(observers)
         self._clock = clock
         self._monotonic = monotonic(clock)
         self._blamed: set[int] = set()
@@ -72,8 +86,8 @@ class Reporter:
         self._lost_at: float | None = None
 
     def report(self, event: Event) -> None:
-        """Give an event to every observer. Only the first failure of each of them is logged."""
-        for number, observer in enumerate(self._observers):
+        """Give an event to its observers. Only the first failure of each of them is logged."""
+        for number, observer in self._audiences[type(event)]:
             try:
                 found: object = observer.observe(event)  # type: ignore[func-returns-value]  # a user's may
             # Nothing is awaited here, so that a cancellation can only be the observer's own doing.
@@ -94,6 +108,8 @@ class Reporter:
     def send_began(self, send: SendState, *, streamed: bool) -> None:
         """Give the send its id, and report that it began."""
         send.request_id = secrets.token_hex(8)
+        if not self._audiences[SendBegan]:
+            return
         self.report(
             SendBegan(
                 at=self._clock.time(),
@@ -108,6 +124,8 @@ class Reporter:
 
     def send_ended(self, send: SendState, raised: BaseException | None = None) -> None:
         """Report that a send has its response, or that the caller gets ``raised`` instead."""
+        if not self._audiences[SendEnded]:
+            return
         response = send.response if raised is None else None
         self.report(
             SendEnded(
@@ -174,6 +192,8 @@ class Reporter:
 
     def attempt_began(self, send: SendState, deployment: Deployment, reserved: Demand) -> None:
         """Report that the next attempt of a send begins."""
+        if not self._audiences[AttemptBegan]:
+            return
         self.report(
             AttemptBegan(
                 at=self._clock.time(),
@@ -195,6 +215,8 @@ class Reporter:
         raised: BaseException | None,
     ) -> None:
         """Report that an attempt ended with ``outcome``, or was ended by ``raised``."""
+        if not self._audiences[AttemptEnded]:
+            return
         reply, failure = (outcome, None) if isinstance(outcome, Reply) else (None, outcome)
         self.report(
             AttemptEnded(
@@ -214,6 +236,8 @@ class Reporter:
 
     def settled(self, send: SendState, deployment: Deployment, reserved: Demand, used: Demand) -> None:
         """Report what became of the quota that an attempt had taken."""
+        if not self._audiences[Settled]:
+            return
         self.report(
             Settled(
                 at=self._clock.time(),
@@ -287,7 +311,7 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
     """Return what reports to ``observers``, or None if there are none.
 
     Raises:
-        ConfigError: They are no list, or one of them has no method ``observe``.
+        ConfigError: They are no list, one of them has no method ``observe``, or wants what are no events.
     """
     watching = elements("observers", observers, "pass a list, such as observers=[LoggingObserver()]")
     for observer in watching:
@@ -296,7 +320,20 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
                 f"observers: an observer must have a method observe(event), unlike this "
                 f"{type(observer).__name__}: pass an object, such as LoggingObserver()"
             )
+        if isinstance(observer, SelectiveObserver) and not _are_events(observer.wants):
+            name = type(observer).__name__
+            raise ConfigError(f"observers: what {name} wants must be classes of events, such as [SendEnded]")
     return Reporter(watching, clock) if watching else None
+
+
+def _wants(observer: RouterObserver, kind: type[Event]) -> bool:
+    return not isinstance(observer, SelectiveObserver) or issubclass(kind, tuple(observer.wants))
+
+
+def _are_events(wanted: object) -> bool:
+    return isinstance(wanted, Collection) and all(
+        isinstance(each, type) and issubclass(each, Event) for each in wanted
+    )
 
 
 def waiting(reporter: Reporter | None, send: SendState, reason: WaitReason) -> AbstractContextManager[None]:

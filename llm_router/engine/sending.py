@@ -194,9 +194,14 @@ class Sender:
             while send.response is None and (attempt := await self._next_attempt(send)) is not None:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
-                        if isinstance(piece.source, Head):
-                            await self._note_resources(send, piece.source)
-                        yield piece.source
+                        found = piece.source
+                        if isinstance(found, Head) and (found.created or found.deleted):
+                            await self._note_resources(send, found)
+                        yield found
+                        if isinstance(found, Head) and found.body is not None:
+                            yield found.body
+                            attempt.end()
+                            break
         except BaseException as error:
             if self.reporter is not None:
                 self.reporter.send_ended(send, error)
@@ -513,6 +518,10 @@ class OpenAttempt:
         self._count(outcome)  # in case the caller reads no further
         return outcome
 
+    def end(self) -> None:
+        """Take what was read for the whole answer."""
+        self._finish(self._whole_answer())
+
     async def __aexit__(
         self,
         exc_type: type[BaseException] | None,
@@ -617,7 +626,8 @@ class OpenAttempt:
         assert isinstance(outcome, Reply)  # noqa: S101 - a failure ends the reading
         if not self._texts:  # a stream that yields nothing is not an answer
             return _NO_ANSWER
-        return attrs.evolve(outcome, text="".join(self._texts))
+        text = "".join(self._texts)
+        return outcome if text == outcome.text else attrs.evolve(outcome, text=text)
 
     def _finish(self, outcome: Reply | SendError) -> None:
         """Note what came of the call, and learn from an answer."""

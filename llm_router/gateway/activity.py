@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from itertools import count
 from operator import itemgetter
@@ -136,6 +136,11 @@ class Activity:
             Waited: self._note_waited,
             **dict.fromkeys(_CHANGES, self._note_change),
         }
+
+    @property
+    def wants(self) -> Collection[type[Event]]:
+        """The classes of events that are noted."""
+        return self._notes.keys()
 
     def observe(self, event: Event) -> None:
         """Take note of an event."""

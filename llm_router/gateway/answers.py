@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from llm_router.gemini_http.answers import protocol_of, write_answer
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from llm_router.domain.exchange import Exchange, Head
+    from llm_router.engine.timing import Deadlines
 
 __all__ = ["READ_ONLY", "Answer", "RefusedError"]
 
@@ -45,12 +45,17 @@ class RefusedError(Exception):
 class Answer:
     """The answer to one request.
 
+    Args:
+        send: Sends to the client, as ASGI has it.
+        deadlines: Bounds how long a client may take.
+
     Attributes:
         is_begun: Whether its head is sent, so that no other answer can be given.
     """
 
-    def __init__(self, send: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(self, send: Callable[[Any], Awaitable[None]], deadlines: Deadlines) -> None:
         self._send = send
+        self._deadlines = deadlines
         self.is_begun = False
 
     async def begin(self, head: Head) -> None:
@@ -69,8 +74,10 @@ class Answer:
         Raises:
             TimeoutError: The client reads too slowly.
         """
-        async with asyncio.timeout(_IDLE):
+        with self._deadlines.limit(_IDLE) as limit:
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        if limit.expired:
+            raise TimeoutError
 
     async def end(self) -> None:
         """End an answer that came in pieces."""

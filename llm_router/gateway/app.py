@@ -10,8 +10,10 @@ from contextlib import nullcontext
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from llm_router.domain.clock import SystemClock
 from llm_router.domain.exchange import Head
 from llm_router.domain.status import without_deprecated
+from llm_router.engine.timing import Deadlines
 from llm_router.errors import LLMRouterError
 from llm_router.gateway.answers import READ_ONLY, Answer, RefusedError
 from llm_router.gateway.hangups import reloading_on_hangup
@@ -20,7 +22,7 @@ from llm_router.gateway.requests import GoneError, Incoming, check_local
 from llm_router.gemini_http.answers import answer_for, protocol_of, write_answer
 from llm_router.gemini_http.api_errors import usual_error
 from llm_router.gemini_http.framing import JSON_TYPE, dump
-from llm_router.gemini_http.resources import with_origin
+from llm_router.gemini_http.resources import UPLOAD_URL, with_origin
 from llm_router.gemini_http.wishes import read_wishes, trace_headers
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class Gateway:
         self.trusts_proxy = trusts_proxy
         self.max_wait = max_wait
         self.metrics = metrics
+        self._deadlines = Deadlines(SystemClock())
         self.page = None if activity is None else Page(router.keys, activity, callers)
 
     async def __call__(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
@@ -93,8 +96,8 @@ class Gateway:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        answer = Answer(send)
-        incoming = Incoming.of(scope, receive, trusts_proxy=self.trusts_proxy)
+        answer = Answer(send, self._deadlines)
+        incoming = Incoming.of(scope, receive, self._deadlines, trusts_proxy=self.trusts_proxy)
         exchange = incoming.exchange
         try:
             await self._serve(incoming, answer)
@@ -132,13 +135,13 @@ class Gateway:
         if caller is not None:
             await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
         relay = self.router.relay(exchange, **options)
-        await incoming.while_there(self._relay(relay, exchange, answer, incoming.origin, caller))
+        await incoming.while_there(self._relay(relay, incoming, exchange, answer, caller))
 
     async def _relay(
-        self, relay: Relay, exchange: Exchange, answer: Answer, own: str, caller: Caller | None
+        self, relay: Relay, incoming: Incoming, exchange: Exchange, answer: Answer, caller: Caller | None
     ) -> None:
         async with relay as found:
-            head = _traced(found, own)
+            head = _traced(found, incoming)
             if caller is not None:
                 await caller.note(head)
             if not _comes_in_pieces(exchange, head):
@@ -252,7 +255,10 @@ def _comes_in_pieces(exchange: Exchange, head: Head) -> bool:
     return kind.startswith("text/event-stream")
 
 
-def _traced(found: Relay, own: str) -> Head:
+def _traced(found: Relay, incoming: Incoming) -> Head:
+    """Return the head of an answer, with how it was found, and with uploads going on at the gateway."""
+    head, headers = found.head, found.head.headers
+    if UPLOAD_URL in [name for name, _ in headers]:
+        headers = with_origin(headers, incoming.origin)
     told = trace_headers(found.key_id, found.model, found.attempts, found.waited)
-    head = found.head
-    return Head(head.status, (*with_origin(head.headers, own), *told), head.created, head.deleted)
+    return Head(head.status, (*headers, *told), head.created, head.deleted)

@@ -171,9 +171,10 @@ if HttpToolsProtocol is not None:
                 self.transport.abort()
 
         def on_headers_complete(self) -> None:
-            size = sum([len(name) + len(value) + 4 for name, value in self.headers])
-            if len(self.url) + size > HEAD_BYTES:
-                raise _TooLargeError
+            if self._wire > HEAD_BYTES:  # of which the body may be a part
+                size = sum([len(name) + len(value) + 4 for name, value in self.headers])
+                if len(self.url) + size > HEAD_BYTES:
+                    raise _TooLargeError
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:

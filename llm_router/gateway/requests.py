@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from llm_router.domain.exchange import Headers
+    from llm_router.engine.timing import Deadlines
     from llm_router.gemini_http.asking import Reading
 
 __all__ = ["MAX_BODY", "GoneError", "Incoming", "check_local"]
@@ -55,6 +56,7 @@ class Incoming:
         scope: The request as ASGI has it.
         headers: Its headers, with those that have credentials.
         exchange: What it asks for, without its body and its credentials.
+        deadlines: Bounds how long the client may take.
         trusts_proxy: Whether the headers ``X-Forwarded-For``, ``-Host`` and ``-Proto`` are true.
     """
 
@@ -62,17 +64,29 @@ class Incoming:
     headers: Headers = attrs.field(repr=False)
     exchange: Exchange
     receive: Callable[[], Awaitable[Any]] = attrs.field(repr=False)
+    deadlines: Deadlines = attrs.field(repr=False)
     trusts_proxy: bool = False
 
     @classmethod
     def of(
-        cls, scope: Mapping[str, Any], receive: Callable[[], Awaitable[Any]], *, trusts_proxy: bool = False
+        cls,
+        scope: Mapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        deadlines: Deadlines,
+        *,
+        trusts_proxy: bool = False,
     ) -> Self:
         """Return the request of a scope."""
-        headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
-        exchange = _read_exchange(scope, headers)
+        headers = tuple(
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+        )
         return cls(
-            scope=scope, headers=headers, exchange=exchange, receive=receive, trusts_proxy=trusts_proxy
+            scope=scope,
+            headers=headers,
+            exchange=_read_exchange(scope, headers),
+            receive=receive,
+            deadlines=deadlines,
+            trusts_proxy=trusts_proxy,
         )
 
     def header(self, name: str) -> str:
@@ -119,11 +133,10 @@ class Incoming:
         pieces: list[bytes] = []
         size = 0
         while True:
-            try:
-                async with asyncio.timeout(_IDLE):
-                    message = await self.receive()
-            except TimeoutError:
-                raise RefusedError(_TOO_SLOW) from None
+            with self.deadlines.limit(_IDLE) as limit:
+                message = await self.receive()
+            if limit.expired:
+                raise RefusedError(_TOO_SLOW)
             if message["type"] == "http.disconnect":
                 raise GoneError
             pieces.append(message.get("body", b""))
@@ -198,10 +211,12 @@ class Incoming:
 
 def _read_exchange(scope: Mapping[str, Any], headers: Headers) -> Exchange:
     path = scope["raw_path"].decode("latin-1")
-    names = {name for name, _ in headers}
-    # Gemini's API has a v1 as well, but its clients send their key in a header of its own.
-    openai = path.startswith("/v1/") and AUTHORIZATION in names and KEY_HEADER not in names
-    kept = tuple(pair for pair in headers if pair[0] not in _CREDENTIALS)
+    openai = False
+    if path.startswith("/v1/"):
+        # Gemini's API has a v1 as well, but its clients send their key in a header of its own.
+        names = dict(headers)
+        openai = AUTHORIZATION in names and KEY_HEADER not in names
+    kept = tuple([pair for pair in headers if pair[0] not in _CREDENTIALS])
     query = scope["query_string"].decode("latin-1")
     return Exchange(verb=scope["method"], path=path, query=query, headers=kept, openai=openai)
 

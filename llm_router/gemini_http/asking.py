@@ -87,12 +87,12 @@ def read_asked(target: Target, body: bytes) -> Asked:
         return Asked(target.model, resources=_named(target))
     if operation is Operation.UPLOAD:
         return Asked(is_portable=False)
-    fields, spans = _members(body)
-    model, span = target.model, None
+    fields, span = _members(body, with_span=operation.names_model_in_body)
+    model = target.model
     if operation.names_model_in_body:
         named = fields.get("model")
         if isinstance(named, str) and named:
-            model, span = plain_model(named), spans["model"]
+            model = plain_model(named)
         elif operation is not Operation.CREATE_INTERACTION:
             raise MalformedBodyError("the body names no model")
     streams = operation in _STREAMING or (operation in _STREAMED_BY_BODY and fields.get("stream") is True)
@@ -118,26 +118,29 @@ def _named(target: Target) -> tuple[str, ...]:
     return (target.resource,) if target.resource else ()
 
 
-def _members(body: bytes) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
-    """Return the members of a JSON object, and where in the body the value of ``model`` stands.
+def _members(body: bytes, *, with_span: bool) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """Return the members of a JSON object, and if wanted where in the body the value of ``model`` stands.
 
-    Decoding member by member costs what decoding the whole costs, and says where each value is.
+    Decoding member by member says where each value is; decoding the whole is faster where there are few.
     """
-    members: dict[str, Any] = {}
-    spans: dict[str, tuple[int, int]] = {}
-    malformed = False
+    members: Any = None
+    span: tuple[int, int] | None = None
     try:
         text = body.decode()
-        for name, start, end, value in _scan(text):
-            members[name] = value
-            if name == "model":
-                before = len(text[:start].encode())
-                spans[name] = before, before + len(text[start:end].encode())
+        if with_span:
+            members = {}
+            for name, start, end, value in _scan(text):
+                members[name] = value
+                if name == "model":
+                    before = len(text[:start].encode())
+                    span = before, before + len(text[start:end].encode())
+        else:
+            members = json.loads(text)
     except (ValueError, StopIteration, IndexError, RecursionError):
-        malformed = True
-    if malformed:
+        members = None
+    if not isinstance(members, dict):
         raise MalformedBodyError("the body is not a JSON object")
-    return members, spans
+    return members, span
 
 
 def _scan(text: str) -> Iterator[tuple[str, int, int, Any]]:

@@ -1,11 +1,14 @@
 """Reading on the way what an answer says of itself: its usage, why it ended, an error in place of a piece.
 
-The bytes are searched, not decoded: they are passed on as they came.
+The bytes are searched, and only the usage in them is decoded: they are passed on as they came.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from llm_router.domain.response import Usage
 from llm_router.gemini_http.targets import Protocol
@@ -17,22 +20,28 @@ _KEPT = 16_384
 
 _USAGE = {Protocol.GEMINI: b'"usageMetadata"', Protocol.OPENAI: b'"usage"'}
 _FINISH = {Protocol.GEMINI: b'"finishReason"', Protocol.OPENAI: b'"finish_reason"'}
-_COUNTS = {
-    Protocol.GEMINI: (
-        ("input_tokens", re.compile(rb'"(?:promptTokenCount|toolUsePromptTokenCount)"\s*:\s*(\d{1,15})')),
-        ("output_tokens", re.compile(rb'"candidatesTokenCount"\s*:\s*(\d{1,15})')),
-        ("thinking_tokens", re.compile(rb'"thoughtsTokenCount"\s*:\s*(\d{1,15})')),
-        ("cached_tokens", re.compile(rb'"cachedContentTokenCount"\s*:\s*(\d{1,15})')),
-        ("total_tokens", re.compile(rb'"totalTokenCount"\s*:\s*(\d{1,15})')),
-    ),
-    Protocol.OPENAI: (
-        ("input_tokens", re.compile(rb'"prompt_tokens"\s*:\s*(\d{1,15})')),
-        ("output_tokens", re.compile(rb'"completion_tokens"\s*:\s*(\d{1,15})')),
-        ("thinking_tokens", re.compile(rb'"reasoning_tokens"\s*:\s*(\d{1,15})')),
-        ("cached_tokens", re.compile(rb'"cached_tokens"\s*:\s*(\d{1,15})')),
-        ("total_tokens", re.compile(rb'"total_tokens"\s*:\s*(\d{1,15})')),
-    ),
+_COUNTED = {
+    Protocol.GEMINI: {
+        "promptTokenCount": "input_tokens",
+        "toolUsePromptTokenCount": "input_tokens",
+        "candidatesTokenCount": "output_tokens",
+        "thoughtsTokenCount": "thinking_tokens",
+        "cachedContentTokenCount": "cached_tokens",
+        "totalTokenCount": "total_tokens",
+    },
+    Protocol.OPENAI: {
+        "prompt_tokens": "input_tokens",
+        "completion_tokens": "output_tokens",
+        "reasoning_tokens": "thinking_tokens",
+        "cached_tokens": "cached_tokens",
+        "total_tokens": "total_tokens",
+    },
 }
+_MOST = 10**15
+"""Tokens of which there are fewer in any answer."""
+
+_decode = json.JSONDecoder().raw_decode
+_OBJECT = re.compile(rb"\s*:\s*\{")
 _WORD = re.compile(rb'\s*:\s*"([A-Za-z_]{1,64})"')
 _BLOCKED = re.compile(rb'"blockReason"\s*:\s*"([A-Z_]{1,64})"')
 _ERROR = re.compile(rb'^[\s\x00]*(?:data:)?\s*\[?\s*\{\s*"error"\s*:\s*\{')
@@ -88,15 +97,14 @@ class AnswerScanner:
     def _read_usage(self, window: bytes) -> None:
         name = _USAGE[self._protocol]
         at = window.rfind(name)
-        if at < 0 or window[at - 1 : at] == b"\\":
+        begin = _OBJECT.match(window, at + len(name)) if at >= 0 and window[at - 1 : at] != b"\\" else None
+        if begin is None:
             return
-        region = window[at : at + _KEPT]
-        counts: dict[str, int] = {}
-        for field, pattern in _COUNTS[self._protocol]:
-            found = pattern.findall(region)
-            if found:
-                counts[field] = sum(map(int, found)) if field == "input_tokens" else int(found[-1])
-        if counts:
+        try:
+            stated, _ = _decode(window[begin.end() - 1 : at + _KEPT].decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            return  # cut in two: the rest comes with the next piece
+        if counts := _counts(stated, _COUNTED[self._protocol]):
             self.usage = Usage(**counts)
 
     def _read_end(self, window: bytes) -> None:
@@ -111,3 +119,15 @@ class AnswerScanner:
             self.is_complete = self.is_complete or _DONE.search(window) is not None
         elif self.model is None and (model := _MODEL.search(window)):
             self.model = model[1].decode("utf-8", "replace")
+
+
+def _counts(stated: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
+    """Return the counts of tokens in a usage, and in what is inside it, by the fields of :class:`Usage`."""
+    found: dict[str, int] = {}
+    for name, value in stated.items():
+        if value.__class__ is dict:
+            found |= _counts(value, names)
+        elif name in names and value.__class__ is int and 0 <= value < _MOST:
+            field = names[name]
+            found[field] = value + (found.get(field, 0) if field == "input_tokens" else 0)
+    return found

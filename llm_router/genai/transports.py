@@ -7,7 +7,7 @@ import importlib.util
 import os
 import weakref
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any, Self
 
 from google import genai
@@ -30,6 +30,12 @@ LONGEST = 600.0
 """Seconds for an answer to begin, and then for each piece of it, for calls that do not say."""
 
 
+_PLAIN = frozenset({"content", "headers"})
+"""What the SDK says of a request, beside its URL and its timeout."""
+
+_AS_IT_IS = "llm_router.as_it_is"
+"""The extension that marks a request of which no more was said."""
+
 _KNOWS_HTTPX2 = 3
 """The first major version of the SDK all of whose calls can go through httpx2."""
 
@@ -38,12 +44,7 @@ def http_clients(bridge: Bridge, max_wait: float | None) -> dict[str, Any]:
     """Return the fields of the SDK's ``HttpOptions`` that make a client go through a bridge."""
     library = http_library()
     make, make_async = _types(library)
-    # The SDK's own clients have no timeout either, unless a request has one.
-    shared = {"timeout": None, "trust_env": False}
-    return {
-        "httpx_client": library.Client(transport=make(bridge, max_wait), **shared),
-        "httpx_async_client": library.AsyncClient(transport=make_async(bridge, max_wait), **shared),
-    }
+    return {"httpx_client": make(bridge, max_wait), "httpx_async_client": make_async(bridge, max_wait)}
 
 
 def http_library() -> Any:
@@ -189,14 +190,64 @@ class _AsyncTransport(_Transport):
         return self._failed(request, exchange, failure)
 
 
+class _Client:
+    """A client whose requests go to its transport as they are.
+
+    There are no redirects, cookies, proxies or base URLs here, and looking for them takes a while. Requests
+    of which more is said than by the SDK are left to the library.
+    """
+
+    _lib: Any
+    _router_transport: Any
+
+    def __init__(self, transport: Any) -> None:
+        # The SDK's own clients have no timeout either, unless a request has one.
+        super().__init__(transport=transport, timeout=None, trust_env=False)  # type: ignore[call-arg]  # below
+        self._router_transport = transport
+
+    def build_request(self, method: str, url: Any, *, timeout: Any = None, **given: Any) -> Any:
+        named = {name: value for name, value in given.items() if value is not None}
+        if not named.keys() <= _PLAIN or not (timeout is None or isinstance(timeout, int | float)):
+            return super().build_request(method, url, timeout=timeout, **given)  # type: ignore[misc]
+        extensions = {"timeout": {"read": timeout}, _AS_IT_IS: True}
+        return self._lib.Request(method, url, extensions=extensions, **named)
+
+
+class _BlockingClient(_Client):
+    def send(self, request: Any, *, stream: bool = False, **given: Any) -> Any:
+        if _AS_IT_IS not in request.extensions:
+            return super().send(request, stream=stream, **given)  # type: ignore[misc]
+        response = self._router_transport.handle_request(request)
+        response.request = request
+        if not stream:
+            response.read()
+        return response
+
+
+class _AsyncClient(_Client):
+    async def send(self, request: Any, *, stream: bool = False, **given: Any) -> Any:
+        if _AS_IT_IS not in request.extensions:
+            return await super().send(request, stream=stream, **given)  # type: ignore[misc]
+        response = await self._router_transport.handle_async_request(request)
+        response.request = request
+        if not stream:
+            await response.aread()
+        return response
+
+
 @cache
 def _types(lib: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Return what makes a transport of the library for blocking calls, and for asynchronous ones."""
+    """Return what makes a client of the library for blocking calls, and one for asynchronous ones."""
     pieces = type("Pieces", (_BlockingPieces, lib.SyncByteStream), {})
     async_pieces = type("AsyncPieces", (_AsyncPieces, lib.AsyncByteStream), {})
     transport = type("RouterTransport", (_BlockingTransport, lib.BaseTransport), {})
     async_transport = type("AsyncRouterTransport", (_AsyncTransport, lib.AsyncBaseTransport), {})
-    return partial(transport, lib, pieces), partial(async_transport, lib, async_pieces)
+    client = type("RouterClient", (_BlockingClient, lib.Client), {"_lib": lib})
+    async_client = type("AsyncRouterClient", (_AsyncClient, lib.AsyncClient), {"_lib": lib})
+    return (
+        lambda *options: client(transport(lib, pieces, *options)),
+        lambda *options: async_client(async_transport(lib, async_pieces, *options)),
+    )
 
 
 def _exchange(request: Any, body: bytes) -> Exchange:

@@ -23,7 +23,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import attrs
@@ -49,6 +49,7 @@ __all__ = [
     "RequestEvent",
     "RouterObserver",
     "ScopeEvent",
+    "SelectiveObserver",
     "SendBegan",
     "SendEnded",
     "Settled",
@@ -84,6 +85,16 @@ class RouterObserver(Protocol):
         It is called between the steps of a send, on the event loop: it must not block, and what it takes
         long to do belongs in a queue. Events may be kept. They may be of classes that are not known yet.
         """
+        ...
+
+
+@runtime_checkable
+class SelectiveObserver(RouterObserver, Protocol):
+    """An observer that is given some classes of events only, so that the others need not be made for it."""
+
+    @property
+    def wants(self) -> Collection[type[Event]]:
+        """The classes, which include those under them. They stay as they are."""
         ...
 
 

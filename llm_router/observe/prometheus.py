@@ -6,7 +6,7 @@ Needs prometheus-client (the extra ``prometheus``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol, TypeVar, cast
 
 import attrs
@@ -46,6 +46,12 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0)
 _REASONS = {**{metric.value: metric.value for metric in Metric}, RECOUNT: "recount"}
 _OWN_LABELS = frozenset(("key_id", "model", "outcome", "provider", "type", "workload"))
 
+
+_COUNTED = (
+    *(AttemptEnded, SendEnded, Waiting, Waited, Refused, ScopeEvent),
+    *(LimitLearnt, Reloaded, StoreLost, StoreBack),
+)
+"""What an observer is given; :meth:`PrometheusObserver.observe` says what it counts of each."""
 
 _M = TypeVar("_M", Counter, Histogram)
 
@@ -143,6 +149,11 @@ class PrometheusObserver:
         self._quotas = _QuotaGauges(max_series)
         into.register(self._quotas)
         self._store_up.set(1)
+
+    @property
+    def wants(self) -> Collection[type[Event]]:
+        """The classes of events that are counted."""
+        return _COUNTED
 
     def observe(self, event: Event) -> None:
         """Count an event."""

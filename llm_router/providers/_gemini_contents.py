@@ -62,7 +62,7 @@ def _estimate(value: Any, depth: int = 0) -> int:
     if value is None or depth > _DEEPEST:
         return 0
     if isinstance(value, list | tuple):
-        return sum(_estimate(item, depth + 1) for item in value)
+        return sum([_estimate(item, depth + 1) for item in value])
     return _estimate_part(value, depth)
 
 

@@ -55,7 +55,7 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
         # The SDK passes an explicit None for every timeout.
         timeout = request.extensions.get("timeout") or {}
         request.extensions["timeout"] = {**timeout, "connect": CONNECT_TIMEOUT}
-        request.extensions["trace"] = _trace
+        request.stream = _Body(request.stream)
         try:
             # Always streamed, so that the status is known even if the body breaks off.
             response = await super().send(request, stream=True, **kwargs)
@@ -75,12 +75,32 @@ class _Client(_lib.AsyncClient):  # type: ignore[misc, name-defined]
         """Send a request as it is; a failed one raises a PathFailure."""
         REQUEST_BEGUN.set(True)
         try:
-            request = _lib.Request(verb, url, headers={"host": _lib.URL(url).netloc, **headers}, content=body)
-            request.extensions = {"timeout": {"connect": CONNECT_TIMEOUT}, "trace": _trace}
+            where = _lib.URL(url)
+            request = _lib.Request(verb, where, headers={"host": where.netloc, **headers}, content=body)
+            request.extensions = {"timeout": {"connect": CONNECT_TIMEOUT}}
+            request.stream = _Body(request.stream)
             return _Answer(await super().send(request, stream=True))
         except _PATH_ERRORS as error:
             failure = _path_failure(error)
         raise failure
+
+
+class _Body(_lib.AsyncByteStream):  # type: ignore[misc, name-defined]
+    """The body of a request, which tells when it is about to be written: its head was just before.
+
+    Tracing would tell so as well, but it is asked at the begin and the end of each step of a request.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        ON_DISPATCH.get()()
+        async for piece in self._stream:
+            yield piece
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Answer:
@@ -120,11 +140,6 @@ class _Answer:
 
 def _event_bytes(aiter_bytes: Callable[..., AsyncIterator[bytes]], *args: Any) -> AsyncIterator[bytes]:
     return event_bytes(aiter_bytes(*args))
-
-
-async def _trace(event: str, _info: Any) -> None:
-    if event.endswith("send_request_headers.complete"):
-        ON_DISPATCH.get()()
 
 
 def _path_failure(error: BaseException) -> PathFailure:

@@ -7,8 +7,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode
 
-import attrs
-
 from llm_router.domain.exchange import Head
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from llm_router.providers._gemini_session import LoopSession
     from llm_router.providers._gemini_transport import RawAnswer
 
-__all__ = ["read_exchange", "relayed"]
+__all__ = ["comes_in_pieces", "read_exchange", "relayed_pieces", "relayed_whole"]
 
 _OK_STATUSES = range(200, 300)
 _SENT_ON = frozenset({"accept", "content-type", "user-agent", "x-goog-api-client", "x-server-timeout"})
@@ -101,7 +99,39 @@ def _read(exchange: Exchange) -> Reading:
     return Reading(target, asked)
 
 
-async def relayed(
+def comes_in_pieces(request: RelayRequest) -> bool:
+    """Return whether the answer to an exchange is passed on while it comes."""
+    target: Target = request.details.target
+    return request.streams or target.operation is Operation.DOWNLOAD_FILE
+
+
+async def relayed_whole(
+    session: LoopSession, deployment: Deployment, request: RelayRequest
+) -> Reply | ProviderError:
+    """Send an exchange, and return its answer with the whole body, or the error in its place.
+
+    Raises:
+        PathFailure: No answer came, or it broke off.
+    """
+    target: Target = request.details.target
+    answer = await session.exchange(*_outgoing(deployment, request))
+    try:
+        if answer.status not in _OK_STATUSES:
+            return _failed(await refusal_in(answer), deployment, request)
+        body = await answer.read()
+    finally:
+        await answer.aclose()
+    if not _is_json(body):
+        return not_an_answer("it is not JSON")
+    scanner = AnswerScanner(target.protocol)
+    if target.operation in _SCANNED:
+        scanner.feed(body)
+    headers = _passed_back(answer.headers)
+    created = created_name(target.operation, body, headers)
+    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body))
+
+
+async def relayed_pieces(
     session: LoopSession, deployment: Deployment, request: RelayRequest
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Send an exchange, and yield its answer, or last of all the error that it ended with.
@@ -109,39 +139,25 @@ async def relayed(
     Raises:
         PathFailure: No answer came, or it broke off.
     """
-    details: Reading = request.details
-    answer = await session.exchange(*_outgoing(deployment, request, details))
+    answer = await session.exchange(*_outgoing(deployment, request))
     try:
         if answer.status not in _OK_STATUSES:
             yield _failed(await refusal_in(answer), deployment, request)
             return
-        head = Reply(
-            "", raw=Head(answer.status, _passed_back(answer.headers), deleted=_deleted(details.target))
-        )
+        headers = _passed_back(answer.headers)
         if request.streams:
-            async for reply in _stream(answer, head, deployment, request):
+            async for reply in _stream(answer, headers, deployment, request):
                 yield reply
-        elif details.target.operation is Operation.DOWNLOAD_FILE:
-            yield head
+        else:
+            yield Reply("", raw=Head(answer.status, headers))
             async for piece in answer.pieces():
                 yield Reply("", raw=piece)
-        else:
-            body = await answer.read()
-            if not _is_json(body):
-                yield not_an_answer("it is not JSON")
-                return
-            scanner = AnswerScanner(details.target.protocol)
-            if details.target.operation in _SCANNED:
-                scanner.feed(body)
-            created = created_name(details.target.operation, body, head.raw.headers)
-            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
-            yield _told(scanner, body)
     finally:
         await answer.aclose()
 
 
 async def _stream(
-    answer: RawAnswer, head: Reply, deployment: Deployment, request: RelayRequest
+    answer: RawAnswer, headers: Headers, deployment: Deployment, request: RelayRequest
 ) -> AsyncGenerator[Reply | ProviderError]:
     """Yield a streamed answer; it is held back until its first bytes show that it is none of an error."""
     operation = request.details.target.operation
@@ -157,7 +173,7 @@ async def _stream(
         created = created_name(operation, begun) if operation.creates else ""
         least = _TELLING if created or not operation.creates else _NAMING
         if scanner.error is None and len(begun) >= least:
-            yield _told(scanner, attrs.evolve(head.raw, created=created) if created else head.raw)
+            yield _told(scanner, Head(answer.status, headers, created))
             yield _told(scanner, begun)
             held = None
     if scanner.error is not None:
@@ -210,10 +226,9 @@ def _blame_no_model(error: ProviderError, operation: Operation) -> None:
         error.scope, error.feature = FaultScope.FEATURE, operation.value
 
 
-def _outgoing(
-    deployment: Deployment, request: RelayRequest, details: Reading
-) -> tuple[str, str, Mapping[str, str], bytes]:
+def _outgoing(deployment: Deployment, request: RelayRequest) -> tuple[str, str, Mapping[str, str], bytes]:
     """Return verb, path with query, headers and body as they go upstream, with the key as the credential."""
+    details: Reading = request.details
     exchange, target, asked = request.exchange, details.target, details.asked
     path, body = _path(exchange.path, target), exchange.body
     if request.requests and deployment.model != asked.model and asked.model:
@@ -253,11 +268,13 @@ def _query(query: str) -> str:
 
 
 def _passed_back(headers: Mapping[str, str]) -> Headers:
-    named = ((name.lower(), value) for name, value in headers.items())
+    named = [(name.lower(), value) for name, value in headers.items()]
     return tuple(
-        (name, without_host(value) if name == UPLOAD_URL else value)
-        for name, value in named
-        if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
+        [
+            (name, without_host(value) if name == UPLOAD_URL else value)
+            for name, value in named
+            if name in _PASSED_BACK or name.startswith(_PASSED_BACK_PREFIXES)
+        ]
     )
 
 

@@ -221,8 +221,9 @@ class RelayingProvider(Provider, Protocol):
         """Send an exchange once through ``deployment``, and yield its answer.
 
         The first reply has a :class:`~llm_router.domain.exchange.Head` as its ``raw``, every further one
-        bytes of the body, as they came; their texts are empty. No reply is yielded before it is known, as far
-        as possible, that the answer is not a failure.
+        bytes of the body, as they came; their texts are empty. After a head that has the whole body nothing
+        more is asked for. No reply is yielded before it is known, as far as possible, that the answer is not
+        a failure.
 
         Args:
             deployment: As for :meth:`Provider.generate`.

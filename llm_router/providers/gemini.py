@@ -30,7 +30,12 @@ from llm_router.providers._gemini_failures import (
 from llm_router.providers._gemini_history import contents_for
 from llm_router.providers._gemini_plain import is_plain, plain_body
 from llm_router.providers._gemini_queries import GeminiQueries
-from llm_router.providers._gemini_relay import read_exchange, relayed
+from llm_router.providers._gemini_relay import (
+    comes_in_pieces,
+    read_exchange,
+    relayed_pieces,
+    relayed_whole,
+)
 from llm_router.providers._gemini_reply import read_reply
 from llm_router.providers._gemini_request import limits_output, metered_tools
 from llm_router.providers._gemini_schema import AnswerForm
@@ -204,7 +209,14 @@ class GeminiProvider:
             ProviderError: As for :meth:`stream`.
         """
         _begin(deployment, dispatched)
-        replies = relayed(await self._session(), deployment, request)
+        session = await self._session()
+        if not comes_in_pieces(request):
+            whole = await _outcome(relayed_whole(session, deployment, request), deployment, request.request)
+            if isinstance(whole, BaseException):
+                raise whole
+            yield whole
+            return
+        replies = relayed_pieces(session, deployment, request)
         try:
             while True:
                 outcome = await _outcome(anext(replies, None), deployment, request.request)

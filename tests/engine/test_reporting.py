@@ -40,6 +40,7 @@ from llm_router.observe import (
     Quarantined,
     Refused,
     RequestEvent,
+    ScopeEvent,
     SendBegan,
     SendEnded,
     Settled,
@@ -459,6 +460,48 @@ async def test_an_observer_cannot_break_a_send(
     assert "Broken.observe() raised ValueError (line" in raised
     assert "AIza" not in raised
     assert "Late.observe() must return None (what it returns is not awaited), not a coroutine" in returned
+
+
+class Choosy(Recorder):
+    """Wants what an instance says."""
+
+    def __init__(self, wants: Any) -> None:
+        super().__init__()
+        self.wants = wants
+
+
+async def test_an_observer_may_want_some_events_only(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    pools: Pools,
+    seen: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gets those, classes under them included; the others get theirs; what nobody wants is not made."""
+    ends, cooled = Choosy({SendEnded}), Choosy((ScopeEvent, Settled))
+    provider.script(minute_429())
+    pool = [pools.one(priority=0), pools.one(priority=1)]
+    async with make_router(pool, observers=[ends, seen, cooled]) as router:
+        assert (await router.send("x")).success
+    assert ends.events == seen.of(SendEnded)
+    assert cooled.names == [each.name for each in seen.events if isinstance(each, ScopeEvent | Settled)]
+    assert {"cooled_down", "settled"} <= set(cooled.names)
+
+    async with make_router([pools.one()], observers=[ends]) as router:
+        reporter = router._sender.reporter
+        assert reporter is not None
+        monkeypatch.setattr(reporter, "report", ends.observe)
+        assert (await router.send("x")).success
+    assert [type(each) for each in ends.events] == [SendEnded, SendEnded]
+
+
+@pytest.mark.parametrize("wants", [None, "SendEnded", [str], [None], SendEnded])
+def test_what_an_observer_wants_are_classes_of_events(
+    make_router: MakeRouter, pools: Pools, wants: object
+) -> None:
+    """Anything else is a mistake that is named."""
+    with pytest.raises(ConfigError, match=r"what Choosy wants must be classes of events, such as"):
+        make_router([pools.one()], observers=[Choosy(wants)])
 
 
 @pytest.mark.parametrize("observer", [object(), print, Recorder], ids=["object", "function", "class"])

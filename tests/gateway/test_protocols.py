@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import uvicorn
 
+from llm_router.domain.clock import SystemClock
+from llm_router.engine.timing import Deadlines
 from llm_router.gateway import protocols
 from llm_router.gateway.protocols import HEAD_BYTES, PROTOCOLS
 from llm_router.gateway.requests import GoneError, Incoming
@@ -30,7 +32,7 @@ class _App:
                 await receive()
                 await send({"type": f"lifespan.{name}.complete"})
             return
-        incoming = Incoming.of(scope, receive)
+        incoming = Incoming.of(scope, receive, Deadlines(SystemClock()))
         try:
             body = await incoming.body()
             await incoming.while_there(
@@ -150,4 +152,4 @@ async def test_who_is_gone_already_is_noticed() -> None:
         raise AssertionError
 
     with pytest.raises(GoneError):
-        await Incoming.of(scope, receive).while_there(work())
+        await Incoming.of(scope, receive, Deadlines(SystemClock())).while_there(work())

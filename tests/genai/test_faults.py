@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
@@ -234,6 +235,21 @@ async def test_a_body_that_was_read(client: Client, *, blocking: bool) -> None:
     else:
         assert [piece async for piece in pieces]
         assert await anext(pieces, None) is None
+
+
+async def test_requests_that_only_the_library_understands(client: Client, *, blocking: bool) -> None:
+    """They get the same answer as one of the SDK's, with all that the library adds to it."""
+    http: Any = client._api_client._httpx_client if blocking else client._api_client._async_httpx_client
+    url = "https://any.host/v1beta/models/flash:generateContent"
+    asked = {"contents": [{"parts": [{"text": "hi"}]}]}
+    answers = []
+    for said in ({"content": json.dumps(asked), "timeout": 60}, {"json": asked, "params": {"a": "b"}}):
+        answer = http.request("POST", url, **said)
+        answers.append(answer if blocking else await answer)
+    assert [each.status_code for each in answers] == [200, 200]
+    assert answers[0].json()["candidates"] == answers[1].json()["candidates"]
+    assert [each.request.method for each in answers] == ["POST", "POST"]
+    assert ["user-agent" in each.request.headers for each in answers] == [False, True]
 
 
 async def test_a_stream_that_nobody_reads(

@@ -19,8 +19,14 @@ from llm_router import (
     Router,
     Secret,
 )
+from llm_router.domain.response import Usage
 from llm_router.gemini_http.framing import sse_event
-from llm_router.providers._gemini_relay import read_exchange, relayed
+from llm_router.providers._gemini_relay import (
+    comes_in_pieces,
+    read_exchange,
+    relayed_pieces,
+    relayed_whole,
+)
 from llm_router.testing import FakeProvider
 
 if TYPE_CHECKING:
@@ -77,7 +83,11 @@ class FakeSession:
 async def _relay(answer: FakeAnswer, exchange: Exchange | None = None) -> tuple[list[Any], FakeSession]:
     session = FakeSession(answer)
     request = read_exchange(exchange or Exchange(path=PATH, query="alt=sse", body=BODY))
-    outcome: list[Any] = [each async for each in relayed(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
+    outcome: list[Any]
+    if comes_in_pieces(request):
+        outcome = [each async for each in relayed_pieces(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
+    else:
+        outcome = [await relayed_whole(session, DEPLOYMENT, request)]  # type: ignore[arg-type]
     assert answer.closed
     return outcome, session
 
@@ -120,13 +130,13 @@ async def test_a_stream_without_an_end_has_broken_off(parts: list[bytes]) -> Non
 
 
 @pytest.mark.parametrize("body", [b"{}", b" [ ] \n", b""])
-async def test_a_whole_answer_comes_in_one_piece(body: bytes) -> None:
+async def test_a_whole_answer_comes_with_its_head(body: bytes) -> None:
     """Once it has come."""
     exchange = Exchange(
         path=PATH.replace("stream", "").replace("GenerateContent", "generateContent"), body=BODY
     )
     outcome, _ = await _relay(FakeAnswer([body]), exchange)
-    assert [each.raw for each in outcome[1:]] == [body]
+    assert [each.raw.body for each in outcome] == [body]
 
 
 async def test_exactly_one_credential_goes_upstream() -> None:
@@ -236,6 +246,23 @@ async def test_a_client_reads_an_error_once(*, told: bool) -> None:
         with pytest.raises(StopAsyncIteration if told else ProviderError):
             await anext(answer)
         assert not answer.response.success
+
+
+async def test_after_a_head_with_the_body_nothing_more_is_asked_for() -> None:
+    """The body is passed on, the answer is complete, and the provider's generator is closed."""
+    ends = []
+
+    async def replies() -> AsyncGenerator[Reply]:
+        try:
+            yield Reply("", Usage(input_tokens=7), raw=Head(200, body=b"all of it"))
+            raise AssertionError("asked for more")
+        finally:
+            ends.append(True)
+
+    async with Router([DEPLOYMENT], provider=RelayingFake(replies)) as router:
+        async with router.relay(Exchange(path=PATH, body=BODY)) as answer:
+            assert [piece async for piece in answer] == [b"all of it"]
+        assert (answer.response.success, answer.response.usage.input_tokens, ends) == (True, 7, [True])
 
 
 def test_a_workload_does_not_embed() -> None:

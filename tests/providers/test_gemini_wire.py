@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from google.genai import types
 
 from llm_router import Deployment
 from llm_router.domain.request import Request
+from llm_router.providers._gemini_aiohttp import AiohttpTransport
 from llm_router.providers._gemini_config import DEFAULT_SAFETY
+from llm_router.providers._gemini_transport import ON_DISPATCH
 from llm_router.providers.gemini import GeminiProvider
 
 if TYPE_CHECKING:
@@ -160,3 +163,28 @@ async def test_login_of_netrc_is_not_sent(
     await open_provider(scripted.url).generate(deployment, Request(contents="Hello?"))
     ((head, _),) = scripted.requests
     assert "authorization" not in head.lower()
+
+
+async def test_what_a_slow_reader_does_not_take_is_not_read_ahead() -> None:
+    """Of a long stream little more than 256 KiB is held in memory; the rest waits at the provider."""
+    served = 2**22
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {served}\r\n\r\n"
+        writer.write(head.encode() + bytes(served))
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+        writer.close()
+
+    transport = AiohttpTransport()
+    token = ON_DISPATCH.set(lambda: None)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        answer = await transport.exchange("POST", url, {}, b"{}")
+        content = answer._response.content
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert 0 < content.total_bytes < 2**20
+        assert sum([len(piece) async for piece in answer.pieces()]) == served
+        await transport.aclose()
+    ON_DISPATCH.reset(token)
