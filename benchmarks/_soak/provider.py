@@ -6,6 +6,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import attrs
 
@@ -56,10 +57,11 @@ class Counts:
 
 @attrs.define
 class _Bucket:
-    """What one (project, model) has used, and when the others will use it next."""
+    """What one (project, model) has used, what is on its way to it, and when the others will use it next."""
 
     others: Iterator[float]
     next_other: float
+    coming: list[int] = attrs.field(factory=list)
     windows: dict[Metric, SlidingWindow | PacificDay] = attrs.field(
         factory=lambda: {
             Metric.RPD: PacificDay(),
@@ -108,16 +110,29 @@ class HiddenProvider:
         self._deaths = {e.key_id: e.at for e in events if isinstance(e, Death)}
         self._retired = {e.model: e.at for e in events if isinstance(e, Retirement)}
 
+    @contextmanager
+    def coming(self, deployment: Deployment, prompt: Prompt) -> Iterator[None]:
+        """Regard a prompt as on its way: what will be left for it is no room for another one."""
+        coming = self._bucket(deployment, self._clock.time()).coming
+        coming.append(prompt.counted)
+        try:
+            yield
+        finally:
+            coming.remove(prompt.counted)
+
+    async def travel(self) -> None:
+        """Take the time from the wire to the counter."""
+        await asyncio.sleep(self._random.uniform(*_PATH))
+
     async def receive(self, deployment: Deployment, prompt: Prompt) -> Reply:
-        """Answer a prompt that is on the wire, or refuse it.
+        """Answer a prompt that arrives now, or refuse it.
 
         Raises:
             ProviderError: It is refused.
         """
-        await asyncio.sleep(self._random.uniform(*_PATH))
         refusal = self.decide(deployment, prompt)
         if refusal is not None:
-            await asyncio.sleep(self._random.uniform(*_PATH))
+            await self.travel()
             raise refusal
         return await self.answer(deployment, prompt)
 
@@ -170,6 +185,18 @@ class HiddenProvider:
             (bucket.windows[metric].free_at(now, limit, _amount(metric, prompt)) for metric, limit in limits),
             default=now,
         )
+
+    def has_room(self, deployment: Deployment, prompt: Prompt) -> bool:
+        """Return whether it would admit a prompt now, after those that are on their way."""
+        now = self._clock.time()
+        if self._unusable_until(deployment, now) > now:
+            return False
+        bucket = self._bucket(deployment, now)
+        for metric, limit in self.limits(deployment, now).items():
+            before = sum(bucket.coming) if metric.counts_tokens else len(bucket.coming)
+            if bucket.windows[metric].used(now) + before + _amount(metric, prompt) > limit:
+                return False
+        return True
 
     def next_event(self) -> float:
         """Return when the next change of limits happens; infinity for never."""
@@ -261,11 +288,14 @@ class Client:
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
     ) -> Reply:
         """Send a prompt."""
-        now = asyncio.get_running_loop().time()
-        self._busy_until = max(now, self._busy_until) + _BUILDING
-        await asyncio.sleep(self._busy_until - now)
-        dispatched()
-        return await self._provider.receive(deployment, Prompt.read(str(request.contents)))
+        prompt = Prompt.read(str(request.contents))
+        with self._provider.coming(deployment, prompt):
+            now = asyncio.get_running_loop().time()
+            self._busy_until = max(now, self._busy_until) + _BUILDING
+            await asyncio.sleep(self._busy_until - now)
+            dispatched()
+            await self._provider.travel()
+        return await self._provider.receive(deployment, prompt)
 
     def validate(self, request: Request) -> None:
         """Accept every request."""

@@ -113,8 +113,7 @@ class Traffic:
         return math.inf if outcome.retry_after is None else outcome.retry_after
 
     def _has_room(self, prompt: Prompt) -> bool:
-        now = self._clock.time()
-        return any(self._provider.free_at(each, prompt) <= now for each in self._deployments)
+        return any(self._provider.has_room(each, prompt) for each in self._deployments)
 
     def _note_wait(self, seconds: float) -> None:
         self.fates.longest = max(self.fates.longest, seconds)

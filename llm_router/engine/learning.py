@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
-from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.kinds import Metric
+from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.extensions import note_failure
-from llm_router.engine.index import DeploymentState
+from llm_router.engine.index import PROVEN, DeploymentState
 from llm_router.engine.limits import (
     WINDOW,
     Circumstances,
@@ -26,6 +27,7 @@ from llm_router.engine.limits import (
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import Suspicions
+from llm_router.engine.tries import concerns_others, follow, proves_more, put_off, takes_turns
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
@@ -89,6 +91,9 @@ class LimitLearner:
         finding = repeated and self._found.get(scope, -math.inf) >= began
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         when = Circumstances(now, began, strikes, since, repeated, finding)
+        if state.unproven > PROVEN:
+            state.unproven = PROVEN  # the limit is found, or others use it
+            self.on_room()
         inference = after_refusal(error, state.deployment, quotas, when)
         state.limits_due = min(state.limits_due, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
@@ -98,7 +103,24 @@ class LimitLearner:
             for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
                 if prior := for_another_project(news, other.deployment, its_quotas):
                     await self.learn(other, prior)
+        elif any(map(takes_turns, inference.learnt)):
+            learnt = [await self._take_turns(entry, state, quotas, now) for entry in inference.learnt]
+            inference = attrs.evolve(inference, learnt=tuple(learnt))
         return inference
+
+    async def _take_turns(
+        self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot], now: float
+    ) -> LearntLimit:
+        """Put the next try of a limit behind those of other projects with the same limit."""
+        if not takes_turns(entry):
+            return entry
+        others = self._other_projects(state)
+        records = [_record(each, entry.metric) for each in await self._quotas_of(others)]
+        failed = concerns_others(entry, _record(quotas, entry.metric))
+        entry, later = put_off(entry, records, now, failed=failed)
+        for place, lesson in later.items():
+            await self._share(Cooldown.learn(others[place].deployment.model_scope, lesson))
+        return entry
 
     async def grow(self, state: DeploymentState) -> None:
         """Let limits rise that an answer has proven too low, if it is time to look at them."""
@@ -109,8 +131,26 @@ class LimitLearner:
         state.limits_due = growth.due
         if growth.learnt:
             await self.learn(state, growth.learnt)
+            for entry in growth.learnt:
+                await self._have_others_follow(entry, state, quotas)
             self.pool.return_quota(state.deployment.model_scope, now)
             self.on_room()
+
+    async def _have_others_follow(
+        self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot]
+    ) -> None:
+        """Have other projects with the limit that has just proven too low try the higher one at once."""
+        before = _record(quotas, entry.metric)
+        if before is None or not proves_more(entry, before):
+            return
+        others = self._other_projects(state)
+        records = [_record(each, entry.metric) for each in await self._quotas_of(others)]
+        now = self.clock.time()
+        for place, lesson in follow(entry, before, records, now).items():
+            other = others[place]
+            await self._share(Cooldown.learn(other.deployment.model_scope, lesson))
+            other.limits_due = now
+            self.pool.return_quota(other.deployment.model_scope, now)
 
     async def learn(self, state: DeploymentState, limits: tuple[LearntLimit, ...]) -> None:
         """Share limits of the (project, model) of a deployment, and say so."""
@@ -121,6 +161,9 @@ class LimitLearner:
             _log.log(level, text, state.deployment.id, entry.limit, entry.metric.value, entry.source.value)
         if self.reporter is not None:
             self.reporter.imposed(lesson, state.deployment)
+        await self._share(lesson)
+
+    async def _share(self, lesson: Cooldown) -> None:
         try:
             await self.store.cool_down(lesson)
         except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
@@ -152,3 +195,7 @@ class LimitLearner:
             note_failure(self.store, "snapshot", error)
             return [()] * len(states)
         return [snapshot.quotas for snapshot in snapshots]
+
+
+def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:
+    return next((quota.learnt for quota in quotas if quota.metric is metric), None)

@@ -23,6 +23,7 @@ from llm_router.stores.base import QuotaSnapshot
 __all__ = [
     "FIRST_WAIT",
     "LONGEST_WAIT",
+    "SELDOM",
     "WINDOW",
     "Circumstances",
     "Growth",
@@ -31,6 +32,7 @@ __all__ = [
     "after_refusal",
     "first_inferences",
     "for_another_project",
+    "longest_wait",
 ]
 
 WINDOW = MINUTE + GUARD
@@ -42,6 +44,9 @@ FIRST_WAIT = 120.0
 LONGEST_WAIT = 1800.0
 """Most seconds between two such tries. At a limit of 10 a minute each costs one refusal of 300 requests; half
 of it is how long a limit that was raised goes unnoticed, on average."""
+
+SELDOM = 86_400.0
+"""The same where a limit is seldom used up: then it is tried about as often as it is."""
 
 _FEW = 10
 """Limits below this are tried less often: at 2 a minute after five times as long, for the same share."""
@@ -203,12 +208,17 @@ def _admitted(
         is_exact = when.finding and used < record.limit
         return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, True
     if used >= record.limit:  # one more was tried
-        longest = LONGEST_WAIT * max(1.0, _FEW / max(record.limit, 1))
-        waited = max(WINDOW, min(record.raise_at - record.learnt_at, longest))
-        return _found(metric, record.limit, stated, min(2.0 * waited, longest)), True
+        longest = longest_wait(record.limit)
+        waited = min(max(WINDOW, when.now - record.learnt_at), SELDOM)
+        return _found(metric, record.limit, stated, min(2.0 * waited, max(longest, waited))), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, record.limit - max(1, record.limit // _LOWERED))
     return _found(metric, limit, stated, WINDOW), False
+
+
+def longest_wait(limit: int) -> float:
+    """Return most seconds between two tries of one request more than a limit."""
+    return LONGEST_WAIT * max(1.0, _FEW / max(limit, 1))
 
 
 def _tokens_refused(

@@ -34,6 +34,7 @@ from llm_router.engine.search import (
     uncounted,
     without_feature,
 )
+from llm_router.engine.slow_start import SlowStart
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -71,6 +72,7 @@ class Selector:
 
     Attributes:
         quarantines: The quarantines that this process meets.
+        slow_start: Spaces requests where limits are not proven.
         pacer: As given.
         queued: The requests that wait.
     """
@@ -102,6 +104,7 @@ class Selector:
         self.pacer = pacer
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
+        self.slow_start = SlowStart(store, clock)
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
 
@@ -175,6 +178,8 @@ class Selector:
         """Have the requests that wait try again now."""
         for line in self._lines.values():
             line.notify()
+        if self.slow_start.ends:
+            self.slow_start.look_again()
 
     def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
         """Go by a pool that has changed: what waits tries again now, and no line is kept for nobody.
@@ -278,6 +283,8 @@ class Selector:
             await self._pace(send, self._throttle)
         if not self._gate.try_enter():
             await self._gate.enter()
+        if self.slow_start.ends:
+            candidates = await self._space(candidates)
         lease = None
         try:
             self._check_open()
@@ -312,11 +319,23 @@ class Selector:
                 retry_after=seconds,
             )
 
+    async def _space(self, candidates: list[DeploymentState]) -> list[DeploymentState]:
+        """Return the candidates that are proven to have room, or one of which it is this request's turn.
+
+        The gate is left while it waits for that.
+        """
+        if free := self.slow_start.free(candidates):
+            return free
+        self._gate.leave()
+        candidates = [await self.slow_start.turn(candidates)]
+        await self._gate.enter()
+        return candidates
+
     def _check_open(self) -> None:
         if self._closed:
             raise RouterClosedError("this router was closed before the request was sent")
 
-    async def _ask(
+    async def _ask(  # noqa: C901 - in one piece, since every send passes here
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
     ) -> Lease | None:
         demand = _demand(send, candidates) if send.requests else _NOTHING
@@ -350,7 +369,11 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
-            lease.is_last = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
+            lease.teaches = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
+            if decision.headroom < granted.unproven and self.slow_start.note(
+                granted, decision.headroom, demand
+            ):
+                lease.proves, lease.teaches = decision.headroom, True
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
@@ -420,7 +443,8 @@ class Lease:
 
     Attributes:
         is_dispatched: Whether the provider has said that the request is on its way.
-        is_last: Whether it took the last of a quota.
+        teaches: Whether an answer says something of limits: it took the last of a quota, or proves some.
+        proves: The share that remained if an answer proves that the rest is there; 1 if it proves nothing.
         correct: Told, once it is closed, how many tokens more were used than reserved; None if nobody is.
     """
 
@@ -432,10 +456,11 @@ class Lease:
         "correct",
         "demand",
         "is_dispatched",
-        "is_last",
         "probes",
+        "proves",
         "reservation_id",
         "state",
+        "teaches",
     )
 
     def __init__(
@@ -457,7 +482,8 @@ class Lease:
         self.state = state
         self.demand = demand
         self.is_dispatched = False
-        self.is_last = False
+        self.teaches = False
+        self.proves = 1.0
         self.correct: Callable[[int], None] | None = None
 
     def mark_sent(self) -> None:

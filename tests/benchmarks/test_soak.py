@@ -142,6 +142,19 @@ def test_any_sixty_seconds_hold_the_limit_and_no_more(open_desk: Callable[..., D
     assert desk.provider.counts.refused == 41
 
 
+def test_what_is_on_its_way_leaves_no_room_for_others(
+    load: Callable[[str], ModuleType], open_desk: Callable[..., Desk]
+) -> None:
+    """A prompt has room if it fits beside those that were admitted and those that have not arrived yet."""
+    desk, prompt = open_desk(), load("_soak.world").Prompt(1)
+    deployment = desk.deployment("key-0")
+    assert desk.ask() is None
+    with desk.provider.coming(deployment, prompt):
+        assert desk.free_in() == 0.0
+        assert not desk.provider.has_room(deployment, prompt)
+    assert desk.provider.has_room(deployment, prompt)
+
+
 @pytest.mark.parametrize(
     ("wording", "delay", "violations"),
     [("BARE", None, []), ("NAMED", 45.0, [("rpm", None)]), ("STATED", 45.0, [("rpm", 1)])],

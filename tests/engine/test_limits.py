@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -147,9 +146,15 @@ def test_a_steady_quota_is_not_counted_by_windows(conclude: Callable[..., Infere
 
 
 def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable[..., Inference]) -> None:
-    """Up to half an hour."""
-    for wait, longer in ((FIRST_WAIT, 2 * FIRST_WAIT), (1000.0, LONGEST_WAIT), (math.inf, LONGEST_WAIT)):
-        known = record(10, wait=wait)
+    """Up to half an hour; or as long as it took to use up the limit, up to a day."""
+    for ago, longer in (
+        (10.0, 2 * WINDOW),
+        (FIRST_WAIT, 2 * FIRST_WAIT),
+        (1000.0, LONGEST_WAIT),
+        (5000.0, 5000.0),
+        (9e5, 86_400.0),
+    ):
+        known = record(10, ago=ago)
         inference = conclude(counted(RPM, 10, 11, known))
         assert inference.learnt == (found(RPM, 10, wait=longer),)
         assert inference.is_explained
@@ -158,7 +163,7 @@ def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable
 def test_a_small_limit_is_tried_less_often(conclude: Callable[..., Inference]) -> None:
     """So that the tries cost the same share of what is sent: below 10 a minute they are rarer."""
     for limit, longest in ((10, LONGEST_WAIT), (5, 2 * LONGEST_WAIT), (1, 10 * LONGEST_WAIT)):
-        known = record(limit, ago=100_000.0, wait=20_000.0)
+        known = record(limit, ago=longest - 1.0)
         inference = conclude(counted(RPM, limit, limit + 1, known))
         assert inference.learnt == (found(RPM, limit, wait=longest),)
 
