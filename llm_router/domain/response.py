@@ -48,7 +48,7 @@ class Usage:
     total_tokens: int = 0
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)  # as with a response: one is made in every send, and seldom read
 class Attempt:
     """One request that went to the provider.
 

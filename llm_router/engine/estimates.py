@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from llm_router.domain.numbers import whole
@@ -9,10 +11,13 @@ from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
 from llm_router.providers.base import Reply
 
-__all__ = ["TokenCorrection", "understood"]
+__all__ = ["TokenCorrection", "is_plain", "understood"]
 
 _LOWEST, _HIGHEST = 0.25, 4.0
 _RISE, _FALL = 0.5, 0.05
+
+_CERTAIN = 2**30 - 1
+"""A number below all that are too large, with every bit set."""
 
 
 class TokenCorrection:
@@ -42,20 +47,28 @@ class TokenCorrection:
         return f"TokenCorrection(factor={self.factor:g})"
 
 
+def is_plain(reply: Any) -> bool:
+    """Whether this is certainly a reply whose text is a text and whose counts make sense.
+
+    It runs for every answer. Of what it does not recognise at a glance, :func:`understood` says more.
+    """
+    if reply.__class__ is not Reply or reply.text.__class__ is not str:
+        return False
+    usage = reply.usage
+    if usage.__class__ is not Usage:
+        return usage is None
+    read, written, thought = usage.input_tokens, usage.output_tokens, usage.thinking_tokens
+    # Of whole numbers together, no bit is set beyond those that each may have, and not the sign.
+    return read.__class__ is written.__class__ is thought.__class__ is int and (
+        0 <= read | written | thought <= _CERTAIN
+    )
+
+
 def understood(reply: Reply) -> Reply:
     """Return a reply in which each count that is no number of tokens counts as not given."""
     usage = reply.usage
     if usage is None:
         return reply
-    if usage.__class__ is Usage:  # written out, since it runs for every answer
-        read, written, thought = usage.input_tokens, usage.output_tokens, usage.thinking_tokens
-        if (
-            read.__class__ is written.__class__ is thought.__class__ is int
-            and 0 <= read <= MAX_LIMIT
-            and 0 <= written <= MAX_LIMIT
-            and 0 <= thought <= MAX_LIMIT
-        ):
-            return reply
     counts = {name: _tokens(getattr(usage, name, 0)) for name in _COUNTS}
     return attrs.evolve(reply, usage=Usage(**counts))
 

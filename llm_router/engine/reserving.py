@@ -126,7 +126,10 @@ class Selector:
             RouterClosedError: The selector was closed meanwhile.
         """
         deadline = self._monotonic() + max_wait
-        wish = _wish(send)
+        # What those have in common that may use the same deployments, and so share a line.
+        wish: Hashable = send.order
+        if send.unfit or send.features or send.projects:  # the few that have reason to leave some of it out
+            wish = send.order, send.unfit, send.features, send.projects
         line = self._lines.get(wish)
         # With no waiter to overtake, or no time to queue, there is no line to join.
         if (
@@ -562,18 +565,8 @@ def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:
     return Demand(1, round(tokens) or 1)
 
 
-def _wish(send: SendState) -> Hashable:
-    """Return what those requests have in common that may use the same deployments, and so share a line.
-
-    That is the fallback order, but for the few that have reason to leave some of it out.
-    """
-    if send.unfit or send.features or send.projects:
-        return send.order, send.unfit, send.features, send.projects
-    return send.order
-
-
 def _order_of(wish: Hashable) -> FallbackOrder:
-    """Return the fallback order of what :func:`_wish` returned."""
+    """Return the fallback order of those requests that share a line because they have this in common."""
     order = wish[0] if isinstance(wish, tuple) else wish
     assert isinstance(order, FallbackOrder)  # noqa: S101 - see there
     return order

@@ -110,8 +110,9 @@ class Totals:
     def count(self, deployment: Deployment, outcome: Reply | SendError) -> None:
         """Count a request that was sent, and what came of it. Never raises: quota is still to be settled."""
         try:
-            tally = self._tallies.get(deployment)
-            if tally is None:
+            try:
+                tally = self._tallies[deployment]
+            except KeyError:
                 tally = self._begin(deployment)
             tally.requests += 1
             if outcome.__class__ is Reply:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_router.engine.estimates import TokenCorrection
+from llm_router.domain.quota import MAX_LIMIT
+from llm_router.domain.response import Usage
+from llm_router.engine.estimates import TokenCorrection, is_plain, understood
+from llm_router.providers.base import Reply
 
 TOKENS = st.integers(1, 10**12)
 
@@ -87,3 +94,20 @@ def test_it_rises_ten_times_as_fast_as_it_falls(start: float) -> None:
     up.learn(10**6, round((start + error) * 10**6))
     down.learn(10**6, round((start - error) * 10**6))
     assert up.factor - start == pytest.approx(10 * (start - down.factor), rel=1e-3)
+
+
+def test_a_reply_that_is_plain_at_a_glance_is_so_when_looked_at() -> None:
+    """Whatever the three counts are: those of a plain reply stay, and each that makes no sense becomes 0."""
+    sound = {0: 0, 7: 7, 2**30: 2**30, MAX_LIMIT: MAX_LIMIT, 3.0: 3}
+    strange: list[Any] = [-1, MAX_LIMIT + 1, True, 0.5, math.nan, math.inf, "3", None]
+    for counts in itertools.product([*sound, *strange], repeat=3):
+        reply = Reply("", Usage(*counts))
+        expected = [sound.get(count, 0) if type(count) in {int, float} else 0 for count in counts]
+        usage = understood(reply).usage
+        assert usage is not None
+        assert [usage.input_tokens, usage.output_tokens, usage.thinking_tokens] == expected
+        assert not is_plain(reply) or all(type(count) is int and 0 <= count <= MAX_LIMIT for count in counts)
+    assert is_plain(Reply("", Usage(7, 0, 2**30 - 1)))
+    assert is_plain(Reply(""))
+    nothing: list[Any] = [None, "text", Reply(None), Reply("", usage=(7, 7, 7))]  # type: ignore[arg-type]
+    assert not any(map(is_plain, nothing))
