@@ -34,7 +34,7 @@ from llm_router.engine.search import (
     uncounted,
     without_feature,
 )
-from llm_router.engine.slow_start import SlowStart
+from llm_router.engine.slow_start import LONGEST_SPACE, SlowStart
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -287,7 +287,7 @@ class Selector:
         if not self._gate.try_enter():
             await self._gate.enter()
         if self.slow_start.ends:
-            candidates = await self._space(candidates)
+            candidates = await self._space(send, candidates)
         lease = None
         try:
             self._check_open()
@@ -322,15 +322,18 @@ class Selector:
                 retry_after=seconds,
             )
 
-    async def _space(self, candidates: list[DeploymentState]) -> list[DeploymentState]:
+    async def _space(self, send: SendState, candidates: list[DeploymentState]) -> list[DeploymentState]:
         """Return the candidates that are proven to have room, or one of which it is this request's turn.
 
-        The gate is left while it waits for that.
+        The gate is left while it waits for that. A request that may not wait so long does not wait at all.
         """
         if free := self.slow_start.free(candidates):
             return free
+        if send.started + send.max_wait - self._monotonic() < LONGEST_SPACE:
+            return candidates
         self._gate.leave()
-        candidates = [await self.slow_start.turn(candidates)]
+        with waiting(self._reporter, send, "quota"):
+            candidates = [await self.slow_start.turn(candidates)]
         await self._gate.enter()
         return candidates
 

@@ -19,7 +19,7 @@ from llm_router.engine.extensions import note_failure
 from llm_router.engine.index import PROVEN, DeploymentState
 from llm_router.stores.base import RateLimitStore
 
-__all__ = ["SlowStart", "unproven_below"]
+__all__ = ["LONGEST_SPACE", "SlowStart", "unproven_below"]
 
 _AT_ONCE = 15
 """Requests that may always go at once."""
@@ -30,8 +30,8 @@ _SHARE = 0.5
 _SECONDS = 4.0
 """Seconds that a whole limit takes in the pace of what follows."""
 
-_LONGEST = 2.0
-"""Most seconds that a request waits: by then all of its limit was tried."""
+LONGEST_SPACE = 2.0
+"""Most seconds that a request waits: by then all of the limit was tried. One that may not goes at once."""
 
 _REFUSED_WITHIN = 1.0
 """Seconds within which a request is refused, if it is."""
@@ -114,7 +114,7 @@ class SlowStart:
                     state.unproven = PROVEN
                     return state
         turn: asyncio.Future[DeploymentState] = asyncio.get_running_loop().create_future()
-        self._waiting.append((self._now() + _LONGEST, candidates, turn))
+        self._waiting.append((self._now() + LONGEST_SPACE, candidates, turn))
         self.look_again()
         return await turn
 

@@ -48,8 +48,8 @@ def answering() -> Answering:
     return Answering()
 
 
-def sends(router: Router, count: int) -> list[asyncio.Task[object]]:
-    return [asyncio.create_task(router.send("x")) for _ in range(count)]
+def sends(router: Router, count: int, max_wait: float = 30.0) -> list[asyncio.Task[object]]:
+    return [asyncio.create_task(router.send("x", max_wait=max_wait)) for _ in range(count)]
 
 
 async def leave(tasks: list[asyncio.Task[object]]) -> None:
@@ -145,6 +145,17 @@ async def test_a_limit_that_is_known_is_used_at_once(
         assert answering.arrived == 50
         answering.answers.set()
         await asyncio.gather(*tasks)
+
+
+async def test_who_may_not_wait_does_not(
+    make_router: MakeRouter, answering: Answering, pools: Pools, clock: ManualClock
+) -> None:
+    """Nothing is spaced that cannot wait for two seconds: ``max_wait`` bounds all waiting."""
+    async with make_router([pools.one(rpm=60)], provider=answering) as router:
+        tasks = [*sends(router, 45, max_wait=0.0), *sends(router, 15, max_wait=1.9)]
+        await clock.advance(0)
+        assert answering.arrived == 60
+        await leave(tasks)
 
 
 async def test_who_waits_may_leave(
