@@ -33,6 +33,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+CHILDREN_TRACED = "COVERAGE_PROCESS_CONFIG"
+"""The environment variable that has a Python measure coverage."""
+
 UNTRACED = ("acceptance", "benchmarks", "engine", "stores")
 """Folders whose slow tests run the same lines for minutes, and for twice as long while coverage is measured;
 their quick tests run these lines, too."""
@@ -56,6 +59,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") is not None and str(item.path).startswith(untraced):
             item.add_marker(pytest.mark.no_cover)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Have coverage measured once, so that it pauses when it is told to.
+
+    In a worker of pytest-xdist pytest-cov begins to measure as if it were alone, and then anew as a worker.
+    What has a child of a test measure itself would have a worker do so, too.
+    """
+    measuring = session.config.pluginmanager.getplugin("_cov")
+    if measuring is None or measuring.cov_controller is None:
+        return
+    if hasattr(session.config, "workerinput"):
+        measuring.cov_controller.pause()
+    elif session.config.getoption("numprocesses", None):
+        os.environ.pop(CHILDREN_TRACED, None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measure no coverage in the children of a test that is measured itself neither."""
+    paused = item.get_closest_marker("no_cover") is not None
+    traced = os.environ.pop(CHILDREN_TRACED, None) if paused else None
+    try:
+        return (yield)
+    finally:
+        if traced is not None:
+            os.environ[CHILDREN_TRACED] = traced
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -167,7 +167,7 @@ def test_the_short_mode_runs(tmp_path: Path, names: list[str]) -> None:
         [sys.executable, "-c", code, *names, "--short", "--json", str(output)],
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=400,
         check=False,
         env={**os.environ, "LITELLM_PYTHON": "/nowhere/python", "GEMINI_ROUTER_PYTHON": "/nowhere/python"},
     )

@@ -18,7 +18,7 @@ from llm_router.stores.redis.deadline import GRACE, Deadline
 
 pytestmark = pytest.mark.slow
 
-TIMEOUT = 0.1
+TIMEOUT = 0.25
 BLOCKED = 2.5 * TIMEOUT
 ONE = Demand(1, 0)
 
