@@ -52,6 +52,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, name: str, obj: object
+) -> list[pytest.Item] | None:
+    """Make nothing of a slow test for the quick lane, which would only leave it out afterwards."""
+    if collector.config.option.markexpr != "not slow" or not name.lower().startswith("test"):
+        return None
+    marks = (*collector.iter_markers(), *getattr(obj, "pytestmark", ()))
+    return [] if any(mark.name == "slow" for mark in marks) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Measure no coverage where it takes minutes and finds nothing more."""
     tests = Path(__file__).parent

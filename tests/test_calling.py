@@ -333,19 +333,17 @@ HERD = {"response_mime_type": "application/json", "response_schema": Herd}
     ],
     ids=lambda value: str(value)[:60],
 )
-@pytest.mark.parametrize("streamed", [False, True])
-async def test_an_answer_is_parsed(
-    config: dict[str, Any], text: str, parsed: object, *, streamed: bool
-) -> None:
+async def test_an_answer_is_parsed(config: dict[str, Any], text: str, parsed: object) -> None:
     """What the config asks for is in ``parsed``, sent or streamed."""
     async with (
         GeminiEmulator(keys={"AIzaOfOne": "one"}, responder=lambda _model, _body: text) as emulator,
         Router(_pool("flash"), base_url=emulator.url) as router,
     ):
-        response = await _asked(router, config, streamed=streamed)
-    assert response.success
-    assert response.parsed == parsed
-    assert response.text == text
+        for streamed in (False, True):
+            response = await _asked(router, config, streamed=streamed)
+            assert response.success
+            assert response.parsed == parsed
+            assert response.text == text
 
 
 @pytest.mark.parametrize(
@@ -364,23 +362,23 @@ async def test_an_answer_is_parsed(
     ],
     ids=lambda value: str(value)[:60],
 )
-@pytest.mark.parametrize("streamed", [False, True])
 async def test_an_answer_without_its_form_is_no_success(
-    config: dict[str, Any], text: str, reason: str, *, streamed: bool
+    config: dict[str, Any], text: str, reason: str
 ) -> None:
     """The error says why, and keeps the text, which is paid for; no key is at fault."""
     async with (
         GeminiEmulator(keys={"AIzaOfOne": "one"}, responder=lambda _model, _body: text) as emulator,
         Router(_pool("flash"), base_url=emulator.url) as router,
     ):
-        response = await _asked(router, config, streamed=streamed)
-        assert (await router.send("y")).success
-    assert isinstance(response.error, EmptyAnswerError)
-    assert response.error.reason == reason
-    assert response.error.text == text
-    assert response.attempts == 1
-    assert response.parsed is None
-    assert text not in str(response.error)
+        for streamed in (False, True):
+            response = await _asked(router, config, streamed=streamed)
+            assert (await router.send("y")).success
+            assert isinstance(response.error, EmptyAnswerError)
+            assert response.error.reason == reason
+            assert response.error.text == text
+            assert response.attempts == 1
+            assert response.parsed is None
+            assert text not in str(response.error)
 
 
 async def test_the_parts_of_an_answer() -> None:

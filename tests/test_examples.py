@@ -28,9 +28,6 @@ SCRIPTS = {
 SUITES = {"custom_store", "testing_your_program"}
 """The examples to run with pytest."""
 
-SLOW = {"drop_in_client", "quickstart", "streaming", "three_agents", "tools"}
-"""The examples that import the SDK, which takes about a second."""
-
 
 def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -44,9 +41,8 @@ def run(*args: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     """An example succeeds, prints what it should, and causes no warning."""
     done = run("-W", "error", EXAMPLES / f"{name}.py", cwd=tmp_path)

@@ -56,7 +56,7 @@ async def emulator() -> AsyncIterator[GeminiEmulator]:
         yield emulator
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["aiohttp", pytest.param("httpx", marks=pytest.mark.slow)])
 async def router(request: pytest.FixtureRequest, emulator: GeminiEmulator) -> AsyncIterator[Router]:
     """Provide a router over it; it closes its provider."""
     backend: Literal["aiohttp", "httpx"] = request.param

@@ -43,7 +43,7 @@ def pool(*, guard: float = 0.3, keys: int = KEYS, rpm: int = RPM) -> list[Deploy
     ]
 
 
-@pytest.fixture(params=["aiohttp", "httpx"])
+@pytest.fixture(params=["aiohttp", pytest.param("httpx", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest) -> HttpBackend:
     backend: HttpBackend = request.param
     return backend

@@ -20,6 +20,7 @@ def _keys(home: Path, rpm: int, rpd: int) -> None:
     (home / "keys.json").write_text(json.dumps(keys))
 
 
+@pytest.mark.slow
 def test_a_plan_in_words(
     run: Callable[..., Result], home: Path, emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

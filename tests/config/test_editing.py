@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -15,14 +16,9 @@ OLD = {"key_id": "k", "note": "é, ] and }", "models": [{"model_name": "m"}], "x
 LONG = {**OLD, "key_id": "k" * 120}
 
 
-@pytest.mark.parametrize("indent", [None, 0, 1, 2, 4, "\t"])
-@pytest.mark.parametrize("keys", [[OLD], [OLD, LONG], [OLD, OLD, OLD]])
-@pytest.mark.parametrize("after", [{}, {"workloads": ["a"], "keys2": []}])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_entries_are_added_at_the_end(
-    indent: int | str | None, keys: list[dict[str, object]], after: dict[str, object], end: str
+def _check_addition(
+    indent: int | str | None, keys: Sequence[Mapping[str, object]], after: Mapping[str, object], end: str
 ) -> None:
-    """The text before and behind the new entries stays; they are indented as the others are."""
     whole = {"_comment": {"keys": ["not these"]}, "keys": keys, **after}
     text = "\ufeff" + json.dumps(whole, indent=indent, ensure_ascii=False).replace("\n", end) + end
     new = with_entries(text, [NEW, NEW])
@@ -34,6 +30,15 @@ def test_entries_are_added_at_the_end(
         assert new.replace(end, "\n").removeprefix("\ufeff") == (
             json.dumps({**whole, "keys": [*keys, NEW, NEW]}, indent=indent, ensure_ascii=False) + "\n"
         )
+
+
+@pytest.mark.parametrize("indent", [None, 0, 1, 2, 4, "\t"])
+def test_entries_are_added_at_the_end(indent: int | str | None) -> None:
+    """The text before and behind the new entries stays; they are indented as the others are."""
+    for keys in ([OLD], [OLD, LONG], [OLD, OLD, OLD]):
+        for after in ({}, {"workloads": ["a"], "keys2": []}):
+            for end in ("\n", "\r\n"):
+                _check_addition(indent, keys, after, end)
 
 
 def test_the_first_entries() -> None:

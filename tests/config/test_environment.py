@@ -253,56 +253,56 @@ def test_environ_shows_nothing() -> None:
 KEY = "Qx7kZp93LmVt20WsRb81"  # no part of it may be shown
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [
-        (f'"{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
-        (f"'{KEY}'", "has a quotation mark at its end: remove the quotation marks"),
-        (f'{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
-        (f"`{KEY}", "has a quotation mark at its end: remove the quotation marks"),
-        (f"“{KEY}”", "contains spaces, control characters or letters that no API key has"),
-        (f"{KEY};", "ends with a semicolon or a comma: remove it"),
-        (f"{KEY},", "ends with a semicolon or a comma: remove it"),
-        (f'"{KEY}";', "has a quotation mark at its end: remove the quotation marks"),
-        (f"{KEY},{KEY[::-1]}", "contains a comma or a semicolon: give each key an entry and a variable"),
-        (f"{KEY};{KEY[::-1]};{KEY}", "contains a comma or a semicolon: give each key an entry"),
-        (f"{KEY}, {KEY[::-1]}", "contains spaces, control characters or letters that no API key has"),
-        (f"https://example.com/?key={KEY}", "is a URL: give it the key alone"),
-        (f"redis://:{KEY}@host", "is a URL: give it the key alone"),
-        (f"{NAME}={KEY}", "has a name and = in front of the key: give it the key alone"),
-        (f"GEMINI_API_KEY={KEY}", "has a name and = in front of the key: give it the key alone"),
-        (f"key={KEY}", "has a name and = in front of the key: give it the key alone"),
-        (f"export {NAME}={KEY}", "contains spaces, control characters or letters that no API key has"),
-        (f"Bearer {KEY}", "contains spaces, control characters or letters that no API key has"),
-        (f"{KEY}\n{KEY}", "contains spaces, control characters or letters that no API key has"),
-        (f"{KEY}\t{KEY}", "contains spaces, control characters or letters that no API key has"),
-        (f"{KEY}\x1b[0m", "contains spaces, control characters or letters that no API key has"),
-        (f"{KEY}\u200b", "contains spaces, control characters or letters that no API key has"),
-        (f"\ufeff{KEY}", "contains spaces, control characters or letters that no API key has"),
-        (f"={KEY}", "has a = in front of the key: remove it"),
-        (f"=={KEY}", "has a = in front of the key: remove it"),
-        (f"key:{KEY}", "has a name and : in front of the key: give it the key alone"),
-        (f"{NAME}:{KEY}", "has a name and : in front of the key: give it the key alone"),
-        (f"x-goog-api-key:{KEY}", "has a name and : in front of the key: give it the key alone"),
-        (f"gemini:AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
-        (f":AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
-        (f"${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
-        (f"prefix${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
-        (f"${{{KEY}:-}}", "names a variable that nothing replaces: give it the key itself"),
-        (f"${KEY.replace('-', '_')}", "names a variable that nothing replaces: give it the key itself"),
-        (f"%{KEY.replace('-', '_')}%", "names a variable that nothing replaces: give it the key itself"),
-        (f"{{{{{KEY}}}}}", "is a placeholder"),
-        (f"{KEY}\\n", "ends with the text of a line break: remove it"),
-    ],
-)
-def test_a_secret_that_cannot_be_one(bare: Project, value: str, problem: str) -> None:
+NO_SECRETS = [
+    (f'"{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
+    (f"'{KEY}'", "has a quotation mark at its end: remove the quotation marks"),
+    (f'{KEY}"', "has a quotation mark at its end: remove the quotation marks"),
+    (f"`{KEY}", "has a quotation mark at its end: remove the quotation marks"),
+    (f"“{KEY}”", "contains spaces, control characters or letters that no API key has"),
+    (f"{KEY};", "ends with a semicolon or a comma: remove it"),
+    (f"{KEY},", "ends with a semicolon or a comma: remove it"),
+    (f'"{KEY}";', "has a quotation mark at its end: remove the quotation marks"),
+    (f"{KEY},{KEY[::-1]}", "contains a comma or a semicolon: give each key an entry and a variable"),
+    (f"{KEY};{KEY[::-1]};{KEY}", "contains a comma or a semicolon: give each key an entry"),
+    (f"{KEY}, {KEY[::-1]}", "contains spaces, control characters or letters that no API key has"),
+    (f"https://example.com/?key={KEY}", "is a URL: give it the key alone"),
+    (f"redis://:{KEY}@host", "is a URL: give it the key alone"),
+    (f"{NAME}={KEY}", "has a name and = in front of the key: give it the key alone"),
+    (f"GEMINI_API_KEY={KEY}", "has a name and = in front of the key: give it the key alone"),
+    (f"key={KEY}", "has a name and = in front of the key: give it the key alone"),
+    (f"export {NAME}={KEY}", "contains spaces, control characters or letters that no API key has"),
+    (f"Bearer {KEY}", "contains spaces, control characters or letters that no API key has"),
+    (f"{KEY}\n{KEY}", "contains spaces, control characters or letters that no API key has"),
+    (f"{KEY}\t{KEY}", "contains spaces, control characters or letters that no API key has"),
+    (f"{KEY}\x1b[0m", "contains spaces, control characters or letters that no API key has"),
+    (f"{KEY}\u200b", "contains spaces, control characters or letters that no API key has"),
+    (f"\ufeff{KEY}", "contains spaces, control characters or letters that no API key has"),
+    (f"={KEY}", "has a = in front of the key: remove it"),
+    (f"=={KEY}", "has a = in front of the key: remove it"),
+    (f"key:{KEY}", "has a name and : in front of the key: give it the key alone"),
+    (f"{NAME}:{KEY}", "has a name and : in front of the key: give it the key alone"),
+    (f"x-goog-api-key:{KEY}", "has a name and : in front of the key: give it the key alone"),
+    (f"gemini:AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
+    (f":AIza{KEY}", "has a name and : in front of the key: give it the key alone"),
+    (f"${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
+    (f"prefix${{{KEY}}}", "names a variable that nothing replaces: give it the key itself"),
+    (f"${{{KEY}:-}}", "names a variable that nothing replaces: give it the key itself"),
+    (f"${KEY.replace('-', '_')}", "names a variable that nothing replaces: give it the key itself"),
+    (f"%{KEY.replace('-', '_')}%", "names a variable that nothing replaces: give it the key itself"),
+    (f"{{{{{KEY}}}}}", "is a placeholder"),
+    (f"{KEY}\\n", "ends with the text of a line break: remove it"),
+]
+
+
+def test_a_secret_that_cannot_be_one(bare: Project) -> None:
     """Loading and checking name the variable and the mistake, and show no character of the value."""
-    bare.env[NAME] = value
-    message = bare.refusal()
-    assert message.startswith(f"keys[0] (gemini-key-01): {NAME} in the environment {problem}")
-    (finding,) = check_settings(bare.path, env=bare.env)
-    assert (finding.level, str(finding)) == ("error", f"{bare.path}: {message}")
-    assert not any(KEY[start : start + 3] in message for start in range(len(KEY) - 2))
+    for value, problem in NO_SECRETS:
+        bare.env[NAME] = value
+        message = bare.refusal()
+        assert message.startswith(f"keys[0] (gemini-key-01): {NAME} in the environment {problem}"), value
+        (finding,) = check_settings(bare.path, env=bare.env)
+        assert (finding.level, str(finding)) == ("error", f"{bare.path}: {message}")
+        assert not any(KEY[start : start + 3] in message for start in range(len(KEY) - 2))
 
 
 @pytest.mark.parametrize(

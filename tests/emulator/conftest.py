@@ -20,7 +20,7 @@ KEY = "AIza-test-key"
 OpenSDK = Callable[..., AbstractAsyncContextManager[AsyncModels]]
 
 
-@pytest.fixture(params=["aiohttp", "httpx2"])
+@pytest.fixture(params=["aiohttp", pytest.param("httpx2", marks=pytest.mark.slow)])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The SDK's asynchronous HTTP backend."""
     monkeypatch.setattr("google.genai._api_client.has_aiohttp", request.param == "aiohttp")

@@ -141,6 +141,7 @@ def test_faults_show_on_every_path(emulator: GeminiEmulator, client: OpenClient)
     client("key-a2").caches.create(model=MODEL, config=config)
 
 
+@pytest.mark.slow  # the SDK takes half a second to import that part
 def test_interactions(client: OpenClient) -> None:
     """A turn can name the previous one of its project; it is kept, cancelled and deleted."""
     one: Any = client("key-a").interactions
@@ -179,7 +180,7 @@ async def asynchronous(emulator: GeminiEmulator, backend: str) -> AsyncIterator[
 
 
 async def test_resources_asynchronously(asynchronous: genai.client.AsyncClient) -> None:
-    """Files, caches and interactions are served to the asynchronous client, too."""
+    """Files and caches are served to the asynchronous client, too."""
     config = types.UploadFileConfig(mime_type="text/plain")
     file: Any = await asynchronous.files.upload(file=io.BytesIO(b"llamas"), config=config)
     cached = types.CreateCachedContentConfig(contents=[file])
@@ -188,6 +189,11 @@ async def test_resources_asynchronously(asynchronous: genai.client.AsyncClient) 
     response = await asynchronous.models.generate_content(model=MODEL, contents=[file, "hi"])
     assert response.text == "[gemini-test] echo: hi"
     await asynchronous.files.delete(name=name_of(file))
+
+
+@pytest.mark.slow  # as above
+async def test_interactions_asynchronously(asynchronous: genai.client.AsyncClient) -> None:
+    """Interactions are served to the asynchronous client, too."""
     interaction: Any = await asynchronous.interactions.create(model=MODEL, input="hello")
     assert interaction.output_text == "[gemini-test] echo: hello"
 

@@ -92,6 +92,7 @@ async def test_google_genai_raises_its_own_errors(client: Any, guarded: Guarded)
         ]
 
 
+@pytest.mark.slow  # the SDK takes most of a second to import
 async def test_openai(openai: Any) -> None:
     """Answers, streams, embeddings and models come as from OpenAI."""
     messages = [{"role": "user", "content": "hello"}]
@@ -105,6 +106,7 @@ async def test_openai(openai: Any) -> None:
     assert "models/flash" in [model.id async for model in openai.models.list()]
 
 
+@pytest.mark.slow  # the SDK takes most of a second to import
 async def test_openai_raises_its_own_errors(openai: Any, guarded: Guarded) -> None:
     """An unknown model, a token's limit, and a wrong token."""
     library = pytest.importorskip("openai")
@@ -246,6 +248,7 @@ async def test_what_is_large_and_what_is_refused(both: _Both, exact: Any, guarde
     assert exact.requests == requests
 
 
+@pytest.mark.slow  # the SDK takes most of a second to import
 async def test_the_words_of_the_api(openai: Any, exact: Any) -> None:
     """What the API refuses, OpenAI's SDK shows with its own words, and tries it no second time by itself."""
     library = pytest.importorskip("openai")

@@ -186,7 +186,9 @@ def test_a_router_whose_loop_has_ended(make_router: Callable[..., Router]) -> No
 
 
 @pytest.mark.filterwarnings("ignore:.*experimental")
-@pytest.mark.parametrize("session", ["live", "live.music", "interactions"])
+@pytest.mark.parametrize(
+    "session", ["live", "live.music", pytest.param("interactions", marks=pytest.mark.slow)]
+)
 async def test_websockets(client: Client, session: str) -> None:
     """They are refused before anything is opened, and the message says what to use."""
     connect = getattr(operator.attrgetter(session)(client.aio), "connect", None)

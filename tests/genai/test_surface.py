@@ -164,6 +164,7 @@ async def test_caches(call: Call, emulator: GeminiEmulator) -> None:
     assert emulator.refused == 0
 
 
+@pytest.mark.slow  # the SDK takes half a second to import that part
 async def test_interactions(call: Call, emulator: GeminiEmulator) -> None:
     """An interaction is continued, looked up and deleted where it began."""
     first = await call("interactions.create", model="flash", input="one")

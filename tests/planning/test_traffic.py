@@ -15,11 +15,11 @@ from llm_router.planning.traffic import MIDNIGHT, Arrival, make_traffic, read_tr
 
 def test_made_up_traffic() -> None:
     """It has the rate and the shares that were asked for, from midnight on, and the seed decides it."""
-    traffic = make_traffic(100, hours=10, tokens=7, workloads={"light": 3, "heavy": 1})
-    assert len(traffic) == pytest.approx(60_000, rel=0.02)
+    traffic = make_traffic(100, hours=2, tokens=7, workloads={"light": 3, "heavy": 1})
+    assert len(traffic) == pytest.approx(12_000, rel=0.02)
     shares = Counter(arrival.workload for arrival in traffic)
     assert shares["light"] / shares["heavy"] == pytest.approx(3, rel=0.05)
-    assert MIDNIGHT < traffic[0].at < traffic[-1].at < MIDNIGHT + 36_000
+    assert MIDNIGHT < traffic[0].at < traffic[-1].at < MIDNIGHT + 7_200
     assert {arrival.tokens for arrival in traffic} == {7}
     assert make_traffic(5, seed=2) == make_traffic(5, seed=2) != make_traffic(5, seed=3)
     assert {arrival.workload for arrival in make_traffic(5)} == {None}

@@ -18,6 +18,9 @@ from llm_router.testing.clock import ManualClock
 
 if TYPE_CHECKING:
     from tests.stores.conftest import Backend
+    from tests.stores.servers import redis_backends
+else:
+    from llm_router_tests_servers import redis_backends
 
 
 START = 1_800_041_000.25
@@ -72,6 +75,10 @@ async def used(store: RateLimitStore) -> int:
     return snapshot.quotas[0].used
 
 
+ELSEWHERE = [pytest.param(name, marks=pytest.mark.slow) for name in ("sqlite", *redis_backends())]
+
+
+@pytest.mark.parametrize("store_backend", ["memory", *ELSEWHERE], indirect=True)
 @settings(
     max_examples=60,
     deadline=None,

@@ -42,71 +42,75 @@ def test_a_store_is_opened(url: str, shown: str) -> None:
     assert repr(open_store(url)) == shown
 
 
-@pytest.mark.parametrize(
-    ("url", "words"),
-    [
-        ("", "no store has the URL scheme ''"),
-        ("state.sqlite3", "no store has the URL scheme ''"),
-        ("http://hunter2", "no store has the URL scheme 'http'"),
-        ("postgres://u:hunter2@host/db", "no store has the URL scheme 'postgres'"),
-        ("redis:/host", "lacks the slashes: write redis://"),
-        ("sqlite:state.sqlite3", "lacks the slashes: write sqlite://"),
-        ("memory://x", "memory:// takes nothing after it"),
-        ("memory:///", "memory:// takes nothing after it"),
-        ("memory://?ttl=5", "memory:// takes nothing after it"),
-        ("redis://", "names no host: write redis://host:6379"),
-        ("redis:///0", "names no host"),
-        ("redis://:6379/0", "names no host"),
-        ("rediss://u:hunter2@:6379", "names no host: write rediss://host:6379"),
-        ("redis+cluster://", "names no host: write redis+cluster://host:6379"),
-        ("redis://ho st", "names no host"),
-        ("redis://host:port", "a port that is a number"),
-        ("redis://host:99999", "a port that is a number"),
-        ("redis://host:-1", "a port that is a number"),
-        ("redis://host:0", "must be from 1 to 65535"),
-        ("redis://[::1", "cannot be read"),
-        ("redis://host\n", "cannot be read"),
-        ("redis://ho\tst", "cannot be read"),
-        ("redis://host/zero", "cannot be understood"),
-        ("redis://host/0/1", "cannot be understood"),
-        ("redis://host?db=x", "cannot be understood"),
-        ("redis://host?hunter=2", "check its options (hunter)"),
-        ("redis://host?ssl_cert_reqs=none", "check its options (ssl_cert_reqs)"),
-        ("rediss://host?ssl_cert_reqs=hunter2", "check its options (ssl_cert_reqs)"),
-        ("rediss://host?ssl_ca_certs=/hunter2", "ssl_ca_certs in the URL of the Redis store names no file"),
-        ("redis://host?socket_timeout=nan", "socket_timeout in the URL of the Redis store must be"),
-        ("redis://host?socket_connect_timeout=-1", "must be a finite number of 0 or more"),
-        ("redis://host?health_check_interval=inf", "must be a finite number of 0 or more"),
-        ("redis://host?shards=0", "shards must be a whole number from 1 to 256"),
-        ("redis://host?shards=many", "shards must be a whole number from 1 to 256"),
-        ("redis://u:pass?hunter2@host/0", "a port that is a number"),
-        ("redis://pass?hunter2@host/0", "cut by a ? or a #: in a password, write %3F and %23"),
-        ("redis://host#hunter2", "cut by a ? or a #"),
-        ("redis+cluster://host/3", "redis-py cannot use the URL"),
-        ("unix://", "names no socket"),
-        ("unix:///", "names no socket"),
-        ("unix://relative/redis.sock", "names no socket: write unix:///path/of/the/socket"),
-        ("sqlite://", "names no file: write sqlite:///relative/path or sqlite:////absolute/path"),
-        ("sqlite:///", "names no file"),
-        ("sqlite:////", "names no file"),
-        ("sqlite://state.sqlite3", "names no file"),
-        ("sqlite://u:hunter2@host/state", "names no file"),
-        ("sqlite:////tmp/folder/", "names no file"),
-        ("sqlite:////tmp/a%00b", "names no file"),
-        ("sqlite:////tmp", "names a directory, '/tmp'"),
-        ("sqlite:///:memory:", "write memory://"),
-        ("sqlite:///~/state.sqlite3", "begins with ~, which is not expanded"),
-        ("sqlite:////tmp/x?mode=ro", "write ? as %3F and # as %23"),
-        ("sqlite:////tmp/a#b", "write ? as %3F and # as %23"),
-    ],
-)
-def test_a_url_that_cannot_be_used(url: str, words: str) -> None:
+def _refusal(url: str) -> str:
+    try:
+        store = open_store(url)
+    except ConfigError as error:
+        return str(error) if error.__cause__ is None else f"{error.__cause__!r} is in its traceback"
+    return f"{store!r} is opened"
+
+
+WRONG_URLS = [
+    ("", "no store has the URL scheme ''"),
+    ("state.sqlite3", "no store has the URL scheme ''"),
+    ("http://hunter2", "no store has the URL scheme 'http'"),
+    ("postgres://u:hunter2@host/db", "no store has the URL scheme 'postgres'"),
+    ("redis:/host", "lacks the slashes: write redis://"),
+    ("sqlite:state.sqlite3", "lacks the slashes: write sqlite://"),
+    ("memory://x", "memory:// takes nothing after it"),
+    ("memory:///", "memory:// takes nothing after it"),
+    ("memory://?ttl=5", "memory:// takes nothing after it"),
+    ("redis://", "names no host: write redis://host:6379"),
+    ("redis:///0", "names no host"),
+    ("redis://:6379/0", "names no host"),
+    ("rediss://u:hunter2@:6379", "names no host: write rediss://host:6379"),
+    ("redis+cluster://", "names no host: write redis+cluster://host:6379"),
+    ("redis://ho st", "names no host"),
+    ("redis://host:port", "a port that is a number"),
+    ("redis://host:99999", "a port that is a number"),
+    ("redis://host:-1", "a port that is a number"),
+    ("redis://host:0", "must be from 1 to 65535"),
+    ("redis://[::1", "cannot be read"),
+    ("redis://host\n", "cannot be read"),
+    ("redis://ho\tst", "cannot be read"),
+    ("redis://host/zero", "cannot be understood"),
+    ("redis://host/0/1", "cannot be understood"),
+    ("redis://host?db=x", "cannot be understood"),
+    ("redis://host?hunter=2", "check its options (hunter)"),
+    ("redis://host?ssl_cert_reqs=none", "check its options (ssl_cert_reqs)"),
+    ("rediss://host?ssl_cert_reqs=hunter2", "check its options (ssl_cert_reqs)"),
+    ("rediss://host?ssl_ca_certs=/hunter2", "ssl_ca_certs in the URL of the Redis store names no file"),
+    ("redis://host?socket_timeout=nan", "socket_timeout in the URL of the Redis store must be"),
+    ("redis://host?socket_connect_timeout=-1", "must be a finite number of 0 or more"),
+    ("redis://host?health_check_interval=inf", "must be a finite number of 0 or more"),
+    ("redis://host?shards=0", "shards must be a whole number from 1 to 256"),
+    ("redis://host?shards=many", "shards must be a whole number from 1 to 256"),
+    ("redis://u:pass?hunter2@host/0", "a port that is a number"),
+    ("redis://pass?hunter2@host/0", "cut by a ? or a #: in a password, write %3F and %23"),
+    ("redis://host#hunter2", "cut by a ? or a #"),
+    ("redis+cluster://host/3", "redis-py cannot use the URL"),
+    ("unix://", "names no socket"),
+    ("unix:///", "names no socket"),
+    ("unix://relative/redis.sock", "names no socket: write unix:///path/of/the/socket"),
+    ("sqlite://", "names no file: write sqlite:///relative/path or sqlite:////absolute/path"),
+    ("sqlite:///", "names no file"),
+    ("sqlite:////", "names no file"),
+    ("sqlite://state.sqlite3", "names no file"),
+    ("sqlite://u:hunter2@host/state", "names no file"),
+    ("sqlite:////tmp/folder/", "names no file"),
+    ("sqlite:////tmp/a%00b", "names no file"),
+    ("sqlite:////tmp", "names a directory, '/tmp'"),
+    ("sqlite:///:memory:", "write memory://"),
+    ("sqlite:///~/state.sqlite3", "begins with ~, which is not expanded"),
+    ("sqlite:////tmp/x?mode=ro", "write ? as %3F and # as %23"),
+    ("sqlite:////tmp/a#b", "write ? as %3F and # as %23"),
+]
+
+
+def test_a_url_that_cannot_be_used() -> None:
     """A URL that is incomplete or wrong is refused with the remedy, and no part of a password is shown."""
-    with pytest.raises(ConfigError) as caught:
-        open_store(url)
-    assert words in str(caught.value)
-    assert "hunter2" not in str(caught.value)
-    assert caught.value.__cause__ is None
+    refusals = [(url, words, _refusal(url)) for url, words in WRONG_URLS]
+    assert [each for each in refusals if each[1] not in each[2] or "hunter2" in each[2]] == []
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
