@@ -130,7 +130,7 @@ def test_a_bare_refusal_is_about_the_fullest_quota(conclude: Callable[..., Infer
     configured = (Quota(RPM, 10), Quota(TPM, 1000))
     for requests, tokens, expected in (
         (9, 800, found(RPM, 9)),
-        (6, 900, found(TPM, 975)),
+        (6, 900, found(TPM, 1000)),
         (5, 400, found(RPM, 5)),
     ):
         quotas = counted(RPM, requests, 10), counted(TPM, tokens, 1000)
@@ -168,17 +168,24 @@ def test_a_small_limit_is_tried_less_often(conclude: Callable[..., Inference]) -
         assert inference.learnt == (found(RPM, limit, wait=longest),)
 
 
-def test_a_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..., Inference]) -> None:
-    """What is under way is only estimated, so that the count is not exact; one event takes it off once."""
+def test_a_second_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..., Inference]) -> None:
+    """What is sent is only estimated, so one in ten minutes says nothing; one event takes it off once."""
     configured, tokens = (Quota(TPM, 1000),), ((TPM, None),)
     terms: dict[str, Any] = {"configured": configured, "named": tokens}
-    assert conclude(counted(TPM, 980, 1000), **terms) == Inference((found(TPM, 975),), is_explained=True)
-    assert conclude(counted(TPM, 800, 1000), **terms) == Inference((found(TPM, 975),))
-    lower = record(800)
+    once = counted(TPM, 980, 1000)
+    assert conclude(once, **terms) == Inference((found(TPM, 1000),))
+    earlier = counted(TPM, 980, 1000, record(1000, ago=600.0))
+    assert conclude(earlier, **terms) == Inference((found(TPM, 1000),), pause=3.0)
+    recent = record(1000, ago=599.0)
+    assert conclude(counted(TPM, 980, 1000, recent), **terms) == Inference(
+        (found(TPM, 975),), is_explained=True, pause=3.0
+    )
+    assert conclude(counted(TPM, 800, 1000, recent), **terms) == Inference((found(TPM, 975),), pause=3.0)
+    lower = record(800, ago=100.0)
     assert conclude(counted(TPM, 790, 800, lower), **terms).learnt == (found(TPM, 780),)
     assert conclude(counted(TPM, 790, 800, lower), repeated=True, **terms).learnt == ()
     stated = {**terms, "named": ((TPM, 600),)}
-    assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 585),), is_explained=True)
+    assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 600, STATED),))
     assert conclude(counted(TPM, 200, 1000), strikes=1, **terms).learnt == (found(TPM, 200),)
     unknown = (Quota(TPM, MAX_LIMIT, adaptive=True),)
     found_first = conclude(counted(TPM, 700, MAX_LIMIT), strikes=1, configured=unknown, named=tokens)
