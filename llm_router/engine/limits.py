@@ -51,6 +51,10 @@ SELDOM = 86_400.0
 _FEW = 10
 """Limits below this are tried less often: at 2 a minute after five times as long, for the same share."""
 
+_VERY_FEW = 5
+"""Limits that follow the traffic of others are tried every minute; one of a single request waits so many
+minutes, since a try is as many again."""
+
 _PROVEN_AFTER = 10.0
 """Seconds after which a limit that was raised has proven itself, if more than before was admitted: at a limit
 that is spent, the first request more is refused at once."""
@@ -209,12 +213,18 @@ def _admitted(
         is_exact = when.finding and used < record.limit
         return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, True
     if used >= record.limit:  # one more was tried
-        longest = longest_wait(record.limit)
-        waited = min(max(WINDOW, when.now - record.learnt_at), SELDOM)
-        return _found(metric, record.limit, stated, min(2.0 * waited, max(longest, waited))), True
+        return _found(metric, record.limit, stated, _wait_longer(record, when.now)), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, record.limit - max(1, record.limit // _LOWERED))
-    return _found(metric, limit, stated, WINDOW), False
+    return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
+
+
+def _wait_longer(record: LimitRecord, now: float) -> float:
+    """Return the seconds until the next try after one that has failed now."""
+    longest, elapsed = longest_wait(record.limit), now - record.learnt_at
+    if elapsed > longest:  # it is seldom used up
+        return min(elapsed, SELDOM)
+    return min(2.0 * max(WINDOW, record.raise_at - record.learnt_at), longest)
 
 
 def longest_wait(limit: int) -> float:

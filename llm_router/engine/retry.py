@@ -22,6 +22,7 @@ __all__ = ["Next", "RetryPolicy", "Verdict", "store_scope"]
 
 _LONGEST_TRANSIENT = 60.0
 _LONGEST_UNEXPLAINED = 15 * 60.0
+_LONGEST_STARVED = 60 * 60.0
 _SHORTEST_REFUSAL = 1.0
 _UNEXPLAINED = (30.0, 60.0)
 _LADDER = (300.0, 1_800.0, 7_200.0, 21_600.0, 86_400.0)
@@ -198,14 +199,16 @@ class RetryPolicy:
     ) -> float:
         """Return how many seconds a minute's refusal lasts: from 1 to 900.
 
-        What the provider asks for, or twice as long each time that nothing was admitted before the refusal;
+        What the provider asks for, or twice as long each time that nothing was admitted before the refusal,
+        up to an hour: it says itself that it is no spent day, so somebody else has all of the quota;
         if it asks for nothing, or to retry at once, longer with each strike.
         """
         delay = error.retry_delay
         if delay is None:
             delay = self.random.uniform(pause, 2.0 * pause) if pause else self.random.uniform(*_UNEXPLAINED)
         elif delay > _SHORTEST_REFUSAL:
-            return min(delay * 2.0 ** min(starved, 16), _LONGEST_UNEXPLAINED)
+            longest = _LONGEST_STARVED if starved else _LONGEST_UNEXPLAINED
+            return min(delay * 2.0 ** min(starved, 16), longest)
         else:  # said by mistake
             delay = _SHORTEST_REFUSAL
         factor = max(_ESCALATION ** min(strikes, 16), 2.0 ** min(starved, 16))

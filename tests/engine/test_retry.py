@@ -195,11 +195,14 @@ def test_unexplained_refusals_cool_down_for_longer_each_time(
     assert state.failures == 0
 
 
-@pytest.mark.parametrize(("delay", "first"), [(60.0, 60.0), (None, 45.0)])
+@pytest.mark.parametrize(("delay", "first", "longest"), [(60.0, 60.0, 3600.0), (None, 45.0, 900.0)])
 def test_who_gets_nothing_gives_way(
-    policy: RetryPolicy, state: DeploymentState, delay: float | None, first: float
+    policy: RetryPolicy, state: DeploymentState, delay: float | None, first: float, longest: float
 ) -> None:
-    """Refused though nothing was admitted for a window, twice as long each time, up to 15 minutes."""
+    """Refused though nothing was admitted for a window, twice as long each time.
+
+    Up to 15 minutes, or an hour where the provider says itself that it is not the day which is over.
+    """
     error, starved = refusal(delay=delay), Inference(is_starved=True)
 
     def length(inference: Inference) -> float:
@@ -207,8 +210,8 @@ def test_who_gets_nothing_gives_way(
         assert cooldown is not None
         return cooldown.until - NOW
 
-    assert [length(starved) for _ in range(6)] == [min(first * 2**n, 900.0) for n in range(6)]
-    assert (length(Inference()), state.starved) == (first, 6)
+    assert [length(starved) for _ in range(7)] == [min(first * 2**n, longest) for n in range(7)]
+    assert (length(Inference()), state.starved) == (first, 7)
 
 
 def test_an_outage_is_probed_by_one_request_at_a_time(policy: RetryPolicy, state: DeploymentState) -> None:

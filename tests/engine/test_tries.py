@@ -132,7 +132,7 @@ async def test_what_one_project_is_answered_holds_for_the_other(
             )
         assert (await router.send("x")).success is admitted
     learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
-    expected = [(3, 5, 10.0), (2, 3, 0.0)] if admitted else [(2, 3, 660.0), (2, 3, 330.0)]
+    expected = [(3, 5, 10.0), (2, 3, 0.0)] if admitted else [(2, 3, 400.0), (2, 3, 200.0)]
     assert [
         (each.limit, each.raised, pytest.approx(each.raise_at - clock.time())) for each in learnt if each
     ] == [(limit, raised, pytest.approx(wait)) for limit, raised, wait in expected]
