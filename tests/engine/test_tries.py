@@ -82,7 +82,8 @@ def test_a_failed_try_puts_off_those_of_all_others() -> None:
     [
         (10, 240.0, 2, 240.0),  # as long as the wait has doubled so far
         (10, LONGEST_WAIT, 2, LONGEST_WAIT),
-        (10, LONGEST_WAIT, 8, LONGEST_WAIT / 2),  # each has its turn within two hours
+        (10, LONGEST_WAIT, 8, 480.0),  # together they have many requests
+        (10, LONGEST_WAIT, 16, LONGEST_WAIT / 4),  # each has its turn within two hours
         (2, 5 * LONGEST_WAIT, 4, 2.5 * LONGEST_WAIT),  # more often than each by itself
         (10, 3 * LONGEST_WAIT, 2, 3 * LONGEST_WAIT),  # it is seldom used up
         (10, 3 * LONGEST_WAIT, 32, 86_400.0 / 32),
