@@ -51,6 +51,10 @@ SELDOM = 86_400.0
 _FEW = 10
 """Limits below this are tried less often: at 2 a minute after five times as long, for the same share."""
 
+_VERY_FEW = 5
+"""Limits that follow the traffic of others are tried every minute; one of a single request waits so many
+minutes, since a try is as many again."""
+
 _PROVEN_AFTER = 10.0
 """Seconds after which a limit that was raised has proven itself, if more than before was admitted: at a limit
 that is spent, the first request more is refused at once."""
@@ -75,10 +79,11 @@ _UNKNOWN_GROWTH = 8
 _TOKEN_STEP = 100
 """A step of a token limit is one part of this many."""
 
+_CHANCE = 600.0
+"""Seconds between two refusals of tokens that are put down to the estimates, which cannot be exact."""
+
 _MARGIN = 40
-"""A refusal lowers a token limit by one part of this many. With requests of 0.8 to 2.4 times their estimate,
-20, 40 and 100 parts earned 0.10, 0.17 and 1.0 % of 429s, and used 88, 90 and 93 % of the quota
-(benchmarks/soak.py)."""
+"""A refusal that comes sooner lowers a token limit by one part of this many."""
 
 
 @attrs.frozen
@@ -208,12 +213,18 @@ def _admitted(
         is_exact = when.finding and used < record.limit
         return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, True
     if used >= record.limit:  # one more was tried
-        longest = longest_wait(record.limit)
-        waited = min(max(WINDOW, when.now - record.learnt_at), SELDOM)
-        return _found(metric, record.limit, stated, min(2.0 * waited, max(longest, waited))), True
+        return _found(metric, record.limit, stated, _wait_longer(record, when.now)), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, record.limit - max(1, record.limit // _LOWERED))
-    return _found(metric, limit, stated, WINDOW), False
+    return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
+
+
+def _wait_longer(record: LimitRecord, now: float) -> float:
+    """Return the seconds until the next try after one that has failed now."""
+    longest, elapsed = longest_wait(record.limit), now - record.learnt_at
+    if elapsed > longest:  # it is seldom used up
+        return min(elapsed, SELDOM)
+    return min(2.0 * max(WINDOW, record.raise_at - record.learnt_at), longest)
 
 
 def longest_wait(limit: int) -> float:
@@ -224,17 +235,21 @@ def longest_wait(limit: int) -> float:
 def _tokens_refused(
     metric: Metric, stated: int | None, quota: QuotaSnapshot | None, when: Circumstances
 ) -> tuple[LearntLimit | None, bool]:
-    """Return the same for tokens, of which those of the requests under way are only estimated.
+    """Return the same for tokens, of which those of what is sent are only estimated.
 
-    So the count is not exact, and a refusal takes off a small part of what is known, as a margin.
+    So a refusal now and then is not the limit's fault; one that follows soon takes off a small part of it.
     """
     if quota is None or quota.used < 1 or (quota.limit >= MAX_LIMIT and stated is None):
         return _admitted(metric, stated, quota, when)
     if when.repeated or (quota.learnt is not None and when.began <= quota.learnt.learnt_at):
         return None, True
     known = quota.limit if stated is None else min(stated, quota.limit)
-    is_far_off = when.strikes > 0 and quota.used < known * _LIKELY
-    limit = quota.used if is_far_off else known - max(1, known // _MARGIN)
+    if when.strikes > 0 and quota.used < known * _LIKELY:
+        limit = quota.used
+    elif quota.learnt is not None and when.now - quota.learnt.learnt_at < _CHANCE:
+        limit = known - max(1, known // _MARGIN)
+    else:  # the estimate was at fault, not the limit
+        return _found(metric, known, stated, FIRST_WAIT), False
     return _found(metric, limit, stated, FIRST_WAIT), quota.used >= limit
 
 

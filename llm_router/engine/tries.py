@@ -18,6 +18,10 @@ from llm_router.engine.limits import FIRST_WAIT, SELDOM, longest_wait
 
 __all__ = ["concerns_others", "follow", "proves_more", "put_off", "takes_turns"]
 
+_OFTEN, _MANY = 480.0, 30
+"""Seconds between the tries of several projects that have at least so many requests a minute together: a try
+is at most one of 240 requests then."""
+
 _ROUND = 4.0
 """Most seconds between two tries of one project, as a multiple of the longest wait of one that is alone."""
 
@@ -74,7 +78,8 @@ def _apart(entry: LearntLimit, size: int) -> float:
     if entry.raise_after > longest:  # it is seldom used up
         return min(entry.raise_after, SELDOM / size)
     # Several together may try more often than each by itself, and yet cost a smaller share.
-    together = longest_wait(round(math.sqrt(size) * (entry.limit or 0)))
+    limit = entry.limit or 0
+    together = _OFTEN if size * limit >= _MANY else longest_wait(round(math.sqrt(size) * limit))
     return min(entry.raise_after, together, _ROUND * longest / size)
 
 

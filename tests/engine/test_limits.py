@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_a_bare_refusal_is_about_the_fullest_quota(conclude: Callable[..., Infer
     configured = (Quota(RPM, 10), Quota(TPM, 1000))
     for requests, tokens, expected in (
         (9, 800, found(RPM, 9)),
-        (6, 900, found(TPM, 975)),
+        (6, 900, found(TPM, 1000)),
         (5, 400, found(RPM, 5)),
     ):
         quotas = counted(RPM, requests, 10), counted(TPM, tokens, 1000)
@@ -147,14 +148,15 @@ def test_a_steady_quota_is_not_counted_by_windows(conclude: Callable[..., Infere
 
 def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable[..., Inference]) -> None:
     """Up to half an hour; or as long as it took to use up the limit, up to a day."""
-    for ago, longer in (
-        (10.0, 2 * WINDOW),
-        (FIRST_WAIT, 2 * FIRST_WAIT),
-        (1000.0, LONGEST_WAIT),
-        (5000.0, 5000.0),
-        (9e5, 86_400.0),
+    for ago, wait, longer in (
+        (150.0, FIRST_WAIT, 2 * FIRST_WAIT),
+        (1000.0, 10.0, 2 * WINDOW),
+        (1000.0, 1000.0, LONGEST_WAIT),
+        (1000.0, math.inf, LONGEST_WAIT),
+        (5000.0, FIRST_WAIT, 5000.0),
+        (9e5, FIRST_WAIT, 86_400.0),
     ):
-        known = record(10, ago=ago)
+        known = record(10, ago=ago, wait=wait)
         inference = conclude(counted(RPM, 10, 11, known))
         assert inference.learnt == (found(RPM, 10, wait=longer),)
         assert inference.is_explained
@@ -163,22 +165,29 @@ def test_a_failed_try_keeps_the_limit_and_waits_twice_as_long(conclude: Callable
 def test_a_small_limit_is_tried_less_often(conclude: Callable[..., Inference]) -> None:
     """So that the tries cost the same share of what is sent: below 10 a minute they are rarer."""
     for limit, longest in ((10, LONGEST_WAIT), (5, 2 * LONGEST_WAIT), (1, 10 * LONGEST_WAIT)):
-        known = record(limit, ago=longest - 1.0)
+        known = record(limit, ago=longest - 1.0, wait=longest - 1.0)
         inference = conclude(counted(RPM, limit, limit + 1, known))
         assert inference.learnt == (found(RPM, limit, wait=longest),)
 
 
-def test_a_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..., Inference]) -> None:
-    """What is under way is only estimated, so that the count is not exact; one event takes it off once."""
+def test_a_second_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..., Inference]) -> None:
+    """What is sent is only estimated, so one in ten minutes says nothing; one event takes it off once."""
     configured, tokens = (Quota(TPM, 1000),), ((TPM, None),)
     terms: dict[str, Any] = {"configured": configured, "named": tokens}
-    assert conclude(counted(TPM, 980, 1000), **terms) == Inference((found(TPM, 975),), is_explained=True)
-    assert conclude(counted(TPM, 800, 1000), **terms) == Inference((found(TPM, 975),))
-    lower = record(800)
+    once = counted(TPM, 980, 1000)
+    assert conclude(once, **terms) == Inference((found(TPM, 1000),))
+    earlier = counted(TPM, 980, 1000, record(1000, ago=600.0))
+    assert conclude(earlier, **terms) == Inference((found(TPM, 1000),), pause=3.0)
+    recent = record(1000, ago=599.0)
+    assert conclude(counted(TPM, 980, 1000, recent), **terms) == Inference(
+        (found(TPM, 975),), is_explained=True, pause=3.0
+    )
+    assert conclude(counted(TPM, 800, 1000, recent), **terms) == Inference((found(TPM, 975),), pause=3.0)
+    lower = record(800, ago=100.0)
     assert conclude(counted(TPM, 790, 800, lower), **terms).learnt == (found(TPM, 780),)
     assert conclude(counted(TPM, 790, 800, lower), repeated=True, **terms).learnt == ()
     stated = {**terms, "named": ((TPM, 600),)}
-    assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 585),), is_explained=True)
+    assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 600, STATED),))
     assert conclude(counted(TPM, 200, 1000), strikes=1, **terms).learnt == (found(TPM, 200),)
     unknown = (Quota(TPM, MAX_LIMIT, adaptive=True),)
     found_first = conclude(counted(TPM, 700, MAX_LIMIT), strikes=1, configured=unknown, named=tokens)
@@ -190,7 +199,9 @@ def test_a_refusal_below_the_limit_lowers_it(conclude: Callable[..., Inference])
     for used, limit in ((9, 9), (5, 8), (1, 8)):
         inference = conclude(counted(RPM, used, 10, record(10)))
         assert inference == Inference((found(RPM, limit, wait=WINDOW),), pause=6.0)
-    assert conclude(counted(RPM, 1, 2, record(2))).learnt == (found(RPM, 1, wait=WINDOW),)
+    for known, wait in ((2, 5 * WINDOW), (3, 1.25 * WINDOW), (4, WINDOW)):
+        few = conclude(counted(RPM, 1, known, record(known)))  # a minute is too short for few requests
+        assert few.learnt == (found(RPM, known - 1, wait=wait),)
 
 
 def test_refusals_of_one_event_find_the_limit_exactly(conclude: Callable[..., Inference]) -> None:

@@ -422,8 +422,8 @@ async def test_an_answer_settles_at_its_count_and_teaches_the_estimates(
     await sender.send("ten " * 10)
     assert await used(store, deployment) == [1, 30]
     await sender.send("ten " * 10)
-    assert await used(store, deployment) == [2, 50]
-    assert store.demands == [Demand(1, 10), Demand(1, 20)]
+    assert await used(store, deployment) == [2, 43]
+    assert store.demands == [Demand(1, 10), Demand(1, 13)]
 
 
 async def test_an_answer_resets_earlier_failures(

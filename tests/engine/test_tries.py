@@ -82,7 +82,8 @@ def test_a_failed_try_puts_off_those_of_all_others() -> None:
     [
         (10, 240.0, 2, 240.0),  # as long as the wait has doubled so far
         (10, LONGEST_WAIT, 2, LONGEST_WAIT),
-        (10, LONGEST_WAIT, 8, LONGEST_WAIT / 2),  # each has its turn within two hours
+        (10, LONGEST_WAIT, 8, 480.0),  # together they have many requests
+        (10, LONGEST_WAIT, 16, LONGEST_WAIT / 4),  # each has its turn within two hours
         (2, 5 * LONGEST_WAIT, 4, 2.5 * LONGEST_WAIT),  # more often than each by itself
         (10, 3 * LONGEST_WAIT, 2, 3 * LONGEST_WAIT),  # it is seldom used up
         (10, 3 * LONGEST_WAIT, 32, 86_400.0 / 32),
@@ -132,7 +133,7 @@ async def test_what_one_project_is_answered_holds_for_the_other(
             )
         assert (await router.send("x")).success is admitted
     learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
-    expected = [(3, 5, 10.0), (2, 3, 0.0)] if admitted else [(2, 3, 660.0), (2, 3, 330.0)]
+    expected = [(3, 5, 10.0), (2, 3, 0.0)] if admitted else [(2, 3, 400.0), (2, 3, 200.0)]
     assert [
         (each.limit, each.raised, pytest.approx(each.raise_at - clock.time())) for each in learnt if each
     ] == [(limit, raised, pytest.approx(wait)) for limit, raised, wait in expected]
