@@ -121,42 +121,39 @@ async def test_kind_of_each_status(
     assert found == expected
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind"),
-    [
-        (Fault.status(401), FailureKind.KEY),
-        (Fault.status(403), FailureKind.KEY),
-        (Fault.status(404), FailureKind.MODEL),
-        (Fault.status(400), FailureKind.REQUEST),
-        (Fault.status(429), FailureKind.QUOTA),
-        (Fault.status(500), FailureKind.SERVER),
-        (Fault.status(503), FailureKind.SERVER),
-        (Fault.status(504), FailureKind.SERVER),
-        (Fault.bare_429(), FailureKind.QUOTA),
-        (Fault.list_429(), FailureKind.QUOTA),
-        (Fault.cut_json(429), FailureKind.QUOTA),
-        (Fault.cut_json(503), FailureKind.SERVER),
-        (Fault.cut_json(200), FailureKind.NETWORK),
-        (Fault.empty(), FailureKind.NETWORK),
-        (Fault.drop(), FailureKind.NETWORK),
-    ],
-    ids=lambda value: f"{value.kind}-{value.code}" if isinstance(value, Fault) else str(value),
-)
+FAULTS = [
+    (Fault.status(401), FailureKind.KEY),
+    (Fault.status(403), FailureKind.KEY),
+    (Fault.status(404), FailureKind.MODEL),
+    (Fault.status(400), FailureKind.REQUEST),
+    (Fault.status(429), FailureKind.QUOTA),
+    (Fault.status(500), FailureKind.SERVER),
+    (Fault.status(503), FailureKind.SERVER),
+    (Fault.status(504), FailureKind.SERVER),
+    (Fault.bare_429(), FailureKind.QUOTA),
+    (Fault.list_429(), FailureKind.QUOTA),
+    (Fault.cut_json(429), FailureKind.QUOTA),
+    (Fault.cut_json(503), FailureKind.SERVER),
+    (Fault.cut_json(200), FailureKind.NETWORK),
+    (Fault.empty(), FailureKind.NETWORK),
+    (Fault.drop(), FailureKind.NETWORK),
+]
+
+
 async def test_kind_of_each_fault(
     emulator: GeminiEmulator,
     open_provider: Callable[..., GeminiProvider],
     deployment: Deployment,
     assert_no_secret: Callable[..., None],
-    fault: Fault,
-    kind: FailureKind,
 ) -> None:
     """Each fault of the emulator has its kind, is charged unless a 429, is sent once, and shows no key."""
-    rule = emulator.inject(fault)
-    error = await fail(open_provider(emulator.url), deployment)
-    assert (error.kind, error.charged) == (kind, kind is not FailureKind.QUOTA)
-    assert rule.taken == 1
-    assert emulator.requests == 1
-    assert_no_secret(error)
+    provider = open_provider(emulator.url)
+    for fault, kind in FAULTS:
+        before, rule = emulator.requests, emulator.inject(fault, times=1)
+        error = await fail(provider, deployment)
+        assert (error.kind, error.charged) == (kind, kind is not FailureKind.QUOTA), fault
+        assert rule.taken == emulator.requests - before == 1, fault
+        assert_no_secret(error)
 
 
 async def test_unknown_key(

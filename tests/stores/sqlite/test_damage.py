@@ -171,11 +171,10 @@ async def test_a_database_that_is_gone_but_for_its_companions_was_lost(
     assert (await open_store(killed).reserve("id", [limited], Demand(), 60.0)).deployment is limited
 
 
-@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 async def test_random_bytes_raise_nothing_but_store_errors(
     suffix: str,
-    seed: int,
+    tmp_path: Path,
     path: Path,
     store: SQLiteStore,
     killed: Path,
@@ -188,16 +187,18 @@ async def test_random_bytes_raise_nothing_but_store_errors(
         shutil.copy(path, killed)
         _wal(killed).unlink()
         killed.with_name(f"{killed.name}-shm").unlink()
-    file = Path(f"{killed}{suffix}")
-    size, chance = file.stat().st_size, random.Random(seed)
-    _overwrite(file, *(chance.randrange(size) for _ in range((20, 400)[seed % 2])))
-    damaged, errors = open_store(killed), list[str]()
-    for call in (damaged.snapshot([limited]), damaged.reserve("id", [limited], Demand(), 60.0)):
-        try:
-            await call
-        except StoreError as error:
-            errors.append(str(error))
-    assert all(str(killed) in error and "; " in error for error in errors)
+    for seed in range(8):
+        copied = shutil.copytree(killed.parent, tmp_path / f"seed {seed}") / killed.name
+        file = Path(f"{copied}{suffix}")
+        size, chance = file.stat().st_size, random.Random(seed)
+        _overwrite(file, *(chance.randrange(size) for _ in range((20, 400)[seed % 2])))
+        damaged, errors = open_store(copied), list[str]()
+        for call in (damaged.snapshot([limited]), damaged.reserve("id", [limited], Demand(), 60.0)):
+            try:
+                await call
+            except StoreError as error:
+                errors.append(str(error))
+        assert all(str(copied) in error and "; " in error for error in errors), seed
 
 
 @pytest.mark.parametrize("policy", ["closed", "local"])
