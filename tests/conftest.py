@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import certifi
 import pytest
-from _pytest.runner import runtestprotocol
 
 from llm_router import Deployment, Key, Metric, Quota, Refill, Router, Secret
 from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
@@ -51,27 +50,6 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Have a worker of xdist say once that a test passed, not of its setup, call and teardown each.
-
-    A report that goes from one process to another takes most of a millisecond, and there are thousands. Of a
-    test that did not pass all are sent, and where a summary is to show them.
-    """
-    options = item.config.option
-    if not hasattr(item.config, "workerinput") or options.durations is not None or options.xmlpath:
-        return None
-    hooks = item.ihook
-    hooks.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    passed = all(report.passed for report in reports)
-    for report in reports:
-        if report.when == "call" or not passed:
-            hooks.pytest_runtest_logreport(report=report)
-    hooks.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    return True
 
 
 @pytest.hookimpl(tryfirst=True)
