@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+from unittest.mock import Mock
 
 import pytest
 
@@ -493,6 +494,16 @@ async def test_an_observer_may_want_some_events_only(
         monkeypatch.setattr(reporter, "report", ends.observe)
         assert (await router.send("x")).success
     assert [type(each) for each in ends.events] == [SendEnded, SendEnded]
+
+
+async def test_a_mock_is_given_every_event(make_router: MakeRouter, pools: Pools) -> None:
+    """It has whatever is asked for, and yet does not say what it wants."""
+    observer = Mock()
+    observer.observe.return_value = None
+    async with make_router([pools.one()], observers=[observer]) as router:
+        await router.send("x")
+    seen = [type(call.args[0]) for call in observer.observe.call_args_list]
+    assert seen == [SendBegan, AttemptBegan, AttemptEnded, Settled, SendEnded]
 
 
 @pytest.mark.parametrize("wants", [None, "SendEnded", [str], [None], SendEnded])
