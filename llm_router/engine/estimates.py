@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import attrs
 
 from llm_router.domain.numbers import whole
@@ -11,15 +9,12 @@ from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
 from llm_router.providers.base import Reply
 
-__all__ = ["TokenCorrection", "is_plain", "understood"]
+__all__ = ["TokenCorrection", "understood"]
 
 _LOWEST, _HIGHEST = 0.25, 4.0
 _RISE, _FALL = 0.15, 0.005
 """The share of an error by which a count moves the factor. It comes to rest where one of about ten requests
 has more tokens than are reserved: few of these are sent into the last of a quota, and refused."""
-
-_CERTAIN = 2**30 - 1
-"""A number below all that are too large, with every bit set."""
 
 
 class TokenCorrection:
@@ -47,23 +42,6 @@ class TokenCorrection:
 
     def __repr__(self) -> str:
         return f"TokenCorrection(factor={self.factor:g})"
-
-
-def is_plain(reply: Any) -> bool:
-    """Whether this is certainly a reply whose text is a text and whose counts make sense.
-
-    It runs for every answer. Of what it does not recognise at a glance, :func:`understood` says more.
-    """
-    if reply.__class__ is not Reply or reply.text.__class__ is not str:
-        return False
-    usage = reply.usage
-    if usage.__class__ is not Usage:
-        return usage is None
-    read, written, thought = usage.input_tokens, usage.output_tokens, usage.thinking_tokens
-    # Of whole numbers together, no bit is set beyond those that each may have, and not the sign.
-    return read.__class__ is written.__class__ is thought.__class__ is int and (
-        0 <= read | written | thought <= _CERTAIN
-    )
 
 
 def understood(reply: Reply) -> Reply:

@@ -21,7 +21,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
-from llm_router.engine.estimates import is_plain, understood
+from llm_router.engine.estimates import understood
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
@@ -66,7 +66,7 @@ from llm_router.errors import (
 from llm_router.providers.base import RelayRequest, Reply
 from llm_router.records.memory import MemoryRecords
 
-__all__ = ["UNBOUNDED_TTL", "Sender", "estimate"]
+__all__ = ["UNBOUNDED_TTL", "Sender", "estimate", "is_plain"]
 
 _GRACE = 60.0
 """Seconds by which a reservation outlives the deadline of its send."""
@@ -82,6 +82,9 @@ _END = Reply("")
 _NO_ANSWER = Reply("", failed="NO_CANDIDATES")
 _NO_USAGE = Usage()
 _NO_METADATA: Mapping[str, str] = {}
+
+_CERTAIN = 2**30 - 1
+"""Tokens that a count certainly may have; every bit of the number is set."""
 
 
 @attrs.define(eq=False)
@@ -797,6 +800,23 @@ def _estimates(upstreams: tuple[Upstream, ...], request: Request) -> dict[Upstre
     if not estimates:
         raise rejections[0]
     return estimates
+
+
+def is_plain(reply: Any) -> bool:
+    """Whether this is certainly a reply whose text is a text and whose counts make sense.
+
+    It runs for every answer. Of what it does not recognise at a glance, :func:`understood` says more.
+    """
+    if reply.__class__ is not Reply or reply.text.__class__ is not str:
+        return False
+    usage = reply.usage
+    if usage.__class__ is not Usage:
+        return usage is None
+    read, written, thought = usage.input_tokens, usage.output_tokens, usage.thinking_tokens
+    # Of whole numbers together, no bit is set beyond those that each may have, and not the sign.
+    return read.__class__ is written.__class__ is thought.__class__ is int and (
+        0 <= read | written | thought <= _CERTAIN
+    )
 
 
 def _time_left(send: SendState, now: float) -> float:
