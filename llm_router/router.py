@@ -180,7 +180,7 @@ class Router:
         caching = Cache(cache) if cache is not None and not isinstance(cache, Cache) else cache
         self._opened = Opened(clock, caching)
         self.records = self._opened.records(records, store)
-        """Keeps what belongs to whom, and what each key did."""
+        """Keeps which project owns what, and what each key did."""
         kept_histories = self._opened.histories(histories)
         known = self._opened.upstreams(provider, base_url, safety_settings)
         upstreams = known.of(active)
@@ -369,7 +369,7 @@ class Router:
                   of the response, in events and in metrics; the provider does not see them.
                 * ``urgency``: where it waits, if it has to: ``"interactive"`` (the default) requests go
                   before ``"batch"`` ones, which keep a fifth of the grants.
-                * ``tenant``: for whom it is made, by default the ``tenant`` of the metadata. Those that wait
+                * ``tenant``: whose send it is, by default the ``tenant`` of the metadata. Those that wait
                   get equal shares of the tokens, or by ``tenant_weights``. Both hold among requests that wait
                   in this process with the same ``workload``, ``model_preference`` and ``fallback``.
 

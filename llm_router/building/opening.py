@@ -101,7 +101,7 @@ class Opened:
         """Open the store unless it was given; put a failover in front unless it cannot fail or has one.
 
         Raises:
-            ConfigError: The URL is wrong, or what was given is no store.
+            ConfigError: The URL is wrong, or what was given is not a store.
         """
         is_given = store is not None and not isinstance(store, str)
         if store is None or isinstance(store, str):

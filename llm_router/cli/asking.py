@@ -17,7 +17,7 @@ __all__ = ["ask", "ask_secret", "can_ask", "is_secret"]
 
 
 def can_ask() -> bool:
-    """Return whether somebody is there to answer: whether standard input is a terminal."""
+    """Return whether a person can answer: whether standard input is a terminal."""
     return sys.stdin.isatty()
 
 

@@ -1,4 +1,4 @@
-"""Say after how many seconds quotas can have admitted so many requests, if nobody else takes any."""
+"""Say after how many seconds quotas can have admitted so many requests, if no other program takes any."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def init(
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is not a directory: make it first")
     if not yes and not can_ask():
-        raise ConfigError("nobody is there to answer: pass --yes, and pipe the secrets in, one on each line")
+        raise ConfigError("there is no terminal: pass --yes, and pipe the secrets in, one on each line")
     report = Report()
     environment = read_environment(Environ(os.environ), ".env", path.parent, report)
     base_url = environment.switches(store_needed=False).base_url

@@ -152,7 +152,7 @@ def _draw(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for place, column in enumerate(columns, 1):  # only the last one is wrapped
         table.add_column(column, no_wrap=place < len(columns), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name that is cut is no name
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))  # a name that is cut is of no use
     Console().print(table)
 
 

@@ -80,5 +80,5 @@ def show(*, token_file: TokenFileOption = None) -> None:
 
 @tokens.command()
 def remove(name: Name, *, token_file: TokenFileOption = None) -> None:
-    """Remove a token: nobody may use it any more."""
+    """Remove a token: it is refused from now on."""
     TokenFile(token_file or default_token_file()).remove(name)

@@ -130,7 +130,7 @@ def health_words(health: Health, now: float | None = None) -> str:
 
 
 def line_words(line: LineStatus) -> str:
-    """Say how many requests wait in all processes, how urgently and for whom; "" if none does."""
+    """Say how many requests wait in all processes, how urgently and for which tenants; "" if none does."""
     if not line["requests"]:
         return ""
     words = f"waiting {amount(line['requests'])}"

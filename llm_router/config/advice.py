@@ -85,7 +85,7 @@ def _on_variables(report: Report, entries: Iterable[Entry], environment: Environ
     """Advise on secrets in ``.env`` that belong to no entry."""
     names = {secret_name(entry.key_id) for entry in entries}
     for name in environment.strays(names):
-        # The prefix, and what is no letter or digit, may be what is wrong with it.
+        # The prefix, and what is neither letter nor digit, may be what is wrong with it.
         plain = {known.casefold(): known for known in names}.get(secret_name(name[8:]).casefold())
         remedy = f"call it {plain}, or remove it" if plain else "add an entry for the key, or remove it"
         report.advise(f"{name} in {environment.file}", f"belongs to no entry of the keys file: {remedy}")

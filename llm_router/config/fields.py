@@ -13,9 +13,9 @@ from llm_router.domain.deployment import plain_model
 from llm_router.domain.numbers import real
 from llm_router.domain.quota import MAX_LIMIT
 
-__all__ = ["MOST", "Fields", "JsonObject", "describe", "is_name", "nearest"]
+__all__ = ["MAX_WHOLE", "Fields", "JsonObject", "describe", "is_name", "nearest"]
 
-MOST = MAX_LIMIT
+MAX_WHOLE = MAX_LIMIT
 """The largest whole number accepted."""
 
 _LONGEST_SHOWN = 60
@@ -170,9 +170,9 @@ class Fields:
         if name not in self:
             return None
         value = self._raw[name]
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_WHOLE:
             return value
-        self._wrong(name, f"a whole number of {least} or more (at most {MOST})", _digits(value))
+        self._wrong(name, f"a whole number of {least} or more (at most {MAX_WHOLE})", _digits(value))
         return None
 
     def limit(self, name: str) -> Limit:
@@ -182,11 +182,11 @@ class Fields:
             return None
         if value == LEARN:
             return LEARN
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WHOLE:
             return value
         self._wrong(
             name,
-            f'a whole number of 0 or more (at most {MOST}), "learn", or null for unlimited',
+            f'a whole number of 0 or more (at most {MAX_WHOLE}), "learn", or null for unlimited',
             _digits(value),
         )
         return None

@@ -29,7 +29,7 @@ _SEEN = (
     "gemini-flash-lite-latest",
     "gemini-pro-latest",
 )
-"""Names that exist or existed, to compare others with; what is missing here is no worse a model."""
+"""Names that exist or existed, to compare others with; a model that is missing here is as good."""
 
 _OTHER_WORDS = frozenset(("audio", "computer", "customtools", "dialog", "live", "native", "thinking", "use"))
 _NEAR = 0.7
@@ -40,7 +40,7 @@ def meant_instead(name: str, others: Iterable[str] = ()) -> str | None:
     """Return the known name that a model's name is probably a slip of, or None.
 
     A name differs by a slip if a word of it is unknown and like a known one, or if only separators, capitals
-    or the order of its words differ. Another version number is no slip, nor is a word like no other.
+    or the order of its words differ. Another version number is not a slip, nor is a word like no other.
 
     Args:
         name: The name.

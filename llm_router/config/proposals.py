@@ -1,4 +1,4 @@
-"""What to propose to somebody who adds a key: a name, models, and the workload of each, by their names."""
+"""Propose what a new key needs: a name, models, and the workload of each, by their names."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class ConfigWatch:
         """Have the files read again if they have changed; return whether they have changed since.
 
         Raises:
-            RouterClosedError: There is nobody left to read them.
+            RouterClosedError: There is no router left to read them.
         """
         reload, look = self.find_reload(), self._look()
         if reload is None:

@@ -71,7 +71,7 @@ class Cooldown:
 
     @property
     def is_disabled(self) -> bool:
-        """Whether somebody decided that the scope is not to be used; then nothing is wrong with it."""
+        """Whether a user disabled the scope; then nothing is wrong with it."""
         return self.until == math.inf and self.reason.startswith(_DISABLED)
 
     @property

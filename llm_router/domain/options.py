@@ -51,7 +51,7 @@ class SendOptions(TypedDict, total=False):
     """Where it waits, if it has to: ``"interactive"`` (the default) before ``"batch"``, which keeps a fifth
     of the grants."""
     tenant: str | None
-    """For whom it is made: those that wait get equal shares of the tokens, or by the ``tenant_weights`` of
+    """The tenant: those that wait get equal shares of the tokens, or by the ``tenant_weights`` of
     the router. None for the ``tenant`` of the metadata, if there is one. At most 256 characters."""
 
 

@@ -15,7 +15,7 @@ __all__ = ["Attempt", "Chunk", "Deferred", "Response", "Usage", "resolved"]
 
 
 class Deferred(ABC):
-    """An object of the provider that is made when somebody first asks for it."""
+    """An object of the provider that is made when it is first read."""
 
     __slots__ = ()
 

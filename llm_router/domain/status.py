@@ -149,7 +149,7 @@ class KeyStatus(TypedDict):
     quarantined: bool
     """Whether this lasts until a request that tries again succeeds, or until it is lifted."""
     disabled: bool
-    """Whether somebody disabled the key or the model, which is no fault of theirs."""
+    """Whether a user disabled the key or the model; it may be in order."""
     cooldown_until: float | None
     """When it ends or, for a quarantine, is tried again, in seconds since the Unix epoch; None for never, or
     without one."""

@@ -87,10 +87,10 @@ def assemble(
         terms: What can be changed later.
         upstreams: The providers.
         store: Keeps the quotas.
-        records: Keeps what belongs to whom, and what each key did.
+        records: Keeps which project owns what, and what each key did.
         clock: Where time comes from.
         strategy: Orders the deployments inside a tier; None for the least loaded first.
-        reporter: Reports what happens; None if nobody observes.
+        reporter: Reports what happens; None without observers.
         max_per_second: Most calls per second; None for no bound.
         weights: Of tenants that have another one than 1.
         pacing: Spreads the requests per day over the day; None for not.

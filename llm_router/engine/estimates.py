@@ -45,7 +45,7 @@ class TokenCorrection:
 
 
 def understood(reply: Reply) -> Reply:
-    """Return a reply in which each count that is no number of tokens counts as not given."""
+    """Return a reply in which each count that cannot be a number of tokens counts as not given."""
     usage = reply.usage
     if usage is None:
         return reply

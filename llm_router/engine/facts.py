@@ -45,7 +45,7 @@ class SharedFacts:
     _told: dict[Scope, float] = attrs.field(factory=dict, init=False)
 
     async def publish(self, deployments: Iterable[Deployment]) -> None:
-        """Tell others what is suspected of deployments. Records that fail are not told, which is no loss."""
+        """Share what is suspected of deployments with other processes. A failing store does no harm."""
         now = self.clock.time()
         for deployment in deployments:
             for fact in self.suspicions.about(deployment, now):

@@ -33,7 +33,7 @@ class Ticket:
 
     Attributes:
         urgency: How urgent it is.
-        tenant: For whom it is made; empty if the caller did not say.
+        tenant: The tenant that it is made for; empty if the caller did not say.
         tokens: How many it should need.
         counts: Whether it takes a request of a quota.
         turn: Set when it becomes the head; None while it does not wait for that.

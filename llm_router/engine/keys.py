@@ -34,7 +34,7 @@ from llm_router.stores.base import DeploymentSnapshot, FrontingStore, RateLimitS
 __all__ = ["KeyManager"]
 
 _NOBODY = "\0"
-"""The id of a key and a project that nobody has."""
+"""The id of a key and a project that does not exist."""
 
 _MOST_NAMED = 20
 
@@ -54,11 +54,11 @@ class KeyManager:
         upstreams: The providers.
         clock: Where time comes from.
         reporter: Reports to observers, or None.
-        failures: The last failures of each key, here and in other processes; None if nobody looks.
+        failures: The last failures of each key, here and in other processes; None if they are not kept.
         facts: What refusals suggest, to this process or another one.
         totals: What each key did by day; None if it is not counted.
-        lines: What waits in all processes; None if nobody looks.
-        savings: Asks what a cache has saved; None if nobody looks.
+        lines: What waits in all processes; None if they are not kept.
+        savings: Asks what a cache has saved; None if they are not kept.
     """
 
     pool: Pool

@@ -96,7 +96,7 @@ class Inference:
         is_day_confirmed: Whether the day's quota is known to be spent: trying once more would not help.
         pause: Seconds after which, or twice that, to try again if the provider says nothing and the count
             does not explain the refusal; 0 if nothing was admitted for a whole window.
-        is_starved: Whether nothing of what was refused was admitted for a whole window: somebody else has all
+        is_starved: Whether nothing of what was refused was admitted for a whole window: another user has all
             of the quota.
     """
 

@@ -103,7 +103,7 @@ class SharedLines:
         return self._told or bool(self._queued.counts)
 
     async def publish(self) -> None:
-        """Tell others what waits here. Records that fail are not told, which is no loss."""
+        """Share what waits here with other processes. A failing store does no harm."""
         if not self.is_busy:
             return
         try:

@@ -71,11 +71,11 @@ class Overview:
         selector: Knows how many requests wait.
         upstreams: The providers.
         clock: Where time comes from.
-        failures: The last failures of each key, here and in other processes; None if nobody looks.
-        facts: What refusals suggest, to this process or another one; None if nobody looks.
+        failures: The last failures of each key, here and in other processes; None if they are not kept.
+        facts: What refusals suggest, to this process or another one; None if they are not kept.
         totals: What each key did by day; None if it is not counted.
-        lines: What waits in all processes; None if nobody looks.
-        savings: Asks what a cache has saved; None if nobody looks.
+        lines: What waits in all processes; None if they are not kept.
+        savings: Asks what a cache has saved; None if they are not kept.
     """
 
     pool: Pool
@@ -254,5 +254,5 @@ def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> He
         return "store_lost"
     if usable:
         return "healthy"
-    # What is disabled is nobody's hope; of the others, one that only lacks quota comes back by itself.
+    # What is disabled gives no hope; of the others, one that only lacks quota comes back by itself.
     return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"

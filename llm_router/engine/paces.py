@@ -1,4 +1,4 @@
-"""Remember what was counted of each day's quota whenever somebody looked, to see how fast it is used."""
+"""Remember what was counted of each day's quota at each look, to see how fast it is used."""
 
 from __future__ import annotations
 

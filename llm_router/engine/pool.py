@@ -100,7 +100,7 @@ class Pool:
             group.take_over(state, state.deployment)
             group.rouse(state)  # else a search under way takes it for one that may have quota again
             group.states.append(state)
-        # Assigned, not changed in place: somebody may be in the midst of reading them.
+        # Assigned, not changed in place: a request may be in the midst of reading them.
         self.groups, self.states, self._by_scope = groups, states, dict(by_scope)
 
     def _group_of(

@@ -143,7 +143,7 @@ def check_weights(weights: Mapping[object, object]) -> dict[str, float]:
     checked: dict[str, float] = {}
     for tenant, weight in weights.items():
         if not isinstance(tenant, str):
-            raise ConfigError(f"tenant_weights must map strings to numbers: {shown(tenant)} is no tenant")
+            raise ConfigError(f"tenant_weights must map strings to numbers: {shown(tenant)} is not a name")
         expected = f"above 0 (from {_MIN_WEIGHT:g} to {_MAX_WEIGHT:g})"
         ok = _MIN_WEIGHT <= real(weight) <= _MAX_WEIGHT
         _require(f"tenant_weights[{tenant!r}]", weight, expected, ok=ok)

@@ -73,7 +73,7 @@ class Reporter:
     """Makes events of what happens, and gives them to every observer that wants them.
 
     The engine has one, or None where nothing observes it: then each place that would report costs one look.
-    Events that every request has are made only if somebody wants them.
+    Events that every request has are made only if an observer wants them.
 
     Args:
         observers: What is given the events, in order.
@@ -314,7 +314,7 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
     """Return what reports to ``observers``, or None if there are none.
 
     Raises:
-        ConfigError: They are no list, one of them has no method ``observe``, or wants what are no events.
+        ConfigError: They are not a list, one has no method ``observe``, or wants other things than events.
     """
     watching = elements("observers", observers, "pass a list, such as observers=[LoggingObserver()]")
     for observer in watching:

@@ -142,7 +142,7 @@ def check_urgency(urgency: object) -> Urgency:
 
 
 def check_tenant(tenant: object) -> str | None:
-    """Return for whom a send is made.
+    """Return the tenant that a send is made for.
 
     Raises:
         InvalidRequestError: It is not a short string, or None.

@@ -185,7 +185,7 @@ class Selector:
             self.slow_start.look_again()
 
     def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
-        """Go by a pool that has changed: what waits tries again now, and no line is kept for nobody.
+        """Go by a pool that has changed: what waits tries again now, and no empty line is kept.
 
         Args:
             orders: The orders that later requests will have.
@@ -451,7 +451,7 @@ class Lease:
         is_dispatched: Whether the provider has said that the request is on its way.
         teaches: Whether an answer says something of limits: it took the last of a quota, or proves some.
         proves: The share that remained if an answer proves that the rest is there; 1 if it proves nothing.
-        correct: Told, once it is closed, how many tokens more were used than reserved; None if nobody is.
+        correct: Called, once it is closed, with how many tokens more were used than reserved; or None.
     """
 
     __slots__ = (

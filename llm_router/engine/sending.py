@@ -103,7 +103,7 @@ class Sender:
         closed: Whether requests are no longer accepted.
         reporter: Reports to observers; None where nothing observes.
         resources: Which project the things belong to that exchanges have made.
-        totals: Counts what each key does; None where nobody wants to know.
+        totals: Counts what each key does; None where nothing is counted.
         not_relaying: The names of the providers that exchanges are not relayed to.
         now: Reads the monotonic clock.
     """

@@ -39,7 +39,7 @@ class SendState:
         requests: How many requests of a quota each attempt takes; 0 for what the provider does not count.
         projects: The only projects whose deployments can serve it; empty for all.
         urgency: Whether it waits among the interactive requests or behind them.
-        tenant: For whom it is made; None for the one of the metadata, if there is one.
+        tenant: The tenant that it is made for; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.

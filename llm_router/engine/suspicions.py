@@ -2,7 +2,7 @@
 
 A refusal for want of requests that comes while our own count is well below the limit that it states has
 another cause than our requests. If another project is refused at the same moment, time and again, both are
-probably one; otherwise somebody else uses the quota. One refusal may have many causes, so it says nothing.
+probably one; otherwise another program uses the quota. One refusal may have many causes, so it says nothing.
 """
 
 from __future__ import annotations

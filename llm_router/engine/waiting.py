@@ -113,7 +113,7 @@ class WaitingLine:
         Args:
             deadline: On the monotonic clock.
             attempt: Tries once; called only while this request is the head of the line.
-            ticket: For whom, and how urgently; by default an interactive request of no tenant.
+            ticket: Its tenant and urgency; by default an interactive request of no tenant.
         """
         ticket = ticket or Ticket()
         if (late := self._too_late(ticket, deadline)) is not None:

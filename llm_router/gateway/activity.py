@@ -45,7 +45,7 @@ _GROUPS = 12
 _NOTEWORTHY = 0.005
 """Seconds of waiting that are told."""
 
-_LONGEST = 200
+_LONGEST_WORD = 200
 """Characters of a word that others have chosen."""
 
 
@@ -215,7 +215,7 @@ class Activity:
         second.calls += 1
         word = error_type(event.error)
         second.failed += word is not None
-        # Told only when somebody asks; without the event, which has the answer.
+        # Made only when the page asks; without the event, which has the answer.
         how = event.seconds, event.attempts, event.waited
         tell = partial(_tell_call, event.deployment, how, event.workload, event.tenant, word)
         self._calls.append((next(self._numbers), event.at, tell))
@@ -298,4 +298,4 @@ def _subject(event: ScopeEvent) -> str:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return text if len(text) <= _LONGEST_WORD else text[: _LONGEST_WORD - 1] + "…"

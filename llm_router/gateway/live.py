@@ -1,4 +1,4 @@
-"""What the page shows, made once a second however many look at it, and not at all while nobody does."""
+"""What the page shows, made once a second however many look at it, and not at all while none does."""
 
 from __future__ import annotations
 

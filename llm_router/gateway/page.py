@@ -36,7 +36,7 @@ _MARK = "x-llm-router-page"
 """A header that the page sends with what changes something, and that no form of another page can send."""
 
 _MOST_BODY = 4096
-_LONGEST = 200
+_LONGEST_REASON = 200
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -78,7 +78,7 @@ _FULL = ApiError(int(HTTPStatus.SERVICE_UNAVAILABLE), "UNAVAILABLE", "Too many l
 _ODD = ApiError(
     int(HTTPStatus.BAD_REQUEST),
     "INVALID_ARGUMENT",
-    f"Expected a key_id, perhaps a model, and a reason of at most {_LONGEST} characters.",
+    f"Expected a key_id, perhaps a model, and a reason of at most {_LONGEST_REASON} characters.",
 )
 
 
@@ -97,7 +97,7 @@ class _Change:
         key_id, model, reason = found.get("key_id"), found.get("model"), found.get("reason", "")
         if not isinstance(key_id, str) or not isinstance(model, str | None) or not isinstance(reason, str):
             raise RefusedError(_ODD)
-        if len(reason) > _LONGEST:
+        if len(reason) > _LONGEST_REASON:
             raise RefusedError(_ODD)
         return cls(key_id, model, reason)
 
@@ -179,7 +179,7 @@ class Page:
         grant = self._admit(incoming)
         _check_page(incoming)
         asked = _Change.read(await incoming.body(_MOST_BODY))
-        who = "somebody of this machine" if grant is None else grant.name
+        who = "a user of this machine" if grant is None else grant.name
         try:
             if change == "disable":
                 reason = asked.reason or ("" if grant is None else f"by {grant.name}")
@@ -217,7 +217,7 @@ class Page:
         """Return who is signed in; None where there are no tokens.
 
         Raises:
-            RefusedError: Nobody is.
+            RefusedError: No one is.
         """
         grant = self._grant(incoming)
         if grant is None and self._callers is not None:

@@ -149,7 +149,7 @@ def _checked_options(given: types.HttpOptions | types.HttpOptionsDict | None) ->
 
 
 class _NoWebsockets(Mapping[str, Any]):
-    """Options of websockets that nobody can read."""
+    """Options of websockets that cannot be read."""
 
     def __getitem__(self, _name: str) -> Any:
         _refuse_websockets()

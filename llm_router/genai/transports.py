@@ -26,7 +26,7 @@ __all__ = ["http_clients", "http_library"]
 MAX_WAIT = 60.0
 """Most seconds to wait for quota, for clients that do not say."""
 
-LONGEST = 600.0
+DEFAULT_TIMEOUT = 600.0
 """Seconds for an answer to begin, and then for each piece of it, for calls that do not say."""
 
 
@@ -134,7 +134,7 @@ class _Transport:
             wait = MAX_WAIT if self._max_wait is None else self._max_wait
         if seconds is not None:
             wait = min(wait, seconds)
-        options = RelayOptions(timeout=LONGEST if seconds is None else seconds)
+        options = RelayOptions(timeout=DEFAULT_TIMEOUT if seconds is None else seconds)
         options.update(wishes)
         options["max_wait"] = wait
         return Call(exchange=exchange, options=options, seconds=seconds)

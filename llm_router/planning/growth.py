@@ -49,7 +49,7 @@ def projects_needed(traffic: Sequence[Arrival], setting: Setting, target: float)
     Those in which too many are late end early.
 
     Raises:
-        InvalidRequestError: The target is no number of seconds; or as for :func:`simulate`.
+        InvalidRequestError: The target is not a number of seconds; or as for :func:`simulate`.
     """
     if not 0 <= real(target) < math.inf:
         raise InvalidRequestError(f"the target must be a number of seconds, 0 or more, not {shown(target)}")

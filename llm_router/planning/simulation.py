@@ -144,7 +144,7 @@ class _Run:
             clock=clock,
             workloads=setting.workloads,
             max_wait=setting.max_wait,
-            totals=False,  # nobody asks for them
+            totals=False,  # nothing reads them
         ) as router:
             sending = asyncio.ensure_future(self._send_all(router, clock))
             watching = asyncio.ensure_future(self._watch(router, clock))

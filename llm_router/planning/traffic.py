@@ -27,7 +27,7 @@ _EPOCH = 1e9
 
 _MAX_TOKENS = 10**9
 
-_LONGEST = 35 * 86_400.0
+_LONGEST_TRAFFIC = 35 * 86_400.0
 """Most seconds from the first arrival to the last."""
 
 _MOST = 5_000_000
@@ -77,7 +77,7 @@ def make_traffic(
             raise InvalidRequestError(f"{name} must be a number above 0, not {shown(value)}")
     if whole(tokens) is None or not 0 <= tokens <= _MAX_TOKENS:
         raise InvalidRequestError(f"tokens must be a whole number, 0 or more, not {shown(tokens)}")
-    if rpm * hours * 60 > _MOST or hours * 3600 > _LONGEST:
+    if rpm * hours * 60 > _MOST or hours * 3600 > _LONGEST_TRAFFIC:
         raise InvalidRequestError(f"that is more than {_MOST:,} requests or 35 days: plan fewer hours")
     draw = random.Random(seed)  # noqa: S311 - traffic, not a secret
     names, weights = list(shares), list(itertools.accumulate(shares.values()))
@@ -136,7 +136,7 @@ def _ordered(arrivals: Sequence[Arrival]) -> list[Arrival]:
         raise InvalidRequestError("some times are dates, others seconds since the beginning: use one of them")
     shift = 0.0 if dated else MIDNIGHT
     found = sorted((attrs.evolve(each, at=each.at + shift) for each in arrivals), key=lambda each: each.at)
-    if found[-1].at - found[0].at > _LONGEST:
+    if found[-1].at - found[0].at > _LONGEST_TRAFFIC:
         raise InvalidRequestError("the requests come over more than 35 days: plan a part of them")
     return found
 
@@ -145,7 +145,7 @@ def _parse(line: bytes) -> Arrival:
     try:
         value = json.loads(line)
     except ValueError:
-        raise InvalidRequestError("is no JSON") from None
+        raise InvalidRequestError("is not JSON") from None
     if not isinstance(value, dict) or "at" not in value:
         raise InvalidRequestError('must be an object with a time, such as {"at": 0.5}')
     tokens = value.get("tokens", 500)

@@ -115,7 +115,7 @@ def fault_of(code: int, body: ErrorBody, tools: tuple[str, ...]) -> Fault:
     fault = next((rule.then for rule in _RULES if rule.fits(code, body, tools)), _PATH_FAULT)
     if fault.scope is not FaultScope.FEATURE:
         return fault
-    # The names of quotas are no exact science: a tool that the request does not use is not what it spent.
+    # The names of quotas are inexact: a tool that the request does not use is not what it spent.
     by_name = body.tool in tools or not tools
     return attrs.evolve(fault, feature=body.tool if by_name else tools[0])
 

@@ -9,7 +9,7 @@ __all__ = ["EventContent", "event_bytes"]
 
 _DATA = b"data:"
 _FRAMING = (b":", b"event:", b"id:", b"retry:")
-"""How lines begin that are no part of an answer: comments, such as those that keep a connection alive, and
+"""How lines begin that are not part of an answer: comments, such as those that keep a connection alive, and
 other fields. Proxies add them."""
 
 

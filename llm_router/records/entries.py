@@ -44,7 +44,7 @@ class BoundsOf:
         bounds: Those of the spaces that have others than :class:`Bounds` has by default.
 
     Raises:
-        ConfigError: It is no mapping of spaces to bounds.
+        ConfigError: It is not a mapping of spaces to bounds.
     """
 
     def __init__(self, bounds: Mapping[str, Bounds] | None) -> None:
@@ -158,7 +158,7 @@ def ttl_of(ttl: object) -> int:
     """Return how long a record lasts, in microseconds.
 
     Raises:
-        InvalidRequestError: It is no such number of seconds.
+        InvalidRequestError: It is not such a number of seconds.
     """
     seconds = real(ttl)
     if not 0 < seconds <= MAX_TTL:
@@ -170,7 +170,7 @@ def timeout_of(timeout: object) -> float:
     """Return for how many seconds a store waits.
 
     Raises:
-        ConfigError: It is no such number.
+        ConfigError: It is not such a number.
     """
     seconds = real(timeout)
     if not 0 < seconds < math.inf:
@@ -184,7 +184,7 @@ def version_of(version: object) -> int | None:
     """Return the version that is to be replaced.
 
     Raises:
-        InvalidRequestError: It is no version.
+        InvalidRequestError: It is not a version.
     """
     number = whole(version)
     if version is None or (number is not None and 0 <= number <= HIGHEST):
@@ -196,7 +196,7 @@ def limit_of(limit: object) -> int:
     """Return how many names are asked for.
 
     Raises:
-        InvalidRequestError: It is no such number.
+        InvalidRequestError: It is not such a number.
     """
     number = whole(limit)
     if number is None or not 0 < number <= HIGHEST:

@@ -11,7 +11,7 @@ from llm_router.records.entries import name_of
 __all__ = ["digest_name", "key_name", "short_name"]
 
 _DIGEST = "sha256:"
-_LONGEST = 500
+_LONGEST_NAME = 500
 """Characters of the longest name of a key that is kept as it is."""
 
 
@@ -26,7 +26,7 @@ def short_name(text: str) -> str:
 def key_name(provider: str, key_id: str) -> str:
     """Return a name for what belongs to a key, which has room for a date before it."""
     name = f"{quote(provider, safe='')} {quote(key_id, safe='')}"
-    return name if len(name) <= _LONGEST else digest_name(name)
+    return name if len(name) <= _LONGEST_NAME else digest_name(name)
 
 
 def digest_name(text: str) -> str:

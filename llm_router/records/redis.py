@@ -72,7 +72,7 @@ class RedisRecords:
         timeout: Seconds within which every call answers or raises.
 
     Raises:
-        ConfigError: The URL cannot be used, the bounds make no sense, or ``timeout`` is no such number.
+        ConfigError: The URL cannot be used, the bounds make no sense, or ``timeout`` is not such a number.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ _T = TypeVar("_T")
 
 
 def answer_of(future: asyncio.Future[_T]) -> _T | None:
-    """Return the answer that nobody awaits any more; None if there is none, which is not reported."""
+    """Return the answer that no caller awaits any more; None if there is none, which is not reported."""
     if not future.done() or future.cancelled() or future.exception() is not None:
         return None
     return future.result()

@@ -25,7 +25,7 @@ _SLICES = 240
 _MAX_ENTRIES = 480
 """Entries of one record, beyond which older ones are joined."""
 
-_MOST = 0.99
+_SHARE_OF_WINDOW = 0.99
 """How much of a window a record is looked for in the store after a taking: there it lives for a little longer
 than the window."""
 
@@ -146,7 +146,7 @@ class Record:
         if not self.entries:
             return -math.inf
         at = max(entry.at for entry in self.entries)
-        until = at + self.window * _MOST
+        until = at + self.window * _SHARE_OF_WINDOW
         return max(until, self._today(at)[1] - 1.0) if self.zones else until
 
     def holds_something(self) -> bool:

@@ -52,7 +52,7 @@ class FailoverStore:
     nothing for one window after the store has lost something, so that no window sees more than the limit,
     whichever processes are gone, idle or cut off. Of a day, what those have taken is not known.
 
-    A call that times out while the store answers another one is no failure of the store but overload: the
+    A call that times out while the store answers another one is overload, not a failure of the store: the
     :class:`StoreTimeoutError` is passed on, and the caller should try again later.
 
     Args:

@@ -6,7 +6,7 @@ stands for a time that does not come.
 """
 
 from llm_router.stores.ledger.base import Ledger
-from llm_router.stores.ledger.bounds import LONGEST, MAX_TTL, bounded, lifetime
+from llm_router.stores.ledger.bounds import MAX_TTL, MAX_TTL_MICROSECONDS, bounded, lifetime
 from llm_router.stores.ledger.cooldowns import (
     due_cooldowns,
     forgotten_at,
@@ -35,9 +35,9 @@ from llm_router.stores.ledger.quota_set import (
 
 __all__ = [
     "EXACT_LIMIT",
-    "LONGEST",
     "MAX_ENTRIES",
     "MAX_TTL",
+    "MAX_TTL_MICROSECONDS",
     "SLICES",
     "DailyLedger",
     "Ledger",

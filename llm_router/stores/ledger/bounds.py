@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from llm_router.domain.quota import MAX_LIMIT, Demand
 
-__all__ = ["LONGEST", "MAX_TTL", "bounded", "lifetime"]
+__all__ = ["MAX_TTL", "MAX_TTL_MICROSECONDS", "bounded", "lifetime"]
 
 MAX_TTL = 7 * 86_400.0
 """Seconds that a reservation lasts at most."""
 
-LONGEST = 7 * 86_400_000_000
-"""The same in microseconds."""
+MAX_TTL_MICROSECONDS = 7 * 86_400_000_000
+""":data:`MAX_TTL` in microseconds."""
 
 
 def lifetime(ttl: float) -> int:
     """Return how long a reservation lasts, in microseconds; NaN is taken as the longest time."""
     if 0.0 <= ttl <= MAX_TTL:
         return round(ttl * 1e6)
-    return 0 if ttl < 0.0 else LONGEST
+    return 0 if ttl < 0.0 else MAX_TTL_MICROSECONDS
 
 
 def bounded(demand: Demand) -> Demand:

@@ -39,7 +39,7 @@ _IS_LEARNT = 8
 _LOST, _FOREIGN = 6, 7
 _UNREADABLE = "unreadable record"
 _REASONS = {5: RECOUNT, _LOST: RECOUNT, _FOREIGN: _UNREADABLE}
-"""The numbers of the reasons that are no metrics."""
+"""The numbers of the reasons that are not metrics."""
 
 _NO_COOLDOWN_KNOWN = -1
 """In place of the number of a cooldown: its key, or that of the record, holds something else."""

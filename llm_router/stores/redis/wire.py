@@ -68,13 +68,13 @@ _FINGERPRINT = 6
 _MAX_ENCODED = 50_000
 """Deployments whose encoded form is remembered; reloaded configurations must not pile up."""
 
-_LONGEST = 1e9
+_LONGEST_TTL = 1e9
 """The most seconds that a reservation lasts: 31 years."""
 
-_MOST = 1 << 40
+_MAX_AMOUNT = 1 << 40
 """The largest amount that is sent: of thousands of them the script still knows the sum exactly."""
 
-_LATEST = 1e12
+_LATEST_TIME = 1e12
 """A time, in seconds since the epoch, that is later than that of any record."""
 
 _MAX_SEQUENCE = 10**20
@@ -194,7 +194,7 @@ def _name(text: str) -> bytes:
 
 
 def _amount(amount: int) -> int:
-    return min(max(int(amount), 0), _MOST)
+    return min(max(int(amount), 0), _MAX_AMOUNT)
 
 
 @attrs.frozen
@@ -306,7 +306,7 @@ class Message:
         if isinstance(operation, Reserve):
             candidates, demand = tuple(operation.candidates), operation.demand
             shortlist = self._shortlists.get(candidates) or self._shortlist(candidates)
-            lasts = microseconds(min(operation.ttl, _LONGEST)) if operation.ttl > 0.0 else 0  # NaN is not
+            lasts = microseconds(min(operation.ttl, _LONGEST_TTL)) if operation.ttl > 0.0 else 0  # NaN is not
             self._add(_RESERVE, shortlist, demand, lasts, _name(operation.reservation_id))
         elif isinstance(operation, Settle):
             self._add(_SETTLE, 0, operation.used, 0, _name(operation.reservation_id))
@@ -323,7 +323,7 @@ class Message:
 
     def _add(self, kind: int, argument: int, demand: Demand, lasts: int, field: bytes) -> None:
         requests, tokens = demand.requests, demand.tokens
-        if requests > _MOST or tokens > _MOST:
+        if requests > _MAX_AMOUNT or tokens > _MAX_AMOUNT:
             requests, tokens = _amount(requests), _amount(tokens)
         numbers = _OPERATION.pack(kind, argument, requests, tokens, lasts, len(field))
         self._operations.append(numbers + field)
@@ -344,7 +344,7 @@ class Message:
         others, profile = self._others.add(encoded.others), self._profiles.add(encoded.profile)
         known = self._encoder.known
         since = known.get(deployment.model_scope, 0.0) if known else 0.0
-        began = microseconds(since) if 0.0 < since < _LATEST else 0
+        began = microseconds(since) if 0.0 < since < _LATEST_TIME else 0
         self._records.append(_DEPLOYMENT.pack(others, profile, began))
         self._models.append(encoded.model)
         number = self._numbers[deployment] = len(self._records)

@@ -45,9 +45,9 @@ _TICK = 3_000_000_000
 class TurnLock:
     """The right to write to a database file, which one store of all processes has at a time.
 
-    The lock files lie beside the database, are empty, and are never deleted by this library. If somebody else
-    deletes them, processes go on with new ones after their present turns, which exclude nobody. The locks of
-    a process that dies are released.
+    The lock files lie beside the database, are empty, and are never deleted by this library. If another
+    program deletes them, processes go on with new ones after their present turns, which exclude none. The
+    locks of a process that dies are released.
 
     Attributes:
         undisturbed: Whether it is certain that between the starts of the last two turns no file beside the

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from llm_router.domain.quota import Demand, Quota
-from llm_router.stores.ledger import LONGEST
+from llm_router.stores.ledger import MAX_TTL_MICROSECONDS
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.ledger_table import RowQuotaSet, StoredLedger
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, offsets, record, split
@@ -100,7 +100,7 @@ class Reservations:
             for reservation_id, start in zip(entry.opened, offsets(numbers, _HEAD), strict=True):
                 if rows.get(reservation_id) != number:
                     continue
-                if now < numbers[start] <= now + LONGEST:
+                if now < numbers[start] <= now + MAX_TTL_MICROSECONDS:
                     head, taken = record(numbers, start, _HEAD)
                     self._kept.append((reservation_id, (*head, *taken)))
                 else:
@@ -156,7 +156,7 @@ class Reservations:
         first = self._journal.first
         self._due = {number: due for number, due in self._due.items() if number >= first}
         still_open = set(self._rows.values())
-        ended = [number for number, due in self._due.items() if not now < due <= now + LONGEST]
+        ended = [number for number, due in self._due.items() if not now < due <= now + MAX_TTL_MICROSECONDS]
         self._journal.let_leave(max(still_open.intersection(ended), default=0))
 
     @decoding

@@ -76,7 +76,7 @@ class ReservationContract(ContractBase):
             assert not await grants(store, limited, tokens=1)
 
     async def test_nothing_is_granted_where_a_quota_is_full(self) -> None:
-        """A demand of no request and no token fits a full quota, or one of 0, and is no trace of anything."""
+        """A demand of no request and no token fits a full quota, or one of 0, and leaves no trace."""
         clock = ManualClock(START)
         async with self.open_store(clock) as store:
             full, closed = deployment(rpm(1), tpm(9), rpd(1)), deployment(rpm(0), tpm(9), model="closed")

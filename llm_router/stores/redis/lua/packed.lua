@@ -1,6 +1,6 @@
 -- What all parts of the script share, and packed numbers and texts in the format of the server's struct library.
 --
--- Redis re-creates all functions on every call, and each costs more the more locals of the level around it it captures.
+-- Redis re-creates all functions on every call, and each costs more the more top-level locals it captures.
 -- So each part of the script is put into a function inside the part before it (scripts.py), what is rarely needed is
 -- created only when it is needed, and numbers travel packed instead of as JSON.
 
