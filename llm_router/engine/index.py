@@ -26,10 +26,7 @@ from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
-__all__ = ["PROVEN", "DeploymentState", "FallbackOrder", "Group", "ReadyRing", "Ring", "Step", "is_stale"]
-
-PROVEN = -1.0
-"""For :attr:`DeploymentState.unproven`: no remainder is."""
+__all__ = ["DeploymentState", "FallbackOrder", "Group", "ReadyRing", "Ring", "Step", "is_stale"]
 
 _FRESH = 0.1
 """Seconds for which a refusal that does not depend on the request's size is cached. Quota that another
@@ -63,11 +60,6 @@ class DeploymentState(Candidate):
         daily_headroom: Share (0 to 1) of its tightest daily quota that remained at the last grant.
         minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
             assumed to come back evenly over a minute, so this plus the present time estimates what remains.
-        unproven: Share (0 to 1) of its tightest quota below which it is not proven that it exists; see
-            :mod:`llm_router.engine.slow_start`.
-        tried: The lowest share that remained at a grant below that, and since when; None at first.
-        spaced_until: Seconds since the epoch before which no further request is to use what is unproven.
-        is_looked_up: Whether the store was asked if its limit is known.
         limits_due: Seconds since the epoch from when on an answer at the limit may raise it.
         starved: How often it was refused though nothing was admitted for a whole window; one less when a
             request that tries again is answered, but at least 1 then. So of keys that secretly share a quota,
@@ -85,10 +77,6 @@ class DeploymentState(Candidate):
     features: dict[str, float] | None = attrs.field(default=None, kw_only=True, repr=False)
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
-    unproven: float = attrs.field(default=PROVEN, init=False)
-    tried: tuple[float, float] | None = attrs.field(default=None, init=False, repr=False)
-    spaced_until: float = attrs.field(default=0.0, init=False)
-    is_looked_up: bool = attrs.field(default=False, init=False)
     limits_due: float = attrs.field(default=0.0, init=False)
     starved: int = attrs.field(default=0, init=False)
 

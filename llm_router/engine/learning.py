@@ -14,7 +14,7 @@ from llm_router.domain.deployment import Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.extensions import note_failure
-from llm_router.engine.index import PROVEN, DeploymentState
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import (
     WINDOW,
     Circumstances,
@@ -91,9 +91,6 @@ class LimitLearner:
         finding = repeated and self._found.get(scope, -math.inf) >= began
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         when = Circumstances(now, began, strikes, since, repeated, finding)
-        if state.unproven > PROVEN:
-            state.unproven = PROVEN  # the limit is found, or others use it
-            self.on_room()
         inference = after_refusal(error, state.deployment, quotas, when)
         state.limits_due = min(state.limits_due, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
@@ -111,10 +108,13 @@ class LimitLearner:
     async def _take_turns(
         self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot], now: float
     ) -> LearntLimit:
-        """Put the next try of a limit behind those of other projects with the same limit."""
-        if not takes_turns(entry):
-            return entry
+        """Put the next try of a limit behind those of other projects with the same limit.
+
+        So many projects that not all are looked at try each by itself: else only those looked at would wait.
+        """
         others = self._other_projects(state)
+        if not takes_turns(entry) or len(others) >= _OTHERS:
+            return entry
         records = [_record(each, entry.metric) for each in await self._quotas_of(others)]
         failed = concerns_others(entry, _record(quotas, entry.metric))
         entry, later = put_off(entry, records, now, failed=failed)

@@ -10,7 +10,6 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
-from llm_router.engine.slow_start import unproven_below
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
 
@@ -84,13 +83,11 @@ class Pool:
             state = gone.pop(earlier, None)
             if state is None:
                 state = group.add(deployment, 0 if self._shard_of is None else self._shard_of(deployment))
-                state.unproven = unproven_below(deployment)
             else:
                 group.states.append(state)
                 if earlier is not deployment:
                     group.take_over(state, deployment)
                     if earlier.quotas != deployment.quotas:
-                        state.unproven, state.tried = unproven_below(deployment), None
                         _return_quota(state, now)
             states[deployment] = state
             for scope in deployment.scopes:

@@ -34,7 +34,6 @@ from llm_router.engine.search import (
     uncounted,
     without_feature,
 )
-from llm_router.engine.slow_start import LONGEST_SPACE, SlowStart
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -72,7 +71,6 @@ class Selector:
 
     Attributes:
         quarantines: The quarantines that this process meets.
-        slow_start: Spaces requests where limits are not proven.
         pacer: As given.
         queued: The requests that wait.
     """
@@ -104,7 +102,6 @@ class Selector:
         self.pacer = pacer
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
-        self.slow_start = SlowStart(store, clock)
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._closed = False
 
@@ -181,8 +178,6 @@ class Selector:
         """Have the requests that wait try again now."""
         for line in self._lines.values():
             line.notify()
-        if self.slow_start.ends:
-            self.slow_start.look_again()
 
     def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
         """Go by a pool that has changed: what waits tries again now, and no empty line is kept.
@@ -286,8 +281,6 @@ class Selector:
             await self._pace(send, self._throttle)
         if not self._gate.try_enter():
             await self._gate.enter()
-        if self.slow_start.ends:
-            candidates = await self._space(send, candidates)
         lease = None
         try:
             self._check_open()
@@ -322,26 +315,11 @@ class Selector:
                 retry_after=seconds,
             )
 
-    async def _space(self, send: SendState, candidates: list[DeploymentState]) -> list[DeploymentState]:
-        """Return the candidates that are proven to have room, or one of which it is this request's turn.
-
-        The gate is left while it waits for that. A request that may not wait so long does not wait at all.
-        """
-        if free := self.slow_start.free(candidates):
-            return free
-        if send.started + send.max_wait - self._monotonic() < LONGEST_SPACE:
-            return candidates
-        self._gate.leave()
-        with waiting(self._reporter, send, "quota"):
-            candidates = [await self.slow_start.turn(candidates)]
-        await self._gate.enter()
-        return candidates
-
     def _check_open(self) -> None:
         if self._closed:
             raise RouterClosedError("this router was closed before the request was sent")
 
-    async def _ask(  # noqa: C901 - in one piece, since every send passes here
+    async def _ask(
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
     ) -> Lease | None:
         demand = _demand(send, candidates) if send.requests else _NOTHING
@@ -375,11 +353,7 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
-            lease.teaches = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
-            if decision.headroom < granted.unproven and self.slow_start.note(
-                granted, decision.headroom, demand
-            ):
-                lease.proves, lease.teaches = decision.headroom, True
+            lease.is_last = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
@@ -449,8 +423,7 @@ class Lease:
 
     Attributes:
         is_dispatched: Whether the provider has said that the request is on its way.
-        teaches: Whether an answer says something of limits: it took the last of a quota, or proves some.
-        proves: The share that remained if an answer proves that the rest is there; 1 if it proves nothing.
+        is_last: Whether it took the last of a quota.
         correct: Called, once it is closed, with how many tokens more were used than reserved; or None.
     """
 
@@ -462,11 +435,10 @@ class Lease:
         "correct",
         "demand",
         "is_dispatched",
+        "is_last",
         "probes",
-        "proves",
         "reservation_id",
         "state",
-        "teaches",
     )
 
     def __init__(
@@ -488,8 +460,7 @@ class Lease:
         self.state = state
         self.demand = demand
         self.is_dispatched = False
-        self.teaches = False
-        self.proves = 1.0
+        self.is_last = False
         self.correct: Callable[[int], None] | None = None
 
     def mark_sent(self) -> None:

@@ -540,7 +540,7 @@ class OpenAttempt:
                 self._record()
                 if isinstance(self._outcome, ProviderError):
                     await self._judge(self._outcome)
-                elif self._lease.probes or self._lease.teaches or self._lease.state.group.overload.failed:
+                elif self._lease.probes or self._lease.is_last or self._lease.state.group.overload.failed:
                     await self._acquit()
         except asyncio.CancelledError:
             await self._break_off()
@@ -697,9 +697,7 @@ class OpenAttempt:
             await judge.pass_on(lease.probes, lease.state, self._began)
             return
         await self._clear()
-        if lease.proves < 1.0:
-            self._sender.selector.slow_start.prove(lease.state, lease.proves)
-        if lease.teaches and self._sender.clock.time() >= lease.state.limits_due:
+        if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
             await judge.learner.grow(lease.state)
 
     async def _break_off(self) -> None:

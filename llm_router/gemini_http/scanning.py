@@ -102,9 +102,10 @@ class AnswerScanner:
             return
         try:
             stated, _ = _decode(window[begin.end() - 1 : at + _KEPT].decode("utf-8", "replace"))
+            counts = _counts(stated, _COUNTED[self._protocol])
         except (ValueError, RecursionError):
             return  # cut in two: the rest comes with the next piece
-        if counts := _counts(stated, _COUNTED[self._protocol]):
+        if counts:
             self.usage = Usage(**counts)
 
     def _read_end(self, window: bytes) -> None:

@@ -83,7 +83,7 @@ async def test_a_slow_path_delays_no_request_for_long(
 ) -> None:
     """A request that waits for a permit goes ahead after a moment, whatever those before it do."""
     provider = Slow(clock)
-    async with make_router([pools.one(rpm=200)], provider=provider) as router:
+    async with make_router([pools.one(rpm=100)], provider=provider) as router:
         tasks = [asyncio.create_task(router.send("x")) for _ in range(100)]
         await clock.advance(GUARD - 0.01)
         assert provider.most == 1

@@ -137,3 +137,31 @@ async def test_what_one_project_is_answered_holds_for_the_other(
     assert [
         (each.limit, each.raised, pytest.approx(each.raise_at - clock.time())) for each in learnt if each
     ] == [(limit, raised, pytest.approx(wait)) for limit, raised, wait in expected]
+
+
+async def test_too_many_projects_try_each_by_itself(
+    make_router: Callable[..., Router],
+    provider: FakeProvider,
+    pools: Pools,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that are looked at would be put off again and again, by each of those that are not."""
+    monkeypatch.setattr("llm_router.engine.learning._OTHERS", 1)
+    store = MemoryStore(clock=clock)
+    first, second = pool = pools.many(2)
+    for deployment, wait in ((first, 100.0), (second, 200.0)):
+        await store.cool_down(
+            Cooldown.learn(deployment.model_scope, attrs.evolve(entry(2), raise_after=wait))
+        )
+    async with make_router(pool, store=store) as router:
+        clock.shift(150.0)
+        for _ in range(4):
+            assert (await router.send("x")).success
+        clock.shift(15.0)
+        refusal = QuotaViolation(RPM, None)
+        provider.script(ProviderError("x", kind="quota", code=429, charged=False, violations=(refusal,)))
+        assert not (await router.send("x")).success
+    learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
+    waits = [each.raise_at - clock.time() for each in learnt if each]
+    assert waits == [pytest.approx(200.0), pytest.approx(35.0)]

@@ -113,3 +113,11 @@ def test_what_is_kept_does_not_grow() -> None:
     for _ in range(100):
         scanner.feed(b"x" * 10_000)
     assert len(scanner._tail) <= 16_384
+
+
+def test_a_usage_nested_beyond_measure_counts_as_none() -> None:
+    """It is passed on like any other answer."""
+    deep = b'{"candidates":[],"usageMetadata":' + b'{"a":' * 1500 + b"7" + b"}" * 1501
+    scanner = AnswerScanner(Protocol.GEMINI)
+    scanner.feed(deep)
+    assert scanner.usage in {None, Usage()}
