@@ -68,7 +68,7 @@ def test_a_file_of_traffic(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("{", "line 2 of .*: is no JSON"),
+        ("{", "line 2 of .*: is not JSON"),
         ("[1]", "line 2 of .*: must be an object with a time"),
         ('{"tokens": 5}', "must be an object with a time"),
         ('{"at": "yesterday"}', "'yesterday'"),
