@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 from _peers import NotInstalledError
-from _subjects import FREE, MODEL, PROMPT_TOKENS, scratch
+from _subjects import FREE, MODEL, PROMPT_TOKENS, answers, free_port, scratch
 
 __all__ = ["PROXIES", "Proxy", "Serving"]
 
@@ -95,7 +93,7 @@ class Proxy:
         if not Path("/proc/self/stat").exists():
             raise NotInstalledError("not measured: its CPU time is read from /proc")
         with scratch() as folder:
-            port, token = _free_port(), f"sk-{secrets.token_hex(32)}"
+            port, token = free_port(), f"sk-{secrets.token_hex(32)}"
             setup = self.setup(self, folder, emulator, port, token)
             command = [str(Path(python).with_name(self.packages[0])), *setup.arguments]
             with (folder / "output").open("wb") as output:
@@ -107,7 +105,8 @@ class Proxy:
                     stderr=subprocess.STDOUT,
                 )
             try:
-                _await_port(process, port, folder / "output")
+                if not answers(process, port, _START_SECONDS):
+                    raise NotInstalledError(f"does not start: {_last_words(folder / 'output')}")
                 yield Serving(f"http://127.0.0.1:{port}", token, process.pid, version)
             finally:
                 _stop(process)
@@ -121,16 +120,22 @@ class Proxy:
         return found.stdout.split()[0]
 
 
+def _write(folder: Path, settings: Mapping[str, object]) -> str:
+    """Write a file of settings, as JSON, which is YAML, too; return its path."""
+    config = folder / "config.yaml"
+    config.write_text(json.dumps(settings), encoding="utf-8")
+    return str(config)
+
+
 def _litellm(proxy: Proxy, folder: Path, emulator: str, port: int, token: str) -> _Setup:
     entry = {"model": f"gemini/{MODEL}", "api_base": f"{emulator}/v1beta", "rpm": FREE, "tpm": FREE}
     models = [
         {"model_name": MODEL, "litellm_params": {**entry, "api_key": f"emulated-secret-{number}"}}
         for number in range(proxy.keys)
     ]
-    config = folder / "config.yaml"
-    config.write_text(json.dumps({"model_list": models}), encoding="utf-8")
+    config = _write(folder, {"model_list": models})
     return _Setup(
-        ("--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"),
+        ("--config", config, "--host", "127.0.0.1", "--port", str(port), "--telemetry", "False"),
         {
             "LITELLM_MASTER_KEY": token,  # without which it does not start
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -144,13 +149,12 @@ def _gemini_router(proxy: Proxy, folder: Path, emulator: str, port: int, token: 
     limits = {"rpm": FREE, "tpm": FREE * PROMPT_TOKENS, "rpd": FREE}
     settings = {"chain": [MODEL], "limits_per_key_model": limits, "state_path": str(folder / "state.db")}
     urls = {"base_url": f"{emulator}/v1beta", "upload_base_url": f"{emulator}/upload/v1beta"}
-    config = folder / "config.yaml"
-    config.write_text(json.dumps({**settings, **urls}), encoding="utf-8")
+    config = _write(folder, {**settings, **urls})
     return _Setup(
         ("proxy", "--port", str(port)),
         {
             "GEMINI_API_KEYS": ",".join(f"emulated-secret-{number}" for number in range(proxy.keys)),
-            "GEMINI_ROUTER_CONFIG": str(config),
+            "GEMINI_ROUTER_CONFIG": config,
             "GEMINI_ROUTER_PROXY_TOKEN": token,
         },
     )
@@ -183,26 +187,10 @@ PROXIES = (
 """The gateways, each used as its documentation shows."""
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _await_port(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
-    give_up = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-        except OSError:
-            if process.poll() is not None or time.monotonic() > give_up:
-                said = output.read_text(encoding="utf-8", errors="replace").split("\n")
-                last = next((line for line in reversed(said) if line.strip()), "it says nothing")
-                raise NotInstalledError(f"does not start: {last.strip()[:_LAST]}") from None
-            time.sleep(0.1)
-        else:
-            return
+def _last_words(output: Path) -> str:
+    said = output.read_text(encoding="utf-8", errors="replace").split("\n")
+    last = next((line for line in reversed(said) if line.strip()), "it says nothing")
+    return last.strip()[:_LAST]
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

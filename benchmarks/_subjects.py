@@ -34,7 +34,9 @@ __all__ = [
     "MODEL",
     "PROMPT_TOKENS",
     "Instant",
+    "answers",
     "deployments",
+    "free_port",
     "open_store",
     "redis_server",
     "scratch",
@@ -160,13 +162,12 @@ def redis_server() -> Iterator[str | None]:
         yield None
         return
     with scratch() as directory:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL)
         try:
-            _await_port(process, port)
+            if not answers(process, port, _START_TIMEOUT):
+                raise RuntimeError("the Redis server did not start")
             yield f"redis://127.0.0.1:{port}/0"
         finally:
             process.kill()
@@ -181,14 +182,23 @@ def _server_binary() -> str | None:
     return shutil.which("valkey-server") or shutil.which("redis-server")
 
 
-def _await_port(process: subprocess.Popen[bytes], port: int) -> None:
-    give_up = time.monotonic() + _START_TIMEOUT
+def free_port() -> int:
+    """Return the number of a port on loopback that nothing uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(process: subprocess.Popen[bytes], port: int, seconds: float) -> bool:
+    """Wait until a process accepts connections; return False if it ends, or takes longer than ``seconds``."""
+    give_up = time.monotonic() + seconds
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
         except OSError:
             if process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError("the Redis server did not start") from None
+                return False
             time.sleep(0.02)
         else:
-            return
+            return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
 
 import attrs
 
@@ -23,6 +24,8 @@ __all__ = [
     "Quota",
     "Refill",
 ]
+
+_E = TypeVar("_E", bound=StrEnum)
 
 MINUTE = 60.0
 """The window of a per-minute quota, in seconds."""
@@ -58,21 +61,18 @@ class Refill(StrEnum):
 
 
 def _metric(given: Metric) -> Metric:
-    try:
-        return Metric(given)
-    except ValueError:
-        raise ConfigError(
-            f"a quota counts one of {', '.join(Metric)}, such as Metric.RPM, not {shown(given)}"
-        ) from None
+    return _known(Metric, given, "a quota counts", "Metric.RPM")
 
 
 def _refill(given: Refill) -> Refill:
+    return _known(Refill, given, "a quota's refill must be", "Refill.ROLLING")
+
+
+def _known(kind: type[_E], given: _E, what: str, example: str) -> _E:
     try:
-        return Refill(given)
+        return kind(given)
     except ValueError:
-        raise ConfigError(
-            f"a quota's refill must be one of {', '.join(Refill)}, such as Refill.ROLLING, not {shown(given)}"
-        ) from None
+        raise ConfigError(f"{what} one of {', '.join(kind)}, such as {example}, not {shown(given)}") from None
 
 
 @attrs.frozen

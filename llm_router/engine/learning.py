@@ -101,7 +101,10 @@ class LimitLearner:
                 if prior := for_another_project(news, other.deployment, its_quotas):
                     await self.learn(other, prior)
         elif any(map(takes_turns, inference.learnt)):
-            learnt = [await self._take_turns(entry, state, quotas, now) for entry in inference.learnt]
+            learnt = [
+                await self._take_turns(entry, state, quotas, now) if takes_turns(entry) else entry
+                for entry in inference.learnt
+            ]
             inference = attrs.evolve(inference, learnt=tuple(learnt))
         return inference
 
@@ -113,9 +116,9 @@ class LimitLearner:
         So many projects that not all are looked at try each by itself: else only those looked at would wait.
         """
         others = self._other_projects(state)
-        if not takes_turns(entry) or len(others) >= _OTHERS:
+        if len(others) >= _OTHERS:
             return entry
-        records = [_record(each, entry.metric) for each in await self._quotas_of(others)]
+        records = await self._records_of(others, entry.metric)
         failed = concerns_others(entry, _record(quotas, entry.metric))
         entry, later = put_off(entry, records, now, failed=failed)
         for place, lesson in later.items():
@@ -144,7 +147,7 @@ class LimitLearner:
         if before is None or not proves_more(entry, before):
             return
         others = self._other_projects(state)
-        records = [_record(each, entry.metric) for each in await self._quotas_of(others)]
+        records = await self._records_of(others, entry.metric)
         now = self.clock.time()
         for place, lesson in follow(entry, before, records, now).items():
             other = others[place]
@@ -195,6 +198,9 @@ class LimitLearner:
             note_failure(self.store, "snapshot", error)
             return [()] * len(states)
         return [snapshot.quotas for snapshot in snapshots]
+
+    async def _records_of(self, states: list[DeploymentState], metric: Metric) -> list[LimitRecord | None]:
+        return [_record(each, metric) for each in await self._quotas_of(states)]
 
 
 def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:

@@ -542,7 +542,7 @@ def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:
 def _order_of(wish: Hashable) -> FallbackOrder:
     """Return the fallback order of those requests that share a line because they have this in common."""
     order = wish[0] if isinstance(wish, tuple) else wish
-    assert isinstance(order, FallbackOrder)  # noqa: S101 - see there
+    assert isinstance(order, FallbackOrder)  # noqa: S101 - acquire() makes no other
     return order
 
 

@@ -28,19 +28,19 @@ _ROUND = 4.0
 
 def takes_turns(entry: LearntLimit) -> bool:
     """Return whether a limit is one of requests per minute that will be tried after a while."""
-    is_of_minute = not entry.metric.is_daily and not entry.metric.counts_tokens
-    return is_of_minute and entry.raised is not None and FIRST_WAIT <= entry.raise_after < math.inf
+    is_to_rise = entry.raised is not None and FIRST_WAIT <= entry.raise_after < math.inf
+    return entry.metric is Metric.RPM and is_to_rise
 
 
 def concerns_others(entry: LearntLimit, before: LimitRecord | None) -> bool:
     """Return whether a limit that was learnt from a refusal is that of a try that failed."""
-    return before is not None and before.source is not LimitSource.UNKNOWN and before.limit == entry.limit
+    return before is not None and _is_same(before, entry.limit)
 
 
 def proves_more(entry: LearntLimit, before: LimitRecord) -> bool:
     """Return whether a limit of requests per minute that an answer taught is one that has proven itself."""
-    is_of_minute = not entry.metric.is_daily and not entry.metric.counts_tokens
-    return is_of_minute and before.source is not LimitSource.UNKNOWN and (entry.limit or 0) > before.limit
+    is_known = before.source is not LimitSource.UNKNOWN
+    return entry.metric is Metric.RPM and is_known and (entry.limit or 0) > before.limit
 
 
 def put_off(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
 from llm_router.gemini_http.targets import Protocol
 
@@ -37,9 +38,6 @@ _COUNTED = {
         "total_tokens": "total_tokens",
     },
 }
-_MOST = 10**15
-"""Tokens of which there are fewer in any answer."""
-
 _decode = json.JSONDecoder().raw_decode
 _OBJECT = re.compile(rb"\s*:\s*\{")
 _WORD = re.compile(rb'\s*:\s*"([A-Za-z_]{1,64})"')
@@ -128,7 +126,7 @@ def _counts(stated: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, in
     for name, value in stated.items():
         if value.__class__ is dict:
             found |= _counts(value, names)
-        elif name in names and value.__class__ is int and 0 <= value < _MOST:
+        elif name in names and value.__class__ is int and 0 <= value < MAX_LIMIT:
             field = names[name]
             found[field] = value + (found.get(field, 0) if field == "input_tokens" else 0)
     return found

@@ -48,8 +48,16 @@ _OWN_LABELS = frozenset(("key_id", "model", "outcome", "provider", "type", "work
 
 
 _COUNTED = (
-    *(AttemptEnded, SendEnded, Waiting, Waited, Refused, ScopeEvent),
-    *(LimitLearnt, Reloaded, StoreLost, StoreBack),
+    AttemptEnded,
+    SendEnded,
+    Waiting,
+    Waited,
+    Refused,
+    ScopeEvent,
+    LimitLearnt,
+    Reloaded,
+    StoreLost,
+    StoreBack,
 )
 """What an observer is given; :meth:`PrometheusObserver.observe` says what it counts of each."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -105,63 +105,56 @@ def test_what_one_project_proves_others_try_at_once() -> None:
     assert follow(entry(12), record(10), others, NOW) == expected
 
 
+Learn = Callable[..., Awaitable[list[LimitRecord]]]
+
+
+@pytest.fixture
+def learn(
+    make_router: Callable[..., Router], provider: FakeProvider, pools: Pools, clock: ManualClock
+) -> Learn:
+    """Have the first of two projects with a limit of two try a third request; return what both know then."""
+
+    async def learn(*, admitted: bool) -> list[LimitRecord]:
+        store = MemoryStore(clock=clock)
+        first, second = pool = pools.many(2)
+        for deployment, wait in ((first, 100.0), (second, 200.0)):
+            await store.cool_down(
+                Cooldown.learn(deployment.model_scope, attrs.evolve(entry(2), raise_after=wait))
+            )
+        async with make_router(pool, store=store) as router:
+            clock.shift(150.0)
+            for _ in range(4):
+                assert (await router.send("x")).success
+            clock.shift(15.0)
+            if not admitted:
+                violations = (QuotaViolation(RPM, None),)
+                provider.script(
+                    ProviderError("spent", kind="quota", code=429, charged=False, violations=violations)
+                )
+            assert (await router.send("x")).success is admitted
+        learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
+        return [each for each in learnt if each]
+
+    return learn
+
+
 @pytest.mark.parametrize("admitted", [True, False])
 async def test_what_one_project_is_answered_holds_for_the_other(
-    make_router: Callable[..., Router],
-    provider: FakeProvider,
-    pools: Pools,
-    clock: ManualClock,
-    *,
-    admitted: bool,
+    learn: Learn, clock: ManualClock, *, admitted: bool
 ) -> None:
     """A try that is refused puts off that of the other project; one that is answered brings it about."""
-    store = MemoryStore(clock=clock)
-    first, second = pool = pools.many(2)
-    for deployment, wait in ((first, 100.0), (second, 200.0)):
-        await store.cool_down(
-            Cooldown.learn(deployment.model_scope, attrs.evolve(entry(2), raise_after=wait))
-        )
-    async with make_router(pool, store=store) as router:
-        clock.shift(150.0)
-        for _ in range(4):
-            assert (await router.send("x")).success
-        clock.shift(15.0)
-        if not admitted:
-            violations = (QuotaViolation(RPM, None),)
-            provider.script(
-                ProviderError("spent", kind="quota", code=429, charged=False, violations=violations)
-            )
-        assert (await router.send("x")).success is admitted
-    learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
+    learnt = await learn(admitted=admitted)
     expected = [(3, 5, 10.0), (2, 3, 0.0)] if admitted else [(2, 3, 400.0), (2, 3, 200.0)]
-    assert [
-        (each.limit, each.raised, pytest.approx(each.raise_at - clock.time())) for each in learnt if each
-    ] == [(limit, raised, pytest.approx(wait)) for limit, raised, wait in expected]
+    assert [(each.limit, each.raised, pytest.approx(each.raise_at - clock.time())) for each in learnt] == [
+        (limit, raised, pytest.approx(wait)) for limit, raised, wait in expected
+    ]
 
 
 async def test_too_many_projects_try_each_by_itself(
-    make_router: Callable[..., Router],
-    provider: FakeProvider,
-    pools: Pools,
-    clock: ManualClock,
-    monkeypatch: pytest.MonkeyPatch,
+    learn: Learn, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that are looked at would be put off again and again, by each of those that are not."""
     monkeypatch.setattr("llm_router.engine.learning._OTHERS", 1)
-    store = MemoryStore(clock=clock)
-    first, second = pool = pools.many(2)
-    for deployment, wait in ((first, 100.0), (second, 200.0)):
-        await store.cool_down(
-            Cooldown.learn(deployment.model_scope, attrs.evolve(entry(2), raise_after=wait))
-        )
-    async with make_router(pool, store=store) as router:
-        clock.shift(150.0)
-        for _ in range(4):
-            assert (await router.send("x")).success
-        clock.shift(15.0)
-        refusal = QuotaViolation(RPM, None)
-        provider.script(ProviderError("x", kind="quota", code=429, charged=False, violations=(refusal,)))
-        assert not (await router.send("x")).success
-    learnt = [snapshot.quotas[0].learnt for snapshot in await store.snapshot(pool)]
-    waits = [each.raise_at - clock.time() for each in learnt if each]
+    learnt = await learn(admitted=False)
+    waits = [each.raise_at - clock.time() for each in learnt]
     assert waits == [pytest.approx(200.0), pytest.approx(35.0)]
