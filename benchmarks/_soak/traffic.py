@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from contextlib import suppress
 
 import attrs
 
@@ -68,7 +69,8 @@ class Traffic:
         main = asyncio.ensure_future(work)
         await asyncio.wait([main], timeout=self._ends - self._clock.time())
         main.cancel()
-        await asyncio.gather(main, return_exceptions=True)
+        with suppress(asyncio.CancelledError):  # whatever else it raised is a fault
+            await main
         for began in self._began.values():
             self._note_wait(self._ends - began)
 

@@ -23,6 +23,7 @@ from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.lines import Queued
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
+from llm_router.engine.probes import Probes
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.search import (
@@ -34,6 +35,7 @@ from llm_router.engine.search import (
     uncounted,
     without_feature,
 )
+from llm_router.engine.slow_start import PATIENCE, SLOW_START, SlowStarts
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -73,6 +75,7 @@ class Selector:
         quarantines: The quarantines that this process meets.
         pacer: As given.
         queued: The requests that wait.
+        slow_starts: The limits that are approached in small steps.
     """
 
     def __init__(
@@ -102,7 +105,9 @@ class Selector:
         self.pacer = pacer
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
+        self.slow_starts = SlowStarts(clock, self._ask_again)
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
+        self._probes = Probes()
         self._closed = False
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
@@ -122,7 +127,7 @@ class Selector:
             QuotaExhaustedError: The throttle does not let the request pass in time.
             RouterClosedError: The selector was closed meanwhile.
         """
-        deadline = self._monotonic() + max_wait
+        deadline = send.waits_until = self._monotonic() + max_wait
         # What those have in common that may use the same deployments, and so share a line.
         wish: Hashable = send.order
         if send.unfit or send.features or send.projects:  # the few that have reason to leave some of it out
@@ -175,9 +180,14 @@ class Selector:
         self.look_again()
 
     def look_again(self) -> None:
-        """Have the requests that wait try again now."""
+        """Have the requests that wait try again now: quota came back early."""
         for line in self._lines.values():
             line.notify()
+
+    def _ask_again(self) -> None:
+        """Have the requests that wait try again now: they may be let through."""
+        for line in self._lines.values():
+            line.ring()
 
     def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
         """Go by a pool that has changed: what waits tries again now, and no empty line is kept.
@@ -286,6 +296,8 @@ class Selector:
             self._check_open()
             if self._pool.states is not held:  # a reload, while this request waited for its turn
                 candidates = list(filter(self._pool.holds, candidates))
+            if self.slow_starts.held and send.requests and send.waits_until - self._monotonic() >= PATIENCE:
+                candidates = self._approachable(candidates, refused)
             if candidates:
                 lease = await self._ask(send, candidates, refused)
         finally:
@@ -349,7 +361,7 @@ class Selector:
                 if not self._pool.holds(granted):
                     await self._give_back(reservation_id, [granted], decision.probes)
                     return None
-            granted.observe(decision, now)
+            self._note_grant(send, granted, decision, now)
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
@@ -357,6 +369,26 @@ class Selector:
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
+
+    def _note_grant(self, send: SendState, state: DeploymentState, decision: Decision, now: float) -> None:
+        state.observe(decision, now)
+        if decision.probes:
+            self._probes.granted(decision.probes)
+        if state.slow_start is not None and send.requests:
+            self.slow_starts.granted(state.slow_start, decision.headroom)
+
+    def _approachable(
+        self, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
+    ) -> list[DeploymentState]:
+        """Return the candidates whose limit is not to be left alone; add the others to ``refused``."""
+        now, approachable = self._clock.time(), []
+        for state in candidates:
+            until = self.slow_starts.until(state.slow_start, now)
+            if until <= now:
+                approachable.append(state)
+            else:
+                refused[state] = Refusal(state.deployment, SLOW_START, until, until)
+        return approachable
 
     async def _give_back(
         self, reservation_id: str, candidates: list[DeploymentState], probes: tuple[Cooldown, ...] = ()
@@ -397,6 +429,7 @@ class Selector:
         try:
             for refusal in refusals:
                 if refusal.cooldown is None or not await self.quarantines.reopen(refusal, now):
+                    refusal = self._probes.hasten(refusal, now)  # noqa: PLW2901 - as it is from here on
                     state = self._pool.note_refusal(refusal, now)
                     if state is not None:
                         refused[state] = refusal

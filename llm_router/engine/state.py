@@ -41,6 +41,7 @@ class SendState:
         urgency: Whether it waits among the interactive requests or behind them.
         tenant: The tenant that it is made for; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
+        waits_until: Until when it waits for capacity, on the monotonic clock.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
         tried: The deployments they were made on.
@@ -70,6 +71,7 @@ class SendState:
     urgency: Urgency = "interactive"
     tenant: str | None = None
     request_id: str = ""
+    waits_until: float = 0.0
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)
     tried: set[DeploymentState] = attrs.field(factory=set)

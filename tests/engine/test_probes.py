@@ -189,3 +189,57 @@ async def test_an_answer_that_takes_no_quota_ends_no_outage(clock: ManualClock, 
             assert await router.count_tokens("x")
         cooling = [status["in_cooldown"] for status in await router.get_all_key_statuses()]
         assert sum(cooling) == 2
+
+
+async def test_one_that_waits_for_less_than_a_minute_waits_for_the_answer_to_a_probe(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, pools: Pools
+) -> None:
+    """Here and in another process: the store's word that the probe may take a minute is no reason to give up."""
+    store, pool = MemoryStore(clock=clock), [pools.one()]
+    gate = asyncio.Event()
+    async with make_router(pool, store=store) as router, make_router(pool, store=store) as other:
+        provider.script(MISSING)
+        assert not (await router.send("x")).success
+        assert not (await other.send("x")).success  # so that it has met the quarantine
+        clock.shift(300.0)
+        provider.script(gate)
+        probe = asyncio.create_task(router.send("x"))
+        await settle()
+        tasks = [asyncio.create_task(each.send("x", max_wait=10.0)) for each in (router, other)]
+        await clock.advance(2.0)
+        assert len(provider.calls) == 2
+        assert not any(task.done() for task in tasks)
+        gate.set()
+        await clock.advance(3.5)
+        assert probe.done()
+        assert all(task.done() and task.result().success for task in tasks)
+
+
+async def test_one_that_waits_for_a_probe_gives_up_when_its_time_is_over(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, pools: Pools
+) -> None:
+    async with make_router([pools.one()]) as router:
+        await _quarantine(router, provider, clock)
+        provider.script(asyncio.Event())
+        probe = asyncio.create_task(router.send("x"))
+        await settle()
+        task = asyncio.create_task(router.send("x", max_wait=10.0))
+        await clock.advance(8.0)
+        assert not task.done()
+        await clock.advance(2.1)
+        assert task.done()
+        assert 0.0 < task.result().retry_after <= 60.0
+        probe.cancel()
+        await asyncio.gather(probe, return_exceptions=True)
+
+
+async def test_a_cooldown_that_was_imposed_anew_is_no_probe(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, pools: Pools
+) -> None:
+    """Who cannot be served in time is told at once."""
+    async with make_router([pools.one()], max_retries=0) as router:
+        await _quarantine(router, provider, clock, 2)
+        provider.script(MISSING)
+        assert not (await router.send("x")).success
+        response = await router.send("x", max_wait=10.0)
+        assert response.retry_after == pytest.approx(7_200.0, abs=1.0)
