@@ -3,7 +3,7 @@
 Gemini's tokenizer needs a vocabulary that must be downloaded, so the text is weighed by the classes of its
 characters instead: a token is about five letters in prose, one digit in numbers, and little more than one
 character in base64 and CJK. The weights are set by hand; they err upwards on code, identifiers and dense
-text. The engine corrects the rest with a factor learnt for each model.
+text. The engine corrects the rest with factors learnt for each model.
 """
 
 from __future__ import annotations

@@ -9,7 +9,15 @@ from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
 from llm_router.providers.base import Reply
 
-__all__ = ["TokenCorrection", "understood"]
+__all__ = ["OTHER", "TEXT", "TokenCorrection", "kind_of", "understood"]
+
+TEXT, OTHER = 0, 1
+"""The kinds of content: nothing but text, and what has something else among it. Estimates of images, sound
+and structured data are wrong by other factors than those of text."""
+
+_TEXT_FIELDS = frozenset({"text", "parts", "role"})
+_DEEPEST = 3
+"""A list of contents, a content, its list of parts, a part."""
 
 _LOWEST, _HIGHEST = 0.25, 4.0
 _RISE, _FALL = 0.15, 0.005
@@ -17,8 +25,19 @@ _RISE, _FALL = 0.15, 0.005
 has more tokens than are reserved: few of these are sent into the last of a quota, and refused."""
 
 
+def kind_of(contents: object, depth: int = 0) -> int:
+    """Return the kind of the contents of a request: :data:`TEXT` or :data:`OTHER`."""
+    if contents.__class__ is str:
+        return TEXT
+    if isinstance(contents, list | tuple) and depth <= _DEEPEST:
+        return max((kind_of(each, depth + 1) for each in contents), default=TEXT)
+    if isinstance(contents, dict) and contents.keys() <= _TEXT_FIELDS and depth <= _DEEPEST:
+        return max((kind_of(each, depth + 1) for each in contents.values()), default=TEXT)
+    return OTHER
+
+
 class TokenCorrection:
-    """A factor for one model, learnt from the provider's counts.
+    """A factor for one model and kind of content, learnt from the provider's counts.
 
     It rises much faster than it falls, so that it is near the highest counts: reserving too little earns
     refusals, reserving too much is given back when the request is settled.

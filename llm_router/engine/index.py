@@ -201,7 +201,7 @@ class Group:
         parked: A heap of (until, sequence, state); entries of deployments that woke early stay for a while.
         avoided_until: Seconds since the epoch at which the last ``avoided_until`` of its deployments ends.
         breaker: The provider's circuit breaker.
-        correction: The model's correction of token estimates.
+        corrections: The model's corrections of token estimates, by kind of content.
         overload: Whether the model is out of service.
     """
 
@@ -210,7 +210,7 @@ class Group:
         "_rings",
         "avoided_until",
         "breaker",
-        "correction",
+        "corrections",
         "methods",
         "model",
         "overload",
@@ -234,7 +234,7 @@ class Group:
         self.model = model
         self.methods = methods
         self.breaker = upstream.breaker
-        self.correction = upstream.correction(model)
+        self.corrections = upstream.corrections(model)
         self.overload = Overload()
         self.states: list[DeploymentState] = []
         self.ready: list[tuple[int, Ring]] = []
@@ -305,7 +305,7 @@ class Group:
     def copy(self) -> Group:
         """Return a copy with deployments of its own, to try out what a draw would return.
 
-        Only what belongs to the provider is shared: its circuit breaker and the correction of estimates.
+        Only what belongs to the provider is shared: its circuit breaker and the corrections of estimates.
         """
         group = Group(self.upstream, self.workload, self.model, self._make_ring, self.methods)
         twins = {state: copy(state) for state in self.states}

@@ -42,7 +42,7 @@ def choose(order: FallbackOrder, strategy: SelectionStrategy, now: float) -> lis
 def demand_on(send: SendState, states: Iterable[DeploymentState]) -> Demand:
     """Return what a reserve that may choose among ``states`` takes: the largest estimate among them."""
     groups = {state.group for state in states}
-    tokens = max(send.tokens[group.upstream] * group.correction.factor for group in groups)
+    tokens = max(send.tokens[group.upstream] * group.corrections[send.kind].factor for group in groups)
     return Demand(1, round(tokens) or 1)
 
 

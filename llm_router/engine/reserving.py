@@ -566,7 +566,7 @@ def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:
     groups = order_groups if len(order_groups) == 1 else {state.group for state in candidates}
     tokens = 0.0
     for group in groups:
-        needed = send.tokens[group.upstream] * group.correction.factor
+        needed = send.tokens[group.upstream] * group.corrections[send.kind].factor
         if needed > tokens:  # noqa: PLR1730 - three times as fast as max(), and in every send
             tokens = needed
     return Demand(1, round(tokens) or 1)

@@ -21,7 +21,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
-from llm_router.engine.estimates import understood
+from llm_router.engine.estimates import kind_of, understood
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
@@ -279,6 +279,7 @@ class Sender:
         began = self.now()
         send = SendState(relayed.request, order, tokens, limit, wait, ttl, began, None, model, words)
         send.relayed, send.requests, send.projects = relayed, relayed.requests, projects
+        send.kind = kind_of(relayed.request.contents)
         if self.judge.pool.features_until:
             self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
@@ -359,6 +360,7 @@ class Sender:
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
+        send.kind = kind_of(request.contents)
         if self.judge.pool.features_until:
             self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
@@ -650,8 +652,9 @@ class OpenAttempt:
             if state.slow_start is not None and self._send.requests:
                 self._sender.selector.slow_starts.answered(state.slow_start, is_last=self._lease.is_last)
             counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
-            if counted and self._send.requests and counted != estimate * group.correction.factor:
-                group.correction.learn(estimate, counted)
+            correction = group.corrections[self._send.kind]
+            if counted and self._send.requests and counted != estimate * correction.factor:
+                correction.learn(estimate, counted)
         elif not isinstance(outcome, SendError):
             raise self._lease.state.group.upstream.no_reply(outcome, streamed=False)
 

@@ -10,6 +10,7 @@ import attrs
 
 from llm_router.domain.request import Request, Urgency
 from llm_router.domain.response import Attempt, Response
+from llm_router.engine.estimates import TEXT
 from llm_router.engine.index import DeploymentState, FallbackOrder, Group
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import ProviderError
@@ -41,6 +42,7 @@ class SendState:
         urgency: Whether it waits among the interactive requests or behind them.
         tenant: The tenant that it is made for; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
+        kind: The kind of its content, by which token estimates are corrected.
         waits_until: Until when it waits for capacity, on the monotonic clock.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
@@ -71,6 +73,7 @@ class SendState:
     urgency: Urgency = "interactive"
     tenant: str | None = None
     request_id: str = ""
+    kind: int = TEXT
     waits_until: float = 0.0
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)

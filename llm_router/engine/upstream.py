@@ -52,7 +52,7 @@ class Upstream:
     name: str
     provider: Provider
     breaker: CircuitBreaker = attrs.field(factory=CircuitBreaker, init=False)
-    _corrections: dict[str, TokenCorrection] = attrs.field(factory=dict, init=False, repr=False)
+    _corrections: dict[str, tuple[TokenCorrection, ...]] = attrs.field(factory=dict, init=False, repr=False)
 
     @property
     def reports_dispatch(self) -> bool:
@@ -85,9 +85,9 @@ class Upstream:
             failure = own_error(self.provider, "features", error)
         raise failure
 
-    def correction(self, model: str) -> TokenCorrection:
-        """Return the correction of token estimates for ``model``, always the same one."""
-        return self._corrections.setdefault(model, TokenCorrection())
+    def corrections(self, model: str) -> tuple[TokenCorrection, ...]:
+        """Return the corrections of estimates for ``model`` by kind of content, always the same ones."""
+        return self._corrections.setdefault(model, (TokenCorrection(), TokenCorrection()))
 
     def stream(
         self, deployment: Deployment, request: Request, dispatched: Callable[[], None]

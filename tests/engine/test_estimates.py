@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
-from llm_router.engine.estimates import TokenCorrection, understood
+from llm_router.engine.estimates import OTHER, TEXT, TokenCorrection, kind_of, understood
 from llm_router.engine.sending import is_plain
 from llm_router.providers.base import Reply
 
@@ -25,6 +25,30 @@ def _after(*counts: tuple[int, int]) -> float:
     for estimate, counted in counts:
         correction.learn(estimate, counted)
     return correction.factor
+
+
+def test_contents_are_text_or_have_something_else_among_them() -> None:
+    """Estimates of both kinds are corrected apart."""
+    image = {"inline_data": {"mime_type": "image/png", "data": b""}}
+    texts: tuple[object, ...] = (
+        "text",
+        "",
+        [],
+        {},
+        ["one", "two"],
+        {"text": "one"},
+        [{"role": "user", "parts": [{"text": "one"}]}, {"role": "model", "parts": ["two"]}],
+    )
+    others: tuple[object, ...] = (
+        ["one", object()],
+        [{"role": "user", "parts": [{"text": "what is this?"}, image]}],
+        image,
+        {"parts": [{"functionResponse": {}}]},
+        [[[[[["deep"]]]]]],
+        None,
+    )
+    assert {kind_of(each) for each in texts} == {TEXT}
+    assert {kind_of(each) for each in others} == {OTHER}
 
 
 def test_an_exact_estimate_is_not_corrected() -> None:

@@ -36,6 +36,7 @@ from llm_router import (
     Weighted,
 )
 from llm_router.domain.limits import LearntLimit
+from llm_router.engine.estimates import TEXT
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def state_of(router: Router, store: MemoryStore) -> list[Any]:
         rings: dict[int, Any] = dict(group._rings)
         found += [(priority, ring.cursor, list(ring.states)) for priority, ring in rings.items()]
         found += [list(group.ready), list(group.parked), group.avoided_until, copy.copy(group.breaker)]
-        found += [group.correction.factor]
+        found += [group.corrections[TEXT].factor]
     for order in router._sender.orders.values():
         found += [step.turn for tier in order.tiers for step in tier]
     for state in router.keys.pool:

@@ -203,6 +203,20 @@ async def test_a_provider_that_estimates_nothing_loses_no_answer(make_router: Ma
         assert (await router.send("x")).text == "ok"
 
 
+class Demanding(MemoryStore):
+    """A store in memory that remembers what was to be reserved."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.demands: list[Demand] = []
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        self.demands.append(demand)
+        return await super().reserve(reservation_id, candidates, demand, ttl)
+
+
 class TwoShards(MemoryStore):
     """A store of two shards: those of the even and the odd keys."""
 
@@ -283,3 +297,21 @@ async def test_a_streamed_turn_may_be_left_by_another_task(make_router: MakeRout
         await stream.__aenter__()
         await asyncio.create_task(stream.__aexit__(None, None, None))
         assert (await asyncio.wait_for(conversation.send("three"), 5)).success
+
+
+async def test_what_images_teach_about_estimates_does_not_change_those_of_texts(
+    clock: ManualClock,
+) -> None:
+    """A prompt with an image may take ten times what was estimated; the next text is reserved as before."""
+    store = Demanding(clock=clock)
+    provider = FakeProvider()
+    image = {"role": "user", "parts": [{"inline_data": {"mime_type": "image/png", "data": b"x"}}]}
+    async with Router([deployment("a", rpm=100)], store=store, provider=provider, clock=clock) as router:
+        for _ in range(20):
+            provider.script(Reply("a cat", Usage(input_tokens=5_000)))
+            await router.send([image])
+        await router.send("one word")
+        estimate = provider.estimate_tokens(Request(contents="one word"))
+        assert store.demands[-1].tokens == estimate
+        await router.send([image])
+        assert store.demands[-1].tokens > provider.estimate_tokens(Request(contents=[image]))

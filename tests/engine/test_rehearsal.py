@@ -9,6 +9,7 @@ import pytest
 
 from llm_router import LeastLoaded, Metric, Quota, Refill
 from llm_router.domain.limits import LimitRecord, LimitSource
+from llm_router.engine.estimates import TEXT
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.rehearsal import choose, demand_on, room_at
 from llm_router.stores.base import QuotaSnapshot, Refusal
@@ -80,7 +81,7 @@ def test_the_demand_is_the_largest_estimate(
     """Among several models the one that may count most decides how many tokens are reserved."""
     pool = make_pool([pools.one("model-a"), pools.one("model-b")])
     first, second = pool
-    second.group.correction.factor = 2.5
+    second.group.corrections[TEXT].factor = 2.5
     send = make_send(make_order(pool), tokens=10)
     assert demand_on(send, [first]).tokens == 10
     assert demand_on(send, [first, second]).tokens == 25

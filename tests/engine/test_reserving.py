@@ -11,6 +11,7 @@ import pytest
 
 from llm_router import Cooldown, Demand, Deployment, MemoryStore, StoreError, StoreUnavailableError
 from llm_router.domain.quota import GUARD
+from llm_router.engine.estimates import TEXT
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import DispatchGate, Lease, Selector, new_reservation_id
@@ -214,7 +215,7 @@ async def test_the_demand_uses_the_largest_correction(
     pool = make_pool([low, high, other])
     factors = {low: 0.5, high: 2.5, other: 4.0}
     for deployment, factor in factors.items():
-        pool.states[deployment].group.correction.factor = factor
+        pool.states[deployment].group.corrections[TEXT].factor = factor
     pool.cool_down(Cooldown(other.model_scope, math.inf, "gone"))
     await make_selector(pool, store).acquire(make_send(make_order(pool), tokens=100), 0.0)
     assert set(store.asked[0].candidates) == {low, high}
@@ -239,7 +240,7 @@ async def test_the_demand_uses_the_estimate_of_each_provider(
     send = make_send(make_order(pool))
     for deployment, estimate, factor in ((near, 100, 1.2), (far, 30, 3.0)):
         group = pool.states[deployment].group
-        send.tokens[group.upstream], group.correction.factor = estimate, factor
+        send.tokens[group.upstream], group.corrections[TEXT].factor = estimate, factor
     await make_selector(pool, store).acquire(send, 0.0)
     assert store.asked[0].demand == Demand(1, 120)
 
@@ -254,7 +255,7 @@ async def test_a_demand_is_at_least_one_token(
 ) -> None:
     """A correction below 1 does not round a demand down to 0 tokens."""
     pool = make_pool([make_deployment()])
-    next(iter(pool)).group.correction.factor = 0.25
+    next(iter(pool)).group.corrections[TEXT].factor = 0.25
     await make_selector(pool, store).acquire(make_send(make_order(pool), tokens=1), 0.0)
     assert store.asked[0].demand == Demand(1, 1)
 

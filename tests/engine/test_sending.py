@@ -36,6 +36,7 @@ from llm_router import (
 from llm_router.domain.clock import sleep
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
+from llm_router.engine.estimates import TEXT
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.judging import Judge
@@ -699,7 +700,7 @@ async def test_each_provider_makes_its_own_estimate(
     await sender.send("hello")
     assert store.demands == [Demand(1, 50)]
     assert await used(store, near_and_far[0]) == [1, 30]
-    assert [state.group.correction.factor for state in sender.judge.pool] == [1.0, 1.0]
+    assert [state.group.corrections[TEXT].factor for state in sender.judge.pool] == [1.0, 1.0]
 
 
 async def test_a_provider_that_a_request_cannot_reach_is_not_asked(

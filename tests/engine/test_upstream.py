@@ -206,6 +206,6 @@ async def test_the_error_of_a_plain_provider_is_raised(make_deployment: MakeDepl
 def test_each_model_has_one_correction() -> None:
     """All deployments of a provider's model share one correction, which no other model has."""
     upstream = Upstream("gemini", FakeProvider())
-    assert upstream.correction("flash") is upstream.correction("flash")
-    assert upstream.correction("flash") is not upstream.correction("pro")
-    assert upstream.correction("flash") is not Upstream("other", FakeProvider()).correction("flash")
+    assert upstream.corrections("flash") is upstream.corrections("flash")
+    assert upstream.corrections("flash") is not upstream.corrections("pro")
+    assert upstream.corrections("flash") is not Upstream("other", FakeProvider()).corrections("flash")
