@@ -1,13 +1,14 @@
 """Reading on the way what an answer says of itself: its usage, why it ended, an error in place of a piece.
 
-The bytes are searched, and only the usage in them is decoded: they are passed on as they came.
+The bytes are searched, and passed on as they came. What is found counts only where it stands: a name inside a
+text, or among the arguments of a function, is the model's and says nothing of the answer.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from llm_router.domain.quota import MAX_LIMIT
@@ -16,11 +17,15 @@ from llm_router.gemini_http.targets import Protocol
 
 __all__ = ["AnswerScanner"]
 
-_KEPT = 16_384
-"""Bytes of the answer that are looked at again with the next piece, since what is read may be cut in two."""
+_KEPT = 1024
+"""Most bytes of a name and its value that are kept for the next piece, if they are cut in two."""
 
-_USAGE = {Protocol.GEMINI: b'"usageMetadata"', Protocol.OPENAI: b'"usage"'}
-_FINISH = {Protocol.GEMINI: b'"finishReason"', Protocol.OPENAI: b'"finish_reason"'}
+_SMALL = 16_384
+"""Most bytes of a piece that is parsed if it is whole, since that takes less time than searching it."""
+
+_ERROR_KEPT = 65_536
+"""Most bytes of an error that are kept."""
+
 _COUNTED = {
     Protocol.GEMINI: {
         "promptTokenCount": "input_tokens",
@@ -38,19 +43,54 @@ _COUNTED = {
         "total_tokens": "total_tokens",
     },
 }
-_decode = json.JSONDecoder().raw_decode
-_OBJECT = re.compile(rb"\s*:\s*\{")
-_WORD = re.compile(rb'\s*:\s*"([A-Za-z_]{1,64})"')
-_BLOCKED = re.compile(rb'"blockReason"\s*:\s*"([A-Z_]{1,64})"')
-_ERROR = re.compile(rb'^[\s\x00]*(?:data:)?\s*\[?\s*\{\s*"error"\s*:\s*\{')
-_LATER_ERROR = re.compile(rb'(?:^|\n)(?:data:[ \t]*)?\[?\{\s*"error"\s*:\s*\{')
-"""An event, or an item of an array that begins a line: inside an answer a line never begins so."""
-_DONE = re.compile(rb"(?:^|\n)data:\s*\[DONE\]")
-_MODEL = re.compile(rb'"modelVersion"\s*:\s*"([^"\\]{1,128})"')
+
+_ROOT, _CHILD = 1, 2
+"""Braces around what an answer says of itself, and around what it says of a candidate or a choice."""
+
+_PLACES = {
+    Protocol.GEMINI: {
+        "usageMetadata": _ROOT,
+        "modelVersion": _ROOT,
+        "finishReason": _CHILD,
+        "blockReason": _CHILD,
+    },
+    Protocol.OPENAI: {"usage": _ROOT, "finish_reason": _CHILD},
+}
+
+_ESCAPES = rb'(?:\\.[^"\\]*+)*'
+
+
+def _token(names: Iterable[str]) -> re.Pattern[bytes]:
+    """Return what skips all that is of no interest, and matches a brace (1) or one of some names (2).
+
+    With the name, its value is matched if it is a string (3) or a number (4). No group is matched at the end,
+    at a string that may be cut in two, and at a long one, which is left to what is faster.
+    """
+    name = "|".join(names).encode()
+    string = rb'[^"\\]{0,%d}+%b' % (_KEPT, _ESCAPES)
+    return re.compile(
+        rb'(?:[^"{}]++|"(?!(?:' + name + rb')")' + string + rb'")*'
+        rb'(?:([{}])|"(' + name + rb')"\s*+(?:(?=[,}\]])|:\s*+(?:(?=[\[{tfn])'
+        rb'|"(' + string + rb')"|([-\d][^\s,}\]]*+)(?=\s*+[,}\]])))|)',
+        re.DOTALL,
+    )
+
+
+_TOKENS = {each: _token([*_PLACES[each], *_COUNTED[each]]) for each in Protocol}
+_BRACE, _NAME, _STRING, _NUMBER = 1, 2, 3, 4
+_STRING_END = re.compile(rb'[^"\\]*+' + _ESCAPES, re.DOTALL)
+_ERROR = re.compile(rb'\{\s*+"error"\s*+:\s*+\{')
+_MAYBE_ERROR = re.compile(rb'\{\s{0,64}+(?:"[eor]{0,5}"?\s{0,64}+:?\s{0,64}+)?\Z')
+_REASON = re.compile(r"[A-Za-z_]{1,64}")
+_MODEL = re.compile(r"[^\\]{1,128}")
+_DONE = re.compile(rb"\ndata:\s*+\[DONE\]")
+_DONE_KEPT = 32
+_DIGITS = 16
+"""Digits of a number that are read: with so many it is larger than any count."""
 
 
 class AnswerScanner:
-    """Reads one answer while it passes.
+    """Reads one answer while it passes: an object, or many, as events or as the items of an array.
 
     Args:
         protocol: The protocol of the answer.
@@ -64,9 +104,15 @@ class AnswerScanner:
     """
 
     def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-        self._tail = b""
-        self._is_first = True
+        self._places = _PLACES[protocol]
+        self._counted = _COUNTED[protocol]
+        self._match_token: Callable[[bytes, int], Any] = _TOKENS[protocol].match  # matches always
+        self._may_say_done = protocol is Protocol.OPENAI
+        self._kept = b""
+        self._tail = b"\n"
+        self._depth = 0
+        self._is_in_string = False
+        self._counts: dict[str, int] | None = None  # those of the usage that is being read
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.model: str | None = None
@@ -75,58 +121,129 @@ class AnswerScanner:
 
     def feed(self, piece: bytes) -> None:
         """Read the next piece."""
-        window = self._tail + piece
-        self._read_error(window, piece)
-        self._read_usage(window)
-        self._read_end(window)
-        self._tail = window[-_KEPT:]
-
-    def _read_error(self, window: bytes, piece: bytes) -> None:
         if self.error is not None:
-            self.error += piece
+            self.error = (self.error + piece)[:_ERROR_KEPT]
             return
-        found = _ERROR.match(window) if self._is_first else None
-        if found is None and b'"error"' in window:
-            found = _LATER_ERROR.search(window)
-        self._is_first = self._is_first and len(window) < _KEPT
-        if found is not None:
-            self.error = window[window.index(b"{", found.start()) :]
+        if self._may_say_done and not self.is_complete:
+            self._read_done(piece)
+        if self._kept or self._depth or self._is_in_string or not self._read_whole(piece):
+            window = self._kept + piece
+            self._kept = window[self._read(window) :]
 
-    def _read_usage(self, window: bytes) -> None:
-        name = _USAGE[self._protocol]
-        at = window.rfind(name)
-        begin = _OBJECT.match(window, at + len(name)) if at >= 0 and window[at - 1 : at] != b"\\" else None
-        if begin is None:
-            return
+    def _read_whole(self, piece: bytes) -> bool:
+        """Read a piece if it is an object, or an event with one; return whether it is."""
+        if len(piece) > _SMALL:
+            return False
         try:
-            stated, _ = _decode(window[begin.end() - 1 : at + _KEPT].decode("utf-8", "replace"))
-            counts = _counts(stated, _COUNTED[self._protocol])
+            answer = json.loads(piece.removeprefix(b"data:"))
         except (ValueError, RecursionError):
-            return  # cut in two: the rest comes with the next piece
-        if counts:
-            self.usage = Usage(**counts)
+            return False
+        if answer.__class__ is not dict:
+            return False
+        if answer.get("error").__class__ is dict and next(iter(answer)) == "error":
+            self.error = piece[piece.index(b"{") :]
+        else:
+            self._read_answer(answer)
+        return True
 
-    def _read_end(self, window: bytes) -> None:
-        name = _FINISH[self._protocol]
-        at = window.rfind(name)
-        found = _WORD.match(window, at + len(name)) if at >= 0 and window[at - 1 : at] != b"\\" else None
-        if found is None and self.finish_reason is None and b'"blockReason"' in window:
-            found = _BLOCKED.search(window)
-        if found is not None:
-            self.finish_reason, self.is_complete = found[1].decode(), True
-        if self._protocol is Protocol.OPENAI:
-            self.is_complete = self.is_complete or _DONE.search(window) is not None
-        elif self.model is None and (model := _MODEL.search(window)):
-            self.model = model[1].decode("utf-8", "replace")
+    def _read_answer(self, answer: Mapping[str, Any]) -> None:
+        for name, value in answer.items():
+            if name not in self._places:
+                for child in value if value.__class__ is list else (value,):
+                    if child.__class__ is dict:
+                        self._read_child(child)
+            elif value.__class__ is dict:
+                self._take_usage(dict(_numbers(value)))
+            elif value.__class__ is str:
+                self._take_word(_ROOT, name, value)
+
+    def _read_child(self, child: Mapping[str, Any]) -> None:
+        for name, value in child.items():
+            if value.__class__ is str:
+                self._take_word(_CHILD, name, value)
+
+    def _read(self, window: bytes) -> int:
+        """Read what there is; return from where on it must be read again with the next piece."""
+        at = self._leave_string(window, 0) if self._is_in_string else 0
+        while not self._is_in_string:
+            found = self._match_token(window, at)
+            at, kind = int(found.end()), found.lastindex
+            if kind == _BRACE:
+                if not self._read_brace(window, at - 1):
+                    return at - 1
+            elif kind is not None:
+                self._read_name(found, is_object=window.startswith(b"{", at))
+            elif len(window) - at <= _KEPT:
+                return at
+            else:
+                at = self._leave_string(window, at + 1)
+        return at
+
+    def _leave_string(self, window: bytes, at: int) -> int:
+        """Return where the string ends that one is in; it may do so in a later piece."""
+        end = window.find(b'"', at)
+        end = len(window) if end < 0 else end
+        if window.find(b"\\", at, end) >= 0 and (found := _STRING_END.match(window, at)):
+            end = found.end()
+        self._is_in_string = not window.startswith(b'"', end)
+        return end if self._is_in_string else end + 1
+
+    def _read_brace(self, window: bytes, at: int) -> bool:
+        """Return whether there is more to be read behind it now."""
+        if window[at] == ord("}"):
+            self._depth = max(0, self._depth - 1)
+            if self._depth == _ROOT and self._counts is not None:
+                self._take_usage(self._counts)
+                self._counts = None
+            return True
+        if not self._depth:
+            if _ERROR.match(window, at):
+                self.error = window[at:][:_ERROR_KEPT]
+            if self.error is not None or _MAYBE_ERROR.match(window, at):
+                return False
+        self._depth += 1
+        return True
+
+    def _read_name(self, found: re.Match[bytes], *, is_object: bool) -> None:
+        name, number = found[_NAME].decode(), found[_NUMBER]
+        if self._counts is not None:
+            if number is not None and number.isdigit():
+                self._counts[name] = int(number[:_DIGITS])
+        elif found[_STRING] is not None:
+            self._take_word(self._depth, name, found[_STRING].decode("utf-8", "replace"))
+        elif is_object and self._depth == _ROOT == self._places.get(name):
+            self._counts = {}
+
+    def _take_word(self, depth: int, name: str, word: str) -> None:
+        if self._places.get(name) != depth:
+            return
+        if depth == _ROOT:
+            if name == "modelVersion" and self.model is None and _MODEL.fullmatch(word):
+                self.model = word
+        elif _REASON.fullmatch(word):
+            if name != "blockReason" or self.finish_reason is None:
+                self.finish_reason = word
+            self.is_complete = True
+
+    def _take_usage(self, counts: Mapping[str, int]) -> None:
+        fields: dict[str, int] = {}
+        for name, count in counts.items():
+            field = self._counted.get(name)
+            if field is not None and 0 <= count < MAX_LIMIT:
+                fields[field] = fields.get(field, 0) + count
+        if fields:
+            self.usage = Usage(**fields)
+
+    def _read_done(self, piece: bytes) -> None:
+        self._tail += piece
+        self.is_complete = _DONE.search(self._tail) is not None
+        self._tail = self._tail[-_DONE_KEPT:]
 
 
-def _counts(stated: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, int]:
-    """Return the counts of tokens in a usage, and in what is inside it, by the fields of :class:`Usage`."""
-    found: dict[str, int] = {}
+def _numbers(stated: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers in an object, and in those inside it."""
     for name, value in stated.items():
-        if value.__class__ is dict:
-            found |= _counts(value, names)
-        elif name in names and value.__class__ is int and 0 <= value < MAX_LIMIT:
-            field = names[name]
-            found[field] = value + (found.get(field, 0) if field == "input_tokens" else 0)
-    return found
+        if value.__class__ is int:
+            yield name, value
+        elif value.__class__ is dict:
+            yield from _numbers(value)

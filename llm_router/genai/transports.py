@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import time
 import weakref
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Self
 
 from google import genai
@@ -64,7 +67,23 @@ class _Pieces:
         self._passage = passage
         self._bridge = bridge  # so that it outlives the answer
         self._request = request
+        self._when_closed: Callable[[], None] | None = None
         weakref.finalize(self, passage.abandon).atexit = False
+
+    def note_time(self, response: Any, began: float) -> None:
+        """Have the response, which these are the body of, tell how long it took when it is closed."""
+        known = weakref.ref(response)  # no cycle, so that what is left is collected at once
+
+        def note() -> None:
+            if (response := known()) is not None:
+                response.elapsed = _since(began)
+
+        self._when_closed = note
+
+    def _close(self) -> None:
+        if self._when_closed is not None:
+            self._when_closed()
+        self._passage.abandon()
 
 
 class _BlockingPieces(_Pieces):
@@ -83,7 +102,7 @@ class _BlockingPieces(_Pieces):
         raise failure
 
     def close(self) -> None:
-        self._passage.abandon()
+        self._close()
 
 
 class _AsyncPieces(_Pieces):
@@ -102,7 +121,7 @@ class _AsyncPieces(_Pieces):
         raise failure
 
     async def aclose(self) -> None:
-        self._passage.abandon()
+        self._close()
 
 
 class _Transport:
@@ -152,12 +171,15 @@ class _Transport:
     def _response(self, request: Any, begun: Begun, passage: Any) -> Any:
         origin = f"{request.url.scheme}://{request.url.netloc.decode('ascii')}"
         headers = with_origin(begun.head.headers, origin)
-        if begun.body is not None:
-            response = self._lib.Response(begun.head.status, headers=headers, content=begun.body)
-            response.encoding = "utf-8"  # JSON's: looking for it in the headers takes longer than decoding
-            return response
-        pieces = self._pieces(self._lib, passage, self._bridge, request)
-        return self._lib.Response(begun.head.status, headers=headers, stream=pieces)
+        status = begun.head.status
+        if begun.body is None:
+            pieces = self._pieces(self._lib, passage, self._bridge, request)
+            return self._lib.Response(status, headers=headers, stream=pieces, extensions=_extensions(status))
+        headers = (*headers, ("content-length", str(len(begun.body))))
+        body = self._lib.ByteStream(begun.body)
+        response = self._lib.Response(status, headers=headers, stream=body, extensions=_extensions(status))
+        response.encoding = "utf-8"  # JSON's: looking for it in the headers takes longer than decoding
+        return response
 
 
 class _BlockingTransport(_Transport):
@@ -199,11 +221,16 @@ class _Client:
 
     _lib: Any
     _router_transport: Any
+    event_hooks: Any  # the library's
 
     def __init__(self, transport: Any) -> None:
         # The SDK's own clients have no timeout either, unless a request has one.
         super().__init__(transport=transport, timeout=None, trust_env=False)  # type: ignore[call-arg]  # below
         self._router_transport = transport
+
+    def _takes(self, request: Any) -> bool:
+        """Return whether a request needs nothing of the library."""
+        return _AS_IT_IS in request.extensions and not any(self.event_hooks.values())
 
     def build_request(self, method: str, url: Any, *, timeout: Any = None, **given: Any) -> Any:
         named = {name: value for name, value in given.items() if value is not None}
@@ -215,23 +242,31 @@ class _Client:
 
 class _BlockingClient(_Client):
     def send(self, request: Any, *, stream: bool = False, **given: Any) -> Any:
-        if _AS_IT_IS not in request.extensions:
+        if not self._takes(request):
             return super().send(request, stream=stream, **given)  # type: ignore[misc]
+        began = time.perf_counter()
         response = self._router_transport.handle_request(request)
         response.request = request
-        if not stream:
+        if stream and isinstance(response.stream, _Pieces):
+            response.stream.note_time(response, began)
+        else:
             response.read()
+            response.elapsed = _since(began)
         return response
 
 
 class _AsyncClient(_Client):
     async def send(self, request: Any, *, stream: bool = False, **given: Any) -> Any:
-        if _AS_IT_IS not in request.extensions:
+        if not self._takes(request):
             return await super().send(request, stream=stream, **given)  # type: ignore[misc]
+        began = time.perf_counter()
         response = await self._router_transport.handle_async_request(request)
         response.request = request
-        if not stream:
+        if stream and isinstance(response.stream, _Pieces):
+            response.stream.note_time(response, began)
+        else:
             await response.aread()
+            response.elapsed = _since(began)
         return response
 
 
@@ -248,6 +283,17 @@ def _types(lib: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         lambda *options: client(transport(lib, pieces, *options)),
         lambda *options: async_client(async_transport(lib, async_pieces, *options)),
     )
+
+
+@cache
+def _extensions(status: int) -> dict[str, Any]:
+    """Return what a transport says of an answer beside its status."""
+    reason = next((each.phrase for each in HTTPStatus if each == status), "")
+    return {"http_version": b"HTTP/1.1", "reason_phrase": reason.encode()}
+
+
+def _since(began: float) -> timedelta:
+    return timedelta(seconds=time.perf_counter() - began)
 
 
 def _exchange(request: Any, body: bytes) -> Exchange:

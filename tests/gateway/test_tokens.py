@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,30 @@ async def test_wrong_tokens_are_refused_and_slowed_down(guarded: Guarded) -> Non
     assert served.emulator.requests == 0
     assert (await _call(guarded, "ann", _generate("flash"), HELLO))[0] == 200
     assert not any(token in str(found) for token in tokens.values())
+
+
+async def test_a_proxy_is_believed_only_where_it_is_trusted(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong tokens count against the address that the proxy saw, whatever the client says before it."""
+
+    async def ask(*addresses: str) -> list[int]:
+        paths = [(each, _generate("flash")) for each in addresses]
+        found = [await _call(guarded, "wrong", path, HELLO, x_forwarded_for=each) for each, path in paths]
+        return [status for status, _, _ in found]
+
+    gateway = guarded[0].gateway
+    monkeypatch.setattr(gateway.callers, "_wrong", OrderedDict())
+    monkeypatch.setattr(gateway, "trusts_proxy", True)
+    invented = [f"192.0.2.{number}, 203.0.113.7" for number in range(21)]
+    assert await ask(*invented) == [401] * 20 + [429]
+    assert await ask("203.0.113.8") == [401]
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    outside = {"x_forwarded_host": "llm.example", "x_forwarded_proto": "https"}
+    _, headers, _ = await _call(guarded, "ann", "/upload/v1beta/files", {"file": {}}, **begin, **outside)
+    assert headers["x-goog-upload-url"].startswith("https://llm.example/upload/")
+    monkeypatch.setattr(gateway, "trusts_proxy", False)
+    assert await ask(*[f"203.0.113.{number}" for number in range(21)]) == [401] * 20 + [429]
 
 
 async def test_only_a_token_for_all_sees_the_keys(guarded: Guarded) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_router import Usage
@@ -18,6 +18,24 @@ from llm_router.gemini_http.targets import Protocol
 QUOTING = (
     'he said "usageMetadata": {"promptTokenCount": 999} and "finishReason": "SAFETY", {"error": {"code": 1}}'
 )
+
+COUNTS = {
+    Protocol.GEMINI: {
+        "promptTokenCount": "input_tokens",
+        "toolUsePromptTokenCount": "input_tokens",
+        "candidatesTokenCount": "output_tokens",
+        "thoughtsTokenCount": "thinking_tokens",
+        "cachedContentTokenCount": "cached_tokens",
+        "totalTokenCount": "total_tokens",
+    },
+    Protocol.OPENAI: {
+        "prompt_tokens": "input_tokens",
+        "completion_tokens": "output_tokens",
+        "reasoning_tokens": "thinking_tokens",
+        "cached_tokens": "cached_tokens",
+        "total_tokens": "total_tokens",
+    },
+}
 
 
 def _event(text: str, tokens: int, finish: str | None = None) -> bytes:
@@ -107,12 +125,25 @@ def test_a_blocked_prompt_is_a_complete_answer() -> None:
     assert (scanner.finish_reason, scanner.is_complete) == ("SAFETY", True)
 
 
-def test_what_is_kept_does_not_grow() -> None:
-    """A long answer is not collected."""
+@pytest.mark.parametrize("piece", [b"x", b"1, ", b'"' + b"x" * 7, b"\\", b'"usage', b'{"usage": {', b"{ "])
+def test_what_is_kept_does_not_grow(piece: bytes) -> None:
+    """A long answer is not collected, whatever it consists of."""
+    for protocol in Protocol:
+        scanner = AnswerScanner(protocol)
+        for _ in range(200):
+            scanner.feed(piece * 1000)
+        assert len(scanner._kept) <= 1024
+        assert len(scanner._tail) <= 32
+
+
+def test_an_error_without_end() -> None:
+    """As much of it is kept as an error can be."""
     scanner = AnswerScanner(Protocol.GEMINI)
+    scanner.feed(b'{"error": {"message": "')
     for _ in range(100):
         scanner.feed(b"x" * 10_000)
-    assert len(scanner._tail) <= 16_384
+    assert scanner.error is not None
+    assert len(scanner.error) == 65_536
 
 
 def test_a_usage_nested_beyond_measure_counts_as_none() -> None:
@@ -121,3 +152,99 @@ def test_a_usage_nested_beyond_measure_counts_as_none() -> None:
     scanner = AnswerScanner(Protocol.GEMINI)
     scanner.feed(deep)
     assert scanner.usage in {None, Usage()}
+
+
+NAMES = {
+    Protocol.GEMINI: ("usageMetadata", "candidates", "finishReason", COUNTS[Protocol.GEMINI]),
+    Protocol.OPENAI: ("usage", "choices", "finish_reason", COUNTS[Protocol.OPENAI]),
+}
+WORDS = st.sampled_from(
+    ["usageMetadata", "usage", "finishReason", "finish_reason", "error", "promptTokenCount", "prompt_tokens"]
+)
+TEXTS = st.one_of(
+    WORDS, st.just(QUOTING), st.text(alphabet='\\"{}[]:,n1é', max_size=12), st.just("x" * 40_000)
+)
+ANYTHING = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.just(0.5), TEXTS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=8,
+)
+BIG = st.sampled_from([None, ["x" * 30_000], {"a": ["{" * 30_000] * 2}, [0.25] * 10_000])
+"""What no API says today, and may say tomorrow: fields that are larger than all that is kept."""
+
+
+@st.composite
+def answers(draw: st.DrawFn, protocol: Protocol) -> dict[str, Any]:
+    """Make an answer of the API, its fields in any order, with fields that nobody knows."""
+    usage, candidates, finish, counts = NAMES[protocol]
+    stated = st.dictionaries(
+        st.sampled_from(sorted(counts)), st.integers(-1, 10**17) | st.just(0.5) | st.none()
+    )
+    used: Any = draw(st.none() | st.just("none") | stated)
+    if isinstance(used, dict) and draw(st.booleans()):
+        used = {"details": draw(BIG), **used, "more": {"unknown": draw(TEXTS)}}
+    candidate = {"content": {"parts": draw(ANYTHING)}, "index": 0}
+    if draw(st.booleans()):
+        candidate[finish] = draw(st.sampled_from(["STOP", "stop", "MAX_TOKENS", None]))
+    answer = {usage: used, candidates: [candidate], "unknown": draw(BIG)}
+    return {name: answer[name] for name in draw(st.permutations(sorted(answer)))}
+
+
+def _expected(protocol: Protocol, answers: list[dict[str, Any]]) -> tuple[Usage | None, str | None]:
+    """Return what a reader says that has parsed them all."""
+    usage, candidates, finish, counts = NAMES[protocol]
+    last: Usage | None = None
+    reason = None
+    for answer in answers:
+        fields: dict[str, int] = {}
+        used = answer[usage]
+        for name, value in used.items() if isinstance(used, dict) else ():
+            if name in counts and isinstance(value, int) and 0 <= value < 10**15:
+                fields[counts[name]] = fields.get(counts[name], 0) + value
+        last = Usage(**fields) if fields else last
+        reason = answer[candidates][0].get(finish) or reason
+    return last, reason
+
+
+@pytest.mark.slow
+@settings(suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow], deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("protocol", list(Protocol))
+@pytest.mark.parametrize("form", ["whole", "events", "array"])
+def test_it_reads_what_a_parser_reads(protocol: Protocol, form: str, data: st.DataObject) -> None:
+    """Whatever an answer looks like and wherever it is cut, the counts are exact."""
+    found = data.draw(st.lists(answers(protocol), min_size=1, max_size=1 if form == "whole" else 3))
+    indent = data.draw(st.sampled_from([None, 2]))
+    texts = [
+        json.dumps(each, indent=indent, ensure_ascii=data.draw(st.booleans())).encode() for each in found
+    ]
+    if form == "events":
+        answer = b"".join(map(sse_event, texts))
+    elif form == "array":
+        answer = b"".join(array_item(each, index, len(texts) - 1) for index, each in enumerate(texts))
+    else:
+        (answer,) = texts
+    expected = _expected(protocol, [json.loads(each) for each in texts])
+    cuts = data.draw(st.lists(st.integers(0, 10**6), max_size=40))
+    for marks in (cuts, []):
+        scanner = _scan(protocol, answer, marks)
+        assert (scanner.usage, scanner.finish_reason) == expected
+        assert scanner.is_complete == (expected[1] is not None)
+        assert (scanner.error, scanner.model) == (None, None)
+
+
+@pytest.mark.slow
+def test_an_answer_byte_by_byte() -> None:
+    """Names and numbers may be cut anywhere, also after a long text."""
+    long = _event("x" * 20_000 + QUOTING, 3, "STOP")
+    for protocol, answer, tokens in ((Protocol.GEMINI, sse_event(long), 3), (Protocol.OPENAI, CHAT, 9)):
+        scanner = _scan(protocol, answer, list(range(len(answer))))
+        assert scanner.usage is not None
+        assert (scanner.usage.output_tokens, scanner.is_complete) == (tokens, True)
+
+
+def test_a_stream_that_says_only_that_it_is_done() -> None:
+    """A blocked prompt of the other protocol has no choice with a reason; a text may say so, too."""
+    for text, is_complete in ((b"data: [DONE]\n\n", True), (b'data: {"a": "\\ndata: [DONE]"}\n\n', False)):
+        for cuts in ([], list(range(len(text)))):
+            assert _scan(Protocol.OPENAI, text, cuts).is_complete == is_complete

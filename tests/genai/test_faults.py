@@ -23,6 +23,7 @@ UntilHolding = Callable[..., Coroutine[Any, Any, None]]
 
 LIBRARY: Any = http_library()
 PROMPT: Any = {"model": "flash", "contents": "one two three four"}
+BODY = {"contents": [{"parts": [{"text": "hi"}]}]}
 
 
 async def generate(client: genai.Client, *, blocking: bool, **options: Any) -> Any:
@@ -250,6 +251,53 @@ async def test_requests_that_only_the_library_understands(client: Client, *, blo
     assert answers[0].json()["candidates"] == answers[1].json()["candidates"]
     assert [each.request.method for each in answers] == ["POST", "POST"]
     assert ["user-agent" in each.request.headers for each in answers] == [False, True]
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["by itself", "by the library"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_what_a_response_tells(client: Client, *, blocking: bool, streamed: bool, hooked: bool) -> None:
+    """It is all that one of a real transport does, and hooks are called with it."""
+    http: Any = client._api_client._httpx_client if blocking else client._api_client._async_httpx_client
+    seen: list[Any] = []
+
+    async def note(found: Any) -> None:
+        seen.append(found)
+
+    if hooked:
+        http.event_hooks = {each: [seen.append if blocking else note] for each in ("request", "response")}
+    path = "streamGenerateContent?alt=sse" if streamed else "generateContent"
+    asked = http.build_request(
+        "POST", f"https://any.host/v1beta/models/flash:{path}", content=json.dumps(BODY), timeout=60
+    )
+    answer: Any = http.send(asked, stream=streamed)
+    answer = answer if blocking else await answer
+    if streamed:
+        assert not answer.is_closed
+        with pytest.raises(RuntimeError, match="elapsed"):
+            assert answer.elapsed
+        body = answer.read() if blocking else await answer.aread()
+        assert body == answer.content
+    assert answer.elapsed.total_seconds() > 0
+    assert (answer.is_closed, answer.is_stream_consumed, answer.is_success) == (True, True, True)
+    assert answer.num_bytes_downloaded == len(answer.content) > 0
+    assert (answer.http_version, answer.reason_phrase, answer.encoding) == ("HTTP/1.1", "OK", "utf-8")
+    assert answer.extensions["http_version"] == b"HTTP/1.1"
+    assert (answer.request, answer.url.host) == (asked, "any.host")
+    assert (answer.history, answer.next_request, list(answer.cookies)) == ([], None, [])
+    assert seen == ([asked, answer] if hooked else [])
+
+
+async def test_a_refusal_of_a_stream(client: Client, emulator: GeminiEmulator, *, blocking: bool) -> None:
+    """It is whole, and tells what a response does all the same."""
+    emulator.inject(Fault.status(400))
+    http: Any = client._api_client._httpx_client if blocking else client._api_client._async_httpx_client
+    url = "https://any.host/v1beta/models/flash:streamGenerateContent?alt=sse"
+    asked = http.build_request("POST", url, content=json.dumps(BODY), timeout=60)
+    answer: Any = http.send(asked, stream=True)
+    answer = answer if blocking else await answer
+    assert (answer.status_code, answer.reason_phrase) == (400, "Bad Request")
+    assert answer.elapsed.total_seconds() > 0
+    assert "error" in answer.json()
 
 
 async def test_a_stream_that_nobody_reads(

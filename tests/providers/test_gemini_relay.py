@@ -21,6 +21,7 @@ from llm_router import (
 )
 from llm_router.domain.response import Usage
 from llm_router.gemini_http.framing import sse_event
+from llm_router.gemini_http.wishes import WISH_PREFIX
 from llm_router.providers._gemini_relay import (
     comes_in_pieces,
     read_exchange,
@@ -140,11 +141,10 @@ async def test_a_whole_answer_comes_with_its_head(body: bytes) -> None:
 
 
 async def test_exactly_one_credential_goes_upstream() -> None:
-    """Headers and parameters of the client's that could be another one stay behind."""
-    headers = tuple(
-        (name, "mine")
-        for name in ("authorization", "x-goog-api-key", "cookie", "x-goog-user-project", "content-type")
-    )
+    """Headers and parameters of the client's that could be another one stay behind, as do wishes."""
+    others = ("authorization", "x-goog-api-key", "cookie", "x-goog-user-project", "openai-organization")
+    wishes = [WISH_PREFIX + each for each in ("workload", "fallback", "max-wait", "urgency", "tenant")]
+    headers = tuple((name, "mine") for name in (*others, *wishes, "content-type"))
     exchange = Exchange(path=PATH, query="alt=sse&key=mine&access_token=mine", headers=headers, body=BODY)
     _, session = await _relay(FakeAnswer([FIRST, LAST]), exchange)
     assert session.sent is not None
