@@ -34,6 +34,13 @@ _COUNTED = {
         "thoughtsTokenCount": "thinking_tokens",
         "cachedContentTokenCount": "cached_tokens",
         "totalTokenCount": "total_tokens",
+        # of an interaction
+        "total_input_tokens": "input_tokens",
+        "total_tool_use_tokens": "input_tokens",
+        "total_output_tokens": "output_tokens",
+        "total_thought_tokens": "thinking_tokens",
+        "total_cached_tokens": "cached_tokens",
+        "total_tokens": "total_tokens",
     },
     Protocol.OPENAI: {
         "prompt_tokens": "input_tokens",
@@ -45,16 +52,18 @@ _COUNTED = {
 }
 
 _ROOT, _CHILD = 1, 2
-"""Braces around what an answer says of itself, and around what it says of a candidate or a choice."""
+"""Braces around what an answer says of itself, and around what it says of a candidate, a choice, or the
+interaction that an event is about."""
 
-_PLACES = {
+_PLACES: Mapping[Protocol, Mapping[str, tuple[int, ...]]] = {
     Protocol.GEMINI: {
-        "usageMetadata": _ROOT,
-        "modelVersion": _ROOT,
-        "finishReason": _CHILD,
-        "blockReason": _CHILD,
+        "usageMetadata": (_ROOT,),
+        "usage": (_ROOT, _CHILD),
+        "modelVersion": (_ROOT,),
+        "finishReason": (_CHILD,),
+        "blockReason": (_CHILD,),
     },
-    Protocol.OPENAI: {"usage": _ROOT, "finish_reason": _CHILD},
+    Protocol.OPENAI: {"usage": (_ROOT,), "finish_reason": (_CHILD,)},
 }
 
 _ESCAPES = rb'(?:\\.[^"\\]*+)*'
@@ -113,6 +122,7 @@ class AnswerScanner:
         self._depth = 0
         self._is_in_string = False
         self._counts: dict[str, int] | None = None  # those of the usage that is being read
+        self._counts_depth = _ROOT  # where it stands
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.model: str | None = None
@@ -151,16 +161,16 @@ class AnswerScanner:
             if name not in self._places:
                 for child in value if value.__class__ is list else (value,):
                     if child.__class__ is dict:
-                        self._read_child(child)
-            elif value.__class__ is dict:
-                self._take_usage(dict(_numbers(value)))
-            elif value.__class__ is str:
-                self._take_word(_ROOT, name, value)
+                        self._read_fields(_CHILD, child)
+        self._read_fields(_ROOT, answer)
 
-    def _read_child(self, child: Mapping[str, Any]) -> None:
-        for name, value in child.items():
+    def _read_fields(self, depth: int, fields: Mapping[str, Any]) -> None:
+        for name in self._places.keys() & fields.keys():
+            value = fields[name]
             if value.__class__ is str:
-                self._take_word(_CHILD, name, value)
+                self._take_word(depth, name, value)
+            elif value.__class__ is dict and depth in self._places[name]:
+                self._take_usage(dict(_numbers(value)))
 
     def _read(self, window: bytes) -> int:
         """Read what there is; return from where on it must be read again with the next piece."""
@@ -192,7 +202,7 @@ class AnswerScanner:
         """Return whether there is more to be read behind it now."""
         if window[at] == ord("}"):
             self._depth = max(0, self._depth - 1)
-            if self._depth == _ROOT and self._counts is not None:
+            if self._depth == self._counts_depth and self._counts is not None:
                 self._take_usage(self._counts)
                 self._counts = None
             return True
@@ -211,11 +221,11 @@ class AnswerScanner:
                 self._counts[name] = int(number[:_DIGITS])
         elif found[_STRING] is not None:
             self._take_word(self._depth, name, found[_STRING].decode("utf-8", "replace"))
-        elif is_object and self._depth == _ROOT == self._places.get(name):
-            self._counts = {}
+        elif is_object and self._depth in self._places.get(name, ()):
+            self._counts, self._counts_depth = {}, self._depth
 
     def _take_word(self, depth: int, name: str, word: str) -> None:
-        if self._places.get(name) != depth:
+        if depth not in self._places.get(name, ()):
             return
         if depth == _ROOT:
             if name == "modelVersion" and self.model is None and _MODEL.fullmatch(word):

@@ -50,6 +50,9 @@ _UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
 _SCANNED = frozenset({Operation.GENERATE, Operation.STREAM, Operation.CHAT, Operation.EMBEDDINGS})
 """Operations whose answers are read on the way: usage and the end."""
 
+_COUNTED = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED, Operation.CREATE_INTERACTION}
+"""Operations whose answers state their usage."""
+
 
 def read_exchange(exchange: Exchange) -> RelayRequest:
     """Read what an exchange asks for.
@@ -124,8 +127,10 @@ async def relayed_whole(
     if not _is_json(body):
         return not_an_answer("it is not JSON")
     scanner = AnswerScanner(target.protocol)
-    if target.operation in _SCANNED:
+    if target.operation in _COUNTED:
         scanner.feed(body)
+        if scanner.error is not None:
+            return _in_band(scanner, deployment, request)
     headers = _passed_back(answer.headers)
     created = created_name(target.operation, body, headers)
     return _told(scanner, Head(answer.status, headers, created, _deleted(target), body))

@@ -233,6 +233,24 @@ def test_it_reads_what_a_parser_reads(protocol: Protocol, form: str, data: st.Da
         assert (scanner.error, scanner.model) == (None, None)
 
 
+def test_the_usage_of_an_interaction_and_of_embeddings() -> None:
+    """An interaction states it under names of its own, and as a part of the event of its completion."""
+    stated = {
+        "total_input_tokens": 70,
+        "total_tool_use_tokens": 5,
+        "total_output_tokens": 3,
+        "total_tokens": 78,
+    }
+    interaction = {"id": "i-1", "steps": [{"content": [{"text": QUOTING}]}], "usage": stated}
+    event = {"event_type": "interaction.completed", "interaction": interaction}
+    for answer in (json.dumps(interaction).encode(), sse_event(json.dumps(event).encode())):
+        for cuts in ([], [40], list(range(len(answer)))):
+            usage = _scan(Protocol.GEMINI, answer, cuts).usage
+            assert usage == Usage(input_tokens=75, output_tokens=3, total_tokens=78)
+    embedded = {"embedding": {"values": [0.25] * 9_000}, "usageMetadata": {"promptTokenCount": 12}}
+    assert _scan(Protocol.GEMINI, json.dumps(embedded).encode(), []).usage == Usage(input_tokens=12)
+
+
 @pytest.mark.slow
 def test_an_answer_byte_by_byte() -> None:
     """Names and numbers may be cut anywhere, also after a long text."""

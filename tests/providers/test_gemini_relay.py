@@ -111,6 +111,22 @@ async def test_an_error_after_the_first_piece_has_been_told() -> None:
     assert SECRET not in f"{error}{error.body!r}"
 
 
+async def test_a_whole_answer_that_is_an_error_is_a_failure() -> None:
+    """Also under a status of 200: it is not passed on, so that another deployment may answer."""
+    whole = Exchange(path=PATH.replace("streamGenerateContent", "generateContent"), body=BODY)
+    [error], _ = await _relay(FakeAnswer([ERROR.removeprefix(b"data: ").strip()]), whole)
+    assert isinstance(error, ProviderError)
+    assert (error.code, error.told) == (503, False)
+    assert SECRET not in f"{error}{error.body!r}"
+
+
+async def test_what_an_interaction_read_is_settled() -> None:
+    """What came before, which only the provider knows, counts as well."""
+    asked = Exchange(path="/v1beta/interactions", body=b'{"model": "m", "input": "hi"}')
+    [reply], _ = await _relay(FakeAnswer([b'{"id": "i", "usage": {"total_input_tokens": 900}}']), asked)
+    assert reply.usage.input_tokens == 900
+
+
 @pytest.mark.parametrize("parts", [[ERROR], [FIRST + ERROR], [ERROR[:9], ERROR[9:], b"\n"]])
 async def test_an_error_before_anything_was_passed_on_is_only_a_failure(parts: list[bytes]) -> None:
     """Nothing is yielded before it, so that another deployment may answer."""
