@@ -433,6 +433,14 @@ class FallbackOrder:
         """Return states of one tier in the order in which a store should be asked; here, as they are."""
         return states
 
+    def rank(self, state: DeploymentState) -> tuple[int, int, int]:
+        """Return tier, distance and priority of a deployment: lower ones are to be preferred."""
+        for tier, steps in enumerate(self.tiers):
+            for step in steps:
+                if state.group in step.groups:
+                    return tier, step.distance, state.deployment.priority
+        return len(self.tiers), 0, 0
+
     def copy(self) -> Self:
         """Return a copy of the order and its groups; what is drawn from it moves nothing in this one."""
         groups = {group: group.copy() for group in self.groups}

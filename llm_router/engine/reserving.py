@@ -297,7 +297,7 @@ class Selector:
             if self._pool.states is not held:  # a reload, while this request waited for its turn
                 candidates = list(filter(self._pool.holds, candidates))
             if self.slow_starts.held and send.requests and send.waits_until - self._monotonic() >= PATIENCE:
-                candidates = self._approachable(candidates, refused)
+                candidates = self._approachable(send, candidates, refused)
             if candidates:
                 lease = await self._ask(send, candidates, refused)
         finally:
@@ -378,16 +378,26 @@ class Selector:
             self.slow_starts.granted(state.slow_start, decision.headroom)
 
     def _approachable(
-        self, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
+        self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
     ) -> list[DeploymentState]:
-        """Return the candidates whose limit is not to be left alone; add the others to ``refused``."""
-        now, approachable = self._clock.time(), []
+        """Return the candidates whose limit may be approached now; add the others to ``refused``.
+
+        None is better than one that is left alone for a moment: this is no reason for another model.
+        """
+        now, rank = self._clock.time(), send.order.rank
+        until = {state: self.slow_starts.until(state.slow_start, now) for state in candidates}
+        held = [state for state, at in until.items() if at > now]
+        held += [state for state, refusal in refused.items() if refusal.reason == SLOW_START]
+        best = min(map(rank, held), default=None)
+        if best is None:
+            return candidates
+        approachable = []
         for state in candidates:
-            until = self.slow_starts.until(state.slow_start, now)
-            if until <= now:
+            if until[state] <= now and rank(state) <= best:
                 approachable.append(state)
             else:
-                refused[state] = Refusal(state.deployment, SLOW_START, until, until)
+                at = until[state] if until[state] > now else now + PATIENCE
+                refused[state] = Refusal(state.deployment, SLOW_START, at, at)
         return approachable
 
     async def _give_back(

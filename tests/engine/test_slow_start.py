@@ -142,6 +142,22 @@ async def test_another_key_takes_what_one_does_not(
         await end(*sends)
 
 
+async def test_it_is_no_reason_for_a_worse_deployment(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, pools: Pools
+) -> None:
+    """Neither for a key that comes later, nor for another model, however many are looked at."""
+    pool = [pools.one(rpm=20, priority=1), *(pools.one(rpm=20, priority=2) for _ in range(9))]
+    pool += [pools.one("model-b", rpm=20, workload="light") for _ in range(9)]
+    async with make_router(pool) as router:
+        sends = at_once(router, 20, model="model-a")  # type: ignore[arg-type]
+        await pass_time(clock, 3.0 * PATIENCE)
+        assert [call.key_id for call in provider.calls] == [pool[0].key.key_id] * 20
+        sends += at_once(router, 1, model="model-a")  # type: ignore[arg-type]
+        await settle()
+        assert provider.calls[-1].key_id != pool[0].key.key_id
+        await end(*sends)
+
+
 async def test_keys_of_one_project_approach_its_limit_together(
     make_router: MakeRouter, provider: FakeProvider, pools: Pools
 ) -> None:
