@@ -18,6 +18,7 @@ import pytest
 
 from llm_router import (
     Candidate,
+    ConfigError,
     Deployment,
     ExtensionError,
     InvalidRequestError,
@@ -31,6 +32,8 @@ from llm_router import (
     Usage,
 )
 from llm_router.engine.index import FallbackOrder
+from llm_router.observe import Event, SendEnded
+from llm_router.stores import Decision
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -143,6 +146,163 @@ async def test_a_store_that_fails_after_an_answer_does_not_cost_it(
     assert response.success
     assert f"BrokenStore.{method}() raised OwnError" in caplog.text or method == "snapshot"
     assert SECRET not in caplog.text
+
+
+class NonsensicalStore(MemoryStore):
+    """A store whose answers are changed before the router has them."""
+
+    def __init__(self, method: str, change: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.method: str | None = method
+        self.change = change
+
+    async def reserve(self, *args: Any) -> Any:
+        decision = await super().reserve(*args)
+        return self.change(decision) if self.method == "reserve" else decision
+
+    async def snapshot(self, *args: Any) -> Any:
+        found = await super().snapshot(*args)
+        return self.change(found) if self.method == "snapshot" else found
+
+
+def refusal_with(**fields: Any) -> Callable[[Decision], Decision]:
+    """Return what changes the first refusal of a decision."""
+
+    def change(decision: Decision) -> Decision:
+        refusals = tuple(attrs.evolve(each, **fields) for each in decision.refusals)
+        return attrs.evolve(decision, refusals=refusals)
+
+    return change
+
+
+NONSENSE: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda each: attrs.evolve(each, refusals=None), "whose refusals are a tuple of Refusals, not None"),
+    (lambda each: attrs.evolve(each, refusals=7), "whose refusals are a tuple of Refusals, not 7"),
+    (
+        lambda each: attrs.evolve(each, refusals=("no",)),
+        "whose refusals are a tuple of Refusals, not a tuple",
+    ),
+    (lambda each: attrs.evolve(each, probes=[None]), "whose probes are a tuple of Cooldowns, not a list"),
+    (lambda each: attrs.evolve(each, lifts=None), "whose lifts is a number, not None"),
+    (lambda each: attrs.evolve(each, headroom="all"), "whose headroom is a number, not a str"),
+    (lambda each: attrs.evolve(each, deployment="a"), "on a deployment that it was given, not a str"),
+    (refusal_with(retry_at=None), "of deployments that it was given, with times, not a Refusal"),
+    (refusal_with(wake_at=math.nan), "of deployments that it was given, with times, not a Refusal"),
+    (refusal_with(deployment=None), "of deployments that it was given, with times, not a Refusal"),
+    (refusal_with(cooldown="soon"), "of deployments that it was given, with times, not a Refusal"),
+    (refusal_with(reason=None), "of deployments that it was given, with times, not a Refusal"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), NONSENSE, ids=[message for _, message in NONSENSE])
+async def test_a_store_that_decides_nonsense(
+    pools: Pools, change: Callable[[Any], Any], message: str
+) -> None:
+    """On a refusal as on a grant: an error that names class and method, and nothing is left reserved."""
+    store = NonsensicalStore("reserve", change)
+    async with Router([pools.one(rpm=0)], store=store, provider=FakeProvider()) as router:
+        error = await fail(router)
+        assert str(error).startswith("NonsensicalStore.reserve() must return a Decision ")
+        assert message in str(error)
+        assert "0 reservations" in repr(store)
+        store.method = None
+        assert not (await router.send("x")).success
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda _: None, "None"),
+        (lambda _: 3, "3"),
+        (lambda _: [], "a list"),
+        (lambda found: [None, *found[1:]], "None"),
+        (lambda found: [attrs.evolve(found[0], quotas=None), *found[1:]], "a DeploymentSnapshot"),
+        (lambda found: [attrs.evolve(found[0], quotas=(1,)), *found[1:]], "a DeploymentSnapshot"),
+        (lambda found: [attrs.evolve(found[0], cooldown="x"), *found[1:]], "a DeploymentSnapshot"),
+        (lambda found: [attrs.evolve(found[0], deployment=None), *found[1:]], "a DeploymentSnapshot"),
+    ],
+)
+async def test_a_store_that_shows_nonsense(pools: Pools, change: Callable[[Any], Any], found: str) -> None:
+    """Whoever asks for a snapshot gets an error that names class and method; a health check tells of it."""
+    deployment = pools.one(key_id="a")
+    store = NonsensicalStore("snapshot", change)
+    async with Router([deployment], store=store, provider=FakeProvider()) as router:
+        keys = router.keys
+        for ask in (
+            keys.get_all_key_statuses,
+            keys.snapshots,
+            lambda: keys.statuses_of("a"),
+            lambda: keys.lift("a"),
+            lambda: keys.disable("a"),
+            lambda: keys.enable("a"),
+            lambda: keys.forget_limits("a"),
+            lambda: router.explain("x"),
+        ):
+            with pytest.raises(ExtensionError) as caught:
+                await ask()
+            promise = "return a DeploymentSnapshot of each deployment"
+            assert str(caught.value) == f"NonsensicalStore.snapshot() must {promise}, not {found}"
+        health = await router.health_check()
+        assert not health["store_ok"]
+        assert "NonsensicalStore.snapshot() must" in health["problems"][0]
+        assert (await router.send("x")).success
+
+
+@pytest.mark.parametrize("method", ["snapshot", "cool_down"])
+async def test_a_store_that_raises_when_keys_are_changed(pools: Pools, method: str) -> None:
+    """Instead of its own error, whose text may hold a key, there is one that names class and method."""
+    store = BrokenStore(method, OwnError(SECRET))
+    async with Router([pools.one(key_id="a")], store=store, provider=FakeProvider()) as router:
+        with pytest.raises(ExtensionError, match=rf"^BrokenStore\.{method}\(\) raised OwnError") as caught:
+            await router.keys.disable("a")
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+# --- observers ----------------------------------------------------------------------------------------
+
+
+class Wanting:
+    """An observer that is asked what it wants."""
+
+    def __init__(self, wants: Callable[[], Any]) -> None:
+        self._wants = wants
+        self.seen: list[Event] = []
+
+    @property
+    def wants(self) -> Any:
+        return self._wants()
+
+    def observe(self, event: Event) -> None:
+        self.seen.append(event)
+
+
+def refusing(error: BaseException) -> Callable[[], Any]:
+    """Return what raises an error."""
+
+    def wants() -> Any:
+        raise error
+
+    return wants
+
+
+async def test_an_observer_that_cannot_say_what_it_wants(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
+    """The router is not made; what the observer raised does not go further."""
+    with pytest.raises(
+        ConfigError, match=r"^observers: Wanting\.wants\(\) raised OwnError \(line "
+    ) as caught:
+        make_router([pools.one()], observers=[Wanting(refusing(OwnError(SECRET)))])
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+async def test_what_an_observer_wants_is_asked_once(make_router: Callable[..., Router], pools: Pools) -> None:
+    """When the router is made: what it raises later can fail no request."""
+    answers: list[Any] = [[SendEnded]]
+    observer = Wanting(answers.pop)
+    async with make_router([pools.one()], observers=[observer]) as router:
+        assert (await router.send("x")).success
+    assert [type(event) for event in observer.seen] == [SendEnded]
 
 
 # --- providers ----------------------------------------------------------------------------------------

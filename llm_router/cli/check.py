@@ -19,7 +19,7 @@ from llm_router.config.environment import read_environment
 from llm_router.config.findings import Report
 from llm_router.config.settings import examine
 from llm_router.domain.quota import Metric
-from llm_router.errors import StoreError
+from llm_router.errors import ConfigError, StoreError
 from llm_router.stores.base import ExternalStore
 from llm_router.stores.urls import default_store_url, open_store, sqlite_path
 
@@ -46,7 +46,14 @@ def check(
     whether it may evict what it counts; if it does not answer, nothing is said.
     """
     path = path or keys
-    settings, report = examine(path, default_store=default_store_url())
+    default, homeless = None, ""
+    try:
+        default = default_store_url()
+    except ConfigError as error:
+        homeless = str(error)
+    settings, report = examine(path, default_store=default)
+    if homeless and settings is not None and settings.store_url is None:
+        report.warning("LLM_ROUTER_STORE", f"is not set, and there is no default: {homeless}")
     findings = [*report.findings, *report.advice]
     errors = len(report.errors)
     if not errors:

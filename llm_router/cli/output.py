@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import shutil
@@ -37,7 +38,18 @@ DONE, FAILED, WRONG = 0, 1, 2
 INTERRUPTED = 130
 """The exit code that shells show for a program ended by Ctrl-C."""
 
-_WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_WRONG_PATH = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+"""What the operating system says where another path is needed; the rest may pass."""
 _LAST, _FRAME, _NARROWEST = 24, 3, 20
 """Characters that the last column of a drawn table has at least, if it is longer than that: its words are
 wrapped; what each column takes besides its words; how narrow lines become."""
@@ -169,11 +181,11 @@ def exit_codes() -> Iterator[None]:
         fail(str(error), WRONG)
     except LLMRouterError as error:
         fail(str(error), FAILED)
-    except _WRONG_PATH as error:
-        fail(f"{_reason(error)}: check the path and its permissions", WRONG)
     except BrokenPipeError:  # the reader of the output has closed it, and needs no message
         raise
     except OSError as error:
+        if error.errno in _WRONG_PATH:
+            fail(f"{_reason(error)}: check the path and its permissions", WRONG)
         fail(_reason(error), FAILED)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)

@@ -9,7 +9,7 @@ from llm_router.errors import ConfigError
 from llm_router.observe.base import RouterObserver
 from llm_router.router import Router
 from llm_router.stores.failover import StoreFailurePolicy
-from llm_router.stores.urls import default_store_url, file_problem
+from llm_router.stores.urls import default_store_url, prepare_file
 
 __all__ = ["choose_shared_store", "choose_store", "open_router"]
 
@@ -24,7 +24,7 @@ def choose_store(settings: Settings, store: str | None) -> str:
         ConfigError: The file of the store cannot be written, so each command would count from 0.
     """
     url = store or settings.store_url or default_store_url()
-    problem = file_problem(url)
+    problem = prepare_file(url)
     if problem is not None:
         raise ConfigError(
             f"the commands cannot share their quotas: {problem}: set LLM_ROUTER_STORE, or --store, to the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -12,7 +12,7 @@ from llm_router.config.keyfile import Entry, KeyFile
 from llm_router.config.models import BUILT_IN, LEARN, Model, merged, quotas
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.methods import usual_methods
-from llm_router.domain.quota import Quota
+from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 
 __all__ = ["Assembly"]
@@ -48,6 +48,7 @@ class Assembly:
         keys = self._keys({entry.key_id for entry in used})
         made = {id(entry): self._deployment(entry, keys[entry.key_id]) for entry in self.file.entries}
         self._check_quotas([(entry, made[id(entry)].quotas) for entry in self.file.entries])
+        self._check_refills(made.values())
         chosen = {id(entry) for entry in used}
         return (
             tuple(deployment for name, deployment in made.items() if name in chosen),
@@ -116,6 +117,25 @@ class Assembly:
                     f"limits of model {entry.model!r} in project {entry.project!r} are {_shown(mine)}, but "
                     f"{_shown(theirs)} in {other.label}: keys of one project share its quotas, so state the "
                     "same limits",
+                )
+
+    def _check_refills(self, made: Iterable[Deployment]) -> None:
+        """Reject a refill or burst of a model of which no deployment has a quota that it could be of."""
+        counted: dict[str, set[Metric]] = {}
+        for deployment in made:
+            counted.setdefault(deployment.model, set()).update(quota.metric for quota in deployment.quotas)
+        for name, metrics in counted.items():
+            model, place = self._model(name), f"{self.file.entries[0].file}: models.{name}"
+            if model.burst is not None and Metric.RPM not in metrics:
+                self.report.error(
+                    f"{place}.burst",
+                    "is a number of requests a minute, but no rpm is stated: add rpm, or remove the burst",
+                )
+            elif model.refill is Refill.STEADY and metrics and all(metric.is_daily for metric in metrics):
+                self.report.error(
+                    f"{place}.refill",
+                    "is of the quotas of a minute, but none is stated (a day's come back at "
+                    "midnight): add rpm or tpm, or remove the refill",
                 )
 
     def _keys(self, used: set[str]) -> Mapping[str, Key]:

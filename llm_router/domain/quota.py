@@ -83,13 +83,17 @@ class Quota:
         metric: What is counted.
         limit: Requests or tokens per window; 0 admits nothing.
         refill: How it comes back; by default what the metric says, at midnight (rpd, tpd) or rolling.
-        window: Seconds that the provider counts over (rolling and steady).
+        window: Seconds that the provider counts over (rolling and steady only; a day is no window).
         guard: Seconds added to the window; see :data:`GUARD`.
         burst: Size of a steady bucket, in requests or tokens: the most it gives at once, and so the largest
             request it ever admits. None means 5 % of a limit in requests, half of one in tokens; at least 1.
-        timezone: The time zone of a daily quota's midnight, as an IANA name.
+            Steady only.
+        timezone: The time zone of a daily quota's midnight, as an IANA name. Daily only.
         adaptive: Whether the limit is only where to start: what is learnt takes its place, lower or higher.
             Otherwise what is learnt never raises it.
+
+    Raises:
+        ConfigError: A value cannot be meant, or means nothing under this refill.
     """
 
     metric: Metric = attrs.field(converter=_metric)
@@ -121,8 +125,28 @@ class Quota:
             raise ConfigError(
                 f"{name}: burst must be a whole number between 1 and the limit, not {shown(self.burst)}"
             )
+        self._refuse_what_means_nothing()
         object.__setattr__(self, "limit", limit)  # as ints, though they may have been given as floats
         object.__setattr__(self, "burst", burst)
+
+    def _refuse_what_means_nothing(self) -> None:
+        """Refuse an argument that this refill would ignore; one at its default may have been copied."""
+        name, refill = self.metric.value, self.refill.value
+        if self.refill is Refill.DAILY and self.window != MINUTE:
+            raise ConfigError(
+                f"{name}: a daily quota comes back at midnight, so window={shown(self.window)} means "
+                'nothing: add refill="rolling" (or "steady"), or leave the window out'
+            )
+        if self.refill is not Refill.STEADY and self.burst is not None:
+            raise ConfigError(
+                f"{name}: a {refill} quota has no bucket, so burst={shown(self.burst)} means nothing: "
+                'add refill="steady", or leave the burst out'
+            )
+        if self.refill is not Refill.DAILY and self.timezone != PROVIDER_TIMEZONE:
+            raise ConfigError(
+                f"{name}: a {refill} quota knows no midnight, so timezone={shown(self.timezone)} means "
+                'nothing: add refill="daily", or leave the timezone out'
+            )
 
     @property
     def capacity(self) -> int:

@@ -17,6 +17,7 @@ from llm_router.domain.explanation import (
 )
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
+from llm_router.engine.extensions import snapshots_of
 from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
@@ -64,7 +65,7 @@ class Explainer:
         clock = self.sender.clock
         held = self.pool.states
         chosen = choose(send.order, self.strategy, clock.time())
-        snapshots = dict(zip(chosen, await self.store.snapshot(chosen), strict=True))
+        snapshots = dict(zip(chosen, await snapshots_of(self.store, chosen), strict=True))
         if self.pool.states is not held:  # a reload meanwhile
             return await self.explain(prompt, **options)
         # From here on nothing is awaited: what is read of this process is of one moment.

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Coroutine, Iterable, Sequence
 from types import TracebackType
 
-from llm_router.domain.numbers import shown
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.numbers import real, shown
 from llm_router.errors import ExtensionError, LLMRouterError, StoreError
-from llm_router.stores.base import RateLimitStore, innermost
+from llm_router.stores.base import (
+    Decision,
+    DeploymentSnapshot,
+    QuotaSnapshot,
+    RateLimitStore,
+    Refusal,
+    innermost,
+)
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
-__all__ = ["CheckedStrategy", "broken_promise", "no_decision", "note_failure", "own_error", "store_error"]
+__all__ = [
+    "CheckedStrategy",
+    "broken_promise",
+    "cool_down",
+    "is_foreign",
+    "no_decision",
+    "note_failure",
+    "own_error",
+    "snapshots_of",
+    "store_error",
+    "wrong_decision",
+]
 
 _log = logging.getLogger("llm_router")
 
+_LIBRARY = "llm_router."
 _PROMISE = "return candidates that it was given, each once at most"
 
 
 def store_error(store: RateLimitStore, method: str, error: Exception) -> ExtensionError:
     """Return the error for an exception of a user's store, which may stand behind one of the library."""
-    return own_error(innermost(store), method, error, within="llm_router.")
+    return own_error(innermost(store), method, error, within=_LIBRARY)
 
 
 def note_failure(store: RateLimitStore, method: str, error: Exception) -> None:
@@ -28,15 +50,108 @@ def note_failure(store: RateLimitStore, method: str, error: Exception) -> None:
 
     That a store does not answer is told elsewhere; a user's store that raises an error of its own is a bug.
     """
-    if isinstance(error, StoreError):
+    if isinstance(error, ExtensionError):
+        _log.warning("%s", error)
+    elif isinstance(error, StoreError):
         _log.debug("the store failed in %s(): %s", method, error)
     else:
         _log.warning("%s", store_error(store, method, error))
 
 
+async def snapshots_of(store: RateLimitStore, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+    """Return what a store, perhaps a user's, says of ``deployments``, in their order.
+
+    Raises:
+        StoreError: The store failed.
+        ExtensionError: It raised an error of its own, or returned something else.
+    """
+    failure: ExtensionError | None = None
+    found: object = None
+    try:
+        found = await store.snapshot(deployments)
+    except LLMRouterError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a user's store raises
+        failure = store_error(store, "snapshot", error)
+    if failure is not None:  # raised from here, so that it does not refer to the other one
+        raise failure
+    promise = "return a DeploymentSnapshot of each deployment"
+    if not isinstance(found, list | tuple) or len(found) != len(deployments):
+        raise broken_promise(innermost(store), "snapshot", promise, found)
+    for each, deployment in zip(found, deployments, strict=True):
+        if not _is_snapshot(each, deployment):
+            raise broken_promise(innermost(store), "snapshot", promise, each)
+    return list(found)
+
+
+async def cool_down(store: RateLimitStore, cooldown: Cooldown) -> None:
+    """Tell a store, perhaps a user's, of a cooldown.
+
+    Raises:
+        StoreError: The store failed.
+        ExtensionError: It raised an error of its own.
+    """
+    failure: ExtensionError | None = None
+    try:
+        await store.cool_down(cooldown)
+    except LLMRouterError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a user's store raises
+        failure = store_error(store, "cool_down", error)
+    if failure is not None:
+        raise failure
+
+
+def is_foreign(store: RateLimitStore) -> bool:
+    """Return whether a store, or the one behind it, is a user's."""
+    return not type(innermost(store)).__module__.startswith(_LIBRARY)
+
+
 def no_decision(store: RateLimitStore, found: object) -> ExtensionError:
     """Return the error for a user's store that returned something other than a decision."""
     return broken_promise(innermost(store), "reserve", "return a Decision", found)
+
+
+def wrong_decision(
+    store: RateLimitStore, found: Decision, asked: Sequence[Deployment]
+) -> ExtensionError | None:
+    """Return the error for a user's store whose decision is not on what it was asked, or None."""
+    keeper = innermost(store)
+    if found.deployment is not None and found.deployment not in asked:
+        promise = "return a Decision on a deployment that it was given"
+        return broken_promise(keeper, "reserve", promise, found.deployment)
+    for name in ("headroom", "daily_headroom", "lifts"):
+        if math.isnan(real(value := getattr(found, name))):
+            return broken_promise(keeper, "reserve", f"return a Decision whose {name} is a number", value)
+    for name, kind in (("refusals", Refusal), ("probes", Cooldown)):
+        promise = f"return a Decision whose {name} are a tuple of {kind.__name__}s"
+        given = getattr(found, name)
+        if not isinstance(given, tuple) or not all(isinstance(each, kind) for each in given):
+            return broken_promise(keeper, "reserve", promise, given)
+    for refusal in found.refusals:
+        if not _is_refusal(refusal, asked):
+            promise = "return a Decision whose refusals are of deployments that it was given, with times"
+            return broken_promise(keeper, "reserve", promise, refusal)
+    return None
+
+
+def _is_refusal(refusal: Refusal, asked: Sequence[Deployment]) -> bool:
+    return (
+        refusal.deployment in asked
+        and isinstance(refusal.reason, str)
+        and not math.isnan(real(refusal.retry_at) + real(refusal.wake_at))
+        and isinstance(refusal.cooldown, Cooldown | None)
+    )
+
+
+def _is_snapshot(found: object, deployment: Deployment) -> bool:
+    return (
+        isinstance(found, DeploymentSnapshot)
+        and (found.deployment is deployment or found.deployment == deployment)
+        and isinstance(found.quotas, list | tuple)
+        and all(isinstance(quota, QuotaSnapshot) for quota in found.quotas)
+        and isinstance(found.cooldown, Cooldown | None)
+    )
 
 
 def own_error(

@@ -16,7 +16,7 @@ from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
-from llm_router.engine.extensions import note_failure
+from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner
@@ -170,7 +170,7 @@ class Judge:
         """Return when deployments are to try whether the outage of their model is over: after all others."""
         group = state.group
         try:
-            snapshots = await self.store.snapshot([each.deployment for each in group.states[:_OTHERS]])
+            snapshots = await snapshots_of(self.store, [each.deployment for each in group.states[:_OTHERS]])
         except Exception as error:  # noqa: BLE001 - as below; the turns of this process have to do
             note_failure(self.store, "snapshot", error)
             snapshots = []
@@ -252,7 +252,7 @@ class Judge:
 
     async def _is_disabled(self, state: DeploymentState) -> bool:
         try:
-            [snapshot] = await self.store.snapshot([state.deployment])
+            [snapshot] = await snapshots_of(self.store, [state.deployment])
         except Exception as error:  # noqa: BLE001 - as below; then nothing can be lifted either
             note_failure(self.store, "snapshot", error)
             return False

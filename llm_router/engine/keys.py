@@ -14,6 +14,7 @@ from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
 from llm_router.domain.status import CacheSavings, Health, KeyStatus
+from llm_router.engine.extensions import cool_down, snapshots_of
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
@@ -125,7 +126,7 @@ class KeyManager:
         Raises:
             StoreError: The store failed.
         """
-        return await self.store.snapshot(list(self.pool.states))
+        return await snapshots_of(self.store, list(self.pool.states))
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised."""
@@ -281,7 +282,7 @@ class KeyManager:
             looks[each.model_scope] = attrs.evolve(each, key=strange_key)
             strange_project = attrs.evolve(each.key, project=_NOBODY)
             looks[each.key_scope] = attrs.evolve(each, key=strange_project, model=_NOBODY, quotas=())
-        snapshots = await self.store.snapshot(list(looks.values()))
+        snapshots = await snapshots_of(self.store, list(looks.values()))
         found = (snapshot.cooldown for snapshot in snapshots)
         return {
             scope: cooldown if cooldown is not None and cooldown.scope == scope else None
@@ -297,7 +298,7 @@ class KeyManager:
                 self.pool.rouse(cooldown.scope, self.clock.time())
             if self.reporter is not None:
                 self.reporter.imposed(cooldown)
-            await self.store.cool_down(cooldown)
+            await cool_down(self.store, cooldown)
         trouble = self.store.trouble if isinstance(self.store, FrontingStore) else None
         if trouble is not None:
             raise StoreUnavailableError(f"the change is not in the store yet: {trouble}")

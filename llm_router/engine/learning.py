@@ -13,7 +13,7 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
-from llm_router.engine.extensions import note_failure
+from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import (
     WINDOW,
@@ -195,7 +195,7 @@ class LimitLearner:
         if not states:
             return []
         try:
-            snapshots = await self.store.snapshot([state.deployment for state in states])
+            snapshots = await snapshots_of(self.store, [state.deployment for state in states])
         except Exception as error:  # noqa: BLE001 - as above; then the count says nothing
             note_failure(self.store, "snapshot", error)
             return [()] * len(states)

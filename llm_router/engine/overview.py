@@ -21,6 +21,7 @@ from llm_router.domain.status import (
     KeyStatus,
     LineStatus,
 )
+from llm_router.engine.extensions import snapshots_of
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
@@ -30,7 +31,7 @@ from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Upstream
-from llm_router.errors import StoreError
+from llm_router.errors import ExtensionError, StoreError
 from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore, innermost
 
 __all__ = ["Overview", "Report"]
@@ -106,7 +107,7 @@ class Overview:
         statuses: list[KeyStatus] = []
         try:
             statuses = await self.statuses(self.deployments, days)
-        except StoreError as error:
+        except (StoreError, ExtensionError) as error:
             problems.append(f"store: {error}")
         fronting = self.store if isinstance(self.store, FrontingStore) else None
         if fronting is not None and fronting.trouble and not problems:
@@ -172,7 +173,7 @@ class Overview:
             StoreError: The store failed.
         """
         states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
-        snapshots = await self.store.snapshot(deployments)
+        snapshots = await snapshots_of(self.store, deployments)
         totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()
         return [

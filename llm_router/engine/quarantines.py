@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.credentials import is_marked
-from llm_router.engine.extensions import note_failure
+from llm_router.engine.extensions import cool_down, note_failure, snapshots_of
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
-from llm_router.errors import StoreError
+from llm_router.errors import LLMRouterError
 from llm_router.stores.base import RateLimitStore, Refusal
 
 __all__ = ["Quarantines"]
-
-_log = logging.getLogger("llm_router")
 
 _WORTH_A_TRY = 3600.0
 """Seconds after the last try after which a process that first meets a quarantine has it tried again."""
@@ -88,7 +85,7 @@ class Quarantines:
         left = list(deployments)
         try:
             while left:  # of several that apply to a deployment, a store shows one at a time
-                snapshots = await self._store.snapshot(left)
+                snapshots = await snapshots_of(self._store, left)
                 found = {each.cooldown: each.deployment for each in snapshots if each.cooldown is not None}
                 ended = {
                     cooldown.scope: deployment
@@ -98,12 +95,12 @@ class Quarantines:
                 for scope, deployment in ended.items():
                     await self._lift(scope, deployment, now)
                 left = [each for each in left if not ended.keys().isdisjoint(each.scopes)]
-        except StoreError as error:
-            _log.debug("the quarantines of replaced credentials could not be ended: %s", error)
+        except LLMRouterError as error:
+            note_failure(self._store, "snapshot", error)
 
     async def _lift(self, scope: Scope, deployment: Deployment, now: float) -> None:
         change = Cooldown.lift(scope)
-        await self._store.cool_down(change)
+        await cool_down(self._store, change)
         self._pool.rouse(scope, now)
         if self._reporter is not None:
             self._reporter.imposed(change, deployment)

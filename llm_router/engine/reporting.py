@@ -58,14 +58,19 @@ _NOTHING_HAS_ROOM = "nothing has room"
 
 
 class _Audiences(dict[type[Event], tuple[tuple[int, RouterObserver], ...]]):
-    """The observers that want events of a class, with their places; found when first asked for."""
+    """The observers that want events of a class, with their places; found when first asked for.
 
-    def __init__(self, observers: Sequence[RouterObserver]) -> None:
+    What each wants was asked once: it is a user's code, which may raise.
+    """
+
+    def __init__(self, observers: Sequence[tuple[RouterObserver, tuple[type[Event], ...]]]) -> None:
         super().__init__()
         self._observers = tuple(enumerate(observers))
 
     def __missing__(self, kind: type[Event]) -> tuple[tuple[int, RouterObserver], ...]:
-        found = self[kind] = tuple(each for each in self._observers if _wants(each[1], kind))
+        found = self[kind] = tuple(
+            (number, observer) for number, (observer, wanted) in self._observers if issubclass(kind, wanted)
+        )
         return found
 
 
@@ -76,11 +81,13 @@ class Reporter:
     Events that every request has are made only if an observer wants them.
 
     Args:
-        observers: What is given the events, in order.
+        observers: What is given the events, in order, and the events that each wants.
         clock: Where time comes from.
     """
 
-    def __init__(self, observers: Sequence[RouterObserver], clock: Clock) -> None:
+    def __init__(
+        self, observers: Sequence[tuple[RouterObserver, tuple[type[Event], ...]]], clock: Clock
+    ) -> None:
         self._audiences = _Audiences(observers)
         self._clock = clock
         self._monotonic = monotonic(clock)
@@ -314,24 +321,38 @@ def reporter_for(observers: Iterable[RouterObserver], clock: Clock) -> Reporter 
     """Return what reports to ``observers``, or None if there are none.
 
     Raises:
-        ConfigError: They are not a list, one has no method ``observe``, or wants other things than events.
+        ConfigError: They are not a list, one has no method ``observe``, wants other things than events, or
+            cannot say what it wants.
     """
-    watching = elements("observers", observers, "pass a list, such as observers=[LoggingObserver()]")
-    for observer in watching:
+    watching = []
+    for observer in elements("observers", observers, "pass a list, such as observers=[LoggingObserver()]"):
         # A mock has the method only when it is asked for it, which isinstance() does not.
         if isinstance(observer, type) or not callable(getattr(observer, "observe", None)):
             raise ConfigError(
                 f"observers: an observer must have a method observe(event), unlike this "
                 f"{type(observer).__name__}: pass an object, such as LoggingObserver()"
             )
-        if _is_selective(observer) and not _are_events(observer.wants):
-            name = type(observer).__name__
-            raise ConfigError(f"observers: what {name} wants must be classes of events, such as [SendEnded]")
+        watching.append((observer, _wanted(observer)))
     return Reporter(watching, clock) if watching else None
 
 
-def _wants(observer: RouterObserver, kind: type[Event]) -> bool:
-    return not _is_selective(observer) or issubclass(kind, tuple(observer.wants))
+def _wanted(observer: RouterObserver) -> tuple[type[Event], ...]:
+    """Return the events that an observer wants."""
+    if not _is_selective(observer):
+        return (Event,)
+    found: object = None
+    failure: ExtensionError | None = None
+    try:
+        found = observer.wants
+        found = tuple(found) if isinstance(found, Collection) else found
+    except Exception as error:  # noqa: BLE001 - whatever a user's observer raises
+        failure = own_error(observer, "wants", error)
+    if failure is not None:  # raised from here, so that it does not refer to the other one
+        raise ConfigError(f"observers: {failure}")
+    if not _are_events(found):
+        name = type(observer).__name__
+        raise ConfigError(f"observers: what {name} wants must be classes of events, such as [SendEnded]")
+    return found
 
 
 def _is_selective(observer: RouterObserver) -> TypeGuard[SelectiveObserver]:
@@ -339,8 +360,8 @@ def _is_selective(observer: RouterObserver) -> TypeGuard[SelectiveObserver]:
     return getattr_static(observer, "wants", _UNSAID) is not _UNSAID
 
 
-def _are_events(wanted: object) -> bool:
-    return isinstance(wanted, Collection) and all(
+def _are_events(wanted: object) -> TypeGuard[tuple[type[Event], ...]]:
+    return isinstance(wanted, tuple) and all(
         isinstance(each, type) and issubclass(each, Event) for each in wanted
     )
 

@@ -16,7 +16,7 @@ from typing import Any
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
-from llm_router.engine.extensions import no_decision, note_failure, store_error
+from llm_router.engine.extensions import is_foreign, no_decision, note_failure, store_error, wrong_decision
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import DeploymentState, FallbackOrder
@@ -103,6 +103,7 @@ class Selector:
         self._reporter = reporter
         self._tenant_weights = tenant_weights
         self.pacer = pacer
+        self._distrusts = is_foreign(store)
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
         self.slow_starts = SlowStarts(clock, self._ask_again)
@@ -348,8 +349,10 @@ class Selector:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
             failure = store_error(self._store, "reserve", error)
-        if not isinstance(decision, Decision):  # raised from here, so that it does not refer to the other one
-            raise failure or no_decision(self._store, decision)
+        if self._distrusts or not isinstance(
+            decision, Decision
+        ):  # not above: it must not refer to the other one
+            decision = await self._checked(decision, failure, reservation_id, candidates)
         now = self._clock.time()
         if decision.lifts != self.quarantines.lifts:
             self.quarantines.notice_lifts(decision.lifts, now)
@@ -399,6 +402,26 @@ class Selector:
                 at = until[state] if until[state] > now else now + PATIENCE
                 refused[state] = Refusal(state.deployment, SLOW_START, at, at)
         return approachable
+
+    async def _checked(
+        self,
+        decision: object,
+        failure: ExtensionError | None,
+        reservation_id: str,
+        candidates: list[DeploymentState],
+    ) -> Decision:
+        """Return the decision of a user's store, if it is one.
+
+        Raises:
+            ExtensionError: It is none, or ``failure`` is why there is none.
+        """
+        if not isinstance(decision, Decision):
+            raise failure or no_decision(self._store, decision)
+        failure = wrong_decision(self._store, decision, list(map(_deployment, candidates)))
+        if failure is not None:
+            await self._give_back(reservation_id, candidates)
+            raise failure
+        return decision
 
     async def _give_back(
         self, reservation_id: str, candidates: list[DeploymentState], probes: tuple[Cooldown, ...] = ()

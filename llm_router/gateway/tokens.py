@@ -18,6 +18,7 @@ import attrs
 
 from llm_router.domain.secret import Secret
 from llm_router.errors import ConfigError
+from llm_router.stores.urls import state_directory
 
 __all__ = ["TOKEN_PREFIX", "Grant", "TokenFile", "Tokens", "default_token_file"]
 
@@ -146,7 +147,8 @@ class TokenFile:
         Raises:
             ConfigError: There is one of this name, or what it is to allow is wrong.
         """
-        tokens = self.read() if self.path.exists() else Tokens(Secret(secrets.token_hex(_BYTES)))
+        exists = os.path.exists(self.path)  # noqa: PTH110 - never raises
+        tokens = self.read() if exists else Tokens(Secret(secrets.token_hex(_BYTES)))
         if any(grant.name == name for grant in tokens.grants):
             raise ConfigError(f"there is a token {name!r}: remove it first, or choose another name")
         token = TOKEN_PREFIX + secrets.token_urlsafe(_BYTES)
@@ -171,8 +173,14 @@ class TokenFile:
 
     def _write(self, tokens: Tokens) -> None:
         content = {"key": tokens.key.reveal(), "tokens": [attrs.asdict(grant) for grant in tokens.grants]}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".tokens")
+        except OSError as error:
+            raise ConfigError(
+                f"the token file {str(self.path)!r} cannot be written: {error.strerror}: set "
+                "LLM_ROUTER_TOKEN_FILE, or --token-file, to a path that can be"
+            ) from None
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:  # made with mode 600
                 json.dump(content, file, indent=1)
@@ -185,7 +193,9 @@ class TokenFile:
 
 
 def default_token_file() -> Path:
-    """Return the token file of the user, unless an option names another."""
-    from platformdirs import user_state_path  # noqa: PLC0415 - only for this
+    """Return the token file of the user, unless an option names another.
 
-    return user_state_path("llm_router", appauthor=False) / "tokens.json"
+    Raises:
+        ConfigError: As for :func:`state_directory`.
+    """
+    return state_directory("LLM_ROUTER_TOKEN_FILE to a path") / "tokens.json"

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote_to_bytes, urlsplit
 
 from llm_router.domain.clock import Clock
-from llm_router.errors import ConfigError
+from llm_router.errors import ConfigError, StoreError
 from llm_router.stores.base import RateLimitStore
 from llm_router.stores.memory import MemoryStore
 
-__all__ = ["default_store_url", "file_problem", "is_memory", "open_store", "sqlite_path"]
+__all__ = [
+    "default_store_url",
+    "file_problem",
+    "is_memory",
+    "open_store",
+    "prepare_file",
+    "sqlite_path",
+    "state_directory",
+]
 
 # The adapters are imported when they are opened, since few programs need both sqlite3 and redis.
 # No message shows a URL, since any part of a wrong one may be a password.
@@ -158,6 +167,36 @@ def file_problem(url: str) -> str | None:
     return None
 
 
+def prepare_file(url: str) -> str | None:
+    """Make the directory of an SQLite store's file; return why it cannot be used, as :func:`file_problem`.
+
+    What permissions allow may fail in the doing: on an odd or full disk, or for a name that is too long. Must
+    not be called while this process has the file open.
+
+    Raises:
+        ConfigError: As for :func:`open_store`.
+    """
+    problem, path = file_problem(url), sqlite_path(url)
+    if problem is not None or path is None:
+        return problem
+    from llm_router.stores.sqlite.database import check_header  # noqa: PLC0415
+
+    path = path.absolute()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        return f"the directory {str(path.parent)!r} cannot be made: {error.strerror}"
+    try:
+        check_header(path)
+        if not os.path.lexists(path):
+            tempfile.TemporaryFile(dir=path.parent).close()  # the file itself is for the store to make
+    except StoreError as error:
+        return str(error)
+    except OSError as error:
+        return f"no file {path.name!r} can be made in {str(path.parent)!r}: {error.strerror}"
+    return None
+
+
 def _read(url: str) -> tuple[_Opener, SplitResult]:
     try:
         parts = urlsplit(url)
@@ -181,8 +220,32 @@ def _read(url: str) -> tuple[_Opener, SplitResult]:
 
 
 def default_store_url() -> str:
-    """Return the URL of the file in which all programs of this user share their quotas."""
+    """Return the URL of the file in which all programs of this user share their quotas.
+
+    Raises:
+        ConfigError: As for :func:`state_directory`.
+    """
+    path = state_directory("LLM_ROUTER_STORE to the URL of a store") / "state.sqlite3"
+    return f"sqlite:///{quote(os.fsencode(path.as_posix()))}"
+
+
+def state_directory(instead: str) -> Path:
+    """Return where programs of this user keep what outlives them.
+
+    Args:
+        instead: What may be set if there is no such directory.
+
+    Raises:
+        ConfigError: The user has no home directory, as in some containers.
+    """
     import platformdirs  # noqa: PLC0415
 
-    path = platformdirs.user_state_path("llm_router") / "state.sqlite3"
-    return f"sqlite:///{quote(os.fsencode(path.as_posix()))}"
+    try:
+        path = platformdirs.user_state_path("llm_router")
+    except RuntimeError:
+        path = Path()
+    if not path.is_absolute():
+        raise ConfigError(
+            f"this user has no home directory to keep state in: set HOME or XDG_STATE_HOME, or {instead}"
+        )
+    return path

@@ -294,6 +294,20 @@ def _on_file(
     return stage
 
 
+@asynccontextmanager
+async def _again_and_again(place: Place) -> AsyncIterator[Scene]:
+    """All files of an SQLite store are deleted many times, now and then while a process opens them."""
+
+    async def happen() -> None:
+        for _ in range(30):
+            for group in GROUPS:
+                for suffix in ("", "-wal", "-shm"):
+                    (place.folder / f"{group.name}.sqlite3{suffix}").unlink(missing_ok=True)
+            await asyncio.sleep(place.length.window / 40)
+
+    yield Scene({"path": str(place.folder / "{}.sqlite3")}, happen)
+
+
 def _cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
@@ -311,6 +325,7 @@ EVENTS = (
     Event("SQLite file deleted", _on_file("", Path.unlink), cuts_off=True),
     Event("SQLite -wal deleted", _on_file("-wal", Path.unlink), cuts_off=True),
     Event("SQLite -shm deleted", _on_file("-shm", Path.unlink)),
+    Event("SQLite files deleted again and again", _again_and_again, cuts_off=True),
     Event("SQLite -wal cut short", _on_file("-wal", _cut), cuts_off=True),
 )
 

@@ -53,6 +53,44 @@ def test_a_state_file_that_cannot_be_written_is_2(
     assert not (prompts / "out.jsonl").exists()
 
 
+EVERY = (
+    *COMMANDS,
+    ("explain", "x"),
+    ("top", "--once"),
+    ("keys", "lift", "key-light"),
+    ("keys", "disable", "key-light"),
+    ("keys", "enable", "key-light"),
+    ("keys", "limits", "key-light", "--forget"),
+    ("keys", "test"),
+    ("serve", "--port", "0"),
+)
+
+
+@pytest.mark.parametrize("args", EVERY)
+@pytest.mark.parametrize("broken", ["mkdir", "foreign", "homeless"])
+def test_a_state_file_that_cannot_be_made_is_2(
+    run: Callable[..., Result],
+    prompts: Path,
+    emulator: GeminiEmulator,
+    monkeypatch: pytest.MonkeyPatch,
+    args: tuple[str, ...],
+    broken: str,
+) -> None:
+    """Also where permissions would allow it, on whatever command: it says what to set and sends nothing."""
+    if broken == "foreign":
+        (prompts / "notes.txt").write_text("not a database")
+        monkeypatch.setenv("LLM_ROUTER_STORE", f"sqlite:///{prompts}/notes.txt")
+    elif broken == "homeless":
+        monkeypatch.setattr("platformdirs.user_state_path", lambda *_: Path("~/.local/state"))
+        monkeypatch.setenv("LLM_ROUTER_TOKEN_FILE", "")
+    else:
+        monkeypatch.setenv("XDG_STATE_HOME", str(prompts / ("n" * 300)))
+    result = run(*args)
+    assert (result.exit_code, "Traceback" in result.stderr) == (2, False)
+    assert "set LLM_ROUTER_STORE" in result.stderr or "XDG_STATE_HOME, or LLM_ROUTER_" in result.stderr
+    assert emulator.requests == 0
+
+
 @pytest.mark.slow
 def test_another_store_helps(
     run: Callable[..., Result], prompts: Path, monkeypatch: pytest.MonkeyPatch
@@ -148,3 +186,16 @@ def test_check_names_the_variable_of_a_wrong_secret(
     assert result.exit_code == 2
     assert "API_KEY_key_light in the environment has a quotation mark at its end" in result.stdout
     assert "Qx7" not in result.stdout
+
+
+def test_check_warns_of_a_user_without_a_home_directory(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no error, and not said where the environment names a store."""
+    monkeypatch.setattr("platformdirs.user_state_path", lambda *_: Path("~/.local/state"))
+    result = run("check", "--json")
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert (result.exit_code, finding["level"], finding["where"]) == (0, "warning", "LLM_ROUTER_STORE")
+    assert "no home directory" in finding["message"]
+    monkeypatch.setenv("LLM_ROUTER_STORE", "memory://")
+    assert json.loads(run("check", "--json").stdout)["findings"] == []

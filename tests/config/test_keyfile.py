@@ -229,11 +229,32 @@ def test_repeated_field(project: Project) -> None:
             {"models": {"m": {"refill": "steady", "burst": 9, "rpm": 8}}},
             "models.m.burst: must be between 1 and rpm, which is 8; found 9: lower it",
         ),
+        ({"models": {"m": {"rpd": 8, "window": 60}}}, "models.m.window: unknown field 'window': use one of"),
     ],
 )
 def test_wrong_top(project: Project, top: dict[str, Any], message: str) -> None:
     """The message about a problem outside the keys gives the place and the remedy."""
     assert message in project.write(**top).refusal()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"refill": "steady", "burst": 1, "tpm": 8},
+            "models.m.burst: is a number of requests a minute, but no rpm is stated: add rpm, or remove the",
+        ),
+        (
+            {"refill": "steady", "rpd": 8, "tpd": 9},
+            "models.m.refill: is of the quotas of a minute, but none is stated (a day's come back",
+        ),
+    ],
+)
+def test_a_refill_that_no_quota_has(project: Project, model: dict[str, Any], message: str) -> None:
+    """It is refused unless some entry states what it is of."""
+    models = {"m": model}
+    assert message in project.write(project.entry(model_name="m"), models=models).refusal()
+    assert project.write(project.entry(model_name="m", rpm=1), models=models).load()
 
 
 def test_every_problem_at_once(project: Project) -> None:

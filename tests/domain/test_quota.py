@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 from llm_router import ConfigError, Metric, Quota, Refill
@@ -34,3 +35,38 @@ def test_what_is_none_is_refused_with_what_there_is(odd: Any) -> None:
     ) as two:
         Quota(Metric.RPM, 1, odd)
     assert max(len(str(one.value)), len(str(two.value))) < 200
+
+
+@pytest.mark.parametrize("metric", [Metric.RPD, Metric.TPD])
+def test_a_window_of_a_daily_quota_is_refused_with_the_remedy(metric: Metric) -> None:
+    """It would have been ignored: a day's quota comes back at midnight unless the refill says otherwise."""
+    with pytest.raises(
+        ConfigError, match=f'^{metric.value}: .*window=2.0 means nothing: add refill="rolling"'
+    ):
+        Quota(metric, 5, window=2.0)
+    for refill in (Refill.ROLLING, Refill.STEADY):
+        assert Quota(metric, 5, refill, window=2.0).window == 2.0
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+@pytest.mark.parametrize(
+    ("refill", "void"),
+    [
+        (Refill.DAILY, {"window": 86_400}),
+        (Refill.DAILY, {"burst": 1}),
+        (Refill.ROLLING, {"burst": 1}),
+        (Refill.ROLLING, {"timezone": "UTC"}),
+        (Refill.STEADY, {"timezone": "UTC"}),
+    ],
+)
+def test_what_a_refill_would_ignore_is_refused(metric: Metric, refill: Refill, void: dict[str, Any]) -> None:
+    """By name, with the refill under which it means something."""
+    [name] = void
+    with pytest.raises(ConfigError, match=rf"^{metric.value}: .*{name}=.* means nothing: add refill="):
+        Quota(metric, 5, refill, **void)
+
+
+@pytest.mark.parametrize("refill", list(Refill))
+def test_a_quota_can_be_changed_whatever_its_refill(refill: Refill) -> None:
+    """What has its default value is taken for not given."""
+    assert attrs.evolve(Quota(Metric.RPD, 5, refill), limit=6) == Quota(Metric.RPD, 6, refill)

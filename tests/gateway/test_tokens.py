@@ -82,6 +82,14 @@ def test_what_is_wrong_with_a_token_file_is_told(tmp_path: Path) -> None:
             file.read()
 
 
+@pytest.mark.parametrize("folder", ["file", "n" * 300])
+def test_a_token_file_that_cannot_be_written(tmp_path: Path, folder: str) -> None:
+    """Whatever the reason, it is said where else it may be."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"cannot be .*LLM_ROUTER_TOKEN_FILE, or --token-file"):
+        TokenFile(tmp_path / folder / "tokens.json").add("ann")
+
+
 async def test_a_token_is_taken_wherever_an_sdk_sends_its_key(guarded: Guarded) -> None:
     """As Gemini's header, as its query, and as a bearer token."""
     token = guarded[1]["ann"]

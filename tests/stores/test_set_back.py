@@ -65,6 +65,32 @@ async def test_four_minutes_after_a_correction_give_what_four_minutes_give(
     assert (30 if refill is Refill.ROLLING else 28) <= granted <= 50
 
 
+@pytest.mark.parametrize(
+    ("behind", "windows"), [(1.0, 2), (40.0, 2), (60.0, 2), (61.0, 1), (100.0, 1), (3600.0, 1), (DAY, 1)]
+)
+async def test_who_asks_only_when_told_waits_two_windows_at_most(
+    store_backend: Backend, behind: float, windows: int
+) -> None:
+    """Of a clock that was set back while nobody asked, and of one window if it was set back by more.
+
+    A clock that passes what was taken between two calls may have been corrected; then nothing is due yet.
+    """
+    clock = ManualClock(START)
+    limited = deployment(Quota(Metric.RPM, 3))
+    async with store_backend.open(clock) as store:
+        assert all([await grants(store, limited) for _ in range(3)])
+        clock.shift(59.0)
+        clock.jump(-59.0 - behind)
+        asked = clock.monotonic()
+        for _ in range(windows + 1):
+            decision = await store.reserve(f"r{next(_ids)}", [limited], Demand(1), TTL)
+            if decision.deployment is not None:
+                break
+            clock.shift(decision.refusals[0].retry_at - clock.time() + 1e-6)
+    assert decision.deployment is not None
+    assert clock.monotonic() - asked <= windows * SPAN + 0.01
+
+
 async def test_what_was_taken_before_a_jump_keeps_its_age(store_backend: Backend) -> None:
     """What is older than the corrected clock counts as if the clock had never been wrong."""
     clock = ManualClock(START)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from llm_router import ConfigError, Demand, MemoryStore, RateLimitStore, open_store
 from llm_router.stores.sqlite import SQLiteStore
-from llm_router.stores.urls import default_store_url, file_problem, sqlite_path
+from llm_router.stores.urls import default_store_url, file_problem, prepare_file, sqlite_path
 from llm_router.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -169,6 +170,47 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     assert problem == f"the directory {str(tmp_path)!r} cannot be written"
     problem = file_problem(f"sqlite:///{tmp_path}/file")
     assert problem == f"{str(tmp_path / 'file')!r} cannot be read and written"
+
+
+def test_a_file_that_permissions_allow_but_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making its directory tells, and the file itself is left for the store to make."""
+    url = f"sqlite:///{tmp_path}/a/b/state.sqlite3"
+    assert prepare_file(url) is None
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert prepare_file("memory://") is None
+    assert "cannot be made: " in str(prepare_file(f"sqlite:///{tmp_path}/{'n' * 300}/state.sqlite3"))
+    assert "can be made in " in str(prepare_file(f"sqlite:///{tmp_path}/{'n' * 300}"))
+    (tmp_path / "notes.txt").write_text("not a database")
+    assert "is not an SQLite database" in str(prepare_file(f"sqlite:///{tmp_path}/notes.txt"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for place, words in (("pathlib.Path.mkdir", "cannot be made"), ("tempfile.TemporaryFile", "can be made")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, refuse)
+            problem = prepare_file(url)
+        assert problem is not None
+        assert words in problem
+        assert "Read-only" in problem
+
+
+@pytest.mark.parametrize("answer", ["raises", "relative"])
+def test_without_a_home_directory_it_is_said_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """As in a container whose user has none; some versions of platformdirs raise, others do not."""
+
+    def state_path(_: str) -> Path:
+        if answer == "raises":
+            raise RuntimeError("no home")
+        return Path("~/.local/state/llm_router")
+
+    monkeypatch.setattr("platformdirs.user_state_path", state_path)
+    with pytest.raises(ConfigError, match="set HOME or XDG_STATE_HOME, or LLM_ROUTER_STORE"):
+        default_store_url()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -15,7 +15,9 @@ class Ledger(Protocol):
 
     A taking is identified by its *mark*, a plain integer that is also valid in a ledger that loads the state
     of this one. Where the clock is behind what was taken, because it was set back, nothing comes back early,
-    and nothing is refused for longer than a window (or until the end of the day by the corrected clock).
+    and nothing is refused for longer than a window after the first call that sees it (or until the end of the
+    day by the corrected clock). It is two windows where the clock has passed what was taken before the next
+    call: a clock that was corrected looks the same, and must not give back early.
     An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
     """
 

@@ -41,8 +41,10 @@ class _Clock:
     """The time of a ledger, which goes on where it was when the machine's clock is set back.
 
     While the clock shows less than the ledger has seen, the ledger is *ahead* of it by a fixed time, so that
-    nothing comes back early, and nothing later than a window after it was last seen. If the clock then shows
-    more than the ledger has seen, it was corrected, and the two agree again.
+    nothing comes back early. If the clock then shows more than the ledger has seen, it was corrected, and the
+    two agree again; or it only went on while nobody asked, which looks the same. So what was taken comes back
+    within two windows of the first call, and within one if there is another call while the clock is behind,
+    or if it was set back by more than a window.
 
     By how much it is ahead is part of what is dumped: of two processes that share a ledger, one would take
     for older than it is what the other, whose ledger agrees with the clock again, has taken since.

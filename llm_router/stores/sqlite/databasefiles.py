@@ -70,7 +70,7 @@ class DatabaseFiles:
             deadline: When to stop waiting for another process, on the clock of :func:`time.monotonic`.
         """
         _, wal, index = self.find()
-        if wal == opened[1]:
+        if wal is not None and wal == opened[1]:
             return True  # the index is made anew from the WAL
         if wal is not None and not (index in (None, opened[2]) and self._is_empty(self._wal)):
             return False  # another process has begun to use it, with what was in the database

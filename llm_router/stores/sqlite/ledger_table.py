@@ -10,11 +10,9 @@ import json
 from array import array
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from llm_router.domain.calendar import NEVER
 from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import Metric, Quota, Refill
+from llm_router.domain.quota import MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
 from llm_router.stores.ledger import Ledger, QuotaLedger, QuotaSet, carry_over, make_ledger
 from llm_router.stores.sqlite.faults import decoding
 from llm_router.stores.sqlite.numbers import Kind, kinds_of, number_of, offsets, pack, record, split, unpack
@@ -47,6 +45,22 @@ _INSERT = "INSERT INTO ledgers (scope, rests_at, terms, kinds, state) VALUES (?,
 _UPDATE = "UPDATE ledgers SET kinds = ?, state = ? WHERE id = ?"
 _UPDATE_TERMS = "UPDATE ledgers SET rests_at = ?, terms = ? WHERE id = ?"
 _DELETE = "DELETE FROM ledgers WHERE id = ?"
+
+
+def _quota(
+    metric: Metric, limit: int, refill: Refill, window: float, guard: float, burst: int | None, timezone: str
+) -> Quota:
+    """Return a quota without what means nothing under its refill, which earlier versions accepted."""
+    daily, steady = refill is Refill.DAILY, refill is Refill.STEADY
+    return Quota(
+        metric,
+        limit,
+        refill,
+        window=MINUTE if daily else window,
+        guard=guard,
+        burst=min(burst, max(limit, 1)) if burst is not None and steady else None,
+        timezone=timezone if daily else PROVIDER_TIMEZONE,
+    )
 
 
 class StoredLedger(QuotaLedger):
@@ -120,7 +134,7 @@ class LedgerRow:
         for metric, refill, configured, window, guard, burst, timezone, limit in json.loads(terms):
             if metric not in self.ledgers:
                 self.version += 1
-                quota = Quota(Metric(metric), configured, Refill(refill), window, guard, burst, timezone)
+                quota = _quota(Metric(metric), configured, Refill(refill), window, guard, burst, timezone)
                 self._open(quota, limit)
 
     def load(self, kinds: int, state: Sequence[float], now: int) -> None:
@@ -137,8 +151,10 @@ class LedgerRow:
             each = self.ledgers[metric]
             if each.quota.refill is not refill:  # from a process that is configured differently
                 # How it is configured there is not known; with the least burst it drains the fastest.
-                burst = 1 if refill is Refill.STEADY else None
-                old = make_ledger(attrs.evolve(each.quota, refill=refill, burst=burst))
+                quota = each.quota
+                old = make_ledger(
+                    _quota(metric, quota.limit, refill, quota.window, quota.guard, 1, quota.timezone)
+                )
                 old.load(dump)
                 self._replace(each, old, now)
 

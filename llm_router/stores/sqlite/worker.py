@@ -354,16 +354,23 @@ class Worker:
         Call it in a turn, so that no process writes, and outside the transaction of this worker. What another
         process is doing with them it awaits until ``deadline`` (:func:`time.monotonic`).
         """
-        opened, connection = self._opened, self._connection
-        if self._turns.undisturbed or opened is None or connection is None or self._files.find() == opened:
+        opened, connection, database = self._opened, self._connection, self._database
+        if opened is None or connection is None:
             return
-        if self._files.find()[0] == opened[0]:
+        # Of those that were deleted while they were opened, not all were found.
+        is_whole = None not in opened and opened[0] == database
+        if is_whole and (self._turns.undisturbed or self._files.find() == opened):
+            return
+        if database is not None and self._files.find()[0] == database:
             self._await_checkpoint()
             self._loss = Loss(kept=self._files.rescue(opened, connection, deadline))
         else:
             self._loss = Loss(kept=False)
+        with self._transaction:
+            self._await_checkpoint()
+            self._disconnect()
         for worker in tuple(_workers):  # the connections of a process to one database share its -shm
-            worker.leave(opened[0])
+            worker.leave(database)
         self._files.clear(opened)
 
     def leave(self, database: Identity | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -79,6 +80,44 @@ async def charge(store: SQLiteStore, deployment: Deployment, at: float, count: i
 def test_a_sqlite_store_is_external(store: SQLiteStore) -> None:
     """It says so in the way that callers ask."""
     assert isinstance(store, ExternalStore)
+
+
+@pytest.mark.parametrize("deleted", DELETED | COMPANIONS)
+@pytest.mark.parametrize("moment", ["connect", "begin"])
+async def test_files_that_are_deleted_while_they_are_opened_are_left(
+    deleted: str,
+    moment: str,
+    path: Path,
+    store: SQLiteStore,
+    open_store: Callable[..., SQLiteStore],
+    clock: ManualClock,
+    pools: Pools,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before it is noted which they were: at its next call, the store is on those that others use."""
+    deployment = pools.one(rpm=20)
+    opens = getattr(worker, moment)
+
+    def interrupted(*args: Any) -> Any:
+        monkeypatch.setattr(worker, moment, opens)
+        opened = opens(*args)
+        for suffix in (DELETED | COMPANIONS)[deleted]:
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return opened
+
+    monkeypatch.setattr(worker, moment, interrupted)
+    with contextlib.suppress(StoreUnavailableError):
+        await reserve(store, deployment)
+    second = open_store()
+    for _ in range(2):
+        for each in (second, store):
+            with contextlib.suppress(StoreUnavailableError):  # once, of the database without its WAL
+                await reserve(each, deployment)
+        clock.shift(QUIET)
+    for each in (second, store, second):
+        decision = await reserve(each, deployment)
+        assert decision.deployment is deployment
+        assert await used(store, deployment) == await used(second, deployment)
 
 
 @pytest.mark.parametrize("deleted", DELETED)

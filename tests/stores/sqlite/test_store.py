@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from llm_router import Deployment, RateLimitStore
+from llm_router import Deployment, Key, RateLimitStore, Secret
 from llm_router.domain.cooldown import LEARNT_FOR, Cooldown, LearntLimit
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
@@ -679,3 +679,19 @@ async def test_many_abandoned_reservations_leave_within_a_minute(
     assert len(worker._state._reservations._known) == 60 + (not is_other)
     await store.settle("live", Demand(0, 0))
     assert open_reservations() == {f"alive {number}" for number in range(60)}
+
+
+async def test_terms_that_an_earlier_version_accepted_are_read(
+    open_store: Callable[..., SQLiteStore], query: Callable[..., list[Any]]
+) -> None:
+    """A window of a day, or a burst without a bucket, is left out of what a file tells about a quota."""
+    quotas = Quota(Metric.RPM, 5), Quota(Metric.RPD, 9), Quota(Metric.TPD, 9, Refill.ROLLING)
+    before = Deployment(Key("a", Secret("AIza-not-a-key")), "m", quotas=quotas)
+    first = open_store()
+    await first.reserve("a", [before], Demand(1, 1), 60.0)
+    await first.aclose()
+    query("UPDATE ledgers SET terms = replace(replace(terms, '60.0', '61.0'), 'null', '1')")
+    store = open_store()
+    await store.settle("a", Demand(1, 3))
+    [snapshot] = await store.snapshot([before])
+    assert [quota.used for quota in snapshot.quotas] == [1, 1, 3]
