@@ -188,7 +188,7 @@ def _left_out(state: DeploymentState, noted: str | None, rehearsal: Rehearsal) -
     until = state.group.breaker.open_until
     found: list[_Excluded] = [
         (state.avoided_until, Exclusion.AVOIDED, noted),
-        (until, Exclusion.UNREACHABLE, "the provider cannot be reached"),
+        (until, Exclusion.UNREACHABLE, state.group.breaker.reason),
     ]
     if rehearsal.send.features:
         until, lack = lacking(state, rehearsal.send.features)

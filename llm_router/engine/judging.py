@@ -32,7 +32,7 @@ __all__ = ["Judge"]
 
 _log = logging.getLogger("llm_router")
 
-_FORBIDDEN = 403
+_FORBIDDEN, _NOT_FOUND = 403, 404
 _UNCONFIRMED = 60.0
 """Seconds; a shorter quarantine only waits for a second witness, which is not worth a warning."""
 
@@ -110,9 +110,11 @@ class Judge:
         repeated = not strikes and self._refused.get(scope, began) > began
         if error.kind in PATH_FAILURES:
             breaker.record_failure(deployment.key.key_id, now)
-        elif error.code == _FORBIDDEN and error.kind in _BLAMES:
+        elif self._may_be_of_several(error, state):
             model = self._one_of_several(state) if error.kind is FailureKind.MODEL else None
-            if breaker.record_forbidden(deployment.key.key_id, deployment.key.project, now, model):
+            if breaker.record_forbidden(
+                deployment.key.key_id, deployment.key.project, now, str(error), model
+            ):
                 verdict = await self._acquit_forbidden(breaker.forbidden, state, now, str(error))
                 await self.pass_on(probes, state, began)
                 return verdict
@@ -243,6 +245,20 @@ class Judge:
         state.failures += 1
         self.pool.avoid(state, now + self.policy.ceiling(state.failures), reason)
         return Verdict(Next.BACK_OFF)
+
+    def _may_be_of_several(self, error: ProviderError, state: DeploymentState) -> bool:
+        """Return whether, if several keys are told the same at once, that is the provider's fault.
+
+        That a key is wrong or forbidden, or that one of several models does not exist. Where there is only
+        one model, it is more likely to be gone, or its name to be wrong.
+        """
+        if error.kind not in _BLAMES:
+            return False
+        return (
+            error.code == _FORBIDDEN
+            or error.kind is FailureKind.KEY
+            or (error.code == _NOT_FOUND and self._one_of_several(state) is not None)
+        )
 
     def _one_of_several(self, state: DeploymentState) -> str | None:
         """Return the model of a deployment, or None if its provider has no other."""

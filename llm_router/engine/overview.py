@@ -121,8 +121,8 @@ class Overview:
         now = self.clock.time()
         unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]
         problems += [
-            f"provider {upstream.name}: cannot be reached, tried again in "
-            f"{upstream.breaker.open_until - now:.1f} s"
+            f"provider {upstream.name}: {upstream.breaker.reason.removeprefix('the provider ')}, "
+            f"tried again in {upstream.breaker.open_until - now:.1f} s"
             for upstream in unreachable
         ]
         usable = any(status["state"] == "ready" for status in statuses)

@@ -103,7 +103,7 @@ def _unreachable(order: FallbackOrder, now: float) -> Iterator[Refusal]:
         if until > now:
             ready = (state for state in group.states if not state.is_parked)
             for state in itertools.islice(ready, NAMED_CANDIDATES):
-                yield Refusal(state.deployment, "the provider cannot be reached", until, until)
+                yield Refusal(state.deployment, group.breaker.reason, until, until)
 
 
 def _seconds_until(moment: float, now: float) -> float | None:

@@ -167,11 +167,27 @@ def test_one_model_that_is_forbidden_to_all_keys_is_not_the_providers_fault() ->
     """Unless a second model, or a key as such, is forbidden as well."""
     breaker = CircuitBreaker()
     for number in range(5):
-        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "retired")
+        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "no", "retired")
     assert breaker.open_until <= NOW
-    assert breaker.record_forbidden("k1", "p1", NOW, "other")
+    assert breaker.record_forbidden("k1", "p1", NOW, "no", "other")
     assert breaker.open_until == NOW + 1.0
     breaker.record_success()
     for number in range(2):
-        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "retired")
-    assert breaker.record_forbidden("k2", "p2", NOW)
+        assert not breaker.record_forbidden(f"k{number}", f"p{number}", NOW, "no", "retired")
+    assert breaker.record_forbidden("k2", "p2", NOW, "no")
+
+
+def test_after_ten_minutes_each_key_is_what_it_is_called() -> None:
+    """Several wrong keys are no outage; a success between them puts that off."""
+    breaker = CircuitBreaker()
+
+    def told(now: float) -> list[bool]:
+        return [breaker.record_forbidden(f"k{n}", f"p{n}", now, "not valid") for n in range(3)]
+
+    assert told(NOW) == [False, False, True]
+    assert breaker.reason == "the provider refuses several keys alike: not valid"
+    assert told(NOW + 590.0)[-1]
+    assert not any(told(NOW + 610.0))
+    breaker.record_success()
+    assert told(NOW + 620.0) == [False, False, True]
+    assert told(NOW - 5_000.0)[-1]  # the clock was set back

@@ -184,16 +184,16 @@ async def test_a_temporary_cooldown_is_not_logged(
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-async def test_only_path_failures_open_the_breaker(
+async def test_what_opens_the_breaker(
     judge: Judge, make_deployment: MakeDeployment, make_pool: MakePool, clock: ManualClock, kind: FailureKind
 ) -> None:
-    """Three keys open the breaker only if their failures are network failures or timeouts."""
+    """Three keys open the breaker by network failures and timeouts, or if all are called wrong at once."""
     pool = make_pool([make_deployment() for _ in range(3)])
     judge = Judge(judge.policy, pool, judge.store, clock)
     for state in pool:
         await judge.judge(failure(kind), state)
     is_open = first(pool).group.breaker.open_until > clock.time()
-    assert is_open is (kind in (FailureKind.NETWORK, FailureKind.TIMEOUT))
+    assert is_open is (kind in (FailureKind.NETWORK, FailureKind.TIMEOUT, FailureKind.KEY))
 
 
 async def test_failures_of_one_key_do_not_open_the_breaker(

@@ -209,19 +209,21 @@ async def test_a_process_that_starts_tries_an_old_quarantine(
     assert made_on(provider, "k") == 3
 
 
+@pytest.mark.parametrize(("code", "lasting"), [(403, False), (401, False), (400, True)])
 async def test_five_forbidden_keys_are_nobodys_fault(
-    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock, code: int, *, lasting: bool
 ) -> None:
-    """All keys answer 403 for ten seconds: none is quarantined, and all are used again."""
+    """All keys are told so for fifteen seconds: none is quarantined, and all are used again."""
     keys = [f"k{number}" for number in range(5)]
     for key_id in keys:
-        provider.script(*[forbidden() for _ in range(50)], key_id=key_id)
+        told = (ProviderError("not valid", kind="key", code=code, lasting=lasting) for _ in range(50))
+        provider.script(*told, key_id=key_id)
     pool = [deployment(key_id) for key_id in keys]
     async with make_router(pool, base_backoff=0.001) as router:
-        for _ in range(10):
+        for _ in range(15):
             task = asyncio.create_task(router.send("x"))
             await clock.advance(1)
-            assert not task.result().success
+            assert "not valid" in str(task.result().error)
         provider.by_key.clear()
         await clock.advance(31)
         health = await router.health_check()
@@ -336,8 +338,12 @@ async def test_a_model_that_is_forbidden_everywhere_does_not_bench_its_provider(
     assert sum(call.model == "retired" for call in provider.calls) == 3
 
 
+@pytest.mark.parametrize("failure", [missing_model, lambda: forbidden("model")], ids=["404", "403"])
 async def test_all_models_forbidden_for_ten_seconds_are_nobodys_fault(
-    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    clock: ManualClock,
+    failure: Callable[[], ProviderError],
 ) -> None:
     """Five keys with two models each, without a telling reason: all of them can be used afterwards."""
     keys = [f"k{number}" for number in range(5)]
@@ -346,7 +352,7 @@ async def test_all_models_forbidden_for_ten_seconds_are_nobodys_fault(
 
     def answer(deployment: Deployment, _: object) -> str:
         if broken:
-            raise forbidden("model")
+            raise failure()
         return "an answer"
 
     provider.script(answer, times=500)
