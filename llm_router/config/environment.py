@@ -37,6 +37,11 @@ _FAULTS = tuple(
         (r"""^["'`]|["'`]$""", "has a quotation mark at its end: remove the quotation marks"),
         (r"[;,]$", "ends with a semicolon or a comma: remove it"),
         (r"[;,]", "contains a comma or a semicolon: give each key an entry and a variable of its own"),
+        (r"\|", "contains a vertical bar: give each key an entry and a variable of its own"),
+        (
+            r"%[0-9A-Fa-f]{2}",
+            "contains a character that is escaped by a percent sign: give it the key as it is",
+        ),
         (r"^[A-Za-z][A-Za-z0-9+.-]*://", "is a URL: give it the key alone"),
         (r"\\[nr]$", "ends with the text of a line break: remove it"),
         (r"^[\w.-]+=[^=]", "has a name and = in front of the key: give it the key alone"),

@@ -263,6 +263,8 @@ NO_SECRETS = [
     (f"{KEY},", "ends with a semicolon or a comma: remove it"),
     (f'"{KEY}";', "has a quotation mark at its end: remove the quotation marks"),
     (f"{KEY},{KEY[::-1]}", "contains a comma or a semicolon: give each key an entry and a variable"),
+    (f"{KEY}|{KEY[::-1]}", "contains a vertical bar: give each key an entry and a variable"),
+    (f"%41{KEY[1:]}", "contains a character that is escaped by a percent sign"),
     (f"{KEY};{KEY[::-1]};{KEY}", "contains a comma or a semicolon: give each key an entry"),
     (f"{KEY}, {KEY[::-1]}", "contains spaces, control characters or letters that no API key has"),
     (f"https://example.com/?key={KEY}", "is a URL: give it the key alone"),
