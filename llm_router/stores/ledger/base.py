@@ -18,8 +18,8 @@ class Ledger(Protocol):
     and nothing is refused for longer than a window after the first call that sees it (or until the end of the
     day by the corrected clock). It is two windows where the clock has passed what was taken before the next
     call: a clock that was corrected looks the same, and must not give back early.
-    Where it is set forward, what was taken comes back as much earlier: the time that a suspended machine slept
-    through looks the same, and has passed.
+    Where it is set forward, what was taken comes back as much earlier: the time that a suspended machine has
+    slept through looks the same, and has passed.
     An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
     """
 
