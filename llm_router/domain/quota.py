@@ -170,11 +170,3 @@ class Demand:
     def amount(self, metric: Metric) -> int:
         """Return how much of a quota of ``metric`` this demand takes."""
         return self.tokens if metric.counts_tokens else self.requests
-
-
-def requests_per_window(quotas: tuple[Quota, ...]) -> Quota | None:
-    """Return the quota that is sure to limit the requests of any window."""
-    for quota in quotas:
-        if quota.metric is Metric.RPM and quota.refill is Refill.ROLLING and not quota.adaptive:
-            return quota
-    return None

@@ -15,7 +15,9 @@ TEXT, OTHER = 0, 1
 """The kinds of content: nothing but text, and what has something else among it. Estimates of images, sound
 and structured data are wrong by other factors than those of text."""
 
-_TEXT_FIELDS = frozenset({"text", "parts", "role"})
+_TEXT_FIELDS = frozenset(
+    {"text", "parts", "role", "type", "thought", "thoughtSignature", "thought_signature"}
+)
 _DEEPEST = 3
 """A list of contents, a content, its list of parts, a part."""
 
@@ -27,13 +29,16 @@ has more tokens than are reserved: few of these are sent into the last of a quot
 
 def kind_of(contents: object, depth: int = 0) -> int:
     """Return the kind of the contents of a request: :data:`TEXT` or :data:`OTHER`."""
-    if contents.__class__ is str:
+    if isinstance(contents, str):
         return TEXT
     if isinstance(contents, list | tuple) and depth <= _DEEPEST:
         return max((kind_of(each, depth + 1) for each in contents), default=TEXT)
     if isinstance(contents, dict) and contents.keys() <= _TEXT_FIELDS and depth <= _DEEPEST:
-        return max((kind_of(each, depth + 1) for each in contents.values()), default=TEXT)
-    return OTHER
+        return max(kind_of(contents.get(name) or "", depth + 1) for name in ("text", "parts"))
+    parts = getattr(contents, "parts", None)  # of an object of the SDK
+    if isinstance(parts, list):
+        return kind_of(parts, depth + 1)
+    return TEXT if isinstance(getattr(contents, "text", None), str) else OTHER
 
 
 class TokenCorrection:

@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 from llm_router.domain.deployment import Scope
-from llm_router.domain.quota import Quota, requests_per_window
+from llm_router.domain.quota import Metric, Quota, Refill
 from llm_router.engine.index import FallbackOrder
 
 __all__ = ["Forecast", "forecast_for"]
@@ -75,9 +75,17 @@ def forecast_for(order: FallbackOrder) -> Forecast | None:
     limits: dict[Scope, Quota] = {}
     for group in order.groups:
         for state in group.states:
-            quota = requests_per_window(state.deployment.quotas)
+            quota = _requests(state.deployment.quotas)
             if quota is None:
                 return None
             limits[state.deployment.model_scope] = quota
     most = sum(quota.limit for quota in limits.values())
     return Forecast(most, min(quota.window + quota.guard for quota in limits.values())) if most else None
+
+
+def _requests(quotas: tuple[Quota, ...]) -> Quota | None:
+    """Return the quota that is sure to limit the requests of any window."""
+    for quota in quotas:
+        if quota.metric is Metric.RPM and quota.refill is Refill.ROLLING and not quota.adaptive:
+            return quota
+    return None

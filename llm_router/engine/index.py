@@ -22,7 +22,6 @@ from llm_router.domain.deployment import Deployment
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import MINUTE, TOKEN_METRICS
 from llm_router.engine.overload import Overload
-from llm_router.engine.slow_start import SlowStart
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
@@ -65,7 +64,6 @@ class DeploymentState(Candidate):
         starved: How often it was refused though nothing was admitted for a whole window; one less when a
             request that tries again is answered, but at least 1 then. So of keys that secretly share a quota,
             one soon gives way to the other.
-        slow_start: How its limit is approached; None where it does not matter.
     """
 
     group: Group = attrs.field(kw_only=True, repr=False)
@@ -81,7 +79,6 @@ class DeploymentState(Candidate):
     minute_headroom: float = attrs.field(default=1.0, init=False)
     limits_due: float = attrs.field(default=0.0, init=False)
     starved: int = attrs.field(default=0, init=False)
-    slow_start: SlowStart | None = attrs.field(default=None, init=False, repr=False)
 
     @property
     def is_parked(self) -> bool:
@@ -432,14 +429,6 @@ class FallbackOrder:
     def arrange(self, states: Sequence[DeploymentState]) -> Sequence[DeploymentState]:
         """Return states of one tier in the order in which a store should be asked; here, as they are."""
         return states
-
-    def rank(self, state: DeploymentState) -> tuple[int, int, int]:
-        """Return tier, distance and priority of a deployment: lower ones are to be preferred."""
-        for tier, steps in enumerate(self.tiers):
-            for step in steps:
-                if state.group in step.groups:
-                    return tier, step.distance, state.deployment.priority
-        return len(self.tiers), 0, 0
 
     def copy(self) -> Self:
         """Return a copy of the order and its groups; what is drawn from it moves nothing in this one."""

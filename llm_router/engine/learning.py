@@ -92,8 +92,6 @@ class LimitLearner:
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         when = Circumstances(now, began, strikes, since, repeated, finding)
         inference = after_refusal(error, state.deployment, quotas, when)
-        if inference.learnt and state.slow_start is not None:
-            state.slow_start.is_over = True
         state.limits_due = min(state.limits_due, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
         if news:

@@ -10,7 +10,6 @@ from llm_router.domain.deployment import Deployment, Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
-from llm_router.engine.slow_start import slow_start_for
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
 
@@ -84,16 +83,12 @@ class Pool:
             state = gone.pop(earlier, None)
             if state is None:
                 state = group.add(deployment, 0 if self._shard_of is None else self._shard_of(deployment))
-                state.slow_start = slow_start_for(deployment)
             else:
                 group.states.append(state)
                 if earlier is not deployment:
                     group.take_over(state, deployment)
                     if earlier.quotas != deployment.quotas:
                         _return_quota(state, now)
-                        state.slow_start = slow_start_for(deployment)
-            if relatives := by_scope.get(deployment.model_scope):
-                state.slow_start = relatives[0].slow_start
             states[deployment] = state
             for scope in deployment.scopes:
                 by_scope[scope].append(state)

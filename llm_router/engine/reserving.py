@@ -35,7 +35,6 @@ from llm_router.engine.search import (
     uncounted,
     without_feature,
 )
-from llm_router.engine.slow_start import PATIENCE, SLOW_START, SlowStarts
 from llm_router.engine.state import SendState
 from llm_router.engine.throttle import Throttle
 from llm_router.engine.timing import Deadlines, finish
@@ -75,7 +74,6 @@ class Selector:
         quarantines: The quarantines that this process meets.
         pacer: As given.
         queued: The requests that wait.
-        slow_starts: The limits that are approached in small steps.
     """
 
     def __init__(
@@ -106,7 +104,6 @@ class Selector:
         self._distrusts = is_foreign(store)
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
-        self.slow_starts = SlowStarts(clock, self._ask_again)
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._probes = Probes()
         self._closed = False
@@ -128,7 +125,7 @@ class Selector:
             QuotaExhaustedError: The throttle does not let the request pass in time.
             RouterClosedError: The selector was closed meanwhile.
         """
-        deadline = send.waits_until = self._monotonic() + max_wait
+        deadline = self._monotonic() + max_wait
         # What those have in common that may use the same deployments, and so share a line.
         wish: Hashable = send.order
         if send.unfit or send.features or send.projects:  # the few that have reason to leave some of it out
@@ -184,11 +181,6 @@ class Selector:
         """Have the requests that wait try again now: quota came back early."""
         for line in self._lines.values():
             line.notify()
-
-    def _ask_again(self) -> None:
-        """Have the requests that wait try again now: they may be let through."""
-        for line in self._lines.values():
-            line.ring()
 
     def follow(self, orders: Collection[FallbackOrder], grace: float) -> None:
         """Go by a pool that has changed: what waits tries again now, and no empty line is kept.
@@ -297,8 +289,6 @@ class Selector:
             self._check_open()
             if self._pool.states is not held:  # a reload, while this request waited for its turn
                 candidates = list(filter(self._pool.holds, candidates))
-            if self.slow_starts.held and send.requests and send.waits_until - self._monotonic() >= PATIENCE:
-                candidates = self._approachable(send, candidates, refused)
             if candidates:
                 lease = await self._ask(send, candidates, refused)
         finally:
@@ -349,9 +339,8 @@ class Selector:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's store raises
             failure = store_error(self._store, "reserve", error)
-        if self._distrusts or not isinstance(
-            decision, Decision
-        ):  # not above: it must not refer to the other one
+        # Not above: what is raised here must not refer to the other error.
+        if self._distrusts or not isinstance(decision, Decision):
             decision = await self._checked(decision, failure, reservation_id, candidates)
         now = self._clock.time()
         if decision.lifts != self.quarantines.lifts:
@@ -364,7 +353,8 @@ class Selector:
                 if not self._pool.holds(granted):
                     await self._give_back(reservation_id, [granted], decision.probes)
                     return None
-            self._note_grant(send, granted, decision, now)
+            granted.observe(decision, now)
+            self._probes.granted(decision.probes)
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
@@ -372,36 +362,6 @@ class Selector:
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
-
-    def _note_grant(self, send: SendState, state: DeploymentState, decision: Decision, now: float) -> None:
-        state.observe(decision, now)
-        if decision.probes:
-            self._probes.granted(decision.probes)
-        if state.slow_start is not None and send.requests:
-            self.slow_starts.granted(state.slow_start, decision.headroom)
-
-    def _approachable(
-        self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
-    ) -> list[DeploymentState]:
-        """Return the candidates whose limit may be approached now; add the others to ``refused``.
-
-        None is better than one that is left alone for a moment: this is no reason for another model.
-        """
-        now, rank = self._clock.time(), send.order.rank
-        until = {state: self.slow_starts.until(state.slow_start, now) for state in candidates}
-        held = [state for state, at in until.items() if at > now]
-        held += [state for state, refusal in refused.items() if refusal.reason == SLOW_START]
-        best = min(map(rank, held), default=None)
-        if best is None:
-            return candidates
-        approachable = []
-        for state in candidates:
-            if until[state] <= now and rank(state) <= best:
-                approachable.append(state)
-            else:
-                at = until[state] if until[state] > now else now + PATIENCE
-                refused[state] = Refusal(state.deployment, SLOW_START, at, at)
-        return approachable
 
     async def _checked(
         self,

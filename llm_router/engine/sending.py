@@ -649,8 +649,6 @@ class OpenAttempt:
                 state.failures = 0
             if not group.breaker.is_clear:
                 group.breaker.record_success()
-            if state.slow_start is not None and self._send.requests:
-                self._sender.selector.slow_starts.answered(state.slow_start, is_last=self._lease.is_last)
             counted, estimate = self._count(outcome), self._send.tokens[group.upstream]
             correction = group.corrections[self._send.kind]
             if counted and self._send.requests and counted != estimate * correction.factor:

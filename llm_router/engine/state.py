@@ -43,7 +43,6 @@ class SendState:
         tenant: The tenant that it is made for; None for the one of the metadata, if there is one.
         request_id: Names the request in events; empty where nothing observes it.
         kind: The kind of its content, by which token estimates are corrected.
-        waits_until: Until when it waits for capacity, on the monotonic clock.
         waited: Seconds spent waiting for capacity.
         attempts: The attempts that were made.
         tried: The deployments they were made on.
@@ -74,7 +73,6 @@ class SendState:
     tenant: str | None = None
     request_id: str = ""
     kind: int = TEXT
-    waits_until: float = 0.0
     waited: float = 0.0
     attempts: list[Attempt] = attrs.field(factory=list)
     tried: set[DeploymentState] = attrs.field(factory=set)

@@ -95,10 +95,9 @@ class WaitingLine:
         """Wake the head of the line: quota came back early."""
         if self.forecast is not None:
             self.forecast.forget()
-        self.ring()
+        self._ring()
 
-    def ring(self) -> None:
-        """Wake the head of the line: it may be let through."""
+    def _ring(self) -> None:
         if self._alarm is not None:
             self._alarm.set()
 
@@ -147,7 +146,7 @@ class WaitingLine:
     ) -> _T | Shortage:
         """Become the head, and be it until there is an outcome."""
         if self._queue.goes_before_head(ticket):
-            self.ring()  # so that the head gives way, once this request is in line
+            self._ring()  # so that the head gives way, once this request is in line
         await self._queue.enter(ticket)
         served = False
         try:

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import pytest
+from google.genai import types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,6 +38,10 @@ def test_contents_are_text_or_have_something_else_among_them() -> None:
         {},
         ["one", "two"],
         {"text": "one"},
+        {"parts": [{"text": "one", "thoughtSignature": "c2ln"}], "role": None},
+        [{"type": "text", "text": "one"}],
+        types.Content(role="user", parts=[types.Part(text="one")]),
+        types.Part.from_text(text="one"),
         [{"role": "user", "parts": [{"text": "one"}]}, {"role": "model", "parts": ["two"]}],
     )
     others: tuple[object, ...] = (
@@ -44,6 +49,8 @@ def test_contents_are_text_or_have_something_else_among_them() -> None:
         [{"role": "user", "parts": [{"text": "what is this?"}, image]}],
         image,
         {"parts": [{"functionResponse": {}}]},
+        types.Content(parts=[types.Part.from_bytes(data=b"", mime_type="image/png")]),
+        types.Part.from_function_call(name="f", args={}),
         [[[[[["deep"]]]]]],
         None,
     )
