@@ -103,7 +103,8 @@ class Router:
         local_share: That share, above 0 and at most 1; ``"auto"`` is one over the number of processes that
             used the store in the last minute.
         max_requests_per_second: Most calls that this process sends per second; None for no bound. A send
-            whose turn does not come within its ``max_wait`` and ``timeout`` is answered at once.
+            waits for its turn for as long as its ``max_wait`` and ``timeout`` together; one whose turn does
+            not come by then is answered at once.
         safety_settings: Passed on to the Gemini adapter: category → threshold, over ``BLOCK_NONE`` in the
             four categories of the Gemini API; ``{}`` for Google's own defaults.
         base_url: Passed on to the Gemini adapter: another server for the Gemini API, such as the emulator.

@@ -10,6 +10,8 @@ from typing import Any
 
 import attrs
 
+from llm_router.emulator.tokens import utf8
+
 __all__ = ["Answer", "FunctionCall"]
 
 _MARK = b"emulated:"
@@ -45,7 +47,7 @@ class FunctionCall:
 
     def _digest(self) -> bytes:
         text = f"{self.name} {json.dumps(self.args, sort_keys=True)}"
-        return hashlib.sha256(text.encode()).digest()[:_DIGEST]
+        return hashlib.sha256(utf8(text)).digest()[:_DIGEST]
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import attrs
 
 from llm_router.emulator.calls import parsed
 from llm_router.emulator.refusals import RefusalError
-from llm_router.emulator.tokens import count_input_tokens, last_prompt
+from llm_router.emulator.tokens import count_input_tokens, last_prompt, utf8
 from llm_router.gemini_http.api_errors import model_not_found, not_json
 from llm_router.gemini_http.framing import Body
 from llm_router.gemini_http.targets import Operation
@@ -134,7 +134,7 @@ class ModelService:
 
 def embedding(text: str, dimensions: int) -> list[float]:
     """Return a vector of length 1 that depends only on ``text``."""
-    digest = hashlib.shake_128(text.encode()).digest(dimensions)
+    digest = hashlib.shake_128(utf8(text)).digest(dimensions)
     values = [byte / 127.5 - 1.0 for byte in digest]
     norm = math.sqrt(sum(value * value for value in values))
     return [round(value / norm, 7) for value in values]

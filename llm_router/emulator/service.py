@@ -10,7 +10,7 @@ from llm_router.emulator.answers import Answer
 from llm_router.emulator.faults import Fault, FaultKind
 from llm_router.emulator.refusals import RefusalError, error_data, error_for
 from llm_router.emulator.responding import is_signed
-from llm_router.emulator.tokens import BYTES_PER_TOKEN, count_input_tokens, count_text_tokens
+from llm_router.emulator.tokens import BYTES_PER_TOKEN, count_input_tokens, count_text_tokens, utf8
 from llm_router.gemini_http.api_errors import no_contents, too_many_tokens
 from llm_router.gemini_http.framing import JSON_TYPE, SSE_TYPE, Body, array_item, dump
 from llm_router.gemini_http.targets import Operation
@@ -134,7 +134,7 @@ class GeminiService:
         text, calls = (made, ()) if isinstance(made, str) else ("", tuple(made))
         limit = (call.body.get("generationConfig") or {}).get("maxOutputTokens")
         if limit and count_text_tokens(text) > limit:
-            text = text.encode()[: limit * BYTES_PER_TOKEN].decode(errors="ignore")
+            text = utf8(text)[: limit * BYTES_PER_TOKEN].decode(errors="ignore")
             reason = "MAX_TOKENS"
         return Answer(
             model=call.model,

@@ -20,6 +20,7 @@ __all__ = [
     "last_prompt",
     "parts_of",
     "turns",
+    "utf8",
 ]
 
 BYTES_PER_TOKEN = 4
@@ -31,7 +32,12 @@ OTHER_PART_TOKENS = 258
 
 def count_text_tokens(text: str) -> int:
     """Return the tokens of ``text``: a quarter of its UTF-8 bytes, at least 1."""
-    return max(1, len(text.encode()) // BYTES_PER_TOKEN)
+    return max(1, len(utf8(text)) // BYTES_PER_TOKEN)
+
+
+def utf8(text: str) -> bytes:
+    """Return the UTF-8 bytes of ``text``, which has lone surrogates if a client cut it amid a character."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 def count_input_tokens(body: Mapping[str, Any]) -> int:
@@ -40,7 +46,7 @@ def count_input_tokens(body: Mapping[str, Any]) -> int:
     for part in _parts(body):
         text = part.get("text")
         if isinstance(text, str):
-            size += len(text.encode())
+            size += len(utf8(text))
         else:
             tokens += OTHER_PART_TOKENS
     return max(1, tokens + size // BYTES_PER_TOKEN)

@@ -23,7 +23,7 @@ from llm_router.engine.learning import LimitLearner
 from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
-from llm_router.engine.retry import Next, RetryPolicy, Verdict, store_scope
+from llm_router.engine.retry import Next, RetryPolicy, Verdict, asked_delay, store_scope
 from llm_router.engine.timing import finish
 from llm_router.errors import ProviderError
 from llm_router.stores.base import RateLimitStore
@@ -126,7 +126,7 @@ class Judge:
             inference = await self.learner.infer(error, state, sent_at, probed, repeated=repeated)
         turns: Mapping[Deployment, float] = {}
         if error.kind is FailureKind.SERVER and not repeated and state.group.overload.record(deployment):
-            turns = await self._take_turns(state, now)
+            turns = await self._take_turns(state, now + asked_delay(error))
         verdict = self.policy.judge(
             error,
             state,
@@ -168,8 +168,11 @@ class Judge:
             if error.kind is FailureKind.MODEL and error.scope is FaultScope.DEPLOYMENT:
                 self._witness(state, verdict.cooldown)
 
-    async def _take_turns(self, state: DeploymentState, now: float) -> dict[Deployment, float]:
-        """Return when deployments are to try whether the outage of their model is over: after all others."""
+    async def _take_turns(self, state: DeploymentState, start: float) -> dict[Deployment, float]:
+        """Return when deployments are to try whether the outage of their model is over.
+
+        That is after all others, and after ``start``, in seconds since the epoch.
+        """
         group = state.group
         try:
             snapshots = await snapshots_of(self.store, [each.deployment for each in group.states[:_OTHERS]])
@@ -179,7 +182,7 @@ class Judge:
         cooldowns = [each.cooldown for each in snapshots if each.cooldown is not None]
         others = [each.until for each in cooldowns if each.half_open]
         return group.overload.take_turns(
-            state.deployment, now, others, len(group.states), self.policy.ceiling
+            state.deployment, start, others, len(group.states), self.policy.ceiling
         )
 
     async def acquit(self, state: DeploymentState, probes: Iterable[Cooldown]) -> None:

@@ -40,7 +40,7 @@ class Overload:
     def take_turns(
         self,
         deployment: Deployment,
-        now: float,
+        start: float,
         others: Iterable[float],
         count: int,
         backoff: Callable[[int], float],
@@ -49,15 +49,15 @@ class Overload:
 
         Args:
             deployment: The deployment.
-            now: Seconds since the epoch.
+            start: From when on they may try, in seconds since the epoch.
             others: When cooldowns of the model end that may be turns which other processes have taken.
             count: How many deployments the model has.
             backoff: Returns the seconds from one turn to the next, as far as they are fewer than 14.
         """
         self.failed.add(deployment)  # while others were asked for, an answer may have ended the outage
         self._turns.pop(deployment, None)
-        furthest = now + _BETWEEN * count
-        last = max([now, *(turn for turn in (*self._turns.values(), *others) if turn <= furthest)])
+        furthest = start + _BETWEEN * count
+        last = max([start, *(turn for turn in (*self._turns.values(), *others) if turn <= furthest)])
         waiting = [each for each in self.failed if each not in self._turns and each != deployment]
         taken = {}
         for each in (*waiting, deployment):

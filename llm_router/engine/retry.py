@@ -18,7 +18,7 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
-__all__ = ["Next", "RetryPolicy", "Verdict", "store_scope"]
+__all__ = ["Next", "RetryPolicy", "Verdict", "asked_delay", "store_scope"]
 
 _LONGEST_TRANSIENT = 60.0
 _LONGEST_UNEXPLAINED = 15 * 60.0
@@ -149,19 +149,23 @@ class RetryPolicy:
             case _:
                 # The path is this process's own: no other process need avoid the deployment.
                 state.failures += 1
-                return Verdict(Next.BACK_OFF, avoid_until=now + self.ceiling(state.failures))
+                delay = max(self.ceiling(state.failures), asked_delay(error))
+                return Verdict(Next.BACK_OFF, avoid_until=now + delay)
 
     def _overload(
         self, error: ProviderError, state: DeploymentState, now: float, strikes: int, turn: float | None
     ) -> Cooldown:
-        """Return the cooldown of an overloaded model; after a few in a row one request goes first."""
+        """Return the cooldown of an overloaded model; after a few in a row one request goes first.
+
+        It lasts at least as long as the provider asks for.
+        """
         state.failures = max(state.failures, strikes) + 1
         until, half_open = now + self.ceiling(state.failures), state.failures >= _OUTAGE
         if turn is not None:
             until, half_open = turn, True
         return Cooldown(
             state.deployment.model_scope,
-            until,
+            max(until, now + asked_delay(error)),
             f"provider: {error}",
             half_open=half_open,
             strikes=state.failures if half_open else 0,
@@ -250,6 +254,11 @@ class RetryPolicy:
 def _end_of_day(deployment: Deployment, now: float) -> float:
     timezones = (quota.timezone for quota in deployment.quotas if quota.metric.is_daily)
     return next_midnight(now, next(timezones, PROVIDER_TIMEZONE)) + 1.0
+
+
+def asked_delay(error: ProviderError) -> float:
+    """Return for how many seconds a server asked to be left alone: from 0, if it did not, to 900."""
+    return min(max(error.retry_delay or 0.0, 0.0), _LONGEST_UNEXPLAINED)
 
 
 def store_scope(error: ProviderError, deployment: Deployment) -> Scope:

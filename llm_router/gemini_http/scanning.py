@@ -62,9 +62,13 @@ _PLACES: Mapping[Protocol, Mapping[str, tuple[int, ...]]] = {
         "modelVersion": (_ROOT,),
         "finishReason": (_CHILD,),
         "blockReason": (_CHILD,),
+        "promptFeedback": (_ROOT,),
+        "content": (_CHILD,),
     },
     Protocol.OPENAI: {"usage": (_ROOT,), "finish_reason": (_CHILD,)},
 }
+
+_USAGES = frozenset({"usageMetadata", "usage"})
 
 _ESCAPES = rb'(?:\\.[^"\\]*+)*'
 
@@ -108,7 +112,8 @@ class AnswerScanner:
         usage: The last usage that it stated, or None.
         finish_reason: Why it ended, as far as it has said; None until then.
         model: The model that ran, if it said so.
-        error: The bytes from where an error object begins that came in place of a piece; None if none came.
+        error: The bytes from where an error object begins that came in place of a piece, before the answer
+            said why it ended; None if none came.
         is_complete: Whether it has said that it is complete.
     """
 
@@ -123,11 +128,21 @@ class AnswerScanner:
         self._is_in_string = False
         self._counts: dict[str, int] | None = None  # those of the usage that is being read
         self._counts_depth = _ROOT  # where it stands
+        self._begun: set[str] = set()  # objects other than usage that it has had
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.model: str | None = None
         self.error: bytes | None = None
         self.is_complete = False
+
+    @property
+    def may_end(self) -> bool:
+        """Whether an answer that ends here is whole.
+
+        One without content need not say why it ended: its usage, or feedback on the prompt, is all of it.
+        """
+        is_stated = self.usage is not None or "promptFeedback" in self._begun
+        return self.is_complete or (is_stated and "content" not in self._begun)
 
     def feed(self, piece: bytes) -> None:
         """Read the next piece."""
@@ -150,7 +165,8 @@ class AnswerScanner:
             return False
         if answer.__class__ is not dict:
             return False
-        if answer.get("error").__class__ is dict and next(iter(answer)) == "error":
+        is_error = answer.get("error").__class__ is dict and next(iter(answer)) == "error"
+        if is_error and self.finish_reason is None:
             self.error = piece[piece.index(b"{") :]
         else:
             self._read_answer(answer)
@@ -158,7 +174,7 @@ class AnswerScanner:
 
     def _read_answer(self, answer: Mapping[str, Any]) -> None:
         for name, value in answer.items():
-            if name not in self._places:
+            if name not in _USAGES:
                 for child in value if value.__class__ is list else (value,):
                     if child.__class__ is dict:
                         self._read_fields(_CHILD, child)
@@ -170,7 +186,10 @@ class AnswerScanner:
             if value.__class__ is str:
                 self._take_word(depth, name, value)
             elif value.__class__ is dict and depth in self._places[name]:
-                self._take_usage(dict(_numbers(value)))
+                if name in _USAGES:
+                    self._take_usage(dict(_numbers(value)))
+                else:
+                    self._begun.add(name)
 
     def _read(self, window: bytes) -> int:
         """Read what there is; return from where on it must be read again with the next piece."""
@@ -206,7 +225,7 @@ class AnswerScanner:
                 self._take_usage(self._counts)
                 self._counts = None
             return True
-        if not self._depth:
+        if not self._depth and self.finish_reason is None:
             if _ERROR.match(window, at):
                 self.error = window[at:][:_ERROR_KEPT]
             if self.error is not None or _MAYBE_ERROR.match(window, at):
@@ -222,7 +241,10 @@ class AnswerScanner:
         elif found[_STRING] is not None:
             self._take_word(self._depth, name, found[_STRING].decode("utf-8", "replace"))
         elif is_object and self._depth in self._places.get(name, ()):
-            self._counts, self._counts_depth = {}, self._depth
+            if name in _USAGES:
+                self._counts, self._counts_depth = {}, self._depth
+            else:
+                self._begun.add(name)
 
     def _take_word(self, depth: int, name: str, word: str) -> None:
         if depth not in self._places.get(name, ()):

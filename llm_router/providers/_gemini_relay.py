@@ -185,7 +185,7 @@ async def _stream(
         error = _in_band(scanner, deployment, request)
         error.told = held is None
         yield error
-    elif held is not None or (not scanner.is_complete and operation in _SCANNED):
+    elif held is not None or (not scanner.may_end and operation in _SCANNED):
         yield not_an_answer("it broke off")
 
 

@@ -215,3 +215,32 @@ def test_token_rule() -> None:
     assert count_input_tokens(texts) == 2
     image = {"contents": {"parts": {"inlineData": {}}}, "systemInstruction": {"parts": [{"text": "x" * 8}]}}
     assert count_input_tokens(image) == 260
+
+
+_HALF = "half \ud83d of it"
+_TURNS = {"contents": [{"role": "user", "parts": [{"text": _HALF}]}]}
+_CALL = {
+    "contents": [{"role": "user", "parts": [{"text": 'call:f{"a": "\\ud83d"}'}]}],
+    "tools": [{"functionDeclarations": [{"name": "f"}]}],
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (f"models/{MODEL}:generateContent", _TURNS),
+        (f"models/{MODEL}:generateContent", {**_TURNS, "generationConfig": {"maxOutputTokens": 8}}),
+        (f"models/{MODEL}:generateContent", _CALL),
+        (f"models/{MODEL}:streamGenerateContent?alt=sse", _TURNS),
+        (f"models/{MODEL}:countTokens", _TURNS),
+        (f"models/{MODEL}:embedContent", {"content": _TURNS["contents"][0]}),
+    ],
+)
+async def test_a_prompt_that_was_cut_amid_a_character(path: str, body: dict[str, Any]) -> None:
+    """A lone surrogate, which JSON can express and UTF-8 cannot, is counted and answered."""
+    async with GeminiEmulator() as emulator, aiohttp.ClientSession() as session:
+        url, headers = f"{emulator.url}/v1beta/{path}", {"x-goog-api-key": "any"}
+        async with session.post(url, json=body, headers=headers) as answer:
+            assert answer.status == 200
+            await answer.read()
+    assert count_input_tokens(_TURNS) == (len("half  of it") + 3) // 4

@@ -71,6 +71,25 @@ def test_the_end_of_an_outage_names_those_that_wait_for_their_turn(pools: Pools)
         assert not overload.failed
 
 
+async def test_an_outage_is_left_alone_for_as_long_as_the_server_asks(
+    pools: Pools, clock: ManualClock
+) -> None:
+    """No deployment of the model is tried before, whichever of them was told."""
+    provider = FakeProvider(clock=clock)
+    busy = ProviderError("The model is overloaded.", kind="server", code=503, retry_delay=30.0)
+    provider.script(BUSY, BUSY, busy)
+    async with Router(
+        pools.many(3, rpm=1_000), provider=provider, clock=clock, max_retries=2, base_backoff=0.0
+    ) as router:
+        assert not (await router.send("x")).success
+        assert len({call.key_id for call in provider.calls}) == 3
+        clock.shift(29.0)
+        assert not (await router.send("x")).success
+        assert len(provider.calls) == 3
+        clock.shift(2.0)
+        assert (await router.send("x")).success
+
+
 class _Model(FakeProvider):
     """A model that is out of service for a while."""
 

@@ -142,6 +142,29 @@ def test_path_failures_in_a_row_are_avoided_for_longer_each_time(
     assert state.failures == 4
 
 
+def test_a_server_is_left_alone_for_as_long_as_it_asks(policy: RetryPolicy, state: DeploymentState) -> None:
+    """At least; for 15 minutes at most, and no shorter than without a word of it."""
+    asked = [30.0, 0.01, 86_400.0, -5.0, None]
+    overloads = [
+        policy.judge(failure(FailureKind.SERVER, retry_delay=delay), state, NOW).cooldown for delay in asked
+    ]
+    assert [each.until - NOW for each in overloads if each] == [30.0, 1.0, 900.0, 4.0, 8.0]
+    state.failures = 0
+    paths = [policy.judge(failure(FailureKind.NETWORK, retry_delay=delay), state, NOW) for delay in asked]
+    assert [each.avoid_until for each in paths] == [NOW + delay for delay in (30.0, 1.0, 900.0, 4.0, 8.0)]
+
+
+@pytest.mark.parametrize(("delay", "ends"), [(30.0, 30.0), (5.0, 20.0)])
+def test_a_turn_waits_for_what_the_server_asks(
+    policy: RetryPolicy, state: DeploymentState, delay: float, ends: float
+) -> None:
+    """In an outage of the model as well, the later of both counts."""
+    error = failure(FailureKind.SERVER, retry_delay=delay)
+    cooldown = policy.judge(error, state, NOW, turn=NOW + 20.0).cooldown
+    assert cooldown is not None
+    assert (cooldown.until, cooldown.half_open) == (NOW + ends, True)
+
+
 # --- backoffs -----------------------------------------------------------------------------------------
 
 

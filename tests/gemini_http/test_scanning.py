@@ -115,8 +115,47 @@ def test_an_error_in_place_of_a_piece_is_noticed(form: str, place: int, cuts: li
 def test_an_answer_that_breaks_off_is_not_complete() -> None:
     """Without a reason why it ended, it has not."""
     scanner = _scan(Protocol.GEMINI, sse_event(EVENTS[0]), [])
-    assert not scanner.is_complete
+    assert not scanner.may_end
     assert scanner.finish_reason is None
+
+
+CONTENT = {"content": {"parts": [{"text": QUOTING}], "role": "model"}}
+USAGE = {"promptTokenCount": 3}
+
+
+@pytest.mark.parametrize(
+    ("answers", "may_end"),
+    [
+        ([{"usageMetadata": USAGE}], True),
+        ([{"candidates": [], "usageMetadata": USAGE, "modelVersion": "m"}], True),
+        ([{"candidates": [{"index": 0}], "usageMetadata": USAGE}], True),
+        ([{"promptFeedback": {"safetyRatings": []}}], True),
+        ([{"candidates": [CONTENT], "usageMetadata": USAGE}], False),
+        ([{"candidates": [CONTENT]}, {"usageMetadata": USAGE}], False),
+        ([{"usageMetadata": USAGE}, {"candidates": [CONTENT]}], False),
+        ([{"candidates": []}], False),
+        ([{"candidates": [{"index": 0}]}], False),
+    ],
+)
+def test_an_answer_without_content_need_not_say_why_it_ended(
+    answers: list[dict[str, Any]], may_end: bool
+) -> None:
+    """If it states its usage or judges the prompt; one that has begun its content has to."""
+    answer = b"".join(sse_event(json.dumps(each).encode()) for each in answers)
+    for cuts in ([], [40], list(range(len(answer)))):
+        scanner = _scan(Protocol.GEMINI, answer, cuts)
+        assert (scanner.may_end, scanner.is_complete) == (may_end, False)
+
+
+@pytest.mark.parametrize("protocol", list(Protocol))
+def test_an_error_after_the_reason_why_it_ended(protocol: Protocol) -> None:
+    """It comes too late to be in place of a piece; a mark of the end alone gives no reason."""
+    candidates, finish = NAMES[protocol][1:3]
+    last = sse_event(json.dumps({candidates: [{finish: "STOP"}]}).encode())
+    error = sse_event(b'{"error": {"code": 503, "message": "no"}}')
+    for answer, is_error in ((last + error, False), (error + b"data: [DONE]\n\n", True)):
+        for cuts in ([], [len(last)], list(range(len(answer)))):
+            assert (_scan(protocol, answer, cuts).error is not None) == is_error
 
 
 def test_a_blocked_prompt_is_a_complete_answer() -> None:

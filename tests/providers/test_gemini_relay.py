@@ -146,6 +146,24 @@ async def test_a_stream_without_an_end_has_broken_off(parts: list[bytes]) -> Non
     assert not outcome[-1].told
 
 
+@pytest.mark.parametrize("candidates", ["", '"candidates": [], '])
+async def test_a_stream_without_candidates_is_passed_on(candidates: str) -> None:
+    """Nothing was to come that broke off: the same answer would be passed on whole."""
+    only = sse_event(f'{{{candidates}"usageMetadata": {{"promptTokenCount": 3}}}}'.encode())
+    (head, *pieces), _ = await _relay(FakeAnswer([only]))
+    assert isinstance(head.raw, Head)
+    assert [each.raw for each in pieces] == [only]
+    assert pieces[-1].usage.input_tokens == 3
+
+
+@pytest.mark.parametrize("parts", [[FIRST, LAST, ERROR], [FIRST + LAST + ERROR], [FIRST, LAST + ERROR]])
+async def test_an_error_after_the_end_does_not_discard_the_answer(parts: list[bytes]) -> None:
+    """It is passed on like all that came, and is no failure of the deployment."""
+    (_, *pieces), _ = await _relay(FakeAnswer(parts))
+    assert [each.raw for each in pieces] == parts
+    assert pieces[-1].finish_reason == "STOP"
+
+
 @pytest.mark.parametrize("body", [b"{}", b" [ ] \n", b""])
 async def test_a_whole_answer_comes_with_its_head(body: bytes) -> None:
     """Once it has come."""
