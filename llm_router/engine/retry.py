@@ -258,7 +258,8 @@ def _end_of_day(deployment: Deployment, now: float) -> float:
 
 def asked_delay(error: ProviderError) -> float:
     """Return for how many seconds a server asked to be left alone: from 0, if it did not, to 900."""
-    return min(max(error.retry_delay or 0.0, 0.0), _LONGEST_UNEXPLAINED)
+    delay = error.retry_delay or 0.0
+    return min(delay, _LONGEST_UNEXPLAINED) if delay > 0.0 else 0.0  # NaN is not
 
 
 def store_scope(error: ProviderError, deployment: Deployment) -> Scope:
