@@ -54,7 +54,7 @@ from llm_router.engine.pool_check import (
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reloading import Terms
 from llm_router.engine.reporting import reporter_for
-from llm_router.engine.requests import check_request, check_wait
+from llm_router.engine.requests import check_request, check_wait, unknown_option
 from llm_router.engine.sending import estimate
 from llm_router.engine.streaming import Stream
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
@@ -462,6 +462,8 @@ class Router:
         provider = self._relaying
         if provider is None:
             raise InvalidRequestError("no provider of this router relays HTTP exchanges: use GeminiProvider")
+        if not options.keys() <= RelayOptions.__annotations__.keys():
+            raise unknown_option("relay", options, RelayOptions.__annotations__)
         relayed = provider.read_exchange(exchange)
         return Relay(
             partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
