@@ -222,6 +222,7 @@ class Router:
             partial(estimate, next(iter(upstreams.values())), validate=False),
             kept_histories,
             {**HISTORY_TOKENS, **budgets},
+            self._sender.deadlines.enter_loop,
         )
 
     async def _saved(self) -> CacheSavings | None:
@@ -611,7 +612,6 @@ class Router:
         Raises:
             RouterLoopError: As for :meth:`send`.
         """
-        self._sender.deadlines.enter_loop()
         return await self.keys.health()
 
     async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
@@ -625,7 +625,6 @@ class Router:
             StoreError: The store failed.
             RouterLoopError: As for :meth:`send`.
         """
-        self._sender.deadlines.enter_loop()
         return await self.keys.get_all_key_statuses(days=days)
 
     async def cache_savings(self) -> CacheSavings:
@@ -633,7 +632,9 @@ class Router:
 
         Raises:
             StoreError: The cache failed.
+            RouterLoopError: As for :meth:`send`.
         """
+        self._sender.deadlines.enter_loop()
         return {"requests": 0, "tokens": 0} if self._cache is None else await self._cache.savings()
 
     async def reload(
@@ -711,8 +712,14 @@ class Router:
     async def aclose(self) -> None:
         """Close what this router opened. May be called twice.
 
-        Requests that wait for capacity or for their next attempt raise RouterClosedError.
+        Requests that wait for capacity or for their next attempt raise RouterClosedError. A router whose loop
+        was closed may be closed on any other.
+
+        Raises:
+            RouterLoopError: The router works on another event loop, which is still open; it stays as it is.
         """
+        if not self.closed:
+            self._sender.deadlines.check_loop(asyncio.get_running_loop())
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
@@ -724,6 +731,7 @@ class Router:
         await self._opened.aclose()
 
     async def __aenter__(self) -> Self:
+        self._sender.deadlines.check_loop(asyncio.get_running_loop())
         if self._watcher is not None:
             self._sender.deadlines.enter_loop()  # which starts it
         return self
