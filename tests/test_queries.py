@@ -281,6 +281,8 @@ async def test_what_cannot_be_counted(router: Router) -> None:
         await router.count_tokens("x", workload="light")
     with pytest.raises(InvalidRequestError, match="contents cannot be built"):
         await router.count_tokens([object()])
+    with pytest.raises(InvalidRequestError, match="system_instruction cannot be built"):
+        await router.count_tokens("x", system_instruction=[])
     with pytest.raises(UnknownModelError):
         await router.count_tokens("x", model="other")
 
