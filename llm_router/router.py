@@ -54,7 +54,7 @@ from llm_router.engine.pool_check import (
 from llm_router.engine.relaying import Relay
 from llm_router.engine.reloading import Terms
 from llm_router.engine.reporting import reporter_for
-from llm_router.engine.requests import check_request, check_wait
+from llm_router.engine.requests import check_request, check_wait, unknown_option
 from llm_router.engine.sending import estimate
 from llm_router.engine.streaming import Stream
 from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
@@ -223,6 +223,7 @@ class Router:
             partial(estimate, next(iter(upstreams.values())), validate=False),
             kept_histories,
             {**HISTORY_TOKENS, **budgets},
+            self._sender.deadlines.enter_loop,
         )
 
     async def _saved(self) -> CacheSavings | None:
@@ -463,6 +464,8 @@ class Router:
         provider = self._relaying
         if provider is None:
             raise InvalidRequestError("no provider of this router relays HTTP exchanges: use GeminiProvider")
+        if not options.keys() <= RelayOptions.__annotations__.keys():
+            raise unknown_option("relay", options, RelayOptions.__annotations__)
         relayed = provider.read_exchange(exchange)
         return Relay(
             partial(self._sender.begin_relay, relayed, **options), self._sender.relay, provider, exchange
@@ -610,7 +613,6 @@ class Router:
         Raises:
             RouterLoopError: As for :meth:`send`.
         """
-        self._sender.deadlines.enter_loop()
         return await self.keys.health()
 
     async def get_all_key_statuses(self, *, days: int = 1) -> list[KeyStatus]:
@@ -624,7 +626,6 @@ class Router:
             StoreError: The store failed.
             RouterLoopError: As for :meth:`send`.
         """
-        self._sender.deadlines.enter_loop()
         return await self.keys.get_all_key_statuses(days=days)
 
     async def cache_savings(self) -> CacheSavings:
@@ -632,7 +633,9 @@ class Router:
 
         Raises:
             StoreError: The cache failed.
+            RouterLoopError: As for :meth:`send`.
         """
+        self._sender.deadlines.enter_loop()
         return {"requests": 0, "tokens": 0} if self._cache is None else await self._cache.savings()
 
     async def reload(
@@ -710,8 +713,14 @@ class Router:
     async def aclose(self) -> None:
         """Close what this router opened. May be called twice.
 
-        Requests that wait for capacity or for their next attempt raise RouterClosedError.
+        Requests that wait for capacity or for their next attempt raise RouterClosedError. A router whose loop
+        was closed may be closed on any other.
+
+        Raises:
+            RouterLoopError: The router works on another event loop, which is still open; it stays as it is.
         """
+        if not self.closed:
+            self._sender.deadlines.check_loop(asyncio.get_running_loop())
         self._sender.closed = True
         self._sender.selector.close()
         self._unwatch()
@@ -723,6 +732,7 @@ class Router:
         await self._opened.aclose()
 
     async def __aenter__(self) -> Self:
+        self._sender.deadlines.check_loop(asyncio.get_running_loop())
         if self._watcher is not None:
             self._sender.deadlines.enter_loop()  # which starts it
         return self

@@ -87,14 +87,33 @@ def test_a_router_works_on_one_open_loop(pools: Pools, other: OtherLoop, third: 
     """While its loop is open, a router refuses every other one at once, in every way to use it."""
     provider = FakeProvider()
     router = Router([pools.one()], provider=provider)
+    conversation = router.conversation("c")
     assert other.run(router.send("x")).success
     uses = [
         lambda: router.send("x"),
         lambda: router.send("x", timeout=None, max_wait=float("inf")),
         lambda: collect(router.stream("x")),
         lambda: router.send_chat(conv_id="c", prompt="x"),
+        lambda: conversation.send("x"),
+        lambda: router.explain("x"),
+        router.reload,
         router.health_check,
         router.get_all_key_statuses,
+        router.cache_savings,
+        router.keys.get_all_key_statuses,
+        lambda: router.keys.statuses_of("a"),
+        router.keys.snapshots,
+        router.keys.health,
+        router.keys.report,
+        lambda: router.keys.lift("a"),
+        lambda: router.keys.disable("a"),
+        lambda: router.keys.enable("a"),
+        lambda: router.keys.forget_limits("a"),
+        conversation.history,
+        conversation.clear,
+        lambda: collect(conversation.stream("x")),
+        router.__aenter__,
+        router.aclose,
     ]
     for use in uses:
         with pytest.raises(RouterLoopError, match="another event loop, which is still open"):
@@ -133,12 +152,61 @@ def test_one_loop_after_another(pools: Pools) -> None:
 
 
 def test_a_closed_router_says_that_first(pools: Pools, other: OtherLoop, third: OtherLoop) -> None:
-    """A closed router is closed on every loop, and can be closed from any."""
+    """A closed router is closed on every loop, and can be closed again from any."""
     router = Router([pools.one()], provider=FakeProvider())
     other.run(router.send("x"))
-    third.run(router.aclose())
+    other.run(router.aclose())
     with pytest.raises(RouterClosedError):
         third.run(router.send("x"))
+    third.run(router.aclose())
+
+
+def test_closing_after_its_loop(pools: Pools, other: OtherLoop, third: OtherLoop) -> None:
+    """A router whose loop was closed, or that was never used, can be closed on any."""
+    unused, used = (Router([pools.one()], provider=FakeProvider()) for _ in range(2))
+    third.run(unused.aclose())
+    assert other.run(used.send("x")).success
+    other.close()
+    third.run(used.aclose())
+    assert unused.closed
+    assert used.closed
+
+
+def test_queries_work_on_one_open_loop(pools: Pools, other: OtherLoop, third: OtherLoop) -> None:
+    """What asks several projects at once raises the same one error."""
+    router = Router([pools.one(), pools.one()], base_url="http://127.0.0.1:9")
+    other.run(router.health_check())
+    for use in (router.models, lambda: router.embed(["x"] * 950), lambda: router.count_tokens("x")):
+        with pytest.raises(RouterLoopError, match="another event loop, which is still open"):
+            third.run(use())
+    other.run(router.aclose())
+
+
+def test_a_conversation_that_is_busy_on_its_loop(pools: Pools, other: OtherLoop, third: OtherLoop) -> None:
+    """Another loop is refused at once, and does not wait for its turn."""
+    provider = FakeProvider()
+    router = Router([pools.one()], provider=provider)
+    conversation = router.conversation("c")
+
+    async def begin() -> Any:
+        stream = conversation.stream("x")
+        await stream.__aenter__()
+        return stream
+
+    async def end(stream: Any) -> None:
+        await stream.collect()
+        await stream.__aexit__(None, None, None)
+
+    stream = other.run(begin())
+    for use in (
+        lambda: conversation.send("y"),
+        conversation.clear,
+        lambda: collect(conversation.stream("y")),
+    ):
+        with pytest.raises(RouterLoopError):
+            third.run(use())
+    other.run(end(stream))
+    assert len(other.run(conversation.history())) == 2
 
 
 def test_of_many_threads_one_gets_the_router(pools: Pools) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,11 +27,12 @@ from llm_router import (
 )
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 from llm_router.emulator.models import embedding
+from llm_router.engine.queries import NAMED, Querier
 from llm_router.providers._gemini_queries import GeminiQueries
 from llm_router.testing import FakeProvider
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 KEYS = {"AIzaOfAlpha": "alpha", "AIzaOfBeta": "beta"}
 
@@ -139,6 +142,121 @@ async def test_models_that_do_not_embed(router: Router) -> None:
             await plain.embed("x")
 
 
+@pytest.mark.parametrize("value", [math.nan, 0, -1, True, 1.5, "x", [], 2**31], ids=str)
+async def test_a_length_that_no_vector_has(router: Router, emulator: GeminiEmulator, value: Any) -> None:
+    """It is refused by name, before anything is sent."""
+    with pytest.raises(InvalidRequestError, match=r"^output_dimensionality must be a whole number above 0"):
+        await router.embed("x", output_dimensionality=value)
+    assert not emulator.accepted
+
+
+@pytest.mark.parametrize("name", ["task_type", "title"])
+async def test_words_that_are_none(router: Router, name: str) -> None:
+    """What the vectors are for is said in a string."""
+    options: dict[str, Any] = {name: 5}
+    with pytest.raises(InvalidRequestError, match=f"{name} must be a string, not a int"):
+        await router.embed("x", **options)
+
+
+# --- what all of them refuse --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"timeout": math.nan}, InvalidRequestError, "timeout must be above 0 s"),
+        ({"max_wait": -1}, InvalidRequestError, "max_wait must be 0 s or more"),
+        ({"tenant": 5}, InvalidRequestError, "tenant must be a string"),
+        ({"metadata": 5}, InvalidRequestError, "metadata must map names"),
+        ({"urgency": "soon"}, InvalidRequestError, "urgency must be"),
+        ({"config": {}}, TypeError, r"^{}\(\) has no option 'config'"),
+        ({"timeuot": 5}, TypeError, r"^{}\(\) has no option 'timeuot': did you mean 'timeout'"),
+    ],
+    ids=str,
+)
+async def test_an_option_that_cannot_be_meant(
+    router: Router, options: Any, error: type[Exception], message: str
+) -> None:
+    """Each query refuses it as a send does, with the one error and not with a group of them."""
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "embed": lambda: router.embed(["x"] * 950, **options),
+        "count_tokens": lambda: router.count_tokens("x", **options),
+        "models": lambda: router.models(**options),
+    }
+    for name, call in calls.items():
+        with pytest.raises(error, match=message.replace("{}", name)):
+            await call()
+
+
+@pytest.mark.parametrize("model", [[], {}, 5, "", "models/", "nope"], ids=str)
+async def test_a_model_that_is_none(router: Router, model: Any) -> None:
+    """A query is told the same as a send."""
+    with pytest.raises(InvalidRequestError) as told:
+        await router.send("x", model=model)
+    for call in (router.embed("x", model=model), router.count_tokens("x", model=model)):
+        with pytest.raises(type(told.value)) as caught:
+            await call
+        assert str(caught.value) == str(told.value)
+
+
+@pytest.mark.parametrize("model", [None, "flash"])
+@pytest.mark.parametrize("workload", [[], 5, "", "nonsense"], ids=str)
+async def test_a_workload_that_is_none(router: Router, workload: Any, model: str | None) -> None:
+    """A count of tokens is told the same as a send."""
+    with pytest.raises(InvalidRequestError) as told:
+        await router.send("x", workload=workload)
+    with pytest.raises(type(told.value)) as caught:
+        await router.count_tokens("x", workload=workload, model=model)
+    assert str(caught.value) == str(told.value)
+
+
+async def test_embeddings_and_lists_have_no_workload(router: Router) -> None:
+    """They say so, and do not leave the option to what sends their requests."""
+    options: Any = {"workload": "medium"}
+    for call in (router.embed("x", **options), router.models(**options)):
+        with pytest.raises(TypeError, match=r"^(embed|models)\(\) has no option 'workload'"):
+            await call
+
+
+def test_the_names_of_arguments_are_known() -> None:
+    """What a message offers in place of an unknown option is what the method takes."""
+    for method, names in NAMED.items():
+        parameters = inspect.signature(getattr(Router, method)).parameters.values()
+        assert names == tuple(each.name for each in parameters if each.kind is each.KEYWORD_ONLY)
+
+
+async def test_a_router_that_is_closed_while_it_embeds(emulator: GeminiEmulator) -> None:
+    """Batches that have not left raise the error that a send raises, by itself."""
+    pool = [_deployment("alpha", "text-embedding-1", 1), _deployment("beta", "pro", 5)]
+    async with Router(pool, base_url=emulator.url, base_backoff=0.001) as router:
+        task = asyncio.create_task(router.embed(["x"] * 950, max_wait=3600))
+        await _until(lambda: emulator.accepted == 1 and router.keys.selector.waiting == 8)
+        await router.aclose()
+        with pytest.raises(RouterClosedError):
+            await task
+
+
+async def test_a_cancelled_call_whose_requests_fail_is_cancelled(
+    router: Router, emulator: GeminiEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancellation is not lost for an error that comes while the requests end."""
+    cancelled = asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        try:
+            cancelled.set()
+            await asyncio.Event().wait()
+        finally:
+            raise RouterClosedError("closed meanwhile")
+
+    monkeypatch.setattr(Querier, "_models_of", fail)
+    task = asyncio.create_task(router.models())
+    await cancelled.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 # --- tokens -------------------------------------------------------------------------------------------
 
 
@@ -163,6 +281,8 @@ async def test_what_cannot_be_counted(router: Router) -> None:
         await router.count_tokens("x", workload="light")
     with pytest.raises(InvalidRequestError, match="contents cannot be built"):
         await router.count_tokens([object()])
+    with pytest.raises(InvalidRequestError, match="system_instruction cannot be built"):
+        await router.count_tokens("x", system_instruction=[])
     with pytest.raises(UnknownModelError):
         await router.count_tokens("x", model="other")
 
@@ -244,8 +364,9 @@ async def test_routers_that_cannot_be_asked() -> None:
                 await call
     async with Router(POOL, base_url="http://127.0.0.1:9") as router:
         pass
-    with pytest.raises((RouterClosedError, ExceptionGroup)):
-        await router.embed("x")
+    for call in (router.embed("x"), router.count_tokens("x"), router.models()):
+        with pytest.raises(RouterClosedError):
+            await call
 
 
 async def test_a_cancelled_call_leaves_nothing(router: Router, emulator: GeminiEmulator) -> None:

@@ -118,6 +118,18 @@ async def test_urgency_and_tenant_are_options(router: Router) -> None:
         await _read(router, _generate(), urgency="soon")
     with pytest.raises(InvalidRequestError, match="tenant"):
         await _read(router, _generate(), tenant=7)
+    with pytest.raises(TypeError, match=r"^relay\(\) has no option 'config': use one of workload, "):
+        await _read(router, _generate(), config={})
+
+
+@pytest.mark.parametrize("model", [["flash"], 5], ids=str)
+async def test_a_model_that_is_none(router: Router, model: Any) -> None:
+    """As for a send."""
+    with pytest.raises(InvalidRequestError) as told:
+        await router.send("x", model_preference=model)
+    with pytest.raises(type(told.value)) as caught:
+        await _read(router, _generate(), model_preference=model)
+    assert str(caught.value) == str(told.value)
 
 
 async def test_a_workload_stands_for_a_model(router: Router) -> None:

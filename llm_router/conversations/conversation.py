@@ -47,6 +47,7 @@ class Conversations:
         estimate: Estimates the tokens of a request.
         histories: Keeps the histories.
         budgets: Tokens of history sent along, per workload.
+        enter_loop: Raises RouterLoopError on another event loop than the router's, while that is open.
     """
 
     send: Callable[..., Awaitable[Response]]
@@ -54,6 +55,7 @@ class Conversations:
     estimate: Callable[[Request], int]
     histories: HistoryStore
     budgets: Mapping[str, int]
+    enter_loop: Callable[[], None]
     _open: WeakValueDictionary[str, History] = attrs.field(factory=WeakValueDictionary, init=False)
 
     def history(self, conversation_id: str) -> History:
@@ -119,8 +121,10 @@ class Conversation:
             HistoryError: The history could not be loaded; nothing was sent.
             HistoryConflictError: Another process has changed the conversation meanwhile; the error has the
                 response.
+            RouterLoopError: The router works on another event loop, which is still open.
         """
         prompt, options = unalias(prompt, options)
+        self._conversations.enter_loop()
         async with self._history.lock:
             return await self._send(said_in(prompt), {**self._options, **options})
 
@@ -155,6 +159,7 @@ class Conversation:
         return response
 
     async def _events(self, said: tuple[Any, ...], options: SendOptions) -> AsyncGenerator[Chunk | Response]:
+        self._conversations.enter_loop()
         async with self._history.lock:
             turns = await self._recall(said, options)
             async with self._conversations.stream(request_of(turns, said), **options) as stream:
@@ -209,7 +214,9 @@ class Conversation:
 
         Raises:
             HistoryError: The history could not be loaded.
+            RouterLoopError: As for :meth:`send`.
         """
+        self._conversations.enter_loop()
         return history_of(await self._history.look() or self._begun())
 
     async def clear(self) -> None:
@@ -217,7 +224,9 @@ class Conversation:
 
         Raises:
             HistoryError: The history store failed.
+            RouterLoopError: As for :meth:`send`.
         """
+        self._conversations.enter_loop()
         async with self._history.lock:
             self._beginning = ()
             await self._history.delete()

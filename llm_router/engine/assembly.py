@@ -141,6 +141,7 @@ def assemble(
         selector,
         upstreams.known.values(),
         clock,
+        deadlines,
         reporter,
         failures,
         facts,

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar, Unpack
 
 import anyio
 import attrs
 
 from llm_router.domain.deployment import plain_model
 from llm_router.domain.exchange import Exchange
-from llm_router.domain.methods import COUNT, EMBED
+from llm_router.domain.methods import ANY_METHOD, COUNT, EMBED
+from llm_router.domain.numbers import shown, whole
 from llm_router.domain.options import QueryOptions
 from llm_router.domain.queries import Embeddings, ModelInfo, ModelList, Vector
 from llm_router.domain.request import Request
 from llm_router.domain.response import Response
 from llm_router.engine.pool import Pool
+from llm_router.engine.requests import check_query
 from llm_router.engine.sending import Sender
 from llm_router.errors import EmbeddingError, InvalidRequestError, QuotaExhaustedError, SendError
 from llm_router.providers.base import QueriedProvider
 
-__all__ = ["Querier"]
+__all__ = ["NAMED", "Querier"]
+
+_T = TypeVar("_T")
 
 _BATCH = 100
 """Most texts that the Gemini API takes in one request."""
+
+NAMED: Mapping[str, tuple[str, ...]] = {
+    "embed": ("model", "task_type", "title", "output_dimensionality"),
+    "count_tokens": ("model", "workload", "system_instruction"),
+    "models": (),
+}
+"""What each method of the router takes by name, besides :class:`QueryOptions`."""
+
+_LONGEST_VECTOR = 2**31 - 1
 
 _AT_ONCE = 8
 """Most requests of one call that are on their way together."""
@@ -64,7 +77,9 @@ class Querier:
             SendError: None of them could.
         """
         batches = _batches(texts)
-        models = self._models(EMBED) if model is None else [plain_model(model)]
+        _check_embedding(config)
+        model = self._check("embed", None, model, EMBED, options)
+        models = self._models(EMBED) if model is None else [model]
         model, first = await self._embed_first(batches[0], models, config, options)
         if first.error is not None:
             raise first.error
@@ -75,9 +90,7 @@ class Querier:
             async with slots:
                 outcomes[number] = await self._embed(batches[number], model, config, options)
 
-        async with anyio.create_task_group() as group:
-            for number in range(1, len(batches)):
-                group.start_soon(run, number)
+        await _for_each(range(1, len(batches)), run)
         return _joined(model, batches, outcomes)
 
     async def _embed_first(
@@ -114,7 +127,8 @@ class Querier:
             InvalidRequestError: The request is wrong, or there is no such model.
             SendError: They could not be counted.
         """
-        model = plain_model(model) if model is not None else self._models(COUNT, workload)[0]
+        model = self._check("count_tokens", workload, model, COUNT, options)
+        model = self._models(COUNT, workload)[0] if model is None else model
         provider = self._provider()
         body, response = await self._ask(provider.queries.count(model, request), **options)
         response.raise_for_error()
@@ -126,6 +140,7 @@ class Querier:
         Raises:
             SendError: No project could be asked.
         """
+        self._check("models", None, None, ANY_METHOD, options)
         found: dict[str, list[ModelInfo]] = {}
         failed: dict[str, SendError] = {}
         projects = sorted({state.deployment.key.project for state in self._asked()})
@@ -136,9 +151,7 @@ class Querier:
             except SendError as error:
                 failed[project] = error
 
-        async with anyio.create_task_group() as group:
-            for project in projects:
-                group.start_soon(ask, project)
+        await _for_each(projects, ask)
         if not found:
             raise next(iter(failed.values()))
         return ModelList(_by_name(found), failed)
@@ -157,6 +170,23 @@ class Querier:
                 return models
 
     # --- the way there ----------------------------------------------------------------------------------
+
+    def _check(
+        self, called: str, workload: str | None, model: str | None, method: str, options: QueryOptions
+    ) -> str | None:
+        """Check what all requests of a call have in common; return the name of the model, if one is given.
+
+        Raises:
+            InvalidRequestError: An argument is wrong, or no deployment of the model can do ``method``.
+            RouterClosedError: The router is closed.
+            RouterLoopError: The router works on another event loop.
+            TypeError: There is no such option.
+        """
+        self._provider()
+        check_query(called, options, NAMED[called])
+        model = plain_model(model) if isinstance(model, str) else model
+        self.sender.check_wish(workload, model, ANY_METHOD if model is None else method)
+        return model
 
     async def _ask(
         self, exchange: Exchange, *, projects: frozenset[str] = frozenset(), **options: Unpack[QueryOptions]
@@ -211,6 +241,44 @@ def _batches(texts: str | Sequence[str]) -> list[Sequence[str]]:
             what = "empty" if text == "" else f"a {type(text).__name__}"
             raise InvalidRequestError(f"texts[{number}] is {what}: pass strings that say something")
     return [texts[start : start + _BATCH] for start in range(0, len(texts), _BATCH)]
+
+
+def _check_embedding(config: Mapping[str, Any]) -> None:
+    """Check how texts are to be embedded.
+
+    Raises:
+        InvalidRequestError: A value cannot be meant; the message names it.
+    """
+    for name in ("task_type", "title"):
+        if not isinstance(config.get(name, ""), str):
+            raise InvalidRequestError(f"{name} must be a string, not a {type(config[name]).__name__}")
+    length = config.get("output_dimensionality", 1)
+    if not (isinstance(length, int) and 0 < (whole(length) or 0) <= _LONGEST_VECTOR):
+        raise InvalidRequestError(
+            f"output_dimensionality must be a whole number above 0 (at most {_LONGEST_VECTOR}), "
+            f"not {shown(length)}"
+        )
+
+
+async def _for_each(items: Iterable[_T], call: Callable[[_T], Awaitable[None]]) -> None:
+    """Call with every item at once; the first error ends the other calls, and is raised by itself.
+
+    A task group would raise it in a group, which no caller of the router expects.
+    """
+    errors: list[Exception] = []
+
+    async def run(item: _T) -> None:
+        try:
+            await call(item)
+        except Exception as error:  # noqa: BLE001 - raised below; a cancellation passes
+            errors.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for item in items:
+            group.start_soon(run, item)
+    if errors:
+        raise errors[0]
 
 
 def _joined(model: str, batches: Sequence[Sequence[str]], outcomes: Sequence[_Batch]) -> Embeddings:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn, cast, get_args
 
 import attrs
 
 from llm_router.domain.numbers import real, shown, whole
-from llm_router.domain.options import SendOptions
+from llm_router.domain.options import QueryOptions, SendOptions
 from llm_router.domain.request import Request, Urgency
 from llm_router.errors import InvalidRequestError
 
 __all__ = [
     "MAX_SECONDS",
     "check_metadata",
+    "check_query",
     "check_request",
     "check_tenant",
     "check_timeout",
@@ -191,9 +192,36 @@ def unalias(prompt: object, options: SendOptions) -> tuple[Any, SendOptions]:
     return named.pop("prompt"), cast("SendOptions", named)
 
 
-def unknown_option(method: str, options: Mapping[str, object]) -> TypeError:
-    """Return the error for an option that :class:`SendOptions` does not have, such as a misspelt one."""
-    known = SendOptions.__annotations__
+def check_query(method: str, options: QueryOptions, named: Iterable[str] = ()) -> None:
+    """Check the options of a query, of which each of its requests is given the same.
+
+    Args:
+        method: What was called, such as ``embed``.
+        options: Its options.
+        named: What it takes besides :class:`QueryOptions`.
+
+    Raises:
+        InvalidRequestError: A value cannot be meant; the message names it.
+        TypeError: There is no such option.
+    """
+    known = (*named, *QueryOptions.__annotations__)
+    if not options.keys() <= set(known):
+        raise unknown_option(method, options, known)
+    if options.get("timeout") is not None:
+        check_timeout(options["timeout"])
+    if options.get("max_wait") is not None:
+        check_wait(options["max_wait"])
+    if options.get("metadata") is not None:
+        check_metadata(options["metadata"])
+    check_urgency(options.get("urgency", "interactive"))
+    check_tenant(options.get("tenant"))
+
+
+def unknown_option(
+    method: str, options: Mapping[str, object], known: Iterable[str] = SendOptions.__annotations__
+) -> TypeError:
+    """Return the error for an option that is none of the ``known`` ones, such as a misspelt one."""
+    known = tuple(known)
     name = next((name for name in options if name not in known), "")
     close = difflib.get_close_matches(name, known, n=1)
     remedy = f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"

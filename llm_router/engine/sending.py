@@ -254,7 +254,9 @@ class Sender:
             InvalidRequestError: As for :meth:`send`.
             RouterClosedError: As for :meth:`send`.
         """
-        model = plain_model(model_preference or relayed.model or "") or None
+        model = model_preference or relayed.model or None
+        if isinstance(model, str):
+            model = plain_model(model) or None
         if fallback is None:
             fallback = "model" if model is not None else "any"
         if not relayed.is_portable and fallback == "any":
@@ -293,6 +295,20 @@ class Sender:
             await self.resources.remember(head.created, send.last.deployment.key.project)
         if head.deleted:
             await self.resources.forget(head.deleted)
+
+    def check_wish(self, workload: str | None, model: str | None, method: str) -> None:
+        """Check that there is what an exchange is to name, before it is made; and that one may begin now.
+
+        Raises:
+            InvalidRequestError: As for :meth:`send`, or no deployment can do ``method``.
+            RouterClosedError: The router is closed.
+            RouterLoopError: The router works on another event loop.
+        """
+        self._enter()
+        try:
+            self.orders[workload, model, "any", self.not_relaying, method]
+        except TypeError:  # as in _start
+            reject_wish(workload, model, "any")
 
     def _enter(self) -> asyncio.Task[Any] | None:
         """Begin a request on the running loop; return the task that makes it, if there is one."""

@@ -84,16 +84,25 @@ class Deadlines:
             RouterLoopError: The previous loop is still open, and not one of a parent process.
         """
         with self._adopting:  # of two threads, one is first
-            before, process = self.loop, os.getpid()
-            if before is not None and not before.is_closed() and self._process == process:
-                raise RouterLoopError(
-                    "this router works on another event loop, which is still open: give each loop a router "
-                    "of its own, as get_request_router() does, and one store for all (sqlite:// or redis://)"
-                )
-            self._process, self._due, self._heap, self._exited = process, math.inf, [], 0
+            self.check_loop(loop)
+            self._process, self._due, self._heap, self._exited = os.getpid(), math.inf, [], 0
             self.loop = loop
         for listener in self.on_adopt:
             listener()
+
+    def check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Check that it may work on ``loop``, but leave it where it works.
+
+        Raises:
+            RouterLoopError: As for :meth:`adopt`.
+        """
+        before = self.loop
+        if before in (None, loop) or before.is_closed() or self._process != os.getpid():
+            return
+        raise RouterLoopError(
+            "this router works on another event loop, which is still open: give each loop a router "
+            "of its own, as get_request_router() does, and one store for all (sqlite:// or redis://)"
+        )
 
     def enter(self, limit: TimeLimit, loop: asyncio.AbstractEventLoop) -> None:
         """Watch ``limit``, whose block begins now on ``loop``."""

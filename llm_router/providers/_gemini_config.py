@@ -147,6 +147,7 @@ def _configured(config: Any) -> dict[str, Any]:
             )
     _check_http_options(valid.http_options)
     _check_tools(valid.tools)
+    _check_instruction(valid.system_instruction)
     fields = _fields(valid, valid.model_fields_set - _ROUTER_FIELDS)
     if not fields.get("response_mime_type") and any(fields.get(name) is not None for name in _SCHEMAS):
         fields["response_mime_type"] = "application/json"  # else the API takes the schema for a hint
@@ -210,6 +211,48 @@ def _check_tools(tools: Iterable[object] | None) -> None:
             )
 
 
+def _check_instruction(instruction: Any) -> None:
+    """Refuse what the SDK lets pass as a system instruction, and then fails on; as for tools."""
+    if isinstance(instruction, str | None):
+        return
+    if isinstance(instruction, list) and not instruction:
+        raise InvalidRequestError("system_instruction is empty: pass a string or parts, or leave it out")
+    from google.genai import _transformers  # noqa: PLC0415 - heavy; and there is no public way
+
+    try:
+        _transformers.t_content(instruction)
+    except ValueError:  # its message may quote the data
+        is_wrong = True
+    else:
+        is_wrong = False
+    if is_wrong:
+        raise InvalidRequestError("system_instruction must be a string, a content, a part or a list of parts")
+
+
+def _check_items(contents: Any) -> None:
+    """Refuse what the SDK lets pass as contents, and then fails on; as for tools."""
+    if not isinstance(contents, list | tuple):
+        _check_file(contents, "contents")
+        return
+    for place, item in enumerate(contents):
+        if isinstance(item, list | tuple | Mapping) and not item:
+            raise InvalidRequestError(f"contents[{place}] is empty: leave it out")
+        _check_file(item, f"contents[{place}]")
+        for number, part in enumerate(item if isinstance(item, list | tuple) else ()):
+            _check_file(part, f"contents[{place}][{number}]")
+            if hasattr(part, "parts"):
+                raise InvalidRequestError(
+                    f"contents[{place}][{number}] must be a part, not a {type(part).__name__}"
+                )
+
+
+def _check_file(part: Any, place: str) -> None:
+    from google.genai import types  # noqa: PLC0415 - heavy
+
+    if isinstance(part, types.File) and not (part.uri and part.mime_type):
+        raise InvalidRequestError(f"{place} is a File without uri or mime_type: pass one that was uploaded")
+
+
 def _check_http_options(options: Any) -> None:
     """Refuse options that would make the SDK retry, send the key elsewhere, or fail to become HTTP."""
     if options is None:
@@ -252,6 +295,7 @@ def validate_request(request: Request, safety: Mapping[str, str], *, plain: bool
         return
     if not isinstance(request.contents, str):
         _validated_contents(request.contents)
+        _check_items(request.contents)
     is_bare = request.config is None and request.safety_settings is None
     if not is_bare or not isinstance(request.system_instruction, str | None):
         build_config(request, safety)

@@ -68,10 +68,14 @@ class GeminiQueries:
         Raises:
             InvalidRequestError: The prompt cannot be built.
         """
-        contents = _as_json(request.contents)
+        contents = _as_json(request.contents, "contents")
         body: dict[str, Any] = {"contents": contents}
         if request.system_instruction is not None:
-            parts = [part for each in _as_json(request.system_instruction) for part in each["parts"]]
+            parts = [
+                part
+                for each in _as_json(request.system_instruction, "system_instruction")
+                for part in each["parts"]
+            ]
             instruction = {"parts": parts}
             whole = {"model": f"models/{model}", "systemInstruction": instruction, "contents": contents}
             body = {"generateContentRequest": whole}
@@ -134,11 +138,11 @@ def _whole(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _as_json(contents: Any) -> list[dict[str, Any]]:
+def _as_json(contents: Any, what: str) -> list[dict[str, Any]]:
     """Return contents, as google-genai takes them, as the API does.
 
     Raises:
-        InvalidRequestError: They cannot be built.
+        InvalidRequestError: They cannot be built; the message says ``what`` they are.
     """
     if isinstance(contents, str):
         return [{"role": _USER, "parts": [{"text": contents}]}]
@@ -150,4 +154,4 @@ def _as_json(contents: Any) -> list[dict[str, Any]]:
         return [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in built]
     except Exception as error:  # noqa: BLE001 - whatever the SDK finds wrong; its message may quote the data
         problem = type(error).__name__
-    raise InvalidRequestError(f"contents cannot be built ({problem}): see help(Router.send)")
+    raise InvalidRequestError(f"{what} cannot be built ({problem}): see help(Router.send)")

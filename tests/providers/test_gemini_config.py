@@ -211,6 +211,16 @@ def test_the_value_of_a_header_is_not_shown() -> None:
         ({"config": {"top_k": "many", "seed": "x"}}, r"config is wrong: .*\(and 1 more\)"),
         ({"config": 5}, "config must be a GenerateContentConfig or its dict, not a int"),
         ({"system_instruction": 5}, "config is wrong: system_instruction"),
+        ({"system_instruction": []}, "system_instruction is empty: pass"),
+        ({"system_instruction": ()}, "system_instruction is empty: pass"),
+        ({"config": {"system_instruction": []}}, "system_instruction is empty: pass"),
+        ({"system_instruction": [types.Content(parts=[types.Part(text="x")])]}, "system_instruction must be"),
+        ({"contents": [[]]}, r"contents\[0\] is empty: leave it out"),
+        ({"contents": ["x", {}]}, r"contents\[1\] is empty: leave it out"),
+        ({"contents": [[types.UserContent("x")]]}, r"contents\[0\]\[0\] must be a part, not a UserContent"),
+        ({"contents": types.File(name="files/a")}, "contents is a File without uri"),
+        ({"contents": ["x", types.File(name="files/a")]}, r"contents\[1\] is a File without uri"),
+        ({"contents": [["x", types.File(name="files/a")]]}, r"contents\[0\]\[1\] is a File without uri"),
     ],
 )
 def test_wrong_requests(fields: Any, problem: str) -> None:
@@ -218,6 +228,15 @@ def test_wrong_requests(fields: Any, problem: str) -> None:
     with pytest.raises(InvalidRequestError, match=problem) as caught:
         GeminiProvider().validate(Request(**{"contents": "x", **fields}))
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    ["x", ["x", types.Part(text="y")], types.Part(text="x"), types.UserContent("x"), {"text": "x"}],
+)
+def test_valid_instructions(instruction: Any) -> None:
+    """Every form of a system instruction that the SDK can send is valid."""
+    GeminiProvider().validate(Request(contents="x", system_instruction=instruction))
 
 
 def test_values_are_not_repeated() -> None:
@@ -236,6 +255,7 @@ def test_values_are_not_repeated() -> None:
         types.Part(text="Hello?"),
         [types.Content(role="user", parts=[types.Part(text="Hello?")])],
         {"inline_data": {"mime_type": "image/png", "data": b"png"}},
+        [["Hello", types.Part(text="you")], types.File(uri="https://x/files/a", mime_type="image/png")],
     ],
     ids=lambda value: type(value).__name__,
 )
