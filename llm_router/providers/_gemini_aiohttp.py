@@ -10,6 +10,7 @@ import urllib.request
 import warnings
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 import aiohttp
 import certifi
@@ -58,7 +59,22 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
 
     class _Session(aiohttp.ClientSession):
-        """A session that sends once, follows no redirect, and raises our own failures."""
+        """A session that sends once, follows no redirect, and raises our own failures.
+
+        Attributes:
+            answers: The responses whose bodies may be being read.
+        """
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.answers = WeakSet[aiohttp.ClientResponse]()
+
+        async def close(self) -> None:
+            """Close the connections; whoever reads a body is told so, which aiohttp does not do."""
+            for response in list(self.answers):
+                if not response.closed and not response.content.at_eof():
+                    response.content.set_exception(aiohttp.ClientConnectionError("the session was closed"))
+            await super().close()
 
         async def _request(self, *args: Any, **kwargs: Any) -> aiohttp.ClientResponse:
             REQUEST_BEGUN.set(True)
@@ -67,6 +83,7 @@ with warnings.catch_warnings():
             kwargs["allow_redirects"] = False
             try:
                 response = await super()._request(*args, **kwargs)
+                self.answers.add(response)
                 if response.status == _OK:
                     if _is_stream(response):
                         OPEN_STREAM.set(functools.partial(_close, response))
@@ -101,6 +118,7 @@ with warnings.catch_warnings():
             except _PATH_ERRORS as error:
                 failure = _path_failure(error)
             else:
+                self.answers.add(response)
                 return _Answer(response)
             raise failure
 

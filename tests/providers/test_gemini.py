@@ -16,6 +16,7 @@ import pytest
 from google.genai import Client, types
 
 from llm_router import Deployment, Reply
+from llm_router.domain.exchange import Exchange
 from llm_router.domain.request import Request
 from llm_router.domain.response import Usage
 from llm_router.emulator import Fault, GeminiEmulator
@@ -560,6 +561,40 @@ async def test_nothing_runs_after_aclose(
         assert asyncio.all_tasks() <= before
     finally:
         gc.enable()
+
+
+async def test_a_body_that_is_being_read_breaks_off_when_the_provider_is_closed(
+    scripted: ScriptedServer, open_provider: Callable[..., GeminiProvider], deployment: Deployment
+) -> None:
+    """Its reader does not wait for ever: in a plain call, in a stream, and in both kinds of relayed ones."""
+    scripted.reply = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    provider = open_provider(scripted.url)
+
+    async def stream() -> None:
+        async for _ in provider.stream(deployment, HELLO, lambda: None):
+            pass
+
+    async def relay(method: str) -> None:
+        body = b'{"contents": [{"parts": [{"text": "hello"}]}]}'
+        exchange = Exchange(path=f"/v1beta/models/{deployment.model}:{method}", body=body)
+        async for _ in provider.relay(deployment, provider.read_exchange(exchange), lambda: None):
+            pass
+
+    calls = (
+        provider.generate(deployment, HELLO),
+        stream(),
+        relay("generateContent"),
+        relay("streamGenerateContent"),
+    )
+    for sent, call in enumerate(calls, start=1):
+        task = asyncio.ensure_future(call)
+        while len(scripted.requests) < sent:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.05)  # for the beginning of the body to arrive
+        await provider.aclose()
+        await asyncio.wait([task], timeout=10.0)
+        assert task.done(), sent
+        assert isinstance(task.exception(), ProviderError), sent
 
 
 async def test_aclose_twice_and_use_again(
