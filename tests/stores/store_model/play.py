@@ -185,7 +185,8 @@ def worlds() -> SearchStrategy[World]:
                 chosen.append(Quota(metric, limit, Refill.DAILY, adaptive=adaptive))
             else:
                 refill = draw(st.sampled_from([Refill.ROLLING, Refill.ROLLING, Refill.STEADY]))
-                burst = draw(st.none() | st.integers(1, max(1, min(limit, 500))))
+                bursts = st.none() | st.integers(1, max(1, min(limit, 500)))
+                burst = draw(bursts) if refill is Refill.STEADY else None
                 guard = draw(st.sampled_from([0.3, 0.3, 0.3, 0.0, 2.0]))
                 chosen.append(Quota(metric, limit, refill, guard=guard, burst=burst, adaptive=adaptive))
         return tuple(chosen)
