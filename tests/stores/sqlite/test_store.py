@@ -39,8 +39,15 @@ def soon() -> float:
     return time.monotonic() + 10.0
 
 
-def threads() -> int:
-    return sum(thread.name.startswith("llm_router-sqlite") for thread in threading.enumerate())
+@pytest.fixture
+def before() -> set[threading.Thread]:
+    """The threads of stores that tests in other files have dropped, and that have not ended yet."""
+    return set(threading.enumerate())
+
+
+def threads(before: set[threading.Thread]) -> int:
+    """Return how many threads of stores there are that there were not before."""
+    return sum(thread.name.startswith("llm_router-sqlite") for thread in {*threading.enumerate()} - before)
 
 
 async def used(store: RateLimitStore, deployment: Deployment) -> list[int]:
@@ -371,14 +378,18 @@ def test_an_event_loop_that_ends_early_stops_nothing(path: Path, pools: Pools) -
     assert asyncio.run(rest()) == [1]
 
 
-async def test_nothing_happens_before_the_first_call(path: Path, store: SQLiteStore) -> None:
+async def test_nothing_happens_before_the_first_call(
+    path: Path, store: SQLiteStore, before: set[threading.Thread]
+) -> None:
     """Creating a store neither touches the disk nor starts a thread."""
-    assert threads() == 0
+    assert threads(before) == 0
     await store.aclose()
     assert list(path.parent.iterdir()) == []
 
 
-async def test_closing_finishes_earlier_calls(path: Path, store: SQLiteStore, pools: Pools) -> None:
+async def test_closing_finishes_earlier_calls(
+    path: Path, store: SQLiteStore, pools: Pools, before: set[threading.Thread]
+) -> None:
     """Calls made before ``aclose`` are answered, the thread is gone, and a second ``aclose`` is harmless."""
     pending = asyncio.create_task(reserve_many(store, pools.one(rpm=50), 100))
     await asyncio.sleep(0)
@@ -386,7 +397,7 @@ async def test_closing_finishes_earlier_calls(path: Path, store: SQLiteStore, po
     await asyncio.gather(store.aclose(), store.aclose())
     await store.aclose()
     assert await pending == 50
-    assert threads() == 0
+    assert threads(before) == 0
     assert not path.with_name("state.db-wal").exists()
 
 
@@ -404,14 +415,16 @@ async def test_a_closed_store_opens_again(store: SQLiteStore, pools: Pools) -> N
 
 
 @pytest.mark.slow
-async def test_a_dropped_store_ends_its_thread(path: Path, pools: Pools) -> None:
+async def test_a_dropped_store_ends_its_thread(
+    path: Path, pools: Pools, before: set[threading.Thread]
+) -> None:
     """A store without references releases its file without being closed."""
     store = SQLiteStore(path)
     await store.snapshot([pools.one()])
-    assert threads() == 1
+    assert threads(before) == 1
     del store
     gc.collect()
-    assert threads() == 0
+    assert threads(before) == 0
     assert not path.with_name("state.db-wal").exists()
 
 
