@@ -273,9 +273,14 @@ class AnswerScanner:
 
 
 def _numbers(stated: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the whole numbers in an object, and in those inside it."""
-    for name, value in stated.items():
-        if value.__class__ is int:
-            yield name, value
-        elif value.__class__ is dict:
-            yield from _numbers(value)
+    """Yield the whole numbers in an object, and in those inside it, however deep they are."""
+    open_objects = [iter(stated.items())]
+    while open_objects:
+        for name, value in open_objects[-1]:
+            if value.__class__ is int:
+                yield name, value
+            elif value.__class__ is dict:
+                open_objects.append(iter(value.items()))
+                break
+        else:
+            open_objects.pop()
