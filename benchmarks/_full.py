@@ -155,7 +155,7 @@ def _send_at_once(url: str, messages: Sequence[bytes]) -> float:
     address = urlsplit(url)
     place = (address.hostname or "localhost", address.port or 6379)
     connections = [socket.create_connection(place) for _ in messages]
-    waits, stop = [], threading.Event()
+    waits, stop, begun = [], threading.Event(), threading.Event()
 
     def ping() -> None:
         with socket.create_connection(place) as connection:
@@ -164,9 +164,11 @@ def _send_at_once(url: str, messages: Sequence[bytes]) -> float:
                 connection.sendall(b"PING\r\n")
                 connection.recv(64)
                 waits.append(time.perf_counter() - began)
+                begun.set()
 
     thread = threading.Thread(target=ping)
     thread.start()
+    begun.wait(10.0)  # else all may be over before its first PING
     try:
         for connection, message in zip(connections, messages, strict=True):
             connection.sendall(message)
