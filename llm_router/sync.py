@@ -447,8 +447,8 @@ def _wait(home: Home, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         else:
             done.set_result(result)
 
-    home.loop.call_soon_threadsafe(lambda: tasks.append(home.begin(finish())))
     try:
+        home.loop.call_soon_threadsafe(lambda: tasks.append(home.begin(finish())))
         return done.result()
     except (KeyboardInterrupt, SystemExit):
         if not done.done():
