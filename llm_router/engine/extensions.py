@@ -65,16 +65,7 @@ async def snapshots_of(store: RateLimitStore, deployments: Sequence[Deployment])
         StoreError: The store failed.
         ExtensionError: It raised an error of its own, or returned something else.
     """
-    failure: ExtensionError | None = None
-    found: object = None
-    try:
-        found = await store.snapshot(deployments)
-    except LLMRouterError:
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-        failure = store_error(store, "snapshot", error)
-    if failure is not None:  # raised from here, so that it does not refer to the other one
-        raise failure
+    found = await _asked(store, "snapshot", deployments)
     promise = "return a DeploymentSnapshot of each deployment"
     if not isinstance(found, list | tuple) or len(found) != len(deployments):
         raise broken_promise(innermost(store), "snapshot", promise, found)
@@ -91,15 +82,20 @@ async def cool_down(store: RateLimitStore, cooldown: Cooldown) -> None:
         StoreError: The store failed.
         ExtensionError: It raised an error of its own.
     """
-    failure: ExtensionError | None = None
+    await _asked(store, "cool_down", cooldown)
+
+
+async def _asked(store: RateLimitStore, method: str, argument: object) -> object:
+    """Return what a method of a store returns; an error of a user's store names it."""
     try:
-        await store.cool_down(cooldown)
+        answer: object = await getattr(store, method)(argument)
     except LLMRouterError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever a user's store raises
-        failure = store_error(store, "cool_down", error)
-    if failure is not None:
-        raise failure
+        failure = store_error(store, method, error)
+    else:
+        return answer
+    raise failure  # from here, so that it does not refer to the other one
 
 
 def is_foreign(store: RateLimitStore) -> bool:

@@ -178,7 +178,7 @@ class Selector:
         self.look_again()
 
     def look_again(self) -> None:
-        """Have the requests that wait try again now: quota came back early."""
+        """Have the requests that wait try again now."""
         for line in self._lines.values():
             line.notify()
 

@@ -267,11 +267,7 @@ class Sender:
         limit = math.inf if timeout is None else check_timeout(timeout)
         wait = self.max_wait if max_wait is None else check_wait(max_wait)
         words = _NO_METADATA if metadata is None else check_metadata(metadata)
-        workload = workload or relayed.workload
-        try:
-            order = self.orders[workload, model, fallback, self.not_relaying, relayed.method]
-        except TypeError:  # as in _start
-            reject_wish(workload, model, fallback)
+        order = self._relaying_order(workload or relayed.workload, model, fallback, relayed.method)
         tokens = dict.fromkeys(order.upstreams, 1)
         if relayed.requests:
             tokens = {each: estimate(each, relayed.request, validate=False) for each in order.upstreams}
@@ -305,10 +301,15 @@ class Sender:
             RouterLoopError: The router works on another event loop.
         """
         self._enter()
+        self._relaying_order(workload, model, "any", method)
+
+    def _relaying_order(
+        self, workload: str | None, model: str | None, fallback: Fallback, method: str
+    ) -> FallbackOrder:
         try:
-            self.orders[workload, model, "any", self.not_relaying, method]
+            return self.orders[workload, model, fallback, self.not_relaying, method]
         except TypeError:  # as in _start
-            reject_wish(workload, model, "any")
+            reject_wish(workload, model, fallback)
 
     def _enter(self) -> asyncio.Task[Any] | None:
         """Begin a request on the running loop; return the task that makes it, if there is one."""

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from http import HTTPStatus
+from http.client import responses
 from typing import Any, Self
 
 from google import genai
@@ -288,8 +288,7 @@ def _types(lib: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
 @cache
 def _extensions(status: int) -> dict[str, Any]:
     """Return what a transport says of an answer beside its status."""
-    reason = next((each.phrase for each in HTTPStatus if each == status), "")
-    return {"http_version": b"HTTP/1.1", "reason_phrase": reason.encode()}
+    return {"http_version": b"HTTP/1.1", "reason_phrase": responses.get(status, "").encode()}
 
 
 def _since(began: float) -> timedelta:
