@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import attrs
 from _harness import Measure, Report, Row, Scale, Table, percentile
+from _store_index import StoreIndex
 
 from llm_router import Demand, Deployment, Key, LeastLoaded, MemoryStore, Metric, Quota, Refill, Secret
 from llm_router.domain.methods import GENERATE
@@ -59,6 +60,7 @@ class World:
         warm_up: Seconds before counting starts.
         measured: Seconds of counting.
         seed: The seed of all randomness.
+        indexed: Whether the store has an index, too, and names some of it when it refuses a whole list.
     """
 
     processes: int
@@ -68,6 +70,7 @@ class World:
     warm_up: float = _WARM_UP
     measured: float = _MEASURED
     seed: int = 20_240_601
+    indexed: bool = False
 
 
 @attrs.define
@@ -113,6 +116,7 @@ class _Search:
     """The search of one request for a key, and what it has cost so far."""
 
     process: _Process
+    named: list[Deployment] | None = None
     refused: dict[DeploymentState, Refusal] = attrs.field(factory=dict)
     further: Iterator[list[DeploymentState]] | None = None
     has_begun: bool = False
@@ -134,6 +138,7 @@ class _Simulation:
         self._store = MemoryStore(clock=self._clock)
         self._strategy = LeastLoaded()
         self._pool = _keys(world.keys)
+        self._index = StoreIndex(self._pool, world.seed + 2) if world.indexed else None
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
         self._starts = self._clock.time()
@@ -176,10 +181,13 @@ class _Simulation:
 
     def _choose(self, search: _Search) -> None:
         order, states = search.process.order, list[DeploymentState]()
-        if not search.has_begun:
+        if search.named is not None:
+            every = search.process.index.states
+            states = [state for state in map(every.__getitem__, search.named) if state not in search.refused]
+        elif not search.has_begun:
             search.has_begun = True
             states = order.draw(self._strategy, self._clock.time(), FIRST_CANDIDATES)
-        if not states:
+        if not states and search.named is None:
             if search.further is None:
                 search.further = further(order, self._strategy, self._clock.time, search.refused)
             states = next(search.further, [])
@@ -198,6 +206,7 @@ class _Simulation:
         if search.has_slept:
             search.process.backoff.failed()
         search.refused, search.further, search.has_begun, search.has_slept = {}, None, False, True
+        search.named = None
         self._after(search.process.backoff.until(now, room_at) - now, self._choose, search)
 
     def _decide(self, search: _Search, states: Sequence[DeploymentState]) -> None:
@@ -207,6 +216,10 @@ class _Simulation:
         decision = _at_once(self._store.reserve(name, candidates, Demand(1, 0), 60.0))
         if decision.deployment is not None:
             _at_once(self._store.settle(name, Demand(1, 0)))
+        if self._index is not None:
+            self._index.note(decision)
+            if decision.deployment is None:
+                search.named = self._index.draw(self._clock.time(), FIRST_CANDIDATES)
         self._after(self._delay(), self._learn, search, decision)
 
     def _learn(self, search: _Search, decision: Decision) -> None:
@@ -320,6 +333,7 @@ def _row(world: World, counts: Counts) -> Row:
     }
     case = f"{world.processes:,} processes × {world.keys:,} keys, load {world.load:g}"
     case += ", in line" if world.waits else ""
+    case += ", index in the store" if world.indexed else ""
     return Row(case, "llm_router", {name: Measure((value,), unit) for name, (value, unit) in figures.items()})
 
 
@@ -329,8 +343,12 @@ def _main() -> None:
     parser.add_argument("--keys", type=int, default=1_000)
     parser.add_argument("--loads", type=float, nargs="*", default=list(LOADS))
     parser.add_argument("--wait", action="store_true", help="let requests wait in line for capacity")
+    parser.add_argument("--index", action="store_true", help="as if the store had an index of all keys, too")
     options = parser.parse_args()
-    worlds = [World(options.processes, options.keys, load, options.wait) for load in options.loads]
+    worlds = [
+        World(options.processes, options.keys, load, options.wait, indexed=options.index)
+        for load in options.loads
+    ]
     print(_table(worlds).text())
 
 
