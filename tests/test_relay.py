@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 import pytest
 
 from llm_router import (
@@ -264,6 +265,55 @@ async def test_what_is_not_there_blames_no_model(
     emulator.inject(Fault.status(404), methods=None)
     head, body, response = await _read(router, exchange)
     assert (head.status, b"NOT_FOUND" in body, response.attempts) == (404, True, 1)
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1beta/models/flash:batchGenerateContent",
+        "/v1beta/models/flash:countTokens",
+        "/v1/models/flash:generateContent",
+        "/v1/models/flash:streamGenerateContent",
+        "/v1beta/interactions",
+    ],
+)
+async def test_what_not_every_model_has_blames_no_model(
+    router: Router, emulator: GeminiEmulator, path: str
+) -> None:
+    """A 404 for it is tried on the other key once, and passed on; prompts still go to both."""
+    emulator.inject(Fault.status(404), methods=None)
+    exchange = attrs.evolve(_generate(model="flash"), path=path)
+    if path.endswith("interactions"):
+        exchange = attrs.evolve(exchange, body=b'{"model": "flash", "input": "hi"}')
+    for attempts in (2, 1):
+        head, body, response = await _read(router, exchange)
+        assert (head.status, b"NOT_FOUND" in body, response.attempts) == (404, True, attempts)
+    emulator.clear_faults()
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+    heads = [(await _read(router, _generate()))[0] for _ in range(4)]
+    assert [head.status for head in heads] == [200] * 4
+
+
+async def test_what_one_key_lacks_goes_to_the_other_at_once(router: Router, emulator: GeminiEmulator) -> None:
+    """A version of the API that one project's model does not have is asked of that project once."""
+    exchange = attrs.evolve(_generate(), path="/v1/models/flash:generateContent")
+    rule = emulator.inject(Fault.status(404), key="AIzaOfAlpha", methods=None)
+    found = [await _read(router, exchange) for _ in range(4)]
+    assert [head.status for head, _, _ in found] == [200] * 4
+    assert {response.key_id for _, _, response in found} == {"beta"}
+    assert rule.taken == 1
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
+@pytest.mark.parametrize("method", ["batchGenerateContent", "countTokens"])
+async def test_a_quota_of_another_method_leaves_prompts_alone(
+    router: Router, emulator: GeminiEmulator, method: str
+) -> None:
+    """A 429 for what has quotas of its own cools no model down."""
+    emulator.inject(Fault.status(429), methods=None, times=2)
+    head, _, _ = await _read(router, attrs.evolve(_generate(), path=f"/v1beta/models/flash:{method}"))
+    assert head.status in {404, 429}
     assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
 
 

@@ -50,6 +50,15 @@ _UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
 _SCANNED = frozenset({Operation.GENERATE, Operation.STREAM, Operation.CHAT, Operation.EMBEDDINGS})
 """Operations whose answers are read on the way: usage and the end."""
 
+_MODELS_OWN = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED}
+"""Operations that a model is for, so that a 404 for one of them says that it is gone."""
+
+_OWN_VERSION = "v1beta"
+"""The version that serves every model; the others serve some only."""
+
+_OWN_QUOTAS = frozenset({Operation.COUNT_TOKENS, Operation.CREATE_BATCH, Operation.CREATE_EMBED_BATCH})
+"""Operations of a model that have quotas of their own."""
+
 _COUNTED = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED, Operation.CREATE_INTERACTION}
 """Operations whose answers state their usage."""
 
@@ -79,6 +88,7 @@ def read_exchange(exchange: Exchange) -> RelayRequest:
         streams=asked.streams,
         requests=int(counted),
         is_portable=asked.is_portable and not embeds,
+        feature=_feature(target),
         resources=asked.resources or upload_name(target.operation, exchange.query),
         request=Request(
             contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
@@ -218,9 +228,19 @@ def _in_band(scanner: AnswerScanner, deployment: Deployment, request: RelayReque
 def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest) -> ProviderError:
     error = from_http(failure, deployment.key.secret, request.request)
     error.body = scrub_bytes(failure.body, deployment.key.secret)
+    target: Target = request.details.target
     if not request.details.asked.model:
-        _blame_no_model(error, request.details.target.operation)
+        _blame_no_model(error, target.operation)
+    elif error.scope is FaultScope.DEPLOYMENT:
+        _blame_feature(error, target)
     return error
+
+
+def _feature(target: Target) -> str:
+    """Return what of the API a request uses that a model may lack while it has the rest, or nothing."""
+    if target.operation.method and target.operation not in _MODELS_OWN:
+        return target.operation.value
+    return "" if target.version == _OWN_VERSION else f"{target.version} of the API"
 
 
 def _blame_no_model(error: ProviderError, operation: Operation) -> None:
@@ -229,6 +249,14 @@ def _blame_no_model(error: ProviderError, operation: Operation) -> None:
         error.kind, error.scope = FailureKind.REQUEST, FaultScope.REQUEST
     elif error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
         error.scope, error.feature = FaultScope.FEATURE, operation.value
+
+
+def _blame_feature(error: ProviderError, target: Target) -> None:
+    """Have an error of something that not every model has say nothing of the rest of the model."""
+    feature = _feature(target)
+    is_quota = error.kind is FailureKind.QUOTA and target.operation in _OWN_QUOTAS
+    if feature and (error.kind is FailureKind.MODEL or is_quota):
+        error.scope, error.feature = FaultScope.FEATURE, feature
 
 
 def _outgoing(deployment: Deployment, request: RelayRequest) -> tuple[str, str, Mapping[str, str], bytes]:
