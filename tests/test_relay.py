@@ -24,6 +24,8 @@ from llm_router import (
     UnknownPathError,
 )
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.gemini_http.asking import read_asked
+from llm_router.gemini_http.targets import parse_target
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import FakeProvider
 
@@ -438,6 +440,64 @@ async def test_a_file_stays_with_its_project(router: Router, emulator: GeminiEmu
     head, _, _ = await _read(router, Exchange(verb="DELETE", path=f"/v1beta/{name}"))
     assert head.status == 200
     assert await router._sender.resources.projects([name]) == frozenset()
+
+
+def _naming(name: str, form: str) -> bytes:
+    """Return a body that names a file or a cache in some way."""
+    uri = f"https://generativelanguage.googleapis.com/v1beta/{name}"
+    prompt = {"contents": [{"parts": [{"text": "hi"}]}]}
+    part = {"fileData": {"mimeType": "text/plain", "fileUri": uri}}
+    bodies: dict[str, Any] = {
+        "escaped": {"contents": [{"parts": [part]}]},
+        "unicode": {"contents": [{"parts": [part]}]},
+        "two": {"cachedContent": None, "cached_content": name, **prompt},
+        "inner": {"generateContentRequest": {"model": "models/flash", "cachedContent": name, **prompt}},
+    }
+    slash = {"escaped": "\\/", "unicode": "\\u002f"}.get(form, "/")  # the first is how PHP writes it
+    return json.dumps(bodies[form]).replace("/", slash).encode()
+
+
+@pytest.mark.parametrize("form", ["escaped", "unicode"])
+async def test_a_file_is_found_however_it_is_written(router: Router, form: str) -> None:
+    """JSON may escape any character; the request stays with the project of the file."""
+    for name, key in await _upload_for_each(router):
+        asked = attrs.evolve(_generate(), body=_naming(name, form))
+        for _ in range(2):
+            head, _, response = await _read(router, asked)
+            assert (head.status, response.key_id) == (200, key)
+
+
+@pytest.mark.parametrize("form", ["two", "inner"])
+async def test_a_cache_is_found_wherever_it_is_named(router: Router, form: str) -> None:
+    """In either spelling of its field, and inside the request whose tokens are counted."""
+    made = Exchange(
+        path="/v1beta/cachedContents",
+        headers=JSON,
+        body=json.dumps({"model": "flash", "contents": [{"parts": [{"text": "long " * 50}]}]}).encode(),
+    )
+    _, body, response = await _read(router, made)
+    method = "countTokens" if form == "inner" else "generateContent"
+    path = f"/v1beta/models/flash:{method}"
+    asked = Exchange(path=path, headers=JSON, body=_naming(json.loads(body)["name"], form))
+    for _ in range(4):
+        _, _, found = await _read(router, asked)
+        assert found.key_id == response.key_id
+
+
+def test_another_address_is_no_file_of_the_api() -> None:
+    """An address of the web may have such a path, too: what it names belongs to nobody."""
+    target = parse_target("POST", "/v1beta/models/flash:generateContent")
+    assert target is not None
+    for uri, names in (
+        ("https://example.com/files/report.pdf", ()),
+        ("gs://bucket/files/report.pdf", ()),
+        ("files/abc", ("files/abc",)),
+        ("https://generativelanguage.googleapis.com/v1beta/files/abc", ("files/abc",)),
+        ("https://generativelanguage.googleapis.com/v1beta/files%2Fabc", ("files/abc",)),
+        ("http://127.0.0.1:80/v1/files/abc", ("files/abc",)),
+    ):
+        body = json.dumps({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}).encode()
+        assert read_asked(target, body).resources == names, uri
 
 
 async def test_a_pinned_request_waits_for_its_project(router: Router) -> None:

@@ -294,7 +294,8 @@ def _path(path: str, target: Target) -> str:
 
 
 def _query(query: str) -> str:
-    if not any(name in query for name in ("key", "token")):
+    small = query.lower()
+    if not any(sign in small for sign in ("key", "token", "%")):  # %: a name may be spelt with it
         return query
     pairs = parse_qsl(query, keep_blank_values=True)
     return urlencode([(name, value) for name, value in pairs if name.lower() not in _CREDENTIALS])

@@ -179,12 +179,13 @@ async def test_exactly_one_credential_goes_upstream() -> None:
     others = ("authorization", "x-goog-api-key", "cookie", "x-goog-user-project", "openai-organization")
     wishes = [WISH_PREFIX + each for each in ("workload", "fallback", "max-wait", "urgency", "tenant")]
     headers = tuple((name, "mine") for name in (*others, *wishes, "content-type"))
-    exchange = Exchange(path=PATH, query="alt=sse&key=mine&access_token=mine", headers=headers, body=BODY)
-    _, session = await _relay(FakeAnswer([FIRST, LAST]), exchange)
-    assert session.sent is not None
-    verb, target, sent, body = session.sent
-    assert (verb, target, body) == ("POST", f"{PATH}?alt=sse", BODY)
-    assert sent == {"content-type": "mine", "accept-encoding": "identity", "x-goog-api-key": SECRET}
+    for query in ("key=mine&access_token=mine", "k%65y=mine", "acc%65ss_tok%65n=mine", "Key=mine"):
+        exchange = Exchange(path=PATH, query=f"alt=sse&{query}", headers=headers, body=BODY)
+        _, session = await _relay(FakeAnswer([FIRST, LAST]), exchange)
+        assert session.sent is not None
+        verb, target, sent, body = session.sent
+        assert (verb, target, body) == ("POST", f"{PATH}?alt=sse", BODY)
+        assert sent == {"content-type": "mine", "accept-encoding": "identity", "x-goog-api-key": SECRET}
 
 
 @pytest.mark.parametrize(
