@@ -180,6 +180,30 @@ async def test_resources_belong_to_the_token_that_made_them(guarded: Guarded) ->
     assert (await _call(guarded, "ann", f"/v1beta/{file['name']}", verb="GET"))[0] == 404
 
 
+@pytest.mark.parametrize("place", ["header", "query"])
+async def test_an_upload_as_the_sdk_for_javascript_sends_it(guarded: Guarded, place: str) -> None:
+    """Its pieces come with the token, too; another token cannot go on with it."""
+    token = guarded[1]["ann"]
+    who, query = ("ann", "") if place == "header" else ("", f"&key={token}")
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    sizes = {"x_goog_upload_header_content_length": "10", "x_goog_upload_header_content_type": "text/plain"}
+    path = f"/upload/v1beta/files?alt=json{query}"
+    status, headers, _ = await _call(guarded, who, path, {"file": {}}, **begin, **sizes)
+    url = headers["x-goog-upload-url"]
+    assert (status, url.startswith(f"{guarded[0].url}/upload/"), token in url) == (200, True, False)
+    path = url.removeprefix(guarded[0].url)
+    first = {"x_goog_upload_command": "upload", "x_goog_upload_offset": "0"}
+    last = {"x_goog_upload_command": "upload, finalize", "x_goog_upload_offset": "5"}
+    assert (await _call(guarded, "bob", path, b"01234", **first))[0] == 404
+    status, headers, _ = await _call(guarded, who, path + query, b"01234", **first)
+    assert (status, headers["x-goog-upload-status"]) == (200, "active")
+    status, headers, made = await _call(guarded, who, path + query, b"56789", **last)
+    assert (status, headers["x-goog-upload-status"], made["file"]["sizeBytes"]) == (200, "final", "10")
+    name = made["file"]["name"]
+    found = [await _call(guarded, each, f"/v1beta/{name}", verb="GET") for each in ("ann", "bob")]
+    assert [status for status, _, _ in found] == [200, 404]
+
+
 async def test_wrong_tokens_are_refused_and_slowed_down(guarded: Guarded) -> None:
     """No token and a wrong one are a 401, many of them a 429; a right one still passes, and none costs."""
     served, tokens = guarded
