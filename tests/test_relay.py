@@ -500,6 +500,24 @@ def test_another_address_is_no_file_of_the_api() -> None:
         assert read_asked(target, body).resources == names, uri
 
 
+async def test_a_list_goes_on_where_it_began(router: Router) -> None:
+    """The next page is asked of the project that gave its token: another one has other things in it."""
+    files = await _upload_for_each(router)
+    for _ in range(len(KEYS)):
+        for name, _ in files:
+            await _upload(router, name.encode())
+    for _ in range(4):
+        query, keys = "pageSize=1", set()
+        while query:
+            _, body, response = await _read(router, Exchange(verb="GET", path="/v1beta/files", query=query))
+            found = json.loads(body)
+            assert len(found["files"]) == 1
+            keys.add(response.key_id)
+            token = found.get("nextPageToken")
+            query = token and f"pageSize=1&pageToken={token}"
+        assert len(keys) == 1
+
+
 async def test_a_pinned_request_waits_for_its_project(router: Router) -> None:
     """Room elsewhere is of no use to it, and it says when its own returns."""
     name, key = await _upload(router, b"some text")

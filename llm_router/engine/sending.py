@@ -199,7 +199,7 @@ class Sender:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         found = piece.source
-                        if isinstance(found, Head) and (found.created or found.deleted):
+                        if isinstance(found, Head) and (found.created or found.deleted or found.further):
                             await self._note_resources(send, found)
                         yield found
                         if isinstance(found, Head) and found.body is not None:
@@ -288,8 +288,8 @@ class Sender:
     async def _note_resources(self, send: SendState, head: Head) -> None:
         """Remember whose what the answer has made is, before the client can ask for it."""
         assert send.last is not None  # noqa: S101 - it is what answers
-        if head.created:
-            await self.resources.remember(head.created, send.last.deployment.key.project)
+        for name in (*filter(None, [head.created]), *head.further):
+            await self.resources.remember(name, send.last.deployment.key.project)
         if head.deleted:
             await self.resources.forget(head.deleted)
 

@@ -17,7 +17,7 @@ from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
 from llm_router.gemini_http.framing import dump
-from llm_router.gemini_http.resources import upload_name
+from llm_router.gemini_http.resources import PAGES, upload_name
 from llm_router.gemini_http.targets import Operation, Target, parse_target
 from llm_router.records.memory import MemoryRecords
 from llm_router.records.naming import digest_name
@@ -157,6 +157,10 @@ class Caller:
         """Remember what an answer has made for the caller, and forget what it has deleted."""
         if head.created:
             await self._callers.give(head.created, self._grant.owner)
+        for name in head.further:
+            # A page shows everybody only what is theirs.
+            if not name.startswith(PAGES) and await self._callers.owner(name) is None:
+                await self._callers.give(name, self._grant.owner)
         if head.deleted:
             await self._callers.take(head.deleted)
 

@@ -12,7 +12,13 @@ from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError, UnknownPathError
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
-from llm_router.gemini_http.resources import UPLOAD_URL, created_name, upload_name, without_host
+from llm_router.gemini_http.resources import (
+    UPLOAD_URL,
+    continued_name,
+    created_name,
+    further_names,
+    without_host,
+)
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.gemini_http.scanning import AnswerScanner
 from llm_router.gemini_http.targets import Operation, Protocol, Target, parse_target
@@ -89,7 +95,7 @@ def read_exchange(exchange: Exchange) -> RelayRequest:
         requests=int(counted),
         is_portable=asked.is_portable and not embeds,
         feature=_feature(target),
-        resources=asked.resources or upload_name(target.operation, exchange.query),
+        resources=asked.resources or continued_name(target.operation, exchange.query),
         request=Request(
             contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
         ),
@@ -143,7 +149,8 @@ async def relayed_whole(
             return _in_band(scanner, deployment, request)
     headers = _passed_back(answer.headers)
     created = created_name(target.operation, body, headers)
-    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body))
+    further = further_names(target.operation, body)
+    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body, further))
 
 
 async def relayed_pieces(

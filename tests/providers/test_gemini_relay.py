@@ -244,6 +244,46 @@ def test_what_belongs_to_a_project_is_read(
     assert (read.resources, read.is_portable) == (resources, is_portable)
 
 
+VIDEO = "https://generativelanguage.googleapis.com/v1beta/files/v1:download?alt=media"
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "further"),
+    [
+        ("GET", "/v1beta/batches/b", {"response": {"responsesFile": "files/batch-b"}}, ("files/batch-b",)),
+        (
+            "GET",
+            "/v1beta/batches/b",
+            {"metadata": {"output": {"responsesFile": "files/batch-b"}}, "response": {"uri": "files/x"}},
+            ("files/batch-b",),
+        ),
+        (
+            "GET",
+            "/v1beta/models/veo/operations/1",
+            {"response": {"generateVideoResponse": {"generatedSamples": [{"video": {"uri": VIDEO}}, {}]}}},
+            ("files/v1",),
+        ),
+        (
+            "GET",
+            "/v1beta/files",
+            {"files": [{"name": "files/a"}], "nextPageToken": "t"},
+            ("pages/files.list/t",),
+        ),
+        ("GET", "/v1beta/files", {"files": [{"name": "files/a"}]}, ()),
+        ("GET", "/v1beta/batches/b", {"response": {"inlinedResponses": [{"uri": "files/theirs"}]}}, ()),
+        ("GET", "/v1beta/files/a", {"name": "files/a", "uri": "files/a"}, ()),
+        ("GET", "/v1beta/batches/b", [], ()),
+    ],
+)
+async def test_what_else_belongs_to_the_project_is_read(
+    verb: str, path: str, body: Any, further: tuple[str, ...]
+) -> None:
+    """Files with results, and the next page of a list; but no name that a model may have written."""
+    answer = FakeAnswer([json.dumps(body).encode()])
+    [reply], _ = await _relay(answer, Exchange(verb=verb, path=path))
+    assert reply.raw.further == further
+
+
 class RelayingFake(FakeProvider):
     """A provider that relays whatever a function yields."""
 
