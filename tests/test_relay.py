@@ -7,6 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
 import pytest
 
 from llm_router import (
@@ -23,6 +24,8 @@ from llm_router import (
     UnknownPathError,
 )
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
+from llm_router.gemini_http.asking import read_asked
+from llm_router.gemini_http.targets import parse_target
 from llm_router.providers.gemini import GeminiProvider
 from llm_router.testing import FakeProvider
 
@@ -267,6 +270,55 @@ async def test_what_is_not_there_blames_no_model(
     assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1beta/models/flash:batchGenerateContent",
+        "/v1beta/models/flash:countTokens",
+        "/v1/models/flash:generateContent",
+        "/v1/models/flash:streamGenerateContent",
+        "/v1beta/interactions",
+    ],
+)
+async def test_what_not_every_model_has_blames_no_model(
+    router: Router, emulator: GeminiEmulator, path: str
+) -> None:
+    """A 404 for it is tried on the other key once, and passed on; prompts still go to both."""
+    emulator.inject(Fault.status(404), methods=None)
+    exchange = attrs.evolve(_generate(model="flash"), path=path)
+    if path.endswith("interactions"):
+        exchange = attrs.evolve(exchange, body=b'{"model": "flash", "input": "hi"}')
+    for attempts in (2, 1):
+        head, body, response = await _read(router, exchange)
+        assert (head.status, b"NOT_FOUND" in body, response.attempts) == (404, True, attempts)
+    emulator.clear_faults()
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+    heads = [(await _read(router, _generate()))[0] for _ in range(4)]
+    assert [head.status for head in heads] == [200] * 4
+
+
+async def test_what_one_key_lacks_goes_to_the_other_at_once(router: Router, emulator: GeminiEmulator) -> None:
+    """A version of the API that one project's model does not have is asked of that project once."""
+    exchange = attrs.evolve(_generate(), path="/v1/models/flash:generateContent")
+    rule = emulator.inject(Fault.status(404), key="AIzaOfAlpha", methods=None)
+    found = [await _read(router, exchange) for _ in range(4)]
+    assert [head.status for head, _, _ in found] == [200] * 4
+    assert {response.key_id for _, _, response in found} == {"beta"}
+    assert rule.taken == 1
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
+@pytest.mark.parametrize("method", ["batchGenerateContent", "countTokens"])
+async def test_a_quota_of_another_method_leaves_prompts_alone(
+    router: Router, emulator: GeminiEmulator, method: str
+) -> None:
+    """A 429 for what has quotas of its own cools no model down."""
+    emulator.inject(Fault.status(429), methods=None, times=2)
+    head, _, _ = await _read(router, attrs.evolve(_generate(), path=f"/v1beta/models/flash:{method}"))
+    assert head.status in {404, 429}
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+
+
 async def test_a_list_that_is_refused_leaves_the_models_alone(
     router: Router, emulator: GeminiEmulator
 ) -> None:
@@ -388,6 +440,82 @@ async def test_a_file_stays_with_its_project(router: Router, emulator: GeminiEmu
     head, _, _ = await _read(router, Exchange(verb="DELETE", path=f"/v1beta/{name}"))
     assert head.status == 200
     assert await router._sender.resources.projects([name]) == frozenset()
+
+
+def _naming(name: str, form: str) -> bytes:
+    """Return a body that names a file or a cache in some way."""
+    uri = f"https://generativelanguage.googleapis.com/v1beta/{name}"
+    prompt = {"contents": [{"parts": [{"text": "hi"}]}]}
+    part = {"fileData": {"mimeType": "text/plain", "fileUri": uri}}
+    bodies: dict[str, Any] = {
+        "escaped": {"contents": [{"parts": [part]}]},
+        "unicode": {"contents": [{"parts": [part]}]},
+        "two": {"cachedContent": None, "cached_content": name, **prompt},
+        "inner": {"generateContentRequest": {"model": "models/flash", "cachedContent": name, **prompt}},
+    }
+    slash = {"escaped": "\\/", "unicode": "\\u002f"}.get(form, "/")  # the first is how PHP writes it
+    return json.dumps(bodies[form]).replace("/", slash).encode()
+
+
+@pytest.mark.parametrize("form", ["escaped", "unicode"])
+async def test_a_file_is_found_however_it_is_written(router: Router, form: str) -> None:
+    """JSON may escape any character; the request stays with the project of the file."""
+    for name, key in await _upload_for_each(router):
+        asked = attrs.evolve(_generate(), body=_naming(name, form))
+        for _ in range(2):
+            head, _, response = await _read(router, asked)
+            assert (head.status, response.key_id) == (200, key)
+
+
+@pytest.mark.parametrize("form", ["two", "inner"])
+async def test_a_cache_is_found_wherever_it_is_named(router: Router, form: str) -> None:
+    """In either spelling of its field, and inside the request whose tokens are counted."""
+    made = Exchange(
+        path="/v1beta/cachedContents",
+        headers=JSON,
+        body=json.dumps({"model": "flash", "contents": [{"parts": [{"text": "long " * 50}]}]}).encode(),
+    )
+    _, body, response = await _read(router, made)
+    method = "countTokens" if form == "inner" else "generateContent"
+    path = f"/v1beta/models/flash:{method}"
+    asked = Exchange(path=path, headers=JSON, body=_naming(json.loads(body)["name"], form))
+    for _ in range(4):
+        _, _, found = await _read(router, asked)
+        assert found.key_id == response.key_id
+
+
+def test_another_address_is_no_file_of_the_api() -> None:
+    """An address of the web may have such a path, too: what it names belongs to nobody."""
+    target = parse_target("POST", "/v1beta/models/flash:generateContent")
+    assert target is not None
+    for uri, names in (
+        ("https://example.com/files/report.pdf", ()),
+        ("gs://bucket/files/report.pdf", ()),
+        ("files/abc", ("files/abc",)),
+        ("https://generativelanguage.googleapis.com/v1beta/files/abc", ("files/abc",)),
+        ("https://generativelanguage.googleapis.com/v1beta/files%2Fabc", ("files/abc",)),
+        ("http://127.0.0.1:80/v1/files/abc", ("files/abc",)),
+    ):
+        body = json.dumps({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}).encode()
+        assert read_asked(target, body).resources == names, uri
+
+
+async def test_a_list_goes_on_where_it_began(router: Router) -> None:
+    """The next page is asked of the project that gave its token: another one has other things in it."""
+    files = await _upload_for_each(router)
+    for _ in range(len(KEYS)):
+        for name, _ in files:
+            await _upload(router, name.encode())
+    for _ in range(4):
+        query, keys = "pageSize=1", set()
+        while query:
+            _, body, response = await _read(router, Exchange(verb="GET", path="/v1beta/files", query=query))
+            found = json.loads(body)
+            assert len(found["files"]) == 1
+            keys.add(response.key_id)
+            token = found.get("nextPageToken")
+            query = token and f"pageSize=1&pageToken={token}"
+        assert len(keys) == 1
 
 
 async def test_a_pinned_request_waits_for_its_project(router: Router) -> None:

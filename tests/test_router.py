@@ -972,7 +972,7 @@ async def test_a_request_whose_tool_has_no_quota_is_not_sent_there_again(
         assert [(each.success, each.attempts) for each in again] == [(True, 1), (False, 1)]
         explained = await router.explain("x", config=grounded)
         assert explained.retry_after == 50.0
-        assert [each.reason for each in explained.tiers[0].candidates] == ["no quota for google_search"] * 2
+        assert [each.reason for each in explained.tiers[0].candidates] == ["no google_search for now"] * 2
         third = await router.send("x", config=grounded)
         assert (third.success, third.attempts, third.retry_after) == (False, 0, 50.0)
         assert all([(await router.send("x")).attempts == 1 for _ in range(4)])
@@ -992,7 +992,7 @@ async def test_a_request_whose_tool_has_no_quota_waits_for_it_without_holding_up
         provider.script(spent, times=2)
         response = await router.send("x", config=grounded)
         assert response.retry_after == 50.0
-        assert "no quota for google_search (2)" in str(response.error)
+        assert "no google_search for now (2)" in str(response.error)
         clock.shift(50)
         provider.script(spent, times=2)
         waiting = asyncio.create_task(router.send("x", config=grounded, max_wait=60.0))

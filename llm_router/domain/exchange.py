@@ -46,6 +46,7 @@ class Head:
         created: The name of what was made for the project of the key, such as ``files/abc``, or empty.
         deleted: The name of what was deleted, or empty.
         body: The whole body, if it came before the head was passed on; None if it comes after it.
+        further: Names of what else only that project has, such as a file with the results of a batch.
     """
 
     status: int
@@ -53,3 +54,4 @@ class Head:
     created: str = ""
     deleted: str = ""
     body: bytes | None = attrs.field(default=None, repr=False)
+    further: tuple[str, ...] = attrs.field(default=(), repr=False)

@@ -143,7 +143,7 @@ class Judge:
             if waiting not in (None, state) and verdict.cooldown is not None:
                 cooldown = attrs.evolve(verdict.cooldown, scope=other.model_scope, until=turn)
                 await self._impose(cooldown, waiting, now)
-        is_told = error.kind not in _UNTOLD
+        is_told = error.kind not in _UNTOLD and error.scope is not FaultScope.FEATURE
         await self.pass_on([each for each in probes if each is not probed or not is_told], state, began)
         return verdict
 
@@ -255,7 +255,7 @@ class Judge:
         That a key is wrong or forbidden, or that one of several models does not exist. Where there is only
         one model, it is more likely to be gone, or its name to be wrong.
         """
-        if error.kind not in _BLAMES:
+        if error.kind not in _BLAMES or error.scope is FaultScope.FEATURE:
             return False
         return (
             error.code == _FORBIDDEN

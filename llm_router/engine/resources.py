@@ -26,6 +26,10 @@ OWNER_BOUNDS = Bounds(records=100_000)
 OWNER_LIFE = 60 * 86_400.0
 """Seconds for which an owner is remembered: longer than the provider keeps all but tuned models."""
 
+_PAGES = "pages/"
+_PAGE_LIFE = 3600.0
+"""Seconds for which the next page of a list is remembered: who reads a list goes on soon."""
+
 
 class Resources:
     """Remembers to which project things belong that the provider made for one of its keys.
@@ -68,7 +72,8 @@ class Resources:
     async def remember(self, name: str, project: str) -> None:
         """Note that a thing was made for a project."""
         try:
-            await self._records.put(OWNERS, digest_name(name), json.dumps(project).encode(), ttl=OWNER_LIFE)
+            ttl = _PAGE_LIFE if name.startswith(_PAGES) else OWNER_LIFE
+            await self._records.put(OWNERS, digest_name(name), json.dumps(project).encode(), ttl=ttl)
         except StoreError as error:  # a later request that names it may go to another project, and fail there
             kind = name.partition("/")[0]
             _log.warning("to which project one of %s belongs could not be kept: %s", kind, error)

@@ -137,8 +137,12 @@ class RetryPolicy:
                 other_model = error.scope is FaultScope.MODEL
                 return Verdict(Next.ELSEWHERE if other_model else Next.GIVE_UP, unfit=other_model)
             case FailureKind.KEY | FailureKind.MODEL:
-                cooldown = None if repeated else _quarantine(error, state.deployment, now, strikes)
-                return Verdict(Next.ELSEWHERE, cooldown)
+                if error.scope is FaultScope.FEATURE and error.feature is not None:
+                    verdict = Verdict(Next.ELSEWHERE, feature_until=now + _LADDER[0])
+                else:
+                    cooldown = None if repeated else _quarantine(error, state.deployment, now, strikes)
+                    verdict = Verdict(Next.ELSEWHERE, cooldown)
+                return verdict
             case FailureKind.QUOTA:
                 if repeated:
                     return Verdict(Next.ELSEWHERE, learnt=inference.learnt)

@@ -87,14 +87,15 @@ class Unsuitable(Container[DeploymentState]):
     Args:
         send: The request.
         now: Seconds since the epoch.
+        features: What it uses; None for what the request says.
     """
 
     __slots__ = ("_features", "_groups", "_now", "_projects")
 
-    def __init__(self, send: SendState, now: float) -> None:
+    def __init__(self, send: SendState, now: float, features: frozenset[str] | None = None) -> None:
         overloaded = {group for group, count in send.overloaded.items() if count >= _OVERLOADED}
         self._groups = send.unfit | overloaded
-        self._features = send.features
+        self._features = send.features if features is None else features
         self._projects = send.projects
         self._now = now
 
@@ -108,7 +109,7 @@ class Unsuitable(Container[DeploymentState]):
 
 
 def without_feature(send: SendState, now: float) -> Iterator[tuple[DeploymentState, Refusal]]:
-    """Yield the deployments that have no quota for a feature of a request now, each with its refusal."""
+    """Yield the deployments that lack a feature of a request now, each with its refusal."""
     for group in send.order.groups if send.features else ():
         for state in () if group in send.unfit else group.states:
             ends, reason = lacking(state, send.features)
@@ -117,10 +118,10 @@ def without_feature(send: SendState, now: float) -> Iterator[tuple[DeploymentSta
 
 
 def lacking(state: DeploymentState, features: Iterable[str]) -> tuple[float, str]:
-    """Return until when a deployment has no quota for one of the features of a request, and why."""
+    """Return until when a deployment is to be left alone with one of the features of a request, and why."""
     until = state.features or {}
     ends, name = max((until.get(each, 0.0), each) for each in features)
-    return ends, f"no quota for {name}"
+    return ends, f"no {name} for now"
 
 
 class Either(Container[DeploymentState]):

@@ -43,6 +43,7 @@ from llm_router.engine.requests import (
 from llm_router.engine.reserving import Lease, Selector
 from llm_router.engine.resources import Resources
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
+from llm_router.engine.search import Unsuitable
 from llm_router.engine.shortage import explain_shortage, retry_after, store_failure
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines, finish
@@ -198,7 +199,7 @@ class Sender:
                 async with attempt:
                     while (piece := await attempt.read()) is not None:
                         found = piece.source
-                        if isinstance(found, Head) and (found.created or found.deleted):
+                        if isinstance(found, Head) and (found.created or found.deleted or found.further):
                             await self._note_resources(send, found)
                         yield found
                         if isinstance(found, Head) and found.body is not None:
@@ -287,8 +288,8 @@ class Sender:
     async def _note_resources(self, send: SendState, head: Head) -> None:
         """Remember whose what the answer has made is, before the client can ask for it."""
         assert send.last is not None  # noqa: S101 - it is what answers
-        if head.created:
-            await self.resources.remember(head.created, send.last.deployment.key.project)
+        for name in (*filter(None, [head.created]), *head.further):
+            await self.resources.remember(name, send.last.deployment.key.project)
         if head.deleted:
             await self.resources.forget(head.deleted)
 
@@ -391,6 +392,11 @@ class Sender:
             pool.features_until = 0.0
             return
         send.features = frozenset().union(*(each.features(send.request) for each in send.order.upstreams))
+        lacks = frozenset() if send.relayed is None else frozenset({send.relayed.feature}) - {""}
+        if lacks and not _all_lack(
+            send, lacks, self.clock.time()
+        ):  # else the provider is to say what is wrong
+            send.features |= lacks
 
     # --- between attempts -----------------------------------------------------------------------------
 
@@ -750,7 +756,10 @@ class OpenAttempt:
         verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
         now = sender.now()
         self._leave_out(verdict, error)
-        if verdict.next is Next.GIVE_UP or (send.order.groups and send.unfit.issuperset(send.order.groups)):
+        is_hopeless = bool(send.order.groups) and send.unfit.issuperset(send.order.groups)
+        if error.kind is FailureKind.MODEL and verdict.feature_until is not None:
+            is_hopeless = is_hopeless or _all_lack(send, send.features, sender.clock.time())
+        if verdict.next is Next.GIVE_UP or is_hopeless:
             error.retry_after = None
             _fail(send, error, now)
             return
@@ -844,6 +853,12 @@ def _time_left(send: SendState, now: float) -> float:
     """
     waited = send.waited if send.waited < send.max_wait else send.max_wait  # noqa: FURB136 - thrice as fast
     return send.timeout - (now - send.started - waited)
+
+
+def _all_lack(send: SendState, features: frozenset[str], now: float) -> bool:
+    """Return whether every deployment that a request may use lacks a feature of it."""
+    unsuitable = Unsuitable(send, now, features)
+    return all(state in unsuitable for group in send.order.groups for state in group.states)
 
 
 def _fail(send: SendState, error: SendError, now: float) -> None:

@@ -261,4 +261,4 @@ def _traced(found: Relay, incoming: Incoming) -> Head:
     if UPLOAD_URL in [name for name, _ in headers]:
         headers = with_origin(headers, incoming.origin)
     told = trace_headers(found.key_id, found.model, found.attempts, found.waited)
-    return Head(head.status, (*headers, *told), head.created, head.deleted)
+    return Head(head.status, (*headers, *told), head.created, head.deleted, further=head.further)

@@ -17,7 +17,7 @@ from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
 from llm_router.gemini_http.framing import dump
-from llm_router.gemini_http.resources import upload_name
+from llm_router.gemini_http.resources import PAGES, upload_name
 from llm_router.gemini_http.targets import Operation, Target, parse_target
 from llm_router.records.memory import MemoryRecords
 from llm_router.records.naming import digest_name
@@ -117,9 +117,10 @@ class Caller:
         for name in names:
             if await self._callers.owner(name) != self._grant.owner:
                 raise RefusedError(not_found())
-        if target.operation.method:
-            if self._grant.workloads or self._grant.models:
-                self._narrow(asked, options, deployments)
+        operation, is_narrow = target.operation, bool(self._grant.workloads or self._grant.models)
+        if is_narrow and (operation.method or operation.names_model_in_body):  # the latter makes a cache
+            self._narrow(asked, options, deployments)
+        if operation.method:
             await self._callers.count(self._grant)
 
     def _narrow(self, asked: Asked, options: RelayOptions, deployments: Iterable[Deployment]) -> None:
@@ -130,17 +131,20 @@ class Caller:
             workload = workload or named.removeprefix(WORKLOAD_PREFIX)
         else:
             model = model or named or None
-        allowed = next(
-            (
-                each
-                for each in deployments
-                if (not grant.workloads or each.workload in grant.workloads)
-                and (not grant.models or each.model in grant.models)
-                and workload in {None, each.workload}
-                and model in {None, each.model}
-            ),
-            None,
+        possible = (
+            each
+            for each in deployments
+            if (not grant.workloads or each.workload in grant.workloads)
+            and (not grant.models or each.model in grant.models)
+            and model in {None, each.model}
         )
+        allowed = None
+        for each in possible:
+            if workload in {None, each.workload}:
+                allowed = each
+                break
+            if model is not None and not grant.workloads:
+                allowed = allowed or each  # a model that is allowed is so whatever workload is wished for
         if allowed is None or not named:
             raise RefusedError(_forbidden(grant, model or workload))
         if grant.models:
@@ -153,6 +157,10 @@ class Caller:
         """Remember what an answer has made for the caller, and forget what it has deleted."""
         if head.created:
             await self._callers.give(head.created, self._grant.owner)
+        for name in head.further:
+            # A page shows everybody only what is theirs.
+            if not name.startswith(PAGES) and await self._callers.owner(name) is None:
+                await self._callers.give(name, self._grant.owner)
         if head.deleted:
             await self._callers.take(head.deleted)
 

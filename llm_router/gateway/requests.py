@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
 import attrs
 
@@ -41,7 +41,8 @@ _NOT_LOCAL = ApiError(
     "localhost, or add a token with `llm-router tokens add` and start it with --token-file.",
 )
 _CREDENTIALS = frozenset({KEY_HEADER, AUTHORIZATION, "proxy-authorization", "cookie"})
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_LOCAL_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
+_OTHER_SITES = frozenset({"cross-site", "same-site"})
 
 
 class GoneError(Exception):
@@ -227,12 +228,18 @@ def check_local(headers: Headers) -> None:
     Raises:
         RefusedError: It may.
     """
-    found = dict(headers)
-    host = found.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname
-    except ValueError:
-        name = None
-    page = found.get("origin")
-    if name not in _LOOPBACK or (page is not None and page != f"http://{host}"):
+    hosts = [value for name, value in headers if name == "host"]
+    found = _LOCAL_HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+    pages = [value for name, value in headers if name == "origin"]
+    if found is None or any(page != f"http://{hosts[0]}" for page in pages) or _is_of_other_page(headers):
         raise RefusedError(_NOT_LOCAL)
+
+
+def _is_of_other_page(headers: Headers) -> bool:
+    """Return whether a browser fetches this for the page of another site: an image comes without origin.
+
+    A link to the gateway's own page may be anywhere.
+    """
+    found = dict(headers)
+    is_link = found.get("sec-fetch-mode") == "navigate" and found.get("sec-fetch-dest") == "document"
+    return found.get("sec-fetch-site") in _OTHER_SITES and not is_link

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import unquote
 
 import attrs
 
@@ -19,7 +20,11 @@ WORKLOAD_PREFIX = "workload:"
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _decode = json.JSONDecoder().raw_decode
-_FILE_NAME = re.compile(r"files/[A-Za-z0-9_-]+")
+_FILE_NAME = re.compile(
+    r"(?:\A\s*+|//generativelanguage\.googleapis\.com(?::\d+)?/(?:.*?/)?|/v\d\w*/)(files/[A-Za-z0-9_-]+)"
+)
+"""The name of a file, alone or in the URI that the API gave it: other addresses may have such a path, too."""
+
 _SIGNATURE = re.compile(rb'"thought_?[sS]ignature"\s*:\s*"')
 _STREAMING = frozenset({Operation.STREAM})
 _STREAMED_BY_BODY = frozenset({Operation.CHAT, Operation.CREATE_INTERACTION})
@@ -236,34 +241,44 @@ def _blob(url: str) -> dict[str, Any]:
 
 
 def _stored(fields: Mapping[str, Any], body: bytes) -> tuple[str, ...]:
-    """Return the names of stored things that a body refers to."""
+    """Return the names of stored things that a body refers to, in whichever spelling of their fields."""
     found: dict[str, None] = {}
-    cache = _get(fields, "cachedContent", "cached_content")
-    if isinstance(cache, str):
-        found[cache] = None
-    previous = _get(fields, "previousInteractionId", "previous_interaction_id")
-    if isinstance(previous, str):
-        found[f"interactions/{previous.removeprefix('interactions/')}"] = None
-    if b"files/" in body:  # a quick look spares most bodies the slow one
-        for uri in _uris(fields, 0):
-            name = _FILE_NAME.search(uri)
-            if name is not None:
-                found[name[0]] = None
+    for field, kind in _CONTINUED.items():
+        name = fields.get(field)
+        if isinstance(name, str):
+            found[f"{kind}/{name.removeprefix(f'{kind}/')}" if kind else name] = None
+    if any(hint in body for hint in _HINTS):  # a quick look spares most bodies the slow one
+        for field, value in _references(fields, 0):
+            if field not in _CONTINUED:
+                found |= dict.fromkeys(_FILE_NAME.findall(unquote(value)))
+            elif value.startswith("cachedContents/"):
+                found[value] = None
     return tuple(found)
 
 
-_URI_FIELDS = ("fileUri", "file_uri", "fileName", "file_name", "file_id", "uri")
+_CONTINUED = {
+    "cachedContent": "",
+    "cached_content": "",
+    "previousInteractionId": "interactions",
+    "previous_interaction_id": "interactions",
+}
+"""Fields that name what a request continues, and what begins the name if the field may leave that out."""
+
+_FIELDS = frozenset({"fileUri", "file_uri", "fileName", "file_name", "file_id", "uri", *_CONTINUED})
+_HINTS = (b"files", b"cachedContents", b"\\u00")
+"""What a body has that names a file, or a cache inside another request; JSON may escape any character."""
 
 
-def _uris(value: Any, depth: int) -> Iterator[str]:
+def _references(value: Any, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield each field that may name something stored, and its value."""
     if depth > _DEEPEST:
         return
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name in _URI_FIELDS and isinstance(inner, str):
-                yield inner
+            if name in _FIELDS and isinstance(inner, str):
+                yield name, inner
             elif isinstance(inner, dict | list):
-                yield from _uris(inner, depth + 1)
+                yield from _references(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
-            yield from _uris(inner, depth + 1)
+            yield from _references(inner, depth + 1)

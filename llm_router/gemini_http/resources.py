@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator, Sequence
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from llm_router.domain.exchange import Headers
 from llm_router.gemini_http.targets import Operation
 
-__all__ = ["UPLOAD_URL", "created_name", "upload_name", "with_origin", "without_host"]
+__all__ = [
+    "PAGES",
+    "UPLOAD_URL",
+    "continued_name",
+    "created_name",
+    "further_names",
+    "upload_name",
+    "with_origin",
+    "without_host",
+]
 
 UPLOAD_URL = "x-goog-upload-url"
 """The header that says where the next piece of an upload goes."""
 
+PAGES = "pages/"
+"""What the names begin with under which the further pages of lists are known."""
+
 _UPLOAD_ID = "upload_id"
+_LISTS = frozenset(
+    {
+        Operation.LIST_MODELS,
+        Operation.LIST_FILES,
+        Operation.LIST_CACHES,
+        Operation.LIST_BATCHES,
+        Operation.LIST_TUNED_MODELS,
+    }
+)
+_WITH_RESULTS = frozenset({Operation.GET_BATCH, Operation.GET_OPERATION, Operation.CREATE_BATCH})
+_RESULTS = (
+    ("response", "responsesFile"),
+    ("response", "output", "responsesFile"),
+    ("metadata", "output", "responsesFile"),
+    ("output", "responsesFile"),
+    ("response", "generateVideoResponse", "generatedSamples", "video", "uri"),
+    ("response", "generatedVideos", "video", "uri"),
+)
+"""Where an answer names the files that were made meanwhile. Elsewhere such a name may be a model's word."""
+
+_FILE = re.compile(r"(?:\A|/)(files/[A-Za-z0-9_-]+)(?::download)?(?:\?[^/]*)?")
 _INTERACTION = re.compile(rb'"(?:id|interaction_id)"\s*:\s*"([A-Za-z0-9_-]{1,256})"')
 
 
@@ -42,6 +77,48 @@ def created_name(operation: Operation, body: bytes, headers: Headers = ()) -> st
         made = made.get("file")
     named = made.get("name") if isinstance(made, dict) else None
     return named if isinstance(named, str) else ""
+
+
+def further_names(operation: Operation, body: bytes) -> tuple[str, ...]:
+    """Return what else an answer names that only its project has: files with results, a list's next page.
+
+    Args:
+        operation: What was asked for.
+        body: The whole answer.
+    """
+    if operation not in _LISTS and operation not in _WITH_RESULTS:
+        return ()
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    if operation in _LISTS:
+        page = answer.get("nextPageToken") if isinstance(answer, dict) else None
+        return (_page(operation, page),) if isinstance(page, str) and page else ()
+    named = [value for path in _RESULTS for value in _values(answer, path) if isinstance(value, str)]
+    return tuple(dict.fromkeys(found[1] for value in named if (found := _FILE.search(value))))
+
+
+def _values(value: Any, path: Sequence[str]) -> Iterator[Any]:
+    """Yield what is at a path of names, in each item of the lists on it."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _values(each, path)
+    elif not path:
+        yield value
+    elif isinstance(value, dict) and path[0] in value:
+        yield from _values(value[path[0]], path[1:])
+
+
+def _page(operation: Operation, token: str) -> str:
+    return f"{PAGES}{operation}/{token}"
+
+
+def continued_name(operation: Operation, query: str) -> tuple[str, ...]:
+    """Return the name under which an upload that has begun, or the next page of a list, is known."""
+    if operation in _LISTS:
+        return tuple(_page(operation, token) for token in parse_qs(query).get("pageToken", ())[:1])
+    return upload_name(operation, query)
 
 
 def upload_name(operation: Operation, query: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm_router.errors import InvalidRequestError, LLMRouterError
 from llm_router.gemini_http.routes import KEY_HEADER
+from llm_router.providers._gemini_conversion import check_schemas_and_tools, first_problem
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
@@ -298,7 +299,7 @@ def validate_request(request: Request, safety: Mapping[str, str], *, plain: bool
         _check_items(request.contents)
     is_bare = request.config is None and request.safety_settings is None
     if not is_bare or not isinstance(request.system_instruction, str | None):
-        build_config(request, safety)
+        check_schemas_and_tools(build_config(request, safety))
 
 
 def _check_numbers(request: Request) -> None:
@@ -336,14 +337,8 @@ def _run(validation: Any, what: str) -> Any:
     try:
         return validation()
     except ValidationError as error:
-        problem = _first_problem(error)
+        problem = first_problem(error)
+    except Exception as error:  # noqa: BLE001 - the SDK stumbles over some values that it says it takes
+        problem = f"the SDK cannot read it ({type(error).__name__})"
     # Raised outside the handler, because pydantic's error contains the whole input.
     raise InvalidRequestError(f"{what} is wrong: {problem}")
-
-
-def _first_problem(error: Any) -> str:
-    """Describe the first problem by its place and kind, without the value."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    place = ".".join(str(part) for part in problems[0]["loc"])
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {problems[0]['msg']}{more}" if place else f"{problems[0]['msg']}{more}"

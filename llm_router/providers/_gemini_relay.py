@@ -12,7 +12,13 @@ from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.request import Request
 from llm_router.errors import InvalidRequestError, UnknownPathError
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
-from llm_router.gemini_http.resources import UPLOAD_URL, created_name, upload_name, without_host
+from llm_router.gemini_http.resources import (
+    UPLOAD_URL,
+    continued_name,
+    created_name,
+    further_names,
+    without_host,
+)
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.gemini_http.scanning import AnswerScanner
 from llm_router.gemini_http.targets import Operation, Protocol, Target, parse_target
@@ -50,6 +56,15 @@ _UNCOUNTED = frozenset({Operation.COUNT_TOKENS})
 _SCANNED = frozenset({Operation.GENERATE, Operation.STREAM, Operation.CHAT, Operation.EMBEDDINGS})
 """Operations whose answers are read on the way: usage and the end."""
 
+_MODELS_OWN = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED}
+"""Operations that a model is for, so that a 404 for one of them says that it is gone."""
+
+_OWN_VERSION = "v1beta"
+"""The version that serves every model; the others serve some only."""
+
+_OWN_QUOTAS = frozenset({Operation.COUNT_TOKENS, Operation.CREATE_BATCH, Operation.CREATE_EMBED_BATCH})
+"""Operations of a model that have quotas of their own."""
+
 _COUNTED = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED, Operation.CREATE_INTERACTION}
 """Operations whose answers state their usage."""
 
@@ -79,7 +94,8 @@ def read_exchange(exchange: Exchange) -> RelayRequest:
         streams=asked.streams,
         requests=int(counted),
         is_portable=asked.is_portable and not embeds,
-        resources=asked.resources or upload_name(target.operation, exchange.query),
+        feature=_feature(target),
+        resources=asked.resources or continued_name(target.operation, exchange.query),
         request=Request(
             contents=asked.contents, system_instruction=asked.instruction, config=asked.config or None
         ),
@@ -133,7 +149,8 @@ async def relayed_whole(
             return _in_band(scanner, deployment, request)
     headers = _passed_back(answer.headers)
     created = created_name(target.operation, body, headers)
-    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body))
+    further = further_names(target.operation, body)
+    return _told(scanner, Head(answer.status, headers, created, _deleted(target), body, further))
 
 
 async def relayed_pieces(
@@ -218,9 +235,19 @@ def _in_band(scanner: AnswerScanner, deployment: Deployment, request: RelayReque
 def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest) -> ProviderError:
     error = from_http(failure, deployment.key.secret, request.request)
     error.body = scrub_bytes(failure.body, deployment.key.secret)
+    target: Target = request.details.target
     if not request.details.asked.model:
-        _blame_no_model(error, request.details.target.operation)
+        _blame_no_model(error, target.operation)
+    elif error.scope is FaultScope.DEPLOYMENT:
+        _blame_feature(error, target)
     return error
+
+
+def _feature(target: Target) -> str:
+    """Return what of the API a request uses that a model may lack while it has the rest, or nothing."""
+    if target.operation.method and target.operation not in _MODELS_OWN:
+        return target.operation.value
+    return "" if target.version == _OWN_VERSION else f"{target.version} of the API"
 
 
 def _blame_no_model(error: ProviderError, operation: Operation) -> None:
@@ -229,6 +256,14 @@ def _blame_no_model(error: ProviderError, operation: Operation) -> None:
         error.kind, error.scope = FailureKind.REQUEST, FaultScope.REQUEST
     elif error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
         error.scope, error.feature = FaultScope.FEATURE, operation.value
+
+
+def _blame_feature(error: ProviderError, target: Target) -> None:
+    """Have an error of something that not every model has say nothing of the rest of the model."""
+    feature = _feature(target)
+    is_quota = error.kind is FailureKind.QUOTA and target.operation in _OWN_QUOTAS
+    if feature and (error.kind is FailureKind.MODEL or is_quota):
+        error.scope, error.feature = FaultScope.FEATURE, feature
 
 
 def _outgoing(deployment: Deployment, request: RelayRequest) -> tuple[str, str, Mapping[str, str], bytes]:
@@ -266,7 +301,8 @@ def _path(path: str, target: Target) -> str:
 
 
 def _query(query: str) -> str:
-    if not any(name in query for name in ("key", "token")):
+    small = query.lower()
+    if not any(sign in small for sign in ("key", "token", "%")):  # %: a name may be spelt with it
         return query
     pairs = parse_qsl(query, keep_blank_values=True)
     return urlencode([(name, value) for name, value in pairs if name.lower() not in _CREDENTIALS])

@@ -187,6 +187,8 @@ class RelayRequest:
         requests: How many requests of a quota it takes: 0 for one that the provider does not count.
         is_portable: Whether another model may answer than the one that it names.
         resources: The names of what it needs that belongs to one project, such as ``files/abc``.
+        feature: What it uses that a deployment may lack while the rest of it works, such as a version of the
+            API; empty for nothing. An error with it as its feature has later requests go elsewhere first.
         request: The same as a request of a send, to estimate its tokens and to report it.
         details: What the provider wants to remember of it.
     """
@@ -199,6 +201,7 @@ class RelayRequest:
     requests: int = 1
     is_portable: bool = True
     resources: tuple[str, ...] = ()
+    feature: str = ""
     request: Request = attrs.field(repr=False)
     details: Any = attrs.field(default=None, repr=False, eq=False)
 

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import socket
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,7 @@ from llm_router.emulator import Fault
 from llm_router.engine.overview import Overview
 from llm_router.gateway import app
 
+PROJECTS = ("alpha", "beta")
 Served = Any
 """What the fixture of that name gives."""
 
@@ -149,11 +151,60 @@ async def test_health(served: Served) -> None:
     assert (await _call(served, "/healthz", verb="HEAD"))[::2] == (200, b"")
 
 
+async def test_it_is_not_ready_where_no_call_has_a_chance(served: Served) -> None:
+    """While nothing of the pool is of use, ``/readyz`` is a 503; as soon as something is, it is ready."""
+    keys = served.gateway.router.keys
+    for project in PROJECTS:
+        served.ask(partial(keys.disable, project))
+    try:
+        assert (await _call(served, "/readyz", verb="GET"))[::2] == (503, b'{"status":"unavailable"}')
+        assert (await _call(served, "/readyz", verb="HEAD"))[::2] == (503, b"")
+        assert (await _call(served, "/healthz", verb="GET"))[0] == 200  # it lives all the same
+        served.ask(partial(keys.enable, "beta"))
+        assert (await _call(served, "/readyz", verb="GET"))[::2] == (200, b'{"status":"ok"}')
+    finally:
+        for project in PROJECTS:
+            served.ask(partial(keys.enable, project))
+
+
 @pytest.mark.parametrize("headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}])
 async def test_a_web_page_is_kept_out(served: Served, headers: dict[str, str]) -> None:
     """Without tokens, another host or origin than this machine's is refused."""
     assert (await _call(served, GENERATE, HELLO, **headers))[0] == 403
     assert (await _call(served, GENERATE, HELLO, origin=served.url))[0] == 200
+
+
+async def test_a_page_of_another_site_cannot_even_ask(served: Served) -> None:
+    """Browsers send no origin with an image or a script, but say whose page it is for; links are let in."""
+    models = "/v1beta/models"
+    own = {"sec_fetch_site": "same-origin", "sec_fetch_mode": "cors", "sec_fetch_dest": "empty"}
+    assert (await _call(served, models, verb="GET", **own))[0] == 200
+    for site in ("cross-site", "same-site"):  # the latter is another port of this machine
+        image = {"sec_fetch_site": site, "sec_fetch_mode": "no-cors", "sec_fetch_dest": "image"}
+        frame = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "iframe"}
+        link = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+        found = [(await _call(served, models, verb="GET", **each))[0] for each in (image, frame, link)]
+        assert found == [403, 403, 200]
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        "",
+        "host: localhost\r\nhost: evil.example\r\n",
+        "host: evil.example\r\nhost: localhost\r\n",
+        "host: evil.example@localhost\r\n",
+        "host: localhost#.evil.example\r\n",
+        "host: localhost\r\norigin: http://evil.example\r\norigin: http://localhost\r\n",
+    ],
+)
+async def test_a_host_that_can_be_read_in_two_ways_is_refused(served: Served, hosts: str) -> None:
+    """Whatever a proxy in between would make of it."""
+    reader, writer = await asyncio.open_connection(*served.url.removeprefix("http://").split(":"))
+    writer.write(f"GET /v1beta/models HTTP/1.1\r\n{hosts}connection: close\r\n\r\n".encode())
+    assert (await reader.read(100)).startswith((b"HTTP/1.1 403", b"HTTP/1.1 400"))
+    writer.close()
+    await writer.wait_closed()
 
 
 @pytest.mark.slow

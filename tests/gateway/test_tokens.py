@@ -115,6 +115,29 @@ async def test_what_a_token_allows_wins_over_headers(guarded: Guarded) -> None:
         guarded, "flash", _generate("workload:medium"), HELLO, x_llm_router_fallback="any"
     )
     assert (status, headers["x-llm-router-model"]) == (200, "flash")
+    wish = {"x_llm_router_workload": "heavy"}
+    assert (await _call(guarded, "flash", _generate("flash"), HELLO, **wish))[0] == 200
+
+
+async def test_a_cache_is_made_for_what_a_token_allows(guarded: Guarded) -> None:
+    """A model that a token may not use gets no cache of its, either."""
+    for name, model, expected in (("light", "flash", 403), ("light", "lite", 200), ("flash", "flash", 200)):
+        body = {"model": f"models/{model}", "contents": [{"parts": [{"text": "long " * 50}]}]}
+        status, headers, _ = await _call(guarded, name, "/v1beta/cachedContents", body)
+        assert (status, headers.get("x-llm-router-model", model)) == (expected, model), (name, model)
+
+
+async def test_a_file_belongs_to_its_token_however_it_is_written(guarded: Guarded) -> None:
+    """JSON may escape the slash, as PHP does."""
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    sizes = {"x_goog_upload_header_content_length": "5", "x_goog_upload_header_content_type": "text/plain"}
+    _, headers, _ = await _call(guarded, "ann", "/upload/v1beta/files", {"file": {}}, **begin, **sizes)
+    finish = {"x_goog_upload_command": "upload, finalize", "x_goog_upload_offset": "0"}
+    url = headers["x-goog-upload-url"].removeprefix(guarded[0].url)
+    _, _, made = await _call(guarded, "ann", url, b"hello", **finish)
+    part = {"fileData": {"fileUri": made["file"]["uri"], "mimeType": "text/plain"}}
+    body = json.dumps({"contents": [{"parts": [part]}]}).replace("/", "\\/").encode()
+    assert [(await _call(guarded, who, _generate("flash"), body))[0] for who in ("ann", "bob")] == [200, 404]
 
 
 async def test_a_body_is_read_once(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,6 +178,30 @@ async def test_resources_belong_to_the_token_that_made_them(guarded: Guarded) ->
     assert (await _call(guarded, "bob", f"/v1beta/{file['name']}", verb="DELETE"))[0] == 404
     assert (await _call(guarded, "ann", f"/v1beta/{file['name']}", verb="DELETE"))[0] == 200
     assert (await _call(guarded, "ann", f"/v1beta/{file['name']}", verb="GET"))[0] == 404
+
+
+@pytest.mark.parametrize("place", ["header", "query"])
+async def test_an_upload_as_the_sdk_for_javascript_sends_it(guarded: Guarded, place: str) -> None:
+    """Its pieces come with the token, too; another token cannot go on with it."""
+    token = guarded[1]["ann"]
+    who, query = ("ann", "") if place == "header" else ("", f"&key={token}")
+    begin = {"x_goog_upload_protocol": "resumable", "x_goog_upload_command": "start"}
+    sizes = {"x_goog_upload_header_content_length": "10", "x_goog_upload_header_content_type": "text/plain"}
+    path = f"/upload/v1beta/files?alt=json{query}"
+    status, headers, _ = await _call(guarded, who, path, {"file": {}}, **begin, **sizes)
+    url = headers["x-goog-upload-url"]
+    assert (status, url.startswith(f"{guarded[0].url}/upload/"), token in url) == (200, True, False)
+    path = url.removeprefix(guarded[0].url)
+    first = {"x_goog_upload_command": "upload", "x_goog_upload_offset": "0"}
+    last = {"x_goog_upload_command": "upload, finalize", "x_goog_upload_offset": "5"}
+    assert (await _call(guarded, "bob", path, b"01234", **first))[0] == 404
+    status, headers, _ = await _call(guarded, who, path + query, b"01234", **first)
+    assert (status, headers["x-goog-upload-status"]) == (200, "active")
+    status, headers, made = await _call(guarded, who, path + query, b"56789", **last)
+    assert (status, headers["x-goog-upload-status"], made["file"]["sizeBytes"]) == (200, "final", "10")
+    name = made["file"]["name"]
+    found = [await _call(guarded, each, f"/v1beta/{name}", verb="GET") for each in ("ann", "bob")]
+    assert [status for status, _, _ in found] == [200, 404]
 
 
 async def test_wrong_tokens_are_refused_and_slowed_down(guarded: Guarded) -> None:

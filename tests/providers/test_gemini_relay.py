@@ -179,12 +179,13 @@ async def test_exactly_one_credential_goes_upstream() -> None:
     others = ("authorization", "x-goog-api-key", "cookie", "x-goog-user-project", "openai-organization")
     wishes = [WISH_PREFIX + each for each in ("workload", "fallback", "max-wait", "urgency", "tenant")]
     headers = tuple((name, "mine") for name in (*others, *wishes, "content-type"))
-    exchange = Exchange(path=PATH, query="alt=sse&key=mine&access_token=mine", headers=headers, body=BODY)
-    _, session = await _relay(FakeAnswer([FIRST, LAST]), exchange)
-    assert session.sent is not None
-    verb, target, sent, body = session.sent
-    assert (verb, target, body) == ("POST", f"{PATH}?alt=sse", BODY)
-    assert sent == {"content-type": "mine", "accept-encoding": "identity", "x-goog-api-key": SECRET}
+    for query in ("key=mine&access_token=mine", "k%65y=mine", "acc%65ss_tok%65n=mine", "Key=mine"):
+        exchange = Exchange(path=PATH, query=f"alt=sse&{query}", headers=headers, body=BODY)
+        _, session = await _relay(FakeAnswer([FIRST, LAST]), exchange)
+        assert session.sent is not None
+        verb, target, sent, body = session.sent
+        assert (verb, target, body) == ("POST", f"{PATH}?alt=sse", BODY)
+        assert sent == {"content-type": "mine", "accept-encoding": "identity", "x-goog-api-key": SECRET}
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,46 @@ def test_what_belongs_to_a_project_is_read(
     """Names of caches and files are found where they are references, and not in a text."""
     read = read_exchange(Exchange(path=PATH, body=json.dumps({"contents": ["hi"], **fields}).encode()))
     assert (read.resources, read.is_portable) == (resources, is_portable)
+
+
+VIDEO = "https://generativelanguage.googleapis.com/v1beta/files/v1:download?alt=media"
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "body", "further"),
+    [
+        ("GET", "/v1beta/batches/b", {"response": {"responsesFile": "files/batch-b"}}, ("files/batch-b",)),
+        (
+            "GET",
+            "/v1beta/batches/b",
+            {"metadata": {"output": {"responsesFile": "files/batch-b"}}, "response": {"uri": "files/x"}},
+            ("files/batch-b",),
+        ),
+        (
+            "GET",
+            "/v1beta/models/veo/operations/1",
+            {"response": {"generateVideoResponse": {"generatedSamples": [{"video": {"uri": VIDEO}}, {}]}}},
+            ("files/v1",),
+        ),
+        (
+            "GET",
+            "/v1beta/files",
+            {"files": [{"name": "files/a"}], "nextPageToken": "t"},
+            ("pages/files.list/t",),
+        ),
+        ("GET", "/v1beta/files", {"files": [{"name": "files/a"}]}, ()),
+        ("GET", "/v1beta/batches/b", {"response": {"inlinedResponses": [{"uri": "files/theirs"}]}}, ()),
+        ("GET", "/v1beta/files/a", {"name": "files/a", "uri": "files/a"}, ()),
+        ("GET", "/v1beta/batches/b", [], ()),
+    ],
+)
+async def test_what_else_belongs_to_the_project_is_read(
+    verb: str, path: str, body: Any, further: tuple[str, ...]
+) -> None:
+    """Files with results, and the next page of a list; but no name that a model may have written."""
+    answer = FakeAnswer([json.dumps(body).encode()])
+    [reply], _ = await _relay(answer, Exchange(verb=verb, path=path))
+    assert reply.raw.further == further
 
 
 class RelayingFake(FakeProvider):
