@@ -46,7 +46,7 @@ class StoreIndex:
                 heapq.heappush(self._alarms, (refusal.wake_at, next(self._numbers), deployment))
 
     def draw(self, now: float, count: int) -> list[Deployment]:
-        """Return up to ``count`` deployments that may have room at ``now``; fewer only if there are no more."""
+        """Return up to ``count`` deployments that may have room at ``now``; fewer if there are no more."""
         while self._alarms and self._alarms[0][0] <= now:
             wakes_at, _, deployment = heapq.heappop(self._alarms)
             if self._asleep.get(deployment) == wakes_at:

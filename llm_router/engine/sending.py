@@ -393,9 +393,8 @@ class Sender:
             return
         send.features = frozenset().union(*(each.features(send.request) for each in send.order.upstreams))
         lacks = frozenset() if send.relayed is None else frozenset({send.relayed.feature}) - {""}
-        if lacks and not _all_lack(
-            send, lacks, self.clock.time()
-        ):  # else the provider is to say what is wrong
+        # Where all of them lack it, the provider is to say what is wrong.
+        if lacks and not _all_lack(send, lacks, self.clock.time()):
             send.features |= lacks
 
     # --- between attempts -----------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import re
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from llm_router.errors import InvalidRequestError
 
@@ -17,6 +18,10 @@ __all__ = ["check_schemas_and_tools", "first_problem"]
 
 _DEVELOPER_API: Any = SimpleNamespace(vertexai=False)
 """All that the conversions ask of the SDK's client."""
+
+_schemas: WeakSet[type] = WeakSet()
+_functions: WeakSet[FunctionType] = WeakSet()
+"""The classes and functions that were converted before, so that they can be: it takes the SDK a while."""
 
 _UNSUPPORTED = re.compile(r"(\w+)(?: parameter)? is (?:only|not) supported in ")
 _PARAMETER = re.compile(r"Failed to parse the parameter (\w+)")
@@ -53,10 +58,14 @@ def first_problem(error: Any) -> str:
 
 
 def _convert_schema(schema: Any) -> None:
+    if isinstance(schema, type) and schema in _schemas:
+        return
     from google.genai import _transformers  # noqa: PLC0415 - heavy; and there is no public way
 
     # A dictionary is changed by the conversion.
     _transformers.t_schema(_DEVELOPER_API, copy.deepcopy(schema) if isinstance(schema, dict) else schema)
+    if isinstance(schema, type):
+        _schemas.add(schema)
 
 
 def _dump(schema: Any) -> None:
@@ -68,10 +77,14 @@ def _dump(schema: Any) -> None:
 
 
 def _convert_tool(tool: Any) -> None:
+    if isinstance(tool, FunctionType) and tool in _functions:
+        return
     from google.genai import _transformers, types  # noqa: PLC0415 - as above
 
     if not isinstance(_transformers.t_tool(_DEVELOPER_API, tool), types.Tool):
         raise _UnfitError("it must be a function of Python or a Tool")
+    if isinstance(tool, FunctionType):
+        _functions.add(tool)
 
 
 def _try(convert: Callable[[Any], None], value: Any, place: str) -> None:
