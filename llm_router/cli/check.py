@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterable
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,7 @@ from llm_router.cli.online import ask_online, online_lines
 from llm_router.cli.options import KEYS, AsJson, Keys
 from llm_router.cli.output import FAILED, WRONG, count, print_json, printable, say
 from llm_router.config import Environ, Finding, Settings
-from llm_router.config.allowances import Allowance, allowances
+from llm_router.config.allowances import Allowance, allowances, named_allowances
 from llm_router.config.environment import read_environment
 from llm_router.config.findings import Report
 from llm_router.config.settings import examine
@@ -97,14 +98,17 @@ async def _advice(path: Path) -> list[str]:
 
 
 def summary(settings: Settings) -> str:
-    """Return in one sentence how many keys there are, and what each workload allows."""
+    """Return in one sentence how many keys there are, and what each workload or other model allows."""
     keys = {each.key.key_id for each in settings.deployments}
     projects = {(each.key.provider, each.key.project) for each in settings.deployments}
     idle = {each.key.key_id for each in settings.inactive} - keys
     parts = [f"{count(len(keys), 'key')} in {count(len(projects), 'project')}"]
     parts[0] += f", {count(len(idle), 'key')} not in use" if idle else ""
-    found = allowances(settings.deployments, settings.workloads)
-    parts += [f"{each.workload} {words}" for each in found if (words := _allowed(each))]
+    found = [
+        *allowances(settings.deployments, settings.workloads),
+        *named_allowances(settings.deployments),
+    ]
+    parts += [f"{each.name} {words}" for each in found if (words := _allowed(each))]
     unknown = dict.fromkeys(model for each in found for model in each.unknown)
     if unknown:
         parts.append(f"limits unknown for {', '.join(unknown)}")
@@ -112,7 +116,7 @@ def summary(settings: Settings) -> str:
 
 
 def _allowed(allowance: Allowance) -> str:
-    """Say what a workload allows; nothing if all of it is left to be learnt."""
+    """Say what a workload or model allows; nothing if all of it is left to be learnt."""
     words = []
     for metric, unit in ((Metric.RPM, "requests a minute"), (Metric.RPD, "a day")):
         limit = allowance.limits.get(metric)
@@ -137,13 +141,18 @@ def _record(findings: list[Finding], settings: Settings | None) -> dict[str, obj
         record["summary"] = {
             "keys": len({each.key.key_id for each in active}),
             "projects": len({(each.key.provider, each.key.project) for each in active}),
-            "workloads": {
-                each.workload: {
-                    "limits": {metric.value: limit for metric, limit in each.limits.items()},
-                    "unlimited": sorted(metric.value for metric in each.unlimited),
-                    "limits_unknown_for": list(each.unknown),
-                }
-                for each in allowances(active, settings.workloads)
-            },
+            "workloads": _by_name(allowances(active, settings.workloads)),
+            "other_models": _by_name(named_allowances(active)),
         }
     return record
+
+
+def _by_name(found: Iterable[Allowance]) -> dict[str, object]:
+    return {
+        each.name: {
+            "limits": {metric.value: limit for metric, limit in each.limits.items()},
+            "unlimited": sorted(metric.value for metric in each.unlimited),
+            "limits_unknown_for": list(each.unknown),
+        }
+        for each in found
+    }

@@ -1,4 +1,4 @@
-"""What a configuration allows: the limits of each workload, summed up."""
+"""What a configuration allows: the limits of each workload, and of what serves none, summed up."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.methods import GENERATE, OTHER_OUTPUTS
 from llm_router.domain.quota import Metric
 
-__all__ = ["Allowance", "allowances"]
+__all__ = ["Allowance", "allowances", "named_allowances"]
 
 
 @attrs.frozen
 class Allowance:
-    """What the deployments of one workload allow together; a quota that keys share counts once.
+    """What the deployments of one workload or model allow together; a quota that keys share counts once.
 
     Attributes:
-        workload: The workload.
+        name: The workload, or the model.
         limits: The sum of the known limits, by metric; only of metrics that some deployment limits.
         unlimited: The metrics that some deployment does not limit.
         unknown: The models of which some limit is left to be learnt.
     """
 
-    workload: str
+    name: str
     limits: Mapping[Metric, int]
     unlimited: frozenset[Metric]
     unknown: tuple[str, ...]
@@ -31,13 +32,27 @@ class Allowance:
 
 def allowances(deployments: Iterable[Deployment], workloads: Iterable[str]) -> list[Allowance]:
     """Return what each of the workloads allows that some deployment serves, in their order."""
-    by_workload: dict[str, dict[str, Deployment]] = {name: {} for name in workloads}
-    for deployment in deployments:
-        by_workload[deployment.workload].setdefault(deployment.model_scope, deployment)
-    return [_allowance(name, found.values()) for name, found in by_workload.items() if found]
+    serving = (each for each in deployments if _serves_workload(each))
+    return _allowances(((each.workload, each) for each in serving), workloads)
 
 
-def _allowance(workload: str, deployments: Iterable[Deployment]) -> Allowance:
+def named_allowances(deployments: Iterable[Deployment]) -> list[Allowance]:
+    """Return what each model allows that serves no workload: one for embeddings, images or speech."""
+    return _allowances((each.model, each) for each in deployments if not _serves_workload(each))
+
+
+def _serves_workload(deployment: Deployment) -> bool:
+    return GENERATE in deployment.methods and OTHER_OUTPUTS.isdisjoint(deployment.methods)
+
+
+def _allowances(named: Iterable[tuple[str, Deployment]], order: Iterable[str] = ()) -> list[Allowance]:
+    found: dict[str, dict[str, Deployment]] = {name: {} for name in order}
+    for name, deployment in named:
+        found.setdefault(name, {}).setdefault(deployment.model_scope, deployment)
+    return [_allowance(name, each.values()) for name, each in found.items() if each]
+
+
+def _allowance(name: str, deployments: Iterable[Deployment]) -> Allowance:
     limits: dict[Metric, int] = {}
     unlimited: set[Metric] = set()
     unknown: dict[str, None] = {}
@@ -52,4 +67,4 @@ def _allowance(workload: str, deployments: Iterable[Deployment]) -> Allowance:
                 unknown[deployment.model] = None
             else:
                 limits[quota.metric] = limits.get(quota.metric, 0) + quota.limit
-    return Allowance(workload, limits, frozenset(unlimited), tuple(unknown))
+    return Allowance(name, limits, frozenset(unlimited), tuple(unknown))

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ANY_METHOD", "COUNT", "EMBED", "GENERATE", "IMAGES", "METHODS", "SPEECH", "usual_methods"]
+__all__ = [
+    "ANY_METHOD",
+    "COUNT",
+    "EMBED",
+    "GENERATE",
+    "IMAGES",
+    "METHODS",
+    "OTHER_OUTPUTS",
+    "SPEECH",
+    "usual_methods",
+]
 
 GENERATE = "generateContent"
 """Answer a prompt."""
@@ -24,6 +34,9 @@ IMAGES = "images"
 
 SPEECH = "speech"
 """Answer with sound."""
+
+OTHER_OUTPUTS = frozenset({IMAGES, SPEECH})
+"""What a model that has one of them answers prompts with, so that it must be named."""
 
 METHODS = frozenset({GENERATE, EMBED, COUNT, IMAGES, SPEECH, "predict", "predictLongRunning"})
 """All that can be stated of a model."""

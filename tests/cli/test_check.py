@@ -142,3 +142,21 @@ def test_what_may_not_be_meant_is_a_warning(run: Callable[..., Result], home: Pa
     workloads = json.loads(run("check", "--json").stdout)["summary"]["workloads"]
     assert workloads["light"]["limits"] == {"rpm": 1500, "rpd": 0}
     assert workloads["heavy"]["limits_unknown_for"] == ["gemini-pro-latest", "my-own"]
+
+
+def test_what_serves_no_workload_is_summed_up_by_model(run: Callable[..., Result], home: Path) -> None:
+    """A prompt of a workload never goes to a model of embeddings or images, so it adds nothing to one."""
+    limits = {"rpm": 100, "rpd": 1000}
+    models = ["gemini-3.8-flash", "gemini-embedding-001", "gemini-3.1-flash-image"]
+    keys = [
+        {"key_id": f"k-{each}", "project": f"p{each}", "models": models, "limits": limits} for each in "12"
+    ]
+    (home / "keys.json").write_text(json.dumps({"keys": keys}))
+    (home / ".env").write_text("API_KEY_k_1=Qx71kZp93LmVt20WsRb81\nAPI_KEY_k_2=Qx72kZp93LmVt20WsRb81\n")
+    assert run("check").stdout.splitlines()[-1] == (
+        "2 keys in 2 projects; medium 200 requests a minute, 2,000 a day; gemini-embedding-001 200 requests "
+        "a minute, 2,000 a day; gemini-3.1-flash-image 200 requests a minute, 2,000 a day"
+    )
+    summary = json.loads(run("check", "--json").stdout)["summary"]
+    assert summary["workloads"].keys() == {"medium"}
+    assert summary["other_models"]["gemini-embedding-001"]["limits"] == {"rpm": 200, "rpd": 2000}
