@@ -170,7 +170,7 @@ class Environment:
             place = f"line {self._unreadable[name]} of {self._file}"
             return (
                 "",
-                f"{name} is in {place}, which cannot be read: look at its quotation marks",
+                f"{name} is in {place}, which cannot be read: write {name}=…, and look at quotation marks",
             )
         if value is None:
             return "", f"{name} is not set"

@@ -90,6 +90,7 @@ class Fields:
         self._raw = raw
         self._prefix = prefix
         self._asked: set[str] = set()
+        self._hints: dict[str, str] = {}
         self._nested: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -206,17 +207,21 @@ class Fields:
         """Return a reader for an object inside this one."""
         return Fields(raw, self.where, self.report, prefix=f"{self._prefix}{name}.", variable=self.variable)
 
+    def hint(self, name: str, remedy: str) -> None:
+        """Say what to do with a field that is likely to be met and is not known here."""
+        self._hints[name] = remedy
+
     def says(self, name: str, word: str) -> bool:
         """Return whether a field holds a certain word."""
         return name in self and self._raw[name] == word
 
-    def child(self, name: str) -> Fields | None:
-        """Return a reader for an object in a field; the caller closes it."""
+    def child(self, name: str, *, word: str = "") -> Fields | None:
+        """Return a reader for an object in a field; the caller closes it, and has read the ``word``."""
         if name not in self:
             return None
         value = self._raw[name]
         if not isinstance(value, dict):
-            self._wrong(name, "an object in braces")
+            self._wrong(name, "an object in braces" + (f', or "{word}"' if word else ""))
             return None
         self._nested.add(name)
         return self.inner(value, name)
@@ -263,7 +268,9 @@ class Fields:
             if is_secret(name) or holds or (name not in self._asked and is_secret_field(name)):
                 self._refuse_secret(name)
             elif name not in self._asked:
-                self.error(name, f"unknown field {describe(name)}{nearest(name, self._asked)}")
+                hint = self._hints.get(name)
+                remedy = f": {hint}" if hint else nearest(name, self._asked)
+                self.error(name, f"unknown field {describe(name)}{remedy}")
 
     def _report_repeated(self) -> None:
         for name in getattr(self._raw, "repeated", ()):

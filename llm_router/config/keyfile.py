@@ -213,7 +213,7 @@ def _read_limits(fields: Fields) -> dict[Metric, Limit]:
     limits = {metric: fields.limit(metric.value) for metric in Metric if metric.value in fields}
     if fields.says("limits", LEARN):
         return {**dict.fromkeys(LEARNT_METRICS, LEARN), **limits}
-    nested = fields.child("limits")
+    nested = fields.child("limits", word=LEARN)
     if nested is None:
         return limits
     for metric in Metric:
@@ -227,6 +227,8 @@ def _read_limits(fields: Fields) -> dict[Metric, Limit]:
 
 
 def _read_tags(fields: Fields, workloads: tuple[str, ...]) -> _Tags:
+    for name in ("workload", "priority", "weight"):
+        fields.hint(name, 'put it into "tags"')
     tags = fields.child("tags")
     if tags is None:
         return _Tags()
@@ -286,6 +288,7 @@ def _read_deployed(
 ) -> Iterator[tuple[str, str | None, _Tags, dict[Metric, Limit]]]:
     """Yield place, model, tags and limits of each item of ``models``, or of ``model_name``."""
     model, items = fields.model_name("model_name"), fields.items("models")
+    fields.hint("model", 'write "model_name"')
     if "model_name" in fields and "models" in fields:
         fields.error("models", "appears together with model_name: keep one of them")
     elif "model_name" not in fields and "models" not in fields:
@@ -299,6 +302,7 @@ def _read_deployed(
             fields.refuse_item(name, item, "the name of a model, or an object in braces")
             continue
         inner = fields.inner(raw, name)
+        inner.hint("model", 'write "model_name"')
         if "model_name" not in inner:
             inner.error("model_name", "is missing: add it")
         yield name, inner.model_name("model_name"), _read_tags(inner, workloads), _read_limits(inner)

@@ -341,7 +341,7 @@ def test_a_line_of_dotenv_that_cannot_be_read(bare: Project, line: str) -> None:
     """A line that python-dotenv skips is named with its variable, so that it does not seem to be missing."""
     bare.dotenv.write_text(f"LLM_MAX_RETRIES=5\n{line}\n")
     message = bare.refusal()
-    assert f"{NAME} is in line 2 of {bare.dotenv}, which cannot be read" in message
+    assert f"{NAME} is in line 2 of {bare.dotenv}, which cannot be read: write {NAME}=…" in message
     assert KEY not in message
 
 

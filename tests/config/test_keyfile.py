@@ -88,7 +88,16 @@ def test_wrong_form(project: Project, text: str, message: str) -> None:
 
 WRONG_FIELDS: list[tuple[Any, str]] = [
     ({"prioritty": 1}, "prioritty: unknown field 'prioritty': use one of 'active'"),
-    ({"model": "x"}, "model: unknown field 'model': did you mean 'models'?"),
+    ({"model": "x"}, "model: unknown field 'model': write \"model_name\""),
+    (
+        {"models": [{"model_name": "m", "model": "x"}]},
+        "models[0].model: unknown field 'model': write \"model_name\"",
+    ),
+    ({"workload": "light"}, "workload: unknown field 'workload': put it into \"tags\""),
+    (
+        {"models": [{"model_name": "x", "priority": 1}]},
+        "priority: unknown field 'priority': put it into \"tags\"",
+    ),
     (
         {"tags": {"Workload": "light"}},
         "tags.Workload: unknown field 'Workload': did you mean 'workload'?",
@@ -115,7 +124,8 @@ WRONG_FIELDS: list[tuple[Any, str]] = [
     ({"tags": {"workload": "hevy"}}, "tags.workload: 'hevy' is not known: did you mean 'heavy'?"),
     ({"tags": {"workload": "q"}}, "'q' is not known: use one of 'heavy', 'light', 'medium'"),
     ({"provider": "gemeni"}, "provider: 'gemeni' is not known: did you mean 'gemini'?"),
-    ({"limits": None}, "limits: must be an object in braces; found null"),
+    ({"limits": None}, 'limits: must be an object in braces, or "learn"; found null'),
+    ({"limits": "learned"}, "limits: must be an object in braces, or \"learn\"; found 'learned'"),
     ({"limits": {"rpm": -1}}, f"limits.rpm: {LIMIT}-1"),
     ({"limits": {"rpm": True}}, f"limits.rpm: {LIMIT}true"),
     ({"tpm": 1e6}, f"tpm: {LIMIT}1000000.0: write 1000000"),
