@@ -567,6 +567,9 @@ class Router:
             history: Contents to begin with, as google-genai takes them, if nothing is remembered.
             options: Defaults for every turn, as for :meth:`send`; usually ``system_instruction`` and
                 ``workload``. A turn may override them.
+
+        Raises:
+            InvalidRequestError: The id is no string, or empty.
         """
         return Conversation(self._conversations, conversation_id, options, history)
 

@@ -97,11 +97,19 @@ class Conversation:
         conversation_id: Names the history.
         options: Defaults for every send.
         history: The contents to begin with where nothing is remembered.
+
+    Raises:
+        InvalidRequestError: The id is no string, or empty: then all who have none would share a history.
     """
 
     def __init__(
         self, conversations: Conversations, conversation_id: str, options: SendOptions, history: Any = None
     ) -> None:
+        if not isinstance(conversation_id, str) or not conversation_id:
+            found = (
+                "an empty one" if isinstance(conversation_id, str) else f"a {type(conversation_id).__name__}"
+            )
+            raise InvalidRequestError(f"conversation_id must be a string that names a history, not {found}")
         self.id = conversation_id
         self._conversations = conversations
         _, self._options = unalias(None, options)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
-from llm_router import Deployment, MemoryHistory, ProviderError, Reply, Request, Router
+from llm_router import Deployment, InvalidRequestError, MemoryHistory, ProviderError, Reply, Request, Router
 from llm_router.conversations import Turn, truncate
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -101,6 +101,18 @@ async def test_handles_with_one_id_share_their_history(
         await router.send_chat(conv_id="b", prompt="other")
     assert texts(provider.calls[1].request)[0] == "one"
     assert texts(provider.calls[2].request) == ["other"]
+
+
+@pytest.mark.parametrize("wrong", [5, None, b"user-42", "", ["user-42"]], ids=repr)
+async def test_a_conversation_needs_a_name(make_router: MakeRouter, pools: Pools, wrong: Any) -> None:
+    """A number worked in memory and failed in a file; with an empty name, strangers shared a history."""
+    async with make_router([pools.one()]) as router:
+        with pytest.raises(
+            InvalidRequestError, match="conversation_id must be a string that names a history"
+        ):
+            router.conversation(wrong)
+        with pytest.raises(InvalidRequestError, match="conversation_id"):
+            await router.send_chat(conv_id=wrong, prompt="Hello.")
 
 
 async def test_the_model_may_change_between_turns(
