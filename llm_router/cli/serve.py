@@ -83,6 +83,9 @@ def serve(
 
     Clients need its URL as their base URL, and as their key a token of `llm-router tokens add`; without
     tokens, any word. Where it does not run on a terminal, SIGHUP has it read the keys file and .env again.
+
+    While the store fails, every call is refused. /metrics needs the extra prometheus; with several workers,
+    each scrape is of the one that its label names.
     """
     if token_file is None and os.path.exists(default_token_file()):  # noqa: PTH110 - never raises
         token_file = default_token_file()
