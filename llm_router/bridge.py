@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from llm_router.errors import RouterClosedError, RouterLoopError
+from llm_router.errors import ConfigError, RouterClosedError, RouterLoopError
 from llm_router.router import Router
 
 __all__ = ["Bridge", "Home", "RouterSource"]
@@ -119,6 +119,9 @@ class Bridge:
             latter can a forked child go on: it makes its own.
         face: What the caller knows it as, for errors,
         other: and what is to be used on an event loop instead.
+
+    Raises:
+        ConfigError: The source is neither.
     """
 
     def __init__(self, source: RouterSource, face: str = "client", other: str = "client.aio") -> None:
@@ -139,7 +142,15 @@ class Bridge:
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def _make(self) -> Router:
-        return self._source if isinstance(self._source, Router) else self._source()
+        if isinstance(self._source, Router):
+            return self._source
+        made = self._source() if callable(self._source) else self._source
+        if not isinstance(made, Router):
+            raise ConfigError(
+                f"router must be a Router, or a function that makes one, not a {type(made).__name__}: "
+                "use from_config to read keys.json"
+            )
+        return made
 
     @property
     def router(self) -> Router:

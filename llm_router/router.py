@@ -735,9 +735,7 @@ class Router:
         await self._opened.aclose()
 
     async def __aenter__(self) -> Self:
-        self._sender.deadlines.check_loop(asyncio.get_running_loop())
-        if self._watcher is not None:
-            self._sender.deadlines.enter_loop()  # which starts it
+        self._sender.deadlines.enter_loop()  # or a client of it would have it work on a loop in a thread
         return self
 
     async def __aexit__(

@@ -17,6 +17,7 @@ from google.genai import errors, types
 from llm_router import ConfigError, InvalidRequestError, Router, RouterClosedError, RouterLoopError
 from llm_router.emulator import GeminiEmulator
 from llm_router.genai import Client
+from llm_router.sync import SyncRouter
 
 Count = Callable[..., Coroutine[Any, Any, int]]
 
@@ -172,6 +173,25 @@ async def test_a_router_in_use(make_router: Callable[..., Router]) -> None:
             generate(model="flash", contents="hi")
         client.close()
         assert (await router.send("hi")).success
+
+
+async def test_a_router_that_was_only_entered(make_router: Callable[..., Router]) -> None:
+    """It is of the loop that closes it, also if the client is the first to use it."""
+    async with make_router() as router:
+        client = Client(router=router)
+        assert (await client.aio.models.generate_content(model="flash", contents="hi")).text
+        answer = await asyncio.to_thread(client.models.generate_content, model="flash", contents="hi")
+        assert answer.text == "[flash] echo: hi"
+        assert router.loop is asyncio.get_running_loop()
+    assert router.closed
+
+
+@pytest.mark.parametrize("source", ["keys.json", 5, lambda: None], ids=["path", "number", "function"])
+def test_what_is_no_router_is_refused(source: Any) -> None:
+    """It was a TypeError of Python's, or an AttributeError at the first call."""
+    for face in (Client, SyncRouter):
+        with pytest.raises(ConfigError, match="router must be a Router, or a function that makes one"):
+            face(router=source)
 
 
 def test_a_router_whose_loop_has_ended(make_router: Callable[..., Router]) -> None:
