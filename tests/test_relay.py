@@ -319,6 +319,44 @@ async def test_a_quota_of_another_method_leaves_prompts_alone(
     assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
 
 
+_BESIDE = [
+    Exchange(path="/v1beta/models/flash:countTokens", headers=JSON, body=b'{"contents": [{"parts": []}]}'),
+    Exchange(path="/v1beta/cachedContents", headers=JSON, body=b'{"model": "models/flash", "contents": []}'),
+    Exchange(path="/v1beta/models/flash:batchGenerateContent", headers=JSON, body=b"{}"),
+    Exchange(verb="GET", path="/v1beta/models/flash"),
+]
+
+
+@pytest.mark.parametrize("exchange", _BESIDE, ids=lambda exchange: exchange.path)
+async def test_a_model_that_lacks_a_method_still_answers_prompts(
+    router: Router, emulator: GeminiEmulator, exchange: Exchange
+) -> None:
+    """That a model cannot be cached, counted or batched is a 404 for whoever asked, and for nobody else."""
+    emulator.inject(Fault.status(404), methods=None)
+    head, body, _ = await _read(router, exchange)
+    assert (head.status, b"NOT_FOUND" in body) == (404, True)
+    emulator.clear_faults()
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+    head, _, response = await _read(router, _generate())
+    assert (head.status, response.attempts) == (200, 1)
+
+
+@pytest.mark.parametrize("exchange", _BESIDE[:2], ids=lambda exchange: exchange.path)
+async def test_a_quota_of_caches_or_counts_is_none_of_prompts(
+    router: Router, emulator: GeminiEmulator, exchange: Exchange
+) -> None:
+    """The free tier refuses to keep caches of a model: it answers prompts as before."""
+    message = "TotalCachedContentStorageTokensPerModelFreeTier limit exceeded for model flash: limit=0"
+    body = {"error": {"code": 429, "message": message, "status": "RESOURCE_EXHAUSTED"}}
+    emulator.inject(Fault.status(429, body=body), methods=None)
+    head, _, _ = await _read(router, exchange)
+    assert head.status == 429
+    emulator.clear_faults()
+    assert {each["cooldown_until"] for each in await router.get_all_key_statuses()} == {None}
+    head, _, response = await _read(router, _generate())
+    assert (head.status, response.attempts) == (200, 1)
+
+
 async def test_a_list_that_is_refused_leaves_the_models_alone(
     router: Router, emulator: GeminiEmulator
 ) -> None:

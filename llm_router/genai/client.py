@@ -50,7 +50,8 @@ class Client(genai.Client):
 
     Errors are the SDK's: a ``ClientError`` with the code 429 and a RetryInfo where no key has room in time.
     Retries are the router's, so the SDK makes none, unless ``retry_options`` are given. Live sessions need a
-    websocket, which no router can share: they are refused.
+    websocket, which no router can share: they are refused. A list (of files, caches, batches) is that of one
+    project, all its pages; the next list may be another's.
 
     The router works on the event loop where it already is in use; otherwise on one in a thread of the client,
     which ends with :meth:`close`, with the client, or with the interpreter. After a fork, a client that made
@@ -72,6 +73,7 @@ class Client(genai.Client):
         max_wait: float | None = None,
         http_options: types.HttpOptions | types.HttpOptionsDict | None = None,
     ) -> None:
+        """Make a client of a router; see the class."""
         wait = None if max_wait is None else _checked_wait(max_wait)
         options = _checked_options(http_options)
         self._bridge = Bridge(router)

@@ -62,7 +62,12 @@ _MODELS_OWN = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED}
 _OWN_VERSION = "v1beta"
 """The version that serves every model; the others serve some only."""
 
-_OWN_QUOTAS = frozenset({Operation.COUNT_TOKENS, Operation.CREATE_BATCH, Operation.CREATE_EMBED_BATCH})
+_BESIDE = frozenset({Operation.CREATE_CACHE, Operation.GET_MODEL})
+"""Operations that no model is asked to do, but that are about one."""
+
+_OWN_QUOTAS = frozenset(
+    {Operation.COUNT_TOKENS, Operation.CREATE_BATCH, Operation.CREATE_EMBED_BATCH, Operation.CREATE_CACHE}
+)
 """Operations of a model that have quotas of their own."""
 
 _COUNTED = _SCANNED | {Operation.EMBED, Operation.BATCH_EMBED, Operation.CREATE_INTERACTION}
@@ -245,8 +250,9 @@ def _failed(failure: HttpFailure, deployment: Deployment, request: RelayRequest)
 
 def _feature(target: Target) -> str:
     """Return what of the API a request uses that a model may lack while it has the rest, or nothing."""
-    if target.operation.method and target.operation not in _MODELS_OWN:
-        return target.operation.value
+    operation = target.operation
+    if operation in _BESIDE or (operation.method and operation not in _MODELS_OWN):
+        return operation.value
     return "" if target.version == _OWN_VERSION else f"{target.version} of the API"
 
 
