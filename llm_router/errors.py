@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 import attrs
 
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
-from llm_router.domain.numbers import real, shown
+from llm_router.domain.numbers import real, shown, whole
 
 __all__ = [
     "BlockedError",
@@ -262,6 +262,14 @@ class EmbeddingError(SendError):
         self.model = model
 
 
+_MAX_LIMIT = 10**15
+
+
+def _limit(given: int | None) -> int | None:
+    limit = whole(given)
+    return limit if limit is not None and 0 <= limit <= _MAX_LIMIT else None
+
+
 @attrs.frozen
 class QuotaViolation:
     """One quota that the provider says was exceeded.
@@ -269,14 +277,15 @@ class QuotaViolation:
     Attributes:
         metric: What the quota counts (a plain string is converted), or None if the provider's id is not
             understood.
-        limit: The limit that the provider stated, or None if it stated none.
+        limit: The limit that the provider stated, or None if it stated none; what is no whole number from 0
+            to ``MAX_LIMIT`` (10^15) counts as not stated.
 
     Raises:
         ValueError: The metric is a string that does not name a :class:`Metric`.
     """
 
     metric: Metric | None = attrs.field(converter=_metric)
-    limit: int | None
+    limit: int | None = attrs.field(converter=_limit)
 
 
 class ProviderError(SendError):

@@ -98,6 +98,11 @@ class DeploymentState(Candidate):
         """Note why it is unusable, and when the store said so; by default the store did not."""
         self.refusal, self.refused_at = refusal, at
 
+    def lacks_tokens(self, now: float) -> bool:
+        """Return whether requests wait for its tokens: of these, hardly ever exactly all are taken."""
+        refusal = self.refusal
+        return refusal is not None and refusal.reason in TOKEN_METRICS and now - self.refused_at < MINUTE
+
     def refusal_for_all(self, now: float) -> Refusal | None:
         """Return the store's latest refusal if it is fresh and would be the same for any request."""
         refusal = self.refusal

@@ -92,6 +92,7 @@ class Judge:
         state: DeploymentState,
         probes: Iterable[Cooldown] = (),
         began: float = math.inf,
+        tokens: int = 0,
     ) -> Verdict:
         """Cool down, quarantine or avoid what failed; return what the request is to do next.
 
@@ -100,6 +101,7 @@ class Judge:
             state: The deployment.
             probes: The half-open cooldowns that the attempt probed.
             began: When the attempt began, on the monotonic clock.
+            tokens: The input tokens that were reserved for it.
         """
         now, deployment, breaker = self.clock.time(), state.deployment, state.group.breaker
         self.failures.note(deployment, error, now)
@@ -123,7 +125,9 @@ class Judge:
         inference = _NO_INFERENCE
         if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
             sent_at = now - (self._monotonic() - began)
-            inference = await self.learner.infer(error, state, sent_at, probed, repeated=repeated)
+            inference = await self.learner.infer(
+                error, state, sent_at, probed, repeated=repeated, tokens=tokens
+            )
         turns: Mapping[Deployment, float] = {}
         if error.kind is FailureKind.SERVER and not repeated and state.group.overload.record(deployment):
             turns = await self._take_turns(state, now + asked_delay(error))

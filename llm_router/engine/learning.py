@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.extensions import note_failure, snapshots_of
@@ -26,12 +27,14 @@ from llm_router.engine.limits import (
 )
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
-from llm_router.engine.suspicions import Suspicions
+from llm_router.engine.suspicions import REMEMBERED, Suspicions
 from llm_router.engine.tries import concerns_others, follow, proves_more, put_off, takes_turns
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
 __all__ = ["LimitLearner"]
+
+_Name = TypeVar("_Name", bound=str)
 
 _log = logging.getLogger("llm_router")
 
@@ -39,7 +42,11 @@ _LOOKED_AT = 5.0
 """Seconds for which one answer alone looks at the limits that it may raise."""
 
 _REMEMBERED = 256
-"""Most (project, model) of which it is remembered when their limit was found."""
+"""Most (project, model) of which it is remembered when their limit was found, or a refusal doubted."""
+
+_DOUBTED_FOR = 86_400.0
+"""Seconds for which a refusal that was put down to chance lets the next one be believed. A limit that is then
+too low rises within minutes of demand, so it may be long."""
 
 _OTHERS = 64
 """Most other projects that start from a limit that was learnt on one."""
@@ -65,6 +72,8 @@ class LimitLearner:
     reporter: Reporter | None = None
     suspicions: Suspicions = attrs.field(factory=Suspicions, init=False)
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
+    _doubted: dict[Scope, float] = attrs.field(factory=dict, init=False)
+    _told: dict[str, float] = attrs.field(factory=dict, init=False)
 
     async def infer(
         self,
@@ -74,6 +83,7 @@ class LimitLearner:
         probed: Cooldown | None,
         *,
         repeated: bool,
+        tokens: int = 0,
     ) -> Inference:
         """Return what a refusal says about limits; have other projects of the model start from them.
 
@@ -83,19 +93,24 @@ class LimitLearner:
             began: When the refused request was sent, in seconds since the epoch.
             probed: The half-open cooldown that the request probed, or None.
             repeated: Whether it was on its way before another refusal was acted upon.
+            tokens: The input tokens that were reserved for it.
         """
         now, scope = self.clock.time(), state.deployment.model_scope
         [quotas] = await self._quotas_of([state])
         if not repeated:
             self.suspicions.note(state.deployment, error, quotas, now)
+            self._tell(state.deployment, now)
         finding = repeated and self._found.get(scope, -math.inf) >= began
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
-        when = Circumstances(now, began, strikes, since, repeated, finding)
+        doubted = 0.0 <= now - self._doubted.get(scope, math.inf) < _DOUBTED_FOR
+        when = Circumstances(now, began, strikes, since, repeated, finding, doubted, tokens)
         inference = after_refusal(error, state.deployment, quotas, when)
+        if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
+            _remember(self._doubted, scope, now)
         state.limits_due = min(state.limits_due, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
         if news:
-            self._note(scope, now)
+            _remember(self._found, scope, now)
             others = self._other_projects(state)
             for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
                 if prior := for_another_project(news, other.deployment, its_quotas):
@@ -107,6 +122,14 @@ class LimitLearner:
             ]
             inference = attrs.evolve(inference, learnt=tuple(learnt))
         return inference
+
+    def _tell(self, deployment: Deployment, now: float) -> None:
+        """Log what the refusals of a deployment suggest, once an hour at most while it does not change."""
+        for fact in self.suspicions.about(deployment, now):
+            name = f"{deployment.model_scope} {fact['kind']} {' '.join(fact['keys'])}"
+            if not 0.0 <= now - self._told.get(name, -math.inf) < REMEMBERED:
+                _log.warning("%s: %s", deployment.id, fact["words"])
+            _remember(self._told, name, now)
 
     async def _take_turns(
         self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot], now: float
@@ -172,12 +195,6 @@ class LimitLearner:
         except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
             note_failure(self.store, "cool_down", error)
 
-    def _note(self, scope: Scope, now: float) -> None:
-        self._found.pop(scope, None)
-        self._found[scope] = now
-        if len(self._found) > _REMEMBERED:
-            del self._found[next(iter(self._found))]
-
     def _other_projects(self, state: DeploymentState) -> list[DeploymentState]:
         """Return a deployment of the same model in each other project, at most a few."""
         found = {state.deployment.model_scope: state}
@@ -201,6 +218,13 @@ class LimitLearner:
 
     async def _records_of(self, states: list[DeploymentState], metric: Metric) -> list[LimitRecord | None]:
         return [_record(each, metric) for each in await self._quotas_of(states)]
+
+
+def _remember(times: dict[_Name, float], name: _Name, now: float) -> None:
+    times.pop(name, None)
+    times[name] = now
+    if len(times) > _REMEMBERED:
+        del times[next(iter(times))]
 
 
 def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:

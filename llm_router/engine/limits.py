@@ -82,6 +82,12 @@ _TOKEN_STEP = 100
 _CHANCE = 600.0
 """Seconds between two refusals of tokens that are put down to the estimates, which cannot be exact."""
 
+_SMALL = 4
+"""How many times as much must have been admitted as was refused, for that to show a token limit exactly."""
+
+_TOKEN_WAIT = 1800.0
+"""Seconds after which a token limit that was lowered is raised: that it is exact shows only in refusals."""
+
 _MARGIN = 40
 """A refusal that comes sooner lowers a token limit by one part of this many."""
 
@@ -118,6 +124,8 @@ class Circumstances:
         since: When the first of those strikes was, in seconds since the epoch.
         repeated: Whether it was on its way before another refusal was acted upon: both are one event.
         finding: Whether that was the event in which the limit was found.
+        doubted: Whether an earlier event that could not be explained was put down to chance.
+        tokens: The input tokens that were reserved for it.
     """
 
     now: float
@@ -126,6 +134,8 @@ class Circumstances:
     since: float = math.inf
     repeated: bool = False
     finding: bool = False
+    doubted: bool = False
+    tokens: int = 0
 
 
 @attrs.frozen
@@ -198,20 +208,27 @@ def _admitted(
 ) -> tuple[LearntLimit | None, bool]:
     """Return the limit to learn for a metric, if any, and whether the count now refuses by itself."""
     as_stated = None if stated is None else _with_rise(LearntLimit(metric, stated), FIRST_WAIT)
-    if quota is None or quota.used < 1:
+    if quota is None or quota.used < 1 or _is_news(stated, quota.learnt, when):
         return as_stated, False
     used, record = quota.used, quota.learnt
     if record is None or record.source is LimitSource.UNKNOWN:
         # Far below what is expected, the minute may be at fault: others used the quota, or the store is new.
+        # A second time it is not: the first cooldown ends with the first answer, which shows only that the
+        # minute is over.
         expected = quota.limit * _LIKELY if stated is None else stated
-        if when.strikes == 0 and used < expected:
+        if when.strikes == 0 and not when.doubted and used < expected:
             return as_stated, False
+        # Of tokens, what was refused would not have fitted: the limit is between the two.
+        used = max(used + when.tokens // 2, when.tokens) if metric.counts_tokens else used
         return _found(metric, used, stated, FIRST_WAIT), True
     if when.repeated or when.began <= record.learnt_at:
         # Each that is given back shows more exactly what was admitted; but where others use the quota as
         # well, that is less than what will be.
         is_exact = when.finding and used < record.limit
-        return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, True
+        # What was sent before need not be explained by it: others may use the quota, too, and where the
+        # clock of the store is ahead of ours, much is sent "before".
+        is_explained = when.repeated or used >= quota.limit
+        return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, is_explained
     if used >= record.limit:  # one more was tried
         return _found(metric, record.limit, stated, _wait_longer(record, when.now)), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
@@ -241,16 +258,30 @@ def _tokens_refused(
     """
     if quota is None or quota.used < 1 or (quota.limit >= MAX_LIMIT and stated is None):
         return _admitted(metric, stated, quota, when)
+    asked = quota.used + when.tokens
     if when.repeated or (quota.learnt is not None and when.began <= quota.learnt.learnt_at):
-        return None, True
+        return None, when.repeated or asked > quota.limit
+    if stated is not None and _is_news(stated, quota.learnt, when):
+        return _with_rise(LearntLimit(metric, stated), FIRST_WAIT), False
     known = quota.limit if stated is None else min(stated, quota.limit)
-    if when.strikes > 0 and quota.used < known * _LIKELY:
-        limit = quota.used
-    elif quota.learnt is not None and when.now - quota.learnt.learnt_at < _CHANCE:
-        limit = known - max(1, known // _MARGIN)
-    else:  # the estimate was at fault, not the limit
-        return _found(metric, known, stated, FIRST_WAIT), False
-    return _found(metric, limit, stated, FIRST_WAIT), quota.used >= limit
+    is_chance = quota.learnt is None or when.now - quota.learnt.learnt_at >= _CHANCE
+    if is_chance and not when.strikes and not (when.doubted and asked < known * _LIKELY):
+        return _found(metric, known, stated, FIRST_WAIT), False  # the estimate was at fault, not the limit
+    limit = known - max(1, known // _MARGIN)
+    if asked < known * _NEARLY:  # no estimate is that wrong: the limit is between what was used and asked for
+        limit = max(quota.used + when.tokens // 2, known - known // _LOWERED)
+        if when.tokens * _SMALL <= quota.used < known * _LIKELY:
+            limit = quota.used + when.tokens // 2
+    # A request of this size must stay possible: if it is never admitted, it is the provider's to say so.
+    wait = FIRST_WAIT if quota.learnt is None else _TOKEN_WAIT
+    return _found(metric, max(limit, when.tokens, 1), stated, wait), asked > limit
+
+
+def _is_news(stated: int | None, record: LimitRecord | None, when: Circumstances) -> bool:
+    """Return whether a refusal states more than the one before it: then the limit was raised meanwhile."""
+    if stated is None or record is None or when.repeated or when.began <= record.learnt_at:
+        return False
+    return record.source is LimitSource.STATED and stated > record.limit
 
 
 def _found(metric: Metric, limit: int, stated: int | None, wait: float) -> LearntLimit:
@@ -272,7 +303,7 @@ def _likeliest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:
     """Return the metric that a refusal without a name is about: the one of which the most is used."""
     minutes = [quota for metric, quota in counted.items() if not metric.is_daily and quota.limit > 0]
     fullest = max(minutes, key=lambda quota: quota.used / quota.limit, default=None)
-    if fullest is None or fullest.used < _LIKELY * fullest.limit:
+    if fullest is None or (fullest.used < _LIKELY * fullest.limit and Metric.RPM in counted):
         return Metric.RPM
     return fullest.metric
 
@@ -389,21 +420,32 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
             if quota.used >= quota.limit:
                 learnt.append(_one_of_eight(quota, record.learnt_at))
         else:
-            longer, look_at = _risen(quota, record, now)
+            is_steady = terms is not None and terms.refill is Refill.STEADY
+            longer, look_at = _risen(quota, record, now, is_steady=is_steady)
             due = min(due, look_at)
             if longer is not None:
                 learnt.append(longer)
     return Growth(tuple(learnt), due)
 
 
-def _risen(quota: QuotaSnapshot, record: LimitRecord, now: float) -> tuple[LearntLimit | None, float]:
+def _risen(
+    quota: QuotaSnapshot, record: LimitRecord, now: float, *, is_steady: bool
+) -> tuple[LearntLimit | None, float]:
     """Return a higher limit if one that was raised has proven itself, and when to look again."""
-    proven_at = record.raise_at + _proof(quota.metric)
+    proof = WINDOW if is_steady else _proof(quota.metric)
+    proven_at = record.raise_at + proof
     if proven_at > now:
         return None, proven_at
-    if quota.used > record.limit:
+    if is_steady:  # it never owes as much as its limit, which a window at it is the proof of
+        is_proven = True
+    elif quota.metric.counts_tokens and quota.used >= _LIKELY * record.limit:
+        # Where all requests are larger than the step, it takes several steps until one more fits.
+        is_proven = quota.used > record.limit or now - record.raise_at >= _TOKEN_WAIT
+    else:
+        is_proven = quota.used > record.limit
+    if is_proven:
         longer = _longer_step(quota.metric, record)
-        return longer, now + longer.raise_after + _proof(quota.metric)
+        return longer, now + longer.raise_after + proof
     # The answer that proves a day's limit too low may be the last of the day.
     is_near = quota.metric.is_daily and quota.used >= _NEARLY * record.limit
     return None, now if is_near else math.inf
@@ -411,7 +453,9 @@ def _risen(quota: QuotaSnapshot, record: LimitRecord, now: float) -> tuple[Learn
 
 def _proof(metric: Metric) -> float:
     """Return the seconds after which a limit that was raised has proven itself."""
-    return 0.0 if metric.is_daily else _PROVEN_AFTER
+    if metric.is_daily:
+        return 0.0
+    return WINDOW if metric.counts_tokens else _PROVEN_AFTER
 
 
 def _one_of_eight(quota: QuotaSnapshot, replaces: float) -> LearntLimit:
@@ -422,7 +466,7 @@ def _one_of_eight(quota: QuotaSnapshot, replaces: float) -> LearntLimit:
 def _longer_step(metric: Metric, record: LimitRecord) -> LearntLimit:
     """Return the limit that has proven itself, to rise by twice as much as it just did."""
     learnt = LearntLimit(metric, record.raised, record.source, replaces=record.learnt_at)
-    if metric.counts_tokens:
-        return _with_rise(learnt, FIRST_WAIT)
     step = 2 * max(record.raised - record.limit, 1)
+    if metric.counts_tokens:
+        return _with_rise(learnt, 0.0, min(step, max(record.raised // _LOWERED, 1)))
     return _with_rise(learnt, 0.0 if metric.is_daily else _PROVEN_AFTER, step)

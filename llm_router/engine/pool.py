@@ -187,6 +187,7 @@ class Pool:
         for group in self.groups.values():
             group.avoided_until -= seconds
             for state in group.states:
+                state.limits_due = min(state.limits_due, now)
                 if state.avoided_until > now:
                     state.avoided_until -= seconds
                     group.rouse(state)

@@ -358,7 +358,8 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
-            lease.is_last = not (decision.headroom and decision.daily_headroom) and demand is not _NOTHING
+            is_full = not (decision.headroom and decision.daily_headroom)
+            lease.is_last = demand is not _NOTHING and (is_full or granted.lacks_tokens(now))
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease

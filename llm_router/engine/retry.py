@@ -145,7 +145,9 @@ class RetryPolicy:
                 return verdict
             case FailureKind.QUOTA:
                 if repeated:
-                    return Verdict(Next.ELSEWHERE, learnt=inference.learnt)
+                    # That there is no quota at all is no limit to keep to, and already acted upon.
+                    none = any(violation.limit == 0 for violation in error.violations)
+                    return Verdict(Next.ELSEWHERE, learnt=() if none else inference.learnt)
                 return self._judge_quota(error, state, now, _Strikes(strikes, since or now), inference)
             case FailureKind.SERVER:
                 cooldown = None if repeated else self._overload(error, state, now, strikes, turn)

@@ -752,7 +752,9 @@ class OpenAttempt:
         """Draw the consequences of a failure; fail the send unless there is time for another attempt."""
         send, sender = self._send, self._sender
         send.error = error
-        verdict = await sender.judge.judge(error, self._lease.state, self._lease.probes, self._began)
+        lease = self._lease
+        tokens = lease.demand.tokens
+        verdict = await sender.judge.judge(error, lease.state, lease.probes, self._began, tokens)
         now = sender.now()
         self._leave_out(verdict, error)
         is_hopeless = bool(send.order.groups) and send.unfit.issuperset(send.order.groups)

@@ -180,18 +180,68 @@ def test_a_second_refusal_takes_a_margin_off_a_token_limit(conclude: Callable[..
     assert conclude(earlier, **terms) == Inference((found(TPM, 1000),), pause=3.0)
     recent = record(1000, ago=599.0)
     assert conclude(counted(TPM, 980, 1000, recent), **terms) == Inference(
-        (found(TPM, 975),), is_explained=True, pause=3.0
+        (found(TPM, 975, wait=LONGEST_WAIT),), is_explained=True, pause=3.0
     )
-    assert conclude(counted(TPM, 800, 1000, recent), **terms) == Inference((found(TPM, 975),), pause=3.0)
     lower = record(800, ago=100.0)
-    assert conclude(counted(TPM, 790, 800, lower), **terms).learnt == (found(TPM, 780),)
+    assert conclude(counted(TPM, 790, 800, lower), **terms).learnt == (found(TPM, 780, wait=LONGEST_WAIT),)
     assert conclude(counted(TPM, 790, 800, lower), repeated=True, **terms).learnt == ()
     stated = {**terms, "named": ((TPM, 600),)}
     assert conclude(counted(TPM, 590, 1000), **stated) == Inference((found(TPM, 600, STATED),))
-    assert conclude(counted(TPM, 200, 1000), strikes=1, **terms).learnt == (found(TPM, 200),)
+    for second in ({"strikes": 1}, {"doubted": True}):
+        assert conclude(counted(TPM, 200, 1000), **second, **terms).learnt == (found(TPM, 200),)
     unknown = (Quota(TPM, MAX_LIMIT, adaptive=True),)
     found_first = conclude(counted(TPM, 700, MAX_LIMIT), strikes=1, configured=unknown, named=tokens)
     assert found_first.learnt == (found(TPM, 700),)
+
+
+def test_a_token_limit_lies_between_what_was_used_and_what_was_asked_for(
+    conclude: Callable[..., Inference],
+) -> None:
+    """Which is far apart where requests are large; and a request of that size is never ruled out."""
+    terms: dict[str, Any] = {"configured": (Quota(TPM, 20_000),), "named": ((TPM, None),)}
+    known = record(20_000, ago=100.0)
+    for used, tokens, limit, is_explained in (
+        (13_000, 4_000, 15_000, True),  # by a quarter at most at a time
+        (16_000, 1_000, 16_500, True),
+        (8_000, 1_000, 8_500, True),  # a small request shows it exactly
+        (3_000, 8_000, 15_000, False),
+        (500, 16_000, 16_000, True),
+    ):
+        found_now = conclude(counted(TPM, used, 20_000, known), tokens=tokens, **terms)
+        assert found_now.learnt == (found(TPM, limit, wait=LONGEST_WAIT),)
+        assert found_now.is_explained is is_explained
+    unknown = (Quota(TPM, MAX_LIMIT, adaptive=True),)
+    terms["configured"] = unknown
+    first = conclude(counted(TPM, 1_000, MAX_LIMIT), doubted=True, tokens=4_000, **terms)
+    assert first.learnt == (found(TPM, 4_000),)
+
+
+def test_a_second_doubt_is_believed(conclude: Callable[..., Inference]) -> None:
+    """Also if the deployment was answered between the two: its minute was over, and came again."""
+    for named in ((), ((RPM, None),)):
+        assert conclude(counted(RPM, 10, 60), named=named, configured=(Quota(RPM, 60),)) == Inference()
+        again = conclude(counted(RPM, 10, 60), named=named, configured=(Quota(RPM, 60),), doubted=True)
+        assert again == Inference((found(RPM, 10),), is_explained=True)
+
+
+def test_the_newest_statement_is_believed_also_if_it_is_higher(conclude: Callable[..., Inference]) -> None:
+    """That less was admitted has another cause then; a limit that was inferred is not raised by it."""
+    for metric, unit in ((RPM, 1), (TPM, 100)):
+        terms: dict[str, Any] = {"configured": (Quota(metric, 20 * unit),), "named": ((metric, 10 * unit),)}
+        stated = counted(metric, 3 * unit, 5 * unit, record(5 * unit, STATED))
+        assert conclude(stated, **terms) == Inference(
+            (found(metric, 10 * unit, STATED),), pause=60 / (5 * unit) if metric is RPM else 3.0
+        )
+        before = counted(metric, 3 * unit, 5 * unit, record(5 * unit, STATED, ago=0.5))
+        assert conclude(before, **terms).learnt == ()
+        inferred = counted(metric, 4 * unit, 5 * unit, record(5 * unit))
+        assert all((entry.limit or 0) <= 5 * unit for entry in conclude(inferred, **terms).learnt)
+
+
+def test_tokens_are_the_likeliest_where_nothing_else_is_counted(conclude: Callable[..., Inference]) -> None:
+    """However few of them were used."""
+    bare = conclude(counted(TPM, 300, 1000), configured=(Quota(TPM, 1000),), doubted=True)
+    assert bare.learnt == (found(TPM, 300),)
 
 
 def test_a_refusal_below_the_limit_lowers_it(conclude: Callable[..., Inference]) -> None:
@@ -209,9 +259,13 @@ def test_refusals_of_one_event_find_the_limit_exactly(conclude: Callable[..., In
     known = record(12, ago=0.5)
     again = conclude(counted(RPM, 11, 12, known), repeated=True, finding=True)
     assert again == Inference((found(RPM, 11),), is_explained=True, pause=5.0)
-    for circumstances in ({"repeated": True}, {"began": NOW - 0.6}):
-        inference = conclude(counted(RPM, 11, 12, known), **circumstances)
-        assert (inference.learnt, inference.is_explained) == ((), True)
+    for used, circumstances, is_explained in (
+        (11, {"repeated": True}, True),
+        (12, {"began": NOW - 0.6}, True),
+        (11, {"began": NOW - 0.6}, False),  # the clock of the store may be ahead of ours
+    ):
+        inference = conclude(counted(RPM, used, 12, known), **circumstances)
+        assert (inference.learnt, inference.is_explained) == ((), is_explained)
 
 
 # --- refusals for the day -----------------------------------------------------------------------------
@@ -316,6 +370,34 @@ def test_a_limit_that_was_raised_rises_in_longer_steps(adaptive: Deployment) -> 
     growth = after_answer(adaptive, (counted(RPM, 11, 12, early),), NOW)
     assert growth.learnt == ()
     assert growth.due == pytest.approx(NOW + 9.0)
+
+
+def test_a_token_limit_rises_though_no_request_fits_the_step(make_deployment: MakeDeployment) -> None:
+    """After half an hour in which nothing was refused; at once if more was used, in steps that double."""
+    deployment = attrs.evolve(make_deployment(), quotas=(Quota(TPM, 20_000),))
+    since = record(10_000, ago=FIRST_WAIT + LONGEST_WAIT, raised=10_100)
+    recent = record(10_000, ago=FIRST_WAIT + WINDOW, raised=10_100)
+    for used, known, is_raised in (
+        (9_000, since, True),
+        (4_000, since, False),
+        (9_000, recent, False),
+        (10_050, recent, True),
+    ):
+        growth = after_answer(deployment, (counted(TPM, used, 10_100, known),), NOW)
+        expected = LearntLimit(TPM, 10_100, INFERRED, 10_300, 0.0, known.learnt_at)
+        assert growth.learnt == ((expected,) if is_raised else ())
+    far = record(8_000, ago=FIRST_WAIT + WINDOW, raised=12_000)
+    [step] = after_answer(deployment, (counted(TPM, 9_000, 12_000, far),), NOW).learnt
+    assert step.raised == 15_000  # by a quarter at most
+
+
+def test_a_steady_limit_rises_again(make_deployment: MakeDeployment) -> None:
+    """It never owes as much as its limit: a window at the higher limit is the proof."""
+    deployment = attrs.evolve(make_deployment(), quotas=(Quota(RPM, 10, Refill.STEADY, burst=2),))
+    for ago, is_raised in ((WINDOW, True), (WINDOW - 1.0, False)):
+        known = record(5, STATED, ago=FIRST_WAIT + ago)
+        growth = after_answer(deployment, (counted(RPM, 2, 6, known),), NOW)
+        assert [entry.limit for entry in growth.learnt] == ([6] if is_raised else [])
 
 
 def test_a_day_that_admits_more_rises_at_once(make_deployment: MakeDeployment) -> None:

@@ -1,0 +1,133 @@
+"""What a router learns of limits from a provider that keeps them to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llm_router import Deployment, ProviderError, Reply, Request, Router
+from llm_router.domain.kinds import Metric
+from llm_router.errors import QuotaViolation
+from llm_router.testing import FakeProvider, ManualClock
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+
+MakeRouter = Callable[..., Router]
+
+
+def refusal(limit: int | None = None, *, delay: float | None = 1.0) -> ProviderError:
+    violations = (QuotaViolation(Metric.RPM, limit),)
+    return ProviderError(
+        "spent", kind="quota", code=429, violations=violations, retry_delay=delay, charged=False
+    )
+
+
+class Hidden(FakeProvider):
+    """Admits so many requests in any minute, and names the quota in its refusals, not the number."""
+
+    def __init__(self, clock: ManualClock, limit: int) -> None:
+        super().__init__(clock=clock)
+        self.refused = 0
+        self._time = clock.time
+        self._limit = limit
+        self._admitted: list[float] = []
+
+    async def generate(
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+    ) -> Reply:
+        now = self._time()
+        self._admitted = [at for at in self._admitted if at > now - 60.0]
+        if len(self._admitted) >= self._limit:
+            self.refused += 1
+            raise refusal(delay=self._admitted[0] + 60.0 - now)
+        self._admitted.append(now)
+        return await super().generate(deployment, request, dispatched)
+
+
+async def test_a_limit_far_above_the_real_one_is_found_in_the_second_minute(
+    make_router: MakeRouter, clock: ManualClock, pools: Pools
+) -> None:
+    """The first answer after a refusal shows only that the minute is over."""
+    provider = Hidden(clock, 10)
+    async with make_router([pools.one(rpm=60)], provider=provider) as router:
+        for _ in range(1_000):
+            await router.send("x")
+            clock.shift(1.0)
+        [status] = await router.get_all_key_statuses()
+    assert provider.refused <= 6
+    assert status["limits"]["rpm"]["limit"] in (10, 11)
+
+
+async def test_no_quota_at_all_is_no_limit_to_keep_to(
+    make_router: MakeRouter, clock: ManualClock, provider: FakeProvider, pools: Pools
+) -> None:
+    """Of two requests that were on their way together, the second teaches nothing more."""
+    gate = asyncio.Event()
+    provider.script([gate, refusal(0)], times=2)
+    async with make_router([pools.one(rpm=10)]) as router:
+        tasks = [asyncio.create_task(router.send("x")) for _ in range(2)]
+        await clock.advance(1.0)  # until both are on their way
+        gate.set()
+        assert [(await task).success for task in tasks] == [False, False]
+        [status] = await router.get_all_key_statuses()
+        assert (status["limits"]["rpm"]["limit"], status["limits"]["rpm"]["source"]) == (10, "configured")
+
+
+@pytest.mark.parametrize("limit", [-5, 10**18, 2.5, math.nan, "7", True])
+async def test_a_limit_that_is_no_number_is_not_stated(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, limit: Any
+) -> None:
+    """What an adapter reads of a refusal may be nonsense: what was admitted counts."""
+    assert QuotaViolation(Metric.RPM, limit).limit is None
+    async with make_router([pools.one(rpm=10)]) as router:
+        for _ in range(6):
+            await router.send("x")
+        provider.script(refusal(limit))
+        await router.send("x")
+        [status] = await router.get_all_key_statuses()
+    assert (status["limits"]["rpm"]["limit"], status["limits"]["rpm"]["source"]) == (6, "inferred")
+
+
+async def test_what_refusals_suggest_is_logged_once(
+    make_router: MakeRouter,
+    clock: ManualClock,
+    provider: FakeProvider,
+    pools: Pools,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In one line for each deployment, however many refusals follow."""
+    caplog.set_level(logging.WARNING, "llm_router")
+    pool = [pools.one(key_id="a"), pools.one(key_id="b")]
+    async with make_router(pool, max_retries=1, totals=False) as router:
+        for _ in range(8):
+            provider.script(refusal(15, delay=None), refusal(15, delay=None))
+            await router.send("x")
+            clock.shift(400.0)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all("probably one project" in line for line in lines)
+
+
+async def test_limits_rise_after_the_clock_was_set_back(
+    make_router: MakeRouter, clock: ManualClock, provider: FakeProvider, pools: Pools
+) -> None:
+    """The time of the next look at them is set back as well."""
+    async with make_router([pools.one(rpm=10)]) as router:
+
+        async def sent(minutes: int) -> int:
+            before = len(provider.calls)
+            for _ in range(12 * minutes):
+                await router.send("x")
+                clock.shift(5.0)
+            return len(provider.calls) - before
+
+        provider.script(refusal(2))
+        await sent(3)
+        clock.jump(-7_200.0)
+        assert await sent(20) > 100
