@@ -24,7 +24,7 @@ from llm_router.domain.queries import Embeddings, ModelInfo, ModelList
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.reload import ReloadReport
 from llm_router.domain.request import Request
-from llm_router.domain.response import Attempt, Chunk, Response, Usage
+from llm_router.domain.response import Attempt, Chunk, PassedOver, Response, Usage
 from llm_router.domain.secret import Secret
 from llm_router.domain.status import (
     DayTotals,
@@ -136,6 +136,7 @@ __all__ = [
     "ModelInfo",
     "ModelList",
     "Pacing",
+    "PassedOver",
     "PreparedProvider",
     "Provider",
     "ProviderError",

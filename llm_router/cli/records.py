@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TypedDict
 
@@ -28,6 +29,16 @@ class ErrorRecord(TypedDict):
     message: str
 
 
+class PassedOverRecord(TypedDict):
+    """A deployment that was asked before in vain."""
+
+    key_id: str
+    model: str
+    reason: str
+    retry_at: float | None
+    """When it would have had room, in seconds since the Unix epoch; None for never."""
+
+
 class AttemptRecord(TypedDict):
     """One request that went to the provider."""
 
@@ -35,6 +46,13 @@ class AttemptRecord(TypedDict):
     model: str
     latency_seconds: float
     error: ErrorRecord | None
+    priority: int
+    tokens: int
+    """Input tokens that were reserved."""
+    headroom: float
+    """Share of the tightest quota per minute that remained, and per day."""
+    daily_headroom: float
+    passed_over: list[PassedOverRecord]
 
 
 class ResponseRecord(TypedDict):
@@ -90,6 +108,19 @@ def _attempt(attempt: Attempt) -> AttemptRecord:
         model=attempt.model,
         latency_seconds=round(attempt.latency, 3),
         error=None if attempt.error is None else error_record(attempt.error),
+        priority=attempt.priority,
+        tokens=attempt.tokens,
+        headroom=round(attempt.headroom, 4),
+        daily_headroom=round(attempt.daily_headroom, 4),
+        passed_over=[
+            PassedOverRecord(
+                key_id=each.key_id,
+                model=each.model,
+                reason=each.reason,
+                retry_at=round(each.retry_at, 3) if each.retry_at < math.inf else None,
+            )
+            for each in attempt.passed_over
+        ],
     )
 
 

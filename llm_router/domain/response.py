@@ -11,7 +11,7 @@ import attrs
 from llm_router.domain.answers import FunctionCall, Step, calls_in, parts_of
 from llm_router.errors import SendError
 
-__all__ = ["Attempt", "Chunk", "Deferred", "Response", "Usage", "resolved"]
+__all__ = ["Attempt", "Chunk", "Deferred", "PassedOver", "Response", "Usage", "resolved"]
 
 
 class Deferred(ABC):
@@ -48,9 +48,28 @@ class Usage:
     total_tokens: int = 0
 
 
+@attrs.frozen
+class PassedOver:
+    """A deployment that was asked before the one that was taken, and had no room.
+
+    Attributes:
+        key_id: The key.
+        model: The model.
+        reason: A metric, such as ``"rpm"``, or the reason of a cooldown.
+        retry_at: When the request would have fitted, in seconds since the epoch; ``math.inf`` for never.
+    """
+
+    key_id: str
+    model: str
+    reason: str
+    retry_at: float
+
+
 @attrs.frozen(slots=False)  # as with a response: one is made in every send, and seldom read
 class Attempt:
-    """One request that went to the provider.
+    """One request that went to the provider, and why it went there.
+
+    What limits a deployment has, and how they are known, say :meth:`Router.explain` and the statuses.
 
     Attributes:
         key_id: The key used.
@@ -58,6 +77,12 @@ class Attempt:
         latency: Seconds until it ended.
         error: What went wrong, or None.
         metadata: What the caller gave as ``metadata``; empty if nothing.
+        priority: The deployment's priority; lower numbers are tried first.
+        tokens: Input tokens that were reserved.
+        headroom: Share (0 to 1) of its tightest quota per minute that remained once the request had taken its
+            own, as the store counted; 1 where there is none.
+        daily_headroom: The same for its tightest quota per day.
+        passed_over: Those that were asked before it in vain, best first, at most 8.
     """
 
     key_id: str
@@ -65,6 +90,11 @@ class Attempt:
     latency: float
     error: SendError | None = None
     metadata: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    priority: int = attrs.field(default=0, eq=False)
+    tokens: int = attrs.field(default=0, eq=False)
+    headroom: float = attrs.field(default=1.0, eq=False)
+    daily_headroom: float = attrs.field(default=1.0, eq=False)
+    passed_over: tuple[PassedOver, ...] = attrs.field(default=(), eq=False)
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ import itertools
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Collection, Container, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Collection, Container, Coroutine, Hashable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
@@ -16,6 +16,7 @@ from typing import Any
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.domain.response import PassedOver
 from llm_router.engine.extensions import is_foreign, no_decision, note_failure, store_error, wrong_decision
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
@@ -294,6 +295,8 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
+        if refused and lease is not None:
+            lease.passed_over = _passed_over(refused.values())
         if self.pacer is not None and lease is not None and send.requests:
             self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
@@ -358,6 +361,7 @@ class Selector:
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
             )
+            lease.headroom, lease.daily_headroom = decision.headroom, decision.daily_headroom
             is_full = not (decision.headroom and decision.daily_headroom)
             lease.is_last = demand is not _NOTHING and (is_full or granted.lacks_tokens(now))
         if decision.refusals:
@@ -433,6 +437,14 @@ class Selector:
             raise
 
 
+def _passed_over(refusals: Iterable[Refusal]) -> tuple[PassedOver, ...]:
+    # Not the refusals themselves: their deployments have secrets in them, and there may be thousands.
+    return tuple(
+        PassedOver(each.deployment.key.key_id, each.deployment.model, each.reason, each.retry_at)
+        for each in itertools.islice(refusals, FIRST_CANDIDATES)
+    )
+
+
 class Lease:
     """Quota taken for one request; its holder must :meth:`close` it.
 
@@ -451,6 +463,9 @@ class Lease:
     Attributes:
         is_dispatched: Whether the provider has said that the request is on its way.
         is_last: Whether it took the last of a quota.
+        headroom: Share (0 to 1) that remained of the tightest quota per minute once it was taken.
+        daily_headroom: The same per day.
+        passed_over: The first of those that were asked before in vain.
         correct: Called, once it is closed, with how many tokens more were used than reserved; or None.
     """
 
@@ -460,9 +475,12 @@ class Lease:
         "_store",
         "_used",
         "correct",
+        "daily_headroom",
         "demand",
+        "headroom",
         "is_dispatched",
         "is_last",
+        "passed_over",
         "probes",
         "reservation_id",
         "state",
@@ -488,6 +506,8 @@ class Lease:
         self.demand = demand
         self.is_dispatched = False
         self.is_last = False
+        self.headroom = self.daily_headroom = 1.0
+        self.passed_over: tuple[PassedOver, ...] = ()
         self.correct: Callable[[int], None] | None = None
 
     def mark_sent(self) -> None:

@@ -699,10 +699,9 @@ class OpenAttempt:
 
     def _record(self) -> None:
         """Record the attempt; give the send its response, unless a failure is still to be judged."""
-        send, outcome, deployment = self._send, self._outcome, self._lease.state.deployment
+        send, outcome = self._send, self._outcome
         error = outcome if isinstance(outcome, SendError) else None
-        key_id = deployment.key.key_id
-        send.attempts.append(Attempt(key_id, deployment.model, self._latency, error, send.metadata))
+        send.attempts.append(self._told(error))
         if isinstance(outcome, Reply):
             blocked = outcome.blocked
             if blocked is not None:
@@ -714,6 +713,23 @@ class OpenAttempt:
             send.response = _respond(send, outcome, error, self._sender.now())
         elif not isinstance(outcome, ProviderError):
             _fail(send, outcome, self._sender.now())
+
+    def _told(self, error: SendError | None) -> Attempt:
+        """Return what the response tells of the attempt."""
+        lease = self._lease
+        deployment = lease.state.deployment
+        return Attempt(
+            deployment.key.key_id,
+            deployment.model,
+            self._latency,
+            error,
+            self._send.metadata,
+            deployment.priority,
+            lease.demand.tokens,
+            lease.headroom,
+            lease.daily_headroom,
+            lease.passed_over,
+        )
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""

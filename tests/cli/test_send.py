@@ -147,6 +147,8 @@ def test_the_fallback_and_the_attempts(
         "ProviderError",
     )
     assert attempt["latency_seconds"] >= 0
+    assert (attempt["priority"], attempt["passed_over"], attempt["tokens"] > 0) == (1, [], True)
+    assert 0.0 < attempt["headroom"] <= 1.0
     assert "unknown fallback 'far'" in run("send", "x", "--fallback", "far").stderr
     result = run("compare", "x", "-v")
     assert "medium: 1. model-m · key-medium" in result.stderr

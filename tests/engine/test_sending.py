@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import pickle
 import random
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
@@ -23,6 +24,7 @@ from llm_router import (
     InvalidRequestError,
     LeastLoaded,
     MemoryStore,
+    PassedOver,
     ProviderError,
     QuotaExhaustedError,
     Reply,
@@ -167,6 +169,25 @@ async def test_each_attempt_is_recorded(
     assert (response.success, response.attempts, response.error) == (True, 2, None)
     assert (response.key_id, response.model, response.workload) == ("good", "b", "heavy")
     assert (response.latency, response.waited) == (4.0, 0.0)
+
+
+async def test_an_attempt_tells_why_it_went_where_it_went(
+    make_sender: MakeSender, make_deployment: MakeDeployment, clock: ManualClock
+) -> None:
+    """What the store left of the quota, and who was asked before in vain, without a secret."""
+    small = make_deployment(key_id="small", rpm=1, priority=0)
+    large = make_deployment(key_id="large", rpm=10, rpd=40, tpm=1_000, priority=5)
+    sender = make_sender([small, large], {"gemini": FakeProvider()})
+    [first] = (await sender.send("hello")).attempt_log
+    assert (first.key_id, first.priority, first.headroom, first.passed_over) == ("small", 0, 0.0, ())
+    [second] = (await sender.send("hello")).attempt_log
+    assert (second.key_id, second.priority, second.tokens) == ("large", 5, 1)
+    assert [second.headroom, second.daily_headroom] == pytest.approx([9 / 10, 39 / 40])
+    assert second.passed_over == (PassedOver("small", small.model, "rpm", clock.time() + 60.0 + GUARD),)
+    # A secret refuses to be pickled.
+    assert pickle.loads(pickle.dumps(second)).passed_over == second.passed_over
+    [third] = (await sender.send("hello")).attempt_log
+    assert (third.key_id, third.passed_over) == ("large", ())  # now this process knows
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 4])
