@@ -91,9 +91,12 @@ class _DefaultRouter(Router):
         return report
 
     async def aclose(self) -> None:
-        """Close the router and its store. May be called twice."""
+        """Close the router and its store, and those of routers whose loops are gone. May be called twice."""
         await super().aclose()
         await self.opened.aclose()
+        defaults = self.defaults()
+        if defaults is not None:
+            await defaults.close_idle()
 
 
 class _Defaults:
@@ -116,6 +119,14 @@ class _Defaults:
                 router = self._routers.get(loop) or self._routers.pop(None, None) or self._make(loop)
                 self._routers.setdefault(loop, router)
         return router
+
+    async def close_idle(self) -> None:
+        """Close the stores of the routers whose loops are closed; one that is made later opens its own."""
+        with self._lock:
+            gone = [loop for loop in self._routers if loop is not None and loop.is_closed()]
+            idle, self._idle = self._idle + [self._routers.pop(loop).opened for loop in gone], []
+        for store in idle:
+            await store.aclose()
 
     def _tidy(self) -> None:
         """Give the waiting router to the loop that used it; drop closed ones and those of closed loops."""

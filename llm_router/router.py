@@ -57,7 +57,7 @@ from llm_router.engine.reporting import reporter_for
 from llm_router.engine.requests import check_request, check_wait, unknown_option
 from llm_router.engine.sending import estimate
 from llm_router.engine.streaming import Stream
-from llm_router.errors import ConfigError, InvalidRequestError, RouterClosedError
+from llm_router.errors import ConfigError, InvalidRequestError
 from llm_router.observe.base import RouterObserver
 from llm_router.providers.base import Provider
 from llm_router.records.base import RecordStore
@@ -212,7 +212,7 @@ class Router:
         self._cache: AnswerCache | None = None
         self._send: Callable[..., Awaitable[Response]] = self._sender.send
         if caching is not None:
-            self._cache = self._opened.cache(caching, upstreams, self._sender.send, self._enter)
+            self._cache = self._opened.cache(caching, upstreams, self._sender.send, self._sender.enter)
             self._send = self._cache.send
         self._reloading = anyio.Lock()
         self._origin: Origin | None = None
@@ -223,16 +223,12 @@ class Router:
             partial(estimate, next(iter(upstreams.values())), validate=False),
             kept_histories,
             {**HISTORY_TOKENS, **budgets},
-            self._sender.deadlines.enter_loop,
+            self._sender.enter,
         )
 
     async def _saved(self) -> CacheSavings | None:
         """Return what the router's cache has saved, or that of others beside its quotas."""
         return await (savings_in(self.records) if self._cache is None else self._cache.savings())
-
-    def _enter(self) -> None:
-        self._check_open()
-        self._sender.deadlines.enter_loop()
 
     @classmethod
     def from_config(
@@ -614,6 +610,7 @@ class Router:
         """Report whether a send has a chance, and what is wrong. Never raises for a failing store.
 
         Raises:
+            RouterClosedError: As for :meth:`send`.
             RouterLoopError: As for :meth:`send`.
         """
         return await self.keys.health()
@@ -627,6 +624,7 @@ class Router:
         Raises:
             InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
+            RouterClosedError: As for :meth:`send`.
             RouterLoopError: As for :meth:`send`.
         """
         return await self.keys.get_all_key_statuses(days=days)
@@ -636,9 +634,10 @@ class Router:
 
         Raises:
             StoreError: The cache failed.
+            RouterClosedError: As for :meth:`send`.
             RouterLoopError: As for :meth:`send`.
         """
-        self._sender.deadlines.enter_loop()
+        self._sender.enter()
         return {"requests": 0, "tokens": 0} if self._cache is None else await self._cache.savings()
 
     async def reload(
@@ -679,7 +678,7 @@ class Router:
             RouterClosedError: The router is closed.
             RouterLoopError: As for :meth:`send`.
         """
-        self._enter()
+        self._sender.enter()
         async with self._reloading:
             if deployments is None:
                 if inactive is not None or workloads is not None:
@@ -688,7 +687,7 @@ class Router:
             else:
                 settings, terms = None, self._reloader.terms.with_pool(deployments, inactive, workloads)
             changes = await asyncio.to_thread(self._reloader.compare, terms)
-            self._check_open()  # it may have been closed meanwhile
+            self._sender.check_open()  # it may have been closed meanwhile
             self._reloader.apply(changes)
             if settings is not None and self._origin is not None:
                 self._origin.settings = settings
@@ -698,10 +697,6 @@ class Router:
             self._sender.reporter.reloaded(report)
         await self._reloader.settle(report)
         return report
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise RouterClosedError("this router is closed: make a new one")
 
     @property
     def closed(self) -> bool:

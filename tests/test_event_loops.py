@@ -331,6 +331,27 @@ def test_threads_with_loops_of_their_own_share_the_quota(defaults: Path) -> None
     asyncio.run(closed_default())
 
 
+def test_closing_the_default_router_closes_the_stores_of_loops_that_are_gone(defaults: Path) -> None:
+    """Those wait for another loop, one for each that there was at a time; after that there is none."""
+    gc.collect()  # what earlier tests have left behind
+    together = threading.Barrier(4)
+
+    async def look() -> None:
+        await get_request_router().get_all_key_statuses()
+        await asyncio.to_thread(together.wait, 10)  # so that each thread has a store of its own
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: asyncio.run(look()), range(4), timeout=60))
+    assert len(_store_threads()) >= 4
+    asyncio.run(closed_default())
+    assert not _store_threads()
+
+
+def _store_threads() -> list[str]:
+    """Return the names of the threads of SQLite stores."""
+    return [thread.name for thread in threading.enumerate() if thread.name == "llm_router-sqlite"]
+
+
 def test_the_router_of_a_closed_loop_is_dropped(defaults: Path) -> None:
     """Loop after loop leaves neither routers nor threads behind, and forgets no count."""
     gc.collect()  # what earlier tests have left behind

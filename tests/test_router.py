@@ -677,12 +677,32 @@ async def test_send_one_shot_is_a_send(make_router: Callable[..., Router], pools
 
 
 async def test_a_closed_router_says_so(make_router: Callable[..., Router], pools: Pools) -> None:
-    """Sending through a closed router is an error; closing it twice is not."""
-    router = make_router([pools.one()])
+    """Using a closed router is an error, as it would open its store anew; closing it twice is not."""
+    router = make_router([pools.one(key_id="a")])
     await router.aclose()
     await router.aclose()
-    with pytest.raises(RouterClosedError):
-        await router.send("x")
+    keys, conversation = router.keys, router.conversation("c")
+    for use in (
+        lambda: router.send("x"),
+        lambda: router.explain("x"),
+        router.health_check,
+        router.get_all_key_statuses,
+        router.cache_savings,
+        router.reload,
+        conversation.history,
+        conversation.clear,
+        keys.health,
+        keys.report,
+        keys.snapshots,
+        keys.get_all_key_statuses,
+        lambda: keys.statuses_of("a"),
+        lambda: keys.lift("a"),
+        lambda: keys.disable("a"),
+        lambda: keys.enable("a"),
+        lambda: keys.forget_limits("a"),
+    ):
+        with pytest.raises(RouterClosedError, match="make a new one"):
+            await use()
 
 
 def test_wrong_pools_are_refused(make_router: Callable[..., Router], pools: Pools) -> None:

@@ -18,6 +18,8 @@ from llm_router.domain.secret import Secret
 __all__ = ["Assembly"]
 
 _UNKNOWN = Model()
+_GEMINI = "gemini"
+_OF_VERTEX = ("publishers/", "projects/")
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -43,6 +45,7 @@ class Assembly:
     def deployments(self) -> tuple[tuple[Deployment, ...], tuple[Deployment, ...]]:
         """Return the deployments to use, and the others; both in the order of the file."""
         self._check_keys()
+        self._check_names()
         self._check_models()
         used = self._used()
         keys = self._keys({entry.key_id for entry in used})
@@ -96,6 +99,29 @@ class Assembly:
         if self.file.entries and not any(entry.active for entry in self.file.entries):
             file = self.file.entries[0].file
             self.report.error(f"{file}: keys", 'no key is active: set "active": true on at least one')
+
+    def _check_names(self) -> None:
+        """Reject names that the Gemini API has not, and two spellings of one model in a project.
+
+        A model of two names would have two counts, and so twice its quota.
+        """
+        spelt: dict[tuple[str, str], Entry] = {}
+        for entry in self.file.entries:
+            if entry.provider != _GEMINI:
+                continue
+            if entry.model.startswith(_OF_VERTEX):
+                self._error(
+                    entry,
+                    f"model_name: {entry.model!r} is a name of Vertex AI, which the Gemini API refuses: "
+                    f"write {entry.model.rpartition('/')[2]!r}",
+                )
+            first = spelt.setdefault((entry.project, entry.model.casefold()), entry)
+            if first.model != entry.model:
+                self._error(
+                    entry,
+                    f"model {entry.model!r} differs from {first.model!r} in {first.label} by capitals alone: "
+                    "write it as the provider does, in small letters, in both",
+                )
 
     def _check_models(self) -> None:
         """Warn about limits of models that are not deployed."""

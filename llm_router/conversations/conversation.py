@@ -47,7 +47,7 @@ class Conversations:
         estimate: Estimates the tokens of a request.
         histories: Keeps the histories.
         budgets: Tokens of history sent along, per workload.
-        enter_loop: Raises RouterLoopError on another event loop than the router's, while that is open.
+        enter: Raises if the router is closed, or works on another event loop than the running one.
     """
 
     send: Callable[..., Awaitable[Response]]
@@ -55,7 +55,7 @@ class Conversations:
     estimate: Callable[[Request], int]
     histories: HistoryStore
     budgets: Mapping[str, int]
-    enter_loop: Callable[[], None]
+    enter: Callable[[], None]
     _open: WeakValueDictionary[str, History] = attrs.field(factory=WeakValueDictionary, init=False)
 
     def history(self, conversation_id: str) -> History:
@@ -132,7 +132,7 @@ class Conversation:
             RouterLoopError: The router works on another event loop, which is still open.
         """
         prompt, options = unalias(prompt, options)
-        self._conversations.enter_loop()
+        self._conversations.enter()
         async with self._history.lock:
             return await self._send(said_in(prompt), {**self._options, **options})
 
@@ -167,7 +167,7 @@ class Conversation:
         return response
 
     async def _events(self, said: tuple[Any, ...], options: SendOptions) -> AsyncGenerator[Chunk | Response]:
-        self._conversations.enter_loop()
+        self._conversations.enter()
         async with self._history.lock:
             turns = await self._recall(said, options)
             async with self._conversations.stream(request_of(turns, said), **options) as stream:
@@ -222,9 +222,10 @@ class Conversation:
 
         Raises:
             HistoryError: The history could not be loaded.
+            RouterClosedError: As for :meth:`send`.
             RouterLoopError: As for :meth:`send`.
         """
-        self._conversations.enter_loop()
+        self._conversations.enter()
         return history_of(await self._history.look() or self._begun())
 
     async def clear(self) -> None:
@@ -232,9 +233,10 @@ class Conversation:
 
         Raises:
             HistoryError: The history store failed.
+            RouterClosedError: As for :meth:`send`.
             RouterLoopError: As for :meth:`send`.
         """
-        self._conversations.enter_loop()
+        self._conversations.enter()
         async with self._history.lock:
             self._beginning = ()
             await self._history.delete()

@@ -141,7 +141,7 @@ def assemble(
         selector,
         upstreams.known.values(),
         clock,
-        deadlines,
+        sender.enter,
         reporter,
         failures,
         facts,

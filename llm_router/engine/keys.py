@@ -22,7 +22,6 @@ from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.shared_failures import SharedFailures
-from llm_router.engine.timing import Deadlines
 from llm_router.engine.totals import DAYS_KEPT, Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import (
@@ -55,7 +54,7 @@ class KeyManager:
         selector: Knows how many requests wait.
         upstreams: The providers.
         clock: Where time comes from.
-        deadlines: Know the event loop that the router works on.
+        enter: Raises if the router is closed, or works on another event loop than the running one.
         reporter: Reports to observers, or None.
         failures: The last failures of each key, here and in other processes; None if they are not kept.
         facts: What refusals suggest, to this process or another one.
@@ -70,7 +69,7 @@ class KeyManager:
     selector: Selector
     upstreams: Collection[Upstream]
     clock: Clock
-    deadlines: Deadlines
+    enter: Callable[[], object]
     reporter: Reporter | None = None
     failures: SharedFailures | None = None
     facts: SharedFacts | None = None
@@ -110,9 +109,10 @@ class KeyManager:
         Raises:
             InvalidRequestError: It is not a number of days.
             StoreError: The store failed.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         return await self._statuses(self._deployments(), _number_of(days))
 
     async def statuses_of(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
@@ -122,9 +122,10 @@ class KeyManager:
             UnknownKeyError: No key has this id.
             UnknownModelError: The key does not have this model.
             StoreError: The store failed.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         return await self._statuses(self._choose(key_id, model))
 
     async def snapshots(self) -> list[DeploymentSnapshot]:
@@ -132,18 +133,20 @@ class KeyManager:
 
         Raises:
             StoreError: The store failed.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         return await snapshots_of(self.store, list(self.pool.states))
 
     async def health(self) -> Health:
         """Return the health of the router; a store that does not answer is reported, not raised.
 
         Raises:
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         return (await self._overview.report(0)).health
 
     async def report(self, *, days: int = 1) -> Report:
@@ -154,9 +157,10 @@ class KeyManager:
 
         Raises:
             InvalidRequestError: As there.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         return await self._overview.report(_number_of(days))
 
     # --- changing -------------------------------------------------------------------------------------
@@ -178,9 +182,10 @@ class KeyManager:
             UnknownModelError: The key does not have this model.
             StoreError: The store failed. This process goes by the change all the same, and tells the store
                 once that answers again.
+            RouterClosedError: The router is closed.
             RouterLoopError: The router works on another event loop, which is still open.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         chosen = self._choose(key_id, model)
         models = {deployment.model_scope for deployment in chosen}
         scopes = set(models)
@@ -208,9 +213,10 @@ class KeyManager:
             UnknownKeyError: As for :meth:`lift`.
             UnknownModelError: As for :meth:`lift`.
             StoreError: As for :meth:`lift`.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         chosen = self._choose(key_id, model)
         scopes = _switched(chosen, model)
         changes: list[Cooldown] = []
@@ -236,9 +242,10 @@ class KeyManager:
             UnknownKeyError: As for :meth:`lift`.
             UnknownModelError: As for :meth:`lift`.
             StoreError: As for :meth:`lift`.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         chosen = self._choose(key_id, model)
         scopes = _switched(chosen, model)
         present = await self._present(chosen)
@@ -265,9 +272,10 @@ class KeyManager:
             UnknownKeyError: As for :meth:`lift`.
             UnknownModelError: As for :meth:`lift`.
             StoreError: As for :meth:`lift`.
+            RouterClosedError: As for :meth:`lift`.
             RouterLoopError: As for :meth:`lift`.
         """
-        self.deadlines.enter_loop()
+        self.enter()
         scopes = list(dict.fromkeys(each.model_scope for each in self._choose(key_id, model)))
         nothing = [LearntLimit(metric, None) for metric in Metric]
         await self._share(Cooldown.learn(scope, *nothing) for scope in scopes)

@@ -312,10 +312,29 @@ class Sender:
         except TypeError:  # as in _start
             reject_wish(workload, model, fallback)
 
+    def check_open(self) -> None:
+        """Check that requests are still accepted.
+
+        Raises:
+            RouterClosedError: They are not.
+        """
+        if self.closed:
+            raise RouterClosedError("this router is closed: make a new one")
+
+    def enter(self) -> None:
+        """Begin something other than a request on the running loop.
+
+        Raises:
+            RouterClosedError: The router is closed.
+            RouterLoopError: The router works on another event loop.
+        """
+        self.check_open()
+        self.deadlines.enter_loop()
+
     def _enter(self) -> asyncio.Task[Any] | None:
         """Begin a request on the running loop; return the task that makes it, if there is one."""
         if self.closed:
-            raise RouterClosedError("this router is closed: make a new one")
+            self.check_open()
         task = asyncio.current_task()
         loop = asyncio.get_running_loop() if task is None else task.get_loop()
         if loop is not self.deadlines.loop:

@@ -158,6 +158,26 @@ def test_one_name_for_a_model(project: Project) -> None:
     )
 
 
+def test_a_name_of_vertex_ai(project: Project) -> None:
+    """The Gemini API knows no such name; beside the plain one it would count its quota twice."""
+    for name in ("publishers/google/models/m", "projects/p/locations/l/publishers/google/models/m"):
+        message = project.write(project.entry(model_name=name), project.entry(model_name="m")).refusal()
+        assert message == (
+            f"keys[0] (k1): model_name: {name!r} is a name of Vertex AI, which the Gemini API refuses: "
+            "write 'm'"
+        )
+    project.write(project.entry(model_name="tunedModels/m")).load()
+
+
+def test_one_spelling_of_a_model_in_a_project(project: Project) -> None:
+    """Names that differ by capitals alone are one model, on one key or on several of the project."""
+    words = "model 'm' differs from 'M' in keys[0] (k1) by capitals alone"
+    for second in (project.entry(model_name="m"), project.entry("k2", model_name="m", project="k1")):
+        assert words in project.write(project.entry(model_name="M"), second).refusal()
+    apart = (project.entry(model_name="M"), project.entry("k2", model_name="m"))
+    project.write(*apart).load()
+
+
 def test_one_quota_for_a_model(project: Project) -> None:
     """The limits of a project agree for ``m`` and ``models/m``, and either finds the defaults of a model."""
     one = project.entry("a", project="p", model_name="m")

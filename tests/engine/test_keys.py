@@ -28,7 +28,6 @@ from llm_router.engine.index import FallbackOrder
 from llm_router.engine.pool import Pool
 from llm_router.engine.reserving import Lease, Selector
 from llm_router.engine.state import SendState
-from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import DeploymentSnapshot
 from llm_router.stores.failover import FailoverStore
@@ -78,7 +77,7 @@ def make_keys(clock: ManualClock, store: Fragile, make_selector: MakeSelector) -
         pool = Pool(deployments, upstreams)
         kept = behind or store
         selector = make_selector(pool, kept)
-        return KeyManager(pool, inactive, kept, selector, tuple(upstreams.values()), clock, Deadlines(clock))
+        return KeyManager(pool, inactive, kept, selector, tuple(upstreams.values()), clock, lambda: None)
 
     return make
 

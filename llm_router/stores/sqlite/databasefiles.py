@@ -12,6 +12,8 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
+from llm_router.stores.sqlite.wal import frames_missing, size_of_wal
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -31,6 +33,8 @@ class DatabaseFiles:
     """The files of the database at ``path``, as any other process would find them now."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0  # of the WAL, at its longest
         self._database, self._wal, self._index = (f"{path}{suffix}" for suffix in ("", "-wal", "-shm"))
 
     def find(self) -> Identities:
@@ -49,13 +53,16 @@ class DatabaseFiles:
         return wal is not None or index is not None
 
     def drop_stray_index(self) -> None:
-        """Remove an index of commits whose WAL was deleted: SQLite would read the next WAL by it.
+        """Remove an index of commits whose WAL was deleted or cut short: SQLite would go by it all the same.
 
-        Call it in a turn, while this process does not have the database open, if the index speaks of commits.
-        Another process that has it open finds out in its next turn (:meth:`rescue`).
+        What is left of the WAL goes too if it is older than what is in the database. Call it in a turn, while
+        this process does not have the database open. Another process that has it open finds out in its next
+        turn (:meth:`rescue`).
         """
-        _, wal, index = self.find()
-        if index is not None and (wal is None or self._is_empty(self._wal)):
+        is_cut_short, is_outdated = frames_missing(self._path)
+        if is_outdated:
+            _remove(self._wal)
+        if is_cut_short:
             _remove(self._index)
 
     def rescue(self, opened: Identities, connection: sqlite3.Connection, deadline: float) -> bool:
@@ -91,6 +98,23 @@ class DatabaseFiles:
             if is_left_over or (wal is not None and self._is_empty(self._wal)):
                 _remove(self._wal)
             _remove(self._index)
+
+    def has_shrunk(self) -> bool:
+        """Return whether the WAL is shorter than it was when this was asked before, of the same files.
+
+        SQLite overwrites a WAL from its beginning, and shortens it only where all of it is in the database.
+        """
+        size = size_of_wal(self._path)
+        self._size = max(self._size, size)
+        return size < self._size
+
+    def has_log(self) -> bool:
+        """Return whether there is anything in the WAL."""
+        return size_of_wal(self._path) > 0
+
+    def start_over(self) -> None:
+        """Forget how long the WAL was: the database is opened anew."""
+        self._size = 0
 
     @staticmethod
     def _is_empty(name: str) -> bool:

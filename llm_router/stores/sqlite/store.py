@@ -52,8 +52,8 @@ class SQLiteStore:
     the file was deleted or replaced while no process had it open, nor that another program has written into
     it (``cp`` over an open file does), unless what it finds makes no sense.
 
-    Where ``-wal`` is damaged or cut short when the file is opened, after a power failure or by a program, the
-    last that was committed is lost, and it is treated as a loss, with a warning. An empty file is a new one,
+    Where ``-wal`` is damaged when the file is opened, after a power failure or by a program, or cut short at
+    any time, the last that was committed is lost, and it is treated as a loss. An empty file is a new one,
     unless there is something in the ``-wal`` beside it, which is damage.
 
     In addition to what :class:`RateLimitStore` says, every method raises:

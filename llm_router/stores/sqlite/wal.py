@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["commits_in_wal", "size_of_wal"]
+__all__ = ["commits_in_wal", "frames_missing", "size_of_wal"]
 
 _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">4I")
 _FRAME_BYTES = 24
@@ -36,7 +36,8 @@ def commits_in_wal(path: Path) -> int:
 
     Must not be called while this process has the database open: see :func:`check_header`.
     """
-    salts, expected = _in_index(path)
+    salts, frames, moved = _in_index(path)
+    expected = frames if moved < frames else 0
     with contextlib.suppress(FileNotFoundError), _beside(path, "-wal").open("rb") as file:
         head = file.read(_HEADER.size)
         if len(head) < _HEADER.size:
@@ -45,9 +46,34 @@ def commits_in_wal(path: Path) -> int:
         if _is_sound(head):
             present = _HEADER.unpack(head)[4:6]
             # It starts again when all of it is in the database: the index may not have been told yet.
-            salts, expected = present, expected if salts == present else 0
-        return max(expected, _last_commit(file, page_size, salts))
+            frames, expected = (frames, expected) if salts == present else (0, 0)
+            salts = present
+        last = _last_commit(file, page_size, salts)
+        return last if last > frames else expected
     return expected
+
+
+def frames_missing(path: Path) -> tuple[bool, bool]:
+    """Return whether the log at ``path`` ends before its index says, and even before what was moved from it.
+
+    SQLite does not notice either while another process has the index open: it writes beyond the end, so that
+    what lies between is zeros. Nor later: of a log that ends before what was moved into the database, it
+    would take older pages in the place of newer ones there.
+
+    Must not be called while this process has the database open: see :func:`check_header`.
+    """
+    salts, frames, moved = _in_index(path)
+    if not frames:
+        return False, False
+    present = 0
+    with contextlib.suppress(FileNotFoundError), _beside(path, "-wal").open("rb") as file:
+        head = file.read(_HEADER.size)
+        if len(head) == _HEADER.size:
+            page_size = _HEADER.unpack(head)[2]
+            if _HEADER.unpack(head)[4:6] != salts:
+                return False, False  # the index of another log
+            present = (size_of_wal(path) - _HEADER.size) // (page_size + _FRAME_BYTES)
+    return present < frames, present < moved
 
 
 def size_of_wal(path: Path) -> int:
@@ -61,19 +87,19 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _in_index(path: Path) -> tuple[_Salts | None, int]:
-    """Return what the index says: to which log it belongs, and its last frame; 0 if the database has all."""
+def _in_index(path: Path) -> tuple[_Salts | None, int, int]:
+    """Return what the index says: whose it is, the last frame, and the last one that is in the database."""
     with contextlib.suppress(FileNotFoundError), _beside(path, "-shm").open("rb") as file:
         head = file.read(_BACKFILLED.stop)
         if len(head) < _BACKFILLED.stop:
-            return None, 0
+            return None, 0, 0
         version, *_, frames = _INDEX.unpack(head[: _INDEX.size])
         if version != _VERSION or head[:48] != head[_COPY]:
-            return None, 0
+            return None, 0, 0
         salts = struct.unpack(">2I", head[_SALTS])  # as in the log, whatever the byte order of the machine
-        (backfilled,) = struct.unpack("=I", head[_BACKFILLED])
-        return (salts[0], salts[1]), frames if backfilled < frames else 0
-    return None, 0
+        (moved,) = struct.unpack("=I", head[_BACKFILLED])
+        return (salts[0], salts[1]), frames, moved
+    return None, 0, 0
 
 
 def _is_sound(head: bytes) -> bool:

@@ -221,7 +221,7 @@ class Worker:
         opened = self._opened
         thread = threading.Thread(
             target=checkpoint,
-            args=(self._path, self._synchronous, lambda: self._files.find() == opened),
+            args=(self._path, self._synchronous, lambda: self._are_whole(opened)),
             name=f"{_THREAD}-checkpoint",
             daemon=True,
         )
@@ -316,13 +316,18 @@ class Worker:
         database was lost that was there.
         """
         with contextlib.suppress(FileNotFoundError):
-            database, _, _ = self._files.find()
-            if not any(worker.has_open(database) for worker in tuple(_workers)):
+            if not self._is_open_here():
+                database, _, _ = self._files.find()
                 check_header(self._path)
                 if self._files.were_left():
                     return 0, True
                 return commits_in_wal(self._path) if database is not None else 0, False
         return 0, False
+
+    def _is_open_here(self) -> bool:
+        """Return whether this process has the database open."""
+        database, _, _ = self._files.find()
+        return any(worker.has_open(database) for worker in tuple(_workers))
 
     def has_open(self, database: Identity | None) -> bool:
         """Return whether this worker is connected to a database file."""
@@ -333,8 +338,9 @@ class Worker:
         if self._connection is None or self._state is None:
             with _opening:
                 expected, was_lost = self._check_file()
-                if expected:
+                if not self._is_open_here():
                     self._files.drop_stray_index()
+                self._files.start_over()
                 self._connection = connect(self._path, self._synchronous, deadline)
                 self._database, _, _ = self._files.find()
             if was_lost and self._loss is None:
@@ -360,18 +366,26 @@ class Worker:
         # Of those that were deleted while they were opened, not all were found.
         is_whole = None not in opened and opened[0] == database
         if is_whole and (self._turns.undisturbed or self._files.find() == opened):
+            if self._files.has_shrunk():
+                # All of an empty one may be in the database; whether it is is seen when that is opened again.
+                self._loss = Loss(kept=False) if self._files.has_log() else None
+                self._leave(database)
             return
         if database is not None and self._files.find()[0] == database:
             self._await_checkpoint()
             self._loss = Loss(kept=self._files.rescue(opened, connection, deadline))
         else:
             self._loss = Loss(kept=False)
+        self._leave(database)
+        self._files.clear(opened)
+
+    def _leave(self, database: Identity | None) -> None:
+        """Close all connections of this process to a database file, which share its -shm."""
         with self._transaction:
             self._await_checkpoint()
             self._disconnect()
-        for worker in tuple(_workers):  # the connections of a process to one database share its -shm
+        for worker in tuple(_workers):
             worker.leave(database)
-        self._files.clear(opened)
 
     def leave(self, database: Identity | None) -> None:
         """Close the connection, between two transactions, if it is to this database file."""
@@ -384,7 +398,11 @@ class Worker:
         connection, opened = self._connection, self._opened
         self._connection = self._state = self._database = self._opened = None
         if connection is not None:
-            disconnect(connection, is_current=opened is None or self._files.find() == opened)
+            disconnect(connection, is_current=opened is None or self._are_whole(opened))
+
+    def _are_whole(self, opened: Identities | None) -> bool:
+        """Return whether the files are still those that were opened, and the WAL is as long as it was."""
+        return self._files.find() == opened and not self._files.has_shrunk()
 
     # --- around a fork --------------------------------------------------------------------------------
 

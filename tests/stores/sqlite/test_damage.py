@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +22,7 @@ from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableErr
 from llm_router.stores.base import RECOUNT
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.sqlite import SQLiteStore
+from llm_router.stores.sqlite.database import checkpoint
 
 if TYPE_CHECKING:
     from llm_router.testing import ManualClock
@@ -222,13 +228,47 @@ async def test_a_damaged_file_is_a_store_that_fails(
     await failover.aclose()
 
 
+@pytest.mark.parametrize(
+    ("keep", "moved"), [(0.0, False), (0.001, False), (0.001, True), (0.5, False), (0.5, True)]
+)
 async def test_a_wal_that_is_cut_while_it_is_open(
-    path: Path, store: SQLiteStore, limited: Deployment, open_store: Callable[..., SQLiteStore]
+    keep: float,
+    moved: bool,
+    path: Path,
+    store: SQLiteStore,
+    limited: Deployment,
+    clock: ManualClock,
 ) -> None:
-    """The store that has it open counts on, and one that cannot read it says so and counts nothing."""
+    """Nobody writes beyond its end: the loss is noticed, and the database is whole."""
     for number in range(TAKEN):
         await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
-    os.truncate(_wal(path), 32)
-    with pytest.raises(StoreError, match=r"state\.db.*; "):
-        await open_store().reserve("id", [limited], Demand(), 600.0)
-    assert (await store.snapshot([limited]))[0].quotas[0].used == TAKEN
+    if moved:
+        checkpoint(path, "NORMAL", lambda: True)
+    await store.snapshot([limited])
+    _cut(keep)(path)
+    [refusal] = (await store.reserve("refused", [limited], Demand(), 600.0)).refusals
+    assert refusal.reason == RECOUNT
+    clock.shift(1.0)
+    store.known[limited.model_scope] = 1.0  # as a process knows it that has used the file before
+    assert (await store.reserve("told", [limited], Demand(), 600.0)).lost == (limited,)
+    store.known.clear()
+    [snapshot] = await store.snapshot([limited])
+    assert (snapshot.quotas[0].used == TAKEN) is moved
+    assert (await store.reserve("id", [limited], Demand(), 600.0)).deployment is limited
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_a_wal_that_another_program_has_emptied_is_no_loss(
+    path: Path, store: SQLiteStore, limited: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may, with a checkpoint that moves all of it into the database."""
+    for number in range(TAKEN):
+        await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
+    statement = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
+    await asyncio.to_thread(subprocess.run, [sys.executable, "-c", statement, str(path)], check=True)
+    assert _wal(path).stat().st_size == 0
+    assert (await store.reserve("id", [limited], Demand(), 600.0)).deployment is limited
+    assert (await store.snapshot([limited]))[0].quotas[0].used == TAKEN + 1
+    assert not caplog.records
