@@ -359,11 +359,10 @@ class Selector:
             granted.observe(decision, now)
             self._probes.granted(decision.probes)
             lease = Lease(
-                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
+                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision
             )
-            lease.headroom, lease.daily_headroom = decision.headroom, decision.daily_headroom
-            is_full = not (decision.headroom and decision.daily_headroom)
-            lease.is_last = demand is not _NOTHING and (is_full or granted.lacks_tokens(now))
+            is_short = granted.refusal is not None and granted.lacks_tokens(now)
+            lease.is_last = demand is not _NOTHING and (is_short or lease.is_last)
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
@@ -458,11 +457,12 @@ class Lease:
         demand: What was reserved.
         gate: Held until the request is dispatched.
         on_return: Called with the state when quota came back early.
-        probes: The half-open cooldowns that the request probes.
+        decision: What the store decided.
 
     Attributes:
+        probes: The half-open cooldowns that the request probes.
         is_dispatched: Whether the provider has said that the request is on its way.
-        is_last: Whether it took the last of a quota.
+        is_last: Whether it took the last of a quota, or tokens of which others lack some.
         headroom: Share (0 to 1) that remained of the tightest quota per minute once it was taken.
         daily_headroom: The same per day.
         passed_over: The first of those that were asked before in vain.
@@ -494,10 +494,12 @@ class Lease:
         demand: Demand,
         gate: DispatchGate,
         on_return: Callable[[DeploymentState], None],
-        probes: tuple[Cooldown, ...] = (),
+        decision: Decision,
     ) -> None:
         self._store = store
-        self.probes = probes
+        self.probes = decision.probes
+        self.headroom, self.daily_headroom = decision.headroom, decision.daily_headroom
+        self.is_last = demand is not _NOTHING and not (decision.headroom and decision.daily_headroom)
         self._on_return = on_return
         self._gate: DispatchGate | None = gate
         self._used = _NOTHING
@@ -505,8 +507,6 @@ class Lease:
         self.state = state
         self.demand = demand
         self.is_dispatched = False
-        self.is_last = False
-        self.headroom = self.daily_headroom = 1.0
         self.passed_over: tuple[PassedOver, ...] = ()
         self.correct: Callable[[int], None] | None = None
 
