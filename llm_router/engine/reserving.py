@@ -235,6 +235,13 @@ class Selector:
             if lease is not None:
                 return lease
             again = self.quarantines.lifts != before
+            # Those may have room later than was known for others, so that more are worth asking now.
+            for candidates in () if again else further(
+                send.order, self._strategy, self._clock.time, refused, skip
+            ):
+                lease = await self._reserve(send, candidates, refused)
+                if lease is not None:
+                    return lease
         if send.overloaded and not again:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             again = True

@@ -288,3 +288,18 @@ def test_a_provider_that_cannot_be_reached_is_not_asked(
     assert {state.deployment for state in drawn} == {*far}
     assert retry_at(order, NOW, {}) == NOW + 1.0
     assert len(order.draw(LeastLoaded(), NOW + 1.0, FIRST_CANDIDATES)) == 4
+
+
+async def test_what_never_fits_hides_nothing_that_has_room_later(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
+    """A large request finds out that it never fits where a small one did; it waits for another deployment."""
+    store = MemoryStore(clock=clock)
+    small, large = pools.one(rpm=None, tpm=10), pools.one(rpm=1, tpm=1_000)
+    async with make_router([small, large], store=store) as router:
+        assert all([(await router.send("x")).success for _ in range(2)])
+        await store.cool_down(Cooldown(small.model_scope, clock.time() + 5.0, "elsewhere"))
+        told = [(await router.send("x")).retry_after for _ in range(2)]
+        assert told == [pytest.approx(5.0)] * 2
+        response = await router.send("word " * 20)
+        assert response.retry_after == pytest.approx(60.3)
