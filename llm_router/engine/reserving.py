@@ -190,6 +190,8 @@ class Selector:
             grace: Seconds of grace of the dispatch gate.
         """
         self._gate.grace = grace
+        if self.pacer is not None:
+            self.pacer.forget()
         kept = set(orders)
         self._lines = {wish: line for wish, line in self._lines.items() if line.members or wish in kept}
         for wish, line in self._lines.items():
@@ -361,6 +363,8 @@ class Selector:
                     await self._give_back(reservation_id, [granted], decision.probes)
                     return None
             granted.observe(decision, now)
+            if granted.is_parked:  # it had room before the time that was known, so it may have more
+                self._pool.return_quota(decision.deployment.model_scope, now)
             self._probes.granted(decision.probes)
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes
