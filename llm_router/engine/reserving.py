@@ -49,6 +49,9 @@ _NOTHING = Demand(0, 0)
 _EQUAL: Mapping[str, float] = {}
 _UNPACED = nullcontext()
 
+_PLACES_KEPT = 3
+"""After how many failed attempts a request goes first again: one that fails always must not hold up others."""
+
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
 
@@ -588,7 +591,8 @@ def _ticket(send: SendState) -> Ticket:
     """Return the place of a request in line."""
     tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
     tokens = max(send.tokens.values(), default=1)
-    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0)
+    again = 0 < len(send.attempts) <= _PLACES_KEPT
+    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0, again=again)
 
 
 def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:
