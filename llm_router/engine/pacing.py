@@ -76,7 +76,10 @@ class DayPlan:
         return (self.ends - self.noted_at) * self.unit / max(self.share, self.unit)
 
     def due(self, burst: int) -> float:
-        """Return from when on the next request keeps the pace; where nothing is left, the store knows when."""
+        """Return from when on the next request keeps the pace.
+
+        Where nothing is left it is the past: the store knows better when something is.
+        """
         if self.share < self.unit / 2:
             return self.began
         allowed = self.share + (burst - 1) * self.unit

@@ -50,7 +50,7 @@ _EQUAL: Mapping[str, float] = {}
 _UNPACED = nullcontext()
 
 _PLACES_KEPT = 3
-"""After how many failed attempts a request goes first again: one that fails always must not hold up others."""
+"""After how many failed attempts a request goes first again; who always fails must not hold up others."""
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
@@ -226,12 +226,10 @@ class Selector:
             if lease is not None:
                 return lease
         self._heed_the_clock(send.order)
-        is_asked = bool(shortlist)
-        for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
-            is_asked = True
-            lease = await self._reserve(send, candidates, refused)
-            if lease is not None:
-                return lease
+        lease, is_asked = await self._ask_further(send, refused, skip)
+        if lease is not None:
+            return lease
+        is_asked = is_asked or bool(shortlist)
         again = self._pool.states is not held  # a reload: what was found out is of the past
         if not is_asked and not again and (cooled := self._cooled_down(send, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
@@ -241,12 +239,9 @@ class Selector:
                 return lease
             again = self.quarantines.lifts != before
             # Those may have room later than was known for others, so that more are worth asking now.
-            for candidates in () if again else further(
-                send.order, self._strategy, self._clock.time, refused, skip
-            ):
-                lease = await self._reserve(send, candidates, refused)
-                if lease is not None:
-                    return lease
+            lease, _ = (None, False) if again else await self._ask_further(send, refused, skip)
+            if lease is not None:
+                return lease
         if send.overloaded and not again:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             again = True
@@ -254,6 +249,18 @@ class Selector:
             return await self._try(send)
         refused = {**dict(without_feature(send, self._clock.time())), **refused}
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+
+    async def _ask_further(
+        self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
+    ) -> tuple[Lease | None, bool]:
+        """Ask what may have room beyond the shortlist; return a lease, if any, and if one was asked."""
+        is_asked = False
+        for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
+            is_asked = True
+            lease = await self._reserve(send, candidates, refused)
+            if lease is not None:
+                return lease, True
+        return None, is_asked
 
     def _cooled_down(
         self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
@@ -306,6 +313,9 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
+        if lease is not None and lease.state.is_parked and send.requests:
+            # It had room before the time that was known, so it may have more.
+            self._pool.return_quota(lease.state.deployment.model_scope, self._clock.time())
         if self.pacer is not None and lease is not None and send.requests:
             self.pacer.note(lease.state, send.order.workload, self._clock.time())
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
@@ -366,8 +376,6 @@ class Selector:
                     await self._give_back(reservation_id, [granted], decision.probes)
                     return None
             granted.observe(decision, now)
-            if granted.is_parked:  # it had room before the time that was known, so it may have more
-                self._pool.return_quota(decision.deployment.model_scope, now)
             self._probes.granted(decision.probes)
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision.probes

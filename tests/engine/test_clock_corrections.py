@@ -252,7 +252,7 @@ async def test_reserving_counts_on_wall_time(make_router: MakeRouter, clock: Man
 async def test_what_is_full_is_asked_again_after_a_correction(
     make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
 ) -> None:
-    """A deployment that was full is not left out for as long as the clock was set back, while others serve."""
+    """A deployment that was full is not left out for as long as the clock was set back."""
     other = Deployment(Key("b", Secret("b")), "model", "heavy", quotas=(Quota(Metric.RPM, 10),))
     async with make_router([deployment("a", rpm=10), other], store=MemoryStore(clock=clock)) as router:
         for _ in range(11):
