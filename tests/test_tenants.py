@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import ConfigError, Deployment, InvalidRequestError, Reply, Request, Response, Router, Usage
+from llm_router import (
+    ConfigError,
+    Deployment,
+    InvalidRequestError,
+    ProviderError,
+    Reply,
+    Request,
+    Response,
+    Router,
+    Usage,
+)
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -156,3 +166,61 @@ def test_weights_that_cannot_be_meant(
     """They are refused by name."""
     with pytest.raises(ConfigError, match=words):
         make_router([pools.one()], tenant_weights=weights)
+
+
+@pytest.mark.parametrize("kind", ["quota", "server", "network"])
+async def test_who_fails_on_its_turn_keeps_its_place(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, provider: FakeProvider, kind: str
+) -> None:
+    """A request that was refused once is served next, not after all who came later, when its time is over."""
+    served: list[str] = []
+
+    def answer(_: Deployment, request: Request) -> str:
+        text = str(request.contents)
+        if text == "first" and "failed" not in served:
+            served.append("failed")
+            raise ProviderError("once", kind=kind, code=429 if kind == "quota" else None, charged=False)
+        served.append(text)
+        return "ok"
+
+    provider.script(answer, times=80)
+    async with make_router([pools.one(rpm=10)]) as router:
+        for _ in range(10):
+            await router.send("before")
+        first = asyncio.create_task(router.send("first", max_wait=150))
+        others = [asyncio.create_task(router.send("other", max_wait=600)) for _ in range(40)]
+        for _ in range(4):
+            await clock.advance(60.5)
+        assert first.done()
+        assert first.result().success
+        assert served.index("first") - served.index("failed") <= 20
+        assert served.count("other") >= 20
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_who_always_fails_holds_up_nobody(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, provider: FakeProvider
+) -> None:
+    """After a few attempts a request that is refused each time goes behind the others again."""
+    served: list[str] = []
+
+    def answer(_: Deployment, request: Request) -> str:
+        served.append(str(request.contents))
+        if request.contents == "refused":
+            raise ProviderError("spent", kind="quota", code=429, charged=False, retry_delay=1.0)
+        return "ok"
+
+    provider.script(answer, times=200)
+    async with make_router([pools.one(rpm=10)]) as router:
+        for _ in range(10):
+            await router.send("before")
+        tasks = [asyncio.create_task(router.send("refused", max_wait=3_000))]
+        tasks += [asyncio.create_task(router.send("other", max_wait=3_000)) for _ in range(40)]
+        for _ in range(12):
+            await clock.advance(60.5)
+        assert served.count("other") == 40
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

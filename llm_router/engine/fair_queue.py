@@ -36,6 +36,7 @@ class Ticket:
         tenant: The tenant that it is made for; empty if the caller did not say.
         tokens: How many it should need.
         counts: Whether it takes a request of a quota.
+        again: Whether it has had its turn before, and failed: then it goes before the others of its tenant.
         turn: Set when it becomes the head; None while it does not wait for that.
     """
 
@@ -43,6 +44,7 @@ class Ticket:
     tenant: str = ""
     tokens: float = 1.0
     counts: bool = True
+    again: bool = False
     turn: asyncio.Future[None] | None = None
 
 
@@ -101,7 +103,7 @@ class Tenants:
             line[ticket] = None
 
     def put_back(self, ticket: Ticket) -> None:
-        """Add a request that was next, and was not served, as the first one of its tenant again."""
+        """Add a request that was next before, and was not served, as the first one of its tenant."""
         line = self._lines.setdefault(ticket.tenant, OrderedDict())
         line[ticket] = None
         line.move_to_end(ticket, last=False)
@@ -191,7 +193,11 @@ class FairQueue:
         if self._head is None:
             self._head = ticket
             return
-        self._tenants(ticket).add(ticket)
+        tenants = self._tenants(ticket)
+        if ticket.again:
+            tenants.put_back(ticket)
+        else:
+            tenants.add(ticket)
         await self._turn(ticket)
 
     def leave(self, ticket: Ticket, *, served: bool) -> None:
@@ -231,8 +237,8 @@ class FairQueue:
 
         Whether another tenant's requests go first depends on what comes, so they do not count.
         """
-        tenants = self._tenants(ticket)
-        return tenants.waiting(ticket.tenant) + (self._head is not None and not self.goes_before_head(ticket))
+        waiting = 0 if ticket.again else self._tenants(ticket).waiting(ticket.tenant)
+        return waiting + (self._head is not None and not self.goes_before_head(ticket))
 
     def _tenants(self, ticket: Ticket) -> Tenants:
         return self._batch if ticket.urgency == "batch" else self._interactive

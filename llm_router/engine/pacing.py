@@ -12,7 +12,7 @@ from llm_router.domain.calendar import next_midnight
 from llm_router.domain.clock import Clock
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.pacing import Pacing
-from llm_router.domain.quota import Metric, Quota, Refill
+from llm_router.domain.quota import MAX_LIMIT, Metric, Quota, Refill
 from llm_router.engine.index import DeploymentState
 from llm_router.stores.base import Refusal
 
@@ -20,6 +20,9 @@ __all__ = ["PACED", "DayPlan", "Paced", "Pacer"]
 
 PACED = "rpd pacing"
 """The reason of a refusal for the sake of the pace."""
+
+_LEARNT = Quota(Metric.RPD, MAX_LIMIT, adaptive=True)
+"""The requests per day of a deployment for which none are configured, but a limit was learnt."""
 
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for a plan to be given up."""
@@ -37,7 +40,8 @@ class DayPlan:
         began: When the plan began,
         from_share: and what was left then.
         share: What is left.
-        unit: The share of one request.
+        unit: The share of one request,
+        least: and the least by which the share went down on that day: a learnt limit may be in force.
         others: From when on requests of others may go, by the workload of which they are not.
     """
 
@@ -47,10 +51,20 @@ class DayPlan:
     from_share: float = 1.0
     share: float = 1.0
     unit: float = 1.0
+    least: float = math.inf
     others: dict[str, float] = attrs.field(factory=dict)
 
     def note(self, share: float, unit: float, now: float, ends: float) -> None:
-        """Note a request that was granted, and what is left; what is behind the plan is spread anew."""
+        """Note a request that was granted, and what is left; what is behind the plan is spread anew.
+
+        ``unit`` is the share of a request at least.
+        """
+        if ends != self.ends:
+            self.least = math.inf
+        elif share < self.share:
+            self.least = min(self.least, self.share - share)
+        if self.least < math.inf:
+            unit = max(unit, self.least)
         before = share + unit
         if ends != self.ends or before > self._planned(now):
             self.ends, self.began, self.from_share = ends, now, before
@@ -62,7 +76,12 @@ class DayPlan:
         return (self.ends - self.noted_at) * self.unit / max(self.share, self.unit)
 
     def due(self, burst: int) -> float:
-        """Return from when on the next request keeps the pace."""
+        """Return from when on the next request keeps the pace.
+
+        Where nothing is left it is the past: the store knows better when something is.
+        """
+        if self.share < self.unit / 2:
+            return self.began
         allowed = self.share + (burst - 1) * self.unit
         if allowed >= self.from_share:
             return self.began
@@ -95,6 +114,10 @@ class Pacer:
         kept = (plan.others.get(name, -math.inf) for name in self._claims(workload, now))
         return max(plan.due(self._pacing.burst), *kept, -math.inf)
 
+    def forget(self) -> None:
+        """Spread what is left anew, since limits may have changed."""
+        self._plans.clear()
+
     def ask(self, workload: str | None) -> None:
         """Note that a request asks for a workload, so that its share is not lent."""
         if workload is not None and workload in self._pacing.kept:
@@ -116,7 +139,7 @@ class Pacer:
     def note(self, state: DeploymentState, workload: str | None, now: float) -> None:
         """Note a grant to a request for ``workload``; park the deployment until the next one is due."""
         deployment = state.deployment
-        quota = _per_day(deployment)
+        quota = _per_day(state)
         if quota is None:
             return
         plan = self._plans.setdefault(deployment.model_scope, DayPlan())
@@ -188,8 +211,11 @@ class Paced(Container[DeploymentState]):
         return True
 
 
-def _per_day(deployment: Deployment) -> Quota | None:
-    for quota in deployment.quotas:
+def _per_day(state: DeploymentState) -> Quota | None:
+    """Return the requests per day of a deployment; None if they are not limited."""
+    quotas = state.deployment.quotas
+    for quota in quotas:
         if quota.metric is Metric.RPD and quota.refill is Refill.DAILY and quota.limit:
             return quota
-    return None
+    is_learnt = state.daily_headroom < 1.0 and not any(quota.metric.is_daily for quota in quotas)
+    return _LEARNT if is_learnt else None

@@ -183,16 +183,20 @@ class Pool:
         self._avoided_models.clear()
 
     def set_back(self, seconds: float, now: float) -> None:
-        """Avoid nothing for longer than was meant: the clock was set back by ``seconds``, to ``now``."""
+        """Leave nothing out for longer than was meant: the clock was set back by ``seconds``, to ``now``.
+
+        What is parked for another reason than that this process avoids it is ready: the store says until when
+        it still has no room.
+        """
         for group in self.groups.values():
             group.avoided_until -= seconds
             for state in group.states:
                 state.limits_due = min(state.limits_due, now)
                 if state.avoided_until > now:
                     state.avoided_until -= seconds
-                    group.rouse(state)
-                    if state.avoided_until > now:
-                        group.park(state, state.avoided_until)
+                group.rouse(state)
+                if state.avoided_until > now:
+                    group.park(state, state.avoided_until)
 
     def forgive(self, deployment: Deployment) -> None:
         """Stop avoiding a deployment, for whatever reason this process does so."""

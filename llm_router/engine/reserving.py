@@ -50,6 +50,9 @@ _NOTHING = Demand(0, 0)
 _EQUAL: Mapping[str, float] = {}
 _UNPACED = nullcontext()
 
+_PLACES_KEPT = 3
+"""After how many failed attempts a request goes first again; who always fails must not hold up others."""
+
 _SET_BACK = 1.0
 """Seconds by which a clock must be set back for that to be noticed. Less does no harm."""
 
@@ -191,6 +194,8 @@ class Selector:
             grace: Seconds of grace of the dispatch gate.
         """
         self._gate.grace = grace
+        if self.pacer is not None:
+            self.pacer.forget()
         kept = set(orders)
         self._lines = {wish: line for wish, line in self._lines.items() if line.members or wish in kept}
         for wish, line in self._lines.items():
@@ -222,12 +227,10 @@ class Selector:
             if lease is not None:
                 return lease
         self._heed_the_clock(send.order)
-        is_asked = bool(shortlist)
-        for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
-            is_asked = True
-            lease = await self._reserve(send, candidates, refused)
-            if lease is not None:
-                return lease
+        lease, is_asked = await self._ask_further(send, refused, skip)
+        if lease is not None:
+            return lease
+        is_asked = is_asked or bool(shortlist)
         again = self._pool.states is not held  # a reload: what was found out is of the past
         if not is_asked and not again and (cooled := self._cooled_down(send, refused, skip)):
             # All that is known was found out for others. Meanwhile another process may have lifted something.
@@ -236,6 +239,10 @@ class Selector:
             if lease is not None:
                 return lease
             again = self.quarantines.lifts != before
+            # Those may have room later than was known for others, so that more are worth asking now.
+            lease, _ = (None, False) if again else await self._ask_further(send, refused, skip)
+            if lease is not None:
+                return lease
         if send.overloaded and not again:  # nothing else has room: better an overloaded model than none
             send.overloaded = {}
             again = True
@@ -243,6 +250,18 @@ class Selector:
             return await self._try(send)
         refused = {**dict(without_feature(send, self._clock.time())), **refused}
         return Shortage(retry_at(send.order, self._clock.time(), refused), tuple(refused.values()))
+
+    async def _ask_further(
+        self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
+    ) -> tuple[Lease | None, bool]:
+        """Ask what may have room beyond the shortlist; return a lease, if any, and if one was asked."""
+        is_asked = False
+        for candidates in further(send.order, self._strategy, self._clock.time, refused, skip):
+            is_asked = True
+            lease = await self._reserve(send, candidates, refused)
+            if lease is not None:
+                return lease, True
+        return None, is_asked
 
     def _cooled_down(
         self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
@@ -295,10 +314,8 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
-        if refused and lease is not None:
-            lease.passed_over = _passed_over(refused.values())
-        if self.pacer is not None and lease is not None and send.requests:
-            self.pacer.note(lease.state, send.order.workload, self._clock.time())
+        if lease is not None:
+            self._note_grant(send, lease, refused)
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             try:
                 await finish(self._pass_on(lease.probes))
@@ -306,6 +323,17 @@ class Selector:
                 await lease.close()
             self._check_open()
         return lease
+
+    def _note_grant(self, send: SendState, lease: Lease, refused: Mapping[DeploymentState, Refusal]) -> None:
+        """Note what else a grant says, and what came before it."""
+        if refused:
+            lease.passed_over = _passed_over(refused.values())
+        if send.requests:
+            if lease.state.is_parked:
+                # It had room before the time that was known, so it may have more.
+                self._pool.return_quota(lease.state.deployment.model_scope, self._clock.time())
+            if self.pacer is not None:
+                self.pacer.note(lease.state, send.order.workload, self._clock.time())
 
     async def _pace(self, send: SendState, throttle: Throttle) -> None:
         """Wait for the turn of a call.
@@ -597,7 +625,8 @@ def _ticket(send: SendState) -> Ticket:
     """Return the place of a request in line."""
     tenant = send.metadata.get("tenant", "") if send.tenant is None else send.tenant
     tokens = max(send.tokens.values(), default=1)
-    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0)
+    again = 0 < len(send.attempts) <= _PLACES_KEPT
+    return Ticket(send.urgency, tenant, tokens, counts=send.requests > 0, again=again)
 
 
 def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:

@@ -247,3 +247,21 @@ async def test_reserving_counts_on_wall_time(make_router: MakeRouter, clock: Man
         assert (await router.send("x")).success
         clock.jump(HOUR)
         assert (await router.send("x", max_wait=0)).success
+
+
+async def test_what_is_full_is_asked_again_after_a_correction(
+    make_router: MakeRouter, provider: FakeProvider, clock: ManualClock
+) -> None:
+    """A deployment that was full is not left out for as long as the clock was set back."""
+    other = Deployment(Key("b", Secret("b")), "model", "heavy", quotas=(Quota(Metric.RPM, 10),))
+    async with make_router([deployment("a", rpm=10), other], store=MemoryStore(clock=clock)) as router:
+        for _ in range(11):
+            await router.send("x", workload="light")
+        assert [call.key_id for call in provider.calls] == ["a"] * 10 + ["b"]
+        clock.jump(-HOUR)
+        for _ in range(3):
+            await clock.advance(61.0)
+            provider.calls.clear()
+            for _ in range(25):
+                await router.send("x")
+        assert sorted(call.key_id for call in provider.calls) == ["a"] * 10 + ["b"] * 10

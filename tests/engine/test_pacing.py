@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import ConfigError, Exclusion, MemoryStore, Pacing, QuotaExhaustedError, Router
+from llm_router import (
+    ConfigError,
+    Cooldown,
+    Exclusion,
+    MemoryStore,
+    Metric,
+    Pacing,
+    QuotaExhaustedError,
+    Router,
+)
+from llm_router.domain.limits import LearntLimit
 from llm_router.engine.pacing import DayPlan
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -34,8 +44,8 @@ def test_a_plan_goes_down_evenly_and_what_is_behind_it_is_spread_anew() -> None:
     assert plan.due(1) == pytest.approx(1_400.0)
     plan.note(0.5, 0.1, 1_700.0, 2_000.0)  # 0.6 for 300 s
     assert plan.due(1) == pytest.approx(1_750.0)
-    plan.note(0.0, 0.1, 1_750.0, 2_000.0)
-    assert plan.due(1) == 2_000.0
+    plan.note(0.0, 0.1, 1_750.0, 2_000.0)  # nothing is left: the store refuses by itself
+    assert plan.due(5) < 1_750.0
     plan.note(0.9, 0.1, 2_100.0, 3_000.0)  # the next day
     assert plan.due(1) == pytest.approx(2_190.0)
 
@@ -124,6 +134,42 @@ async def test_a_share_is_kept_for_a_workload_and_lent_while_it_is_idle(
         await clock.advance(3 * HOUR)
         assert len(light) >= 28  # of what is left for four hours
         await _end(*lights)
+
+
+@pytest.mark.parametrize("configured", [None, 1_000])
+async def test_a_share_of_a_learnt_limit_is_kept(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, configured: int | None
+) -> None:
+    """What counts is the limit in force, whether the configuration allows more or says nothing of days."""
+    pool, store = [pools.one(workload="heavy", rpm=100, rpd=configured)], MemoryStore(clock=clock)
+    await store.cool_down(Cooldown.learn(pool[0].model_scope, LearntLimit(Metric.RPD, 200)))
+    light, heavy = list[float](), list[float]()
+    pacing = Pacing(kept={"heavy": 0.7}, idle=HOUR)
+    async with make_router(pool, store=store, rpd_pacing=pacing, totals=False) as router:
+        callers = [asyncio.create_task(_call(router, light, clock, workload="light")) for _ in range(3)]
+        callers.append(asyncio.create_task(_call(router, heavy, clock, workload="heavy")))
+        await clock.advance(10 * HOUR)
+        await _end(*callers)
+    assert len(light) + len(heavy) == pytest.approx(100, abs=3)
+    assert len(heavy) >= 68
+
+
+@pytest.mark.parametrize("burst", [1, 5])
+async def test_who_finds_nothing_left_is_told_when_the_day_ends(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, burst: int
+) -> None:
+    """Whatever the burst; and a reload that allows more is followed at once."""
+    async with make_router([pools.one(key_id="k", rpd=2)], rpd_pacing=Pacing(burst=burst)) as router:
+        assert (await router.send("x")).success
+        await clock.advance(0.6 * DAY)
+        assert (await router.send("x")).success
+        response = await router.send("x")
+        assert isinstance(response.error, QuotaExhaustedError)
+        assert response.error.candidates[0].reason == "rpd"
+        assert response.retry_after == pytest.approx(0.4 * DAY)
+        assert (await router.explain("x")).candidates[0].usable_in == pytest.approx(response.retry_after)
+        await router.reload([pools.one(key_id="k", rpd=50)])
+        assert (await router.send("x")).success
 
 
 async def test_other_requests_are_not_paced(

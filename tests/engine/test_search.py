@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import Cooldown, Demand, Deployment, LeastLoaded, MemoryStore, Router
+from llm_router import Cooldown, Demand, Deployment, LeastLoaded, MemoryStore, Metric, Router
+from llm_router.domain.limits import LearntLimit
 from llm_router.engine.index import DeploymentState, FallbackOrder, ReadyRing
 from llm_router.engine.pool import Pool
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, further, ranking, retry_at
 from llm_router.stores import Decision
 from llm_router.stores.base import Refusal
-from llm_router.testing import ManualClock
+from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
@@ -288,3 +289,35 @@ def test_a_provider_that_cannot_be_reached_is_not_asked(
     assert {state.deployment for state in drawn} == {*far}
     assert retry_at(order, NOW, {}) == NOW + 1.0
     assert len(order.draw(LeastLoaded(), NOW + 1.0, FIRST_CANDIDATES)) == 4
+
+
+async def test_what_never_fits_hides_nothing_that_has_room_later(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
+    """A large request finds out that it never fits where a small one did; it waits for another deployment."""
+    store = MemoryStore(clock=clock)
+    small, large = pools.one(rpm=None, tpm=10), pools.one(rpm=1, tpm=1_000)
+    async with make_router([small, large], store=store) as router:
+        assert all([(await router.send("x")).success for _ in range(2)])
+        await store.cool_down(Cooldown(small.model_scope, clock.time() + 5.0, "elsewhere"))
+        told = [(await router.send("x")).retry_after for _ in range(2)]
+        assert told == [pytest.approx(5.0)] * 2
+        response = await router.send("word " * 20)
+        assert response.retry_after == pytest.approx(60.3)
+
+
+async def test_what_has_room_before_its_time_is_ready(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock, provider: FakeProvider
+) -> None:
+    """A limit of the day that another process forgets is noticed although another deployment still serves."""
+    store = MemoryStore(clock=clock)
+    day, minute = pools.one(key_id="day", rpm=None, rpd=100), pools.one(key_id="minute", rpm=1)
+    await store.cool_down(Cooldown.learn(day.model_scope, LearntLimit(Metric.RPD, 2)))
+    async with make_router([day, minute], store=store) as router:
+        assert [(await router.send("x")).success for _ in range(4)] == [True] * 3 + [False]
+        async with make_router([day, minute], store=store) as another:
+            await another.keys.forget_limits("day")
+        provider.calls.clear()
+        await clock.advance(5.0)
+        assert all([(await router.send("x")).success for _ in range(6)])
+    assert [call.key_id for call in provider.calls] == ["day"] * 6
