@@ -35,6 +35,7 @@ from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 __all__ = ["LimitLearner"]
 
 _Name = TypeVar("_Name", bound=str)
+_Value = TypeVar("_Value")
 
 _log = logging.getLogger("llm_router")
 
@@ -50,6 +51,14 @@ too low rises within minutes of demand, so it may be long."""
 
 _OTHERS = 64
 """Most other projects that start from a limit that was learnt on one."""
+
+
+@attrs.frozen
+class _Before:
+    """The quotas of a (project, model) when a refusal came, before anything was learnt from it."""
+
+    at: float
+    quotas: tuple[QuotaSnapshot, ...]
 
 
 @attrs.define(eq=False)
@@ -73,6 +82,7 @@ class LimitLearner:
     suspicions: Suspicions = attrs.field(factory=Suspicions, init=False)
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _doubted: dict[Scope, float] = attrs.field(factory=dict, init=False)
+    _before: dict[Scope, _Before] = attrs.field(factory=dict, init=False)
     _told: dict[str, float] = attrs.field(factory=dict, init=False)
 
     async def infer(
@@ -103,7 +113,8 @@ class LimitLearner:
         finding = repeated and self._found.get(scope, -math.inf) >= began
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         doubted = 0.0 <= now - self._doubted.get(scope, math.inf) < _DOUBTED_FOR
-        when = Circumstances(now, began, strikes, since, repeated, finding, doubted, tokens)
+        before = self._quotas_before(scope, quotas, now, began, since) if not repeated else ()
+        when = Circumstances(now, began, strikes, since, repeated, finding, doubted, tokens, before)
         inference = after_refusal(error, state.deployment, quotas, when)
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             _remember(self._doubted, scope, now)
@@ -115,13 +126,24 @@ class LimitLearner:
             for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
                 if prior := for_another_project(news, other.deployment, its_quotas):
                     await self.learn(other, prior)
-        elif any(map(takes_turns, inference.learnt)):
+        elif not inference.is_day_confirmed and any(map(takes_turns, inference.learnt)):
             learnt = [
                 await self._take_turns(entry, state, quotas, now) if takes_turns(entry) else entry
                 for entry in inference.learnt
             ]
             inference = attrs.evolve(inference, learnt=tuple(learnt))
         return inference
+
+    def _quotas_before(
+        self, scope: Scope, quotas: tuple[QuotaSnapshot, ...], now: float, began: float, since: float
+    ) -> tuple[QuotaSnapshot, ...]:
+        """Return the quotas when the first of some strikes came; nothing if this process did not see it."""
+        if since == math.inf:
+            if all(quota.learnt is None or quota.learnt.learnt_at < began for quota in quotas):
+                _remember(self._before, scope, _Before(now, quotas))
+            return ()
+        before = self._before.get(scope)
+        return before.quotas if before is not None and abs(before.at - since) < WINDOW else ()
 
     def _tell(self, deployment: Deployment, now: float) -> None:
         """Log what the refusals of a deployment suggest, once an hour at most while it does not change."""
@@ -220,11 +242,11 @@ class LimitLearner:
         return [_record(each, metric) for each in await self._quotas_of(states)]
 
 
-def _remember(times: dict[_Name, float], name: _Name, now: float) -> None:
-    times.pop(name, None)
-    times[name] = now
-    if len(times) > _REMEMBERED:
-        del times[next(iter(times))]
+def _remember(values: dict[_Name, _Value], name: _Name, value: _Value) -> None:
+    values.pop(name, None)
+    values[name] = value
+    if len(values) > _REMEMBERED:
+        del values[next(iter(values))]
 
 
 def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:

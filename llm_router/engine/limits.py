@@ -69,7 +69,12 @@ _LOWERED = 4
 """A refusal below a limit lowers it by at most one part of this many."""
 
 _NEARLY = 0.9
-"""The share of a day's limit from which on every answer is looked at that is the last of a quota."""
+"""The share of a day's limit from which on every answer is looked at that is the last of a quota; also that
+of a token limit below which no estimate is to blame."""
+
+_UNTRIED = 1.5 * 86_400.0
+"""Seconds for which the limit of a minute is not raised once its day is spent, if the day is spent before a
+second try would be due: more than a day, so that one that is spent every day goes without."""
 
 _SHORTEST_PAUSE = 3.0
 
@@ -126,6 +131,8 @@ class Circumstances:
         finding: Whether that was the event in which the limit was found.
         doubted: Whether an earlier event that could not be explained was put down to chance.
         tokens: The input tokens that were reserved for it.
+        before: The quotas when the first of the strikes came, before anything was learnt from it; empty if
+            that is not known.
     """
 
     now: float
@@ -136,6 +143,7 @@ class Circumstances:
     finding: bool = False
     doubted: bool = False
     tokens: int = 0
+    before: Sequence[QuotaSnapshot] = ()
 
 
 @attrs.frozen
@@ -199,8 +207,16 @@ def _is_day_over(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -
     """Return whether a refusal that names nothing is one of a spent day."""
     day = counted.get(Metric.RPD)
     if day is not None and day.learnt is not None and day.used >= day.learnt.limit:
-        return True  # one more was tried than yesterday
+        # One more was tried than yesterday. But if one more is tried in this minute as well, it may be that.
+        return not _is_tried(counted.get(Metric.RPM))
     return when.strikes > 0 and when.now - when.since >= _DAY_SPENT
+
+
+def _is_tried(quota: QuotaSnapshot | None) -> bool:
+    """Return whether so much is used that the last request was one more than a learnt limit."""
+    if quota is None or quota.learnt is None:
+        return False
+    return quota.learnt.limit < quota.limit and quota.learnt.limit <= quota.used
 
 
 def _admitted(
@@ -323,7 +339,7 @@ def _day_spent(
     Tomorrow one request more is tried.
     """
     learnt: list[LearntLimit] = []
-    is_confirmed = when.strikes > 0
+    is_confirmed = when.strikes > 0 or not any(quota.metric.is_daily for quota in deployment.quotas)
     for metric, stated in daily.items():
         quota = counted.get(metric)
         used = 0 if quota is None else quota.used
@@ -331,34 +347,78 @@ def _day_spent(
         known = stated if record is None else min(record.limit, stated or record.limit)
         is_confirmed = is_confirmed or (known is not None and 0 < known <= used)
     if is_confirmed:
-        learnt = _mistaken(counted, when)
-        for metric, stated in daily.items():
-            quota = counted.get(metric)
-            limit = stated or (0 if quota is None else quota.used)
-            if limit > 0:
-                source = LimitSource.INFERRED if stated is None else LimitSource.STATED
-                learnt.append(_until_tomorrow(LearntLimit(metric, limit, source), deployment, when.now))
-    else:
-        stated_alone = (LearntLimit(metric, stated) for metric, stated in daily.items() if stated)
-        learnt = [_until_tomorrow(entry, deployment, when.now) for entry in stated_alone]
+        learnt = _after_day(counted, when)
+    for metric, stated in daily.items():
+        quota = counted.get(metric)
+        if stated:
+            entry = LearntLimit(metric, stated)
+        elif quota is None:  # from now on it is counted
+            learnt.append(LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN))
+            continue
+        elif not is_confirmed or quota.used < 1 or _is_counted_in_part(quota, deployment, when.now):
+            continue
+        else:
+            # What was refused was within the limit, so that is too high, whatever else is on its way.
+            limit = min(quota.used, max(quota.limit - 1, 1))
+            entry = LearntLimit(metric, limit, LimitSource.INFERRED)
+        learnt.append(_until_tomorrow(entry, deployment, when.now))
     return Inference(tuple(learnt), is_explained=False, is_day_confirmed=is_confirmed)
 
 
+def _is_counted_in_part(quota: QuotaSnapshot, deployment: Deployment, now: float) -> bool:
+    """Return whether a day's quota has only been counted since its end was met today."""
+    record = quota.learnt
+    if record is None or record.source is not LimitSource.UNKNOWN:
+        return False
+    return _midnight(quota.metric, deployment, record.learnt_at) > now
+
+
 def _until_tomorrow(learnt: LearntLimit, deployment: Deployment, now: float) -> LearntLimit:
+    return _with_rise(learnt, _midnight(learnt.metric, deployment, now) - now)
+
+
+def _midnight(metric: Metric, deployment: Deployment, now: float) -> float:
     timezones = {quota.metric: quota.timezone for quota in deployment.quotas}
-    return _with_rise(learnt, next_midnight(now, timezones.get(learnt.metric, PROVIDER_TIMEZONE)) - now)
+    return next_midnight(now, timezones.get(metric, PROVIDER_TIMEZONE))
 
 
-def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> list[LearntLimit]:
-    """Return what ends the limits of a minute that were inferred while in truth the day was over."""
-    known = {metric: quota.learnt for metric, quota in counted.items() if not metric.is_daily}
-    return [
-        LearntLimit(metric, None, replaces=record.learnt_at)
-        for metric, record in known.items()
-        if record is not None
-        and record.source is LimitSource.INFERRED
-        and record.learnt_at >= when.since - 2.0 * WINDOW
-    ]
+def _after_day(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> list[LearntLimit]:
+    """Return what becomes of the limits of a minute at the end of a day.
+
+    One that was inferred while in truth the day was over is what it was before. One that matters little,
+    since the day is spent before a second try would be due, is not tried while that is so.
+    """
+    before = {quota.metric: quota.learnt for quota in when.before}
+    day = counted.get(Metric.RPD)
+    learnt: list[LearntLimit] = []
+    for metric, quota in counted.items():
+        record = quota.learnt
+        if metric.is_daily or record is None:
+            continue
+        is_doubtful = record.source is LimitSource.INFERRED and _is_recent(record, when)
+        kept = before.get(metric, record) if is_doubtful else record
+        if kept is None or (is_doubtful and _is_recent(kept, when) and _wait_of(kept) == FIRST_WAIT):
+            learnt.append(LearntLimit(metric, None, replaces=record.learnt_at))
+            continue
+        wait = max(kept.raise_at - when.now, 0.0)
+        is_tried = metric is Metric.RPM and _wait_of(kept) > FIRST_WAIT and kept.raised > kept.limit
+        if is_tried and day is not None and day.used * MINUTE < longest_wait(kept.limit) * kept.limit:
+            wait = _UNTRIED
+        elif kept.learnt_at == record.learnt_at:
+            continue
+        learnt.append(LearntLimit(metric, kept.limit, kept.source, kept.raised, wait, record.learnt_at))
+    return learnt
+
+
+def _is_recent(record: LimitRecord, when: Circumstances) -> bool:
+    """Return whether a limit was learnt when the strikes began, or just before."""
+    return record.learnt_at >= when.since - 2.0 * WINDOW
+
+
+def _wait_of(record: LimitRecord) -> float:
+    """Return how long after it was learnt a limit rises, in whole seconds: stores keep times in their way."""
+    wait = record.raise_at - record.learnt_at
+    return wait if wait == math.inf else float(round(wait))
 
 
 def first_inferences(
@@ -403,6 +463,7 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
         now: Seconds since the epoch.
     """
     configured = {quota.metric: quota for quota in deployment.quotas}
+    minute = next((quota.limit for quota in quotas if quota.metric is Metric.RPM), MAX_LIMIT)
     learnt: list[LearntLimit] = []
     due = now + _CHECK
     for quota in quotas:
@@ -416,12 +477,14 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
         elif terms is not None and not is_adaptive and record.limit >= terms.limit:
             continue  # the configuration allows no more
         elif record.source is LimitSource.UNKNOWN:
-            due = now
+            due = now if quota.limit < MAX_LIMIT else due
             if quota.used >= quota.limit:
                 learnt.append(_one_of_eight(quota, record.learnt_at))
         else:
             is_steady = terms is not None and terms.refill is Refill.STEADY
             longer, look_at = _risen(quota, record, now, is_steady=is_steady)
+            if quota.metric.is_daily and look_at == math.inf:
+                look_at = now + _to_last(quota, record, minute)
             due = min(due, look_at)
             if longer is not None:
                 learnt.append(longer)
@@ -446,9 +509,16 @@ def _risen(
     if is_proven:
         longer = _longer_step(quota.metric, record)
         return longer, now + longer.raise_after + proof
-    # The answer that proves a day's limit too low may be the last of the day.
-    is_near = quota.metric.is_daily and quota.used >= _NEARLY * record.limit
-    return None, now if is_near else math.inf
+    return None, math.inf
+
+
+def _to_last(quota: QuotaSnapshot, record: LimitRecord, minute: int) -> float:
+    """Return the least seconds until a day's limit may be proven too low, at so many requests a minute.
+
+    The answer that does so may be the last of the day: it must not be missed.
+    """
+    left = _NEARLY * record.limit - quota.used
+    return MINUTE * max(left, 0.0) / max(minute, 1) if quota.metric is Metric.RPD else 0.0
 
 
 def _proof(metric: Metric) -> float:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llm_router import Deployment, ProviderError, Reply, Request, Router
+from llm_router.domain.calendar import next_midnight
 from llm_router.domain.kinds import Metric
+from llm_router.domain.quota import PROVIDER_TIMEZONE
 from llm_router.errors import QuotaViolation
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -62,6 +64,59 @@ async def test_a_limit_far_above_the_real_one_is_found_in_the_second_minute(
         [status] = await router.get_all_key_statuses()
     assert provider.refused <= 6
     assert status["limits"]["rpm"]["limit"] in (10, 11)
+
+
+class Daily(FakeProvider):
+    """Admits 10 requests in any minute and 60 a day (in Los Angeles), and says nothing in its refusals."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.refused: list[int] = []
+        self._time = clock.time
+        self._admitted: list[float] = []
+        self.left = 0
+
+    def begin_day(self, left: int = 60) -> None:
+        self.left = left
+        self.refused.append(0)
+
+    async def generate(
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+    ) -> Reply:
+        now = self._time()
+        self._admitted = [at for at in self._admitted if at > now - 60.0]
+        if len(self._admitted) >= 10 or not self.left:
+            self.refused[-1] += 1
+            raise ProviderError("exhausted", kind="quota", code=429, charged=False)
+        self._admitted.append(now)
+        self.left -= 1
+        return await super().generate(deployment, request, dispatched)
+
+
+@pytest.mark.parametrize("rpd", [1000, None])
+async def test_from_the_second_day_on_its_end_is_one_refusal(
+    make_router: MakeRouter, clock: ManualClock, pools: Pools, rpd: int | None
+) -> None:
+    """Also where both the minute and the day were unknown, or the day was not counted before its first end.
+
+    The limit of the minute is not forgotten, and not tried. On a day that admits more, all is used.
+    """
+    provider = Daily(clock)
+    clock.shift(next_midnight(clock.time(), PROVIDER_TIMEZONE) - clock.time())
+    async with make_router([pools.one(rpm=60, rpd=rpd)], provider=provider) as router:
+        for day in range(5):
+            began = clock.time()
+            provider.begin_day(60 if day < 4 else 120)
+            for _ in range(1_200):
+                await router.send("x")
+                clock.shift(2.0)
+            for _ in range(120):
+                await router.send("x")
+                clock.shift(600.0)
+            assert provider.left == 0
+            clock.shift(began + 86_400.0 - clock.time())
+    assert provider.refused[2:4] == [1, 1]
+    assert rpd is None or provider.refused[1] == 1
 
 
 async def test_no_quota_at_all_is_no_limit_to_keep_to(

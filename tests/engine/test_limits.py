@@ -306,7 +306,8 @@ def test_what_is_refused_for_an_hour_is_a_spent_day(
     inference = conclude(*quotas, **long)
     assert inference.is_day_confirmed
     assert inference.learnt[0] == LearntLimit(RPM, None, replaces=mistaken.learnt_at)
-    assert inference.learnt[1:] == ((found(RPD, 250, wait=TO_MIDNIGHT),) if configured else ())
+    counts = LearntLimit(RPD, MAX_LIMIT, UNKNOWN)  # from now on
+    assert inference.learnt[1:] == ((found(RPD, 250, wait=TO_MIDNIGHT) if configured else counts),)
     elder = counted(RPM, 0, 3, record(3, ago=9_000.0))
     assert conclude(elder, day, **long).learnt == (found(RPD, 250, wait=TO_MIDNIGHT),)
 
@@ -316,6 +317,64 @@ def test_a_bare_refusal_beyond_yesterdays_count_ends_the_day(conclude: Callable[
     known = record(250, ago=86_400.0, wait=3600.0)
     inference = conclude(counted(RPM, 2, 15), counted(RPD, 250, 251, known), configured=DAILY)
     assert inference == Inference((found(RPD, 250, wait=TO_MIDNIGHT),), is_day_confirmed=True)
+
+
+def test_a_try_for_the_minute_is_not_the_end_of_the_day(conclude: Callable[..., Inference]) -> None:
+    """Though more than yesterday was admitted: only while the minute's own limit is not raised."""
+    day = counted(RPD, 300, 301, record(250, ago=3600.0, wait=0.0, raised=301))
+    for limit, is_over in ((11, False), (10, True)):
+        minute = counted(RPM, 10, limit, record(10))
+        assert conclude(minute, day, configured=DAILY).is_day_confirmed is is_over
+
+
+def test_others_on_their_way_are_not_counted_as_admitted(conclude: Callable[..., Inference]) -> None:
+    """What was refused was within yesterday's count and one more."""
+    known = record(250, ago=86_400.0, wait=3600.0)
+    inference = conclude(counted(RPD, 251, 251, known), configured=DAILY)
+    assert inference.learnt == (found(RPD, 250, wait=TO_MIDNIGHT),)
+
+
+def test_a_minute_is_what_it_was_before_the_end_of_the_day(conclude: Callable[..., Inference]) -> None:
+    """What was inferred of it from refusals for the day is undone, if it is known what was before."""
+    day, since = counted(RPD, 2500, 15_000), NOW - 3600.0
+    lowered = record(8, ago=3_590.0, wait=WINDOW)
+    minute = counted(RPM, 0, 9, lowered)
+    circumstances = {"strikes": 9, "since": since, "configured": DAILY}
+    tomorrow = found(RPD, 2500, wait=TO_MIDNIGHT)
+    before = record(10, ago=4000.0, wait=480.0)
+    for source in (INFERRED, UNKNOWN):
+        earlier = attrs.evolve(before, source=source)
+        inference = conclude(minute, day, before=(counted(RPM, 7, 10, earlier),), **circumstances)
+        restored = LearntLimit(RPM, 10, source, 11, 0.0, lowered.learnt_at)
+        assert inference.learnt == (restored, tomorrow)
+    inference = conclude(minute, day, before=(counted(RPM, 7, 15),), **circumstances)
+    assert inference.learnt == (LearntLimit(RPM, None, replaces=lowered.learnt_at), tomorrow)
+    assert conclude(minute, day, **circumstances).learnt == (tomorrow,)  # it rises by itself
+
+
+def test_a_minute_is_not_tried_where_the_day_is_spent_sooner(conclude: Callable[..., Inference]) -> None:
+    """Nothing would be gained: 250 are gone in 25 minutes anyway. It is after a day that is not spent."""
+    known = record(250, ago=86_400.0, wait=3600.0)
+    for wait, used, is_put_off in ((480.0, 250, True), (FIRST_WAIT, 250, False), (480.0, 301, False)):
+        minute = record(10, ago=1000.0, wait=wait)
+        day = counted(RPD, used, used + 1, attrs.evolve(known, limit=used, raised=used + 1))
+        inference = conclude(counted(RPM, 9, 10, minute), day, named=((RPD, None),), configured=DAILY)
+        put_off = LearntLimit(RPM, 10, INFERRED, 11, 1.5 * 86_400.0, minute.learnt_at)
+        tomorrow = found(RPD, used, wait=TO_MIDNIGHT)
+        assert inference.learnt == ((put_off, tomorrow) if is_put_off else (tomorrow,))
+
+
+@pytest.mark.parametrize("named", [(), ((RPD, None),)])
+def test_a_day_that_is_not_counted_is_from_its_first_end_on(
+    conclude: Callable[..., Inference], named: tuple[tuple[Metric, int | None], ...]
+) -> None:
+    """The rest of that day says nothing; the next one is counted from its start."""
+    long = {"strikes": 9, "since": NOW - 3600.0, "named": named}
+    assert conclude(**long) == Inference((LearntLimit(RPD, MAX_LIMIT, UNKNOWN),), is_day_confirmed=True)
+    for ago, learnt in ((3600.0, ()), (5 * 3600.0, (found(RPD, 40, wait=TO_MIDNIGHT),))):
+        started = LimitRecord(MAX_LIMIT, UNKNOWN, NOW - ago, MAX_LIMIT, math.inf)
+        assert conclude(counted(RPD, 40, MAX_LIMIT, started), **long).learnt == learnt
+    assert conclude(counted(RPD, 40, MAX_LIMIT, started), named=((RPD, None),)).is_day_confirmed
 
 
 # --- other projects -----------------------------------------------------------------------------------
@@ -408,7 +467,7 @@ def test_a_day_that_admits_more_rises_at_once(make_deployment: MakeDeployment) -
     assert growth.learnt == (LearntLimit(RPD, 251, INFERRED, 253, 0.0, known.learnt_at),)
     assert growth.due == NOW
     minute = counted(RPM, 15, 15, record(15, STATED))
-    for used, due in ((225, NOW), (224, NOW + 600.0)):
+    for used, due in ((225, NOW), (210, NOW + 60.0), (60, NOW + 600.0)):  # 15 more in each minute at most
         assert after_answer(deployment, (minute, counted(RPD, used, 251, known)), NOW) == Growth((), due)
 
 
