@@ -23,7 +23,7 @@ from llm_router.engine.learning import LimitLearner
 from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.reporting import Reporter
-from llm_router.engine.retry import Next, RetryPolicy, Verdict, asked_delay, store_scope
+from llm_router.engine.retry import DAY_SPENT, Next, RetryPolicy, Verdict, asked_delay, store_scope
 from llm_router.engine.timing import finish
 from llm_router.errors import ProviderError
 from llm_router.stores.base import RateLimitStore
@@ -107,7 +107,9 @@ class Judge:
         self.failures.note(deployment, error, now)
         scope = store_scope(error, deployment)
         probed = max((p for p in probes if p.scope == scope), key=attrgetter("strikes"), default=None)
-        strikes, since = (0, None) if probed is None else (probed.strikes, probed.since or None)
+        # What was refused before in a row: that a minute's quota was spent says nothing of the day's.
+        before = None if probed is None or (_is_daily(error) and probed.reason != DAY_SPENT) else probed
+        strikes, since = (0, None) if before is None else (before.strikes, before.since or None)
         # What was sent before such a refusal was acted upon belongs to the same event.
         repeated = not strikes and self._refused.get(scope, began) > began
         if error.kind in PATH_FAILURES:
@@ -126,7 +128,7 @@ class Judge:
         if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
             sent_at = now - (self._monotonic() - began)
             inference = await self.learner.infer(
-                error, state, sent_at, probed, repeated=repeated, tokens=tokens
+                error, state, sent_at, before, repeated=repeated, tokens=tokens
             )
         turns: Mapping[Deployment, float] = {}
         if error.kind is FailureKind.SERVER and not repeated and state.group.overload.record(deployment):
@@ -319,3 +321,8 @@ class Judge:
             await self.store.cool_down(cooldown)
         except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
             note_failure(self.store, "cool_down", error)
+
+
+def _is_daily(error: ProviderError) -> bool:
+    """Return whether a refusal says that it is for a quota of the day."""
+    return any(each.metric is not None and each.metric.is_daily for each in error.violations)

@@ -101,7 +101,8 @@ class LimitLearner:
             error: The refusal.
             state: The deployment.
             began: When the refused request was sent, in seconds since the epoch.
-            probed: The half-open cooldown that the request probed, or None.
+            probed: The half-open cooldown that the request probed, or None; also None where the refusal says
+                that it is for another reason.
             repeated: Whether it was on its way before another refusal was acted upon.
             tokens: The input tokens that were reserved for it.
         """

@@ -18,7 +18,10 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
-__all__ = ["Next", "RetryPolicy", "Verdict", "asked_delay", "store_scope"]
+__all__ = ["DAY_SPENT", "Next", "RetryPolicy", "Verdict", "asked_delay", "store_scope"]
+
+DAY_SPENT = "daily quota spent, says the provider"
+"""The reason of a cooldown because of a quota of the day."""
 
 _LONGEST_TRANSIENT = 60.0
 _LONGEST_UNEXPLAINED = 15 * 60.0
@@ -248,13 +251,13 @@ class RetryPolicy:
         It lasts until midnight, unless our own ledger gives reason to doubt it: then one request tries again
         after the delay that the provider asks for.
         """
-        scope, reason = store_scope(error, state.deployment), "daily quota spent, says the provider"
+        scope = store_scope(error, state.deployment)
         midnight = _end_of_day(state.deployment, now)
         is_counted = any(quota.metric.is_daily for quota in state.deployment.quotas)
         if is_counted and state.daily_headroom > _OPEN_DAY and not is_certain:
             until = min(now + self._minute_delay(error, 0), midnight)
-            return Cooldown(scope, until, reason, half_open=True, strikes=1, since=now)
-        return Cooldown(scope, midnight, reason, since=now)
+            return Cooldown(scope, until, DAY_SPENT, half_open=True, strikes=1, since=now)
+        return Cooldown(scope, midnight, DAY_SPENT, since=now)
 
 
 def _end_of_day(deployment: Deployment, now: float) -> float:

@@ -119,6 +119,38 @@ async def test_from_the_second_day_on_its_end_is_one_refusal(
     assert rpd is None or provider.refused[1] == 1
 
 
+@pytest.mark.parametrize("stated", [None, 250])
+async def test_a_refusal_of_the_minute_does_not_confirm_that_the_day_is_over(
+    make_router: MakeRouter, clock: ManualClock, provider: FakeProvider, pools: Pools, stated: int | None
+) -> None:
+    """The first one of a day is tried again, also by who probes after a refusal without a name."""
+    day = ProviderError(
+        "spent",
+        kind="quota",
+        code=429,
+        violations=(QuotaViolation(Metric.RPD, stated),),
+        retry_delay=30.0,
+        charged=False,
+    )
+    async with make_router([pools.one(rpm=15, rpd=250)], max_retries=0) as router:
+        for _ in range(3):
+            assert (await router.send("x")).success
+        provider.script(
+            ProviderError("exhausted", kind="quota", code=429, retry_delay=5.0, charged=False), day
+        )
+        assert not (await router.send("x")).success
+        await clock.advance(5.1)
+        assert not (await router.send("x")).success
+        assert (await router.send("x")).retry_after == pytest.approx(30.0)
+        [status] = await router.get_all_key_statuses()
+        assert status["limits"]["rpd"]["limit"] == 250
+        provider.script(day)
+        await clock.advance(30.1)
+        assert not (await router.send("x")).success
+        midnight = next_midnight(clock.time(), PROVIDER_TIMEZONE)
+        assert (await router.send("x")).retry_after == pytest.approx(midnight + 1.0 - clock.time())
+
+
 async def test_no_quota_at_all_is_no_limit_to_keep_to(
     make_router: MakeRouter, clock: ManualClock, provider: FakeProvider, pools: Pools
 ) -> None:
