@@ -171,12 +171,17 @@ class LimitLearner:
             await self._share(Cooldown.learn(others[place].deployment.model_scope, lesson))
         return entry
 
-    async def grow(self, state: DeploymentState) -> None:
-        """Let limits rise that an answer has proven too low, if it is time to look at them."""
+    async def grow(self, state: DeploymentState, *, ends_day: bool) -> None:
+        """Let limits rise that an answer has proven too low, if it is time to look at them.
+
+        Args:
+            state: The deployment.
+            ends_day: Whether the answered request took the last of a quota of the day.
+        """
         now = self.clock.time()
         state.limits_due = now + _LOOKED_AT
         [quotas] = await self._quotas_of([state])
-        growth = after_answer(state.deployment, quotas, now)
+        growth = after_answer(state.deployment, quotas, now, ends_day=ends_day)
         state.limits_due = growth.due
         if growth.learnt:
             await self.learn(state, growth.learnt)

@@ -454,13 +454,17 @@ def for_another_project(
     return tuple(prior)
 
 
-def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: float) -> Growth:
+def after_answer(
+    deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: float, *, ends_day: bool = True
+) -> Growth:
     """Return what an answer says of the limits of a deployment one of whose quotas is used up.
 
     Args:
         deployment: The deployment.
         quotas: Its quotas after the answer.
         now: Seconds since the epoch.
+        ends_day: Whether the answered request took the last of a quota of the day. If not, that may have been
+            one that is still on its way, and proves nothing yet.
     """
     configured = {quota.metric: quota for quota in deployment.quotas}
     minute = next((quota.limit for quota in quotas if quota.metric is Metric.RPM), MAX_LIMIT)
@@ -482,7 +486,7 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
                 learnt.append(_one_of_eight(quota, record.learnt_at))
         else:
             is_steady = terms is not None and terms.refill is Refill.STEADY
-            longer, look_at = _risen(quota, record, now, is_steady=is_steady)
+            longer, look_at = _risen(quota, record, now, is_steady=is_steady, ends_day=ends_day)
             if quota.metric.is_daily and look_at == math.inf:
                 look_at = now + _to_last(quota, record, minute)
             due = min(due, look_at)
@@ -492,7 +496,7 @@ def after_answer(deployment: Deployment, quotas: Sequence[QuotaSnapshot], now: f
 
 
 def _risen(
-    quota: QuotaSnapshot, record: LimitRecord, now: float, *, is_steady: bool
+    quota: QuotaSnapshot, record: LimitRecord, now: float, *, is_steady: bool, ends_day: bool
 ) -> tuple[LearntLimit | None, float]:
     """Return a higher limit if one that was raised has proven itself, and when to look again."""
     proof = WINDOW if is_steady else _proof(quota.metric)
@@ -505,7 +509,7 @@ def _risen(
         # Where all requests are larger than the step, it takes several steps until one more fits.
         is_proven = quota.used > record.limit or now - record.raise_at >= _TOKEN_WAIT
     else:
-        is_proven = quota.used > record.limit
+        is_proven = quota.used > record.limit and (ends_day or quota.metric is not Metric.RPD)
     if is_proven:
         longer = _longer_step(quota.metric, record)
         return longer, now + longer.raise_after + proof

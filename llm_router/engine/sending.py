@@ -758,7 +758,7 @@ class OpenAttempt:
             return
         await self._clear()
         if lease.is_last and self._sender.clock.time() >= lease.state.limits_due:
-            await judge.learner.grow(lease.state)
+            await judge.learner.grow(lease.state, ends_day=not lease.daily_headroom)
 
     async def _break_off(self) -> None:
         """Draw the consequences of an attempt that was given up, perhaps during or after its answer."""

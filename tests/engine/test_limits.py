@@ -466,6 +466,9 @@ def test_a_day_that_admits_more_rises_at_once(make_deployment: MakeDeployment) -
     growth = after_answer(deployment, (counted(RPD, 251, 251, known),), NOW)
     assert growth.learnt == (LearntLimit(RPD, 251, INFERRED, 253, 0.0, known.learnt_at),)
     assert growth.due == NOW
+    # The one that is above the limit may still be on its way, and be refused.
+    on_its_way = after_answer(deployment, (counted(RPD, 251, 251, known),), NOW, ends_day=False)
+    assert on_its_way == Growth((), NOW)
     minute = counted(RPM, 15, 15, record(15, STATED))
     for used, due in ((225, NOW), (210, NOW + 60.0), (60, NOW + 600.0)):  # 15 more in each minute at most
         assert after_answer(deployment, (minute, counted(RPD, used, 251, known)), NOW) == Growth((), due)
