@@ -291,7 +291,7 @@ async def test_a_wal_that_starts_again_stays_as_long_as_it_was(
     connect = sqlite3.connect
 
     def connect_as_on_macos(*args: Any, **options: Any) -> sqlite3.Connection:
-        connection = connect(*args, **options)
+        connection: sqlite3.Connection = connect(*args, **options)
         connection.execute("PRAGMA journal_size_limit = 32768")
         return connection
 
