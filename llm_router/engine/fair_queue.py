@@ -103,11 +103,18 @@ class Tenants:
             line[ticket] = None
 
     def put_back(self, ticket: Ticket) -> None:
-        """Add a request that was next before, and was not served, as the first one of its tenant."""
-        line = self._lines.setdefault(ticket.tenant, OrderedDict())
+        """Add a request that was next before, and was not served, as the first one of its tenant.
+
+        The tenant is next, or soon; but one that did not wait meanwhile has saved up nothing.
+        """
+        count = self.count(ticket.tenant)
+        line = self._lines.get(ticket.tenant)
+        if line is None:
+            line = self._lines[ticket.tenant] = OrderedDict()
+            count = max(count, self._reached - ticket.tokens / self._weight(ticket.tenant))
         line[ticket] = None
         line.move_to_end(ticket, last=False)
-        self._set(ticket.tenant, self.count(ticket.tenant))
+        self._set(ticket.tenant, count)
         self._offer(ticket.tenant)
 
     def discard(self, ticket: Ticket) -> None:

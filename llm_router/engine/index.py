@@ -20,7 +20,7 @@ import attrs
 
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.methods import GENERATE
-from llm_router.domain.quota import MINUTE, TOKEN_METRICS
+from llm_router.domain.quota import MINUTE, TOKEN_METRICS, Refill
 from llm_router.engine.overload import Overload
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
@@ -39,6 +39,11 @@ _priority = itemgetter(0)
 
 _numbers = itertools.count()
 """Numbers the entries of all heaps: a deployment may move from one to another."""
+
+
+def _spent_share(deployment: Deployment) -> float:
+    steady = (each for each in deployment.quotas if each.refill is Refill.STEADY and each.limit > 0)
+    return max((1.0 - (each.capacity - 1) / each.limit for each in steady), default=0.0)
 
 
 @attrs.define(eq=False)
@@ -61,6 +66,8 @@ class DeploymentState(Candidate):
         minute_headroom: The same for its other quotas, minus the time of that grant in minutes: quota is
             assumed to come back evenly over a minute, so this plus the present time estimates what remains.
         limits_due: Seconds since the epoch from when on an answer at the limit may raise it.
+        spent_share: Share of its tightest quota per minute from which downwards none may be left for now: a
+            steady quota gives less at once than its limit.
         starved: How often it was refused though nothing was admitted for a whole window; one less when a
             request that tries again is answered, but at least 1 then. So of keys that secretly share a quota,
             one soon gives way to the other.
@@ -78,7 +85,12 @@ class DeploymentState(Candidate):
     daily_headroom: float = attrs.field(default=1.0, init=False)
     minute_headroom: float = attrs.field(default=1.0, init=False)
     limits_due: float = attrs.field(default=0.0, init=False)
+    spent_share: float = attrs.field(init=False)
     starved: int = attrs.field(default=0, init=False)
+
+    @spent_share.default
+    def _spent_share(self) -> float:
+        return _spent_share(self.deployment)
 
     @property
     def is_parked(self) -> bool:
@@ -287,6 +299,7 @@ class Group:
         was_parked = state.is_parked
         state.group.give_up(state)
         state.group, state.deployment = self, deployment
+        state.spent_share = _spent_share(deployment)
         self.avoided_until = max(self.avoided_until, state.avoided_until)
         if was_parked:
             until, state.wakes_at = state.wakes_at, -math.inf

@@ -390,6 +390,7 @@ class Selector:
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision
             )
             is_short = granted.refusal is not None and granted.lacks_tokens(now)
+            is_short = is_short or decision.headroom <= granted.spent_share
             lease.is_last = demand is not _NOTHING and (is_short or lease.is_last)
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)

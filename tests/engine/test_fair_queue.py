@@ -131,6 +131,24 @@ def test_a_request_that_is_put_back_costs_its_tenant_nothing() -> None:
     assert tenants.count("a") == 0.0
 
 
+def test_who_failed_on_its_turn_brings_nothing_saved_up() -> None:
+    """Its request keeps the place, but what others were served while its tenant did not wait is not owed."""
+    tenants = Tenants({})
+    for _ in range(100):
+        tenants.add(Ticket(tenant="busy", tokens=10))
+        assert tenants.pop() is not None
+        tenants.charge("busy", 10)
+    tenants.charge("seldom", -1000.0)  # as it was when it was served last
+    _fill(tenants, {"busy": 10.0}, 20)
+    failed = Ticket(tenant="seldom", tokens=10, again=True)
+    tenants.put_back(failed)
+    _fill(tenants, {"seldom": 10.0}, 20)
+    assert tenants.pop() is failed
+    tenants.charge("seldom", 10)
+    served = _serve(tenants, 200)
+    assert served["seldom"] == pytest.approx(served["busy"], abs=30)
+
+
 def test_only_so_many_tenants_are_remembered() -> None:
     """Those charged longest ago are forgotten, but for those that wait; the heap does not grow either."""
     tenants = Tenants({})

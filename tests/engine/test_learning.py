@@ -8,12 +8,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from llm_router import Deployment, ProviderError, Reply, Request, Router
 from llm_router.domain.calendar import next_midnight
 from llm_router.domain.kinds import Metric
-from llm_router.domain.quota import PROVIDER_TIMEZONE
+from llm_router.domain.quota import PROVIDER_TIMEZONE, Quota, Refill
 from llm_router.errors import QuotaViolation
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -179,6 +180,24 @@ async def test_a_limit_that_is_no_number_is_not_stated(
         await router.send("x")
         [status] = await router.get_all_key_statuses()
     assert (status["limits"]["rpm"]["limit"], status["limits"]["rpm"]["source"]) == (6, "inferred")
+
+
+@pytest.mark.parametrize("burst", [1, 3])
+async def test_a_steady_limit_rises_to_what_is_configured(
+    make_router: MakeRouter, clock: ManualClock, provider: FakeProvider, pools: Pools, burst: int
+) -> None:
+    """Once the provider admits it again, though its bucket gives out before as much is owed as the limit."""
+    quotas = (Quota(Metric.RPM, 10, Refill.STEADY, burst=burst),)
+    async with make_router([attrs.evolve(pools.one(), quotas=quotas)]) as router:
+        provider.script(refusal(3))
+        for _ in range(1_800):
+            await router.send("x")
+            clock.shift(2.0)
+        before = len(provider.calls)
+        for _ in range(300):
+            await router.send("x")
+            clock.shift(2.0)
+    assert len(provider.calls) - before >= 70
 
 
 async def test_what_refusals_suggest_is_logged_once(

@@ -175,6 +175,8 @@ def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_MAX_WAL_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    # Some builds of SQLite, such as that of macOS, would cut the WAL whenever it starts again.
+    connection.execute("PRAGMA journal_size_limit = -1")
     _migrate(connection, path)
     # Last, because until the first checkpoint only the WAL has the header by which a file is recognised.
     connection.execute("PRAGMA journal_mode = WAL")

@@ -12,10 +12,12 @@ import sqlite3
 import time
 from typing import TYPE_CHECKING
 
-from llm_router.stores.sqlite.wal import frames_missing, size_of_wal
+from llm_router.stores.sqlite.wal import frames_missing, salts_of_wal, size_of_wal
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llm_router.stores.sqlite.wal import Salts
 
 __all__ = ["DatabaseFiles", "Identities", "Identity"]
 
@@ -34,7 +36,8 @@ class DatabaseFiles:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._size = 0  # of the WAL, at its longest
+        self._size = 0  # of the WAL, at its longest,
+        self._salts: Salts | None = None  # and which it was then
         self._database, self._wal, self._index = (f"{path}{suffix}" for suffix in ("", "-wal", "-shm"))
 
     def find(self) -> Identities:
@@ -105,16 +108,20 @@ class DatabaseFiles:
         SQLite overwrites a WAL from its beginning, and shortens it only where all of it is in the database.
         """
         size = size_of_wal(self._path)
-        self._size = max(self._size, size)
+        if size > self._size:
+            self._size, self._salts = size, salts_of_wal(self._path)
         return size < self._size
 
-    def has_log(self) -> bool:
-        """Return whether there is anything in the WAL."""
-        return size_of_wal(self._path) > 0
+    def has_begun_anew(self) -> bool:
+        """Return whether a WAL that has shrunk is empty, or another one than when it was longer.
+
+        So it is after a checkpoint that cuts it short, by another program, even if others have written since.
+        """
+        return not size_of_wal(self._path) or salts_of_wal(self._path) not in (None, self._salts)
 
     def start_over(self) -> None:
         """Forget how long the WAL was: the database is opened anew."""
-        self._size = 0
+        self._size, self._salts = 0, None
 
     @staticmethod
     def _is_empty(name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["commits_in_wal", "frames_missing", "size_of_wal"]
+__all__ = ["Salts", "commits_in_wal", "frames_missing", "salts_of_wal", "size_of_wal"]
 
 _HEADER, _FRAME = struct.Struct(">8I"), struct.Struct(">4I")
 _FRAME_BYTES = 24
@@ -25,7 +25,8 @@ _SALTS, _COPY, _BACKFILLED = slice(32, 40), slice(48, 96), slice(96, 100)
 _VERSION = 3007000
 _WORD = 0xFFFF_FFFF
 
-_Salts = tuple[int, int]
+Salts = tuple[int, int]
+"""What tells a log from those that were in its file before."""
 
 
 def commits_in_wal(path: Path) -> int:
@@ -83,11 +84,24 @@ def size_of_wal(path: Path) -> int:
     return 0
 
 
+def salts_of_wal(path: Path) -> Salts | None:
+    """Return the salts of the log of the database at ``path``; None if it has no beginning, or a damaged one.
+
+    It may be called while the database is open: no locks are on the log.
+    """
+    with contextlib.suppress(FileNotFoundError), _beside(path, "-wal").open("rb") as file:
+        head = file.read(_HEADER.size)
+        if len(head) == _HEADER.size and _is_sound(head):
+            salt1, salt2 = _HEADER.unpack(head)[4:6]
+            return salt1, salt2
+    return None
+
+
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _in_index(path: Path) -> tuple[_Salts | None, int, int]:
+def _in_index(path: Path) -> tuple[Salts | None, int, int]:
     """Return what the index says: whose it is, the last frame, and the last one that is in the database."""
     with contextlib.suppress(FileNotFoundError), _beside(path, "-shm").open("rb") as file:
         head = file.read(_BACKFILLED.stop)
@@ -115,7 +129,7 @@ def _is_sound(head: bytes) -> bool:
     return (one, two) == (sum1, sum2)
 
 
-def _last_commit(file: BinaryIO, page_size: int, salts: _Salts | None) -> int:
+def _last_commit(file: BinaryIO, page_size: int, salts: Salts | None) -> int:
     """Return the number of the last frame with these salts (without any: those of the first) that commits."""
     if page_size not in _PAGE_SIZES:
         return 0

@@ -367,8 +367,8 @@ class Worker:
         is_whole = None not in opened and opened[0] == database
         if is_whole and (self._turns.undisturbed or self._files.find() == opened):
             if self._files.has_shrunk():
-                # All of an empty one may be in the database; whether it is is seen when that is opened again.
-                self._loss = Loss(kept=False) if self._files.has_log() else None
+                # All of the one before may be in the database: it is seen when that is opened again.
+                self._loss = None if self._files.has_begun_anew() else Loss(kept=False)
                 self._leave(database)
             return
         if database is not None and self._files.find()[0] == database:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -260,15 +260,48 @@ async def test_a_wal_that_is_cut_while_it_is_open(
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+@pytest.mark.parametrize("written", [False, True])
 async def test_a_wal_that_another_program_has_emptied_is_no_loss(
-    path: Path, store: SQLiteStore, limited: Deployment, caplog: pytest.LogCaptureFixture
+    written: bool,
+    path: Path,
+    store: SQLiteStore,
+    limited: Deployment,
+    spawn: Callable[..., subprocess.Popen[str]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It may, with a checkpoint that moves all of it into the database."""
+    """It may, with a checkpoint that moves all of it into the database, even if others have written since."""
     for number in range(TAKEN):
         await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
+    size = _wal(path).stat().st_size
     statement = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('PRAGMA wal_checkpoint(TRUNCATE)')"
     await asyncio.to_thread(subprocess.run, [sys.executable, "-c", statement, str(path)], check=True)
     assert _wal(path).stat().st_size == 0
+    if written:
+        await asyncio.to_thread(spawn("hammer", path, 1, 30, 1000, 1).communicate, "\n")
+        assert 0 < _wal(path).stat().st_size < size
     assert (await store.reserve("id", [limited], Demand(), 600.0)).deployment is limited
     assert (await store.snapshot([limited]))[0].quotas[0].used == TAKEN + 1
     assert not caplog.records
+
+
+async def test_a_wal_that_starts_again_stays_as_long_as_it_was(
+    path: Path, open_store: Callable[..., SQLiteStore], limited: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some builds of SQLite would cut it: each time the database would have to be opened anew."""
+    connect = sqlite3.connect
+
+    def connect_as_on_macos(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = connect(*args, **options)
+        connection.execute("PRAGMA journal_size_limit = 32768")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_as_on_macos)
+    store = open_store(path)
+    for number in range(TAKEN):
+        await store.reserve(f"spent-{number}", [limited], Demand(), 600.0)
+    size = _wal(path).stat().st_size
+    assert size > 32768
+    checkpoint(path, "NORMAL", lambda: True)
+    for number in range(3):
+        assert (await store.reserve(f"id-{number}", [limited], Demand(), 600.0)).deployment is limited
+    assert _wal(path).stat().st_size == size
