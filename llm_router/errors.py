@@ -40,7 +40,7 @@ from typing import Any, TypeVar
 import attrs
 
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
-from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.numbers import MAX_LIMIT, real, shown, whole
 
 __all__ = [
     "BlockedError",
@@ -262,12 +262,9 @@ class EmbeddingError(SendError):
         self.model = model
 
 
-_MAX_LIMIT = 10**15
-
-
 def _limit(given: int | None) -> int | None:
     limit = whole(given)
-    return limit if limit is not None and 0 <= limit <= _MAX_LIMIT else None
+    return limit if limit is not None and 0 <= limit <= MAX_LIMIT else None
 
 
 @attrs.frozen

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.methods import GENERATE, OTHER_OUTPUTS
+from llm_router.domain.methods import serves_any
 from llm_router.domain.quota import Metric
 
 __all__ = ["Allowance", "allowances", "named_allowances"]
@@ -32,17 +32,13 @@ class Allowance:
 
 def allowances(deployments: Iterable[Deployment], workloads: Iterable[str]) -> list[Allowance]:
     """Return what each of the workloads allows that some deployment serves, in their order."""
-    serving = (each for each in deployments if _serves_workload(each))
+    serving = (each for each in deployments if serves_any(each.methods))
     return _allowances(((each.workload, each) for each in serving), workloads)
 
 
 def named_allowances(deployments: Iterable[Deployment]) -> list[Allowance]:
     """Return what each model allows that serves no workload: one for embeddings, images or speech."""
-    return _allowances((each.model, each) for each in deployments if not _serves_workload(each))
-
-
-def _serves_workload(deployment: Deployment) -> bool:
-    return GENERATE in deployment.methods and OTHER_OUTPUTS.isdisjoint(deployment.methods)
+    return _allowances((each.model, each) for each in deployments if not serves_any(each.methods))
 
 
 def _allowances(named: Iterable[tuple[str, Deployment]], order: Iterable[str] = ()) -> list[Allowance]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from llm_router.domain.methods import GENERATE, OTHER_OUTPUTS, usual_methods
+from llm_router.domain.methods import GENERATE, serves_any, usual_methods
 from llm_router.domain.queries import ModelInfo
 
 __all__ = ["models_shown", "next_key_id", "proposed_models", "workload_for"]
@@ -55,11 +55,9 @@ def proposed_models(served: Iterable[ModelInfo], workloads: Sequence[str]) -> di
 
 
 def _answers(info: ModelInfo) -> bool:
-    usual = usual_methods(info.name)
     return (
         info.name.startswith("gemini")
-        and GENERATE in usual
-        and not usual & OTHER_OUTPUTS
+        and serves_any(usual_methods(info.name))
         and (not info.methods or GENERATE in info.methods)
         and not _words(info.name) & set(_OTHER_TRADES)
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import attrs
 
-__all__ = ["Exchange", "Head", "Headers"]
+__all__ = ["PAGES", "Exchange", "Head", "Headers"]
 
 Headers = tuple[tuple[str, str], ...]
 """Headers in order, with names in lower case."""
+
+PAGES = "pages/"
+"""What the names begin with under which the further pages of lists are known."""
 
 
 @attrs.frozen(kw_only=True)

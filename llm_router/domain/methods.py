@@ -15,8 +15,8 @@ __all__ = [
     "GENERATE",
     "IMAGES",
     "METHODS",
-    "OTHER_OUTPUTS",
     "SPEECH",
+    "serves_any",
     "usual_methods",
 ]
 
@@ -35,7 +35,7 @@ IMAGES = "images"
 SPEECH = "speech"
 """Answer with sound."""
 
-OTHER_OUTPUTS = frozenset({IMAGES, SPEECH})
+_OTHER_OUTPUTS = frozenset({IMAGES, SPEECH})
 """What a model that has one of them answers prompts with, so that it must be named."""
 
 METHODS = frozenset({GENERATE, EMBED, COUNT, IMAGES, SPEECH, "predict", "predictLongRunning"})
@@ -52,6 +52,11 @@ _BY_NAME = (
     (re.compile(r"\bimage\b"), frozenset({GENERATE, COUNT, IMAGES})),
 )
 _USUAL = frozenset({GENERATE, COUNT})
+
+
+def serves_any(methods: frozenset[str], method: str = GENERATE) -> bool:
+    """Return whether a request for ``method`` that names no model may go to one with these methods."""
+    return method in methods and _OTHER_OUTPUTS.isdisjoint(methods)
 
 
 def usual_methods(model: str) -> frozenset[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 
-__all__ = ["real", "shown", "whole"]
+__all__ = ["MAX_LIMIT", "real", "shown", "whole"]
+
+MAX_LIMIT = 10**15
+"""The largest limit: every store counts exactly up to it."""
 
 _LONGEST_SHOWN = 60
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import attrs
 
 from llm_router.domain.kinds import Metric
-from llm_router.domain.numbers import real, shown, whole
+from llm_router.domain.numbers import MAX_LIMIT, real, shown, whole
 from llm_router.errors import ConfigError
 
 __all__ = [
@@ -32,9 +32,6 @@ MINUTE = 60.0
 
 GUARD = 0.3
 """Seconds added to a window: the longest delay expected before the provider counts quota that was taken."""
-
-MAX_LIMIT = 10**15
-"""The largest limit: every store counts exactly up to it."""
 
 MAX_WINDOW = 1e9
 """The longest window, in seconds: every store keeps times exactly up to it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakKeyDictionary
 
-from llm_router.domain.methods import ANY_METHOD, OTHER_OUTPUTS
+from llm_router.domain.methods import ANY_METHOD, serves_any
 from llm_router.domain.request import Fallback
 from llm_router.engine.index import FallbackOrder, Group, Step
 from llm_router.engine.pool import Pool
@@ -193,7 +193,7 @@ def _tiers(workload: str | None, model: str | None, fallback: Fallback) -> list[
 def _can_serve(group: Group, method: str, model: str | None) -> bool:
     if method == ANY_METHOD or group.model == model:
         return method in group.methods or method == ANY_METHOD
-    return method in group.methods and OTHER_OUTPUTS.isdisjoint(group.methods)
+    return serves_any(group.methods, method)
 
 
 def _no_method(method: str, model: str | None) -> str:

@@ -22,8 +22,17 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner
 from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
+from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
-from llm_router.engine.retry import DAY_SPENT, Next, RetryPolicy, Verdict, asked_delay, store_scope
+from llm_router.engine.retry import (
+    DAY_SPENT,
+    Next,
+    RetryPolicy,
+    Verdict,
+    asked_delay,
+    is_daily,
+    store_scope,
+)
 from llm_router.engine.timing import finish
 from llm_router.errors import ProviderError
 from llm_router.stores.base import RateLimitStore
@@ -108,7 +117,7 @@ class Judge:
         scope = store_scope(error, deployment)
         probed = max((p for p in probes if p.scope == scope), key=attrgetter("strikes"), default=None)
         # What was refused before in a row: that a minute's quota was spent says nothing of the day's.
-        before = None if probed is None or (_is_daily(error) and probed.reason != DAY_SPENT) else probed
+        before = None if probed is None or (is_daily(error) and probed.reason != DAY_SPENT) else probed
         strikes, since = (0, None) if before is None else (before.strikes, before.since or None)
         # What was sent before such a refusal was acted upon belongs to the same event.
         repeated = not strikes and self._refused.get(scope, began) > began
@@ -284,10 +293,7 @@ class Judge:
         return snapshot.cooldown is not None and snapshot.cooldown.is_disabled
 
     def _note(self, scope: Scope) -> None:
-        self._refused.pop(scope, None)
-        self._refused[scope] = self._monotonic()
-        if len(self._refused) > _REMEMBERED:
-            del self._refused[next(iter(self._refused))]
+        remember(self._refused, scope, self._monotonic())
 
     def _witness(self, state: DeploymentState, cooldown: Cooldown) -> None:
         """Avoid a model on every key once several projects were told that it does not exist."""
@@ -321,8 +327,3 @@ class Judge:
             await self.store.cool_down(cooldown)
         except Exception as error:  # noqa: BLE001 - of a user's store; this process keeps to it all the same
             note_failure(self.store, "cool_down", error)
-
-
-def _is_daily(error: ProviderError) -> bool:
-    """Return whether a refusal says that it is for a quota of the day."""
-    return any(each.metric is not None and each.metric.is_daily for each in error.violations)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import attrs
 
@@ -26,6 +25,7 @@ from llm_router.engine.limits import (
     for_another_project,
 )
 from llm_router.engine.pool import Pool
+from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
 from llm_router.engine.tries import concerns_others, follow, proves_more, put_off, takes_turns
@@ -34,16 +34,10 @@ from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
 __all__ = ["LimitLearner"]
 
-_Name = TypeVar("_Name", bound=str)
-_Value = TypeVar("_Value")
-
 _log = logging.getLogger("llm_router")
 
 _LOOKED_AT = 5.0
 """Seconds for which one answer alone looks at the limits that it may raise."""
-
-_REMEMBERED = 256
-"""Most (project, model) of which it is remembered when their limit was found, or a refusal doubted."""
 
 _DOUBTED_FOR = 86_400.0
 """Seconds for which a refusal that was put down to chance lets the next one be believed. A limit that is then
@@ -118,11 +112,11 @@ class LimitLearner:
         when = Circumstances(now, began, strikes, since, repeated, finding, doubted, tokens, before)
         inference = after_refusal(error, state.deployment, quotas, when)
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
-            _remember(self._doubted, scope, now)
+            remember(self._doubted, scope, now)
         state.limits_due = min(state.limits_due, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
         if news:
-            _remember(self._found, scope, now)
+            remember(self._found, scope, now)
             others = self._other_projects(state)
             for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
                 if prior := for_another_project(news, other.deployment, its_quotas):
@@ -141,7 +135,7 @@ class LimitLearner:
         """Return the quotas when the first of some strikes came; nothing if this process did not see it."""
         if since == math.inf:
             if all(quota.learnt is None or quota.learnt.learnt_at < began for quota in quotas):
-                _remember(self._before, scope, _Before(now, quotas))
+                remember(self._before, scope, _Before(now, quotas))
             return ()
         before = self._before.get(scope)
         return before.quotas if before is not None and abs(before.at - since) < WINDOW else ()
@@ -152,7 +146,7 @@ class LimitLearner:
             name = f"{deployment.model_scope} {fact['kind']} {' '.join(fact['keys'])}"
             if not 0.0 <= now - self._told.get(name, -math.inf) < REMEMBERED:
                 _log.warning("%s: %s", deployment.id, fact["words"])
-            _remember(self._told, name, now)
+            remember(self._told, name, now)
 
     async def _take_turns(
         self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot], now: float
@@ -246,13 +240,6 @@ class LimitLearner:
 
     async def _records_of(self, states: list[DeploymentState], metric: Metric) -> list[LimitRecord | None]:
         return [_record(each, metric) for each in await self._quotas_of(states)]
-
-
-def _remember(values: dict[_Name, _Value], name: _Name, value: _Value) -> None:
-    values.pop(name, None)
-    values[name] = value
-    if len(values) > _REMEMBERED:
-        del values[next(iter(values))]
 
 
 def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:

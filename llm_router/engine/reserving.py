@@ -387,11 +387,8 @@ class Selector:
             granted.observe(decision, now)
             self._probes.granted(decision.probes)
             lease = Lease(
-                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision
+                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
-            is_short = granted.refusal is not None and granted.lacks_tokens(now)
-            is_short = is_short or decision.headroom <= granted.spent_share
-            lease.is_last = demand is not _NOTHING and (is_short or lease.is_last)
         if decision.refusals:
             await self._note_refusals(send, decision.refusals, refused, lease, now)
         return lease
@@ -487,6 +484,7 @@ class Lease:
         gate: Held until the request is dispatched.
         on_return: Called with the state when quota came back early.
         decision: What the store decided.
+        now: Seconds since the epoch.
 
     Attributes:
         probes: The half-open cooldowns that the request probes.
@@ -524,11 +522,14 @@ class Lease:
         gate: DispatchGate,
         on_return: Callable[[DeploymentState], None],
         decision: Decision,
+        now: float,
     ) -> None:
         self._store = store
         self.probes = decision.probes
         self.headroom, self.daily_headroom = decision.headroom, decision.daily_headroom
-        self.is_last = demand is not _NOTHING and not (decision.headroom and decision.daily_headroom)
+        is_spent = decision.headroom <= state.spent_share or not decision.daily_headroom
+        is_short = state.refusal is not None and state.lacks_tokens(now)
+        self.is_last = demand is not _NOTHING and (is_spent or is_short)
         self._on_return = on_return
         self._gate: DispatchGate | None = gate
         self._used = _NOTHING

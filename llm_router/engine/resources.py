@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterable
 
+from llm_router.domain.exchange import PAGES
 from llm_router.errors import InvalidRequestError, StoreError
 from llm_router.records.base import Bounds, RecordStore
 from llm_router.records.naming import digest_name
@@ -26,7 +27,6 @@ OWNER_BOUNDS = Bounds(records=100_000)
 OWNER_LIFE = 60 * 86_400.0
 """Seconds for which an owner is remembered: longer than the provider keeps all but tuned models."""
 
-_PAGES = "pages/"
 _PAGE_LIFE = 3600.0
 """Seconds for which the next page of a list is remembered: who reads a list goes on soon."""
 
@@ -72,7 +72,7 @@ class Resources:
     async def remember(self, name: str, project: str) -> None:
         """Note that a thing was made for a project."""
         try:
-            ttl = _PAGE_LIFE if name.startswith(_PAGES) else OWNER_LIFE
+            ttl = _PAGE_LIFE if name.startswith(PAGES) else OWNER_LIFE
             await self._records.put(OWNERS, digest_name(name), json.dumps(project).encode(), ttl=ttl)
         except StoreError as error:  # a later request that names it may go to another project, and fail there
             kind = name.partition("/")[0]

@@ -18,7 +18,7 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
-__all__ = ["DAY_SPENT", "Next", "RetryPolicy", "Verdict", "asked_delay", "store_scope"]
+__all__ = ["DAY_SPENT", "Next", "RetryPolicy", "Verdict", "asked_delay", "is_daily", "store_scope"]
 
 DAY_SPENT = "daily quota spent, says the provider"
 """The reason of a cooldown because of a quota of the day."""
@@ -189,14 +189,13 @@ class RetryPolicy:
         strikes: _Strikes,
         inference: Inference,
     ) -> Verdict:
-        named = [violation.metric for violation in error.violations if violation.metric is not None]
         if error.scope is FaultScope.FEATURE and error.feature is not None:
             until = now + self._minute_delay(error, 0)
             return Verdict(Next.ELSEWHERE, feature_until=until)
         if any(violation.limit == 0 for violation in error.violations):
             reason = "no quota for this model in this project (limit 0)"
             return Verdict(Next.ELSEWHERE, _quarantine(error, state.deployment, now, strikes.count, reason))
-        if any(metric.is_daily for metric in named) or inference.is_day_confirmed:
+        if is_daily(error) or inference.is_day_confirmed:
             is_certain = inference.is_day_confirmed or strikes.count > 0
             cooldown = self._daily_cooldown(error, state, now, is_certain=is_certain)
         elif inference.is_explained:
@@ -258,6 +257,11 @@ class RetryPolicy:
             until = min(now + self._minute_delay(error, 0), midnight)
             return Cooldown(scope, until, DAY_SPENT, half_open=True, strikes=1, since=now)
         return Cooldown(scope, midnight, DAY_SPENT, since=now)
+
+
+def is_daily(error: ProviderError) -> bool:
+    """Return whether a refusal says that it is for a quota of the day."""
+    return any(each.metric is not None and each.metric.is_daily for each in error.violations)
 
 
 def _end_of_day(deployment: Deployment, now: float) -> float:

@@ -288,7 +288,7 @@ class Sender:
     async def _note_resources(self, send: SendState, head: Head) -> None:
         """Remember whose what the answer has made is, before the client can ask for it."""
         assert send.last is not None  # noqa: S101 - it is what answers
-        for name in (*filter(None, [head.created]), *head.further):
+        for name in filter(None, (head.created, *head.further)):
             await self.resources.remember(name, send.last.deployment.key.project)
         if head.deleted:
             await self.resources.forget(head.deleted)
@@ -411,10 +411,10 @@ class Sender:
             pool.features_until = 0.0
             return
         send.features = frozenset().union(*(each.features(send.request) for each in send.order.upstreams))
-        lacks = frozenset() if send.relayed is None else frozenset({send.relayed.feature}) - {""}
+        feature = "" if send.relayed is None else send.relayed.feature
         # Where all of them lack it, the provider is to say what is wrong.
-        if lacks and not _all_lack(send, lacks, self.clock.time()):
-            send.features |= lacks
+        if feature and not _all_lack(send, frozenset({feature}), self.clock.time()):
+            send.features |= {feature}
 
     # --- between attempts -----------------------------------------------------------------------------
 

@@ -133,7 +133,7 @@ class Gateway:
         reading = None if caller is None else caller.read(body)
         exchange = incoming.whole_exchange(body, reading)
         if caller is not None:
-            await caller.confine(exchange, options, (each.deployment for each in self.router.keys.pool))
+            await caller.confine(exchange, options, self.router.keys.pool.states)
         relay = self.router.relay(exchange, **options)
         await incoming.while_there(self._relay(relay, incoming, exchange, answer, caller))
 

@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.clock import Clock, SystemClock
+from llm_router.domain.exchange import PAGES
 from llm_router.engine.resources import CALLERS, OWNER_LIFE
 from llm_router.errors import ConfigError, StoreError
 from llm_router.gateway.answers import RefusedError
@@ -17,13 +18,13 @@ from llm_router.gateway.rates import TokenRates
 from llm_router.gemini_http.api_errors import ApiError, exhausted, not_found
 from llm_router.gemini_http.asking import WORKLOAD_PREFIX, Asked, MalformedBodyError, Reading, read_asked
 from llm_router.gemini_http.framing import dump
-from llm_router.gemini_http.resources import PAGES, upload_name
-from llm_router.gemini_http.targets import Operation, Target, parse_target
+from llm_router.gemini_http.resources import LISTS, upload_name
+from llm_router.gemini_http.targets import Target, parse_target
 from llm_router.records.memory import MemoryRecords
 from llm_router.records.naming import digest_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from llm_router.domain.deployment import Deployment
     from llm_router.domain.exchange import Exchange, Head
@@ -51,9 +52,6 @@ _SUBNET = 64
 _NAMED = 10
 """Most names in a message."""
 
-_LISTS = frozenset(
-    {Operation.LIST_FILES, Operation.LIST_CACHES, Operation.LIST_BATCHES, Operation.LIST_TUNED_MODELS}
-)
 _UNKNOWN = ApiError(
     int(HTTPStatus.UNAUTHORIZED),
     "UNAUTHENTICATED",
@@ -94,7 +92,7 @@ class Caller:
             return None
 
     async def confine(
-        self, exchange: Exchange, options: RelayOptions, deployments: Iterable[Deployment]
+        self, exchange: Exchange, options: RelayOptions, deployments: Collection[Deployment]
     ) -> None:
         """Narrow the options of an exchange to what the token allows, which wins over every header.
 
@@ -123,7 +121,7 @@ class Caller:
         if operation.method:
             await self._callers.count(self._grant)
 
-    def _narrow(self, asked: Asked, options: RelayOptions, deployments: Iterable[Deployment]) -> None:
+    def _narrow(self, asked: Asked, options: RelayOptions, deployments: Collection[Deployment]) -> None:
         grant, named = self._grant, asked.model
         workload = options.get("workload")
         model = options.get("model_preference")
@@ -131,20 +129,10 @@ class Caller:
             workload = workload or named.removeprefix(WORKLOAD_PREFIX)
         else:
             model = model or named or None
-        possible = (
-            each
-            for each in deployments
-            if (not grant.workloads or each.workload in grant.workloads)
-            and (not grant.models or each.model in grant.models)
-            and model in {None, each.model}
-        )
-        allowed = None
-        for each in possible:
-            if workload in {None, each.workload}:
-                allowed = each
-                break
-            if model is not None and not grant.workloads:
-                allowed = allowed or each  # a model that is allowed is so whatever workload is wished for
+        allowed = _first_allowed(grant, deployments, model, workload)
+        if allowed is None and model is not None and not grant.workloads:
+            # A model that is allowed is so whatever workload is wished for.
+            allowed = _first_allowed(grant, deployments, model, None)
         if allowed is None or not named:
             raise RefusedError(_forbidden(grant, model or workload))
         if grant.models:
@@ -166,7 +154,7 @@ class Caller:
 
     async def own_only(self, body: bytes) -> bytes:
         """Return an answer; of a list, with the caller's own things only."""
-        if self._target is None or self._target.operation not in _LISTS:
+        if self._target is None or self._target.operation not in LISTS:
             return body
         found: Any = json.loads(body)
         for field, items in found.items() if isinstance(found, dict) else ():
@@ -336,6 +324,23 @@ class Callers:
 def _forget_old(times: deque[float], now: float) -> None:
     while times and not now - _MINUTE < times[0] <= now:
         times.popleft()
+
+
+def _first_allowed(
+    grant: Grant, deployments: Collection[Deployment], model: str | None, workload: str | None
+) -> Deployment | None:
+    """Return a deployment that a token allows; of a model and workload, where they are not None."""
+    return next(
+        (
+            each
+            for each in deployments
+            if (not grant.workloads or each.workload in grant.workloads)
+            and (not grant.models or each.model in grant.models)
+            and workload in {None, each.workload}
+            and model in {None, each.model}
+        ),
+        None,
+    )
 
 
 def _forbidden(grant: Grant, wish: str | None) -> ApiError:

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from llm_router.domain.exchange import Headers
+from llm_router.domain.exchange import PAGES, Headers
 from llm_router.gemini_http.targets import Operation
 
 __all__ = [
-    "PAGES",
+    "LISTS",
     "UPLOAD_URL",
     "continued_name",
     "created_name",
@@ -25,19 +25,13 @@ __all__ = [
 UPLOAD_URL = "x-goog-upload-url"
 """The header that says where the next piece of an upload goes."""
 
-PAGES = "pages/"
-"""What the names begin with under which the further pages of lists are known."""
+LISTS = frozenset(
+    {Operation.LIST_FILES, Operation.LIST_CACHES, Operation.LIST_BATCHES, Operation.LIST_TUNED_MODELS}
+)
+"""The lists of what belongs to a project."""
 
 _UPLOAD_ID = "upload_id"
-_LISTS = frozenset(
-    {
-        Operation.LIST_MODELS,
-        Operation.LIST_FILES,
-        Operation.LIST_CACHES,
-        Operation.LIST_BATCHES,
-        Operation.LIST_TUNED_MODELS,
-    }
-)
+_PAGED = LISTS | {Operation.LIST_MODELS}
 _WITH_RESULTS = frozenset({Operation.GET_BATCH, Operation.GET_OPERATION, Operation.CREATE_BATCH})
 _RESULTS = (
     ("response", "responsesFile"),
@@ -86,13 +80,13 @@ def further_names(operation: Operation, body: bytes) -> tuple[str, ...]:
         operation: What was asked for.
         body: The whole answer.
     """
-    if operation not in _LISTS and operation not in _WITH_RESULTS:
+    if operation not in _PAGED and operation not in _WITH_RESULTS:
         return ()
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
         return ()
-    if operation in _LISTS:
+    if operation in _PAGED:
         page = answer.get("nextPageToken") if isinstance(answer, dict) else None
         return (_page(operation, page),) if isinstance(page, str) and page else ()
     named = [value for path in _RESULTS for value in _values(answer, path) if isinstance(value, str)]
@@ -116,7 +110,7 @@ def _page(operation: Operation, token: str) -> str:
 
 def continued_name(operation: Operation, query: str) -> tuple[str, ...]:
     """Return the name under which an upload that has begun, or the next page of a list, is known."""
-    if operation in _LISTS:
+    if operation in _PAGED:
         return tuple(_page(operation, token) for token in parse_qs(query).get("pageToken", ())[:1])
     return upload_name(operation, query)
 

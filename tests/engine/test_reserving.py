@@ -504,7 +504,7 @@ async def leased(
     await store.reserve("r", [deployment], demand, 60.0)
     await gate.enter()
     returned: list[DeploymentState] = []
-    return Lease(store, "r", state, demand, gate, returned.append, Decision(state.deployment)), returned
+    return Lease(store, "r", state, demand, gate, returned.append, Decision(state.deployment), 0.0), returned
 
 
 Leased = tuple[Lease, list[DeploymentState]]

@@ -306,22 +306,22 @@ class Worker:
         """Create the directory, unless the file is not ours: then nothing is put beside it."""
         self._await_checkpoint()
         with self._transaction, _opening:
-            self._check_file()
+            if not self._is_open_here():
+                self._check_file()
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _check_file(self) -> tuple[int, bool]:
-        """Make sure that the file is ours; if another store of this process has it open, it is.
+        """Make sure that the file is ours; if another store of this process has it open, it is: do not ask.
 
         Return the number of the last frame that the WAL should hold (0 if that is not known), and whether a
         database was lost that was there.
         """
         with contextlib.suppress(FileNotFoundError):
-            if not self._is_open_here():
-                database, _, _ = self._files.find()
-                check_header(self._path)
-                if self._files.were_left():
-                    return 0, True
-                return commits_in_wal(self._path) if database is not None else 0, False
+            database, _, _ = self._files.find()
+            check_header(self._path)
+            if self._files.were_left():
+                return 0, True
+            return commits_in_wal(self._path) if database is not None else 0, False
         return 0, False
 
     def _is_open_here(self) -> bool:
@@ -337,8 +337,9 @@ class Worker:
         """Return the connection and its state."""
         if self._connection is None or self._state is None:
             with _opening:
-                expected, was_lost = self._check_file()
+                expected, was_lost = 0, False
                 if not self._is_open_here():
+                    expected, was_lost = self._check_file()
                     self._files.drop_stray_index()
                 self._files.start_over()
                 self._connection = connect(self._path, self._synchronous, deadline)
