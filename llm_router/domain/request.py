@@ -32,7 +32,7 @@ class Origin:
     signatures: tuple[bytes | None, ...] = attrs.field(repr=False)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)  # as with a response: one is made in every send
 class Request:
     """One request, independent of the key and the model that will serve it.
 

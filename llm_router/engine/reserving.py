@@ -314,7 +314,8 @@ class Selector:
         finally:
             if lease is None:
                 self._gate.leave()
-        if lease is not None:
+        # `is_parked` spelt out, since every send comes here.
+        if lease is not None and (refused or lease.state.ring_index < 0 or self.pacer is not None):
             self._note_grant(send, lease, refused)
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             try:

@@ -21,7 +21,7 @@ from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.request import Fallback, Request, Urgency
 from llm_router.domain.response import Attempt, Chunk, Response, Usage
-from llm_router.engine.estimates import kind_of, understood
+from llm_router.engine.estimates import TEXT, kind_of, understood
 from llm_router.engine.fallback import FallbackOrders
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.judging import Judge
@@ -397,7 +397,7 @@ class Sender:
             order = self.orders[workload, model_preference, fallback, rejecting, GENERATE]
         ttl = min(limit + _GRACE, _MAX_TTL) if limit < math.inf else UNBOUNDED_TTL
         send = SendState(request, order, tokens, limit, wait, ttl, self.now(), task, model_preference, words)
-        send.kind = kind_of(request.contents)
+        send.kind = TEXT if prompt.__class__ is str else kind_of(request.contents)
         if self.judge.pool.features_until:
             self._heed_features(send)
         if urgency != "interactive" or tenant is not None:
@@ -700,9 +700,11 @@ class OpenAttempt:
     def _count(self, reply: Reply) -> int:
         """Have the lease settled with the input tokens that ``reply`` reports; return them, 0 if none."""
         tokens = 0 if reply.usage is None else reply.usage.input_tokens
-        if tokens > 0 and self._send.requests:
+        if tokens <= 0:
+            return 0
+        if self._send.requests:
             self._lease.settle_at(tokens)
-        return max(tokens, 0)
+        return tokens
 
     # --- after the call -------------------------------------------------------------------------------
 
@@ -718,9 +720,23 @@ class OpenAttempt:
 
     def _record(self) -> None:
         """Record the attempt; give the send its response, unless a failure is still to be judged."""
-        send, outcome = self._send, self._outcome
+        send, outcome, lease = self._send, self._outcome, self._lease
         error = outcome if isinstance(outcome, SendError) else None
-        send.attempts.append(self._told(error))
+        deployment = lease.state.deployment
+        send.attempts.append(
+            Attempt(
+                deployment.key.key_id,
+                deployment.model,
+                self._latency,
+                error,
+                send.metadata,
+                deployment.priority,
+                lease.demand.tokens,
+                lease.headroom,
+                lease.daily_headroom,
+                lease.passed_over,
+            )
+        )
         if isinstance(outcome, Reply):
             blocked = outcome.blocked
             if blocked is not None:
@@ -732,23 +748,6 @@ class OpenAttempt:
             send.response = _respond(send, outcome, error, self._sender.now())
         elif not isinstance(outcome, ProviderError):
             _fail(send, outcome, self._sender.now())
-
-    def _told(self, error: SendError | None) -> Attempt:
-        """Return what the response tells of the attempt."""
-        lease = self._lease
-        deployment = lease.state.deployment
-        return Attempt(
-            deployment.key.key_id,
-            deployment.model,
-            self._latency,
-            error,
-            self._send.metadata,
-            deployment.priority,
-            lease.demand.tokens,
-            lease.headroom,
-            lease.daily_headroom,
-            lease.passed_over,
-        )
 
     async def _acquit(self) -> None:
         """Draw the consequences of an answer: what it shows to be usable, or to admit more."""
