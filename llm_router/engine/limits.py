@@ -181,6 +181,10 @@ def after_refusal(
     learnt: list[LearntLimit] = []
     is_explained, pause, is_starved = True, 0.0, True
     for metric, limit in (stated or {_likeliest(counted): None}).items():
+        if limit is None and metric not in counted:
+            learnt.append(_begin_to_count(metric))
+            is_explained = is_starved = False
+            continue
         quota = None if metric in steady else counted.get(metric)
         judge = _tokens_refused if metric.counts_tokens else _admitted
         entry, is_closed = judge(metric, limit, quota, when)
@@ -191,6 +195,11 @@ def after_refusal(
         if quota is not None and quota.used and quota.limit and quota.learnt is not None:
             pause = max(_SHORTEST_PAUSE, MINUTE / quota.limit)
     return Inference(tuple(learnt), is_explained, pause=pause, is_starved=is_starved)
+
+
+def _begin_to_count(metric: Metric) -> LearntLimit:
+    """Return the limit by which the store counts from now on what nobody has set a limit for."""
+    return LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN, replaces=0.0)
 
 
 def _named(error: ProviderError) -> dict[Metric, int | None]:
@@ -228,11 +237,7 @@ def _admitted(
         return as_stated, False
     used, record = quota.used, quota.learnt
     if record is None or record.source is LimitSource.UNKNOWN:
-        # Far below what is expected, the minute may be at fault: others used the quota, or the store is new.
-        # A second time it is not: the first cooldown ends with the first answer, which shows only that the
-        # minute is over.
-        expected = quota.limit * _LIKELY if stated is None else stated
-        if when.strikes == 0 and not when.doubted and used < expected:
+        if _is_doubtful(quota, stated, when):
             return as_stated, False
         # Of tokens, what was refused would not have fitted: the limit is between the two.
         used = max(used + when.tokens // 2, when.tokens) if metric.counts_tokens else used
@@ -250,6 +255,18 @@ def _admitted(
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, record.limit - max(1, record.limit // _LOWERED))
     return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
+
+
+def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) -> bool:
+    """Return whether what was admitted of a quota without a learnt limit may be less than its limit."""
+    begun = quota.learnt.learnt_at if quota.learnt is not None and quota.limit >= MAX_LIMIT else -math.inf
+    if when.now - begun < WINDOW:  # nobody set a limit, and it is counted in part
+        return True
+    # Far below what is expected, the minute may be at fault: others used the quota, or the store is new. A
+    # second time it is not: the first cooldown ends with the first answer, which shows only that the minute
+    # is over.
+    expected = quota.limit * _LIKELY if stated is None else stated
+    return when.strikes == 0 and not when.doubted and quota.used < expected
 
 
 def _wait_longer(record: LimitRecord, now: float) -> float:
@@ -319,7 +336,7 @@ def _likeliest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:
     """Return the metric that a refusal without a name is about: the one of which the most is used."""
     minutes = [quota for metric, quota in counted.items() if not metric.is_daily and quota.limit > 0]
     fullest = max(minutes, key=lambda quota: quota.used / quota.limit, default=None)
-    if fullest is None or (fullest.used < _LIKELY * fullest.limit and Metric.RPM in counted):
+    if fullest is None or fullest.used < _LIKELY * fullest.limit:
         return Metric.RPM
     return fullest.metric
 
@@ -352,8 +369,8 @@ def _day_spent(
         quota = counted.get(metric)
         if stated:
             entry = LearntLimit(metric, stated)
-        elif quota is None:  # from now on it is counted
-            learnt.append(LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN))
+        elif quota is None:
+            learnt.append(_begin_to_count(metric))
             continue
         elif not is_confirmed or quota.used < 1 or _is_counted_in_part(quota, deployment, when.now):
             continue
@@ -430,7 +447,11 @@ def first_inferences(
         for quota in quotas
         if quota.learnt is not None and quota.learnt.source is not LimitSource.UNKNOWN
     }
-    return tuple(entry for entry in learnt if not entry.metric.is_daily and entry.metric not in known)
+    return tuple(
+        entry
+        for entry in learnt
+        if not entry.metric.is_daily and entry.metric not in known and entry.source is not LimitSource.UNKNOWN
+    )
 
 
 def for_another_project(

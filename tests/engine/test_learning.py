@@ -67,6 +67,21 @@ async def test_a_limit_far_above_the_real_one_is_found_in_the_second_minute(
     assert status["limits"]["rpm"]["limit"] in (10, 11)
 
 
+@pytest.mark.parametrize("limits", [{"tpm": 100_000}, {"rpd": 100_000}, {}])
+async def test_a_limit_on_what_nobody_configured_is_found(
+    make_router: MakeRouter, clock: ManualClock, pools: Pools, limits: dict[str, Any]
+) -> None:
+    """A refusal that names it has it counted from then on."""
+    provider = Hidden(clock, 10)
+    async with make_router([pools.one(**limits)], provider=provider) as router:
+        for _ in range(1_000):
+            await router.send("x")
+            clock.shift(1.0)
+        [status] = await router.get_all_key_statuses()
+    assert provider.refused <= 9
+    assert status["limits"]["rpm"]["limit"] in (10, 11)
+
+
 class Daily(FakeProvider):
     """Admits 10 requests in any minute and 60 a day (in Los Angeles), and says nothing in its refusals."""
 

@@ -104,15 +104,38 @@ def test_a_limit_far_below_what_is_expected_needs_a_second_refusal(
 
 
 def test_nothing_is_learnt_where_nothing_was_admitted(conclude: Callable[..., Inference]) -> None:
-    """Without a request in the window, or without a count, a refusal must be waited out.
+    """Without a request in the window a refusal must be waited out.
 
     That nothing was admitted is said, of all that is named and of what is counted only.
     """
     assert conclude(counted(RPM, 0, 15)) == Inference(is_starved=True)
-    assert conclude() == Inference()
     assert conclude(counted(RPM, 1, 15)) == Inference()
     assert not conclude(counted(RPM, 0, 15), named=((RPM, None), (TPM, None))).is_starved
     assert not conclude(counted(RPM, 0, 15), counted(TPM, 9, 90), named=((RPM, 9), (TPM, None))).is_starved
+
+
+@pytest.mark.parametrize("metric", [RPM, TPM])
+def test_what_is_not_counted_is_from_its_first_refusal_on(
+    conclude: Callable[..., Inference], metric: Metric
+) -> None:
+    """A part of the window shows nothing; what was admitted in a whole one is the limit."""
+    other = counted(TPM if metric is RPM else RPM, 5, 15)
+    begun = LearntLimit(metric, MAX_LIMIT, UNKNOWN, replaces=0.0)
+    assert conclude(other, named=((metric, None),)) == Inference((begun,))
+    for ago, learnt in ((WINDOW - 1.0, ()), (WINDOW + 1.0, (found(metric, 900),))):
+        whole = counted(metric, 900, MAX_LIMIT, record(MAX_LIMIT, UNKNOWN, ago=ago))
+        assert conclude(other, whole, named=((metric, None),), doubted=True).learnt == learnt
+    assert first_inferences((begun,), (other,)) == ()
+
+
+def test_a_bare_refusal_far_below_all_that_is_counted_is_for_requests(
+    conclude: Callable[..., Inference],
+) -> None:
+    """Also where these are not counted yet, or nothing is."""
+    begun = (LearntLimit(RPM, MAX_LIMIT, UNKNOWN, replaces=0.0),)
+    assert conclude().learnt == begun
+    assert conclude(counted(TPM, 499, 1000), doubted=True).learnt == begun
+    assert {each.metric for each in conclude(counted(TPM, 500, 1000), doubted=True).learnt} == {TPM}
 
 
 def test_a_stated_limit_is_believed(conclude: Callable[..., Inference]) -> None:
@@ -238,12 +261,6 @@ def test_the_newest_statement_is_believed_also_if_it_is_higher(conclude: Callabl
         assert all((entry.limit or 0) <= 5 * unit for entry in conclude(inferred, **terms).learnt)
 
 
-def test_tokens_are_the_likeliest_where_nothing_else_is_counted(conclude: Callable[..., Inference]) -> None:
-    """However few of them were used."""
-    bare = conclude(counted(TPM, 300, 1000), configured=(Quota(TPM, 1000),), doubted=True)
-    assert bare.learnt == (found(TPM, 300),)
-
-
 def test_a_refusal_below_the_limit_lowers_it(conclude: Callable[..., Inference]) -> None:
     """To what was admitted, at most by a quarter at a time, with a pause; it rises again soon."""
     for used, limit in ((9, 9), (5, 8), (1, 8)):
@@ -306,7 +323,7 @@ def test_what_is_refused_for_an_hour_is_a_spent_day(
     inference = conclude(*quotas, **long)
     assert inference.is_day_confirmed
     assert inference.learnt[0] == LearntLimit(RPM, None, replaces=mistaken.learnt_at)
-    counts = LearntLimit(RPD, MAX_LIMIT, UNKNOWN)  # from now on
+    counts = LearntLimit(RPD, MAX_LIMIT, UNKNOWN, replaces=0.0)  # from now on
     assert inference.learnt[1:] == ((found(RPD, 250, wait=TO_MIDNIGHT) if configured else counts),)
     elder = counted(RPM, 0, 3, record(3, ago=9_000.0))
     assert conclude(elder, day, **long).learnt == (found(RPD, 250, wait=TO_MIDNIGHT),)
@@ -370,7 +387,8 @@ def test_a_day_that_is_not_counted_is_from_its_first_end_on(
 ) -> None:
     """The rest of that day says nothing; the next one is counted from its start."""
     long = {"strikes": 9, "since": NOW - 3600.0, "named": named}
-    assert conclude(**long) == Inference((LearntLimit(RPD, MAX_LIMIT, UNKNOWN),), is_day_confirmed=True)
+    begun = LearntLimit(RPD, MAX_LIMIT, UNKNOWN, replaces=0.0)
+    assert conclude(**long) == Inference((begun,), is_day_confirmed=True)
     for ago, learnt in ((3600.0, ()), (5 * 3600.0, (found(RPD, 40, wait=TO_MIDNIGHT),))):
         started = LimitRecord(MAX_LIMIT, UNKNOWN, NOW - ago, MAX_LIMIT, math.inf)
         assert conclude(counted(RPD, 40, MAX_LIMIT, started), **long).learnt == learnt
