@@ -8,9 +8,10 @@ import sqlite3
 import sys
 import time
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llm_router.errors import StoreCorruptError
+from llm_router.stores.sqlite.limits import LimitPacker
 from llm_router.stores.sqlite.wal import size_of_wal
 
 if TYPE_CHECKING:
@@ -34,16 +35,10 @@ Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 APPLICATION_ID = 0x4C4C_4D52
 """``LLMR``: distinguishes SQLite files of this library from those of others."""
 
-_MIGRATIONS = ("schema.sql", "journal.sql")
-"""The script at index n migrates a file from schema version n to n + 1."""
+_MIGRATIONS = (("schema.sql",), ("journal.sql",), ("additions.sql", "limits.sql"))
+"""The scripts at index n migrate a file from schema version n to n + 1."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
-
-_ADDITIONS = "additions.sql"
-"""Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
-
-_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'cooldown_limits'"
-"""Finds the last table that was added."""
 
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
@@ -185,15 +180,14 @@ def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     _check_version(path, version)
-    for number, name in enumerate(_MIGRATIONS[version:], version + 1):
-        script = files(__package__).joinpath(name).read_text("utf-8")
+    # typeshed knows aggregate functions of one number only.
+    connection.create_aggregate("packed_limits", 6, cast("Any", LimitPacker))
+    for number, names in enumerate(_MIGRATIONS[version:], version + 1):
+        script = "".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
         connection.executescript(
             f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
             f"PRAGMA user_version = {number}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
         )
-    if not connection.execute(_HAS_ADDITIONS).fetchone():
-        script = files(__package__).joinpath(_ADDITIONS).read_text("utf-8")
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; COMMIT;")
 
 
 def _check_version(path: Path, version: int) -> None:
