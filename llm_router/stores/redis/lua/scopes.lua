@@ -253,7 +253,7 @@ local get_scope, write_scopes, kept_until = (function()
       is_foreign = not s
     end
     s = s or empty()
-    s[NAME], s[KEY], s[STORED], s[CHANGED], s[FOREIGN] = name, key, value, false, is_foreign
+    s[NAME], s[KEY], s[STORED], s[CHANGED], s[FOREIGN] = name, key, value, false, is_foreign and key
     scopes[name] = s
     if is_foreign then return s end
     if not value then
@@ -263,7 +263,7 @@ local get_scope, write_scopes, kept_until = (function()
         local is_read, is_former = pcall(rare.import, s, former)
         if not is_read or not is_former then
           s = empty()
-          s[NAME], s[KEY], s[FOREIGN] = name, prefix .. name, true
+          s[NAME], s[KEY], s[FOREIGN] = name, key, prefix .. name
           scopes[name] = s
           return s
         end
