@@ -123,7 +123,7 @@ local function snapshot(shortlist)
   local count = unpack_from("<I2", ARGV[5], shortlist)
   for i = 1, count do
     local number = unpack_from("<I2", ARGV[5], shortlist + 2 * i)
-    local deployment = opened[number] or open_deployment(number)
+    local deployment = opened[number] or open_deployment(number, true)
     local s, all, cooling = deployment.scope, deployment.terms, deployment.cooling
     spent = spent + 8
     refusing = refusing or load_refusing()

@@ -103,6 +103,31 @@ local function load_rare()
     return latest
   end
 
+  -- Whether terms would change how a ledger of the scope counts.
+  function rare.differs(s, all)
+    for _, terms in ipairs(all) do
+      local b = terms.at
+      if s[b] ~= 0 then
+        if s[b] ~= terms.kind then return true end
+        local before = { unpack(s, b, b + LEDGER - 1) }
+        if kind_of(s[b]).configure(s, b, terms) then
+          for i = 1, LEDGER do
+            s[b + i - 1] = before[i]
+          end
+          return true
+        end
+      end
+    end
+    return false
+  end
+
+  -- A copy of the scope that is never written.
+  function rare.copy(s)
+    local copy = { unpack(s, 1, FOREIGN) }
+    copy[CHANGED] = true
+    return copy
+  end
+
   -- The clock was set back since the cooldown was imposed: it does not last for longer than it was to.
   function rare.move_cooldown(s)
     if s[6] ~= "inf" then
