@@ -6,10 +6,10 @@
 
 CREATE TABLE learnt_limits (
     scope TEXT PRIMARY KEY,
-    limits BLOB NOT NULL    -- of each metric five whole numbers, without a gap: ten times the number of the metric (1 rpm,
-                            -- 2 tpm, 3 rpd, 4 tpd) and that of the source (0 configured, 1 stated, 2 inferred, 3
-                            -- unknown), the limit, when it was learnt, what it is raised to, and when (0: never). Of
-                            -- each number 7 bits a byte, the lowest first; all bytes but its last have 128 added
+    limits BLOB NOT NULL    -- of each metric five whole numbers, without a gap: ten times the number of the metric (1
+                            -- rpm, 2 tpm, 3 rpd, 4 tpd) plus that of the source (0 configured, 1 stated, 2 inferred,
+                            -- 3 unknown), the limit, when it was learnt, what it is raised to, and when (0: never).
+                            -- Of each number 7 bits a byte, the lowest first; all bytes but its last have 128 added
 ) WITHOUT ROWID;
 
 INSERT INTO learnt_limits (scope, limits)

@@ -128,7 +128,7 @@ local function snapshot(shortlist)
     spent = spent + 8
     refusing = refusing or load_refusing()
     local number = cooling and refusing.describe(cooling[6], cooling[7]) or 0
-    reply(#all, deployment.is_foreign and -refusing.describe_unreadable(deployment) or number)
+    reply(#all, deployment.is_foreign and -number or number)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
       local entry = deployment.learnt and deployment.learnt[terms.metric]

@@ -54,7 +54,7 @@ local function load_cooldowns()
 
   -- Look at one of the scopes of a deployment: is its cooldown the last to end, or is it to be probed?
   local function see(deployment, s)
-    if s[FOREIGN] then deployment.is_foreign, deployment.closed, deployment.unreadable = true, true, s end
+    if s[FOREIGN] then deployment.is_foreign, deployment.closed, deployment.unreadable = true, true, s[NAME] end
     if s[3] > now then
       if not deployment.cooling or exact(s[6]) > exact(deployment.cooling[6]) then deployment.cooling = s end
     elseif s[5] == 1 and forgotten_at(s) > now then

@@ -113,8 +113,8 @@ local open_deployment = (function()
     end
   end
 
-  -- A deployment is opened once in a batch, and again after a cooldown. One that is only looked at changes no ledger that
-  -- is under the terms of others: it gets a copy.
+  -- A deployment is opened once in a batch, and again after a cooldown. One that is only looked at changes no ledger
+  -- that is under the terms of others: it gets a copy.
   return function(number, looks)
     local key, others, place, since = named(number)
     local model = sub(key, #full_prefix + 1)
@@ -147,6 +147,10 @@ local open_deployment = (function()
     if s[3] > 0 or others_until > now then
       cooldowns = cooldowns or load_cooldowns()
       cooldowns.see(deployment, others)
+    end
+    if deployment.is_foreign then
+      rare = rare or load_rare()
+      deployment.cooling = rare.unreadable(deployment.unreadable or model)
     end
     if looks ~= "a copy" then opened[number] = deployment end
     return deployment

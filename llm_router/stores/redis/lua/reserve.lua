@@ -51,7 +51,6 @@ end
 
 -- What is needed as soon as one candidate is refused, or probes a cooldown.
 local function load_refusing()
-  local FOREIGN_FOR = 60 * 1e6
   local numbered = {}  -- description and end of a cooldown -> their number
   local refusing = {}
 
@@ -95,17 +94,6 @@ local function load_refusing()
     else
       reply(code + 8, retry_at)
     end
-  end
-
-  -- Return the number of what stands for a scope of a deployment that cannot be read.
-  function refusing.describe_unreadable(deployment)
-    local name, ends = (deployment.unreadable or deployment.scope)[NAME], now + FOREIGN_FOR
-    local text = string.format("%d.%06d", floor(ends / 1e6), ends % 1e6) -- a name less that every call captures
-    return refusing.describe(text, cjson.encode({ scope = name, reason = "" }))
-  end
-
-  function refusing.refuse_unreadable(deployment)
-    reply(7 + 8 + 16 * refusing.describe_unreadable(deployment), now + FOREIGN_FOR)
   end
 
   -- The latest cooldown of a deployment whose model cools down until a time, if at all: its end, and its number.
@@ -286,11 +274,13 @@ local function reserve(id, shortlist, requests, tokens, lasts)
     end
     local deployment = opened[number] or open_deployment(number)
     local retry_at, reason = now, nil
-    if deployment.closed and deployment.is_foreign then
-      refusing = refusing or load_refusing()
-      refusing.refuse_unreadable(deployment)
-    elseif deployment.closed then
-      refuse_closed(deployment)
+    if deployment.closed then
+      if deployment.is_foreign then
+        refusing = refusing or load_refusing()
+        refusing.refuse(deployment, deployment.cooling[3], 7)
+      else
+        refuse_closed(deployment)
+      end
     else
       if not fits(deployment, requests, tokens) then
         refusing = refusing or load_refusing()

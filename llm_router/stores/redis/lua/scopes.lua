@@ -103,6 +103,14 @@ local function load_rare()
     return latest
   end
 
+  -- What stands for the cooldown of a scope that cannot be read, whose end and description say which it is.
+  function rare.unreadable(name)
+    local UNREADABLE_FOR = 60 * 1e6
+    local ends = now + UNREADABLE_FOR
+    local text = format("%d.%06d", floor(ends / 1e6), ends % 1e6)
+    return { [3] = ends, [6] = text, [7] = cjson.encode({ scope = name, reason = "" }) }
+  end
+
   -- Whether terms would change how a ledger of the scope counts.
   function rare.differs(s, all)
     for _, terms in ipairs(all) do
