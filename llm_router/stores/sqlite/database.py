@@ -84,11 +84,22 @@ def check_header(path: Path) -> None:
     _check_version(path, int.from_bytes(header[_USER_VERSION], "big"))
 
 
-def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Connection:
+def connect(
+    path: Path,
+    synchronous: Synchronous,
+    deadline: float,
+    look: Callable[[sqlite3.Connection], None] = lambda _: None,
+) -> sqlite3.Connection:
     """Open the file at ``path``, new or ours, in WAL mode and with the newest schema.
 
     Call it only during a turn, so that no two processes create the file at once. It waits for programs that
     do not take turns until ``deadline`` (:func:`time.monotonic`).
+
+    Args:
+        path: The database file.
+        synchronous: SQLite's setting of that name.
+        deadline: See above.
+        look: Called with the connection before the schema is brought up to date, which empties the WAL.
 
     Raises:
         StoreCorruptError: Its schema is newer than this version knows.
@@ -101,7 +112,7 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        _retry_while_locked(lambda: _set_up(connection, path, synchronous), deadline)
+        _retry_while_locked(lambda: _set_up(connection, path, synchronous, look), deadline)
     except BaseException:
         connection.close()
         raise
@@ -166,12 +177,18 @@ def _retry_while_locked(action: Callable[[], object], deadline: float) -> None:
             return
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous) -> None:
+def _set_up(
+    connection: sqlite3.Connection,
+    path: Path,
+    synchronous: Synchronous,
+    look: Callable[[sqlite3.Connection], None],
+) -> None:
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_MAX_WAL_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     # Some builds of SQLite, such as that of macOS, would cut the WAL whenever it starts again.
     connection.execute("PRAGMA journal_size_limit = -1")
+    look(connection)
     _migrate(connection, path)
     # Last, because until the first checkpoint only the WAL has the header by which a file is recognised.
     connection.execute("PRAGMA journal_mode = WAL")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -131,6 +133,27 @@ async def test_a_limit_that_makes_no_sense_leaves_the_file_as_it_was(
         await store.snapshot([FIRST])
     assert query("PRAGMA user_version") == [(2,)]
     assert query("SELECT count(*) FROM learnt_limit") == [(5,)]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+async def test_what_is_in_a_wal_is_migrated(
+    path: Path, open_store: Callable[..., SQLiteStore], tmp_path: Path, *, is_damaged: bool
+) -> None:
+    """Of a process that was killed, or still runs: nothing is lost, unless the WAL was damaged."""
+    copied = tmp_path / "killed" / path.name
+    copied.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        for _ in range(3):
+            connection.executescript("CREATE TABLE filler (x); DROP TABLE filler")
+        for suffix in ("", "-wal", "-shm"):
+            shutil.copy(f"{path}{suffix}", f"{copied}{suffix}")
+    if is_damaged:
+        wal = copied.with_name(f"{copied.name}-wal")
+        os.truncate(wal, wal.stat().st_size // 2)
+    decision = await open_store(copied).reserve("new", [FIRST], Demand(1, 50), 60.0)
+    assert (decision.reset_at > 0.0) is is_damaged
+    assert (decision.deployment is None) is is_damaged
 
 
 @only_version_1
