@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 import attrs
 
@@ -10,7 +11,7 @@ from llm_router.domain.deployment import Scope
 from llm_router.domain.limits import LEARNT_FOR, LearntLimit
 from llm_router.domain.quota import Metric
 
-__all__ = ["LEARNT_FOR", "PROBE_TIME", "STRIKES_KEPT", "Cooldown", "LearntLimit"]
+__all__ = ["LEARNT_FOR", "PROBE_TIME", "STRIKES_KEPT", "Cooldown", "LearntLimit", "is_unreadable"]
 
 PROBE_TIME = 60.0
 """Seconds for which the one request that probes a half-open scope keeps the others waiting."""
@@ -20,6 +21,7 @@ STRIKES_KEPT = 25 * 3600.0
 
 
 _DISABLED = "disabled"
+_UNREADABLE = "unreadable record"
 _LONG_AGO = 1.0
 _NOW = 0.0
 
@@ -34,6 +36,11 @@ def _lowest(learnt: tuple[LearntLimit, ...]) -> tuple[LearntLimit, ...]:
         if known is None or known.limit is None or entry.limit is None or entry.limit < known.limit:
             lowest[entry.metric] = entry
     return tuple(lowest.values())
+
+
+def is_unreadable(reason: str) -> bool:
+    """Return whether that is the reason of :meth:`Cooldown.unreadable`."""
+    return reason.startswith(_UNREADABLE)
 
 
 @attrs.frozen
@@ -75,6 +82,11 @@ class Cooldown:
         return self.until == math.inf and self.reason.startswith(_DISABLED)
 
     @property
+    def is_unreadable(self) -> bool:
+        """Whether it stands for a record in the store that cannot be read; see :meth:`unreadable`."""
+        return is_unreadable(self.reason)
+
+    @property
     def only_teaches(self) -> bool:
         """Whether it cools nothing down, but teaches limits; see :meth:`learn`."""
         return self.until == _LONG_AGO
@@ -90,10 +102,25 @@ class Cooldown:
         return cls(scope, math.inf, f"{_DISABLED}: {reason}" if reason else _DISABLED)
 
     @classmethod
+    def unreadable(cls, scope: Scope, until: float, key_id: str, model: str) -> Cooldown:
+        """Return what a store shows of ``scope``, which its record says nothing of that could be read.
+
+        Args:
+            scope: Of a model, a key, a project or a provider.
+            until: Until when it is not looked at again.
+            key_id: The key that is to be lifted, whereupon the record begins anew.
+            model: The model that is enough to lift, if it is the scope of a model.
+        """
+        words = ["llm-router", "keys", "lift", key_id]
+        command = shlex.join([*words, "--model", model] if scope.startswith("model:") else words)
+        return cls(scope, until, f"{_UNREADABLE} of {scope!r} in the store; remove it with {command}")
+
+    @classmethod
     def lift(cls, scope: Scope, *, limits: bool = False) -> Cooldown:
         """Return the value that ends the cooldown or quarantine of ``scope``.
 
-        With ``limits``, the limits learnt for it are forgotten as well.
+        With ``limits``, the limits learnt for it are forgotten as well. A record that cannot be read begins
+        anew.
         """
         learnt = tuple(LearntLimit(metric, None) for metric in Metric) if limits else ()
         return cls(scope, -math.inf, "lifted", learnt)

@@ -168,7 +168,9 @@ class KeyManager:
     async def lift(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
         """End every cooldown and quarantine of a key, its project and its models, and forget their strikes.
 
-        The limits that were learnt for the models are forgotten as well. What is disabled stays disabled.
+        The limits that were learnt for the models are forgotten as well. What is disabled stays disabled. A
+        record in the store that cannot be read begins anew, also one of the provider, or of the key though
+        only a model is lifted: what it counted is lost, and each process charges its own takings again.
 
         Args:
             key_id: The key.
@@ -192,11 +194,15 @@ class KeyManager:
         if model is None:
             scopes |= {scope for each in chosen for scope in (each.key_scope, each.project_scope)}
         present = await self._present(chosen)
+        unreadable = {scope for scope, cooldown in present.items() if cooldown and cooldown.is_unreadable}
+        if unreadable:
+            await self._share(map(Cooldown.lift, sorted(unreadable)))
+            present = await self._present(chosen)  # what they hid may be disabled
         kept = {scope for scope, cooldown in present.items() if cooldown is not None and cooldown.is_disabled}
         await self._share(Cooldown.lift(scope, limits=scope in models) for scope in sorted(scopes - kept))
         for deployment in chosen:
             self.pool.forgive(deployment)
-        return await self._changed(scopes)
+        return await self._changed(scopes | unreadable)
 
     async def disable(self, key_id: str, model: str | None = None, *, reason: str = "") -> list[KeyStatus]:
         """Keep a key out of use, for every process that shares the store, until it is enabled again.
@@ -303,7 +309,7 @@ class KeyManager:
         return chosen
 
     async def _present(self, chosen: Iterable[Deployment]) -> dict[Scope, Cooldown | None]:
-        """Return the cooldown of each key and each (project, model) among ``chosen``.
+        """Return the cooldown of each key, project, provider and (project, model) among ``chosen``.
 
         A store shows the last to end of a deployment's cooldowns. So each scope is looked at through a
         deployment that has nothing else in common with the chosen ones.
@@ -314,6 +320,9 @@ class KeyManager:
             looks[each.model_scope] = attrs.evolve(each, key=strange_key)
             strange_project = attrs.evolve(each.key, project=_NOBODY)
             looks[each.key_scope] = attrs.evolve(each, key=strange_project, model=_NOBODY, quotas=())
+            looks[each.project_scope] = attrs.evolve(each, key=strange_key, model=_NOBODY, quotas=())
+            nobody = attrs.evolve(strange_key, project=_NOBODY)
+            looks[each.provider_scope] = attrs.evolve(each, key=nobody, model=_NOBODY, quotas=())
         snapshots = await snapshots_of(self.store, list(looks.values()))
         found = (snapshot.cooldown for snapshot in snapshots)
         return {

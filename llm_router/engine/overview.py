@@ -10,6 +10,7 @@ from contextlib import suppress
 import attrs
 
 from llm_router.domain.clock import Clock
+from llm_router.domain.cooldown import is_unreadable
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.status import (
     CacheSavings,
@@ -116,7 +117,9 @@ class Overview:
         if store_ok:
             problems += await self._advice()
         problems += [
-            f"{row['key_id']}/{row['model']}: {row['reason']}" for row in statuses if row["quarantined"]
+            f"{row['key_id']}/{row['model']}: {row['reason']}"
+            for row in statuses
+            if row["quarantined"] or is_unreadable(row["reason"] or "")
         ]
         now = self.clock.time()
         unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]

@@ -160,6 +160,14 @@ class RateLimitStore(Protocol):
     * **Sharing.** A quota belongs to the (provider, project, model) of a deployment: deployments that agree
       in these three share it, and must agree in its limits. If a limit has changed since the last run, the
       new one applies at once, and what was taken before is kept.
+    * **Differing terms.** Deployments that share a quota and do not agree, as in two processes with different
+      configurations, each decide by their own limit, on what all of them took. But a reserve or a charge,
+      even if it is refused, puts the quota under the terms of its deployment (in SQLite for its process,
+      and in the file once that changes what is taken). A shorter window forgets for good what only a longer
+      one counts: who has the longer one may be granted as much again within it. Another rate of a steady
+      quota drains the debt since its last change. Under another time zone what was taken ends with the day
+      in which it was taken. Under another refill the most that may still count is carried over, and cannot
+      be given back. A snapshot shows what a reserve under its terms would find, and changes nothing.
     * **Idempotence.** The second ``settle`` or ``release`` of a reservation changes nothing, nor does one of
       an unknown id.
     * **Order.** Calls on one reservation id take effect in the order in which they were made, *even if an
@@ -249,7 +257,10 @@ class RateLimitStore(Protocol):
         ...
 
     async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
-        """Return the state of ``deployments``, in their order, without changing anything."""
+        """Return the state of ``deployments``, in their order, without changing anything.
+
+        That is so also where their quotas are under other terms now; see "Differing terms" above.
+        """
         ...
 
     async def aclose(self) -> None:

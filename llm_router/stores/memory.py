@@ -24,6 +24,7 @@ from llm_router.stores.ledger import (
     latest_cooldown,
     learn,
     lifetime,
+    look,
     make_ledger,
     moved_back,
     probed,
@@ -211,8 +212,9 @@ class MemoryStore:
         return due
 
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
-        cooldown = self._cooldown(deployment, now)
-        return self._open(deployment, now).describe(deployment, cooldown, now)
+        model, cooldown = self._quotas_of(deployment.model_scope), self._cooldown(deployment, now)
+        learnt = {metric: entry for metric, entry in model.learnt.items() if entry.until > now}
+        return look(model.ledgers, deployment, learnt, now).describe(deployment, cooldown, now)
 
     # --- the quotas -----------------------------------------------------------------------------------
 

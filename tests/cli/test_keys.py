@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from click.testing import Result
@@ -15,6 +15,9 @@ from click.testing import Result
 from llm_router.emulator import Fault, GeminiEmulator
 from llm_router.errors import StoreUnavailableError
 from llm_router.stores.sqlite import SQLiteStore
+
+if TYPE_CHECKING:
+    from tests.stores.servers import RedisServer
 
 
 @pytest.mark.slow
@@ -42,6 +45,24 @@ def test_a_lifted_key_is_tried_again(run: Callable[..., Result], emulator: Gemin
     result = run("keys", "lift", "key-light", "--model", "model-l")
     assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "lifted: key-light/model-l")
     assert json.loads(run("send", "x", "--workload", "light", "--json").stdout)["key_id"] == "key-light"
+
+
+@pytest.mark.slow
+def test_a_record_that_cannot_be_read_is_named_and_lifted(
+    run: Callable[..., Result], redis_server: RedisServer
+) -> None:
+    """The status says which it is and what to do; doing it mends it."""
+    with redis_server.client() as client:
+        client.set("{llm_router}:scope:model:gemini:key-light:model-l:3", "secret content")
+    store = ("--store", redis_server.url)
+    result = run("status", *store)
+    command = "llm-router keys lift key-light --model model-l"
+    assert "key-light/model-l: unreadable record of 'model:gemini:key-light:model-l'" in result.stderr
+    assert result.stderr.splitlines()[0].endswith(command)
+    assert "secret content" not in result.output
+    result = run(*command.split()[1:], *store)
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "lifted: key-light/model-l")
+    assert "unreadable" not in run("status", *store).output
 
 
 @pytest.mark.slow

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tracemalloc
 from collections import deque
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores import MemoryStore
@@ -86,6 +88,27 @@ async def test_state_does_not_grow_with_the_number_of_requests() -> None:
             sizes.append(_size(store, set()))
     assert max(sizes) <= 1.05 * sizes[0]
     assert sizes[0] < 40_000
+
+
+@pytest.mark.parametrize(("metrics", "most"), [(2, 600), (4, 1_000)])
+async def test_learnt_limits_take_little_memory(metrics: int, most: int) -> None:
+    """Two take 472 bytes as objects, four 784: what every decision reads is not packed in memory."""
+    clock = ManualClock()
+    store = MemoryStore(clock=clock)
+    scopes = [_deployment(key=f"key-{n}").model_scope for n in range(1_000)]
+    for scope in scopes:
+        await store.cool_down(Cooldown.learn(scope, LearntLimit(Metric.RPM, None)))
+    tracemalloc.start()
+    try:
+        for metric in tuple(Metric)[:metrics]:
+            for scope in scopes:
+                clock.shift(0.001)
+                rises = LearntLimit(metric, 1_000, LimitSource.INFERRED, raised=2_000, raise_after=3600.0)
+                await store.cool_down(Cooldown.learn(scope, rises))
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken / len(scopes) < most
 
 
 async def test_releases_at_a_small_limit_leave_nothing_behind() -> None:

@@ -29,6 +29,7 @@ from llm_router.stores.ledger.quota_set import (
     QuotaSet,
     carry_over,
     learnt_quota,
+    look,
     make_ledger,
     terms_in_force,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "learnt_quota",
     "learnt_terms",
     "lifetime",
+    "look",
     "make_ledger",
     "moved_back",
     "probed",

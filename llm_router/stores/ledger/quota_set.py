@@ -14,7 +14,7 @@ from llm_router.stores.ledger.bounds import bounded
 from llm_router.stores.ledger.ledgers import DailyLedger, RollingLedger, SteadyLedger
 from llm_router.stores.ledger.limits import StoredLimit
 
-__all__ = ["QuotaLedger", "QuotaSet", "carry_over", "learnt_quota", "make_ledger", "terms_in_force"]
+__all__ = ["QuotaLedger", "QuotaSet", "carry_over", "learnt_quota", "look", "make_ledger", "terms_in_force"]
 
 
 def make_ledger(quota: Quota, limit: int | None = None) -> Ledger:
@@ -188,3 +188,41 @@ def terms_in_force(
         if metric in learnt and metric not in configured:
             limit, until = learnt[metric].in_force(now)
             yield learnt_quota(metric, limit), limit, until
+
+
+def look(
+    ledgers: Mapping[Metric, QuotaLedger],
+    deployment: Deployment,
+    learnt: Mapping[Metric, StoredLimit],
+    now: int,
+) -> QuotaSet:
+    """Return what the quotas of a deployment show, without putting the ledgers under its terms.
+
+    Args:
+        ledgers: Those of its model, under the terms of whoever took from them last.
+        deployment: The deployment.
+        learnt: The limits learnt for the scope of its model.
+        now: In microseconds.
+    """
+    seen = []
+    for quota, limit, _ in terms_in_force(deployment, learnt, now):
+        each = QuotaLedger(quota, _seen(ledgers.get(quota.metric), quota, limit, now))
+        each.learnt = learnt.get(quota.metric)
+        seen.append(each)
+    return QuotaSet(tuple(seen), NEVER, 0)
+
+
+def _seen(present: QuotaLedger | None, quota: Quota, limit: int, now: int) -> Ledger:
+    """Return a ledger under given terms that counts what the present one does; a copy if its terms differ."""
+    if present is None:
+        return make_ledger(quota, limit)
+    if present.quota == quota and present.ledger.limit == limit:
+        return present.ledger
+    copy = make_ledger(present.quota, present.ledger.limit)
+    copy.load(present.ledger.dump())
+    if present.quota.refill is quota.refill:
+        copy.configure(quota, limit)
+        return copy
+    changed = make_ledger(quota, limit)
+    carry_over(copy, changed, quota, now)
+    return changed

@@ -275,15 +275,12 @@ class Batcher:
         if server.clock is None and server.ahead is None:
             await self._run([], deadline)  # times and deadlines have no meaning before its time is known
         for _ in range(_TRIES):
-            status, now, text, descriptions, numbers, lifts, done, *more = await self._run(batch, deadline)
+            status, _, text, descriptions, numbers, lifts, done, *more = await self._run(batch, deadline)
             if status in _OK:
                 epoch, reset_at, failures = more
                 server.set_epoch(epoch, reset_at)
                 ahead = server.ahead or 0
-                called_at = seconds(int(now) - ahead)
-                results = decode(
-                    batch[:done], descriptions, numbers, lifts, server.reset_at, called_at, ahead
-                )
+                results = decode(batch[:done], descriptions, numbers, lifts, server.reset_at, ahead)
                 for number, key, reason in zip(*(failures[part::3] for part in range(3)), strict=True):
                     results[number - 1] = self._failure(_text(key), _text(reason))
                 return results
@@ -335,9 +332,11 @@ class Batcher:
 
     def _corrupt(self, key: str) -> StoreCorruptError:
         server = self._server
+        is_scope = key.startswith(server.encoder.names.scopes)
+        remedy = "lift its key (llm-router keys lift), use" if is_scope else "use"
         return StoreCorruptError(
-            f"the Redis server at {server.address} holds something else at the key {key!r}: use another "
-            "namespace, or delete the key",
+            f"the Redis server at {server.address} holds something else at the key {key!r}: {remedy} another "
+            "namespace, or delete it",
             shard=server.shard,
         )
 

@@ -36,16 +36,8 @@ _THE_SAME = 8
 _IS_LEARNT = 8
 """Says in the number of a metric that what was learnt of its limit follows."""
 
-_LOST, _FOREIGN = 6, 7
-_UNREADABLE = "unreadable record"
-_REASONS = {5: RECOUNT, _LOST: RECOUNT, _FOREIGN: _UNREADABLE}
+_RECOUNT, _LOST, _FOREIGN = 5, 6, 7
 """The numbers of the reasons that are not metrics."""
-
-_NO_COOLDOWN_KNOWN = -1
-"""In place of the number of a cooldown: its key, or that of the record, holds something else."""
-
-_UNREADABLE_FOR = 60.0
-"""Seconds for which a deployment is refused then; as in ``lua/reserve.lua``."""
 
 _MAX_WARNED = 1_000
 
@@ -59,38 +51,41 @@ def decode(
     numbers: list[int],
     lifts: int,
     reset_at: float,
-    now: float,
     ahead: int,
 ) -> list[Any]:
     """Return the results of ``operations``, in order, from the parts of an ``"ok"`` reply.
 
     The times in the reply are on the server's clock, which is ``ahead`` microseconds ahead of the callers'
-    clock; those in the results are on the callers' clock, as are ``reset_at`` and ``now`` (seconds).
+    clock; those in the results are on the callers' clock, as is ``reset_at`` (seconds).
     """
     pairs = zip(descriptions[::2], descriptions[1::2], strict=True)
     cooldowns = [read_description(text, until, ahead) for text, until in pairs]
-    reader = _Reader(numbers, cooldowns, lifts, reset_at, now, ahead)
+    reader = _Reader(numbers, cooldowns, lifts, reset_at, ahead)
     return [reader.read(operation) for operation in operations]
 
 
 _warned: set[str] = set()
 
 
-def _warn_of(deployment: Deployment) -> None:
+def _unreadable(deployment: Deployment, found: Cooldown) -> Cooldown:
+    return Cooldown.unreadable(found.scope, found.until, deployment.key.key_id, deployment.model)
+
+
+def _warn_of(deployment: Deployment, cooldown: Cooldown) -> None:
     if deployment.model_scope not in _warned and len(_warned) < _MAX_WARNED:
         _warned.add(deployment.model_scope)
         _log.warning(
-            "a Redis key of %s holds something else, so it cannot be used: delete the key whose name has "
-            "'scope:%s' in it, or that of its key, project or provider, or use another namespace",
+            "%s cannot be used: %s, delete the key with 'scope:%s' in its name, or use another namespace",
             deployment.id,
-            deployment.model_scope,
+            cooldown.reason,
+            cooldown.scope,
         )
 
 
 class _Reader:
     """Reads the numbers of a reply, one result after the other."""
 
-    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_now", "_numbers", "_reset_at")
+    __slots__ = ("_ahead", "_at", "_cooldowns", "_lifts", "_numbers", "_reset_at")
 
     def __init__(
         self,
@@ -98,11 +93,9 @@ class _Reader:
         cooldowns: list[Cooldown],
         lifts: int,
         reset_at: float,
-        now: float,
         ahead: int,
     ) -> None:
         self._ahead = ahead
-        self._now = now
         self._reset_at = reset_at
         self._numbers = numbers
         self._cooldowns: list[Cooldown | None] = [None, *cooldowns]
@@ -157,34 +150,35 @@ class _Reader:
             code, retry_at = self._take(2)
             [wake_at] = [retry_at] if code & _THE_SAME else self._take(1)
             cooldown, metric = self._cooldowns[code >> 4], code & 7
-            if metric in _REASONS:
-                reason = _REASONS[metric]
+            if metric == _FOREIGN and cooldown is not None:
+                cooldown = _unreadable(deployment, cooldown)
+                reason = cooldown.reason
+                _warn_of(deployment, cooldown)
+            elif metric in (_RECOUNT, _LOST):
+                reason = RECOUNT
                 if metric == _LOST:
                     lost.append(deployment)
             else:
                 reason = METRICS[metric - 1].value if metric or cooldown is None else cooldown.reason
             moments = self._moment(retry_at), self._moment(wake_at)
             refusals.append(Refusal(deployment, reason, *moments, cooldown))
-            if metric == _FOREIGN:
-                _warn_of(deployment)
         return tuple(refusals), tuple(lost)
 
     def _moment(self, moment: int) -> float:
         return seconds(moment if moment >= NEVER else moment - self._ahead)
 
     def _snapshot(self, deployment: Deployment) -> DeploymentSnapshot:
-        count, cooldown = self._take(2)
+        count, number = self._take(2)
         quotas = []
         for _ in range(count):
             code, limit, used, resets_at = self._take(4)
             learnt = self._limit() if code & _IS_LEARNT else None
             metric = METRICS[(code & 7) - 1]
             quotas.append(QuotaSnapshot(metric, limit, used, self._moment(resets_at), learnt))
-        if cooldown == _NO_COOLDOWN_KNOWN:
-            until = self._now + _UNREADABLE_FOR
-            unreadable = Cooldown(deployment.model_scope, until, _UNREADABLE)
-            return DeploymentSnapshot(deployment, tuple(quotas), unreadable)
-        return DeploymentSnapshot(deployment, tuple(quotas), self._cooldowns[cooldown])
+        cooldown = self._cooldowns[abs(number)]
+        if number < 0 and cooldown is not None:
+            cooldown = _unreadable(deployment, cooldown)
+        return DeploymentSnapshot(deployment, tuple(quotas), cooldown)
 
     def _limit(self) -> LimitRecord:
         # The time at which it was learnt says which one it is, so it is not shifted: by the time it is sent

@@ -55,6 +55,10 @@ class RedisStore:
     connection, or the server refuses) and :class:`~llm_router.errors.StoreCorruptError` (the keys hold
     something else). An operation that timed out takes no effect later. Nothing is retried.
 
+    A record that holds something else, or the format of another version, refuses the deployments that need it
+    and fails what would change it; nothing else. A lift of its scope (:meth:`Cooldown.lift`) begins it anew,
+    as one that was lost.
+
     With ``shards=n`` the projects are spread over n hash tags, and so over the nodes of a cluster, by a hash
     that is the same everywhere. Each shard has batches of its own, so that all shards run at the same time.
     A reserve whose candidates lie in several shards goes through them run by run, in order: the candidates

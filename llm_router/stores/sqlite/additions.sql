@@ -1,5 +1,5 @@
--- Tables that were added to schema version 2. Programs that do not know them ignore them: to these, a half-open
--- cooldown is an ordinary one. So the version stays the same, and old and new programs may share a file.
+-- Tables that were added to schema version 2, release by release: a file of that version has all, some or none of them.
+-- To the programs that do not know them, a half-open cooldown is an ordinary one.
 
 -- The rest of a cooldown. It applies as long as the cooldown of the scope still has the same end.
 CREATE TABLE IF NOT EXISTS cooldown_details (

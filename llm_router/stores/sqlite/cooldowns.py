@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from llm_router.domain.calendar import NEVER
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.limits import LimitSource
-from llm_router.domain.quota import Metric
 from llm_router.stores.ledger import (
     StoredLimit,
     due_cooldowns,
@@ -22,11 +19,13 @@ from llm_router.stores.ledger import (
     write_learnt,
 )
 from llm_router.stores.sqlite.faults import decoding
+from llm_router.stores.sqlite.limits import pack_limits, unpack_limits
 
 if TYPE_CHECKING:
     import sqlite3
 
     from llm_router.domain.deployment import Deployment, Scope
+    from llm_router.domain.quota import Metric
     from llm_router.stores.sqlite.journal import Entry
 
 __all__ = ["Cooldowns"]
@@ -53,25 +52,9 @@ _SWEEP_DETAILS = (
 )
 _SELECT_LIFTS = "SELECT count FROM lifts"
 _COUNT_LIFT = "UPDATE lifts SET count = count + 1"
-_SELECT_LEARNT = """
-    SELECT learnt.scope, learnt.metric, value, learnt.until, learnt_at, raised, raise_at, source
-    FROM learnt_limit AS learnt LEFT JOIN limit_details AS details
-    ON details.scope = learnt.scope AND details.metric = learnt.metric AND details.until = learnt.until
-"""
-_INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limit (scope, metric, value, until) VALUES (?, ?, ?, ?)"
-_INSERT_LEARNT_DETAILS = """
-    INSERT OR REPLACE INTO limit_details (scope, metric, until, learnt_at, raised, raise_at, source)
-    VALUES (?, ?, ?, ?, ?, ?, ?)
-"""
-_DELETE_LEARNT = (
-    "DELETE FROM learnt_limit WHERE scope = ? AND metric = ?",
-    "DELETE FROM limit_details WHERE scope = ? AND metric = ?",
-)
-
-_FORMERLY_FOR = 24 * 3_600_000_000
-"""Microseconds for which earlier versions kept a learnt limit."""
-
-_Learnt = dict["Scope", dict[Metric, StoredLimit]]
+_SELECT_LEARNT = "SELECT scope, limits FROM learnt_limits"
+_INSERT_LEARNT = "INSERT OR REPLACE INTO learnt_limits (scope, limits) VALUES (?, ?)"
+_DELETE_LEARNT = "DELETE FROM learnt_limits WHERE scope = ?"
 
 
 class Cooldowns:
@@ -90,7 +73,7 @@ class Cooldowns:
         self._imposed: dict[Scope, int] = {}  # when the end of each was set, where that is known
         self._connection = connection
         self._changed = False
-        self._learnt: _Learnt = {}
+        self._learnt: dict[Scope, dict[Metric, StoredLimit]] = {}
 
     @decoding
     def refresh(self) -> bool:
@@ -100,11 +83,9 @@ class Cooldowns:
         self.present = {row[0]: _cooldown(*row[:-1]) for row in rows}
         self._imposed = {row[0]: row[-1] for row in rows if row[-1] is not None}
         (self.lifts,) = self._connection.execute(_SELECT_LIFTS).fetchone()
-        learnt: _Learnt = {}
-        for scope, metric, *terms in self._connection.execute(_SELECT_LEARNT):
-            learnt.setdefault(scope, {})[Metric(metric)] = _limit(*terms)
-        before, self._learnt = self._learnt, learnt
-        return learnt != before
+        learnt = self._connection.execute(_SELECT_LEARNT)
+        before, self._learnt = self._learnt, {scope: unpack_limits(limits) for scope, limits in learnt}
+        return self._learnt != before
 
     def set_back(self, now: int) -> bool:
         """Let nothing last longer because the clock was set back; return whether a limit did."""
@@ -204,18 +185,19 @@ class Cooldowns:
 
     def _keep(self, scope: Scope, metric: Metric, entry: StoredLimit) -> None:
         self._changed = True
-        self._learnt.setdefault(scope, {})[metric] = entry
-        terms = entry.learnt_at, entry.raised, entry.raise_at, entry.source.value
-        self._connection.execute(_INSERT_LEARNT, (scope, metric.value, entry.limit, entry.until))
-        self._connection.execute(_INSERT_LEARNT_DETAILS, (scope, metric.value, entry.until, *terms))
+        limits = self._learnt.setdefault(scope, {})
+        limits[metric] = entry
+        self._connection.execute(_INSERT_LEARNT, (scope, pack_limits(limits)))
 
     def _forget(self, scope: Scope, metric: Metric) -> None:
         self._changed = True
-        del self._learnt[scope][metric]
-        if not self._learnt[scope]:
+        limits = self._learnt[scope]
+        del limits[metric]
+        if limits:
+            self._connection.execute(_INSERT_LEARNT, (scope, pack_limits(limits)))
+        else:
             del self._learnt[scope]
-        for statement in _DELETE_LEARNT:
-            self._connection.execute(statement, (scope, metric.value))
+            self._connection.execute(_DELETE_LEARNT, (scope,))
 
 
 def _cooldown(
@@ -233,11 +215,3 @@ def _cooldown(
     if half_open is None:  # no details: an earlier version wrote it
         return Cooldown(scope, until, reason, limits)
     return Cooldown(scope, until, reason, limits, bool(half_open), strikes, since, credential)
-
-
-def _limit(
-    limit: int, until: int, learnt_at: int | None, raised: int, raise_at: int, source: str
-) -> StoredLimit:
-    if learnt_at is None:  # no details: an earlier version wrote it
-        return StoredLimit(limit, limit, NEVER, until - _FORMERLY_FOR, LimitSource.STATED)
-    return StoredLimit(limit, raised, raise_at, learnt_at, LimitSource(source))

@@ -8,9 +8,10 @@ import sqlite3
 import sys
 import time
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llm_router.errors import StoreCorruptError
+from llm_router.stores.sqlite.limits import LimitPacker
 from llm_router.stores.sqlite.wal import size_of_wal
 
 if TYPE_CHECKING:
@@ -34,16 +35,10 @@ Synchronous = Literal["OFF", "NORMAL", "FULL", "EXTRA"]
 APPLICATION_ID = 0x4C4C_4D52
 """``LLMR``: distinguishes SQLite files of this library from those of others."""
 
-_MIGRATIONS = ("schema.sql", "journal.sql")
-"""The script at index n migrates a file from schema version n to n + 1."""
+_MIGRATIONS = (("schema.sql",), ("journal.sql",), ("additions.sql", "limits.sql"))
+"""The scripts at index n migrate a file from schema version n to n + 1."""
 
 SCHEMA_VERSION = len(_MIGRATIONS)
-
-_ADDITIONS = "additions.sql"
-"""Creates, where they are missing, tables that earlier programs for the same schema version may ignore."""
-
-_HAS_ADDITIONS = "SELECT 1 FROM sqlite_master WHERE name = 'cooldown_limits'"
-"""Finds the last table that was added."""
 
 _HEADER = 100
 _MAGIC = b"SQLite format 3\0"
@@ -89,11 +84,22 @@ def check_header(path: Path) -> None:
     _check_version(path, int.from_bytes(header[_USER_VERSION], "big"))
 
 
-def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Connection:
+def connect(
+    path: Path,
+    synchronous: Synchronous,
+    deadline: float,
+    look: Callable[[sqlite3.Connection], None] = lambda _: None,
+) -> sqlite3.Connection:
     """Open the file at ``path``, new or ours, in WAL mode and with the newest schema.
 
     Call it only during a turn, so that no two processes create the file at once. It waits for programs that
     do not take turns until ``deadline`` (:func:`time.monotonic`).
+
+    Args:
+        path: The database file.
+        synchronous: SQLite's setting of that name.
+        deadline: See above.
+        look: Called with the connection before the schema is brought up to date, which empties the WAL.
 
     Raises:
         StoreCorruptError: Its schema is newer than this version knows.
@@ -106,7 +112,7 @@ def connect(path: Path, synchronous: Synchronous, deadline: float) -> sqlite3.Co
             path.with_name(path.name + suffix).unlink(missing_ok=True)
     connection = sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     try:
-        _retry_while_locked(lambda: _set_up(connection, path, synchronous), deadline)
+        _retry_while_locked(lambda: _set_up(connection, path, synchronous, look), deadline)
     except BaseException:
         connection.close()
         raise
@@ -171,12 +177,18 @@ def _retry_while_locked(action: Callable[[], object], deadline: float) -> None:
             return
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous) -> None:
+def _set_up(
+    connection: sqlite3.Connection,
+    path: Path,
+    synchronous: Synchronous,
+    look: Callable[[sqlite3.Connection], None],
+) -> None:
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_MAX_WAL_PAGES}")
     connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
     # Some builds of SQLite, such as that of macOS, would cut the WAL whenever it starts again.
     connection.execute("PRAGMA journal_size_limit = -1")
+    look(connection)
     _migrate(connection, path)
     # Last, because until the first checkpoint only the WAL has the header by which a file is recognised.
     connection.execute("PRAGMA journal_mode = WAL")
@@ -185,15 +197,14 @@ def _set_up(connection: sqlite3.Connection, path: Path, synchronous: Synchronous
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     _check_version(path, version)
-    for number, name in enumerate(_MIGRATIONS[version:], version + 1):
-        script = files(__package__).joinpath(name).read_text("utf-8")
+    # typeshed knows aggregate functions of one number only.
+    connection.create_aggregate("packed_limits", 6, cast("Any", LimitPacker))
+    for number, names in enumerate(_MIGRATIONS[version:], version + 1):
+        script = "".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
         connection.executescript(
             f"BEGIN IMMEDIATE; {script}; PRAGMA application_id = {APPLICATION_ID};"
             f"PRAGMA user_version = {number}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE);"
         )
-    if not connection.execute(_HAS_ADDITIONS).fetchone():
-        script = files(__package__).joinpath(_ADDITIONS).read_text("utf-8")
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; COMMIT;")
 
 
 def _check_version(path: Path, version: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from llm_router.domain.calendar import NEVER, seconds
 from llm_router.domain.quota import Demand
 from llm_router.stores.base import RECOUNT, Decision, DeploymentSnapshot, Refusal
-from llm_router.stores.ledger import lifetime, terms_in_force
+from llm_router.stores.ledger import lifetime, look, terms_in_force
 from llm_router.stores.sqlite.cooldowns import Cooldowns
 from llm_router.stores.sqlite.epoch import Epoch, Loss, read_epoch, settle_epoch, write_epoch
 from llm_router.stores.sqlite.journal import Entry, Journal
@@ -225,10 +225,12 @@ class State:
 
     def snapshot(self, now: int, deployments: tuple[Deployment, ...]) -> list[DeploymentSnapshot]:
         """Return the state of ``deployments``; see :class:`RateLimitStore`."""
-        return [
-            self._open(deployment, now).describe(deployment, self._cooldowns.latest(deployment, now), now)
-            for deployment in deployments
-        ]
+        return [self._describe(deployment, now) for deployment in deployments]
+
+    def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
+        row, cooldown = self._ledgers.row(deployment.model_scope), self._cooldowns.latest(deployment, now)
+        learnt = self._cooldowns.learnt_limits(row.scope, now)
+        return look(row.ledgers, deployment, learnt, now).describe(deployment, cooldown, now)
 
     def _keep_moved(self, quotas: RowQuotaSet) -> None:
         """Write ledgers that changed because the clock was set back, so that a restart does not undo it."""

@@ -337,16 +337,21 @@ class Worker:
         """Return the connection and its state."""
         if self._connection is None or self._state is None:
             with _opening:
-                expected, was_lost = 0, False
+                expected, was_lost, found = 0, False, 0
+
+                def look(connection: sqlite3.Connection) -> None:
+                    nonlocal found
+                    found = recovered(connection) if expected else 0
+
                 if not self._is_open_here():
                     expected, was_lost = self._check_file()
                     self._files.drop_stray_index()
                 self._files.start_over()
-                self._connection = connect(self._path, self._synchronous, deadline)
+                self._connection = connect(self._path, self._synchronous, deadline, look)
                 self._database, _, _ = self._files.find()
             if was_lost and self._loss is None:
                 self._lose(_LOST_DATABASE)
-            elif expected and recovered(self._connection) < expected:
+            elif found < expected:
                 self._lose(_LOST_COMMITS)
             self._state = State(self._connection, self.known_since, self._loss)
         return self._connection, self._state

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 
 from llm_router.domain.cooldown import Cooldown, LearntLimit
-from llm_router.domain.quota import Demand, Metric
+from llm_router.domain.deployment import Deployment
+from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.stores.base import RateLimitStore
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
@@ -55,6 +56,14 @@ _ODD = (
     "-1",
     "None",
 )
+
+
+async def _granted(store: RateLimitStore, candidate: Deployment) -> int:
+    """Return how many requests are granted until one is not."""
+    granted = 0
+    while granted < 500 and await grants(store, candidate):
+        granted += 1
+    return granted
 
 
 class SharingContract(ContractBase):
@@ -239,6 +248,39 @@ class SharingContract(ContractBase):
             assert await grants(second, after)
             assert not await grants(store, before)
             assert [await grants(second, after) for _ in range(3)] == [True, True, False]
+
+    async def test_a_look_under_other_terms_changes_nothing(self) -> None:
+        """By either handle, in a call with others or alone: all is as if nobody had looked."""
+        hour = 3600.0
+        terms = [
+            Quota(Metric.RPM, 20, window=hour),
+            Quota(Metric.RPM, 20),
+            Quota(Metric.RPM, 300),
+            Quota(Metric.RPM, 20, Refill.STEADY, window=hour, burst=5),
+            Quota(Metric.RPM, 20, Refill.STEADY, burst=5),
+            Quota(Metric.RPM, 20, Refill.DAILY),
+            Quota(Metric.RPM, 20, Refill.DAILY, timezone="Asia/Tokyo"),
+        ]
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store, self.second_store(store, clock) as second:
+            own = [deployment(each, key=f"own-{n}") for n, each in enumerate(terms)]
+            unseen = [deployment(each, key=f"unseen-{n}") for n, each in enumerate(terms)]
+            looks = [deployment(each, key=f"own-{n}") for n in range(len(terms)) for each in terms]
+            for turn in range(3):
+                takings = [reserve(store, each, reservation_id=f"{each.key.key_id} {turn}") for each in own]
+                await asyncio.gather(store.snapshot(looks), *takings, store.snapshot(looks))
+                for each in unseen:
+                    await reserve(store, each, reservation_id=f"{each.key.key_id} {turn}")
+                clock.shift(40.0)
+                await second.snapshot(looks)
+                await store.snapshot(looks)
+                clock.shift(0.5)
+            for each in (*own, *unseen):
+                await store.settle(f"{each.key.key_id} 2", Demand(2, 0))
+            for expected, found in zip(await store.snapshot(unseen), await store.snapshot(own), strict=True):
+                assert found.quotas == expected.quotas
+            for one, two in zip(own, unseen, strict=True):
+                assert await _granted(store, one) == await _granted(store, two)
 
     async def test_another_refill_keeps_what_was_taken(self) -> None:
         """A change of the way a quota refills admits nothing beyond its limit, nor do two that take turns."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment, Key
+from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
 from llm_router.domain.secret import Secret
 from llm_router.stores.base import Standing
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-
 START = 1_800_041_000.25
 SPAN = 60.3
 HASH = "{llm_router}:reservations:3"
+METRICS = tuple(Metric)
 
 
 def deployment(*quotas: Quota) -> Deployment:
@@ -99,3 +101,23 @@ async def test_a_thousand_processes_are_ranked_and_more_are_counted(server: Redi
         await asyncio.gather(*(store.announce(f"{n:04}") for n in range(1_000)))
         assert await store.standing("0007") == Standing(1_000, 7)
         assert await store.standing("more") == Standing(1_001, None)
+
+
+@pytest.mark.parametrize(("metrics", "most"), [(METRICS[:2], 200), (METRICS, 300)])
+async def test_learnt_limits_take_little_of_a_record(
+    server: RedisServer, metrics: tuple[Metric, ...], most: int
+) -> None:
+    """Two that rise by themselves take 138 bytes of the record that is there anyway, four 276."""
+    clock = ManualClock(START)
+    limited = deployment(Quota(Metric.RPM, 10))
+    async with aclosing(RedisStore(server.url, clock=clock)) as store:
+        await store.reserve("r", [limited], Demand(1, 1), 600.0)
+        with server.client() as client:
+            [key] = client.scan_iter("*scope*")
+            before = client.strlen(key)
+            for metric in metrics:
+                limit = 1_000_000 if metric.counts_tokens else 1_000
+                rises = LearntLimit(metric, limit, LimitSource.INFERRED, raised=limit * 2, raise_after=3600.0)
+                await store.cool_down(Cooldown.learn(limited.model_scope, rises))
+            assert client.strlen(key) - before < most
+            assert list(client.scan_iter("*scope*")) == [key]

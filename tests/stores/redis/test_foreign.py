@@ -40,6 +40,10 @@ def opened(server: RedisServer, **settings: Any) -> aclosing[RedisStore]:
     return aclosing(RedisStore(server.url, **settings))
 
 
+def unreadable(scope: str, lifted: str) -> str:
+    return f"unreadable record of {scope!r} in the store; remove it with llm-router keys lift {lifted}"
+
+
 SPOILT: list[Callable[[Any, str], Any]] = [
     lambda client, key: client.set(key, "not ours"),
     lambda client, key: client.set(key, b"\x03"),  # cut short
@@ -68,7 +72,8 @@ async def test_a_record_that_cannot_be_read_refuses_one_candidate(
                 for decision in decisions:
                     assert decision.deployment is b
                     [refusal] = decision.refusals
-                    assert refusal.reason == "unreadable record"
+                    assert refusal.reason == unreadable(a.model_scope, "a --model flash")
+                    assert refusal.cooldown == Cooldown(a.model_scope, clock.time() + 60.0, refusal.reason)
                     assert refusal.retry_at == refusal.wake_at == clock.time() + 60.0
             charged, cooled, since, empty = await asyncio.gather(
                 store.charge("process", 1, a, [Taking(clock.time(), ONE)]),
@@ -84,7 +89,7 @@ async def test_a_record_that_cannot_be_read_refuses_one_candidate(
             assert isinstance(empty, float)
             [seen, other] = await store.snapshot([a, b])
             assert seen.cooldown is not None
-            assert (seen.cooldown.reason, seen.cooldown.until) == ("unreadable record", clock.time() + 60.0)
+            assert seen.cooldown == refusal.cooldown
             assert [quota.used for quota in other.quotas] == [41, 4100, 41]
         assert client.dump(key) == before
         client.delete(key)
@@ -116,7 +121,7 @@ async def test_a_cooldown_that_cannot_be_read_refuses_the_deployments_of_its_key
             client.set(f"{{llm_router}}:scope:{a.key_scope}:3", "not ours")
         decision = await store.reserve("r", [a, b], ONE, TTL)
         assert decision.deployment is b
-        assert [refusal.reason for refusal in decision.refusals] == ["unreadable record"]
+        assert [refusal.reason for refusal in decision.refusals] == [unreadable(a.key_scope, "a")]
         with pytest.raises(StoreCorruptError, match="something else"):
             await store.cool_down(Cooldown(a.key_scope, time.time() + 400, "rests"))
 

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment
-from llm_router.domain.quota import Demand
+from llm_router.domain.quota import Demand, Metric
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
 from llm_router.stores.base import RECOUNT
 from llm_router.stores.failover import FailoverStore
@@ -205,6 +206,23 @@ async def test_random_bytes_raise_nothing_but_store_errors(
             except StoreError as error:
                 errors.append(str(error))
         assert all(str(copied) in error and "; " in error for error in errors), seed
+
+
+@pytest.mark.parametrize("limits", [b"\x0b\x0f\x80", b"\x0b\x0f", b"\x63\1\1\1\1", b"\x0e\1\1\1\1", "text"])
+async def test_limits_that_make_no_sense_are_damage(
+    limits: bytes | str,
+    store: SQLiteStore,
+    open_store: Callable[..., SQLiteStore],
+    limited: Deployment,
+    path: Path,
+) -> None:
+    """Cut short, of a metric or source that there is not, or no packed numbers at all."""
+    await store.cool_down(Cooldown.learn(limited.model_scope, LearntLimit(Metric.RPM, 7)))
+    await store.aclose()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE learnt_limits SET limits = ?", (limits,))
+    with pytest.raises(StoreCorruptError, match="is damaged"):
+        await open_store().snapshot([limited])
 
 
 @pytest.mark.parametrize("policy", ["closed", "local"])

@@ -496,11 +496,28 @@ async def test_cooldowns_and_learnt_limits_that_ended_leave_the_file(
     clock.shift(LEARNT_FOR + 61.0)
     await store.snapshot([first])
     assert query("SELECT scope FROM cooldown") == [(second.key_scope,)]
-    assert query("SELECT * FROM learnt_limit") == []
-    assert query("SELECT * FROM limit_details") == []
+    assert query("SELECT * FROM learnt_limits") == []
     assert query("SELECT * FROM cooldown_limits") == []
     [snapshot] = await store.snapshot([first])
     assert (snapshot.cooldown, snapshot.quotas[0].limit) == (None, 15)
+
+
+async def test_four_learnt_limits_take_less_than_200_bytes(
+    store: SQLiteStore, query: Callable[..., list[Any]], clock: ManualClock
+) -> None:
+    """152 for each of 1,000 deployments, with the name of the scope (38) and what is free in the pages."""
+    names = sorted((f"key-{n:04}" for n in range(1_000)), key=lambda name: name[::-1])
+    scopes = [Deployment(Key(name, Secret("x")), "gemini-2.5-flash").model_scope for name in names]
+    await store.snapshot([])
+    [[before]] = query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+    for metric in Metric:
+        limit = 1_000_000 if metric.counts_tokens else 1_000
+        rises = LearntLimit(metric, limit, LimitSource.INFERRED, raised=limit * 2, raise_after=3600.0)
+        await asyncio.gather(*(store.cool_down(Cooldown.learn(scope, rises)) for scope in scopes))
+        clock.shift(1.0)
+    [[after]] = query("SELECT page_count * page_size FROM pragma_page_count, pragma_page_size")
+    assert query("SELECT count(*) FROM learnt_limits") == [(1_000,)]
+    assert after - before < 200 * 1_000
 
 
 @pytest.mark.usefixtures("short_journal")

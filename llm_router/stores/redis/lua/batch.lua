@@ -50,18 +50,18 @@
 --                reserve: four times the number of refusals, plus one if the next candidate was taken, or two if it
 --                  also probes cooldowns; for each refusal the reason (a metric; 0 for a cooldown; 5 if the shard or
 --                  the record lost something, 6 if it is not the one that the caller knows, 7 if its key holds
---                  something else), plus 8 if
---                  wake_at is the same as retry_at and left out, plus 16 times the number of the description of the
---                  cooldown that applies (0 for none), retry_at and wake_at; if one was taken, the share that remains
---                  of its tightest quota and of its tightest daily one, in units of 2^-53, and when its record began; if
---                  it probes cooldowns, how many, and the number of the description of each
+--                  something else), plus 8 if wake_at is the same as retry_at and left out, plus 16 times the number of
+--                  the description of the cooldown that applies, or of the scope whose key that is (0 for none),
+--                  retry_at and wake_at; if one was taken, the share that remains of its tightest quota and of its
+--                  tightest daily one, in units of 2^-53, and when its record began; if it probes cooldowns, how many,
+--                  and the number of the description of each
 --                charge: when the record of the deployment began; 0 if it failed
 --                announce: how many processes were alive in the last minute, and how many of their names are less than
 --                  this one, or -1 if they are too many to look; 0 and -1 if it failed
 --                snapshot, for each deployment: how many quotas, the number of the description of its cooldown,
---                  or 0, or -1 if its key holds something else; for each quota the metric, plus 8 if something was
---                  learnt of it, the limit, used, resets_at; then what was learnt: the limit, the source, when, what
---                  it is raised to, and when
+--                  or 0, or below 0 that of a scope whose key holds something else; for each quota the metric, plus 8
+--                  if something was learnt of it, the limit, used, resets_at; then what was learnt: the limit, the
+--                  source, when, what it is raised to, and when
 --   "again"    nothing was done: the caller is wrong about the server's time, or `text` names a time zone that is
 --              needed
 --   "corrupt"  nothing was done: `text` is a key that holds something else
@@ -123,11 +123,12 @@ local function snapshot(shortlist)
   local count = unpack_from("<I2", ARGV[5], shortlist)
   for i = 1, count do
     local number = unpack_from("<I2", ARGV[5], shortlist + 2 * i)
-    local deployment = opened[number] or open_deployment(number)
+    local deployment = opened[number] or open_deployment(number, true)
     local s, all, cooling = deployment.scope, deployment.terms, deployment.cooling
     spent = spent + 8
     refusing = refusing or load_refusing()
-    reply(#all, deployment.is_foreign and -1 or cooling and refusing.describe(cooling[6], cooling[7]) or 0)
+    local number = cooling and refusing.describe(cooling[6], cooling[7]) or 0
+    reply(#all, deployment.is_foreign and -number or number)
     for _, terms in ipairs(all) do
       local kind = kinds[terms.kind]
       local entry = deployment.learnt and deployment.learnt[terms.metric]

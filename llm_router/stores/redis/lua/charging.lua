@@ -73,7 +73,7 @@ local function load_charges()
     local key = charge_prefix .. charge[1] .. ":" .. s[NAME]
     local last = last_at(key)
     if not last then return nil, key end
-    if s[FOREIGN] and (missing[1] or counted[1]) then return nil, s[KEY] end
+    if s[FOREIGN] and (missing[1] or counted[1]) then return nil, s[FOREIGN] end
     spent = spent + 5
     if sequence <= last then return s[SINCE] end
     made[key] = sequence

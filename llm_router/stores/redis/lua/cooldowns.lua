@@ -31,6 +31,7 @@ local function load_cooldowns()
   local MOST = 16      -- scopes that are listed
   local ends_of = {}   -- name -> until when it matters
   local changed = false
+  local unreadable = {} -- keys of format 2 to delete
   local latest_of = {} -- place of the other scopes of a deployment -> that whose cooldown ends last, or false
 
   for name, ends in string.gmatch(listed, " (%S+) (%d+)") do
@@ -53,7 +54,7 @@ local function load_cooldowns()
 
   -- Look at one of the scopes of a deployment: is its cooldown the last to end, or is it to be probed?
   local function see(deployment, s)
-    if s[FOREIGN] then deployment.is_foreign, deployment.closed = true, true end
+    if s[FOREIGN] then deployment.is_foreign, deployment.closed, deployment.unreadable = true, true, s[NAME] end
     if s[3] > now then
       if not deployment.cooling or exact(s[6]) > exact(deployment.cooling[6]) then deployment.cooling = s end
     elseif s[5] == 1 and forgotten_at(s) > now then
@@ -89,14 +90,22 @@ local function load_cooldowns()
   -- Let one request probe a half-open cooldown that has ended: the others wait for a while.
   function cooldowns.probe(s) set_end(s, now + probe_time) end
 
+  -- Begin anew in the place of what cannot be read. Of a model that is a lost record: those who know it charge again.
+  local function replace(s)
+    if s[FOREIGN] ~= s[KEY] then insert(unreadable, s[FOREIGN]) end
+    s[FOREIGN], s[STORED] = false, true
+    if sub(s[NAME], 1, 6) == "model:" then s[FORMER], s[2] = 1, now + 60 * QUIET end
+  end
+
   -- `cooldown`: {scope, until, until exact, description, half-open, {limits}}; see batch.lua. Return the key of the
-  -- scope if it holds something else.
+  -- scope if it holds something else, which only a lift replaces.
   function cooldowns.impose(cooldown)
     local s, ends, text, limits = get_scope(cooldown[1]), cooldown[2], cooldown[3], cooldown[6]
-    if s[FOREIGN] then return s[KEY] end
+    if s[FOREIGN] and text ~= "lift" then return s[FOREIGN] end
     if text == "lift" or text == "retry" then
       -- Never a number that was used before the key expired.
-      if s[3] ~= 0 then lifts, changed = lifts == 0 and now or lifts + 1, true end
+      if s[3] ~= 0 or s[FOREIGN] then lifts, changed = lifts == 0 and now or lifts + 1, true end
+      if s[FOREIGN] then replace(s) end
       if text == "lift" then
         set(s, 0, 0, "", "")
       elseif s[5] == 1 and s[3] > now then
@@ -124,6 +133,7 @@ local function load_cooldowns()
   end
 
   function cooldowns.write()
+    if unreadable[1] then call("DEL", unpack(unreadable)) end
     if not changed then return end
     local parts, count = {}, 0
     for name, ends in pairs(ends_of) do

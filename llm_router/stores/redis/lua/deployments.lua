@@ -113,8 +113,9 @@ local open_deployment = (function()
     end
   end
 
-  -- A deployment is opened once in a batch, and again after a cooldown.
-  return function(number)
+  -- A deployment is opened once in a batch, and again after a cooldown. One that is only looked at changes no ledger
+  -- that is under the terms of others: it gets a copy.
+  return function(number, looks)
     local key, others, place, since = named(number)
     local model = sub(key, #full_prefix + 1)
     local s, profile = get_scope(model), profile_at(place)
@@ -128,6 +129,10 @@ local open_deployment = (function()
         touch(s)
       end
       terms = learnt_terms(profile, learnt)
+    end
+    if looks then
+      rare = rare or load_rare()
+      if rare.differs(s, terms) then s, looks = rare.copy(s), "a copy" end
     end
     for i = 1, #terms do
       open_ledger(s, terms[i])
@@ -143,7 +148,11 @@ local open_deployment = (function()
       cooldowns = cooldowns or load_cooldowns()
       cooldowns.see(deployment, others)
     end
-    opened[number] = deployment
+    if deployment.is_foreign then
+      rare = rare or load_rare()
+      deployment.cooling = rare.unreadable(deployment.unreadable or model)
+    end
+    if looks ~= "a copy" then opened[number] = deployment end
     return deployment
   end
 end)()

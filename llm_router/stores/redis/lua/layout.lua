@@ -18,8 +18,8 @@
 --  13  of what the former counted, everything up to then is in this one; and 14 when it was last written
 --  15  four ledgers (ledgers.lua), for metric 1 to 4, ten fields each; the kind is 0 if there is no ledger
 -- followed by what is not stored: the name of the scope, its key, what is stored there, whether it changed, whether it
--- has a companion, whether its key holds something else, which is left as it is (the key is that of format 2 then, if
--- that one does).
+-- has a companion, and the key that holds something else, its own or that of format 2, or false; that is left as it is
+-- until somebody lifts the scope.
 -- Times are in microseconds.
 
 local METRICS = 4

@@ -238,10 +238,8 @@ end
 
 local FEW, SOME = 8, 4
 
--- Refuse because of something that was lost, or cannot be read.
+-- Refuse because of something that was lost.
 local function refuse_closed(deployment)
-  local FOREIGN_FOR = 60 * 1e6
-  if deployment.is_foreign then return reply(7 + 8, now + FOREIGN_FOR) end
   reply((deployment.lost and 6 or 5) + 8, max(now, record_quiet_until(deployment.scope)))
 end
 
@@ -277,7 +275,12 @@ local function reserve(id, shortlist, requests, tokens, lasts)
     local deployment = opened[number] or open_deployment(number)
     local retry_at, reason = now, nil
     if deployment.closed then
-      refuse_closed(deployment)
+      if deployment.is_foreign then
+        refusing = refusing or load_refusing()
+        refusing.refuse(deployment, deployment.cooling[3], 7)
+      else
+        refuse_closed(deployment)
+      end
     else
       if not fits(deployment, requests, tokens) then
         refusing = refusing or load_refusing()

@@ -103,6 +103,39 @@ local function load_rare()
     return latest
   end
 
+  -- What stands for the cooldown of a scope that cannot be read, whose end and description say which it is.
+  function rare.unreadable(name)
+    local UNREADABLE_FOR = 60 * 1e6
+    local ends = now + UNREADABLE_FOR
+    local text = format("%d.%06d", floor(ends / 1e6), ends % 1e6)
+    return { [3] = ends, [6] = text, [7] = cjson.encode({ scope = name, reason = "" }) }
+  end
+
+  -- Whether terms would change how a ledger of the scope counts.
+  function rare.differs(s, all)
+    for _, terms in ipairs(all) do
+      local b = terms.at
+      if s[b] ~= 0 then
+        if s[b] ~= terms.kind then return true end
+        local before = { unpack(s, b, b + LEDGER - 1) }
+        if kind_of(s[b]).configure(s, b, terms) then
+          for i = 1, LEDGER do
+            s[b + i - 1] = before[i]
+          end
+          return true
+        end
+      end
+    end
+    return false
+  end
+
+  -- A copy of the scope that is never written.
+  function rare.copy(s)
+    local copy = { unpack(s, 1, FOREIGN) }
+    copy[CHANGED] = true
+    return copy
+  end
+
   -- The clock was set back since the cooldown was imposed: it does not last for longer than it was to.
   function rare.move_cooldown(s)
     if s[6] ~= "inf" then
@@ -253,7 +286,7 @@ local get_scope, write_scopes, kept_until = (function()
       is_foreign = not s
     end
     s = s or empty()
-    s[NAME], s[KEY], s[STORED], s[CHANGED], s[FOREIGN] = name, key, value, false, is_foreign
+    s[NAME], s[KEY], s[STORED], s[CHANGED], s[FOREIGN] = name, key, value, false, is_foreign and key
     scopes[name] = s
     if is_foreign then return s end
     if not value then
@@ -263,7 +296,7 @@ local get_scope, write_scopes, kept_until = (function()
         local is_read, is_former = pcall(rare.import, s, former)
         if not is_read or not is_former then
           s = empty()
-          s[NAME], s[KEY], s[FOREIGN] = name, prefix .. name, true
+          s[NAME], s[KEY], s[FOREIGN] = name, key, prefix .. name
           scopes[name] = s
           return s
         end
