@@ -234,10 +234,11 @@ class ProjectStore:
     ) -> Decision:
         decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
         # A user's store may return anything: the selector checks it.
+        if isinstance(decision, Decision):
+            self._lifts = decision.lifts  # of which the selector must see no older one later
         if not isinstance(decision, Decision) or decision.deployment not in candidates:
             return decision
         assert decision.deployment is not None  # noqa: S101 - no candidate is
-        self._lifts = decision.lifts
         scope = decision.deployment.project_scope
         shared = self._pool.shared.get(scope) if demand.requests else None
         if shared is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from llm_router.domain.deployment import EVERY_MODEL, ProjectDeployment
 from llm_router.domain.kinds import FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import Quota
-from llm_router.engine.project_limits import ProjectStore, added_up
+from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
 from llm_router.stores.base import Decision, QuotaSnapshot
 from llm_router.stores.failover import FailoverStore
@@ -391,6 +392,29 @@ async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
         assert (await router.send("x")).success
         [snapshot, _] = await store.snapshot(pair)
         assert snapshot.cooldown is None
+
+
+async def test_what_is_refused_without_asking_knows_of_every_lift(
+    make_pool: MakePool, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
+) -> None:
+    """An older number than the selector knows would have it look again, and so for ever."""
+    await keep(store, pair[0], 1)
+    other, demand = pools.one("model-c", key_id="other"), Demand(1, 1)
+    pool = make_pool([*pair, other])
+    front = ProjectStore(store, pool, clock)
+    pool.share(shared_state(pool.states[pair[0]]))
+    assert (await front.reserve("a", pair, demand, 60.0)).deployment is pair[0]
+    assert (await front.reserve("b", pair, demand, 60.0)).deployment is None
+    for until in (math.inf, -math.inf, math.inf):
+        await store.cool_down(Cooldown(other.model_scope, until, "spent"))
+    lifts = (await front.reserve("c", [other], demand, 60.0)).lifts
+    store.calls.clear()
+    decision = await front.reserve("d", pair, demand, 60.0)
+    assert (lifts, decision.lifts, len(decision.refusals)) == (1, 1, 2)
+    assert not store.calls
+    clock.shift(0.2)
+    assert len((await front.reserve("e", pair, demand, 60.0)).refusals) == 2
+    assert store.calls
 
 
 # --- how it begins and ends ----------------------------------------------------------------------------
