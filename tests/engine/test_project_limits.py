@@ -172,6 +172,23 @@ def test_the_limit_of_a_model_holds_beside_that_of_its_project(*, states: bool) 
     assert len(provider.admitted) >= 0.97 * 600
 
 
+def test_a_router_that_starts_anew_finds_what_was_learnt() -> None:
+    """After one event: it does not know of the project, but what it then reads in the store holds at once."""
+
+    async def main(loop: VirtualLoop) -> tuple[int, int]:
+        clock = VirtualClock(loop)
+        provider, store = Limited(clock, 10), MemoryStore(clock=clock)
+        for _ in range(2):
+            before = len(provider.admitted), len(provider.refused)
+            async with Router(two_models(), store=store, provider=provider, clock=clock) as router:
+                await use_up([router], clock, 0.5)
+        return len(provider.admitted) - before[0], len(provider.refused) - before[1]
+
+    admitted, refused = run(main)
+    assert admitted >= 0.95 * 300
+    assert refused <= 8
+
+
 def test_a_limit_that_is_raised_is_used() -> None:
     """The limit of a project rises as any other does: by an answer that shows it to be too low."""
 
