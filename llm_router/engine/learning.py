@@ -152,6 +152,7 @@ class LimitLearner:
             except Exception as error:  # noqa: BLE001 - as below; then a refusal more is met
                 note_failure(self.store, "charge", error)
         self.pool.share(shared)
+        self._look_at(shared, self.clock.time() + WINDOW)
         return inference
 
     def _models(self, scope: Scope) -> list[DeploymentState]:

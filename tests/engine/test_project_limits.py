@@ -30,6 +30,7 @@ from llm_router.domain.deployment import EVERY_MODEL, ProjectDeployment
 from llm_router.domain.kinds import FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import Quota
+from llm_router.engine.learning import LimitLearner, Refused
 from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
 from llm_router.stores.base import Decision, QuotaSnapshot
@@ -187,6 +188,21 @@ def test_a_router_that_starts_anew_finds_what_was_learnt() -> None:
     admitted, refused = run(main)
     assert admitted >= 0.95 * 300
     assert refused <= 8
+
+
+def test_a_first_limit_that_was_too_low_rises_within_minutes(pair: list[Deployment]) -> None:
+    """Another program had most of the minute in which it was found."""
+
+    async def main(loop: VirtualLoop) -> list[float]:
+        clock = VirtualClock(loop)
+        provider = Limited(clock, 5)
+        async with Router(pair, provider=provider, clock=clock) as router:
+            await use_up([router], clock, 1.5 / 60.0)
+            provider.limits[EVERY_MODEL] = 30
+            await use_up([router], clock, 10.0 / 60.0, 50)
+        return [at for at, _ in provider.admitted if at > clock.time() - 180.0]
+
+    assert len(run(main)) >= 60  # of 90; at the first limit it would be 15
 
 
 def test_a_limit_that_is_raised_is_used() -> None:
@@ -456,6 +472,20 @@ async def test_what_the_models_took_before_the_refusal_counts(
         [row, _] = await router.get_all_key_statuses()
     limit = row["project_limits"]["rpm"]
     assert (limit["limit"], limit["used"], limit["source"]) == (3, 3, "inferred")
+
+
+async def test_answers_of_every_model_are_looked_at_once_a_limit_is_found(
+    make_pool: MakePool, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Also where the next look at the limits of a model was due much later."""
+    pool = make_pool(pair)
+    for state in pool:
+        state.limits_due = clock.time() + 600.0
+    learner = LimitLearner(pool, store, clock, lambda: None)
+    refused = Refused(refusal(10), clock.time(), None, repeated=False)
+    await learner.infer_of_project(refused, pool.states[pair[0]])
+    assert [state.limits_due - clock.time() for state in pool] == [pytest.approx(60.3)] * 2
+    assert list(pool.shared) == [pair[0].project_scope]
 
 
 async def test_a_stated_limit_is_believed_at_once(
