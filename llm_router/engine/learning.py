@@ -131,9 +131,7 @@ class LimitLearner:
         [own, *others] = await self._quotas_of([known, *self._models(scope)])
         if refused.repeated:
             own = tuple(_at_most(quota, added_up(others, quota.metric)) for quota in own)
-        inference = await self._infer(refused, known, own)
-        uncounted = counted_from_now(refused.error, own, inference.learnt)
-        return attrs.evolve(inference, learnt=(*inference.learnt, *uncounted))
+        return await self._infer(refused, known, own)
 
     async def _begin(self, refused: Refused, state: DeploymentState) -> Inference:
         """Begin to keep the limits of a project, by what its models took; return what is known at once."""

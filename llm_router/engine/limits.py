@@ -30,6 +30,7 @@ __all__ = [
     "Inference",
     "after_answer",
     "after_refusal",
+    "begin_to_count",
     "first_inferences",
     "for_another_project",
     "longest_wait",
@@ -182,7 +183,7 @@ def after_refusal(
     is_explained, pause, is_starved = True, 0.0, True
     for metric, limit in (stated or {_likeliest(counted): None}).items():
         if limit is None and metric not in counted:
-            learnt.append(_begin_to_count(metric))
+            learnt.append(begin_to_count(metric))
             is_explained = is_starved = False
             continue
         quota = None if metric in steady else counted.get(metric)
@@ -197,7 +198,7 @@ def after_refusal(
     return Inference(tuple(learnt), is_explained, pause=pause, is_starved=is_starved)
 
 
-def _begin_to_count(metric: Metric) -> LearntLimit:
+def begin_to_count(metric: Metric) -> LearntLimit:
     """Return the limit by which the store counts from now on what nobody has set a limit for."""
     return LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN, replaces=0.0)
 
@@ -370,7 +371,7 @@ def _day_spent(
         if stated:
             entry = LearntLimit(metric, stated)
         elif quota is None:
-            learnt.append(_begin_to_count(metric))
+            learnt.append(begin_to_count(metric))
             continue
         elif not is_confirmed or quota.used < 1 or _is_counted_in_part(quota, deployment, when.now):
             continue

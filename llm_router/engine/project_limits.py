@@ -25,7 +25,7 @@ from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.engine.extensions import note_failure
 from llm_router.engine.index import OF_PROJECT, DeploymentState, Group
-from llm_router.engine.limits import WINDOW
+from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import names_quota
 from llm_router.engine.timing import finish
@@ -153,9 +153,7 @@ def counted_from_now(
     """Return limits that have a store count what a refusal names, where it does not do so yet."""
     known = {*(quota.metric for quota in own), *(entry.metric for entry in learnt)}
     named = dict.fromkeys(each.metric for each in error.violations if each.metric is not None)
-    return tuple(
-        LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN) for metric in named if metric not in known
-    )
+    return tuple(begin_to_count(metric) for metric in named if metric not in known)
 
 
 # --- reserving -----------------------------------------------------------------------------------------
