@@ -23,6 +23,7 @@ from llm_router.engine.limits import (
     Inference,
     after_answer,
     after_refusal,
+    counting_tokens,
     first_inferences,
     for_another_project,
 )
@@ -100,6 +101,7 @@ class LimitLearner:
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _doubted: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _before: dict[Scope, _Before] = attrs.field(factory=dict, init=False)
+    _latest: dict[Scope, tuple[QuotaSnapshot, ...]] = attrs.field(factory=dict, init=False)
     _told: dict[str, float] = attrs.field(factory=dict, init=False)
     _beginning: set[Scope] = attrs.field(factory=set, init=False)
 
@@ -170,8 +172,14 @@ class LimitLearner:
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         doubted = 0.0 <= now - self._doubted.get(scope, math.inf) < _DOUBTED_FOR
         before = self._quotas_before(scope, quotas, now, began, since) if not repeated else ()
-        when = Circumstances(now, began, strikes, since, repeated, finding, doubted, refused.tokens, before)
+        latest = self._latest.get(scope, ())
+        when = Circumstances(
+            now, began, strikes, since, repeated, finding, doubted, refused.tokens, before, latest
+        )
         inference = after_refusal(error, state.deployment, quotas, when)
+        if not (repeated or error.violations):
+            remember(self._latest, scope, quotas)
+            inference = counting_tokens(inference, quotas)
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             remember(self._doubted, scope, now)
         self._look_at(state, now + WINDOW)
