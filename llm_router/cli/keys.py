@@ -43,7 +43,7 @@ def lift(
 ) -> None:
     """End the cooldowns and quarantines of a key, so that it is tried again at once.
 
-    What is disabled stays disabled.
+    The limits that were learnt for it are forgotten as well. What is disabled stays disabled.
     """
     _change("lifted", key, model, lambda manager: manager.lift(key, model), keys, store, as_json=as_json)
 

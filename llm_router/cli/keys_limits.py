@@ -79,6 +79,8 @@ def limits(
         return
     if forget:
         say(f"forgotten: what was learnt of the limits of {printable(key)}")
+        if any(row["cooldown_until"] for row in statuses):
+            say(f"it is still cooling down: llm-router keys lift {printable(key)} ends that, too")
     show_table(_COLUMNS, [tuple(map(printable, _cells(record))) for record in records])
     unlimited = [row["model"] for row in statuses if not row["limits"]]
     if unlimited:

@@ -22,6 +22,7 @@ from llm_router.domain.status import (
     KeyStatus,
     LineStatus,
 )
+from llm_router.engine.credentials import is_marked
 from llm_router.engine.extensions import snapshots_of
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines, line_of
@@ -34,7 +35,13 @@ from llm_router.engine.statuses import Found, count_unusable, describe
 from llm_router.engine.totals import Totals
 from llm_router.engine.upstream import Upstream
 from llm_router.errors import ExtensionError, StoreError
-from llm_router.stores.base import ExternalStore, FrontingStore, RateLimitStore, innermost
+from llm_router.stores.base import (
+    DeploymentSnapshot,
+    ExternalStore,
+    FrontingStore,
+    RateLimitStore,
+    innermost,
+)
 
 __all__ = ["Overview", "Report"]
 
@@ -195,7 +202,7 @@ class Overview:
                 ),
                 shared.get(snapshot.deployment.project_scope),
             )
-            for snapshot in snapshots[: len(deployments)]
+            for snapshot in map(_without_replaced, snapshots[: len(deployments)])
         ]
 
     async def _line(self, *, store_ok: bool) -> LineStatus:
@@ -254,6 +261,14 @@ class Overview:
         own = [] if self.facts is None else self.facts.suspicions.about(deployment, now)
         told = known.get(deployment.model_scope)
         return own or ([] if told is None else [told])
+
+
+def _without_replaced(snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
+    """Return a snapshot without a quarantine that another credential has earned: the next request ends it."""
+    cooldown = snapshot.cooldown
+    if cooldown is None or not cooldown.credential or is_marked(snapshot.deployment, cooldown.credential):
+        return snapshot
+    return attrs.evolve(snapshot, cooldown=None)
 
 
 def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> HealthState:

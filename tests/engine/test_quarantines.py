@@ -372,7 +372,7 @@ async def test_all_models_forbidden_for_ten_seconds_are_nobodys_fault(
 async def test_a_corrected_secret_works_at_once_after_a_restart(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """A wrong key in .env is quarantined for a day; the corrected one answers the first prompt."""
+    """A wrong key in .env is put out for a day; the corrected one is ready, and answers at once."""
     url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
     entry = {"key_id": "k", "provider": "gemini", "model_name": "m", "limits": {"rpm": 100}}
     (tmp_path / "keys.json").write_text(json.dumps({"keys": [entry]}))
@@ -382,18 +382,19 @@ async def test_a_corrected_secret_works_at_once_after_a_restart(
             raise invalid_key()
         return "an answer"
 
-    async def send(secret: str) -> tuple[bool, int, bool]:
+    async def send(secret: str) -> tuple[bool, bool, int, bool]:
         (tmp_path / ".env").write_text(f"API_KEY_k={secret}\n")
         provider = FakeProvider([answer])
         keys = tmp_path / "keys.json"
         async with Router.from_config(keys, env={}, store=url, provider=provider) as router:
+            [before] = await router.get_all_key_statuses()
             response = await router.send("x")
-            [status] = await router.get_all_key_statuses()
-        return response.success, len(provider.calls), status["quarantined"]
+            [after] = await router.get_all_key_statuses()
+        return before["quarantined"], response.success, len(provider.calls), after["quarantined"]
 
-    assert await send("the-wrong-secret") == (False, 1, True)
-    assert await send("the-wrong-secret") == (False, 0, True)
-    assert await send("the-corrected-secret") == (True, 1, False)
+    assert await send("the-wrong-secret") == (False, False, 1, True)
+    assert await send("the-wrong-secret") == (True, False, 0, True)
+    assert await send("the-corrected-secret") == (False, True, 1, False)
 
 
 async def test_ten_short_processes_ask_for_a_spent_day_twice(
