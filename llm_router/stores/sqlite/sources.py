@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import microseconds
 from llm_router.stores.base import CHARGES_KEPT, Standing
+from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,10 +39,17 @@ class Sources:
     def begin_charge(self, source: str, scope: Scope, sequence: int, now: int) -> bool:
         """Record a charge; return whether it is a new one of its source and model, which must be counted."""
         sequence = max(-_LARGEST, min(sequence, _LARGEST))
-        found = self._connection.execute(_SELECT, (source, scope)).fetchone()
-        is_new = found is None or sequence > found[0]
-        self._connection.execute(_INSERT, (source, scope, sequence if is_new else found[0], now))
+        last = self._last_charge(source, scope)
+        is_new = last is None or sequence > last
+        self._connection.execute(
+            _INSERT, (source, scope, sequence if last is None else max(sequence, last), now)
+        )
         return is_new
+
+    @decoding
+    def _last_charge(self, source: str, scope: Scope) -> int | None:
+        found = self._connection.execute(_SELECT, (source, scope)).fetchone()
+        return int(found[0]) if found is not None else None
 
     def announce(self, source: str, now: int) -> Standing:
         """Record that a process is alive; return its place among those that were in the last minute."""
