@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from llm_router.cli.keys_limits import LimitRecord, how_known
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 PROJECTS = {"k-1": "A", "k-2": "A", "k-3": "B", "k-4": "C"}
@@ -191,3 +192,26 @@ def test_limits_of_the_configuration(run: Callable[..., Result], home: Path) -> 
         "configured",
         "0",
     ]
+
+
+def test_a_limit_that_is_not_known_was_refused() -> None:
+    """What nobody has set a limit for is counted since a refusal named it."""
+    record = LimitRecord(
+        key_id="k",
+        project="p",
+        model="m",
+        metric="tpm",
+        limit=None,
+        configured=None,
+        source="unknown",
+        used=9,
+        learnt_ago_seconds=120.0,
+        learnt_at=1.0,
+        raised_in_seconds=None,
+        raised_at=None,
+        reset_in_seconds=1.0,
+        reset_at=2.0,
+    )
+    assert how_known(record) == "counted since a refusal 2 min ago"
+    record["learnt_ago_seconds"] = None
+    assert how_known(record) == "not refused so far"
