@@ -39,17 +39,12 @@ class Sources:
     def begin_charge(self, source: str, scope: Scope, sequence: int, now: int) -> bool:
         """Record a charge; return whether it is a new one of its source and model, which must be counted."""
         sequence = max(-_LARGEST, min(sequence, _LARGEST))
-        last = self._last_charge(source, scope)
-        is_new = last is None or sequence > last
-        self._connection.execute(
-            _INSERT, (source, scope, sequence if last is None else max(sequence, last), now)
-        )
-        return is_new
-
-    @decoding
-    def _last_charge(self, source: str, scope: Scope) -> int | None:
         found = self._connection.execute(_SELECT, (source, scope)).fetchone()
-        return int(found[0]) if found is not None else None
+        last = None if found is None else _sequence(*found)
+        is_new = last is None or sequence > last
+        row = source, scope, sequence if last is None else max(sequence, last), now
+        self._connection.execute(_INSERT, row)
+        return is_new
 
     def announce(self, source: str, now: int) -> Standing:
         """Record that a process is alive; return its place among those that were in the last minute."""
@@ -61,3 +56,8 @@ class Sources:
     def sweep(self, now: int, most: int) -> None:
         """Forget old charges, at most ``most`` of them."""
         self._connection.execute(_SWEEP, (now - microseconds(CHARGES_KEPT), most))
+
+
+@decoding
+def _sequence(stored: float) -> int:
+    return int(stored)
