@@ -12,7 +12,17 @@ import attrs
 
 from _soak.windows import PacificDay, SlidingWindow, next_midnight
 from _soak.world import Change, Death, Limits, Others, Outage, Prompt, Retirement, Wording, World
-from llm_router import Clock, Deployment, FailureKind, Metric, ProviderError, Reply, Request, Usage
+from llm_router import (
+    Clock,
+    Deployment,
+    FailureKind,
+    FaultScope,
+    Metric,
+    ProviderError,
+    Reply,
+    Request,
+    Usage,
+)
 from llm_router.errors import QuotaViolation
 
 __all__ = ["Client", "Counts", "HiddenProvider"]
@@ -25,6 +35,8 @@ _PATH = (0.02, 0.06)
 
 _ANSWERING = (0.4, 1.6)
 """Bounds of the seconds that an answer takes."""
+
+_EVERY_MODEL = "*"
 
 _DAY_DELAY = 36.0
 """What a refusal for the day asks to wait: as short as that of a minute."""
@@ -113,12 +125,14 @@ class HiddenProvider:
     @contextmanager
     def coming(self, deployment: Deployment, prompt: Prompt) -> Iterator[None]:
         """Regard a prompt as on its way: what will be left for it is no room for another one."""
-        coming = self._bucket(deployment, self._clock.time()).coming
-        coming.append(prompt.counted)
+        buckets = [bucket for bucket, _ in self._buckets_of(deployment, self._clock.time())]
+        for bucket in buckets:
+            bucket.coming.append(prompt.counted)
         try:
             yield
         finally:
-            coming.remove(prompt.counted)
+            for bucket in buckets:
+                bucket.coming.remove(prompt.counted)
 
     async def travel(self) -> None:
         """Take the time from the wire to the counter."""
@@ -152,14 +166,17 @@ class HiddenProvider:
         if failure is not None:
             counts.failed += 1
             return failure
-        bucket, limits = self._bucket(deployment, now), self.limits(deployment, now)
-        for metric, limit in limits.items():
-            free_at = bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
-            if free_at > now:
-                counts.refused += 1
-                counts.refused_later += is_later
-                return self._refusal(deployment.model, metric, limit, free_at - now)
-        bucket.take(now, prompt.counted)
+        buckets = self._buckets_of(deployment, now)
+        for bucket, limits in buckets:
+            for metric, limit in limits.items():
+                free_at = bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
+                if free_at > now:
+                    counts.refused += 1
+                    counts.refused_later += is_later
+                    scope = FaultScope.PROJECT if bucket is not buckets[0][0] else FaultScope.DEPLOYMENT
+                    return self._refusal(deployment.model, metric, limit, free_at - now, scope)
+        for bucket, _ in buckets:
+            bucket.take(now, prompt.counted)
         counts.admitted += 1
         if counts.back is None:
             self._note_return(now)
@@ -179,10 +196,12 @@ class HiddenProvider:
         ends = self._unusable_until(deployment, now)
         if ends > now:
             return ends
-        bucket = self._bucket(deployment, now)
-        limits = self.limits(deployment, now).items()
         return max(
-            (bucket.windows[metric].free_at(now, limit, _amount(metric, prompt)) for metric, limit in limits),
+            (
+                bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
+                for bucket, limits in self._buckets_of(deployment, now)
+                for metric, limit in limits.items()
+            ),
             default=now,
         )
 
@@ -191,11 +210,11 @@ class HiddenProvider:
         now = self._clock.time()
         if self._unusable_until(deployment, now) > now:
             return False
-        bucket = self._bucket(deployment, now)
-        for metric, limit in self.limits(deployment, now).items():
-            before = sum(bucket.coming) if metric.counts_tokens else len(bucket.coming)
-            if bucket.windows[metric].used(now) + before + _amount(metric, prompt) > limit:
-                return False
+        for bucket, limits in self._buckets_of(deployment, now):
+            for metric, limit in limits.items():
+                before = sum(bucket.coming) if metric.counts_tokens else len(bucket.coming)
+                if bucket.windows[metric].used(now) + before + _amount(metric, prompt) > limit:
+                    return False
         return True
 
     def next_event(self) -> float:
@@ -206,8 +225,15 @@ class HiddenProvider:
 
     # --- inside ---------------------------------------------------------------------------------------
 
-    def _bucket(self, deployment: Deployment, now: float) -> _Bucket:
-        place = self._world.project_of(deployment.key.key_id), deployment.model
+    def _buckets_of(self, deployment: Deployment, now: float) -> list[tuple[_Bucket, Limits]]:
+        """Return what a request counts on, and the limits of each: the model, and perhaps the project."""
+        found = [(self._bucket(deployment, now), self.limits(deployment, now))]
+        if self._world.of_project.items():
+            found.append((self._bucket(deployment, now, _EVERY_MODEL), self._world.of_project))
+        return found
+
+    def _bucket(self, deployment: Deployment, now: float, model: str = "") -> _Bucket:
+        place = self._world.project_of(deployment.key.key_id), model or deployment.model
         bucket = self._buckets.get(place)
         if bucket is None:
             others = self._others(*place)
@@ -254,7 +280,9 @@ class HiddenProvider:
         if now >= ends:
             self.counts.back = now - ends
 
-    def _refusal(self, model: str, metric: Metric, limit: int, seconds: float) -> ProviderError:
+    def _refusal(
+        self, model: str, metric: Metric, limit: int, seconds: float, scope: FaultScope
+    ) -> ProviderError:
         wording = self._world.wording_of(model)
         if wording is Wording.BARE:
             message = "Resource has been exhausted (e.g. check quota)."
@@ -262,6 +290,7 @@ class HiddenProvider:
         return ProviderError(
             "You exceeded your current quota.",
             kind=FailureKind.QUOTA,
+            scope=scope,
             code=429,
             charged=False,
             retry_delay=_DAY_DELAY if metric.is_daily else seconds,

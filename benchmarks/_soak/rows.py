@@ -66,6 +66,11 @@ def _siblings(wording: Wording) -> World:
     return World(hidden=_TEN, configured=_TEN, wording=wording, projects=2, siblings=("key-1",))
 
 
+def _of_project(wording: Wording) -> World:
+    models = {"model": Limits(), "other": Limits()}
+    return World(hidden=models, of_project=Limits(rpm=10), wording=wording)
+
+
 def _outage(seed: int) -> World:
     drawn = random.Random(seed)
     outage = Outage(drawn.uniform(600.0, 1_800.0), drawn.uniform(300.0, 900.0))
@@ -137,6 +142,8 @@ ROWS = {
         _fixed("day-bare", "250 a day, unknown, two days, bare", _daily(_BARE)),
         _fixed("siblings-stated", "two keys that are one project, stated", _siblings(_STATED)),
         _fixed("siblings-bare", "two keys that are one project, bare", _siblings(_BARE)),
+        _fixed("project-named", "10 for both models of a project, unknown, rpm named", _of_project(_NAMED)),
+        _fixed("project-stated", "10 for both models of a project, unknown, stated", _of_project(_STATED)),
         _fixed(
             "burst-unknown",
             "500 at once on an idle pool, nothing configured, rpm named",

@@ -164,6 +164,7 @@ class World:
         projects: How many keys there are, each with a project of its own as far as is known.
         siblings: The keys that secretly belong to the project of the first key.
         wording: How much a 429 says, in all models or by the model.
+        of_project: What all models of a project may take together, beside the limits of each.
         events: What happens.
         traffic: Who sends when.
         hours: How long.
@@ -176,6 +177,7 @@ class World:
     projects: int = 6
     siblings: tuple[str, ...] = ()
     wording: Wording | Mapping[str, Wording] = Wording.BARE
+    of_project: Limits = Limits()
     events: tuple[Change | Outage | Death | Retirement | Others, ...] = ()
     traffic: Steady | Bursts = Steady()
     hours: float = 6.0

@@ -120,6 +120,9 @@ def _show(explanation: Explanation) -> None:
 
 
 def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
+    quotas = (*candidate.quotas, *candidate.project_quotas)
+    shown = [*map(_quota, candidate.quotas)]
+    shown += (f"all models: {_quota(quota)}" for quota in candidate.project_quotas)
     return (
         str(tier),
         "-" if candidate.rank is None else str(candidate.rank),
@@ -127,9 +130,9 @@ def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
         candidate.model,
         candidate.workload,
         str(candidate.priority),
-        f"{min((quota.remaining for quota in candidate.quotas), default=1.0):.0%}",
+        f"{min((quota.remaining for quota in quotas), default=1.0):.0%}",
         printable(_decision(candidate)),
-        ", ".join(map(_quota, candidate.quotas)) or "no limits",
+        ", ".join(shown) or "no limits",
     )
 
 

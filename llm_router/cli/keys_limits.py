@@ -12,6 +12,7 @@ from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import print_json, printable, say, show_table
 from llm_router.cli.routers import choose_shared_store, open_router
 from llm_router.config import load_settings
+from llm_router.domain.deployment import EVERY_MODEL
 from llm_router.domain.status import KeyStatus, LimitStatus
 
 __all__ = ["LimitRecord", "how_known", "limit_records", "limits"]
@@ -27,7 +28,7 @@ _SOURCES = {
 
 
 class LimitRecord(TypedDict):
-    """One quota, in the form of JSON."""
+    """One quota, in the form of JSON; the model is ``*`` where all models of the project share it."""
 
     key_id: str
     project: str
@@ -58,7 +59,8 @@ def limits(
 ) -> None:
     """Show the limits of a key: what is configured, what is in force, and how that is known.
 
-    Keys of one project share them, so what is forgotten is forgotten for all of them.
+    Keys of one project share them, so what is forgotten is forgotten for all of them. A limit that all
+    models of the project share has a line of its own; with --model, it is not forgotten.
     """
     settings = load_settings(keys, store_needed=store is None)
     if forget:
@@ -71,7 +73,7 @@ def limits(
             return await router.keys.statuses_of(key, model)
 
     statuses = asyncio.run(ask())
-    records = limit_records(statuses)
+    records = [*limit_records(statuses), *_project_records(statuses)]
     if as_json:
         print_json(records)
         return
@@ -87,6 +89,16 @@ def limit_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
     """Return every quota in these statuses."""
     return [
         _record(status, metric, limit) for status in statuses for metric, limit in status["limits"].items()
+    ]
+
+
+def _project_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
+    """Return every quota that all models of a project share, once for each project."""
+    projects = {(status["provider"], status["project"]): status for status in statuses}
+    return [
+        _record(status, metric, limit) | {"model": EVERY_MODEL}
+        for status in projects.values()
+        for metric, limit in status["project_limits"].items()
     ]
 
 
@@ -125,7 +137,7 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
 
 def _cells(record: LimitRecord) -> tuple[str, ...]:
     return (
-        record["model"],
+        "all models" if record["model"] == EVERY_MODEL else record["model"],
         record["metric"],
         "unknown" if record["limit"] is None else f"{record['limit']:,}",
         "learn" if record["configured"] is None else f"{record['configured']:,}",

@@ -83,13 +83,18 @@ def notes(statuses: Sequence[KeyStatus], now: float) -> Iterator[str]:
             for metric, limit in row["limits"].items()
             if limit["learnt_at"] is not None
         ]
+        lines += [
+            f"project {row['project']}, all models: {learnt_words(metric, limit, now)}"
+            for metric, limit in row["project_limits"].items()
+            if limit["limit"] is not None
+        ]
         lines += [f"{name}: {fact['words']}" for fact in row["facts"]]
         lines += [
             f"{row['key_id']} failed {failure_words(failure, now)}"
             for failure in row["failures"][:_FAILURES_SHOWN]
         ]
         for line in lines:
-            if line not in told:  # the failures of a key are in the row of each of its models
+            if line not in told:  # the failures of a key, and what its models share, are in several rows
                 told.add(line)
                 yield printable(line)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NewType
 from urllib.parse import quote
 
@@ -13,8 +14,10 @@ from llm_router.domain.quota import Quota
 from llm_router.domain.secret import Secret
 
 __all__ = [
+    "EVERY_MODEL",
     "Deployment",
     "Key",
+    "ProjectDeployment",
     "Scope",
     "key_scope",
     "model_scope",
@@ -28,6 +31,9 @@ Scope = NewType("Scope", str)
 
 Its parts are percent-encoded, so that no character in an id can make two scopes equal.
 """
+
+EVERY_MODEL = "*"
+"""What stands for the model where all models of a project are meant; no model is called so."""
 
 
 def plain_model(name: str) -> str:
@@ -127,3 +133,27 @@ class Deployment:
         object.__setattr__(self, "provider_scope", provider_scope(key.provider))
         scopes = self.model_scope, self.key_scope, self.project_scope, self.provider_scope
         object.__setattr__(self, "scopes", scopes)
+
+
+@attrs.frozen(eq=False)
+class ProjectDeployment(Deployment):
+    """All models of one project together: on it a store counts what they share.
+
+    No request is sent through it. What cools its project or its keys down does not concern it: whatever is
+    counted on it was granted on one of its models. So its scopes, of which stores expect four, are its own.
+    """
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        kinds = ("", ":key", ":project", ":provider")
+        object.__setattr__(self, "scopes", tuple(Scope(f"{self.model_scope}{kind}") for kind in kinds))
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> ProjectDeployment:
+        """Return that of the project of a deployment; for some time always the same one."""
+        return _of_project(deployment.key.provider, deployment.key.project)
+
+
+@lru_cache(maxsize=256)
+def _of_project(provider: str, project: str) -> ProjectDeployment:
+    return ProjectDeployment(Key(project, Secret("-"), provider, project), EVERY_MODEL)

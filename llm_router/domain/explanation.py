@@ -74,6 +74,7 @@ class ExplainedCandidate:
         failures: Transient failures in a row, which rank it lower.
         tokens: Input tokens that would be reserved.
         quotas: Its quotas; those without a limit are missing.
+        project_quotas: What all models of its project share, as far as the provider has refused it.
         exclusion: What keeps it out of use the longest; None if it is taken, or would be if those before it
             had no room.
         reason: The same in words, such as the reason of the cooldown or the metric of the quota; None without
@@ -98,6 +99,7 @@ class ExplainedCandidate:
     exclusion: Exclusion | None
     reason: str | None
     usable_in: float | None
+    project_quotas: tuple[ExplainedQuota, ...] = ()
 
 
 @attrs.frozen

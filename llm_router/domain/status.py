@@ -164,6 +164,8 @@ class KeyStatus(TypedDict):
     0 if there is now, None for never."""
     limits: dict[str, LimitStatus]
     """The quotas by metric; a metric without a limit is missing."""
+    project_limits: dict[str, LimitStatus]
+    """The same of what all models of the project share, as far as the provider has refused it; else empty."""
     today: DayTotals | None
     """What it did today; None if that is not known, since totals are not counted, or their store fails."""
     days: list[DayTotals]

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import attrs
 
+from llm_router.domain.deployment import Scope
 from llm_router.domain.explanation import (
     Exclusion,
     ExplainedCandidate,
@@ -18,10 +19,11 @@ from llm_router.domain.explanation import (
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
 from llm_router.engine.extensions import snapshots_of
-from llm_router.engine.index import DeploymentState, Step
+from llm_router.engine.index import OF_PROJECT, DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
-from llm_router.engine.rehearsal import Rehearsal, choose, demand_on, room_at
+from llm_router.engine.project_limits import projects_of, shared_state
+from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
@@ -65,13 +67,21 @@ class Explainer:
         clock = self.sender.clock
         held = self.pool.states
         chosen = choose(send.order, self.strategy, clock.time())
-        snapshots = dict(zip(chosen, await snapshots_of(self.store, chosen), strict=True))
+        projects = projects_of(chosen, self.pool)
+        found = await snapshots_of(self.store, [*chosen, *projects])
+        snapshots = dict(zip(chosen, found[: len(chosen)], strict=True))
         if self.pool.states is not held:  # a reload meanwhile
             return await self.explain(prompt, **options)
         # From here on nothing is awaited: what is read of this process is of one moment.
         selector = self.sender.selector
         rehearsal = Rehearsal(
-            send, self.strategy, selector.quarantines, snapshots, clock.time(), selector.pacer
+            send,
+            self.strategy,
+            selector.quarantines,
+            snapshots,
+            clock.time(),
+            selector.pacer,
+            self._projects(found[len(chosen) :]),
         )
         rehearsal.run()
         tiers = tuple(_tier(tier, rehearsal) for tier in send.order.tiers)
@@ -84,6 +94,16 @@ class Explainer:
             retry_after=0.0 if rehearsal.taken is not None else min(waits, default=None),
             left_out=send.order.size - len(chosen),
         )
+
+    def _projects(self, snapshots: list[DeploymentSnapshot]) -> dict[Scope, Counted]:
+        """Return what is counted on all models of projects, by the scope of each."""
+        found: dict[Scope, Counted] = {}
+        for each in snapshots:
+            scope = each.deployment.project_scope
+            if each.quotas and (known := self.pool.of(scope)):
+                state = self.pool.shared.get(scope) or shared_state(known[0])
+                found[scope] = Counted(state, each.quotas, OF_PROJECT)
+        return found
 
 
 def _tier(tier: tuple[Step, ...], rehearsal: Rehearsal) -> ExplainedTier:
@@ -113,6 +133,7 @@ def _candidate(
     asked = rehearsal.asked.get(deployment)
     rank, tokens = (None, demand_on(rehearsal.send, [state]).tokens) if asked is None else asked
     demand, is_taken = Demand(1, tokens), deployment is rehearsal.taken
+    counted = rehearsal.counted_on(state, snapshot)
     until, exclusion, reason = now, None, None
     if not is_taken:
         until, exclusion, reason = _excluded(state, snapshot, demand, rehearsal)
@@ -129,20 +150,19 @@ def _candidate(
         headroom=max(state.headroom_at(now), 0.0),
         failures=state.failures,
         tokens=tokens,
-        quotas=_quotas(state, snapshot, demand, now),
+        quotas=_quotas(counted[0], demand, now),
+        project_quotas=tuple(quota for each in counted[1:] for quota in _quotas(each, demand, now)),
         exclusion=exclusion,
         reason=reason,
         usable_in=_seconds_until(until, now),
     )
 
 
-def _quotas(
-    state: DeploymentState, snapshot: DeploymentSnapshot, demand: Demand, now: float
-) -> tuple[ExplainedQuota, ...]:
+def _quotas(counted: Counted, demand: Demand, now: float) -> tuple[ExplainedQuota, ...]:
     found: list[ExplainedQuota] = []
-    for quota in snapshot.quotas:
+    for quota in counted.quotas:
         amount = demand.amount(quota.metric)
-        at = room_at(quota, state, amount, now)
+        at = room_at(quota, counted.state, amount, now)
         found.append(
             ExplainedQuota(
                 metric=quota.metric,
@@ -150,7 +170,7 @@ def _quotas(
                 remaining=max(1.0 - quota.used / quota.limit, 0.0) if quota.limit else 0.0,
                 fits=at <= now,
                 fits_in=_seconds_until(at, now),
-                status=limit_of(quota, snapshot.deployment, now),
+                status=limit_of(quota, counted.state.deployment, now),
             )
         )
     return tuple(found)
@@ -170,10 +190,11 @@ def _excluded(
             kind = Exclusion.DISABLED if cooldown.is_disabled else Exclusion.QUARANTINED
         found.append((cooldown.until, kind, cooldown.reason))
     found += _left_out(state, noted, rehearsal)
-    for quota in snapshot.quotas:
-        at = room_at(quota, state, demand.amount(quota.metric), now)
-        if at > now:
-            found.append((at, Exclusion.QUOTA, quota.metric.value))
+    for counted in rehearsal.counted_on(state, snapshot):
+        for quota in counted.quotas:
+            at = room_at(quota, counted.state, demand.amount(quota.metric), now)
+            if at > now:
+                found.append((at, Exclusion.QUOTA, f"{quota.metric}{counted.of}"))
     if found:
         return max(found, key=_until)
     if state.deployment in rehearsal.asked:

@@ -26,7 +26,23 @@ from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Decision, Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
-__all__ = ["DeploymentState", "FallbackOrder", "Group", "ReadyRing", "Ring", "Step", "is_stale"]
+__all__ = [
+    "OF_PROJECT",
+    "TOKEN_REASONS",
+    "DeploymentState",
+    "FallbackOrder",
+    "Group",
+    "ReadyRing",
+    "Ring",
+    "Step",
+    "is_stale",
+]
+
+OF_PROJECT = " of the whole project"
+"""Ends the reason of a refusal, after the metric, where all models of the project share the limit."""
+
+TOKEN_REASONS = TOKEN_METRICS | {f"{metric}{OF_PROJECT}" for metric in TOKEN_METRICS}
+"""The reasons of refusals for want of tokens."""
 
 _FRESH = 0.1
 """Seconds for which a refusal that does not depend on the request's size is cached. Quota that another
@@ -113,12 +129,12 @@ class DeploymentState(Candidate):
     def lacks_tokens(self, now: float) -> bool:
         """Return whether requests wait for its tokens: of these, hardly ever exactly all are taken."""
         refusal = self.refusal
-        return refusal is not None and refusal.reason in TOKEN_METRICS and now - self.refused_at < MINUTE
+        return refusal is not None and refusal.reason in TOKEN_REASONS and now - self.refused_at < MINUTE
 
     def refusal_for_all(self, now: float) -> Refusal | None:
         """Return the store's latest refusal if it is fresh and would be the same for any request."""
         refusal = self.refusal
-        if refusal is None or not 0 <= now - self.refused_at < _FRESH or refusal.reason in TOKEN_METRICS:
+        if refusal is None or not 0 <= now - self.refused_at < _FRESH or refusal.reason in TOKEN_REASONS:
             return None
         return refusal
 

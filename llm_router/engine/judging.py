@@ -19,9 +19,10 @@ from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
 from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.learning import LimitLearner
+from llm_router.engine.learning import LimitLearner, Refused
 from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import is_of_project
 from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.retry import (
@@ -134,11 +135,9 @@ class Judge:
         elif not breaker.is_clear:
             breaker.record_success()
         inference = _NO_INFERENCE
-        if error.kind is FailureKind.QUOTA and error.scope is FaultScope.DEPLOYMENT:
+        if error.kind is FailureKind.QUOTA:
             sent_at = now - (self._monotonic() - began)
-            inference = await self.learner.infer(
-                error, state, sent_at, before, repeated=repeated, tokens=tokens
-            )
+            inference = await self._infer(Refused(error, sent_at, before, repeated, tokens), state)
         turns: Mapping[Deployment, float] = {}
         if error.kind is FailureKind.SERVER and not repeated and state.group.overload.record(deployment):
             turns = await self._take_turns(state, now + asked_delay(error))
@@ -162,17 +161,32 @@ class Judge:
         await self.pass_on([each for each in probes if each is not probed or not is_told], state, began)
         return verdict
 
+    async def _infer(self, refused: Refused, state: DeploymentState) -> Inference:
+        """Return what a refusal says about limits: of the model, or of all models of the project."""
+        error = refused.error
+        if error.scope is FaultScope.DEPLOYMENT:
+            return await self.learner.infer(refused, state)
+        if not is_of_project(error):
+            return _NO_INFERENCE
+        is_counted = any(quota.metric.is_daily for quota in state.deployment.quotas)
+        if is_daily(error) and is_counted and refused.probed is None:
+            return _NO_INFERENCE  # the first of a day is tried again, as where it is the model's
+        return await self.learner.infer_of_project(refused, state)
+
     async def _carry_out(
         self, verdict: Verdict, error: ProviderError, state: DeploymentState, probed: Cooldown | None
     ) -> None:
-        now, scope = self.clock.time(), state.deployment.model_scope
+        now, deployment = self.clock.time(), state.deployment
         if verdict.avoid_until is not None:
             self.pool.avoid(state, verdict.avoid_until, str(error))
         if verdict.feature_until is not None and error.feature is not None:
-            self.pool.avoid_feature(scope, error.feature, verdict.feature_until)
+            self.pool.avoid_feature(deployment.model_scope, error.feature, verdict.feature_until)
         if verdict.learnt:
+            scope = store_scope(error, deployment)
             self._note(scope)
-            await self.learner.learn(state, verdict.learnt)
+            about = state if scope == deployment.model_scope else self.pool.shared.get(scope)
+            if about is not None:  # not if a reload has taken the project away
+                await self.learner.learn(about, verdict.learnt)
         ends = now if verdict.cooldown is None else verdict.cooldown.until
         if probed is not None and error.kind in _PASSING and ends < now + PROBE_TIME:
             # Others must not wait for this probe for longer than what it found lasts.

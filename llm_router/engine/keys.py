@@ -9,7 +9,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, Scope, plain_model
+from llm_router.domain.deployment import EVERY_MODEL, Deployment, Scope, model_scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
@@ -193,13 +193,16 @@ class KeyManager:
         scopes = set(models)
         if model is None:
             scopes |= {scope for each in chosen for scope in (each.key_scope, each.project_scope)}
+            models |= self._end_shared(chosen)
         present = await self._present(chosen)
         unreadable = {scope for scope, cooldown in present.items() if cooldown and cooldown.is_unreadable}
         if unreadable:
             await self._share(map(Cooldown.lift, sorted(unreadable)))
             present = await self._present(chosen)  # what they hid may be disabled
         kept = {scope for scope, cooldown in present.items() if cooldown is not None and cooldown.is_disabled}
-        await self._share(Cooldown.lift(scope, limits=scope in models) for scope in sorted(scopes - kept))
+        await self._share(
+            Cooldown.lift(scope, limits=scope in models) for scope in sorted((scopes | models) - kept)
+        )
         for deployment in chosen:
             self.pool.forgive(deployment)
         return await self._changed(scopes | unreadable)
@@ -264,6 +267,8 @@ class KeyManager:
     async def forget_limits(self, key_id: str, model: str | None = None) -> list[KeyStatus]:
         """Forget the limits that were learnt for the models of a key, which other keys of its project share.
 
+        Those that all models of the project share are forgotten with those of all models of the key.
+
         What the configuration says holds again at once, and learning starts anew. Nothing that is cooling
         down or quarantined is lifted.
 
@@ -282,10 +287,25 @@ class KeyManager:
             RouterLoopError: As for :meth:`lift`.
         """
         self.enter()
-        scopes = list(dict.fromkeys(each.model_scope for each in self._choose(key_id, model)))
+        chosen = self._choose(key_id, model)
+        scopes = list(dict.fromkeys(each.model_scope for each in chosen))
         nothing = [LearntLimit(metric, None) for metric in Metric]
-        await self._share(Cooldown.learn(scope, *nothing) for scope in scopes)
+        forgotten = scopes if model is not None else [*scopes, *sorted(self._end_shared(chosen))]
+        await self._share(Cooldown.learn(scope, *nothing) for scope in forgotten)
+        if model is None:
+            scopes += (each.project_scope for each in chosen)
         return await self._changed(scopes)
+
+    def _end_shared(self, chosen: Iterable[Deployment]) -> set[Scope]:
+        """Keep no limits any more that all models of a project share; return where they were learnt."""
+        ended: set[Scope] = set()
+        for each in chosen:
+            now, shared = self.clock.time(), self.pool.shared.get(each.project_scope)
+            if shared is not None:
+                self.pool.return_quota(each.project_scope, now)
+                self.pool.unshare(shared)
+            ended.add(model_scope(each.key.provider, each.key.project, EVERY_MODEL))
+        return ended
 
     def _deployments(self) -> list[Deployment]:
         return self._overview.deployments

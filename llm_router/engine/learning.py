@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import secrets
 from collections.abc import Callable, Sequence
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.extensions import note_failure, snapshots_of
@@ -21,10 +23,12 @@ from llm_router.engine.limits import (
     Inference,
     after_answer,
     after_refusal,
+    counting_tokens,
     first_inferences,
     for_another_project,
 )
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import added_up, counted_from_now, shared_state, uncounted_by
 from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
@@ -32,7 +36,7 @@ from llm_router.engine.tries import concerns_others, follow, proves_more, put_of
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
-__all__ = ["LimitLearner"]
+__all__ = ["LimitLearner", "Refused"]
 
 _log = logging.getLogger("llm_router")
 
@@ -53,6 +57,26 @@ class _Before:
 
     at: float
     quotas: tuple[QuotaSnapshot, ...]
+
+
+@attrs.frozen
+class Refused:
+    """A refusal for want of quota.
+
+    Attributes:
+        error: The refusal.
+        began: When the refused request was sent, in seconds since the epoch.
+        probed: The half-open cooldown that the request probed, or None; also None where the refusal says that
+            it is for another reason.
+        repeated: Whether it was on its way before another refusal was acted upon.
+        tokens: The input tokens that were reserved for it.
+    """
+
+    error: ProviderError
+    began: float
+    probed: Cooldown | None
+    repeated: bool
+    tokens: int = 0
 
 
 @attrs.define(eq=False)
@@ -77,31 +101,70 @@ class LimitLearner:
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _doubted: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _before: dict[Scope, _Before] = attrs.field(factory=dict, init=False)
+    _latest: dict[Scope, tuple[QuotaSnapshot, ...]] = attrs.field(factory=dict, init=False)
     _told: dict[str, float] = attrs.field(factory=dict, init=False)
+    _beginning: set[Scope] = attrs.field(factory=set, init=False)
 
-    async def infer(
-        self,
-        error: ProviderError,
-        state: DeploymentState,
-        began: float,
-        probed: Cooldown | None,
-        *,
-        repeated: bool,
-        tokens: int = 0,
-    ) -> Inference:
-        """Return what a refusal says about limits; have other projects of the model start from them.
+    async def infer(self, refused: Refused, state: DeploymentState) -> Inference:
+        """Return what a refusal says about the limits of a deployment."""
+        [quotas] = await self._quotas_of([state])
+        return await self._infer(refused, state, quotas)
+
+    async def infer_of_project(self, refused: Refused, state: DeploymentState) -> Inference:
+        """Return what a refusal says about the limits that all models of a project share.
+
+        The first one that this process meets also cools the project down: so others hear of it.
 
         Args:
-            error: The refusal.
-            state: The deployment.
-            began: When the refused request was sent, in seconds since the epoch.
-            probed: The half-open cooldown that the request probed, or None; also None where the refusal says
-                that it is for another reason.
-            repeated: Whether it was on its way before another refusal was acted upon.
-            tokens: The input tokens that were reserved for it.
+            refused: A refusal that names such a quota.
+            state: The deployment that was asked.
         """
-        now, scope = self.clock.time(), state.deployment.model_scope
-        [quotas] = await self._quotas_of([state])
+        scope = state.deployment.project_scope
+        known = self.pool.shared.get(scope)
+        if known is None:
+            if scope in self._beginning or not self.pool.holds(state):
+                return Inference()
+            self._beginning.add(scope)
+            try:
+                inference = await self._begin(refused, state)
+            finally:
+                self._beginning.discard(scope)
+            return attrs.evolve(inference, learnt=(), is_explained=False)
+        [own, *others] = await self._quotas_of([known, *self._models(scope)])
+        if refused.repeated:
+            own = tuple(_at_most(quota, added_up(others, quota.metric)) for quota in own)
+        return await self._infer(refused, known, own)
+
+    async def _begin(self, refused: Refused, state: DeploymentState) -> Inference:
+        """Begin to keep the limits of a project, by what its models took; return what is known at once."""
+        shared = shared_state(state)
+        [own, *others] = await self._quotas_of([shared, *self._models(state.deployment.project_scope)])
+        inference = Inference()
+        if uncounted := counted_from_now(refused.error, own, ()):
+            sums = (added_up(others, entry.metric) for entry in uncounted)
+            quotas = tuple(quota for quota in sums if quota is not None)
+            inference = await self._infer(refused, shared, (*own, *quotas))
+            uncounted = counted_from_now(refused.error, own, inference.learnt)
+            await self.learn(shared, (*inference.learnt, *uncounted))
+        if takings := uncounted_by(own, others, self.clock.time()):
+            try:
+                await self.store.charge(secrets.token_hex(8), 1, shared.deployment, takings)
+            except Exception as error:  # noqa: BLE001 - as below; then a refusal more is met
+                note_failure(self.store, "charge", error)
+        self.pool.share(shared)
+        self._look_at(shared, self.clock.time() + WINDOW)
+        return inference
+
+    def _models(self, scope: Scope) -> list[DeploymentState]:
+        """Return a deployment of each model of a project."""
+        return list({state.deployment.model_scope: state for state in self.pool.of(scope)}.values())
+
+    async def _infer(
+        self, refused: Refused, state: DeploymentState, quotas: tuple[QuotaSnapshot, ...]
+    ) -> Inference:
+        """Return what a refusal says about limits; have other projects of the model start from them."""
+        error, repeated, probed = refused.error, refused.repeated, refused.probed
+        now, began, scope = self.clock.time(), refused.began, state.deployment.model_scope
         if not repeated:
             self.suspicions.note(state.deployment, error, quotas, now)
             self._tell(state.deployment, now)
@@ -109,11 +172,17 @@ class LimitLearner:
         strikes, since = (0, math.inf) if probed is None else (probed.strikes, probed.since or math.inf)
         doubted = 0.0 <= now - self._doubted.get(scope, math.inf) < _DOUBTED_FOR
         before = self._quotas_before(scope, quotas, now, began, since) if not repeated else ()
-        when = Circumstances(now, began, strikes, since, repeated, finding, doubted, tokens, before)
+        latest = self._latest.get(scope, ())
+        when = Circumstances(
+            now, began, strikes, since, repeated, finding, doubted, refused.tokens, before, latest
+        )
         inference = after_refusal(error, state.deployment, quotas, when)
+        if not (repeated or error.violations):
+            remember(self._latest, scope, quotas)
+            inference = counting_tokens(inference, quotas)
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             remember(self._doubted, scope, now)
-        state.limits_due = min(state.limits_due, now + WINDOW)
+        self._look_at(state, now + WINDOW)
         news = first_inferences(inference.learnt, quotas)
         if news:
             remember(self._found, scope, now)
@@ -174,15 +243,29 @@ class LimitLearner:
         """
         now = self.clock.time()
         state.limits_due = now + _LOOKED_AT
-        [quotas] = await self._quotas_of([state])
-        growth = after_answer(state.deployment, quotas, now, ends_day=ends_day)
-        state.limits_due = growth.due
-        if growth.learnt:
-            await self.learn(state, growth.learnt)
-            for entry in growth.learnt:
-                await self._have_others_follow(entry, state, quotas)
-            self.pool.return_quota(state.deployment.model_scope, now)
-            self.on_room()
+        shared = self.pool.shared.get(state.deployment.project_scope)
+        states = [state] if shared is None else [state, shared]
+        found = await self._quotas_of(states)
+        growths = [
+            after_answer(each.deployment, quotas, now, ends_day=ends_day)
+            for each, quotas in zip(states, found, strict=True)
+        ]
+        state.limits_due = min(growth.due for growth in growths)
+        if shared is not None and found[0] and not found[1]:
+            self.pool.unshare(shared)  # what was learnt of the project is forgotten
+        for each, quotas, growth in zip(states, found, growths, strict=True):
+            if growth.learnt:
+                await self.learn(each, growth.learnt)
+                for entry in growth.learnt:
+                    await self._have_others_follow(entry, each, quotas)
+                self.pool.return_quota(each.deployment.model_scope, now)
+                self.on_room()
+
+    def _look_at(self, state: DeploymentState, due: float) -> None:
+        """Have answers at the limits of a deployment, or of a whole project, looked at from then on."""
+        is_shared = isinstance(state.deployment, ProjectDeployment)
+        for each in self.pool.of(state.deployment.model_scope) if is_shared else (state,):
+            each.limits_due = min(each.limits_due, due)
 
     async def _have_others_follow(
         self, entry: LearntLimit, state: DeploymentState, quotas: Sequence[QuotaSnapshot]
@@ -197,7 +280,7 @@ class LimitLearner:
         for place, lesson in follow(entry, before, records, now).items():
             other = others[place]
             await self._share(Cooldown.learn(other.deployment.model_scope, lesson))
-            other.limits_due = now
+            self._look_at(other, now)
             self.pool.return_quota(other.deployment.model_scope, now)
 
     async def learn(self, state: DeploymentState, limits: tuple[LearntLimit, ...]) -> None:
@@ -218,8 +301,12 @@ class LimitLearner:
             note_failure(self.store, "cool_down", error)
 
     def _other_projects(self, state: DeploymentState) -> list[DeploymentState]:
-        """Return a deployment of the same model in each other project, at most a few."""
+        """Return a deployment of the same model in each other project, at most a few; or all its models."""
         found = {state.deployment.model_scope: state}
+        if isinstance(state.deployment, ProjectDeployment):
+            upstream = state.group.upstream
+            shared = (each for each in self.pool.shared.values() if each.group.upstream is upstream)
+            found |= {each.deployment.model_scope: each for each in itertools.islice(shared, _OTHERS)}
         for group in self.pool.groups.values():
             if (group.upstream, group.model) == (state.group.upstream, state.group.model):
                 for other in group.states:
@@ -240,6 +327,11 @@ class LimitLearner:
 
     async def _records_of(self, states: list[DeploymentState], metric: Metric) -> list[LimitRecord | None]:
         return [_record(each, metric) for each in await self._quotas_of(states)]
+
+
+def _at_most(quota: QuotaSnapshot, other: QuotaSnapshot | None) -> QuotaSnapshot:
+    """Return a quota of which no more is used than of the other one, where that is known."""
+    return quota if other is None else attrs.evolve(quota, used=min(quota.used, other.used))
 
 
 def _record(quotas: Sequence[QuotaSnapshot], metric: Metric) -> LimitRecord | None:

@@ -30,6 +30,8 @@ __all__ = [
     "Inference",
     "after_answer",
     "after_refusal",
+    "begin_to_count",
+    "counting_tokens",
     "first_inferences",
     "for_another_project",
     "longest_wait",
@@ -133,6 +135,7 @@ class Circumstances:
         tokens: The input tokens that were reserved for it.
         before: The quotas when the first of the strikes came, before anything was learnt from it; empty if
             that is not known.
+        latest: The quotas at the last refusal before this one that named nothing; empty if that is not known.
     """
 
     now: float
@@ -144,6 +147,7 @@ class Circumstances:
     doubted: bool = False
     tokens: int = 0
     before: Sequence[QuotaSnapshot] = ()
+    latest: Sequence[QuotaSnapshot] = ()
 
 
 @attrs.frozen
@@ -180,9 +184,11 @@ def after_refusal(
     steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
     learnt: list[LearntLimit] = []
     is_explained, pause, is_starved = True, 0.0, True
+    if not stated and (mistaken := _mistaken(counted, when)):
+        stated, learnt = {Metric.TPM: None}, [mistaken]
     for metric, limit in (stated or {_likeliest(counted): None}).items():
         if limit is None and metric not in counted:
-            learnt.append(_begin_to_count(metric))
+            learnt.append(begin_to_count(metric))
             is_explained = is_starved = False
             continue
         quota = None if metric in steady else counted.get(metric)
@@ -197,9 +203,21 @@ def after_refusal(
     return Inference(tuple(learnt), is_explained, pause=pause, is_starved=is_starved)
 
 
-def _begin_to_count(metric: Metric) -> LearntLimit:
+def begin_to_count(metric: Metric) -> LearntLimit:
     """Return the limit by which the store counts from now on what nobody has set a limit for."""
     return LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN, replaces=0.0)
+
+
+def counting_tokens(inference: Inference, quotas: Sequence[QuotaSnapshot]) -> Inference:
+    """Return what a refusal without a name says where its count does not explain it: it may be for tokens.
+
+    So these are counted from then on, if they are not yet.
+    """
+    counted = {quota.metric for quota in quotas}
+    is_for_minute = not (inference.is_explained or inference.is_starved or inference.is_day_confirmed)
+    if not is_for_minute or Metric.RPM not in counted or Metric.TPM in counted:
+        return inference
+    return attrs.evolve(inference, learnt=(*inference.learnt, begin_to_count(Metric.TPM)))
 
 
 def _named(error: ProviderError) -> dict[Metric, int | None]:
@@ -341,6 +359,31 @@ def _likeliest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:
     return fullest.metric
 
 
+def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> LearntLimit | None:
+    """Return what has the limit of requests forgotten, if refusals without a name are for tokens.
+
+    That is so if they come at about as many tokens, but at another number of requests, below the limit that
+    the ones before were taken for.
+    """
+    requests, tokens = counted.get(Metric.RPM), counted.get(Metric.TPM)
+    latest = {quota.metric: quota.used for quota in when.latest}
+    if requests is None or tokens is None or requests.learnt is None or len(latest) < len(counted):
+        return None
+    is_other = not _is_about(requests.used, latest.get(Metric.RPM, 0), _OTHER)
+    is_alike = tokens.used > 0 and _is_about(tokens.used, latest.get(Metric.TPM, 0), _ALIKE)
+    is_inferred = requests.learnt.source is LimitSource.INFERRED and requests.used < requests.learnt.limit
+    if when.repeated or not (is_inferred and is_alike and is_other):
+        return None
+    return LearntLimit(Metric.RPM, None, replaces=requests.learnt.learnt_at)
+
+
+def _is_about(one: int, other: int, share: float) -> bool:
+    return abs(one - other) <= share * max(one, other)
+
+
+_ALIKE, _OTHER = 0.15, 0.2
+"""The shares by which counts differ at most that are about the same, and at least if they are others."""
+
 _LIKELY = 0.5
 """The share of a limit below which it is not what was spent."""
 
@@ -370,7 +413,7 @@ def _day_spent(
         if stated:
             entry = LearntLimit(metric, stated)
         elif quota is None:
-            learnt.append(_begin_to_count(metric))
+            learnt.append(begin_to_count(metric))
             continue
         elif not is_confirmed or quota.used < 1 or _is_counted_in_part(quota, deployment, when.now):
             continue

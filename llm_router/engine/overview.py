@@ -27,6 +27,7 @@ from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import projects_of
 from llm_router.engine.reserving import Selector
 from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.statuses import Found, count_unusable, describe
@@ -176,7 +177,9 @@ class Overview:
             StoreError: The store failed.
         """
         states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
-        snapshots = await snapshots_of(self.store, deployments)
+        projects = projects_of(deployments, self.pool)
+        snapshots = await snapshots_of(self.store, [*deployments, *projects])
+        shared = {each.deployment.project_scope: each for each in snapshots[len(deployments) :]}
         totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()
         return [
@@ -190,8 +193,9 @@ class Overview:
                     self._failures_of(snapshot.deployment.key, failures),
                     totals.get(snapshot.deployment, ()),
                 ),
+                shared.get(snapshot.deployment.project_scope),
             )
-            for snapshot in snapshots
+            for snapshot in snapshots[: len(deployments)]
         ]
 
     async def _line(self, *, store_ok: bool) -> LineStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
@@ -32,6 +32,9 @@ class Pool:
         groups: The groups by (provider, workload, model, methods).
         states: What is known of each deployment. A reload puts another dictionary in its place.
         features_until: Until when at the latest a feature is avoided somewhere (seconds since the epoch).
+        shared: By the scope of a project, what stands for all its models, where limits are known that they
+            share; see :mod:`~llm_router.engine.project_limits`.
+        on_share: Called when such a project was added.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Pool:
         self._by_scope: dict[Scope, list[DeploymentState]] = {}
         self._avoided_models: set[tuple[str, str]] = set()
         self.features_until = 0.0
+        self.shared: dict[Scope, DeploymentState] = {}
+        self.on_share: Callable[[], None] = lambda: None
         self.replace(deployments, upstreams, {}, 0.0)
 
     def __len__(self) -> int:
@@ -97,8 +102,11 @@ class Pool:
             group.take_over(state, state.deployment)
             group.rouse(state)  # else a search under way takes it for one that may have quota again
             group.states.append(state)
+        shared = {scope: state for scope, state in self.shared.items() if scope in by_scope}
+        for scope, state in shared.items():
+            by_scope[state.deployment.model_scope] = by_scope[scope]
         # Assigned, not changed in place: a request may be in the midst of reading them.
-        self.groups, self.states, self._by_scope = groups, states, dict(by_scope)
+        self.groups, self.states, self._by_scope, self.shared = groups, states, dict(by_scope), shared
 
     def _group_of(
         self, deployment: Deployment, groups: dict[_Kind, Group], upstreams: Mapping[str, Upstream]
@@ -119,6 +127,26 @@ class Pool:
     def holds(self, state: DeploymentState) -> bool:
         """Whether a deployment is in use: not if a reload has taken it away, or given it another secret."""
         return self.states.get(state.deployment) is state
+
+    def of(self, scope: Scope) -> Sequence[DeploymentState]:
+        """Return the deployments that a scope concerns."""
+        return self._by_scope.get(scope, ())
+
+    def share(self, state: DeploymentState) -> None:
+        """Keep the limits that all models of a project share: ``state`` stands for them.
+
+        What is noted of its scope from now on concerns every deployment of the project.
+        """
+        scope = state.deployment.project_scope
+        if scope in self._by_scope and scope not in self.shared:
+            self._by_scope[state.deployment.model_scope] = self._by_scope[scope]
+            self.shared[scope] = state
+            self.on_share()
+
+    def unshare(self, state: DeploymentState) -> None:
+        """Stop keeping them: nothing is known of them any more."""
+        if self.shared.pop(state.deployment.project_scope, None) is not None:
+            self._by_scope.pop(state.deployment.model_scope, None)
 
     def note_refusal(self, refusal: Refusal, now: float) -> DeploymentState | None:
         """Note a store's refusal; park the deployment if not even the smallest request fits.
@@ -215,6 +243,12 @@ class Pool:
         """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
         for state in self._by_scope.get(scope, ()):
             _return_quota(state, now)
+
+    def return_quota_of(self, state: DeploymentState, now: float) -> None:
+        """Make the deployments ready that wait for a quota which ``state`` shares: some came back early."""
+        deployment = state.deployment
+        is_shared = deployment.project_scope in self.shared
+        self.return_quota(deployment.project_scope if is_shared else deployment.model_scope, now)
 
     def rouse_cooled(self, now: float) -> None:
         """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""

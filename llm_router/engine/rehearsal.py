@@ -21,7 +21,7 @@ from llm_router.engine.state import SendState
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
-__all__ = ["Rehearsal", "choose", "demand_on", "room_at"]
+__all__ = ["Counted", "Rehearsal", "choose", "demand_on", "room_at"]
 
 _ROUNDING = 0.001
 """Seconds by which two times may differ that are the same."""
@@ -98,6 +98,21 @@ def _twin(strategy: SelectionStrategy) -> SelectionStrategy:
         return strategy
 
 
+@attrs.frozen
+class Counted:
+    """Quotas, and what they are counted on: a deployment, or all models of a project.
+
+    Attributes:
+        state: What this process knows of it.
+        quotas: Its quotas.
+        of: What ends the reason of a refusal for want of one.
+    """
+
+    state: DeploymentState
+    quotas: tuple[QuotaSnapshot, ...]
+    of: str = ""
+
+
 class _Unknown(Container[DeploymentState]):
     """The deployments of which there is no snapshot."""
 
@@ -124,6 +139,7 @@ class Rehearsal:
         snapshots: What the store knows of the deployments; others are left out.
         now: Seconds since the epoch.
         pacer: Spreads the quotas of a day, or None; it is only read.
+        projects: What is counted on all models of a project, by the scope of the project.
         asked: The deployments that are asked, with their place, from 1, and how many input tokens would be
             reserved on them.
         taken: The deployment that would be taken, or None.
@@ -136,6 +152,7 @@ class Rehearsal:
     snapshots: Mapping[Deployment, DeploymentSnapshot]
     now: float
     pacer: Pacer | None = None
+    projects: Mapping[Scope, Counted] = attrs.field(factory=dict)
     asked: dict[Deployment, tuple[int, int]] = attrs.field(factory=dict, init=False)
     taken: Deployment | None = attrs.field(default=None, init=False)
     reopened: set[Scope] = attrs.field(factory=set, init=False)
@@ -168,6 +185,12 @@ class Rehearsal:
             return None
         return cooldown
 
+    def counted_on(self, state: DeploymentState, snapshot: DeploymentSnapshot) -> list[Counted]:
+        """Return all quotas that a request on a deployment takes from."""
+        own = Counted(state, snapshot.quotas)
+        of_project = self.projects.get(snapshot.deployment.project_scope)
+        return [own] if of_project is None else [own, of_project]
+
     def _ask(self, candidates: list[DeploymentState]) -> None:
         demand = demand_on(self.send, candidates)
         reopened: set[Scope] = set()
@@ -193,11 +216,12 @@ class Rehearsal:
         now, cooldown = self.now, self.cooldown_of(snapshot)
         latest, reason = (now, "") if cooldown is None else (cooldown.until, cooldown.reason)
         wake_at = latest
-        for quota in snapshot.quotas:
-            at = room_at(quota, state, demand.amount(quota.metric), now)
-            if at > latest:
-                latest, reason = at, quota.metric.value
-            wake_at = max(wake_at, room_at(quota, state, 1, now))
+        for counted in self.counted_on(state, snapshot):
+            for quota in counted.quotas:
+                at = room_at(quota, counted.state, demand.amount(quota.metric), now)
+                if at > latest:
+                    latest, reason = at, f"{quota.metric}{counted.of}"
+                wake_at = max(wake_at, room_at(quota, counted.state, 1, now))
         if latest <= now:
             return None
         return Refusal(state.deployment, reason, latest, min(wake_at, latest), cooldown)

@@ -15,16 +15,17 @@ from typing import Any
 
 from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.quota import TOKEN_METRICS, Demand
+from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
 from llm_router.engine.extensions import is_foreign, no_decision, note_failure, store_error, wrong_decision
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
-from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.index import TOKEN_REASONS, DeploymentState, FallbackOrder
 from llm_router.engine.lines import Queued
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.probes import Probes
+from llm_router.engine.project_limits import ProjectStore, heed
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.search import (
@@ -111,6 +112,7 @@ class Selector:
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
         self._probes = Probes()
         self._closed = False
+        pool.on_share = self._count_projects
 
     async def acquire(self, send: SendState, max_wait: float) -> Lease | Shortage:
         """Reserve quota on the best deployment with room.
@@ -178,8 +180,13 @@ class Selector:
 
     def quota_returned(self, state: DeploymentState) -> None:
         """Note that quota of a deployment came back early."""
-        self._pool.return_quota(state.deployment.model_scope, self._clock.time())
+        self._pool.return_quota_of(state, self._clock.time())
         self.look_again()
+
+    def _count_projects(self) -> None:
+        """Reserve on projects as well, from the first one on that limits are known of."""
+        if not isinstance(self._store, ProjectStore):
+            self._store = ProjectStore(self._store, self._pool, self._clock)
 
     def look_again(self) -> None:
         """Have the requests that wait try again now."""
@@ -332,7 +339,7 @@ class Selector:
         if send.requests:
             if lease.state.is_parked:
                 # It had room before the time that was known, so it may have more.
-                self._pool.return_quota(lease.state.deployment.model_scope, self._clock.time())
+                self._pool.return_quota_of(lease.state, self._clock.time())
             if self.pacer is not None:
                 self.pacer.note(lease.state, send.order.workload, self._clock.time())
 
@@ -457,6 +464,8 @@ class Selector:
                     state = self._pool.note_refusal(refusal, now)
                     if state is not None:
                         refused[state] = refusal
+                        if refusal.cooldown is not None:
+                            heed(self._pool, state, refusal.cooldown)
         except BaseException:
             if lease is not None:  # not closed: the caller leaves the gate
                 await self._give_back(lease.reservation_id, [lease.state], lease.probes)
@@ -599,7 +608,7 @@ class Lease:
         """Report it if the deployment may have room before the time it is parked until."""
         refusal = self.state.refusal
         returned = self._used is _NOTHING or (
-            self._used.tokens < self.demand.tokens and refusal is not None and refusal.reason in TOKEN_METRICS
+            self._used.tokens < self.demand.tokens and refusal is not None and refusal.reason in TOKEN_REASONS
         )
         if returned:
             self._on_return(self.state)

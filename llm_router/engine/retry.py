@@ -18,9 +18,20 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
-__all__ = ["DAY_SPENT", "Next", "RetryPolicy", "Verdict", "asked_delay", "is_daily", "store_scope"]
+__all__ = [
+    "DAY_SPENT",
+    "Next",
+    "RetryPolicy",
+    "Verdict",
+    "asked_delay",
+    "is_daily",
+    "names_quota",
+    "store_scope",
+]
 
-DAY_SPENT = "daily quota spent, says the provider"
+_SPENT, _UNNAMED = "spent, says the provider", "unnamed quota"
+
+DAY_SPENT = f"daily quota {_SPENT}"
 """The reason of a cooldown because of a quota of the day."""
 
 _LONGEST_TRANSIENT = 60.0
@@ -236,7 +247,7 @@ class RetryPolicy:
         At its end one request goes first. Each time that it is refused as well, the next one waits longer.
         """
         named = [violation.metric.value for violation in error.violations if violation.metric is not None]
-        reason = f"{', '.join(named) or 'unnamed quota'} spent, says the provider"
+        reason = f"{', '.join(named) or _UNNAMED} {_SPENT}"
         starved = state.starved if inference.is_starved else 0
         until = now + self._minute_delay(error, strikes.count, inference.pause, starved)
         scope = store_scope(error, state.deployment)
@@ -262,6 +273,11 @@ class RetryPolicy:
 def is_daily(error: ProviderError) -> bool:
     """Return whether a refusal says that it is for a quota of the day."""
     return any(each.metric is not None and each.metric.is_daily for each in error.violations)
+
+
+def names_quota(cooldown: Cooldown) -> bool:
+    """Return whether a scope cools down because a quota is spent that the provider has named."""
+    return cooldown.reason.endswith(_SPENT) and not cooldown.reason.startswith(_UNNAMED)
 
 
 def _end_of_day(deployment: Deployment, now: float) -> float:

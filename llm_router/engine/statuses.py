@@ -14,7 +14,7 @@ from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
 from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
-from llm_router.engine.index import DeploymentState
+from llm_router.engine.index import OF_PROJECT, DeploymentState
 from llm_router.engine.paces import Paces
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
@@ -47,6 +47,7 @@ def describe(
     now: float,
     paces: Paces | None = None,
     found: Found = _NOTHING_FOUND,
+    of_project: DeploymentSnapshot | None = None,
 ) -> KeyStatus:
     """Return the status of a deployment.
 
@@ -56,6 +57,7 @@ def describe(
         now: Seconds since the epoch.
         paces: What was counted before, to which this is added.
         found: What was found out besides.
+        of_project: What the store knows of all models of its project together; None if nobody looked.
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
@@ -64,8 +66,16 @@ def describe(
         metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
         for metric, limit in limits.items()
     }
-    spent = [quota for quota in snapshot.quotas if quota.used >= quota.limit]
-    room_at = _room_at(snapshot, spent, state, now)
+    spent = _spent(snapshot)
+    room_at = _room_at(snapshot, state, now)
+    project_limits: dict[str, LimitStatus] = {}
+    if of_project is not None:
+        project_limits = {
+            quota.metric.value: limit_of(quota, of_project.deployment, now, paces)
+            for quota in of_project.quotas
+        }
+        spent += _spent(of_project)
+        room_at = max(room_at, _room_at(of_project, state, now, OF_PROJECT))
     is_disabled = cooldown is not None and cooldown.is_disabled
     is_quarantined = cooldown is not None and cooldown.is_quarantine and until > now
     kind, usable_at = _usable(
@@ -88,9 +98,10 @@ def describe(
         cooldown_until=until if now < until < math.inf else None,
         cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
         reason=reason if until > now else None,
-        spent=[quota.metric.value for quota in spent],
+        spent=list(dict.fromkeys(quota.metric.value for quota in spent)),
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
         limits={metric.value: limit for metric, limit in limits.items()},
+        project_limits=project_limits,
         today=found.days[0] if found.days else None,
         days=list(found.days),
         facts=list(found.facts),
@@ -193,10 +204,16 @@ def _unusable(
     return until, reason
 
 
-def _room_at(
-    snapshot: DeploymentSnapshot, spent: list[QuotaSnapshot], state: DeploymentState | None, now: float
-) -> float:
-    """Return when every spent quota has room for the smallest request, at the latest."""
+def _spent(snapshot: DeploymentSnapshot) -> list[QuotaSnapshot]:
+    return [quota for quota in snapshot.quotas if quota.used >= quota.limit]
+
+
+def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float, of: str = "") -> float:
+    """Return when every spent quota has room for the smallest request, at the latest.
+
+    ``of`` is what ends the reason of a refusal for want of it.
+    """
+    spent = _spent(snapshot)
     if not spent:
         return now
     steady = {
@@ -212,7 +229,11 @@ def _room_at(
             room_at = min(room_at, now + missing)
         latest = max(latest, room_at)
     refusal = None if state is None else state.refusal
-    if refusal is not None and refusal.cooldown is None and refusal.reason in {q.metric for q in spent}:
+    if (
+        refusal is not None
+        and refusal.cooldown is None
+        and refusal.reason in {f"{quota.metric}{of}" for quota in spent}
+    ):
         # What the store said of the smallest request; a snapshot knows only when all of it is back.
         return min(latest, refusal.wake_at) if refusal.wake_at > now else latest
     return latest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
+from llm_router import Demand, Deployment, Key, Metric, Secret, open_store
 from llm_router.cli.keys_limits import LimitRecord, how_known
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.deployment import ProjectDeployment
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 PROJECTS = {"k-1": "A", "k-2": "A", "k-3": "B", "k-4": "C"}
@@ -192,6 +196,31 @@ def test_limits_of_the_configuration(run: Callable[..., Result], home: Path) -> 
         "configured",
         "0",
     ]
+
+
+def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], home: Path) -> None:
+    """They have a line of their own, are explained and listed, and are forgotten with those of the key."""
+    url = f"sqlite:///{home / 'state.sqlite3'}"
+
+    async def teach() -> None:
+        store = open_store(url)
+        project = ProjectDeployment.of(Deployment(Key("key-light", Secret("-")), "model-l"))
+        await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.RPM, 10)))
+        await store.reserve("one", [project], Demand(1, 1), 60.0)
+        await store.settle("one", Demand(1, 1))
+        await store.aclose()
+
+    asyncio.run(teach())
+    shown = run("keys", "limits", "key-light", "--store", url).stdout
+    assert "all models  rpm    10     learn       stated by the provider" in shown
+    [record] = json.loads(run("keys", "limits", "key-light", "--store", url, "--json").stdout)
+    assert (record["model"], record["limit"], record["used"]) == ("*", 10, 1)
+    explained = run("explain", "x", "--model", "model-l", "--store", url).stdout
+    assert "all models: rpm 1/10 stated" in explained
+    listed = run("status", "--store", url).stdout
+    assert "project key-light, all models: rpm 10, stated by the provider" in listed
+    forgotten = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
+    assert "all models" not in forgotten
 
 
 def test_a_limit_that_is_not_known_was_refused() -> None:

@@ -138,6 +138,7 @@ async def test_a_status_describes_its_deployment(
                 "resets_in": 0.0,
             }
         },
+        "project_limits": {},
         "today": None,
         "days": [],
         "facts": [],

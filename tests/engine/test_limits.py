@@ -21,6 +21,7 @@ from llm_router.engine.limits import (
     Inference,
     after_answer,
     after_refusal,
+    counting_tokens,
     first_inferences,
     for_another_project,
 )
@@ -145,6 +146,40 @@ def test_a_bare_refusal_far_below_all_that_is_counted_is_for_requests(
     assert conclude().learnt == begun
     assert conclude(counted(TPM, 499, 1000), doubted=True).learnt == begun
     assert {each.metric for each in conclude(counted(TPM, 500, 1000), doubted=True).learnt} == {TPM}
+
+
+def test_bare_refusals_at_as_many_tokens_are_for_tokens(conclude: Callable[..., Inference]) -> None:
+    """If the requests are others, and fewer than the limit that the ones before were taken for."""
+    taken_for = record(12, ago=500.0)
+    quotas = counted(RPM, 7, 12, taken_for), counted(TPM, 5_800, MAX_LIMIT, record(MAX_LIMIT, UNKNOWN))
+    latest = counted(RPM, 12, 15), counted(TPM, 5_500, MAX_LIMIT)
+    inference = conclude(*quotas, doubted=True, tokens=600, latest=latest)
+    assert inference.learnt == (
+        LearntLimit(RPM, None, replaces=taken_for.learnt_at),
+        found(TPM, 6_100),
+    )
+    for other in (
+        (counted(RPM, 12, 15), counted(TPM, 4_000, MAX_LIMIT)),
+        (counted(RPM, 7, 15), counted(TPM, 5_500, MAX_LIMIT)),
+        (),
+    ):
+        learnt = conclude(*quotas, doubted=True, tokens=600, latest=other).learnt
+        assert [entry.metric for entry in learnt] == [RPM]
+
+
+def test_a_bare_refusal_that_nothing_explains_has_tokens_counted(conclude: Callable[..., Inference]) -> None:
+    """They may be what it is for."""
+    quotas = (counted(RPM, 3, 15),)
+    begun = LearntLimit(TPM, MAX_LIMIT, UNKNOWN, replaces=0.0)
+    assert counting_tokens(conclude(*quotas), quotas).learnt == (begun,)
+    both = (*quotas, counted(TPM, 9, 99))
+    for inference, its_quotas in (
+        (conclude(counted(RPM, 15, 15)), quotas),
+        (conclude(counted(RPM, 0, 15)), quotas),
+        (conclude(*both), both),
+        (conclude(), ()),
+    ):
+        assert counting_tokens(inference, its_quotas) is inference
 
 
 def test_a_stated_limit_is_believed(conclude: Callable[..., Inference]) -> None:

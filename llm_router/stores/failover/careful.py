@@ -69,7 +69,7 @@ class CarefulReserve:
         """Reserve shard by shard, each as it is: in trouble, not to be trusted yet, or well.
 
         Raises:
-            StoreError: A shard is overloaded, or fails where the policy is to refuse.
+            StoreError: A shard is overloaded, fails where the policy is to refuse, or works but for this.
         """
         refusals: tuple[Refusal, ...] = ()
         decision = Decision(None, 0.0, 0.0)
@@ -149,6 +149,7 @@ class CarefulReserve:
         self, shard: Shard, reservation_id: str, candidates: list[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         decision = Decision(None, 0.0, 0.0)
+        failure: StoreError | None = None
         for _ in range(_TURNS):
             self._outages.probe_if_due(shard)
             if shard.trouble is not None:
@@ -175,9 +176,13 @@ class CarefulReserve:
                 if decision.deployment is not None:  # it stands, and the next call notices the loss again
                     break
                 await self._outages.fail(error, candidates)
+                failure = error
                 continue
+            failure = None
             if decision.deployment is not None or not decision.lost:
                 break
+        if failure is not None and decision.deployment is None:
+            raise failure  # the store works, but for this command
         return await self.unless_lost(reservation_id, decision)
 
     async def _reserve_alone(

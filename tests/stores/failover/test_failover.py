@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -15,12 +16,13 @@ from llm_router import (
     Deployment,
     MemoryStore,
     RateLimitStore,
+    Router,
     StoreUnavailableError,
 )
 from llm_router.stores import Decision, DeploymentSnapshot
 from llm_router.stores.base import FrontingStore
 from llm_router.stores.failover import FailoverStore
-from llm_router.testing import ManualClock
+from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Pools
@@ -133,6 +135,20 @@ async def test_a_share_below_one_is_one_in_a_longer_window(
     assert await grants(store, deployment, 3, "b") == 0
     clock.shift(2)
     assert await grants(store, deployment, 3, "c") == 1
+
+
+async def test_a_reserve_that_fails_in_a_store_that_works_is_an_error(
+    make: Callable[..., FailoverStore], behind: Flaky, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no refusal, of which a search would expect what it refuses."""
+    monkeypatch.setattr(behind, "reserve", AsyncMock(side_effect=StoreUnavailableError("not this one")))
+    store = make()
+    with pytest.raises(StoreUnavailableError, match="not this one"):
+        await store.reserve("r", [pools.one()], Demand(1, 10), 60)
+    assert store.trouble is None
+    async with Router([pools.one()], store=store, provider=FakeProvider()) as router:
+        response = await router.send("x")
+    assert str(response.error).endswith("not this one")
 
 
 async def test_closed_refuses_at_once(

@@ -1,0 +1,342 @@
+"""Keep the limits that all models of a project share: count there as well what is sent through any of them.
+
+A provider may refuse a request for want of a quota of the whole project. What stands for all its models is
+then a :class:`~llm_router.domain.deployment.ProjectDeployment`: the store counts on it and learns limits of
+it as of any other, and nothing of it is configured. Which projects have one is in ``Pool.shared``: those for
+which this process was refused so, and those that it finds cooling down because another process was.
+
+As long as there is none, nothing here is on the path of a request. From then on the selector reserves through
+a :class:`ProjectStore`, which reserves on the project what was granted on one of its deployments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import cast
+
+import attrs
+
+from llm_router.domain.clock import Clock
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeployment, Scope
+from llm_router.domain.kinds import FailureKind, FaultScope, Metric
+from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.quota import MAX_LIMIT, Demand
+from llm_router.engine.extensions import note_failure
+from llm_router.engine.index import OF_PROJECT, DeploymentState, Group
+from llm_router.engine.limits import WINDOW, begin_to_count
+from llm_router.engine.pool import Pool
+from llm_router.engine.retry import names_quota
+from llm_router.engine.timing import finish
+from llm_router.errors import ProviderError
+from llm_router.stores.base import (
+    Decision,
+    DeploymentSnapshot,
+    FrontingStore,
+    QuotaSnapshot,
+    RateLimitStore,
+    Refusal,
+    Taking,
+    innermost,
+)
+
+__all__ = [
+    "ProjectStore",
+    "added_up",
+    "counted_from_now",
+    "heed",
+    "is_of_project",
+    "projects_of",
+    "shared_state",
+    "uncounted_by",
+]
+
+_TWIN = "*"
+"""Ends the id of the reservation on the project; the rest is that of the one on the deployment."""
+
+_FRESH = 0.1
+"""Seconds for which a refusal of a project stands for all requests that are no smaller. So none asks time and
+again for a deployment that would be granted, and a half-open cooldown with it, only to give it back."""
+
+_UNKNOWN, _AGAIN = "what is left", 1.0
+"""The reason of a refusal where a store has given none, and the seconds after which it is asked again."""
+
+_FEW = 16
+"""Most projects that are looked at for limits of which this process has not heard."""
+
+
+# --- which projects ------------------------------------------------------------------------------------
+
+
+def is_of_project(error: ProviderError) -> bool:
+    """Return whether a refusal names quotas that all models of the project share, and that admit something.
+
+    Money that is spent is the project's as well, but nothing that can be counted here.
+    """
+    return (
+        error.kind is FailureKind.QUOTA
+        and error.scope is FaultScope.PROJECT
+        and any(violation.metric is not None for violation in error.violations)
+        and all(violation.limit != 0 for violation in error.violations)
+    )
+
+
+def shared_state(state: DeploymentState) -> DeploymentState:
+    """Return a new state that stands for all models of the project of a deployment."""
+    group = Group(state.group.upstream, "", EVERY_MODEL)
+    return DeploymentState(ProjectDeployment.of(state.deployment), 0, 1.0, 0, group=group)
+
+
+def heed(pool: Pool, state: DeploymentState, cooldown: Cooldown) -> None:
+    """Keep the limits of a project from now on, if it cools down because a quota of all its models is spent.
+
+    So another process found it, and what is known of the limits is in the store.
+    """
+    scope = state.deployment.project_scope
+    if cooldown.scope == scope and scope not in pool.shared and names_quota(cooldown):
+        pool.share(shared_state(state))
+
+
+def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deployment]:
+    """Return what stands for the projects of deployments, where it is worth a look.
+
+    Of few projects that is each one: a process that only reports has not heard of any.
+    """
+    found = {each.project_scope: each for each in deployments}
+    shared = pool.shared
+    if len(found) > _FEW:
+        return [shared[scope].deployment for scope in found if scope in shared]
+    return [
+        shared[scope].deployment if scope in shared else ProjectDeployment.of(each)
+        for scope, each in found.items()
+    ]
+
+
+# --- how the count begins ------------------------------------------------------------------------------
+
+
+def added_up(quotas: Sequence[Sequence[QuotaSnapshot]], metric: Metric) -> QuotaSnapshot | None:
+    """Return a quota of several models as if it were one, or None if not all of them count it.
+
+    Where some of it was not counted all day, neither is the sum.
+    """
+    found = [each for of_model in quotas for each in of_model if each.metric is metric]
+    in_part = (each.learnt is not None and each.learnt.source is LimitSource.UNKNOWN for each in found)
+    if not found or len(found) < len(quotas) or (metric.is_daily and any(in_part)):
+        return None
+    limit = min(sum(each.limit for each in found), MAX_LIMIT)
+    used = sum(each.used for each in found)
+    return QuotaSnapshot(metric, limit, used, max(each.resets_at for each in found))
+
+
+def uncounted_by(
+    own: Sequence[QuotaSnapshot], quotas: Sequence[Sequence[QuotaSnapshot]], now: float
+) -> list[Taking]:
+    """Return what the models of a project took in the last minute and the project does not count.
+
+    When each of it was taken is not known: none of it comes back before the last of it must.
+    """
+    counted = {quota.metric: quota.used for quota in own}
+    missing, last = {}, now - WINDOW
+    for metric in (Metric.RPM, Metric.TPM):
+        found = [each for of_model in quotas for each in of_model if each.metric is metric]
+        missing[metric] = max(sum(each.used for each in found) - counted.get(metric, 0), 0)
+        last = max([last, *(each.resets_at - WINDOW for each in found if each.used)])
+    used = Demand(missing[Metric.RPM], missing[Metric.TPM])
+    return [Taking(min(last, now), used)] if used.requests or used.tokens else []
+
+
+def counted_from_now(
+    error: ProviderError, own: Sequence[QuotaSnapshot], learnt: Sequence[LearntLimit]
+) -> tuple[LearntLimit, ...]:
+    """Return limits that have a store count what a refusal names, where it does not do so yet."""
+    known = {*(quota.metric for quota in own), *(entry.metric for entry in learnt)}
+    named = dict.fromkeys(each.metric for each in error.violations if each.metric is not None)
+    return tuple(begin_to_count(metric) for metric in named if metric not in known)
+
+
+# --- reserving -----------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Full:
+    """What a project has just refused."""
+
+    at: float
+    tokens: int
+    refusal: Refusal
+
+    def holds(self, now: float) -> bool:
+        return 0.0 <= now - self.at < _FRESH and now < self.refusal.retry_at
+
+
+class ProjectStore:
+    """Stands in front of a store, and reserves on the project, too, what is granted on its deployments.
+
+    A project without room refuses all its deployments, until the time that its own quota said; what had been
+    granted is given back. Both reservations are settled and released together. The rest is the business of
+    the store itself.
+
+    Args:
+        store: The store.
+        pool: Knows for which projects limits are kept.
+        clock: Where time comes from.
+    """
+
+    def __init__(self, store: RateLimitStore, pool: Pool, clock: Clock) -> None:
+        self._store = store
+        self._pool = pool
+        self._clock = clock
+        self._twins: dict[str, str] = {}
+        self._full: dict[Scope, _Full] = {}
+        self._lifts = 0
+
+    @property
+    def behind(self) -> RateLimitStore:
+        """The store that keeps the quotas; see :class:`FrontingStore`."""
+        return innermost(self._store)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why another store has taken over; see :class:`FrontingStore`."""
+        return self._store.trouble if isinstance(self._store, FrontingStore) else None
+
+    async def reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        """Reserve on a deployment and on its project; see :class:`RateLimitStore`."""
+        known = self._known(candidates, demand)
+        if known:
+            candidates = [each for each in candidates if each not in known]
+            if not candidates:
+                return Decision(None, refusals=tuple(known.values()), lifts=self._lifts)
+        decision = await self._reserve(reservation_id, candidates, demand, ttl)
+        if known and isinstance(decision, Decision):
+            decision.refusals = (*known.values(), *decision.refusals)
+        return decision
+
+    def _known(self, candidates: Sequence[Deployment], demand: Demand) -> dict[Deployment, Refusal]:
+        """Return the refusals of those candidates whose project has just refused as much."""
+        now, shared = self._clock.time(), self._pool.shared
+        self._full = {scope: it for scope, it in self._full.items() if scope in shared and it.holds(now)}
+        known: dict[Deployment, Refusal] = {}
+        for each in candidates if demand.requests else ():
+            full = self._full.get(each.project_scope)
+            if full is not None and demand.tokens >= full.tokens:
+                known[each] = _of_project(full.refusal, each)
+        return known
+
+    async def _reserve(
+        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> Decision:
+        decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
+        # A user's store may return anything: the selector checks it.
+        if isinstance(decision, Decision):
+            self._lifts = decision.lifts  # of which the selector must see no older one later
+        if not isinstance(decision, Decision) or decision.deployment not in candidates:
+            return decision
+        assert decision.deployment is not None  # noqa: S101 - no candidate is
+        scope = decision.deployment.project_scope
+        shared = self._pool.shared.get(scope) if demand.requests else None
+        if shared is None:
+            return decision
+        second = await self._reserve_on(shared, reservation_id, decision, demand, ttl)
+        if not isinstance(second, Decision):
+            return cast("Decision", second)
+        if second.deployment is None:
+            self._note(second, shared, demand)
+            told = {refusal.deployment for refusal in decision.refusals}
+            concerned = [each for each in candidates if each.project_scope == scope and each not in told]
+            refusals = (_of_project(self._full[scope].refusal, each) for each in concerned)
+            decision.deployment, decision.probes = None, ()
+            decision.refusals = (*decision.refusals, *refusals)
+        else:
+            decision.headroom = min(decision.headroom, second.headroom)
+            decision.daily_headroom = min(decision.daily_headroom, second.daily_headroom)
+        return decision
+
+    async def _reserve_on(
+        self, shared: DeploymentState, reservation_id: str, decision: Decision, demand: Demand, ttl: float
+    ) -> object:
+        """Reserve on a project, too, what was granted; give that back unless there is room for both."""
+        twin = self._twins[reservation_id] = f"{reservation_id}{_TWIN}"
+        try:
+            second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
+        except BaseException:
+            await finish(self._give_back(reservation_id, decision.probes))
+            raise
+        if not isinstance(second, Decision) or second.deployment is None:
+            # Not to the end if this is cancelled: the caller then releases it once more.
+            await self._give_back(reservation_id, decision.probes)
+        return second
+
+    def _note(self, decision: Decision, shared: DeploymentState, demand: Demand) -> None:
+        """Note why a project has no room."""
+        now = self._clock.time()
+        unknown = Refusal(shared.deployment, _UNKNOWN, now + _AGAIN, now + _AGAIN)
+        refusal = next(iter(decision.refusals), unknown)
+        shared.note(refusal, now)
+        self._full[shared.deployment.project_scope] = _Full(now, demand.tokens, refusal)
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        """Settle both reservations; see :class:`RateLimitStore`."""
+        await self._end(reservation_id, lambda each: self._store.settle(each, used))
+
+    async def release(self, reservation_id: str) -> None:
+        """Release both reservations; see :class:`RateLimitStore`."""
+        self._full.clear()  # what it took comes back
+        await self._end(reservation_id, self._store.release)
+
+    async def charge(
+        self,
+        source: str,
+        sequence: int,
+        deployment: Deployment,
+        missing: Sequence[Taking],
+        counted: Sequence[Taking] = (),
+        since: float = 0.0,
+    ) -> float:
+        """Charge in the store; see :class:`RateLimitStore`."""
+        return await self._store.charge(source, sequence, deployment, missing, counted, since)
+
+    async def cool_down(self, cooldown: Cooldown) -> None:
+        """Cool a scope down in the store; see :class:`RateLimitStore`."""
+        await self._store.cool_down(cooldown)
+
+    async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+        """Return the state in the store; see :class:`RateLimitStore`."""
+        return await self._store.snapshot(deployments)
+
+    async def aclose(self) -> None:
+        """Close the store; see :class:`RateLimitStore`."""
+        await self._store.aclose()
+
+    async def _end(self, reservation_id: str, end: Callable[[str], Awaitable[None]]) -> None:
+        twin = self._twins.get(reservation_id)
+        try:
+            try:
+                await end(reservation_id)
+            finally:
+                if twin is not None:
+                    await end(twin)
+        except Exception:
+            self._twins.pop(reservation_id, None)
+            raise
+        self._twins.pop(reservation_id, None)  # not if it was cancelled: then it is to be ended once more
+
+    async def _give_back(self, reservation_id: str, probes: Iterable[Cooldown]) -> None:
+        """Release what was granted and is not to be used; another request may probe what it was to."""
+        with suppress(Exception):  # then it does in a minute
+            for probe in probes:
+                await self._store.cool_down(Cooldown.retry(probe.scope))
+        try:
+            await self._end(reservation_id, self._store.release)
+        except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
+            note_failure(self._store, "release", error)
+
+
+def _of_project(refusal: Refusal, deployment: Deployment) -> Refusal:
+    """Return the refusal of a project as that of one of its deployments."""
+    reason = refusal.reason if refusal.cooldown is not None else f"{refusal.reason}{OF_PROJECT}"
+    return Refusal(deployment, reason, refusal.retry_at, refusal.wake_at)

@@ -1,0 +1,629 @@
+"""Limits that all models of a project share: found, kept for all of them, and given up again."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llm_router import (
+    Clock,
+    Demand,
+    Deployment,
+    Key,
+    MemoryStore,
+    ProviderError,
+    RateLimitStore,
+    Reply,
+    Request,
+    Router,
+    Secret,
+    StoreError,
+    open_store,
+)
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import EVERY_MODEL, ProjectDeployment
+from llm_router.domain.kinds import FaultScope, Metric
+from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
+from llm_router.domain.quota import Quota
+from llm_router.engine.learning import LimitLearner, Refused
+from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
+from llm_router.errors import ExtensionError, QuotaViolation
+from llm_router.stores.base import Decision, QuotaSnapshot
+from llm_router.stores.failover import FailoverStore
+from llm_router.testing import FakeProvider, ManualClock
+from llm_router.testing.virtual import VirtualClock, VirtualLoop, run
+
+if TYPE_CHECKING:
+    from tests.conftest import Pools
+    from tests.engine.conftest import MakePool
+
+MakeRouter = Callable[..., Router]
+
+
+def refusal(
+    limit: int | None = None,
+    *,
+    metric: Metric = Metric.RPM,
+    delay: float | None = 30.0,
+    scope: FaultScope = FaultScope.PROJECT,
+) -> ProviderError:
+    violations = (QuotaViolation(metric, limit),)
+    return ProviderError(
+        "spent", kind="quota", scope=scope, code=429, violations=violations, retry_delay=delay, charged=False
+    )
+
+
+class Limited(FakeProvider):
+    """Admits so many requests in any minute: of all models together, and of some by themselves."""
+
+    def __init__(
+        self, clock: Clock, limit: int, models: Mapping[str, int] | None = None, *, states: bool = False
+    ) -> None:
+        super().__init__(clock=clock)
+        self.limits = {EVERY_MODEL: limit, **(models or {})}
+        self.admitted: list[tuple[float, str]] = []
+        self.refused: list[tuple[float, str]] = []
+        self._time = clock.time
+        self._states = states
+
+    async def generate(
+        self, deployment: Deployment, request: Request, dispatched: Callable[[], None]
+    ) -> Reply:
+        dispatched()
+        now = self._time()
+        for name in (deployment.model, EVERY_MODEL):
+            recent = [at for at, model in self.admitted if at > now - 60.0 and name in (model, EVERY_MODEL)]
+            limit = self.limits.get(name)
+            if limit is not None and len(recent) >= limit:
+                self.refused.append((now, name))
+                scope = FaultScope.PROJECT if name == EVERY_MODEL else FaultScope.DEPLOYMENT
+                stated = limit if self._states else None
+                raise refusal(stated, delay=recent[-limit] + 60.0 - now, scope=scope)
+        self.admitted.append((now, deployment.model))
+        await asyncio.sleep(0.5)
+        return await super().generate(deployment, request, dispatched)
+
+
+def two_models() -> list[Deployment]:
+    """Two models of one project of which nothing is known."""
+    key = Key("k", Secret("secret"), project="p")
+    quotas = (Quota(Metric.RPM, 4, adaptive=True),)
+    return [Deployment(key, model, "light", quotas=quotas) for model in ("model-a", "model-b")]
+
+
+async def use_up(routers: Iterable[Router], clock: VirtualClock, hours: float, callers: int = 20) -> None:
+    """Send all the time: every caller once more as soon as it is answered."""
+    ends = clock.time() + hours * 3600.0
+
+    async def call(router: Router) -> None:
+        while clock.time() < ends:
+            response = await router.send("x", max_wait=600.0)
+            if not response.success:
+                await asyncio.sleep(response.retry_after or 1.0)
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(call(router)) for router in routers for _ in range(callers)]
+        await asyncio.sleep(hours * 3600.0)
+        for task in tasks:
+            task.cancel()
+
+
+def _stores(kind: str, clock: Clock, url: str, loop: VirtualLoop) -> list[RateLimitStore]:
+    """Return two handles on one store."""
+    if kind == "memory":
+        return [MemoryStore(clock=clock)] * 2
+    stores = [open_store(url, clock=clock) for _ in range(2)]
+    if kind == "failover":
+        stores = [FailoverStore(store, clock=clock) for store in stores]
+    for store in stores:
+        loop.await_methods(store)
+    return stores
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)],
+)
+def test_two_routers_on_one_store_keep_the_limit_of_a_project(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """One is refused while it finds the limit; after that only tries are, and all of the quota is used."""
+    url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
+
+    async def main(loop: VirtualLoop) -> tuple[Limited, float]:
+        clock = VirtualClock(loop)
+        began, provider = clock.time(), Limited(clock, 10)
+        stores = _stores(kind, clock, url, loop)
+        routers = [Router(two_models(), store=each, provider=provider, clock=clock) for each in stores]
+        await use_up(routers, clock, 1.0)
+        for router in routers:
+            await router.aclose()
+        for store in stores:
+            await store.aclose()
+        return provider, began
+
+    provider, began = run(main)
+    later = [at for at, _ in provider.refused if at > began + 130.0]
+    assert len(provider.refused) - len(later) <= 8
+    assert len(later) <= 5
+    assert len(provider.admitted) >= 0.95 * 600
+
+
+@pytest.mark.parametrize("states", [False, True])
+def test_the_limit_of_a_model_holds_beside_that_of_its_project(*, states: bool) -> None:
+    """Both are learnt, each from its own refusals."""
+
+    async def main(loop: VirtualLoop) -> Limited:
+        clock = VirtualClock(loop)
+        provider = Limited(clock, 10, {"model-a": 3}, states=states)
+        async with Router(two_models(), provider=provider, clock=clock) as router:
+            await use_up([router], clock, 1.0)
+            rows = {row["model"]: row for row in await router.get_all_key_statuses()}
+        assert rows["model-a"]["limits"]["rpm"]["limit"] in (3, 4)
+        assert all(row["project_limits"]["rpm"]["limit"] in (10, 11) for row in rows.values())
+        return provider
+
+    provider = run(main)
+    assert len(provider.refused) <= 24
+    assert len(provider.admitted) >= 0.97 * 600
+
+
+def test_a_router_that_starts_anew_finds_what_was_learnt() -> None:
+    """After one event: it does not know of the project, but what it then reads in the store holds at once."""
+
+    async def main(loop: VirtualLoop) -> tuple[int, int]:
+        clock = VirtualClock(loop)
+        provider, store = Limited(clock, 10), MemoryStore(clock=clock)
+        for _ in range(2):
+            before = len(provider.admitted), len(provider.refused)
+            async with Router(two_models(), store=store, provider=provider, clock=clock) as router:
+                await use_up([router], clock, 0.5)
+        return len(provider.admitted) - before[0], len(provider.refused) - before[1]
+
+    admitted, refused = run(main)
+    assert admitted >= 0.95 * 300
+    assert refused <= 8
+
+
+def test_a_first_limit_that_was_too_low_rises_within_minutes(pair: list[Deployment]) -> None:
+    """Another program had most of the minute in which it was found."""
+
+    async def main(loop: VirtualLoop) -> list[float]:
+        clock = VirtualClock(loop)
+        provider = Limited(clock, 5)
+        async with Router(pair, provider=provider, clock=clock) as router:
+            await use_up([router], clock, 1.5 / 60.0)
+            provider.limits[EVERY_MODEL] = 30
+            await use_up([router], clock, 10.0 / 60.0, 50)
+        return [at for at, _ in provider.admitted if at > clock.time() - 180.0]
+
+    assert len(run(main)) >= 60  # of 90; at the first limit it would be 15
+
+
+def test_a_limit_that_is_raised_is_used() -> None:
+    """The limit of a project rises as any other does: by an answer that shows it to be too low."""
+
+    async def main(loop: VirtualLoop) -> tuple[int, int]:
+        clock = VirtualClock(loop)
+        provider = Limited(clock, 10)
+        async with Router(two_models(), provider=provider, clock=clock) as router:
+            await use_up([router], clock, 0.5)
+            provider.limits[EVERY_MODEL] = 30
+            await use_up([router], clock, 0.6, 40)
+            before = len(provider.admitted)
+            await use_up([router], clock, 0.2, 40)
+            return len(provider.admitted) - before, len(provider.refused)
+
+    admitted, refused = run(main)
+    assert admitted >= 0.9 * 30 * 12
+    assert refused <= 20
+
+
+# --- the store in front --------------------------------------------------------------------------------
+
+
+class Recording(MemoryStore):
+    """A store that notes its calls, and fails in one of them."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__(clock=clock)
+        self.calls: list[tuple[str, str]] = []
+        self.fails_on_project: BaseException | None = None
+        self.hangs_on_project = False
+
+    async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Decision:
+        self.calls.append(("reserve", reservation_id))
+        decision = await super().reserve(reservation_id, *args, **kwargs)
+        if reservation_id.endswith("*"):
+            if self.hangs_on_project:
+                await asyncio.Event().wait()
+            if self.fails_on_project is not None:
+                raise self.fails_on_project
+        return decision
+
+    async def settle(self, reservation_id: str, used: Demand) -> None:
+        self.calls.append(("settle", reservation_id))
+        await super().settle(reservation_id, used)
+
+    async def release(self, reservation_id: str) -> None:
+        self.calls.append(("release", reservation_id))
+        await super().release(reservation_id)
+
+    async def used(self, deployment: Deployment) -> int:
+        [snapshot] = await self.snapshot([deployment])
+        return snapshot.quotas[0].used
+
+
+@pytest.fixture
+def store(clock: ManualClock) -> Recording:
+    return Recording(clock)
+
+
+@pytest.fixture
+def pair(pools: Pools) -> list[Deployment]:
+    """Two models of one project with room enough."""
+    return [pools.one(model, key_id="k", project="p", rpm=100) for model in ("model-a", "model-b")]
+
+
+async def keep(store: RateLimitStore, deployment: Deployment, limit: int) -> Deployment:
+    """Have a store know a limit of a project, and return what stands for its models."""
+    project = ProjectDeployment.of(deployment)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.RPM, limit)))
+    return project
+
+
+async def hear(router: Router, store: RateLimitStore, deployment: Deployment, clock: ManualClock) -> None:
+    """Have a router hear that the project has a limit, from another process, and wait until it is over."""
+    until = clock.time() + 1.0
+    await store.cool_down(Cooldown(deployment.project_scope, until, "rpm spent, says the provider"))
+    assert not (await router.send("x", model_preference=deployment.model, fallback="none")).success
+    clock.shift(1.0)
+
+
+async def test_a_send_goes_through_the_store_itself_while_no_project_has_a_limit(
+    make_router: MakeRouter, provider: FakeProvider, store: Recording, pair: list[Deployment]
+) -> None:
+    """Also after refusals that are those of a model, or of money, or of what there is none of."""
+    money = ProviderError("spent", kind="quota", scope="project", code=402, charged=False)
+    none = refusal(0)
+    of_model = refusal(scope=FaultScope.DEPLOYMENT)
+    for error in (of_model, money, none):
+        provider.script(error, times=1)
+    async with make_router(pair, store=store, max_retries=5) as router:
+        for _ in range(3):
+            await router.send("x")
+        assert not any(name.endswith("*") for _, name in store.calls)
+
+
+async def test_what_is_granted_on_a_model_is_counted_on_the_project(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Both reservations are settled, each once."""
+    project = await keep(store, pair[0], 3)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        store.calls.clear()
+        assert (await router.send("x")).success
+    (_, first), (_, second), *ends = store.calls
+    assert second == f"{first}*"
+    assert ends == [("settle", first), ("settle", second)]
+    assert await store.used(project) == 1
+
+
+async def test_a_project_without_room_refuses_all_its_deployments(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
+) -> None:
+    """It says why and until when; what a model had granted is given back, and other projects are used."""
+    await keep(store, pair[0], 3)
+    other = pools.one("model-c", key_id="other", rpm=1, priority=2)
+    async with make_router([*pair, other], store=store) as router:
+        await hear(router, store, pair[0], clock)
+        clock.shift(60.3)
+        for _ in range(3):
+            assert (await router.send("x")).key_id == "k"
+        assert (await router.send("x")).key_id == "other"
+        response = await router.send("x")
+    assert response.error is not None
+    assert "rpm of the whole project (2)" in str(response.error)
+    assert response.retry_after == pytest.approx(60.3)
+    assert [await store.used(each) for each in pair] in ([3, 0], [2, 1], [1, 2], [0, 3])
+
+
+async def test_who_waits_for_a_project_asks_when_it_has_room(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Fifty that wait do not ask for each other, nor again and again."""
+    await keep(store, pair[0], 2)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        for _ in range(2):
+            assert (await router.send("x")).success
+        store.calls.clear()
+        tasks = [asyncio.create_task(router.send("x", max_wait=200.0)) for _ in range(50)]
+        await clock.advance(60.0)
+        assert not any(task.done() for task in tasks)
+        assert sum(name == "reserve" for name, _ in store.calls) <= 8
+        await clock.advance(1.0)
+        assert sum(task.done() for task in tasks) == 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_store_that_fails_on_the_project_gets_the_rest_back(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """So does one that fails with an error of its own."""
+    project = await keep(store, pair[0], 3)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        store.fails_on_project = StoreError("down")
+        assert not (await router.send("x")).success
+        store.fails_on_project = ZeroDivisionError()
+        with pytest.raises(ExtensionError, match=r"Recording\.reserve\(\) raised ZeroDivisionError"):
+            await router.send("x")
+        assert [await store.used(each) for each in (*pair, project)] == [0, 0, 0]
+        store.fails_on_project = None
+        assert (await router.send("x")).success
+
+
+async def test_what_is_cancelled_between_the_two_reservations_takes_nothing(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    project = await keep(store, pair[0], 3)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        store.hangs_on_project = True
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert [await store.used(each) for each in (*pair, project)] == [0, 0, 0]
+
+
+async def test_what_was_never_sent_is_given_back_to_the_project(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+) -> None:
+    """And whoever waits for it is told at once."""
+    project = await keep(store, pair[0], 1)
+    async with make_router(pair, store=store, max_retries=0) as router:
+        await hear(router, store, pair[0], clock)
+        provider.script(ProviderError("no path", kind="network", charged=False), times=1)
+        provider.delay = 5.0
+        first = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        second = asyncio.create_task(router.send("x", max_wait=100.0))
+        for _ in range(3):
+            await clock.advance(5.0)
+        assert not first.result().success
+        assert second.result().success
+    assert await store.used(project) == 1
+
+
+async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """It is not sent, so the next request has to find out; and that one does, once there is room."""
+    project = await keep(store, pair[0], 1)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        await store.reserve("elsewhere", [project], Demand(1, 1), 600.0)
+        scope = pair[0].project_scope
+        await store.cool_down(Cooldown(scope, clock.time() + 2.0, "quota", half_open=True, strikes=1))
+        clock.shift(3.0)
+        assert not (await router.send("x")).success
+        clock.shift(61.0)
+        assert (await router.send("x")).success
+        [snapshot, _] = await store.snapshot(pair)
+        assert snapshot.cooldown is None
+
+
+async def test_what_is_refused_without_asking_knows_of_every_lift(
+    make_pool: MakePool, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
+) -> None:
+    """An older number than the selector knows would have it look again, and so for ever."""
+    await keep(store, pair[0], 1)
+    other, demand = pools.one("model-c", key_id="other"), Demand(1, 1)
+    pool = make_pool([*pair, other])
+    front = ProjectStore(store, pool, clock)
+    pool.share(shared_state(pool.states[pair[0]]))
+    assert (await front.reserve("a", pair, demand, 60.0)).deployment is pair[0]
+    assert (await front.reserve("b", pair, demand, 60.0)).deployment is None
+    for until in (math.inf, -math.inf, math.inf):
+        await store.cool_down(Cooldown(other.model_scope, until, "spent"))
+    lifts = (await front.reserve("c", [other], demand, 60.0)).lifts
+    store.calls.clear()
+    decision = await front.reserve("d", pair, demand, 60.0)
+    assert (lifts, decision.lifts, len(decision.refusals)) == (1, 1, 2)
+    assert not store.calls
+    clock.shift(0.2)
+    assert len((await front.reserve("e", pair, demand, 60.0)).refusals) == 2
+    assert store.calls
+
+
+# --- how it begins and ends ----------------------------------------------------------------------------
+
+
+async def test_what_the_models_took_before_the_refusal_counts(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+) -> None:
+    """And what they take in the next minute is the limit, if the provider names none."""
+    async with make_router(pair, store=store, max_retries=0) as router:
+        found: list[tuple[int | None, int, str]] = []
+        for _ in range(2):  # the first may have been used up by others
+            for model in ("model-a", "model-a", "model-b"):
+                assert (await router.send("x", model_preference=model)).success
+            provider.script(refusal(None, delay=5.0), times=1)
+            assert not (await router.send("x")).success
+            [row, _] = await router.get_all_key_statuses()
+            limit = row["project_limits"]["rpm"]
+            found.append((limit["limit"], limit["used"], limit["source"]))
+            clock.shift(61.0)
+    assert found == [(None, 3, "unknown"), (3, 3, "inferred")]
+
+
+async def test_answers_of_every_model_are_looked_at_once_a_limit_is_found(
+    make_pool: MakePool, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Also where the next look at the limits of a model was due much later."""
+    pool = make_pool(pair)
+    for state in pool:
+        state.limits_due = clock.time() + 600.0
+    learner = LimitLearner(pool, store, clock, lambda: None)
+    refused = Refused(refusal(10), clock.time(), None, repeated=False)
+    await learner.infer_of_project(refused, pool.states[pair[0]])
+    assert [state.limits_due - clock.time() for state in pool] == [pytest.approx(60.3)] * 2
+    assert list(pool.shared) == [pair[0].project_scope]
+
+
+async def test_a_stated_limit_is_believed_at_once(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+) -> None:
+    async with make_router(pair, store=store, max_retries=0) as router:
+        provider.script(refusal(7, delay=5.0), times=1)
+        await router.send("x")
+        statuses = await router.get_all_key_statuses()
+        explanation = await router.explain("x")
+        health = await router.health_check()
+    for row in statuses:
+        assert (row["project_limits"]["rpm"]["limit"], row["limits"]["rpm"]["limit"]) == (7, 100)
+        assert row["project_limits"]["rpm"]["source"] == "stated"
+    [quota] = explanation.candidates[0].project_quotas
+    assert (quota.status["limit"], quota.status["source"]) == (7, "stated")
+    assert health["state"] == "unusable"  # it cools down
+
+
+async def test_a_spent_project_is_shown_and_explained(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Also by a process that has not heard of its limit, as one that only reports."""
+    await keep(store, pair[0], 1)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        assert (await router.send("x")).success
+        assert not (await router.send("x")).success
+        rows, known = await router.get_all_key_statuses(), await router.explain("x")
+        async with make_router(pair, store=store) as reporting:
+            seen, explained = await reporting.get_all_key_statuses(), await reporting.explain("x")
+    for row in (*rows, *seen):
+        assert (row["state"], row["spent"]) == ("spent", ["rpm"])
+        assert row["usable_in_seconds"] == pytest.approx(60.3)
+    for candidate in (*known.candidates, *explained.candidates):
+        assert (candidate.exclusion, candidate.reason) == ("quota", "rpm of the whole project")
+        assert candidate.usable_in == pytest.approx(60.3)
+        assert candidate.project_quotas[0].fits is False
+
+
+async def test_forgetting_the_limits_of_a_key_forgets_those_of_its_project(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """Not with the name of a model; and lifting everything of a key does as well."""
+    async with make_router(pair, store=store) as router:
+        for forget in (router.keys.forget_limits, router.keys.lift):
+            await keep(store, pair[0], 1)
+            await hear(router, store, pair[0], clock)
+            clock.shift(61.0)
+            assert (await router.send("x")).success
+            assert not (await router.send("x")).success
+            await forget("k", "model-a")
+            assert not (await router.send("x")).success
+            for row in await forget("k"):
+                assert row["project_limits"] == {}
+            store.calls.clear()
+            assert (await router.send("x")).success
+            assert not any(name.endswith("*") for _, name in store.calls)
+
+
+async def test_a_limit_that_was_forgotten_elsewhere_is_not_kept_any_more(
+    make_router: MakeRouter, store: Recording, pools: Pools, clock: ManualClock
+) -> None:
+    """The next answer that is a reason to look at limits shows that there is none."""
+    [deployment] = [pools.one(key_id="k", project="p", rpm=2)]
+    project = await keep(store, deployment, 1)
+    async with make_router([deployment], store=store) as router:
+        await hear(router, store, deployment, clock)
+        nothing = [LearntLimit(metric, None) for metric in Metric]
+        await store.cool_down(Cooldown.learn(project.model_scope, *nothing))
+        for _ in range(2):
+            assert (await router.send("x")).success
+        clock.shift(61.0)
+        store.calls.clear()
+        assert (await router.send("x")).success
+        assert not any(name.endswith("*") for _, name in store.calls)
+
+
+async def test_a_reload_keeps_the_limits_of_the_projects_that_stay(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
+) -> None:
+    await keep(store, pair[0], 1)
+    other = pools.one("model-c", key_id="other", rpm=100)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        await router.reload([*pair, other])
+        for _ in range(2):
+            assert (await router.send("x", model_preference="model-a")).success
+        assert {attempt.key_id for attempt in (await router.send("x")).attempt_log} == {"other"}
+        await router.reload([other])
+        store.calls.clear()
+        assert (await router.send("x")).success
+        await router.reload([*pair, other])
+        assert (await router.send("x", model_preference="model-a", fallback="none")).key_id == "k"
+        assert not any(name.endswith("*") for _, name in store.calls)
+
+
+async def test_a_day_of_a_project_that_is_spent_is_over_for_all_its_models(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+) -> None:
+    """From then on its requests are counted by day, and tomorrow's limit is what is learnt of it."""
+    async with make_router(pair, store=store, max_retries=0) as router:
+        provider.script(refusal(250, metric=Metric.RPD, delay=36.0), times=1)
+        assert not (await router.send("x")).success
+        rows = await router.get_all_key_statuses()
+        assert all(row["in_cooldown"] and (row["usable_in_seconds"] or 0.0) > 3600.0 for row in rows)
+        assert rows[0]["project_limits"]["rpd"]["limit"] == 250
+
+
+async def test_a_user_store_may_return_anything(
+    make_pool: MakePool, clock: ManualClock, pair: list[Deployment]
+) -> None:
+    """What is no decision is passed on, for the selector to say so."""
+
+    class Odd(MemoryStore):
+        async def reserve(self, *args: Any, **kwargs: Any) -> Any:
+            return "granted"
+
+    front = ProjectStore(Odd(clock=clock), make_pool(pair), clock)
+    found: object = await front.reserve("a", pair, Demand(1, 1), 1.0)
+    assert found == "granted"
+
+
+def test_a_sum_needs_the_count_of_every_model() -> None:
+    """What is not counted, or only since today's end was met, says nothing of the project."""
+    minute = QuotaSnapshot(Metric.RPM, 10, 4, 100.0)
+    in_part = LimitRecord(10**15, LimitSource.UNKNOWN, 50.0, 10**15, 1e9)
+    day = QuotaSnapshot(Metric.RPD, 10**15, 4, 100.0, in_part)
+    assert added_up([[minute], [minute]], Metric.RPM) == QuotaSnapshot(Metric.RPM, 20, 8, 100.0)
+    assert added_up([[minute], []], Metric.RPM) is None
+    assert added_up([[day], [day]], Metric.RPD) is None
+    assert added_up([], Metric.RPM) is None
