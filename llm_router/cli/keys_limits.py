@@ -109,6 +109,8 @@ def how_known(record: LimitRecord) -> str:
     words = _SOURCES[record["source"]]
     if record["learnt_ago_seconds"] is None:
         words = words.partition(";")[0]
+    elif record["limit"] is None:
+        words = f"counted since a refusal {_span(record['learnt_ago_seconds'])} ago"
     else:
         words += f" {_span(record['learnt_ago_seconds'])} ago"
     if record["raised_in_seconds"]:

@@ -148,10 +148,13 @@ def saved_words(saved: CacheSavings | None) -> str:
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     """Say what was learnt of a limit, when, and from what."""
+    since = ago(max(now - (limit["learnt_at"] or now), 0.0))
+    if limit["limit"] is None:
+        return f"{metric} has no known limit; counted since a refusal {since} ago"
     words = f"{metric} {limit['limit']}"
     if limit["configured"] is not None:
         words += f" instead of {limit['configured']}"
-    words += f", {_SOURCES[limit['source']]} {ago(max(now - (limit['learnt_at'] or now), 0.0))} ago"
+    words += f", {_SOURCES[limit['source']]} {since} ago"
     if limit["raised_at"] is not None and limit["raised_at"] > now:
         words += f"; more is tried in {ago(limit['raised_at'] - now)}"
     return words

@@ -307,7 +307,7 @@ def _tokens_refused(
 
     So a refusal now and then is not the limit's fault; one that follows soon takes off a small part of it.
     """
-    if quota is None or quota.used < 1 or (quota.limit >= MAX_LIMIT and stated is None):
+    if quota is None or quota.used < 1 or quota.limit >= MAX_LIMIT:
         return _admitted(metric, stated, quota, when)
     asked = quota.used + when.tokens
     if when.repeated or (quota.learnt is not None and when.began <= quota.learnt.learnt_at):

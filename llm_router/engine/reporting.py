@@ -15,7 +15,7 @@ from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import Metric
-from llm_router.domain.quota import Demand
+from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.domain.reload import ReloadReport
 from llm_router.domain.response import Usage
 from llm_router.engine.argument_check import elements
@@ -283,7 +283,7 @@ class Reporter:
         if event is not None:
             self.report(event)
         for learnt in cooldown.learnt:
-            if learnt.limit is None:
+            if learnt.limit is None or learnt.limit >= MAX_LIMIT:  # no limit is known
                 self._learnt.pop((scope, learnt.metric), None)
             elif deployment is not None and self._learnt.get((scope, learnt.metric)) != learnt.limit:
                 self._learnt[scope, learnt.metric] = learnt.limit

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.kinds import Metric
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.errors import ConfigError
 from llm_router.observe.base import (
     AttemptEnded,
@@ -318,6 +319,8 @@ def _where(deployment: Deployment, metric: Metric) -> _Where:
 def _limits_of(snapshot: DeploymentSnapshot) -> Iterable[tuple[_Where, _Limit]]:
     deployment = snapshot.deployment
     for quota in snapshot.quotas:
+        if quota.limit >= MAX_LIMIT:  # it is counted, but no limit is known
+            continue
         source = quota.source_on(deployment).value
         left = max(1 - quota.used / quota.limit, 0.0) if quota.limit else 0.0
         yield _where(deployment, quota.metric), _Limit(quota.limit, source, left)

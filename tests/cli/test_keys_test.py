@@ -12,6 +12,7 @@ import pytest
 from typer.testing import Result
 
 from llm_router import Demand, Deployment, Key, Metric, Secret, open_store
+from llm_router.cli.keys_limits import LimitRecord, how_known
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import ProjectDeployment
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
@@ -220,3 +221,26 @@ def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], h
     assert "project key-light, all models: rpm 10, stated by the provider" in listed
     forgotten = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
     assert "all models" not in forgotten
+
+
+def test_a_limit_that_is_not_known_was_refused() -> None:
+    """What nobody has set a limit for is counted since a refusal named it."""
+    record = LimitRecord(
+        key_id="k",
+        project="p",
+        model="m",
+        metric="tpm",
+        limit=None,
+        configured=None,
+        source="unknown",
+        used=9,
+        learnt_ago_seconds=120.0,
+        learnt_at=1.0,
+        raised_in_seconds=None,
+        raised_at=None,
+        reset_in_seconds=1.0,
+        reset_at=2.0,
+    )
+    assert how_known(record) == "counted since a refusal 2 min ago"
+    record["learnt_ago_seconds"] = None
+    assert how_known(record) == "not refused so far"

@@ -23,7 +23,7 @@ from llm_router.cli.words import (
     today_words,
 )
 from llm_router.domain.limits import LearntLimit, LimitSource
-from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus
+from llm_router.domain.status import DayTotals, FailureStatus, Health, KeyStatus, LimitStatus
 from llm_router.stores.memory import MemoryStore
 from llm_router.testing import FakeProvider, ManualClock
 
@@ -98,6 +98,8 @@ def test_what_happened_is_told_in_words(pools: Pools, clock: ManualClock) -> Non
     words = "rpm 1 instead of 1, not refused so far; grew 30 s ago; more is tried in 10 min"
     assert learnt_words("rpm", limit, now) == words
     assert fraction(limit) == "1/1?"
+    unknown: LimitStatus = {**limit, "limit": None, "raised_at": None}
+    assert learnt_words("rpm", unknown, now) == "rpm has no known limit; counted since a refusal 30 s ago"
     failure = FailureStatus(at=now - 90, model="m", kind="server", code=503, words="broken")
     assert failure_words(failure, now) == "90 s ago, m: 503 broken"
     failure["code"] = None

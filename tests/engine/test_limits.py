@@ -129,6 +129,15 @@ def test_what_is_not_counted_is_from_its_first_refusal_on(
     assert first_inferences((begun,), (other,)) == ()
 
 
+@pytest.mark.parametrize("ago", [30.0, WINDOW + 1.0])
+def test_a_number_is_believed_of_what_is_counted_since_a_while(
+    conclude: Callable[..., Inference], ago: float
+) -> None:
+    """A part of the window does not contradict it, however little was counted there."""
+    part = counted(TPM, 20_000, MAX_LIMIT, record(MAX_LIMIT, UNKNOWN, ago=ago))
+    assert conclude(part, named=((TPM, 100_000),), tokens=1_000).learnt == (found(TPM, 100_000, STATED),)
+
+
 def test_a_bare_refusal_far_below_all_that_is_counted_is_for_requests(
     conclude: Callable[..., Inference],
 ) -> None:

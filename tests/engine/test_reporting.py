@@ -180,6 +180,18 @@ async def test_a_limit_is_learnt_once(
     assert [event.limit for event in seen.of(LimitLearnt)] == [7, 8, 8]
 
 
+async def test_what_is_only_counted_is_no_limit(
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder
+) -> None:
+    """A refusal names what nobody has set a limit for, and no number: no limit is known yet."""
+    async with make_router([pools.one(rpm=None, tpm=100)], observers=[seen], max_retries=0) as router:
+        provider.script(minute_429())
+        await router.send("x")
+        [status] = await router.get_all_key_statuses()
+    assert (status["limits"]["rpm"]["limit"], status["limits"]["rpm"]["source"]) == (None, "unknown")
+    assert seen.of(LimitLearnt) == []
+
+
 async def test_waiting_in_line(
     make_router: MakeRouter, pools: Pools, clock: ManualClock, seen: Recorder
 ) -> None:

@@ -134,6 +134,22 @@ async def test_quotas_limits_and_cooldowns(
         assert "llm_router_cooldown_until_seconds" not in read(registry)
 
 
+async def test_what_is_only_counted_has_no_gauge(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    pools: Pools,
+    registry: CollectorRegistry,
+    observer: PrometheusObserver,
+) -> None:
+    """No limit is known of what a refusal named without a number, and a gauge would show one."""
+    async with make_router([pools.one(rpm=None, tpm=100)], observers=[observer], max_retries=0) as router:
+        provider.script(minute_429())
+        await router.send("x")
+        await observer.refresh(router.keys)
+    shown = {labels["metric"] for labels, _ in read(registry)["llm_router_quota_limit"]}
+    assert shown == {"tpm"}
+
+
 async def test_a_limit_of_nothing_has_nothing_left(
     make_router: MakeRouter, pools: Pools, registry: CollectorRegistry, observer: PrometheusObserver
 ) -> None:

@@ -81,8 +81,8 @@ class Cooldowns:
         self.known = True
         rows = self._connection.execute(_SELECT).fetchall()
         self.present = {row[0]: _cooldown(*row[:-1]) for row in rows}
-        self._imposed = {row[0]: row[-1] for row in rows if row[-1] is not None}
-        (self.lifts,) = self._connection.execute(_SELECT_LIFTS).fetchone()
+        self._imposed = {row[0]: int(row[-1]) for row in rows if row[-1] is not None}
+        self.lifts = int(self._connection.execute(_SELECT_LIFTS).fetchone()[0])
         learnt = self._connection.execute(_SELECT_LEARNT)
         before, self._learnt = self._learnt, {scope: unpack_limits(limits) for scope, limits in learnt}
         return self._learnt != before
@@ -212,6 +212,10 @@ def _cooldown(
     credential: str,
 ) -> Cooldown:
     limits = read_learnt(json.loads(learnt), json.loads(more or "[]"))
+    # SQLite keeps in any column whatever it is given: what would fail later is found here.
+    if not isinstance(reason, str):
+        raise TypeError("a reason is no text")
     if half_open is None:  # no details: an earlier version wrote it
-        return Cooldown(scope, until, reason, limits)
-    return Cooldown(scope, until, reason, limits, bool(half_open), strikes, since, credential)
+        return Cooldown(scope, float(until), reason, limits)
+    details = bool(half_open), int(strikes), float(since), str(credential)
+    return Cooldown(scope, float(until), reason, limits, *details)

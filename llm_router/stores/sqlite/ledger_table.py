@@ -178,7 +178,7 @@ class LedgerRow:
         """Return when everything will be back, the terms, and the id."""
         ledgers = self.ledgers.values()
         rests_at = max((each.ledger.resets_at(now) for each in ledgers), default=now)
-        return rests_at, json.dumps([each.terms for each in ledgers]), self.id
+        return min(rests_at, NEVER), json.dumps([each.terms for each in ledgers]), self.id
 
     def _open(self, quota: Quota, limit: int) -> StoredLedger:
         opened = self.ledgers[quota.metric] = StoredLedger(quota, limit)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import NEVER
 from llm_router.domain.limits import LimitSource
-from llm_router.domain.quota import Metric
+from llm_router.domain.quota import MAX_LIMIT, Metric
 from llm_router.stores.ledger import StoredLimit
 
 if TYPE_CHECKING:
@@ -28,9 +28,14 @@ _MORE = 128
 
 
 def pack_limits(limits: Mapping[Metric, StoredLimit]) -> bytes:
-    """Return limits in the form that ``limits.sql`` describes."""
+    """Return limits in the form that ``limits.sql`` describes.
+
+    Raises:
+        TypeError, ValueError: A number of theirs makes no sense.
+    """
     numbers: list[int] = []
     for metric, entry in limits.items():
+        _check(entry)
         raise_at = entry.raise_at if entry.raise_at < NEVER else 0
         head = _NUMBERS[metric] + _NUMBERS[entry.source]
         numbers += head, entry.limit, entry.learnt_at, entry.raised, raise_at
@@ -50,7 +55,16 @@ def unpack_limits(packed: bytes) -> dict[Metric, StoredLimit]:
 
 def _limit(head: int, limit: int, learnt_at: int, raised: int, raise_at: int) -> tuple[Metric, StoredLimit]:
     metric, source = divmod(head, 10)
-    return _METRICS[metric], StoredLimit(limit, raised, raise_at or NEVER, learnt_at, _SOURCES[source])
+    entry = StoredLimit(limit, raised, raise_at or NEVER, learnt_at, _SOURCES[source])
+    _check(entry)
+    return _METRICS[metric], entry
+
+
+def _check(entry: StoredLimit) -> None:
+    """Refuse what no program has learnt: later it would fail every call, and not be known for damage."""
+    limits_fit = all(0 <= limit <= MAX_LIMIT for limit in (entry.limit, entry.raised))
+    if not (limits_fit and 0 <= entry.learnt_at < NEVER and 0 <= entry.raise_at <= NEVER):
+        raise ValueError("a limit is out of bounds")
 
 
 def _pack(numbers: Iterable[int]) -> bytes:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from llm_router.domain.calendar import microseconds
 from llm_router.stores.base import CHARGES_KEPT, Standing
+from llm_router.stores.sqlite.faults import decoding
 
 if TYPE_CHECKING:
     import sqlite3
@@ -39,8 +40,10 @@ class Sources:
         """Record a charge; return whether it is a new one of its source and model, which must be counted."""
         sequence = max(-_LARGEST, min(sequence, _LARGEST))
         found = self._connection.execute(_SELECT, (source, scope)).fetchone()
-        is_new = found is None or sequence > found[0]
-        self._connection.execute(_INSERT, (source, scope, sequence if is_new else found[0], now))
+        last = None if found is None else _sequence(*found)
+        is_new = last is None or sequence > last
+        row = source, scope, sequence if last is None else max(sequence, last), now
+        self._connection.execute(_INSERT, row)
         return is_new
 
     def announce(self, source: str, now: int) -> Standing:
@@ -53,3 +56,8 @@ class Sources:
     def sweep(self, now: int, most: int) -> None:
         """Forget old charges, at most ``most`` of them."""
         self._connection.execute(_SWEEP, (now - microseconds(CHARGES_KEPT), most))
+
+
+@decoding
+def _sequence(stored: float) -> int:
+    return int(stored)

@@ -46,6 +46,7 @@ def unreadable(scope: str, lifted: str) -> str:
 
 SPOILT: list[Callable[[Any, str], Any]] = [
     lambda client, key: client.set(key, "not ours"),
+    lambda client, key: client.set(key, b""),
     lambda client, key: client.set(key, b"\x03"),  # cut short
     lambda client, key: client.set(key, b"\x92\x09\x01"),  # a packed array of another version
     lambda client, key: client.set(key, b"\x03" + b"\0" * 300),  # more than there should be

@@ -32,6 +32,7 @@ START = 1_800_041_000.25
 QUOTAS = (Quota(Metric.RPM, 1000), Quota(Metric.TPM, 1_000_000), Quota(Metric.RPD, 100_000, Refill.DAILY))
 WRONG: dict[str, Callable[[Any, str], Any]] = {
     "text": lambda client, key: client.set(key, "secret content"),
+    "nothing": lambda client, key: client.set(key, b""),
     "list": lambda client, key: client.rpush(key, "secret content"),
 }
 

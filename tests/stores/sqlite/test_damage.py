@@ -20,7 +20,7 @@ from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand, Metric
 from llm_router.errors import StoreCorruptError, StoreError, StoreUnavailableError
-from llm_router.stores.base import RECOUNT
+from llm_router.stores.base import RECOUNT, Taking
 from llm_router.stores.failover import FailoverStore
 from llm_router.stores.sqlite import SQLiteStore
 from llm_router.stores.sqlite.database import checkpoint
@@ -208,7 +208,17 @@ async def test_random_bytes_raise_nothing_but_store_errors(
         assert all(str(copied) in error and "; " in error for error in errors), seed
 
 
-@pytest.mark.parametrize("limits", [b"\x0b\x0f\x80", b"\x0b\x0f", b"\x63\1\1\1\1", b"\x0e\1\1\1\1", "text"])
+HUGE = b"\xff" * 9 + b"\1"  # 2^64 - 1
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        *(b"\x0b\x0f\x80", b"\x0b\x0f", b"\x63\1\1\1\1", b"\x0e\1\1\1\1", "text"),
+        *(b"\x0b" + fields for fields in (HUGE + b"\1\1\1", b"\1" + HUGE + b"\1\1", b"\1\1" + HUGE + b"\1")),
+        b"\x15\1\1\1" + HUGE,
+    ],
+)
 async def test_limits_that_make_no_sense_are_damage(
     limits: bytes | str,
     store: SQLiteStore,
@@ -216,13 +226,71 @@ async def test_limits_that_make_no_sense_are_damage(
     limited: Deployment,
     path: Path,
 ) -> None:
-    """Cut short, of a metric or source that there is not, or no packed numbers at all."""
+    """Cut short, of a metric or source that there is not, out of bounds, or no packed numbers at all."""
     await store.cool_down(Cooldown.learn(limited.model_scope, LearntLimit(Metric.RPM, 7)))
     await store.aclose()
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE learnt_limits SET limits = ?", (limits,))
     with pytest.raises(StoreCorruptError, match="is damaged"):
         await open_store().snapshot([limited])
+
+
+async def test_a_limit_that_rises_before_it_was_learnt_has_risen(
+    store: SQLiteStore,
+    open_store: Callable[..., SQLiteStore],
+    limited: Deployment,
+    query: Callable[..., list[Any]],
+    clock: ManualClock,
+) -> None:
+    """Where the clock was set back as well, it does not rise before 1970, which no file could hold."""
+    await store.cool_down(Cooldown.learn(limited.model_scope, LearntLimit(Metric.RPM, 7)))
+    await store.aclose()
+    in_future = b"\xff" * 8 + b"\1"
+    query("UPDATE learnt_limits SET limits = ?", b"\x0b\5" + in_future + b"\6\1")
+    [snapshot] = await open_store().snapshot([limited])
+    assert [(quota.limit, quota.learnt and quota.learnt.learnt_at) for quota in snapshot.quotas] == [
+        (6, clock.time())
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "cooldown SET until = 'x'",
+        "cooldown SET reason = x'00'",
+        "cooldown_details SET imposed = 'x'",
+        "cooldown_details SET strikes = 9e999",
+        "lifts SET count = 'x'",
+    ],
+)
+async def test_a_cooldown_that_makes_no_sense_is_damage(
+    change: str,
+    store: SQLiteStore,
+    open_store: Callable[..., SQLiteStore],
+    limited: Deployment,
+    query: Callable[..., list[Any]],
+    clock: ManualClock,
+) -> None:
+    """SQLite keeps text in a column of numbers: every call would fail with what Python says of it."""
+    await store.cool_down(Cooldown(limited.key_scope, clock.time() + 60.0, "dead", half_open=True))
+    await store.aclose()
+    query(f"UPDATE {change}")
+    reopened = open_store()
+    for call in (reopened.snapshot([limited]), reopened.reserve("id", [limited], Demand(), 60.0)):
+        with pytest.raises(StoreCorruptError, match="is damaged"):
+            await call
+
+
+async def test_a_charge_that_makes_no_sense_is_damage(
+    store: SQLiteStore, limited: Deployment, query: Callable[..., list[Any]], clock: ManualClock
+) -> None:
+    """Its process is told so; what does not need it goes on."""
+    takings = [Taking(clock.time(), Demand(1, 5))]
+    await store.charge("process", 1, limited, takings)
+    query("UPDATE charges SET sequence = 'x'")
+    with pytest.raises(StoreCorruptError, match="is damaged"):
+        await store.charge("process", 2, limited, takings)
+    assert (await store.reserve("id", [limited], Demand(), 60.0)).deployment == limited
 
 
 @pytest.mark.parametrize("policy", ["closed", "local"])

@@ -124,11 +124,12 @@ async def test_nothing_of_version_2_is_lost(store: SQLiteStore, query: Callable[
 
 
 @only_version_2
+@pytest.mark.parametrize("forged", ["'rainfall', 9", "'tpd', -9", "'tpd', 9000000000000000000", "'tpd', 'x'"])
 async def test_a_limit_that_makes_no_sense_leaves_the_file_as_it_was(
-    store: SQLiteStore, query: Callable[..., list[Any]]
+    forged: str, store: SQLiteStore, query: Callable[..., list[Any]]
 ) -> None:
     """The error says that the file is damaged; the version stays the same."""
-    query("INSERT INTO learnt_limit VALUES ('model:gemini:key-1:model', 'rainfall', 9, 1801209603000000)")
+    query(f"INSERT INTO learnt_limit VALUES ('model:gemini:key-1:model', {forged}, 1801209603000000)")
     with pytest.raises(StoreCorruptError, match="is damaged"):
         await store.snapshot([FIRST])
     assert query("PRAGMA user_version") == [(2,)]

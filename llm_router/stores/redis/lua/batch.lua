@@ -215,7 +215,7 @@ local function fetch_first()
   for i = 1, #keys do
     local value = values[i]
     fetched[keys[i]] = value
-    if value and byte(value) >= 128 and numbers[i] then knowledge[numbers[i]] = true end
+    if value and (byte(value) or 0) >= 128 and numbers[i] then knowledge[numbers[i]] = true end
   end
 end
 
