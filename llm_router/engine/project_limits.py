@@ -23,7 +23,7 @@ from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeploym
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
-from llm_router.engine.extensions import note_failure
+from llm_router.engine.extensions import is_foreign, note_failure, wrong_decision
 from llm_router.engine.index import OF_PROJECT, DeploymentState, Group
 from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
@@ -191,6 +191,7 @@ class ProjectStore:
         self._twins: dict[str, str] = {}
         self._full: dict[Scope, _Full] = {}
         self._lifts = 0
+        self._distrusts = is_foreign(store)
 
     @property
     def behind(self) -> RateLimitStore:
@@ -231,12 +232,11 @@ class ProjectStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
-        # A user's store may return anything: the selector checks it.
-        if isinstance(decision, Decision):
-            self._lifts = decision.lifts  # of which the selector must see no older one later
-        if not isinstance(decision, Decision) or decision.deployment not in candidates:
+        if not isinstance(decision, Decision) or self._is_wrong(decision, candidates):
+            return decision  # a user's store may return anything: the selector checks it
+        self._lifts = decision.lifts  # of which the selector must see no older one later
+        if decision.deployment is None:
             return decision
-        assert decision.deployment is not None  # noqa: S101 - no candidate is
         scope = decision.deployment.project_scope
         shared = self._pool.shared.get(scope) if demand.requests else None
         if shared is None:
@@ -266,10 +266,18 @@ class ProjectStore:
         except BaseException:
             await finish(self._give_back(reservation_id, decision.probes))
             raise
-        if not isinstance(second, Decision) or second.deployment is None:
+        failure = None
+        if self._distrusts and isinstance(second, Decision):
+            failure = wrong_decision(self._store, second, [shared.deployment])
+        if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
             await self._give_back(reservation_id, decision.probes)
+        if failure is not None:
+            raise failure
         return second
+
+    def _is_wrong(self, decision: Decision, asked: Sequence[Deployment]) -> bool:
+        return self._distrusts and wrong_decision(self._store, decision, asked) is not None
 
     def _note(self, decision: Decision, shared: DeploymentState, demand: Demand) -> None:
         """Note why a project has no room."""

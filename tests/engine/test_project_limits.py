@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -33,7 +33,7 @@ from llm_router.domain.quota import Quota
 from llm_router.engine.learning import LimitLearner, Refused
 from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
-from llm_router.stores.base import Decision, QuotaSnapshot
+from llm_router.stores.base import Decision, QuotaSnapshot, Refusal
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 from llm_router.testing.virtual import VirtualClock, VirtualLoop, run
@@ -235,6 +235,7 @@ class Recording(MemoryStore):
         self.calls: list[tuple[str, str]] = []
         self.fails_on_project: BaseException | None = None
         self.hangs_on_project = False
+        self.decides_on_project: Decision | None = None
 
     async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Decision:
         self.calls.append(("reserve", reservation_id))
@@ -244,6 +245,7 @@ class Recording(MemoryStore):
                 await asyncio.Event().wait()
             if self.fails_on_project is not None:
                 raise self.fails_on_project
+            return self.decides_on_project or decision
         return decision
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
@@ -370,6 +372,34 @@ async def test_a_store_that_fails_on_the_project_gets_the_rest_back(
         assert [await store.used(each) for each in (*pair, project)] == [0, 0, 0]
         store.fails_on_project = None
         assert (await router.send("x")).success
+
+
+@pytest.mark.parametrize(
+    ("wrong", "promise"),
+    [
+        (lambda star, _: Decision(star, headroom=cast("float", None)), "headroom is a number, not None"),
+        (lambda star, _: Decision(star, daily_headroom=math.nan), "daily_headroom is a number, not nan"),
+        (lambda _, other: Decision(other), "on a deployment that it was given"),
+        (lambda _, other: Decision(None, refusals=(Refusal(other, "rpm", 9e9, 9e9),)), "refusals are of dep"),
+        (lambda _, __: Decision(None, refusals=cast("tuple[Refusal]", None)), "are a tuple of Refusals"),
+    ],
+)
+async def test_a_decision_on_a_project_that_makes_no_sense(
+    make_router: MakeRouter,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    wrong: Callable[[Deployment, Deployment], Decision],
+    promise: str,
+) -> None:
+    """The error of a user's store names it, and what was taken is given back."""
+    project = await keep(store, pair[0], 3)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        store.decides_on_project = wrong(project, pair[0])
+        with pytest.raises(ExtensionError, match=rf"Recording\.reserve\(\) must return .*{promise}"):
+            await router.send("x")
+        assert [await store.used(each) for each in (*pair, project)] == [0, 0, 0]
 
 
 async def test_what_is_cancelled_between_the_two_reservations_takes_nothing(
