@@ -24,7 +24,7 @@ from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.engine.extensions import is_foreign, note_failure, wrong_decision
-from llm_router.engine.index import OF_PROJECT, DeploymentState, Group
+from llm_router.engine.index import OF_PROJECT, TOKEN_REASONS, DeploymentState, Group
 from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import names_quota
@@ -46,6 +46,7 @@ __all__ = [
     "added_up",
     "counted_from_now",
     "heed",
+    "heed_counts",
     "is_of_project",
     "projects_of",
     "shared_state",
@@ -96,6 +97,18 @@ def heed(pool: Pool, state: DeploymentState, cooldown: Cooldown) -> None:
     scope = state.deployment.project_scope
     if cooldown.scope == scope and scope not in pool.shared and names_quota(cooldown):
         pool.share(shared_state(state))
+
+
+def heed_counts(pool: Pool, snapshots: Iterable[DeploymentSnapshot]) -> None:
+    """Keep the limits of those projects from now on of which the store counts something.
+
+    What a status or an explanation shows then holds for the next request as well, also where another process
+    found it, or this one before a reload.
+    """
+    for each in snapshots:
+        scope = each.deployment.project_scope
+        if each.quotas and scope not in pool.shared and (states := pool.of(scope)):
+            pool.share(shared_state(states[0]))
 
 
 def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deployment]:
@@ -203,6 +216,11 @@ class ProjectStore:
         """Why another store has taken over; see :class:`FrontingStore`."""
         return self._store.trouble if isinstance(self._store, FrontingStore) else None
 
+    def lacks_tokens(self, deployment: Deployment) -> bool:
+        """Return whether requests wait for tokens that all models of the project of a deployment share."""
+        shared = self._pool.shared.get(deployment.project_scope)
+        return shared is not None and shared.lacks_tokens(self._clock.time())
+
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
@@ -290,11 +308,13 @@ class ProjectStore:
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle both reservations; see :class:`RateLimitStore`."""
         await self._end(reservation_id, lambda each: self._store.settle(each, used))
+        # Some of the tokens may be back.
+        self._full = {at: full for at, full in self._full.items() if full.refusal.reason not in TOKEN_REASONS}
 
     async def release(self, reservation_id: str) -> None:
         """Release both reservations; see :class:`RateLimitStore`."""
-        self._full.clear()  # what it took comes back
         await self._end(reservation_id, self._store.release)
+        self._full.clear()  # what it took is back
 
     async def charge(
         self,

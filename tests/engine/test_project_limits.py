@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +23,7 @@ from llm_router import (
     Router,
     Secret,
     StoreError,
+    Usage,
     open_store,
 )
 from llm_router.domain.cooldown import Cooldown
@@ -439,6 +440,36 @@ async def test_what_was_never_sent_is_given_back_to_the_project(
     assert await store.used(project) == 1
 
 
+@pytest.mark.parametrize("pause", [0.05, 1.0])
+async def test_tokens_that_come_back_to_the_project_are_used_by_its_other_models(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    pause: float,
+) -> None:
+    """Whoever waits for them is told at once, also right after the refusal."""
+    project = await keep(store, pair[0], 100)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.TPM, 1000)))
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        clock.shift(61.0)
+        provider.script(Reply("x", usage=Usage(input_tokens=10)), times=1)
+        provider.delay = 2.0
+        first = asyncio.create_task(router.send("word " * 600, model_preference="model-a"))
+        await clock.advance(2.0 - pause)
+        second = asyncio.create_task(
+            router.send("word " * 600, model_preference="model-b", fallback="none", max_wait=100.0)
+        )
+        await clock.advance(pause)
+        await clock.advance(2.5)
+        assert first.result().success
+        assert second.done()
+        assert second.result().success
+        second.cancel()
+
+
 async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
     make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
 ) -> None:
@@ -559,6 +590,24 @@ async def test_a_spent_project_is_shown_and_explained(
         assert (candidate.exclusion, candidate.reason) == ("quota", "rpm of the whole project")
         assert candidate.usable_in == pytest.approx(60.3)
         assert candidate.project_quotas[0].fits is False
+
+
+@pytest.mark.parametrize("look", [Router.explain, Router.get_all_key_statuses])
+async def test_what_was_shown_of_a_project_holds_for_the_next_request(
+    make_router: MakeRouter,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    look: Callable[..., Awaitable[object]],
+) -> None:
+    """Also where this process had not heard of it."""
+    project = await keep(store, pair[0], 1)
+    await store.reserve("elsewhere", [project], Demand(1, 1), 600.0)
+    async with make_router(pair, store=store) as router:
+        await look(router, *(["x"] if look is Router.explain else []))
+        response = await router.send("x")
+    assert not response.success
+    assert response.retry_after == pytest.approx(60.3)
 
 
 async def test_forgetting_the_limits_of_a_key_forgets_those_of_its_project(
