@@ -203,6 +203,7 @@ class ProjectStore:
         self._clock = clock
         self._twins: dict[str, str] = {}
         self._full: dict[Scope, _Full] = {}
+        self._short: set[Scope] = set()
         self._lifts = 0
         self._distrusts = is_foreign(store)
 
@@ -216,10 +217,16 @@ class ProjectStore:
         """Why another store has taken over; see :class:`FrontingStore`."""
         return self._store.trouble if isinstance(self._store, FrontingStore) else None
 
-    def lacks_tokens(self, deployment: Deployment) -> bool:
-        """Return whether requests wait for tokens that all models of the project of a deployment share."""
-        shared = self._pool.shared.get(deployment.project_scope)
-        return shared is not None and shared.lacks_tokens(self._clock.time())
+    def end_shortage(self, deployment: Deployment) -> bool:
+        """Return whether tokens of the project of a deployment were refused since this was last asked.
+
+        Once they have come back, whoever waits for them is told, which takes a while in a large project: so
+        once a refusal, and not with every answer.
+        """
+        scope = deployment.project_scope
+        was_short = scope in self._short
+        self._short.discard(scope)
+        return was_short
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -303,7 +310,10 @@ class ProjectStore:
         unknown = Refusal(shared.deployment, _UNKNOWN, now + _AGAIN, now + _AGAIN)
         refusal = next(iter(decision.refusals), unknown)
         shared.note(refusal, now)
-        self._full[shared.deployment.project_scope] = _Full(now, demand.tokens, refusal)
+        scope = shared.deployment.project_scope
+        self._full[scope] = _Full(now, demand.tokens, refusal)
+        if refusal.reason in TOKEN_REASONS:
+            self._short = {each for each in self._short if each in self._pool.shared} | {scope}
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle both reservations; see :class:`RateLimitStore`."""

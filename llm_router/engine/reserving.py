@@ -610,12 +610,12 @@ class Lease:
             self._on_return(self.state)
 
     def _is_waited_for(self) -> bool:
-        """Return whether tokens were refused on the deployment, or on any of its project that shares them."""
+        """Return whether tokens were refused on the deployment, or on another one that shares them."""
         refusal = self.state.refusal
         if refusal is not None and refusal.reason in TOKEN_REASONS:
             return True
         store = self._store
-        return isinstance(store, ProjectStore) and store.lacks_tokens(self.state.deployment)
+        return isinstance(store, ProjectStore) and store.end_shortage(self.state.deployment)
 
 
 def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:

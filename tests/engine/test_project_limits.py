@@ -31,7 +31,9 @@ from llm_router.domain.deployment import EVERY_MODEL, ProjectDeployment
 from llm_router.domain.kinds import FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import Quota
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner, Refused
+from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
 from llm_router.stores.base import Decision, QuotaSnapshot, Refusal
@@ -468,6 +470,31 @@ async def test_tokens_that_come_back_to_the_project_are_used_by_its_other_models
         assert second.done()
         assert second.result().success
         second.cancel()
+
+
+async def test_who_waits_for_tokens_of_a_project_is_told_once_a_refusal(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a project of thousands of keys that is not for each answer."""
+    told: list[DeploymentState] = []
+    project = await keep(store, pair[0], 100)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.TPM, 1000)))
+    provider.script(*(Reply("x", usage=Usage(input_tokens=1)) for _ in range(8)))
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        clock.shift(61.0)
+        monkeypatch.setattr(Pool, "return_quota_of", lambda _, state, __: told.append(state))
+        for _ in range(2):
+            waits = await router.send("word " * 3000, model_preference="model-a", fallback="none")
+            assert not waits.success
+            for _ in range(3):
+                assert (await router.send("word " * 5, model_preference="model-b")).success
+    assert len(told) == 2
 
 
 async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
