@@ -371,6 +371,14 @@ def test_two_quotas_of_one_metric(make_router: Callable[..., Router]) -> None:
         make_router([Deployment(Key("k", Secret("s")), "m", "light", quotas=quotas)])
 
 
+def test_a_model_that_is_called_as_all_models_of_a_project_are(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
+    """What is counted on it would be mixed up with what all models of its project share."""
+    with pytest.raises(ConfigError, match=r"'k/\*': '\*' stands for all models of a project: name one"):
+        make_router([pools.one("models/*", key_id="k")])
+
+
 def test_limits_that_disagree_in_one_project(make_router: Callable[..., Router], pools: Pools) -> None:
     """Deployments that share quotas must agree in them; those of other projects and models need not."""
     one, other = pools.one(rpm=5, project="p", key_id="a"), pools.one(rpm=6, project="p", key_id="b")

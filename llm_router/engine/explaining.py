@@ -22,7 +22,7 @@ from llm_router.engine.extensions import snapshots_of
 from llm_router.engine.index import OF_PROJECT, DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import projects_of, shared_state
+from llm_router.engine.project_limits import heed_counts, projects_of
 from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
@@ -97,11 +97,11 @@ class Explainer:
 
     def _projects(self, snapshots: list[DeploymentSnapshot]) -> dict[Scope, Counted]:
         """Return what is counted on all models of projects, by the scope of each."""
+        heed_counts(self.pool, snapshots)
         found: dict[Scope, Counted] = {}
         for each in snapshots:
             scope = each.deployment.project_scope
-            if each.quotas and (known := self.pool.of(scope)):
-                state = self.pool.shared.get(scope) or shared_state(known[0])
+            if each.quotas and (state := self.pool.shared.get(scope)):
                 found[scope] = Counted(state, each.quotas, OF_PROJECT)
         return found
 

@@ -28,7 +28,7 @@ from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import projects_of
+from llm_router.engine.project_limits import heed_counts, projects_of
 from llm_router.engine.reserving import Selector
 from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.statuses import Found, count_unusable, describe
@@ -186,6 +186,7 @@ class Overview:
         states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
         projects = projects_of(deployments, self.pool)
         snapshots = await snapshots_of(self.store, [*deployments, *projects])
+        heed_counts(self.pool, snapshots[len(deployments) :])
         shared = {each.deployment.project_scope: each for each in snapshots[len(deployments) :]}
         totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()

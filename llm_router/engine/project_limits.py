@@ -23,8 +23,8 @@ from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeploym
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
-from llm_router.engine.extensions import note_failure
-from llm_router.engine.index import OF_PROJECT, DeploymentState, Group
+from llm_router.engine.extensions import is_foreign, note_failure, wrong_decision
+from llm_router.engine.index import OF_PROJECT, TOKEN_REASONS, DeploymentState, Group
 from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import names_quota
@@ -46,6 +46,7 @@ __all__ = [
     "added_up",
     "counted_from_now",
     "heed",
+    "heed_counts",
     "is_of_project",
     "projects_of",
     "shared_state",
@@ -96,6 +97,18 @@ def heed(pool: Pool, state: DeploymentState, cooldown: Cooldown) -> None:
     scope = state.deployment.project_scope
     if cooldown.scope == scope and scope not in pool.shared and names_quota(cooldown):
         pool.share(shared_state(state))
+
+
+def heed_counts(pool: Pool, snapshots: Iterable[DeploymentSnapshot]) -> None:
+    """Keep the limits of those projects from now on of which the store counts something.
+
+    What a status or an explanation shows then holds for the next request as well, also where another process
+    found it, or this one before a reload.
+    """
+    for each in snapshots:
+        scope = each.deployment.project_scope
+        if each.quotas and scope not in pool.shared and (states := pool.of(scope)):
+            pool.share(shared_state(states[0]))
 
 
 def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deployment]:
@@ -190,7 +203,9 @@ class ProjectStore:
         self._clock = clock
         self._twins: dict[str, str] = {}
         self._full: dict[Scope, _Full] = {}
+        self._short: set[Scope] = set()
         self._lifts = 0
+        self._distrusts = is_foreign(store)
 
     @property
     def behind(self) -> RateLimitStore:
@@ -201,6 +216,17 @@ class ProjectStore:
     def trouble(self) -> str | None:
         """Why another store has taken over; see :class:`FrontingStore`."""
         return self._store.trouble if isinstance(self._store, FrontingStore) else None
+
+    def end_shortage(self, deployment: Deployment) -> bool:
+        """Return whether tokens of the project of a deployment were refused since this was last asked.
+
+        Once they have come back, whoever waits for them is told, which takes a while in a large project: so
+        once a refusal, and not with every answer.
+        """
+        scope = deployment.project_scope
+        was_short = scope in self._short
+        self._short.discard(scope)
+        return was_short
 
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
@@ -231,12 +257,11 @@ class ProjectStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
-        # A user's store may return anything: the selector checks it.
-        if isinstance(decision, Decision):
-            self._lifts = decision.lifts  # of which the selector must see no older one later
-        if not isinstance(decision, Decision) or decision.deployment not in candidates:
+        if not isinstance(decision, Decision) or self._is_wrong(decision, candidates):
+            return decision  # a user's store may return anything: the selector checks it
+        self._lifts = decision.lifts  # of which the selector must see no older one later
+        if decision.deployment is None:
             return decision
-        assert decision.deployment is not None  # noqa: S101 - no candidate is
         scope = decision.deployment.project_scope
         shared = self._pool.shared.get(scope) if demand.requests else None
         if shared is None:
@@ -266,10 +291,18 @@ class ProjectStore:
         except BaseException:
             await finish(self._give_back(reservation_id, decision.probes))
             raise
-        if not isinstance(second, Decision) or second.deployment is None:
+        failure = None
+        if self._distrusts and isinstance(second, Decision):
+            failure = wrong_decision(self._store, second, [shared.deployment])
+        if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
             await self._give_back(reservation_id, decision.probes)
+        if failure is not None:
+            raise failure
         return second
+
+    def _is_wrong(self, decision: Decision, asked: Sequence[Deployment]) -> bool:
+        return self._distrusts and wrong_decision(self._store, decision, asked) is not None
 
     def _note(self, decision: Decision, shared: DeploymentState, demand: Demand) -> None:
         """Note why a project has no room."""
@@ -277,16 +310,21 @@ class ProjectStore:
         unknown = Refusal(shared.deployment, _UNKNOWN, now + _AGAIN, now + _AGAIN)
         refusal = next(iter(decision.refusals), unknown)
         shared.note(refusal, now)
-        self._full[shared.deployment.project_scope] = _Full(now, demand.tokens, refusal)
+        scope = shared.deployment.project_scope
+        self._full[scope] = _Full(now, demand.tokens, refusal)
+        if refusal.reason in TOKEN_REASONS:
+            self._short = {each for each in self._short if each in self._pool.shared} | {scope}
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle both reservations; see :class:`RateLimitStore`."""
         await self._end(reservation_id, lambda each: self._store.settle(each, used))
+        # Some of the tokens may be back.
+        self._full = {at: full for at, full in self._full.items() if full.refusal.reason not in TOKEN_REASONS}
 
     async def release(self, reservation_id: str) -> None:
         """Release both reservations; see :class:`RateLimitStore`."""
-        self._full.clear()  # what it took comes back
         await self._end(reservation_id, self._store.release)
+        self._full.clear()  # what it took is back
 
     async def charge(
         self,

@@ -606,12 +606,16 @@ class Lease:
 
     def _return_quota(self) -> None:
         """Report it if the deployment may have room before the time it is parked until."""
-        refusal = self.state.refusal
-        returned = self._used is _NOTHING or (
-            self._used.tokens < self.demand.tokens and refusal is not None and refusal.reason in TOKEN_REASONS
-        )
-        if returned:
+        if self._used is _NOTHING or (self._used.tokens < self.demand.tokens and self._is_waited_for()):
             self._on_return(self.state)
+
+    def _is_waited_for(self) -> bool:
+        """Return whether tokens were refused on the deployment, or on another one that shares them."""
+        refusal = self.state.refusal
+        if refusal is not None and refusal.reason in TOKEN_REASONS:
+            return True
+        store = self._store
+        return isinstance(store, ProjectStore) and store.end_shortage(self.state.deployment)
 
 
 def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:

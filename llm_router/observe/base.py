@@ -355,7 +355,8 @@ class LimitLearnt(Event):
     """A limit became known that differs from what was learnt before.
 
     Attributes:
-        deployment: The deployment that was tried; the limit applies to its (project, model).
+        deployment: The deployment that was tried; the limit applies to its (project, model). Where all models
+            of a project share the limit, it is one that stands for them, of the model ``*``.
         metric: What is limited.
         limit: Requests or tokens per window.
         source: How it is known: ``"stated"`` by the provider in a refusal, ``"inferred"`` from refusals that

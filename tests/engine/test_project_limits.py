@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -23,6 +23,7 @@ from llm_router import (
     Router,
     Secret,
     StoreError,
+    Usage,
     open_store,
 )
 from llm_router.domain.cooldown import Cooldown
@@ -30,10 +31,12 @@ from llm_router.domain.deployment import EVERY_MODEL, ProjectDeployment
 from llm_router.domain.kinds import FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import Quota
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner, Refused
+from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
-from llm_router.stores.base import Decision, QuotaSnapshot
+from llm_router.stores.base import Decision, QuotaSnapshot, Refusal
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 from llm_router.testing.virtual import VirtualClock, VirtualLoop, run
@@ -235,6 +238,7 @@ class Recording(MemoryStore):
         self.calls: list[tuple[str, str]] = []
         self.fails_on_project: BaseException | None = None
         self.hangs_on_project = False
+        self.decides_on_project: Decision | None = None
 
     async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Decision:
         self.calls.append(("reserve", reservation_id))
@@ -244,6 +248,7 @@ class Recording(MemoryStore):
                 await asyncio.Event().wait()
             if self.fails_on_project is not None:
                 raise self.fails_on_project
+            return self.decides_on_project or decision
         return decision
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
@@ -372,6 +377,34 @@ async def test_a_store_that_fails_on_the_project_gets_the_rest_back(
         assert (await router.send("x")).success
 
 
+@pytest.mark.parametrize(
+    ("wrong", "promise"),
+    [
+        (lambda star, _: Decision(star, headroom=cast("float", None)), "headroom is a number, not None"),
+        (lambda star, _: Decision(star, daily_headroom=math.nan), "daily_headroom is a number, not nan"),
+        (lambda _, other: Decision(other), "on a deployment that it was given"),
+        (lambda _, other: Decision(None, refusals=(Refusal(other, "rpm", 9e9, 9e9),)), "refusals are of dep"),
+        (lambda _, __: Decision(None, refusals=cast("tuple[Refusal]", None)), "are a tuple of Refusals"),
+    ],
+)
+async def test_a_decision_on_a_project_that_makes_no_sense(
+    make_router: MakeRouter,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    wrong: Callable[[Deployment, Deployment], Decision],
+    promise: str,
+) -> None:
+    """The error of a user's store names it, and what was taken is given back."""
+    project = await keep(store, pair[0], 3)
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        store.decides_on_project = wrong(project, pair[0])
+        with pytest.raises(ExtensionError, match=rf"Recording\.reserve\(\) must return .*{promise}"):
+            await router.send("x")
+        assert [await store.used(each) for each in (*pair, project)] == [0, 0, 0]
+
+
 async def test_what_is_cancelled_between_the_two_reservations_takes_nothing(
     make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
 ) -> None:
@@ -407,6 +440,61 @@ async def test_what_was_never_sent_is_given_back_to_the_project(
         assert not first.result().success
         assert second.result().success
     assert await store.used(project) == 1
+
+
+@pytest.mark.parametrize("pause", [0.05, 1.0])
+async def test_tokens_that_come_back_to_the_project_are_used_by_its_other_models(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    pause: float,
+) -> None:
+    """Whoever waits for them is told at once, also right after the refusal."""
+    project = await keep(store, pair[0], 100)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.TPM, 1000)))
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        clock.shift(61.0)
+        provider.script(Reply("x", usage=Usage(input_tokens=10)), times=1)
+        provider.delay = 2.0
+        first = asyncio.create_task(router.send("word " * 600, model_preference="model-a"))
+        await clock.advance(2.0 - pause)
+        second = asyncio.create_task(
+            router.send("word " * 600, model_preference="model-b", fallback="none", max_wait=100.0)
+        )
+        await clock.advance(pause)
+        await clock.advance(2.5)
+        assert first.result().success
+        assert second.done()
+        assert second.result().success
+        second.cancel()
+
+
+async def test_who_waits_for_tokens_of_a_project_is_told_once_a_refusal(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a project of thousands of keys that is not for each answer."""
+    told: list[DeploymentState] = []
+    project = await keep(store, pair[0], 100)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.TPM, 1000)))
+    provider.script(*(Reply("x", usage=Usage(input_tokens=1)) for _ in range(8)))
+    async with make_router(pair, store=store) as router:
+        await hear(router, store, pair[0], clock)
+        clock.shift(61.0)
+        monkeypatch.setattr(Pool, "return_quota_of", lambda _, state, __: told.append(state))
+        for _ in range(2):
+            waits = await router.send("word " * 3000, model_preference="model-a", fallback="none")
+            assert not waits.success
+            for _ in range(3):
+                assert (await router.send("word " * 5, model_preference="model-b")).success
+    assert len(told) == 2
 
 
 async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
@@ -529,6 +617,24 @@ async def test_a_spent_project_is_shown_and_explained(
         assert (candidate.exclusion, candidate.reason) == ("quota", "rpm of the whole project")
         assert candidate.usable_in == pytest.approx(60.3)
         assert candidate.project_quotas[0].fits is False
+
+
+@pytest.mark.parametrize("look", [Router.explain, Router.get_all_key_statuses])
+async def test_what_was_shown_of_a_project_holds_for_the_next_request(
+    make_router: MakeRouter,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    look: Callable[..., Awaitable[object]],
+) -> None:
+    """Also where this process had not heard of it."""
+    project = await keep(store, pair[0], 1)
+    await store.reserve("elsewhere", [project], Demand(1, 1), 600.0)
+    async with make_router(pair, store=store) as router:
+        await look(router, *(["x"] if look is Router.explain else []))
+        response = await router.send("x")
+    assert not response.success
+    assert response.retry_after == pytest.approx(60.3)
 
 
 async def test_forgetting_the_limits_of_a_key_forgets_those_of_its_project(

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_router import ConfigError, ProviderError, Router
+from llm_router.domain.kinds import FaultScope
 from llm_router.errors import QuotaViolation
 from llm_router.observe import PrometheusObserver, Reloaded, StoreBack, StoreLost
 from llm_router.testing import FakeProvider, ManualClock
@@ -46,10 +47,10 @@ def total(registry: CollectorRegistry, name: str, **labels: str) -> float:
     return sum(value for own, value in samples if labels.items() <= own.items())
 
 
-def minute_429(limit: int | None = None) -> ProviderError:
+def minute_429(limit: int | None = None, scope: FaultScope = FaultScope.DEPLOYMENT) -> ProviderError:
     violations = (QuotaViolation("rpm", limit),)
     return ProviderError(
-        "spent", kind="quota", code=429, retry_delay=30, violations=violations, charged=False
+        "spent", kind="quota", scope=scope, code=429, retry_delay=30, violations=violations, charged=False
     )
 
 
@@ -148,6 +149,23 @@ async def test_what_is_only_counted_has_no_gauge(
         await observer.refresh(router.keys)
     shown = {labels["metric"] for labels, _ in read(registry)["llm_router_quota_limit"]}
     assert shown == {"tpm"}
+
+
+async def test_a_limit_that_all_models_of_a_project_share_is_no_limit_of_a_model(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    pools: Pools,
+    registry: CollectorRegistry,
+    observer: PrometheusObserver,
+) -> None:
+    """A refresh knows nothing of it, so it is not shown before one either."""
+    deployment = pools.one("m", rpm=10, rpd=None, key_id="k", project="p")
+    async with make_router([deployment], observers=[observer], max_retries=0) as router:
+        await observer.refresh(router.keys)
+        before = read(registry)["llm_router_quota_limit"]
+        provider.script(minute_429(limit=4, scope=FaultScope.PROJECT))
+        await router.send("x")
+        assert read(registry)["llm_router_quota_limit"] == before
 
 
 async def test_a_limit_of_nothing_has_nothing_left(
