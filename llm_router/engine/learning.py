@@ -26,6 +26,7 @@ from llm_router.engine.limits import (
     counting_tokens,
     first_inferences,
     for_another_project,
+    is_in_part,
 )
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import added_up, counted_from_now, shared_state, uncounted_by
@@ -178,7 +179,8 @@ class LimitLearner:
         )
         inference = after_refusal(error, state.deployment, quotas, when)
         if not (repeated or error.violations):
-            remember(self._latest, scope, quotas)
+            is_whole = not any(is_in_part(quota, now) for quota in quotas)
+            remember(self._latest, scope, quotas if is_whole else ())
             inference = counting_tokens(inference, quotas)
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             remember(self._doubted, scope, now)

@@ -34,6 +34,7 @@ __all__ = [
     "counting_tokens",
     "first_inferences",
     "for_another_project",
+    "is_in_part",
     "longest_wait",
 ]
 
@@ -135,7 +136,8 @@ class Circumstances:
         tokens: The input tokens that were reserved for it.
         before: The quotas when the first of the strikes came, before anything was learnt from it; empty if
             that is not known.
-        latest: The quotas at the last refusal before this one that named nothing; empty if that is not known.
+        latest: The quotas at the last refusal before this one that named nothing; empty if that is not known,
+            or one of them was counted in part.
     """
 
     now: float
@@ -275,10 +277,14 @@ def _admitted(
     return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
 
 
+def is_in_part(quota: QuotaSnapshot, now: float) -> bool:
+    """Return whether a quota that nobody has set a limit for has not been counted for a whole minute yet."""
+    return quota.limit >= MAX_LIMIT and quota.learnt is not None and now - quota.learnt.learnt_at < WINDOW
+
+
 def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) -> bool:
     """Return whether what was admitted of a quota without a learnt limit may be less than its limit."""
-    begun = quota.learnt.learnt_at if quota.learnt is not None and quota.limit >= MAX_LIMIT else -math.inf
-    if when.now - begun < WINDOW:  # nobody set a limit, and it is counted in part
+    if is_in_part(quota, when.now):
         return True
     # Far below what is expected, the minute may be at fault: others used the quota, or the store is new. A
     # second time it is not: the first cooldown ends with the first answer, which shows only that the minute
@@ -369,7 +375,8 @@ def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> L
     latest = {quota.metric: quota.used for quota in when.latest}
     if requests is None or tokens is None or requests.learnt is None or len(latest) < len(counted):
         return None
-    is_other = not _is_about(requests.used, latest.get(Metric.RPM, 0), _OTHER)
+    before = latest.get(Metric.RPM, 0)
+    is_other = abs(requests.used - before) > 1 and not _is_about(requests.used, before, _OTHER)
     is_alike = tokens.used > 0 and _is_about(tokens.used, latest.get(Metric.TPM, 0), _ALIKE)
     is_inferred = requests.learnt.source is LimitSource.INFERRED and requests.used < requests.learnt.limit
     if when.repeated or not (is_inferred and is_alike and is_other):
