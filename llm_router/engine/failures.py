@@ -91,5 +91,5 @@ def in_words(error: SendError) -> str:
     if error.feature is not None:
         words += f" for {error.feature}"
     if error.retry_delay is not None:
-        words += f"; try again in {error.retry_delay:.0f} s"
+        words += f"; the provider says to try again in {error.retry_delay:.0f} s"
     return words

@@ -148,8 +148,8 @@ class FallbackOrders(dict[Wish, FallbackOrder]):
             )
         if model is not None and model not in self._models:
             return UnknownModelError(
-                f"no active deployment serves model {model!r}: use one of "
-                f"{', '.join(map(repr, self._models))}, or add it to a key in keys.json"
+                f"no active deployment serves model {model!r}: add it to a key in keys.json, or use one of "
+                f"{', '.join(map(repr, self._models))}"
             )
         if fallback not in _FALLBACKS:
             return InvalidRequestError(f"unknown fallback {fallback!r}: use one of {', '.join(_FALLBACKS)}")

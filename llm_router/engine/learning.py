@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import secrets
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -47,6 +46,9 @@ _LOOKED_AT = 5.0
 _DOUBTED_FOR = 86_400.0
 """Seconds for which a refusal that was put down to chance lets the next one be believed. A limit that is then
 too low rises within minutes of demand, so it may be long."""
+
+_BEGINNING = "beginning"
+"""Who charges what the models of a project took before it was counted on the project: no process."""
 
 _OTHERS = 64
 """Most other projects that start from a limit that was learnt on one."""
@@ -148,8 +150,9 @@ class LimitLearner:
             uncounted = counted_from_now(refused.error, own, inference.learnt)
             await self.learn(shared, (*inference.learnt, *uncounted))
         if takings := uncounted_by(own, others, self.clock.time()):
+            minute = int(self.clock.time() // WINDOW)  # so that of several who begin at once one charges
             try:
-                await self.store.charge(secrets.token_hex(8), 1, shared.deployment, takings)
+                await self.store.charge(_BEGINNING, minute, shared.deployment, takings)
             except Exception as error:  # noqa: BLE001 - as below; then a refusal more is met
                 note_failure(self.store, "charge", error)
         self.pool.share(shared)

@@ -193,8 +193,9 @@ def after_refusal(
             learnt.append(begin_to_count(metric))
             is_explained = is_starved = False
             continue
-        quota = None if metric in steady else counted.get(metric)
-        judge = _tokens_refused if metric.counts_tokens else _admitted
+        quota, judge = counted.get(metric), _tokens_refused if metric.counts_tokens else _admitted
+        if metric in steady:
+            quota, judge = (quota, _steadily_refused) if limit is None else (None, _admitted)
         entry, is_closed = judge(metric, limit, quota, when)
         is_explained = is_explained and is_closed
         is_starved = is_starved and quota is not None and quota.used < 1
@@ -332,6 +333,26 @@ def _tokens_refused(
     # A request of this size must stay possible: if it is never admitted, it is the provider's to say so.
     wait = FIRST_WAIT if quota.learnt is None else _TOKEN_WAIT
     return _found(metric, max(limit, when.tokens, 1), stated, wait), asked > limit
+
+
+def _steadily_refused(
+    metric: Metric,
+    stated: int | None,  # noqa: ARG001 - as of the other two
+    quota: QuotaSnapshot | None,
+    when: Circumstances,
+) -> tuple[LearntLimit | None, bool]:
+    """Return the same for a quota that refills all the time, of which it is not counted what was admitted.
+
+    So a refusal that is not the first takes off a part of the limit, but for one that follows a try.
+    """
+    if quota is None or when.repeated or not (when.strikes or when.doubted):
+        return None, False
+    record = quota.learnt
+    if record is not None and when.began <= record.learnt_at:
+        return None, False
+    if record is not None and quota.limit > record.limit:  # one more was tried
+        return _found(metric, record.limit, None, _wait_longer(record, when.now)), False
+    return _found(metric, max(quota.limit - max(1, quota.limit // _LOWERED), 1), None, FIRST_WAIT), False
 
 
 def _is_news(stated: int | None, record: LimitRecord | None, when: Circumstances) -> bool:

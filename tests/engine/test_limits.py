@@ -205,6 +205,19 @@ def test_a_bare_refusal_is_about_the_fullest_quota(conclude: Callable[..., Infer
         assert conclude(*quotas, configured=configured).learnt == (expected,)
 
 
+def test_refusals_of_a_steady_quota_lower_it_step_by_step(conclude: Callable[..., Inference]) -> None:
+    """A quarter at a time, from the second on; after a failed try it is what it was, for twice as long."""
+    terms: dict[str, Any] = {"configured": (Quota(RPM, 60, Refill.STEADY),), "named": ((RPM, None),)}
+    assert conclude(counted(RPM, 3, 60), **terms) == Inference()
+    assert conclude(counted(RPM, 3, 60), doubted=True, **terms).learnt == (found(RPM, 45),)
+    assert conclude(counted(RPM, 0, 1), strikes=1, **terms).learnt == (found(RPM, 1),)
+    tried = counted(RPM, 3, 13, record(12, ago=130.0, wait=120.0))
+    assert conclude(tried, doubted=True, **terms).learnt == (found(RPM, 12, wait=240.0),)
+    assert conclude(tried, doubted=True, repeated=True, **terms).learnt == ()
+    just_now = counted(RPM, 3, 12, record(12, ago=0.5))
+    assert conclude(just_now, doubted=True, **terms).learnt == ()
+
+
 def test_a_steady_quota_is_not_counted_by_windows(conclude: Callable[..., Inference]) -> None:
     """What it owes says nothing of what was admitted; a stated limit is believed."""
     steady = (Quota(RPM, 15, Refill.STEADY),)

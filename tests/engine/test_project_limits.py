@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,7 +36,7 @@ from llm_router.engine.learning import LimitLearner, Refused
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
 from llm_router.errors import ExtensionError, QuotaViolation
-from llm_router.stores.base import Decision, QuotaSnapshot, Refusal
+from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.failover import FailoverStore
 from llm_router.testing import FakeProvider, ManualClock
 from llm_router.testing.virtual import VirtualClock, VirtualLoop, run
@@ -561,6 +561,31 @@ async def test_what_the_models_took_before_the_refusal_counts(
             found.append((limit["limit"], limit["used"], limit["source"]))
             clock.shift(61.0)
     assert found == [(None, 3, "unknown"), (3, 3, "inferred")]
+
+
+async def test_of_two_processes_that_begin_at_once_one_charges(
+    make_router: MakeRouter, clock: ManualClock, pair: list[Deployment]
+) -> None:
+    """What the models took is counted on the project once."""
+
+    class Slow(MemoryStore):
+        """Lets both look before either writes."""
+
+        async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+            found = await super().snapshot(deployments)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return found
+
+    store, provider = Slow(clock=clock), FakeProvider()
+    options: dict[str, Any] = {"store": store, "provider": provider, "max_retries": 0}
+    async with make_router(pair, **options) as one, make_router(pair, **options) as other:
+        for _ in range(3):
+            await asyncio.gather(one.send("x"), other.send("x"))
+        provider.script(refusal(100), times=2)
+        await asyncio.gather(one.send("x"), other.send("x"))
+        [snapshot] = await store.snapshot([ProjectDeployment.of(pair[0])])
+    assert [quota.used for quota in snapshot.quotas] == [6]
 
 
 async def test_answers_of_every_model_are_looked_at_once_a_limit_is_found(
