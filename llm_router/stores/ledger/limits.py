@@ -56,8 +56,9 @@ class StoredLimit(NamedTuple):
         """Return it as if learnt now, if it was learnt later: the clock was set back."""
         if self.learnt_at <= now + _AT_ONCE:
             return self
-        rest = self.raise_at - self.learnt_at
-        raise_at = self.raise_at if self.raise_at >= NEVER else now + max(rest, 0)
+        raise_at = self.raise_at
+        if raise_at < NEVER:
+            raise_at = max(now + raise_at - self.learnt_at, 0)
         return self._replace(learnt_at=now, raise_at=raise_at)
 
 
