@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
 from types import TracebackType
 
 from llm_router.domain.cooldown import Cooldown
@@ -29,6 +30,7 @@ __all__ = [
     "no_decision",
     "note_failure",
     "own_error",
+    "pass_on",
     "snapshots_of",
     "store_error",
     "wrong_decision",
@@ -83,6 +85,13 @@ async def cool_down(store: RateLimitStore, cooldown: Cooldown) -> None:
         ExtensionError: It raised an error of its own.
     """
     await _asked(store, "cool_down", cooldown)
+
+
+async def pass_on(store: RateLimitStore, probes: Iterable[Cooldown]) -> None:
+    """Have the next request probe half-open cooldowns: the one that was to is not sent."""
+    with suppress(Exception):  # then it does in a minute
+        for probe in probes:
+            await store.cool_down(Cooldown.retry(probe.scope))
 
 
 async def _asked(store: RateLimitStore, method: str, argument: object) -> object:

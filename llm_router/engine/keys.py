@@ -9,7 +9,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import EVERY_MODEL, Deployment, Scope, model_scope, plain_model
+from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
@@ -304,7 +304,7 @@ class KeyManager:
             if shared is not None:
                 self.pool.return_quota(each.project_scope, now)
                 self.pool.unshare(shared)
-            ended.add(model_scope(each.key.provider, each.key.project, EVERY_MODEL))
+            ended.add(ProjectDeployment.of(each).model_scope)
         return ended
 
     def _deployments(self) -> list[Deployment]:

@@ -274,7 +274,7 @@ def _admitted(
     if used >= record.limit:  # one more was tried
         return _found(metric, record.limit, stated, _wait_longer(record, when.now)), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
-    limit = max(used, record.limit - max(1, record.limit // _LOWERED))
+    limit = max(used, _lowered(record.limit))
     return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
 
 
@@ -292,6 +292,10 @@ def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) 
     # is over.
     expected = quota.limit * _LIKELY if stated is None else stated
     return when.strikes == 0 and not when.doubted and quota.used < expected
+
+
+def _lowered(limit: int) -> int:
+    return limit - max(1, limit // _LOWERED)
 
 
 def _wait_longer(record: LimitRecord, now: float) -> float:
@@ -352,7 +356,7 @@ def _steadily_refused(
         return None, False
     if record is not None and quota.limit > record.limit:  # one more was tried
         return _found(metric, record.limit, None, _wait_longer(record, when.now)), False
-    return _found(metric, max(quota.limit - max(1, quota.limit // _LOWERED), 1), None, FIRST_WAIT), False
+    return _found(metric, max(_lowered(quota.limit), 1), None, FIRST_WAIT), False
 
 
 def _is_news(stated: int | None, record: LimitRecord | None, when: Circumstances) -> bool:

@@ -185,9 +185,10 @@ class Overview:
         """
         states = self.pool.states  # of the same moment as the deployments, whatever a reload does meanwhile
         projects = projects_of(deployments, self.pool)
-        snapshots = await snapshots_of(self.store, [*deployments, *projects])
-        heed_counts(self.pool, snapshots[len(deployments) :])
-        shared = {each.deployment.project_scope: each for each in snapshots[len(deployments) :]}
+        found = await snapshots_of(self.store, [*deployments, *projects])
+        snapshots, of_projects = found[: len(deployments)], found[len(deployments) :]
+        heed_counts(self.pool, of_projects)
+        shared = {each.deployment.project_scope: each for each in of_projects}
         totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()
         return [
@@ -203,7 +204,7 @@ class Overview:
                 ),
                 shared.get(snapshot.deployment.project_scope),
             )
-            for snapshot in map(_without_replaced, snapshots[: len(deployments)])
+            for snapshot in map(_without_replaced, snapshots)
         ]
 
     async def _line(self, *, store_ok: bool) -> LineStatus:
@@ -267,7 +268,7 @@ class Overview:
 def _without_replaced(snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
     """Return a snapshot without a quarantine that another credential has earned: the next request ends it."""
     cooldown = snapshot.cooldown
-    if cooldown is None or not cooldown.credential or is_marked(snapshot.deployment, cooldown.credential):
+    if cooldown is None or is_marked(snapshot.deployment, cooldown.credential):
         return snapshot
     return attrs.evolve(snapshot, cooldown=None)
 

@@ -12,7 +12,6 @@ a :class:`ProjectStore`, which reserves on the project what was granted on one o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import cast
 
 import attrs
@@ -23,7 +22,7 @@ from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeploym
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
-from llm_router.engine.extensions import is_foreign, note_failure, wrong_decision
+from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
 from llm_router.engine.index import OF_PROJECT, TOKEN_REASONS, DeploymentState, Group
 from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
@@ -117,13 +116,8 @@ def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deploymen
     Of few projects that is each one: a process that only reports has not heard of any.
     """
     found = {each.project_scope: each for each in deployments}
-    shared = pool.shared
-    if len(found) > _FEW:
-        return [shared[scope].deployment for scope in found if scope in shared]
-    return [
-        shared[scope].deployment if scope in shared else ProjectDeployment.of(each)
-        for scope, each in found.items()
-    ]
+    are_few = len(found) <= _FEW
+    return [ProjectDeployment.of(each) for scope, each in found.items() if are_few or scope in pool.shared]
 
 
 # --- how the count begins ------------------------------------------------------------------------------
@@ -365,9 +359,7 @@ class ProjectStore:
 
     async def _give_back(self, reservation_id: str, probes: Iterable[Cooldown]) -> None:
         """Release what was granted and is not to be used; another request may probe what it was to."""
-        with suppress(Exception):  # then it does in a minute
-            for probe in probes:
-                await self._store.cool_down(Cooldown.retry(probe.scope))
+        await pass_on(self._store, probes)
         try:
             await self._end(reservation_id, self._store.release)
         except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself

@@ -90,7 +90,7 @@ class Quarantines:
                 ended = {
                     cooldown.scope: deployment
                     for cooldown, deployment in found.items()
-                    if cooldown.credential and not is_marked(deployment, cooldown.credential)
+                    if not is_marked(deployment, cooldown.credential)
                 }
                 for scope, deployment in ended.items():
                     await self._lift(scope, deployment, now)

@@ -17,7 +17,14 @@ from llm_router.domain.clock import Clock, Timer, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
-from llm_router.engine.extensions import is_foreign, no_decision, note_failure, store_error, wrong_decision
+from llm_router.engine.extensions import (
+    is_foreign,
+    no_decision,
+    note_failure,
+    pass_on,
+    store_error,
+    wrong_decision,
+)
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
 from llm_router.engine.index import TOKEN_REASONS, DeploymentState, FallbackOrder
@@ -326,7 +333,7 @@ class Selector:
             self._note_grant(send, lease, refused)
         if self._closed and lease is not None:  # meanwhile: the request must not be sent any more
             try:
-                await finish(self._pass_on(lease.probes))
+                await finish(pass_on(self._store, lease.probes))
             finally:
                 await lease.close()
             self._check_open()
@@ -437,14 +444,8 @@ class Selector:
                 self.quota_returned(state)
 
     async def _release(self, reservation_id: str, probes: tuple[Cooldown, ...]) -> None:
-        await self._pass_on(probes)
+        await pass_on(self._store, probes)
         await self._store.release(reservation_id)
-
-    async def _pass_on(self, probes: tuple[Cooldown, ...]) -> None:
-        """Have the next request probe half-open cooldowns: this one is not sent."""
-        with suppress(Exception):  # then it does in a minute
-            for probe in probes:
-                await self._store.cool_down(Cooldown.retry(probe.scope))
 
     async def _note_refusals(
         self,

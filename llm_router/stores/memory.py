@@ -28,6 +28,7 @@ from llm_router.stores.ledger import (
     make_ledger,
     moved_back,
     probed,
+    remembered,
     terms_in_force,
 )
 
@@ -213,8 +214,9 @@ class MemoryStore:
 
     def _describe(self, deployment: Deployment, now: int) -> DeploymentSnapshot:
         model, cooldown = self._quotas_of(deployment.model_scope), self._cooldown(deployment, now)
-        learnt = {metric: entry for metric, entry in model.learnt.items() if entry.until > now}
-        return look(model.ledgers, deployment, learnt, now).describe(deployment, cooldown, now)
+        return look(model.ledgers, deployment, remembered(model.learnt, now), now).describe(
+            deployment, cooldown, now
+        )
 
     # --- the quotas -----------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class MemoryStore:
         """Find or create the quota set of a deployment, under the limits now in force."""
         model = self._quotas_of(deployment.model_scope)
         if model.learnt:
-            model.learnt = {metric: entry for metric, entry in model.learnt.items() if entry.until > now}
+            model.learnt = remembered(model.learnt, now)
         ledgers = tuple(
             self._ledger(model, now, *terms) for terms in terms_in_force(deployment, model.learnt, now)
         )

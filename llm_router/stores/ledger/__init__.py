@@ -23,7 +23,14 @@ from llm_router.stores.ledger.ledgers import (
     RollingLedger,
     SteadyLedger,
 )
-from llm_router.stores.ledger.limits import StoredLimit, learn, learnt_terms, read_learnt, write_learnt
+from llm_router.stores.ledger.limits import (
+    StoredLimit,
+    learn,
+    learnt_terms,
+    read_learnt,
+    remembered,
+    write_learnt,
+)
 from llm_router.stores.ledger.quota_set import (
     QuotaLedger,
     QuotaSet,
@@ -62,6 +69,7 @@ __all__ = [
     "moved_back",
     "probed",
     "read_learnt",
+    "remembered",
     "terms_in_force",
     "write_learnt",
 ]

@@ -12,7 +12,7 @@ from llm_router.domain.calendar import NEVER, microseconds, seconds
 from llm_router.domain.limits import LEARNT_FOR, LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Metric
 
-__all__ = ["StoredLimit", "learn", "learnt_terms", "read_learnt", "write_learnt"]
+__all__ = ["StoredLimit", "learn", "learnt_terms", "read_learnt", "remembered", "write_learnt"]
 
 _AT_ONCE = 1_000
 """Microseconds by which limits learnt at one moment may be ahead of the clock: each is one later."""
@@ -60,6 +60,11 @@ class StoredLimit(NamedTuple):
         if raise_at < NEVER:
             raise_at = max(now + raise_at - self.learnt_at, 0)
         return self._replace(learnt_at=now, raise_at=raise_at)
+
+
+def remembered(learnt: Mapping[Metric, StoredLimit], now: int) -> dict[Metric, StoredLimit]:
+    """Return the limits that are not forgotten yet."""
+    return {metric: entry for metric, entry in learnt.items() if entry.until > now}
 
 
 def learn(present: StoredLimit | None, learnt: LearntLimit, now: int) -> StoredLimit | None:

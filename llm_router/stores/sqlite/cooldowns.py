@@ -16,6 +16,7 @@ from llm_router.stores.ledger import (
     moved_back,
     probed,
     read_learnt,
+    remembered,
     write_learnt,
 )
 from llm_router.stores.sqlite.faults import decoding
@@ -109,7 +110,7 @@ class Cooldowns:
     def learnt_limits(self, scope: Scope, now: int) -> dict[Metric, StoredLimit]:
         """Return the learnt limits of a scope that are not forgotten yet."""
         learnt = self._learnt.get(scope)
-        return {metric: entry for metric, entry in learnt.items() if entry.until > now} if learnt else {}
+        return remembered(learnt, now) if learnt else {}
 
     def put(self, cooldown: Cooldown, now: int) -> None:
         """Add, lift or retry the cooldown of a scope, and record the limits learnt with it."""
