@@ -302,8 +302,8 @@ class ProviderError(SendError):
         status: The provider's own status word, such as ``RESOURCE_EXHAUSTED``.
         retry_delay: Seconds that the provider asked to wait, or None if it did not say.
         violations: The quotas that the provider named.
-        lasting: Whether what is blamed is out of use for longer, such as a suspended project: it is then
-            tried again once a day.
+        lasting: Whether what is blamed is out of use for longer. A suspended project is then tried again once
+            a day; one whose credits are spent every 15 minutes, and no limit is learnt from it.
         charged: Whether the request may have used quota. False if it cannot have arrived, or if the
             provider refused it without counting it, as with a 429: its reservation is then released.
             Otherwise the reservation is settled.

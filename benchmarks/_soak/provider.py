@@ -38,6 +38,9 @@ _ANSWERING = (0.4, 1.6)
 
 _EVERY_MODEL = "*"
 
+_SPENDING = 600.0
+"""Seconds over which spending is limited."""
+
 _DAY_DELAY = 36.0
 """What a refusal for the day asks to wait: as short as that of a minute."""
 
@@ -116,6 +119,8 @@ class HiddenProvider:
         self._random = random.Random(seed)
         self._seed = seed
         self._buckets: dict[tuple[str, str], _Bucket] = {}
+        self._spent: dict[str, SlidingWindow] = {}
+        self._spends: dict[str, list[int]] = {}
         events = world.events
         self._changes = sorted((e for e in events if isinstance(e, Change)), key=lambda e: e.at)
         self._outages = [e for e in events if isinstance(e, Outage)]
@@ -125,14 +130,15 @@ class HiddenProvider:
     @contextmanager
     def coming(self, deployment: Deployment, prompt: Prompt) -> Iterator[None]:
         """Regard a prompt as on its way: what will be left for it is no room for another one."""
-        buckets = [bucket for bucket, _ in self._buckets_of(deployment, self._clock.time())]
-        for bucket in buckets:
-            bucket.coming.append(prompt.counted)
+        coming = [bucket.coming for bucket, _ in self._buckets_of(deployment, self._clock.time())]
+        coming.append(self._spends.setdefault(self._project(deployment), []))
+        for each in coming:
+            each.append(prompt.counted)
         try:
             yield
         finally:
-            for bucket in buckets:
-                bucket.coming.remove(prompt.counted)
+            for each in coming:
+                each.remove(prompt.counted)
 
     async def travel(self) -> None:
         """Take the time from the wire to the counter."""
@@ -175,6 +181,12 @@ class HiddenProvider:
                     counts.refused_later += is_later
                     scope = FaultScope.PROJECT if bucket is not buckets[0][0] else FaultScope.DEPLOYMENT
                     return self._refusal(deployment.model, metric, limit, free_at - now, scope)
+        spending = self._spending(deployment)
+        if spending.free_at(now, self._world.spending, prompt.counted) > now:
+            counts.refused += 1
+            counts.refused_later += is_later
+            return _spent()
+        spending.take(now, prompt.counted)
         for bucket, _ in buckets:
             bucket.take(now, prompt.counted)
         counts.admitted += 1
@@ -196,7 +208,7 @@ class HiddenProvider:
         ends = self._unusable_until(deployment, now)
         if ends > now:
             return ends
-        return max(
+        counted = max(
             (
                 bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
                 for bucket, limits in self._buckets_of(deployment, now)
@@ -204,6 +216,7 @@ class HiddenProvider:
             ),
             default=now,
         )
+        return max(counted, self._spending(deployment).free_at(now, self._world.spending, prompt.counted))
 
     def has_room(self, deployment: Deployment, prompt: Prompt) -> bool:
         """Return whether it would admit a prompt now, after those that are on their way."""
@@ -215,7 +228,8 @@ class HiddenProvider:
                 before = sum(bucket.coming) if metric.counts_tokens else len(bucket.coming)
                 if bucket.windows[metric].used(now) + before + _amount(metric, prompt) > limit:
                     return False
-        return True
+        coming = sum(self._spends.get(self._project(deployment), ()))
+        return self._spending(deployment).used(now) + coming + prompt.counted <= self._world.spending
 
     def next_event(self) -> float:
         """Return when the next change of limits happens; infinity for never."""
@@ -240,6 +254,13 @@ class HiddenProvider:
             bucket = self._buckets[place] = _Bucket(others, next(others))
         bucket.catch_up(now)
         return bucket
+
+    def _project(self, deployment: Deployment) -> str:
+        return self._world.project_of(deployment.key.key_id)
+
+    def _spending(self, deployment: Deployment) -> SlidingWindow:
+        """Return what a project has spent in ten minutes."""
+        return self._spent.setdefault(self._project(deployment), SlidingWindow(_SPENDING))
 
     def _others(self, project: str, model: str) -> Iterator[float]:
         """Yield when other programs use a (project, model): a Poisson process, the same for every subject."""
@@ -296,6 +317,11 @@ class HiddenProvider:
             retry_delay=_DAY_DELAY if metric.is_daily else seconds,
             violations=(QuotaViolation(metric, limit if wording is Wording.STATED else None),),
         )
+
+
+def _spent() -> ProviderError:
+    message = "Your project has exceeded its spend-based rate limit."
+    return ProviderError(message, kind=FailureKind.QUOTA, scope=FaultScope.PROJECT, code=429, charged=False)
 
 
 def _amount(metric: Metric, prompt: Prompt) -> int:

@@ -71,6 +71,11 @@ def _of_project(wording: Wording) -> World:
     return World(hidden=models, of_project=Limits(rpm=10), wording=wording)
 
 
+def _spending() -> World:
+    models = {"model": Limits(), "other": Limits()}
+    return World(hidden=models, spending=30_000, spread=(0.5, 2.0), traffic=Steady(max_wait=900.0))
+
+
 def _outage(seed: int) -> World:
     drawn = random.Random(seed)
     outage = Outage(drawn.uniform(600.0, 1_800.0), drawn.uniform(300.0, 900.0))
@@ -144,6 +149,7 @@ ROWS = {
         _fixed("siblings-bare", "two keys that are one project, bare", _siblings(_BARE)),
         _fixed("project-named", "10 for both models of a project, unknown, rpm named", _of_project(_NAMED)),
         _fixed("project-stated", "10 for both models of a project, unknown, stated", _of_project(_STATED)),
+        _fixed("spending", "spend limit: about 240 requests in ten minutes, for both models", _spending()),
         _fixed(
             "burst-unknown",
             "500 at once on an idle pool, nothing configured, rpm named",

@@ -165,6 +165,7 @@ class World:
         siblings: The keys that secretly belong to the project of the first key.
         wording: How much a 429 says, in all models or by the model.
         of_project: What all models of a project may take together, beside the limits of each.
+        spending: What a project may spend in any ten minutes, a token of input each; a refusal says only so.
         events: What happens.
         traffic: Who sends when.
         hours: How long.
@@ -178,6 +179,7 @@ class World:
     siblings: tuple[str, ...] = ()
     wording: Wording | Mapping[str, Wording] = Wording.BARE
     of_project: Limits = Limits()
+    spending: float = math.inf
     events: tuple[Change | Outage | Death | Retirement | Others, ...] = ()
     traffic: Steady | Bursts = Steady()
     hours: float = 6.0

@@ -11,6 +11,7 @@ import typer
 from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import print_json, printable, say, show_table
 from llm_router.cli.routers import choose_shared_store, open_router
+from llm_router.cli.words import metric_words
 from llm_router.config import load_settings
 from llm_router.domain.deployment import EVERY_MODEL
 from llm_router.domain.status import KeyStatus, LimitStatus
@@ -140,7 +141,7 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
 def _cells(record: LimitRecord) -> tuple[str, ...]:
     return (
         "all models" if record["model"] == EVERY_MODEL else record["model"],
-        record["metric"],
+        metric_words(record["metric"]),
         "unknown" if record["limit"] is None else f"{record['limit']:,}",
         "learn" if record["configured"] is None else f"{record['configured']:,}",
         how_known(record),

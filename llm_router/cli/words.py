@@ -23,6 +23,7 @@ __all__ = [
     "health_words",
     "learnt_words",
     "line_words",
+    "metric_words",
     "moment",
     "saved_words",
     "state_of",
@@ -146,9 +147,15 @@ def saved_words(saved: CacheSavings | None) -> str:
     return f"the cache saved {amount(saved['requests'])} requests, {amount(saved['tokens'])} tokens"
 
 
+def metric_words(metric: str) -> str:
+    """Return the name of a quota, and what is counted if it does not say so."""
+    return "spending (requests in 10 min)" if metric == "spending" else metric
+
+
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     """Say what was learnt of a limit, when, and from what."""
     since = ago(max(now - (limit["learnt_at"] or now), 0.0))
+    metric = metric_words(metric)
     if limit["limit"] is None:
         return f"{metric} has no known limit; counted since a refusal {since} ago"
     words = f"{metric} {limit['limit']}"

@@ -9,12 +9,15 @@ from urllib.parse import quote
 
 import attrs
 
+from llm_router.domain.kinds import Metric
 from llm_router.domain.methods import usual_methods
-from llm_router.domain.quota import Quota
+from llm_router.domain.quota import MAX_LIMIT, Quota
 from llm_router.domain.secret import Secret
 
 __all__ = [
     "EVERY_MODEL",
+    "OF_PROJECT",
+    "SPENDING",
     "Deployment",
     "Key",
     "ProjectDeployment",
@@ -34,6 +37,15 @@ Its parts are percent-encoded, so that no character in an id can make two scopes
 
 EVERY_MODEL = "*"
 """What stands for the model where all models of a project are meant; no model is called so."""
+
+SPENDING = "* spending"
+"""The same where what they spend is meant."""
+
+OF_PROJECT = " of the whole project"
+"""Ends the reason of a refusal, after the metric, where all models of the project share the limit."""
+
+_SPENDING_QUOTA = Quota(Metric.RPM, MAX_LIMIT, window=600.0, adaptive=True)
+"""What a project spends in ten minutes, counted in requests, of which nothing is known at first."""
 
 
 def plain_model(name: str) -> str:
@@ -134,6 +146,10 @@ class Deployment:
         scopes = self.model_scope, self.key_scope, self.project_scope, self.provider_scope
         object.__setattr__(self, "scopes", scopes)
 
+    def quota_name(self, metric: str) -> str:
+        """Return what a refusal for want of a quota of this deployment is called."""
+        return metric
+
 
 @attrs.frozen(eq=False)
 class ProjectDeployment(Deployment):
@@ -141,6 +157,9 @@ class ProjectDeployment(Deployment):
 
     No request is sent through it. What cools its project or its keys down does not concern it: whatever is
     counted on it was granted on one of its models. So its scopes, of which stores expect four, are its own.
+
+    That of spending counts the requests of ten minutes, the time over which a provider limits what a project
+    spends: so many requests cost about the same.
     """
 
     def __attrs_post_init__(self) -> None:
@@ -151,9 +170,24 @@ class ProjectDeployment(Deployment):
     @classmethod
     def of(cls, deployment: Deployment) -> ProjectDeployment:
         """Return that of the project of a deployment; for some time always the same one."""
-        return _of_project(deployment.key.provider, deployment.key.project)
+        return _of_project(deployment.key.provider, deployment.key.project, EVERY_MODEL)
+
+    @classmethod
+    def spending_of(cls, deployment: Deployment) -> ProjectDeployment:
+        """Return that of the spending of the project of a deployment, likewise."""
+        return _of_project(deployment.key.provider, deployment.key.project, SPENDING)
+
+    @property
+    def is_spending(self) -> bool:
+        """Whether it is that of spending."""
+        return self.model == SPENDING
+
+    def quota_name(self, metric: str) -> str:
+        """Return what a refusal for want of a quota of the project is called."""
+        return f"{'spending' if self.is_spending else metric}{OF_PROJECT}"
 
 
-@lru_cache(maxsize=256)
-def _of_project(provider: str, project: str) -> ProjectDeployment:
-    return ProjectDeployment(Key(project, Secret("-"), provider, project), EVERY_MODEL)
+@lru_cache(maxsize=512)
+def _of_project(provider: str, project: str, model: str) -> ProjectDeployment:
+    quotas = (_SPENDING_QUOTA,) if model == SPENDING else ()
+    return ProjectDeployment(Key(project, Secret("-"), provider, project), model, quotas=quotas)

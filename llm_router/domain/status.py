@@ -158,14 +158,17 @@ class KeyStatus(TypedDict):
     reason: str | None
     """Why it is cooling down, quarantined or disabled, or None."""
     spent: list[str]
-    """The metrics whose quota is used up now, such as ``["rpm"]``; empty if there is room in all of them."""
+    """The metrics whose quota is used up now, such as ``["rpm"]``, and ``spending`` if what the project may
+    spend is; empty if there is room in all of them."""
     room_in: float | None
     """Deprecated, see ``usable_in_seconds``: seconds after which there is room in every quota, at the latest;
     0 if there is now, None for never."""
     limits: dict[str, LimitStatus]
     """The quotas by metric; a metric without a limit is missing."""
     project_limits: dict[str, LimitStatus]
-    """The same of what all models of the project share, as far as the provider has refused it; else empty."""
+    """The same of what all models of the project share, as far as the provider has refused it; else empty.
+
+    ``spending`` is what it spends in ten minutes, counted in requests."""
     today: DayTotals | None
     """What it did today; None if that is not known, since totals are not counted, or their store fails."""
     days: list[DayTotals]

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 
 import attrs
 
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import ProjectDeployment, Scope
 from llm_router.domain.explanation import (
     Exclusion,
     ExplainedCandidate,
@@ -19,10 +19,10 @@ from llm_router.domain.explanation import (
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
 from llm_router.engine.extensions import snapshots_of
-from llm_router.engine.index import OF_PROJECT, DeploymentState, Step
+from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import heed_counts, projects_of
+from llm_router.engine.project_limits import heed_counts, is_known, projects_of
 from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
@@ -95,14 +95,15 @@ class Explainer:
             left_out=send.order.size - len(chosen),
         )
 
-    def _projects(self, snapshots: list[DeploymentSnapshot]) -> dict[Scope, Counted]:
+    def _projects(self, snapshots: list[DeploymentSnapshot]) -> dict[Scope, list[Counted]]:
         """Return what is counted on all models of projects, by the scope of each."""
         heed_counts(self.pool, snapshots)
-        found: dict[Scope, Counted] = {}
+        found: dict[Scope, list[Counted]] = {}
         for each in snapshots:
-            scope = each.deployment.project_scope
-            if each.quotas and (state := self.pool.shared.get(scope)):
-                found[scope] = Counted(state, each.quotas, OF_PROJECT)
+            deployment = each.deployment
+            state = self.pool.sharing(deployment) if isinstance(deployment, ProjectDeployment) else None
+            if is_known(each.quotas) and state is not None:
+                found.setdefault(deployment.project_scope, []).append(Counted(state, each.quotas))
         return found
 
 
@@ -194,7 +195,7 @@ def _excluded(
         for quota in counted.quotas:
             at = room_at(quota, counted.state, demand.amount(quota.metric), now)
             if at > now:
-                found.append((at, Exclusion.QUOTA, f"{quota.metric}{counted.of}"))
+                found.append((at, Exclusion.QUOTA, counted.quota_name(quota.metric)))
     if found:
         return max(found, key=_until)
     if state.deployment in rehearsal.asked:

@@ -18,7 +18,7 @@ from typing import ClassVar, Protocol, Self
 
 import attrs
 
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import OF_PROJECT, Deployment
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import MINUTE, TOKEN_METRICS, Refill
 from llm_router.engine.overload import Overload
@@ -27,7 +27,6 @@ from llm_router.stores.base import Decision, Refusal
 from llm_router.strategies.base import Candidate, SelectionStrategy
 
 __all__ = [
-    "OF_PROJECT",
     "TOKEN_REASONS",
     "DeploymentState",
     "FallbackOrder",
@@ -37,9 +36,6 @@ __all__ = [
     "Step",
     "is_stale",
 ]
-
-OF_PROJECT = " of the whole project"
-"""Ends the reason of a refusal, after the metric, where all models of the project share the limit."""
 
 TOKEN_REASONS = TOKEN_METRICS | {f"{metric}{OF_PROJECT}" for metric in TOKEN_METRICS}
 """The reasons of refusals for want of tokens."""

@@ -182,10 +182,9 @@ class Judge:
         if verdict.feature_until is not None and error.feature is not None:
             self.pool.avoid_feature(deployment.model_scope, error.feature, verdict.feature_until)
         if verdict.learnt:
-            scope = store_scope(error, deployment)
-            self._note(scope)
-            about = state if scope == deployment.model_scope else self.pool.shared.get(scope)
-            if about is not None:  # not if a reload has taken the project away
+            self._note(store_scope(error, deployment))
+            about = self.learner.about(error, state)
+            if about is not None:
                 await self.learner.learn(about, verdict.learnt)
         ends = now if verdict.cooldown is None else verdict.cooldown.until
         if probed is not None and error.kind in _PASSING and ends < now + PROBE_TIME:

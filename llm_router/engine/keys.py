@@ -9,7 +9,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope, plain_model
+from llm_router.domain.deployment import Deployment, Scope, plain_model
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.numbers import shown, whole
@@ -19,6 +19,7 @@ from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.overview import Overview, Report
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import STANDING
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.reserving import Selector
 from llm_router.engine.shared_failures import SharedFailures
@@ -300,11 +301,11 @@ class KeyManager:
         """Keep no limits any more that all models of a project share; return where they were learnt."""
         ended: set[Scope] = set()
         for each in chosen:
-            now, shared = self.clock.time(), self.pool.shared.get(each.project_scope)
-            if shared is not None:
+            now = self.clock.time()
+            for shared in self.pool.shared.get(each.project_scope, ()):
                 self.pool.return_quota(each.project_scope, now)
                 self.pool.unshare(shared)
-            ended.add(ProjectDeployment.of(each).model_scope)
+            ended |= {stands(each).model_scope for stands in STANDING}
         return ended
 
     def _deployments(self) -> list[Deployment]:

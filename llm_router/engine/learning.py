@@ -11,7 +11,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
+from llm_router.domain.deployment import SPENDING, Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.extensions import note_failure, snapshots_of
@@ -22,13 +22,23 @@ from llm_router.engine.limits import (
     Inference,
     after_answer,
     after_refusal,
+    begin_to_count,
     counting_tokens,
     first_inferences,
     for_another_project,
     is_in_part,
 )
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import added_up, counted_from_now, shared_state, uncounted_by
+from llm_router.engine.project_limits import (
+    added_up,
+    counted_from_now,
+    in_requests,
+    is_known,
+    is_of_project,
+    refused_by,
+    shared_state,
+    uncounted_by,
+)
 from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
@@ -46,6 +56,8 @@ _LOOKED_AT = 5.0
 _DOUBTED_FOR = 86_400.0
 """Seconds for which a refusal that was put down to chance lets the next one be believed. A limit that is then
 too low rises within minutes of demand, so it may be long."""
+
+_IN_TEN_MINUTES = "requests in ten minutes"
 
 _BEGINNING = "beginning"
 """Who charges what the models of a project took before it was counted on the project: no process."""
@@ -119,11 +131,11 @@ class LimitLearner:
         The first one that this process meets also cools the project down: so others hear of it.
 
         Args:
-            refused: A refusal that names such a quota.
+            refused: A refusal that is about such a limit.
             state: The deployment that was asked.
         """
-        scope = state.deployment.project_scope
-        known = self.pool.shared.get(scope)
+        shared = refused_by(refused.error, state.deployment)
+        known, scope = self.pool.sharing(shared), shared.model_scope
         if known is None:
             if scope in self._beginning or not self.pool.holds(state):
                 return Inference()
@@ -133,17 +145,27 @@ class LimitLearner:
             finally:
                 self._beginning.discard(scope)
             return attrs.evolve(inference, learnt=(), is_explained=False)
-        [own, *others] = await self._quotas_of([known, *self._models(scope)])
+        if shared.is_spending:
+            [own] = await self._quotas_of([known])
+            return await self._infer(attrs.evolve(refused, error=in_requests(refused.error)), known, own)
+        [own, *others] = await self._quotas_of([known, *self._models(shared.project_scope)])
         if refused.repeated:
             own = tuple(_at_most(quota, added_up(others, quota.metric)) for quota in own)
         return await self._infer(refused, known, own)
 
     async def _begin(self, refused: Refused, state: DeploymentState) -> Inference:
-        """Begin to keep the limits of a project, by what its models took; return what is known at once."""
-        shared = shared_state(state)
-        [own, *others] = await self._quotas_of([shared, *self._models(state.deployment.project_scope)])
+        """Begin to keep the limits of a project, by what its models took; return what is known at once.
+
+        Of ten minutes of spending, that is the last one only: nothing is learnt before they have passed.
+        """
+        wanted = refused_by(refused.error, state.deployment)
+        shared = shared_state(state, wanted)
+        [own, *others] = await self._quotas_of([shared, *self._models(wanted.project_scope)])
         inference = Inference()
-        if uncounted := counted_from_now(refused.error, own, ()):
+        if wanted.is_spending:
+            if not is_known(own):
+                await self.learn(shared, (begin_to_count(Metric.RPM),))
+        elif uncounted := counted_from_now(refused.error, own, ()):
             sums = (added_up(others, entry.metric) for entry in uncounted)
             quotas = tuple(quota for quota in sums if quota is not None)
             inference = await self._infer(refused, shared, (*own, *quotas))
@@ -169,7 +191,8 @@ class LimitLearner:
         """Return what a refusal says about limits; have other projects of the model start from them."""
         error, repeated, probed = refused.error, refused.repeated, refused.probed
         now, began, scope = self.clock.time(), refused.began, state.deployment.model_scope
-        if not repeated:
+        is_spending = state.deployment.model == SPENDING
+        if not (repeated or is_spending):  # requests that cost more than others look like others' requests
             self.suspicions.note(state.deployment, error, quotas, now)
             self._tell(state.deployment, now)
         finding = repeated and self._found.get(scope, -math.inf) >= began
@@ -195,7 +218,7 @@ class LimitLearner:
             for other, its_quotas in zip(others, await self._quotas_of(others), strict=True):
                 if prior := for_another_project(news, other.deployment, its_quotas):
                     await self.learn(other, prior)
-        elif not inference.is_day_confirmed and any(map(takes_turns, inference.learnt)):
+        elif not (inference.is_day_confirmed or is_spending) and any(map(takes_turns, inference.learnt)):
             learnt = [
                 await self._take_turns(entry, state, quotas, now) if takes_turns(entry) else entry
                 for entry in inference.learnt
@@ -239,6 +262,10 @@ class LimitLearner:
             await self._share(Cooldown.learn(others[place].deployment.model_scope, lesson))
         return entry
 
+    def about(self, error: ProviderError, state: DeploymentState) -> DeploymentState | None:
+        """Return whose limits a refusal taught; None if a reload has taken the project away meanwhile."""
+        return self.pool.sharing(refused_by(error, state.deployment)) if is_of_project(error) else state
+
     async def grow(self, state: DeploymentState, *, ends_day: bool) -> None:
         """Let limits rise that an answer has proven too low, if it is time to look at them.
 
@@ -248,16 +275,17 @@ class LimitLearner:
         """
         now = self.clock.time()
         state.limits_due = now + _LOOKED_AT
-        shared = self.pool.shared.get(state.deployment.project_scope)
-        states = [state] if shared is None else [state, shared]
+        shared = self.pool.shared.get(state.deployment.project_scope, ())
+        states = [state, *shared]
         found = await self._quotas_of(states)
         growths = [
             after_answer(each.deployment, quotas, now, ends_day=ends_day)
             for each, quotas in zip(states, found, strict=True)
         ]
         state.limits_due = min(growth.due for growth in growths)
-        if shared is not None and found[0] and not found[1]:
-            self.pool.unshare(shared)  # what was learnt of the project is forgotten
+        for each, quotas in zip(shared, found[1:], strict=True):
+            if found[0] and not is_known(quotas):
+                self.pool.unshare(each)  # what was learnt of the project is forgotten
         for each, quotas, growth in zip(states, found, growths, strict=True):
             if growth.learnt:
                 await self.learn(each, growth.learnt)
@@ -294,7 +322,8 @@ class LimitLearner:
         for entry in lesson.learnt:
             level = logging.DEBUG if entry.source is LimitSource.UNKNOWN else logging.INFO
             text = "%s: at most %s %s from now on (%s)"
-            _log.log(level, text, state.deployment.id, entry.limit, entry.metric.value, entry.source.value)
+            what = _IN_TEN_MINUTES if state.deployment.model == SPENDING else entry.metric.value
+            _log.log(level, text, state.deployment.id, entry.limit, what, entry.source.value)
         if self.reporter is not None:
             self.reporter.imposed(lesson, state.deployment)
         await self._share(lesson)
@@ -309,8 +338,9 @@ class LimitLearner:
         """Return a deployment of the same model in each other project, at most a few; or all its models."""
         found = {state.deployment.model_scope: state}
         if isinstance(state.deployment, ProjectDeployment):
-            upstream = state.group.upstream
-            shared = (each for each in self.pool.shared.values() if each.group.upstream is upstream)
+            kind = state.group.upstream, state.group.model
+            every = itertools.chain.from_iterable(self.pool.shared.values())
+            shared = (each for each in every if (each.group.upstream, each.group.model) == kind)
             found |= {each.deployment.model_scope: each for each in itertools.islice(shared, _OTHERS)}
         for group in self.pool.groups.values():
             if (group.upstream, group.model) == (state.group.upstream, state.group.model):

@@ -110,6 +110,8 @@ class Inference:
         is_day_confirmed: Whether the day's quota is known to be spent: trying once more would not help.
         pause: Seconds after which, or twice that, to try again if the provider says nothing and the count
             does not explain the refusal; 0 if nothing was admitted for a whole window.
+        counted_in: Seconds after which to try again at the latest if the provider says nothing: then a whole
+            window has been counted of what was not counted before; infinity if all was.
         is_starved: Whether nothing of what was refused was admitted for a whole window: another user has all
             of the quota.
     """
@@ -118,6 +120,7 @@ class Inference:
     is_explained: bool = False
     is_day_confirmed: bool = False
     pause: float = 0.0
+    counted_in: float = math.inf
     is_starved: bool = False
 
 
@@ -138,6 +141,7 @@ class Circumstances:
             that is not known.
         latest: The quotas at the last refusal before this one that named nothing; empty if that is not known,
             or one of them was counted in part.
+        window: Seconds after which what was admitted of the quota that is looked at no longer counts.
     """
 
     now: float
@@ -150,6 +154,7 @@ class Circumstances:
     tokens: int = 0
     before: Sequence[QuotaSnapshot] = ()
     latest: Sequence[QuotaSnapshot] = ()
+    window: float = WINDOW
 
 
 @attrs.frozen
@@ -185,7 +190,7 @@ def after_refusal(
         return _day_spent(daily, counted, deployment, when)
     steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
     learnt: list[LearntLimit] = []
-    is_explained, pause, is_starved = True, 0.0, True
+    is_explained, pause, counted_in, is_starved = True, 0.0, math.inf, True
     if not stated and (mistaken := _mistaken(counted, when)):
         stated, learnt = {Metric.TPM: None}, [mistaken]
     for metric, limit in (stated or {_likeliest(counted): None}).items():
@@ -194,6 +199,7 @@ def after_refusal(
             is_explained = is_starved = False
             continue
         quota, judge = counted.get(metric), _tokens_refused if metric.counts_tokens else _admitted
+        when = attrs.evolve(when, window=_window(deployment, metric))
         if metric in steady:
             quota, judge = (quota, _steadily_refused) if limit is None else (None, _admitted)
         entry, is_closed = judge(metric, limit, quota, when)
@@ -202,8 +208,16 @@ def after_refusal(
         if entry is not None:
             learnt.append(entry)
         if quota is not None and quota.used and quota.limit and quota.learnt is not None:
-            pause = max(_SHORTEST_PAUSE, MINUTE / quota.limit)
-    return Inference(tuple(learnt), is_explained, pause=pause, is_starved=is_starved)
+            pause = max(_SHORTEST_PAUSE, MINUTE / quota.limit) * (when.window / WINDOW)
+            if is_in_part(quota, when.now, when.window):
+                counted_in = quota.learnt.learnt_at + when.window - when.now
+    return Inference(tuple(learnt), is_explained, pause=pause, counted_in=counted_in, is_starved=is_starved)
+
+
+def _window(deployment: Deployment, metric: Metric) -> float:
+    """Return the seconds after which what was admitted of a rolling quota no longer counts."""
+    rolling = (each for each in deployment.quotas if each.refill is Refill.ROLLING)
+    return next((each.window + each.guard for each in rolling if each.metric is metric), WINDOW)
 
 
 def begin_to_count(metric: Metric) -> LearntLimit:
@@ -272,20 +286,20 @@ def _admitted(
         is_explained = when.repeated or used >= quota.limit
         return _found(metric, used, stated, FIRST_WAIT) if is_exact else None, is_explained
     if used >= record.limit:  # one more was tried
-        return _found(metric, record.limit, stated, _wait_longer(record, when.now)), True
+        return _found(metric, record.limit, stated, _wait_longer(record, when)), True
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, _lowered(record.limit))
-    return _found(metric, limit, stated, WINDOW * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
+    return _found(metric, limit, stated, when.window * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
 
 
-def is_in_part(quota: QuotaSnapshot, now: float) -> bool:
-    """Return whether a quota that nobody has set a limit for has not been counted for a whole minute yet."""
-    return quota.limit >= MAX_LIMIT and quota.learnt is not None and now - quota.learnt.learnt_at < WINDOW
+def is_in_part(quota: QuotaSnapshot, now: float, window: float = WINDOW) -> bool:
+    """Return whether a quota that nobody has set a limit for has not been counted for a whole window yet."""
+    return quota.limit >= MAX_LIMIT and quota.learnt is not None and now - quota.learnt.learnt_at < window
 
 
 def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) -> bool:
     """Return whether what was admitted of a quota without a learnt limit may be less than its limit."""
-    if is_in_part(quota, when.now):
+    if is_in_part(quota, when.now, when.window):
         return True
     # Far below what is expected, the minute may be at fault: others used the quota, or the store is new. A
     # second time it is not: the first cooldown ends with the first answer, which shows only that the minute
@@ -298,16 +312,16 @@ def _lowered(limit: int) -> int:
     return limit - max(1, limit // _LOWERED)
 
 
-def _wait_longer(record: LimitRecord, now: float) -> float:
+def _wait_longer(record: LimitRecord, when: Circumstances) -> float:
     """Return the seconds until the next try after one that has failed now."""
-    longest, elapsed = longest_wait(record.limit), now - record.learnt_at
+    longest, elapsed = longest_wait(record.limit * WINDOW / when.window), when.now - record.learnt_at
     if elapsed > longest:  # it is seldom used up
         return min(elapsed, SELDOM)
-    return min(2.0 * max(WINDOW, record.raise_at - record.learnt_at), longest)
+    return min(2.0 * max(when.window, record.raise_at - record.learnt_at), longest)
 
 
-def longest_wait(limit: int) -> float:
-    """Return most seconds between two tries of one request more than a limit."""
+def longest_wait(limit: float) -> float:
+    """Return most seconds between two tries of one request more than a limit, which is one of a minute."""
     return LONGEST_WAIT * max(1.0, _FEW / max(limit, 1))
 
 
@@ -355,7 +369,7 @@ def _steadily_refused(
     if record is not None and when.began <= record.learnt_at:
         return None, False
     if record is not None and quota.limit > record.limit:  # one more was tried
-        return _found(metric, record.limit, None, _wait_longer(record, when.now)), False
+        return _found(metric, record.limit, None, _wait_longer(record, when)), False
     return _found(metric, max(_lowered(quota.limit), 1), None, FIRST_WAIT), False
 
 
@@ -582,7 +596,8 @@ def after_answer(
                 learnt.append(_one_of_eight(quota, record.learnt_at))
         else:
             is_steady = terms is not None and terms.refill is Refill.STEADY
-            longer, look_at = _risen(quota, record, now, is_steady=is_steady, ends_day=ends_day)
+            proof = WINDOW if is_steady else _proof(quota.metric) * _window(deployment, quota.metric) / WINDOW
+            longer, look_at = _risen(quota, record, now, proof, is_steady=is_steady, ends_day=ends_day)
             if quota.metric.is_daily and look_at == math.inf:
                 look_at = now + _to_last(quota, record, minute)
             due = min(due, look_at)
@@ -592,10 +607,12 @@ def after_answer(
 
 
 def _risen(
-    quota: QuotaSnapshot, record: LimitRecord, now: float, *, is_steady: bool, ends_day: bool
+    quota: QuotaSnapshot, record: LimitRecord, now: float, proof: float, *, is_steady: bool, ends_day: bool
 ) -> tuple[LearntLimit | None, float]:
-    """Return a higher limit if one that was raised has proven itself, and when to look again."""
-    proof = WINDOW if is_steady else _proof(quota.metric)
+    """Return a higher limit if one that was raised has proven itself, and when to look again.
+
+    It has after ``proof`` seconds in which more than before was admitted.
+    """
     proven_at = record.raise_at + proof
     if proven_at > now:
         return None, proven_at
@@ -607,7 +624,7 @@ def _risen(
     else:
         is_proven = quota.used > record.limit and (ends_day or quota.metric is not Metric.RPD)
     if is_proven:
-        longer = _longer_step(quota.metric, record)
+        longer = _longer_step(quota.metric, record, proof)
         return longer, now + longer.raise_after + proof
     return None, math.inf
 
@@ -633,10 +650,10 @@ def _one_of_eight(quota: QuotaSnapshot, replaces: float) -> LearntLimit:
     return LearntLimit(quota.metric, limit, LimitSource.UNKNOWN, replaces=replaces)
 
 
-def _longer_step(metric: Metric, record: LimitRecord) -> LearntLimit:
+def _longer_step(metric: Metric, record: LimitRecord, proof: float) -> LearntLimit:
     """Return the limit that has proven itself, to rise by twice as much as it just did."""
     learnt = LearntLimit(metric, record.raised, record.source, replaces=record.learnt_at)
     step = 2 * max(record.raised - record.limit, 1)
     if metric.counts_tokens:
         return _with_rise(learnt, 0.0, min(step, max(record.raised // _LOWERED, 1)))
-    return _with_rise(learnt, 0.0 if metric.is_daily else _PROVEN_AFTER, step)
+    return _with_rise(learnt, proof, step)

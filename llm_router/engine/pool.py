@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
@@ -32,9 +32,9 @@ class Pool:
         groups: The groups by (provider, workload, model, methods).
         states: What is known of each deployment. A reload puts another dictionary in its place.
         features_until: Until when at the latest a feature is avoided somewhere (seconds since the epoch).
-        shared: By the scope of a project, what stands for all its models, where limits are known that they
-            share; see :mod:`~llm_router.engine.project_limits`.
-        on_share: Called when such a project was added.
+        shared: By the scope of a project, what stands for all its models or for what they spend, where limits
+            are known that they share; see :mod:`~llm_router.engine.project_limits`.
+        on_share: Called when such a limit was added.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Pool:
         self._by_scope: dict[Scope, list[DeploymentState]] = {}
         self._avoided_models: set[tuple[str, str]] = set()
         self.features_until = 0.0
-        self.shared: dict[Scope, DeploymentState] = {}
+        self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
         self.on_share: Callable[[], None] = lambda: None
         self.replace(deployments, upstreams, {}, 0.0)
 
@@ -102,9 +102,9 @@ class Pool:
             group.take_over(state, state.deployment)
             group.rouse(state)  # else a search under way takes it for one that may have quota again
             group.states.append(state)
-        shared = {scope: state for scope, state in self.shared.items() if scope in by_scope}
-        for scope, state in shared.items():
-            by_scope[state.deployment.model_scope] = by_scope[scope]
+        shared = {scope: states for scope, states in self.shared.items() if scope in by_scope}
+        for scope, sharing in shared.items():
+            by_scope |= {state.deployment.model_scope: by_scope[scope] for state in sharing}
         # Assigned, not changed in place: a request may be in the midst of reading them.
         self.groups, self.states, self._by_scope, self.shared = groups, states, dict(by_scope), shared
 
@@ -133,20 +133,29 @@ class Pool:
         return self._by_scope.get(scope, ())
 
     def share(self, state: DeploymentState) -> None:
-        """Keep the limits that all models of a project share: ``state`` stands for them.
+        """Keep limits that all models of a project share: ``state`` stands for them.
 
         What is noted of its scope from now on concerns every deployment of the project.
         """
-        scope = state.deployment.project_scope
-        if scope in self._by_scope and scope not in self.shared:
-            self._by_scope[state.deployment.model_scope] = self._by_scope[scope]
-            self.shared[scope] = state
+        scope, own = state.deployment.project_scope, state.deployment.model_scope
+        if scope in self._by_scope and own not in self._by_scope:
+            self._by_scope[own] = self._by_scope[scope]
+            self.shared[scope] = (*self.shared.get(scope, ()), state)
             self.on_share()
 
     def unshare(self, state: DeploymentState) -> None:
         """Stop keeping them: nothing is known of them any more."""
-        if self.shared.pop(state.deployment.project_scope, None) is not None:
-            self._by_scope.pop(state.deployment.model_scope, None)
+        scope, own = state.deployment.project_scope, state.deployment.model_scope
+        present = self.shared.pop(scope, ())
+        if left := tuple(each for each in present if each.deployment.model_scope != own):
+            self.shared[scope] = left
+        if len(left) < len(present):
+            self._by_scope.pop(own, None)
+
+    def sharing(self, deployment: ProjectDeployment) -> DeploymentState | None:
+        """Return what stands for all models of a project, or None if no limits of it are kept."""
+        present = self.shared.get(deployment.project_scope, ())
+        return next((each for each in present if each.deployment.model == deployment.model), None)
 
     def note_refusal(self, refusal: Refusal, now: float) -> DeploymentState | None:
         """Note a store's refusal; park the deployment if not even the smallest request fits.

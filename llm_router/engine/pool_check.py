@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from llm_router.domain.deployment import EVERY_MODEL, Deployment, Scope
+from llm_router.domain.deployment import EVERY_MODEL, SPENDING, Deployment, Scope
 from llm_router.domain.methods import METHODS
 from llm_router.domain.numbers import real, shown, whole
 from llm_router.domain.pacing import Pacing
@@ -55,8 +55,10 @@ def check_deployments(deployments: Sequence[Deployment], workloads: Sequence[str
 
 def _check_alone(deployment: Deployment, workloads: Sequence[str]) -> None:
     name = f"deployment {deployment.id!r}"
-    if deployment.model == EVERY_MODEL:
-        raise ConfigError(f"{name}: {EVERY_MODEL!r} stands for all models of a project: name one of them")
+    if deployment.model in (EVERY_MODEL, SPENDING):
+        raise ConfigError(
+            f"{name}: {deployment.model!r} stands for all models of a project: name one of them"
+        )
     if deployment.workload not in workloads:
         raise ConfigError(
             f"{name} has workload {deployment.workload!r}: "

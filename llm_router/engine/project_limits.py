@@ -1,9 +1,11 @@
 """Keep the limits that all models of a project share: count there as well what is sent through any of them.
 
-A provider may refuse a request for want of a quota of the whole project. What stands for all its models is
-then a :class:`~llm_router.domain.deployment.ProjectDeployment`: the store counts on it and learns limits of
-it as of any other, and nothing of it is configured. Which projects have one is in ``Pool.shared``: those for
-which this process was refused so, and those that it finds cooling down because another process was.
+A provider may refuse a request for want of a quota of the whole project, or because the project has spent
+too much in ten minutes. What stands for all its models is then a
+:class:`~llm_router.domain.deployment.ProjectDeployment`, and another one for what they spend: the store
+counts on it and learns limits of it as of any other, and nothing of it is configured. Which projects have one
+is in ``Pool.shared``: those for which this process was refused so, and those that it finds cooling down
+because another process was.
 
 As long as there is none, nothing here is on the path of a request. From then on the selector reserves through
 a :class:`ProjectStore`, which reserves on the project what was granted on one of its deployments.
@@ -12,23 +14,24 @@ a :class:`ProjectStore`, which reserves on the project what was granted on one o
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from typing import cast
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeployment, Scope
+from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
-from llm_router.engine.index import OF_PROJECT, TOKEN_REASONS, DeploymentState, Group
+from llm_router.engine.index import TOKEN_REASONS, DeploymentState, Group
 from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
-from llm_router.engine.retry import names_quota
+from llm_router.engine.retry import SPENDING_SPENT, is_spending, names_quota
 from llm_router.engine.timing import finish
-from llm_router.errors import ProviderError
+from llm_router.errors import ProviderError, QuotaViolation
 from llm_router.stores.base import (
     Decision,
     DeploymentSnapshot,
@@ -41,19 +44,20 @@ from llm_router.stores.base import (
 )
 
 __all__ = [
+    "STANDING",
     "ProjectStore",
     "added_up",
     "counted_from_now",
     "heed",
     "heed_counts",
+    "in_requests",
+    "is_known",
     "is_of_project",
     "projects_of",
+    "refused_by",
     "shared_state",
     "uncounted_by",
 ]
-
-_TWIN = "*"
-"""Ends the id of the reservation on the project; the rest is that of the one on the deployment."""
 
 _FRESH = 0.1
 """Seconds for which a refusal of a project stands for all requests that are no smaller. So none asks time and
@@ -61,6 +65,9 @@ again for a deployment that would be granted, and a half-open cooldown with it, 
 
 _UNKNOWN, _AGAIN = "what is left", 1.0
 """The reason of a refusal where a store has given none, and the seconds after which it is asked again."""
+
+STANDING = ProjectDeployment.of, ProjectDeployment.spending_of
+"""What may stand for the project of a deployment."""
 
 _FEW = 16
 """Most projects that are looked at for limits of which this process has not heard."""
@@ -70,22 +77,37 @@ _FEW = 16
 
 
 def is_of_project(error: ProviderError) -> bool:
-    """Return whether a refusal names quotas that all models of the project share, and that admit something.
+    """Return whether a refusal is about limits that all models of a project share, and that admit something.
 
-    Money that is spent is the project's as well, but nothing that can be counted here.
+    Either it names quotas, or it is for what was spent in ten minutes. Credits that are used up, and a cap on
+    the month, are the project's as well, but nothing that can be counted here.
     """
-    return (
-        error.kind is FailureKind.QUOTA
-        and error.scope is FaultScope.PROJECT
-        and any(violation.metric is not None for violation in error.violations)
-        and all(violation.limit != 0 for violation in error.violations)
+    if error.kind is not FailureKind.QUOTA or error.scope is not FaultScope.PROJECT:
+        return False
+    is_named = any(violation.metric is not None for violation in error.violations)
+    return is_spending(error) or (is_named and all(each.limit != 0 for each in error.violations))
+
+
+def refused_by(error: ProviderError, deployment: Deployment) -> ProjectDeployment:
+    """Return what stands for the project of a deployment, by what such a refusal is about."""
+    return (ProjectDeployment.spending_of if is_spending(error) else ProjectDeployment.of)(deployment)
+
+
+def in_requests(error: ProviderError) -> ProviderError:
+    """Return a refusal for what was spent as one for requests, by which that is counted."""
+    return ProviderError(
+        str(error),
+        kind=error.kind,
+        scope=error.scope,
+        code=error.code,
+        retry_delay=error.retry_delay,
+        violations=(QuotaViolation(Metric.RPM, None),),
     )
 
 
-def shared_state(state: DeploymentState) -> DeploymentState:
-    """Return a new state that stands for all models of the project of a deployment."""
-    group = Group(state.group.upstream, "", EVERY_MODEL)
-    return DeploymentState(ProjectDeployment.of(state.deployment), 0, 1.0, 0, group=group)
+def shared_state(state: DeploymentState, shared: ProjectDeployment) -> DeploymentState:
+    """Return a new state that stands for the project of a deployment."""
+    return DeploymentState(shared, 0, 1.0, 0, group=Group(state.group.upstream, "", shared.model))
 
 
 def heed(pool: Pool, state: DeploymentState, cooldown: Cooldown) -> None:
@@ -93,21 +115,34 @@ def heed(pool: Pool, state: DeploymentState, cooldown: Cooldown) -> None:
 
     So another process found it, and what is known of the limits is in the store.
     """
-    scope = state.deployment.project_scope
-    if cooldown.scope == scope and scope not in pool.shared and names_quota(cooldown):
-        pool.share(shared_state(state))
+    deployment = state.deployment
+    if cooldown.scope != deployment.project_scope:
+        return
+    if cooldown.reason == SPENDING_SPENT:
+        _keep(pool, ProjectDeployment.spending_of(deployment))
+    elif names_quota(cooldown):
+        _keep(pool, ProjectDeployment.of(deployment))
 
 
 def heed_counts(pool: Pool, snapshots: Iterable[DeploymentSnapshot]) -> None:
-    """Keep the limits of those projects from now on of which the store counts something.
+    """Keep those limits of projects from now on of which the store knows something.
 
     What a status or an explanation shows then holds for the next request as well, also where another process
     found it, or this one before a reload.
     """
     for each in snapshots:
-        scope = each.deployment.project_scope
-        if each.quotas and scope not in pool.shared and (states := pool.of(scope)):
-            pool.share(shared_state(states[0]))
+        if is_known(each.quotas) and isinstance(each.deployment, ProjectDeployment):
+            _keep(pool, each.deployment)
+
+
+def _keep(pool: Pool, shared: ProjectDeployment) -> None:
+    if pool.sharing(shared) is None and (states := pool.of(shared.project_scope)):
+        pool.share(shared_state(states[0], shared))
+
+
+def is_known(quotas: Iterable[QuotaSnapshot]) -> bool:
+    """Return whether anything was learnt of what all models of a project share."""
+    return any(quota.learnt is not None for quota in quotas)
 
 
 def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deployment]:
@@ -116,8 +151,9 @@ def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deploymen
     Of few projects that is each one: a process that only reports has not heard of any.
     """
     found = {each.project_scope: each for each in deployments}
-    are_few = len(found) <= _FEW
-    return [ProjectDeployment.of(each) for scope, each in found.items() if are_few or scope in pool.shared]
+    if len(found) > _FEW:
+        return [state.deployment for scope in found for state in pool.shared.get(scope, ())]
+    return [stands(each) for each in found.values() for stands in STANDING]
 
 
 # --- how the count begins ------------------------------------------------------------------------------
@@ -195,7 +231,7 @@ class ProjectStore:
         self._store = store
         self._pool = pool
         self._clock = clock
-        self._twins: dict[str, str] = {}
+        self._twins: dict[str, tuple[str, ...]] = {}
         self._full: dict[Scope, _Full] = {}
         self._short: set[Scope] = set()
         self._lifts = 0
@@ -257,20 +293,18 @@ class ProjectStore:
         if decision.deployment is None:
             return decision
         scope = decision.deployment.project_scope
-        shared = self._pool.shared.get(scope) if demand.requests else None
-        if shared is None:
-            return decision
-        second = await self._reserve_on(shared, reservation_id, decision, demand, ttl)
-        if not isinstance(second, Decision):
-            return cast("Decision", second)
-        if second.deployment is None:
-            self._note(second, shared, demand)
-            told = {refusal.deployment for refusal in decision.refusals}
-            concerned = [each for each in candidates if each.project_scope == scope and each not in told]
-            refusals = (_of_project(self._full[scope].refusal, each) for each in concerned)
-            decision.deployment, decision.probes = None, ()
-            decision.refusals = (*decision.refusals, *refusals)
-        else:
+        for shared in self._pool.shared.get(scope, ()) if demand.requests else ():
+            second = await self._reserve_on(shared, reservation_id, decision, demand, ttl)
+            if not isinstance(second, Decision):
+                return cast("Decision", second)
+            if second.deployment is None:
+                self._note(second, shared, demand)
+                told = {refusal.deployment for refusal in decision.refusals}
+                concerned = [each for each in candidates if each.project_scope == scope and each not in told]
+                refusals = (_of_project(self._full[scope].refusal, each) for each in concerned)
+                decision.deployment, decision.probes = None, ()
+                decision.refusals = (*decision.refusals, *refusals)
+                return decision
             decision.headroom = min(decision.headroom, second.headroom)
             decision.daily_headroom = min(decision.daily_headroom, second.daily_headroom)
         return decision
@@ -279,7 +313,9 @@ class ProjectStore:
         self, shared: DeploymentState, reservation_id: str, decision: Decision, demand: Demand, ttl: float
     ) -> object:
         """Reserve on a project, too, what was granted; give that back unless there is room for both."""
-        twin = self._twins[reservation_id] = f"{reservation_id}{_TWIN}"
+        # The id ends in what it is reserved on, such as "*", and begins as that of the one on the deployment.
+        twin = f"{reservation_id}{shared.deployment.model}"
+        self._twins[reservation_id] = (*self._twins.get(reservation_id, ()), twin)
         try:
             second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
         except BaseException:
@@ -345,13 +381,12 @@ class ProjectStore:
         await self._store.aclose()
 
     async def _end(self, reservation_id: str, end: Callable[[str], Awaitable[None]]) -> None:
-        twin = self._twins.get(reservation_id)
+        twins = self._twins.get(reservation_id, ())
         try:
-            try:
+            async with AsyncExitStack() as stack:  # each is ended, whatever becomes of the others
+                for twin in twins:
+                    stack.push_async_callback(end, twin)
                 await end(reservation_id)
-            finally:
-                if twin is not None:
-                    await end(twin)
         except Exception:
             self._twins.pop(reservation_id, None)
             raise
@@ -368,5 +403,6 @@ class ProjectStore:
 
 def _of_project(refusal: Refusal, deployment: Deployment) -> Refusal:
     """Return the refusal of a project as that of one of its deployments."""
-    reason = refusal.reason if refusal.cooldown is not None else f"{refusal.reason}{OF_PROJECT}"
+    named = refusal.deployment.quota_name(refusal.reason)
+    reason = refusal.reason if refusal.cooldown is not None else named
     return Refusal(deployment, reason, refusal.retry_at, refusal.wake_at)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -105,12 +105,14 @@ class Counted:
     Attributes:
         state: What this process knows of it.
         quotas: Its quotas.
-        of: What ends the reason of a refusal for want of one.
     """
 
     state: DeploymentState
     quotas: tuple[QuotaSnapshot, ...]
-    of: str = ""
+
+    def quota_name(self, metric: Metric) -> str:
+        """Return what a refusal for want of a quota of it is called."""
+        return self.state.deployment.quota_name(metric)
 
 
 class _Unknown(Container[DeploymentState]):
@@ -152,7 +154,7 @@ class Rehearsal:
     snapshots: Mapping[Deployment, DeploymentSnapshot]
     now: float
     pacer: Pacer | None = None
-    projects: Mapping[Scope, Counted] = attrs.field(factory=dict)
+    projects: Mapping[Scope, Sequence[Counted]] = attrs.field(factory=dict)
     asked: dict[Deployment, tuple[int, int]] = attrs.field(factory=dict, init=False)
     taken: Deployment | None = attrs.field(default=None, init=False)
     reopened: set[Scope] = attrs.field(factory=set, init=False)
@@ -187,9 +189,8 @@ class Rehearsal:
 
     def counted_on(self, state: DeploymentState, snapshot: DeploymentSnapshot) -> list[Counted]:
         """Return all quotas that a request on a deployment takes from."""
-        own = Counted(state, snapshot.quotas)
-        of_project = self.projects.get(snapshot.deployment.project_scope)
-        return [own] if of_project is None else [own, of_project]
+        of_project = self.projects.get(snapshot.deployment.project_scope, ())
+        return [Counted(state, snapshot.quotas), *of_project]
 
     def _ask(self, candidates: list[DeploymentState]) -> None:
         demand = demand_on(self.send, candidates)
@@ -220,7 +221,7 @@ class Rehearsal:
             for quota in counted.quotas:
                 at = room_at(quota, counted.state, demand.amount(quota.metric), now)
                 if at > latest:
-                    latest, reason = at, f"{quota.metric}{counted.of}"
+                    latest, reason = at, counted.quota_name(quota.metric)
                 wake_at = max(wake_at, room_at(quota, counted.state, 1, now))
         if latest <= now:
             return None

@@ -20,11 +20,13 @@ from llm_router.errors import ProviderError
 
 __all__ = [
     "DAY_SPENT",
+    "SPENDING_SPENT",
     "Next",
     "RetryPolicy",
     "Verdict",
     "asked_delay",
     "is_daily",
+    "is_spending",
     "names_quota",
     "store_scope",
 ]
@@ -33,6 +35,11 @@ _SPENT, _UNNAMED = "spent, says the provider", "unnamed quota"
 
 DAY_SPENT = f"daily quota {_SPENT}"
 """The reason of a cooldown because of a quota of the day."""
+
+SPENDING_SPENT = f"spend limit {_SPENT}"
+"""The same because of what a project may spend in ten minutes."""
+
+_MONEY_SPENT = f"money {_SPENT}"
 
 _LONGEST_TRANSIENT = 60.0
 _LONGEST_UNEXPLAINED = 15 * 60.0
@@ -246,11 +253,13 @@ class RetryPolicy:
 
         At its end one request goes first. Each time that it is refused as well, the next one waits longer.
         """
-        named = [violation.metric.value for violation in error.violations if violation.metric is not None]
-        reason = f"{', '.join(named) or _UNNAMED} {_SPENT}"
         starved = state.starved if inference.is_starved else 0
-        until = now + self._minute_delay(error, strikes.count, inference.pause, starved)
+        delay = self._minute_delay(error, strikes.count, inference.pause, starved)
+        if error.retry_delay is None:
+            delay = min(delay, max(inference.counted_in, _SHORTEST_REFUSAL))
+        until = now + delay
         scope = store_scope(error, state.deployment)
+        reason = _reason(error)
         return Cooldown(scope, until, reason, half_open=True, strikes=strikes.count + 1, since=strikes.since)
 
     def _daily_cooldown(
@@ -275,9 +284,27 @@ def is_daily(error: ProviderError) -> bool:
     return any(each.metric is not None and each.metric.is_daily for each in error.violations)
 
 
+def is_spending(error: ProviderError) -> bool:
+    """Return whether a refusal is for what a project spent in ten minutes: it names no quota, but passes."""
+    is_for_quota = error.kind is FailureKind.QUOTA and error.scope is FaultScope.PROJECT
+    return is_for_quota and not error.violations and not error.lasting
+
+
 def names_quota(cooldown: Cooldown) -> bool:
     """Return whether a scope cools down because a quota is spent that the provider has named."""
-    return cooldown.reason.endswith(_SPENT) and not cooldown.reason.startswith(_UNNAMED)
+    reason = cooldown.reason
+    is_named = reason not in (SPENDING_SPENT, _MONEY_SPENT) and not reason.startswith(_UNNAMED)
+    return is_named and reason.endswith(_SPENT)
+
+
+def _reason(error: ProviderError) -> str:
+    """Return the reason of a cooldown because of a refusal for want of quota."""
+    if is_spending(error):
+        return SPENDING_SPENT
+    if error.lasting:
+        return _MONEY_SPENT
+    named = [violation.metric.value for violation in error.violations if violation.metric is not None]
+    return f"{', '.join(named) or _UNNAMED} {_SPENT}"
 
 
 def _end_of_day(deployment: Deployment, now: float) -> float:

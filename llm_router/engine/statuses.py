@@ -9,18 +9,21 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from llm_router.domain.calendar import microseconds, midnights, seconds
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import SPENDING, Deployment
 from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
 from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
-from llm_router.engine.index import OF_PROJECT, DeploymentState
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.paces import Paces
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
 __all__ = ["Found", "count_unusable", "describe", "limit_of"]
 
 _HOUR = 3600.0
+
+_SPENDING = "spending"
+"""The name among the quotas of a project of what it spends, counted in requests of ten minutes."""
 
 
 @attrs.frozen
@@ -47,7 +50,7 @@ def describe(
     now: float,
     paces: Paces | None = None,
     found: Found = _NOTHING_FOUND,
-    of_project: DeploymentSnapshot | None = None,
+    of_project: Sequence[DeploymentSnapshot] = (),
 ) -> KeyStatus:
     """Return the status of a deployment.
 
@@ -57,7 +60,7 @@ def describe(
         now: Seconds since the epoch.
         paces: What was counted before, to which this is added.
         found: What was found out besides.
-        of_project: What the store knows of all models of its project together; None if nobody looked.
+        of_project: What the store knows of what all models of its project share.
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
@@ -66,16 +69,14 @@ def describe(
         metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
         for metric, limit in limits.items()
     }
-    spent = _spent(snapshot)
-    room_at = _room_at(snapshot, state, now)
-    project_limits: dict[str, LimitStatus] = {}
-    if of_project is not None:
-        project_limits = {
-            quota.metric.value: limit_of(quota, of_project.deployment, now, paces)
-            for quota in of_project.quotas
-        }
-        spent += _spent(of_project)
-        room_at = max(room_at, _room_at(of_project, state, now, OF_PROJECT))
+    counted = (snapshot, *of_project)
+    spent = [_named(quota, each) for each in counted for quota in _spent(each)]
+    room_at = max(_room_at(each, state, now) for each in counted)
+    project_limits = {
+        _named(quota, each): limit_of(quota, each.deployment, now, paces)
+        for each in of_project
+        for quota in each.quotas
+    }
     is_disabled = cooldown is not None and cooldown.is_disabled
     is_quarantined = cooldown is not None and cooldown.is_quarantine and until > now
     kind, usable_at = _usable(
@@ -98,7 +99,7 @@ def describe(
         cooldown_until=until if now < until < math.inf else None,
         cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
         reason=reason if until > now else None,
-        spent=list(dict.fromkeys(quota.metric.value for quota in spent)),
+        spent=list(dict.fromkeys(spent)),
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
         limits={metric.value: limit for metric, limit in limits.items()},
         project_limits=project_limits,
@@ -208,11 +209,13 @@ def _spent(snapshot: DeploymentSnapshot) -> list[QuotaSnapshot]:
     return [quota for quota in snapshot.quotas if quota.used >= quota.limit]
 
 
-def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float, of: str = "") -> float:
-    """Return when every spent quota has room for the smallest request, at the latest.
+def _named(quota: QuotaSnapshot, snapshot: DeploymentSnapshot) -> str:
+    """Return the name of a quota among those of a deployment, or those of its project."""
+    return _SPENDING if snapshot.deployment.model == SPENDING else quota.metric.value
 
-    ``of`` is what ends the reason of a refusal for want of it.
-    """
+
+def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> float:
+    """Return when every spent quota has room for the smallest request, at the latest."""
     spent = _spent(snapshot)
     if not spent:
         return now
@@ -232,7 +235,7 @@ def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: f
     if (
         refusal is not None
         and refusal.cooldown is None
-        and refusal.reason in {f"{quota.metric}{of}" for quota in spent}
+        and refusal.reason in {snapshot.deployment.quota_name(quota.metric) for quota in spent}
     ):
         # What the store said of the smallest request; a snapshot knows only when all of it is back.
         return min(latest, refusal.wake_at) if refusal.wake_at > now else latest

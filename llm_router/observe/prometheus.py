@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from llm_router.domain.deployment import EVERY_MODEL, Deployment
+from llm_router.domain.deployment import Deployment, ProjectDeployment
 from llm_router.domain.kinds import Metric
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.errors import ConfigError
@@ -277,8 +277,8 @@ class _QuotaGauges(Collector):
 
     def note_limit(self, event: LimitLearnt) -> None:
         """Show a limit that was learnt just now; what is left of it is not known."""
-        if event.deployment.model == EVERY_MODEL:  # of which no snapshot tells, so that it would vanish again
-            return
+        if isinstance(event.deployment, ProjectDeployment):
+            return  # no snapshot tells of it, so that it would vanish again
         where = _where(event.deployment, event.metric)
         if where in self._limits or len(self._limits) < self._most:
             self._limits = {**self._limits, where: _Limit(event.limit, event.source, None)}

@@ -12,7 +12,7 @@ what came                                                               kind    
 400 about what the model cannot do: features, modes, lengths            REQUEST  model
 400 FAILED_PRECONDITION otherwise                                       KEY      project
 401                                                                     KEY      key
-402 (prepaid credits are spent)                                         QUOTA    project
+402 (prepaid credits are spent: lasting)                                QUOTA    project
 403 with a reason about the API key                                     KEY      key
 403 with a reason about the project (a suspension is lasting)           KEY      project
 403 that names a model                                                  MODEL    deployment
@@ -25,7 +25,8 @@ what came                                                               kind    
 404 otherwise                                                           MODEL    deployment
 408                                                                     TIMEOUT  path
 429 about the model's capacity                                          SERVER   deployment
-429 with words about spending or credits                                QUOTA    project
+429 with words about credits or a spending cap (lasting)                QUOTA    project
+429 with words about a spend limit                                      QUOTA    project
 429 that names a quota which all models of the project share            QUOTA    project
 429 that names a quota of a tool                                        QUOTA    feature
 429 that names no quota, for a request with such a tool                 QUOTA    feature
@@ -173,11 +174,13 @@ _MODEL_CANNOT = _words(
     r"\bcontext (?:window|length)\b",
     r"\bsupported range is\b",
 )
-_SPENDING = _words(
-    r"\bspend(?:ing)?[- ](?:based|caps?|limits?)\b",
+_MONEY = _words(
+    r"\bspend(?:ing)?[- ]caps?\b",
+    r"\bmonthly spend(?:ing)?\b",
     r"\bprepa(?:y|id|yment)\b.*\b(?:depleted|exhausted|spent)\b",
     r"\bcredits? (?:are|is|have been) (?:depleted|exhausted)\b",
 )
+_SPENDING = _words(r"\bspend(?:ing)?[- ](?:based|limits?|rates?)\b")
 _CAPACITY = _words(r"\bno capacity\b", r"\bmodel is (?:currently )?overloaded\b", r"\bhigh demand\b")
 
 _PATH_FAULT = Fault(FailureKind.NETWORK, FaultScope.PATH)
@@ -190,6 +193,7 @@ _NO_SUCH_MODEL = Fault(FailureKind.MODEL)
 _OVERLOADED = Fault(FailureKind.SERVER)
 _QUOTA = Fault(FailureKind.QUOTA)
 _PROJECT_QUOTA = Fault(FailureKind.QUOTA, FaultScope.PROJECT)
+_NO_MONEY = Fault(FailureKind.QUOTA, FaultScope.PROJECT, lasting=True)
 _TOOL_QUOTA = Fault(FailureKind.QUOTA, FaultScope.FEATURE)
 
 _RULES = (
@@ -206,7 +210,7 @@ _RULES = (
     _Rule(codes={400}, status="FAILED_PRECONDITION", then=_PROJECT_FAULT),
     # 401 and 402
     _Rule(codes={401}, then=_KEY_FAULT),
-    _Rule(codes={402}, then=_PROJECT_QUOTA),
+    _Rule(codes={402}, then=_NO_MONEY),
     # 403
     _Rule(codes={403}, reason=_KEY_REASON, then=_KEY_FAULT),
     _Rule(codes={403}, reason=_SUSPENDED_REASON, then=_SUSPENDED_FAULT),
@@ -227,6 +231,7 @@ _RULES = (
     # 429
     _Rule(codes={429}, reason=_CAPACITY_REASON, then=_OVERLOADED),
     _Rule(codes={429}, words=_CAPACITY, then=_OVERLOADED),
+    _Rule(codes={429}, words=_MONEY, then=_NO_MONEY),
     _Rule(codes={429}, words=_SPENDING, then=_PROJECT_QUOTA),
     _Rule(codes={429}, wider=FaultScope.PROJECT, then=_PROJECT_QUOTA),
     _Rule(codes={429}, wider=FaultScope.FEATURE, then=_TOOL_QUOTA),

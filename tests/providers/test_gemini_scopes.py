@@ -287,6 +287,11 @@ REFUSALS = {
         "project",
     ),
     "spending limit": (exhausted("This project exceeded its spending limit."), "quota", "project"),
+    "spend-based rate limit": (
+        exhausted("Your project has exceeded its spend-based rate limit. Please try again later."),
+        "quota",
+        "project",
+    ),
     "per project": (
         exhausted(EXCEEDED, quota_failure(violation("GenerateRequestsPerDayPerProject-FreeTier"))),
         "quota",
@@ -401,6 +406,16 @@ async def test_whose_fault_it_is(
         found[name] = error.kind, error.scope, error.feature, error.charged
         expected[name] = kind, scope, None, answer[0] not in (402, 429)
     assert found == expected
+
+
+async def test_money_that_is_gone_is_told_from_a_rate_of_spending(
+    refused: Callable[..., Coroutine[Any, Any, ProviderError]],
+) -> None:
+    """What was spent in ten minutes comes back by itself; credits and the cap of a month do not."""
+    lasting = {name for name, (answer, *_) in REFUSALS.items() if (await refused(*answer)).lasting}
+    about_money = {name for name in REFUSALS if "spend" in name or "credits" in name or "402" in name}
+    passing = {"spending limit", "spend-based rate limit"}
+    assert lasting & about_money == about_money - passing
 
 
 async def test_a_long_message_takes_no_time(
