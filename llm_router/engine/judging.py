@@ -16,11 +16,11 @@ from llm_router.domain.cooldown import PROBE_TIME, Cooldown
 from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.engine.breaker import FORBIDDEN_WITHIN, PATH_FAILURES
+from llm_router.engine.evidence import Inference
 from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.failures import FailureLog
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner, Refused
-from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import is_of_project
 from llm_router.engine.remembering import remember

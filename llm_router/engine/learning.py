@@ -14,20 +14,10 @@ from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import SPENDING, Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
+from llm_router.engine.evidence import LATEST, WINDOW, Circumstances, Inference, begin_to_count, is_in_part
 from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.limits import (
-    WINDOW,
-    Circumstances,
-    Inference,
-    after_answer,
-    after_refusal,
-    begin_to_count,
-    counting_tokens,
-    first_inferences,
-    for_another_project,
-    is_in_part,
-)
+from llm_router.engine.limits import after_answer, after_refusal, first_inferences, for_another_project
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import (
     added_up,
@@ -43,6 +33,7 @@ from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
 from llm_router.engine.tries import concerns_others, follow, proves_more, put_off, takes_turns
+from llm_router.engine.unnamed import counting_tokens, taken_for_tokens
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
@@ -116,7 +107,8 @@ class LimitLearner:
     _found: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _doubted: dict[Scope, float] = attrs.field(factory=dict, init=False)
     _before: dict[Scope, _Before] = attrs.field(factory=dict, init=False)
-    _latest: dict[Scope, tuple[QuotaSnapshot, ...]] = attrs.field(factory=dict, init=False)
+    _latest: dict[Scope, tuple[tuple[QuotaSnapshot, ...], ...]] = attrs.field(factory=dict, init=False)
+    _taken_for_tokens: dict[Scope, tuple[float, int]] = attrs.field(factory=dict, init=False)
     _told: dict[str, float] = attrs.field(factory=dict, init=False)
     _beginning: set[Scope] = attrs.field(factory=set, init=False)
 
@@ -200,14 +192,27 @@ class LimitLearner:
         doubted = 0.0 <= now - self._doubted.get(scope, math.inf) < _DOUBTED_FOR
         before = self._quotas_before(scope, quotas, now, began, since) if not repeated else ()
         latest = self._latest.get(scope, ())
+        taken_at, first_tokens = self._taken_for_tokens.get(scope, (-math.inf, 0))
         when = Circumstances(
-            now, began, strikes, since, repeated, finding, doubted, refused.tokens, before, latest
+            now,
+            began,
+            strikes,
+            since,
+            repeated,
+            finding,
+            doubted,
+            refused.tokens,
+            before,
+            latest,
+            first_tokens if 0.0 <= now - taken_at < _DOUBTED_FOR else 0,
         )
         inference = after_refusal(error, state.deployment, quotas, when)
         if not (repeated or error.violations):
             is_whole = not any(is_in_part(quota, now) for quota in quotas)
-            remember(self._latest, scope, quotas if is_whole else ())
+            remember(self._latest, scope, (*latest, quotas)[-LATEST:] if is_whole else ())
             inference = counting_tokens(inference, quotas)
+            if first := taken_for_tokens(inference):
+                remember(self._taken_for_tokens, scope, (now, first))
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             remember(self._doubted, scope, now)
         self._look_at(state, now + WINDOW)

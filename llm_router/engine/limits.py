@@ -16,7 +16,17 @@ import attrs
 from llm_router.domain.calendar import next_midnight
 from llm_router.domain.deployment import Deployment
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
-from llm_router.domain.quota import GUARD, MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Refill
+from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Refill
+from llm_router.engine.evidence import (
+    LIKELY,
+    WINDOW,
+    Circumstances,
+    Growth,
+    Inference,
+    begin_to_count,
+    is_in_part,
+)
+from llm_router.engine.unnamed import most_likely
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot
 
@@ -24,22 +34,12 @@ __all__ = [
     "FIRST_WAIT",
     "LONGEST_WAIT",
     "SELDOM",
-    "WINDOW",
-    "Circumstances",
-    "Growth",
-    "Inference",
     "after_answer",
     "after_refusal",
-    "begin_to_count",
-    "counting_tokens",
     "first_inferences",
     "for_another_project",
-    "is_in_part",
     "longest_wait",
 ]
-
-WINDOW = MINUTE + GUARD
-"""Seconds after which what was admitted no longer counts."""
 
 FIRST_WAIT = 120.0
 """Seconds after which one request more is tried for the first time."""
@@ -100,76 +100,6 @@ _MARGIN = 40
 """A refusal that comes sooner lowers a token limit by one part of this many."""
 
 
-@attrs.frozen
-class Inference:
-    """What a refusal says.
-
-    Attributes:
-        learnt: The limits to learn.
-        is_explained: Whether the store's own count refuses now, for as long as needed: no cooldown must.
-        is_day_confirmed: Whether the day's quota is known to be spent: trying once more would not help.
-        pause: Seconds after which, or twice that, to try again if the provider says nothing and the count
-            does not explain the refusal; 0 if nothing was admitted for a whole window.
-        counted_in: Seconds after which to try again at the latest if the provider says nothing: then a whole
-            window has been counted of what was not counted before; infinity if all was.
-        is_starved: Whether nothing of what was refused was admitted for a whole window: another user has all
-            of the quota.
-    """
-
-    learnt: tuple[LearntLimit, ...] = ()
-    is_explained: bool = False
-    is_day_confirmed: bool = False
-    pause: float = 0.0
-    counted_in: float = math.inf
-    is_starved: bool = False
-
-
-@attrs.frozen
-class Circumstances:
-    """When a refused request was sent, and what had happened before.
-
-    Attributes:
-        now: Seconds since the epoch.
-        began: When the request was sent, likewise.
-        strikes: How often in a row it was refused before, each time after it had been left alone.
-        since: When the first of those strikes was, in seconds since the epoch.
-        repeated: Whether it was on its way before another refusal was acted upon: both are one event.
-        finding: Whether that was the event in which the limit was found.
-        doubted: Whether an earlier event that could not be explained was put down to chance.
-        tokens: The input tokens that were reserved for it.
-        before: The quotas when the first of the strikes came, before anything was learnt from it; empty if
-            that is not known.
-        latest: The quotas at the last refusal before this one that named nothing; empty if that is not known,
-            or one of them was counted in part.
-        window: Seconds after which what was admitted of the quota that is looked at no longer counts.
-    """
-
-    now: float
-    began: float
-    strikes: int = 0
-    since: float = math.inf
-    repeated: bool = False
-    finding: bool = False
-    doubted: bool = False
-    tokens: int = 0
-    before: Sequence[QuotaSnapshot] = ()
-    latest: Sequence[QuotaSnapshot] = ()
-    window: float = WINDOW
-
-
-@attrs.frozen
-class Growth:
-    """What an answer says.
-
-    Attributes:
-        learnt: The limits to learn.
-        due: When the next answer says something new, in seconds since the epoch.
-    """
-
-    learnt: tuple[LearntLimit, ...]
-    due: float
-
-
 def after_refusal(
     error: ProviderError, deployment: Deployment, quotas: Sequence[QuotaSnapshot], when: Circumstances
 ) -> Inference:
@@ -191,9 +121,10 @@ def after_refusal(
     steady = {quota.metric for quota in deployment.quotas if quota.refill is Refill.STEADY}
     learnt: list[LearntLimit] = []
     is_explained, pause, counted_in, is_starved = True, 0.0, math.inf, True
-    if not stated and (mistaken := _mistaken(counted, when)):
-        stated, learnt = {Metric.TPM: None}, [mistaken]
-    for metric, limit in (stated or {_likeliest(counted): None}).items():
+    if not stated:
+        likely, forgotten = most_likely(counted, when)
+        stated, learnt = {likely: None}, [*forgotten]
+    for metric, limit in stated.items():
         if limit is None and metric not in counted:
             learnt.append(begin_to_count(metric))
             is_explained = is_starved = False
@@ -218,23 +149,6 @@ def _window(deployment: Deployment, metric: Metric) -> float:
     """Return the seconds after which what was admitted of a rolling quota no longer counts."""
     rolling = (each for each in deployment.quotas if each.refill is Refill.ROLLING)
     return next((each.window + each.guard for each in rolling if each.metric is metric), WINDOW)
-
-
-def begin_to_count(metric: Metric) -> LearntLimit:
-    """Return the limit by which the store counts from now on what nobody has set a limit for."""
-    return LearntLimit(metric, MAX_LIMIT, LimitSource.UNKNOWN, replaces=0.0)
-
-
-def counting_tokens(inference: Inference, quotas: Sequence[QuotaSnapshot]) -> Inference:
-    """Return what a refusal without a name says where its count does not explain it: it may be for tokens.
-
-    So these are counted from then on, if they are not yet.
-    """
-    counted = {quota.metric for quota in quotas}
-    is_for_minute = not (inference.is_explained or inference.is_starved or inference.is_day_confirmed)
-    if not is_for_minute or Metric.RPM not in counted or Metric.TPM in counted:
-        return inference
-    return attrs.evolve(inference, learnt=(*inference.learnt, begin_to_count(Metric.TPM)))
 
 
 def _named(error: ProviderError) -> dict[Metric, int | None]:
@@ -292,11 +206,6 @@ def _admitted(
     return _found(metric, limit, stated, when.window * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
 
 
-def is_in_part(quota: QuotaSnapshot, now: float, window: float = WINDOW) -> bool:
-    """Return whether a quota that nobody has set a limit for has not been counted for a whole window yet."""
-    return quota.limit >= MAX_LIMIT and quota.learnt is not None and now - quota.learnt.learnt_at < window
-
-
 def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) -> bool:
     """Return whether what was admitted of a quota without a learnt limit may be less than its limit."""
     if is_in_part(quota, when.now, when.window):
@@ -304,7 +213,7 @@ def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) 
     # Far below what is expected, the minute may be at fault: others used the quota, or the store is new. A
     # second time it is not: the first cooldown ends with the first answer, which shows only that the minute
     # is over.
-    expected = quota.limit * _LIKELY if stated is None else stated
+    expected = quota.limit * LIKELY if stated is None else stated
     return when.strikes == 0 and not when.doubted and quota.used < expected
 
 
@@ -341,12 +250,12 @@ def _tokens_refused(
         return _with_rise(LearntLimit(metric, stated), FIRST_WAIT), False
     known = quota.limit if stated is None else min(stated, quota.limit)
     is_chance = quota.learnt is None or when.now - quota.learnt.learnt_at >= _CHANCE
-    if is_chance and not when.strikes and not (when.doubted and asked < known * _LIKELY):
+    if is_chance and not when.strikes and not (when.doubted and asked < known * LIKELY):
         return _found(metric, known, stated, FIRST_WAIT), False  # the estimate was at fault, not the limit
     limit = known - max(1, known // _MARGIN)
     if asked < known * _NEARLY:  # no estimate is that wrong: the limit is between what was used and asked for
         limit = max(quota.used + when.tokens // 2, known - known // _LOWERED)
-        if when.tokens * _SMALL <= quota.used < known * _LIKELY:
+        if when.tokens * _SMALL <= quota.used < known * LIKELY:
             limit = quota.used + when.tokens // 2
     # A request of this size must stay possible: if it is never admitted, it is the provider's to say so.
     wait = FIRST_WAIT if quota.learnt is None else _TOKEN_WAIT
@@ -393,45 +302,6 @@ def _with_rise(learnt: LearntLimit, after: float, step: int | None = None) -> Le
 
 def _step(metric: Metric, limit: int) -> int:
     return max(1, limit // _TOKEN_STEP) if metric.counts_tokens else 1
-
-
-def _likeliest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:
-    """Return the metric that a refusal without a name is about: the one of which the most is used."""
-    minutes = [quota for metric, quota in counted.items() if not metric.is_daily and quota.limit > 0]
-    fullest = max(minutes, key=lambda quota: quota.used / quota.limit, default=None)
-    if fullest is None or fullest.used < _LIKELY * fullest.limit:
-        return Metric.RPM
-    return fullest.metric
-
-
-def _mistaken(counted: Mapping[Metric, QuotaSnapshot], when: Circumstances) -> LearntLimit | None:
-    """Return what has the limit of requests forgotten, if refusals without a name are for tokens.
-
-    That is so if they come at about as many tokens, but at another number of requests, below the limit that
-    the ones before were taken for.
-    """
-    requests, tokens = counted.get(Metric.RPM), counted.get(Metric.TPM)
-    latest = {quota.metric: quota.used for quota in when.latest}
-    if requests is None or tokens is None or requests.learnt is None or len(latest) < len(counted):
-        return None
-    before = latest.get(Metric.RPM, 0)
-    is_other = abs(requests.used - before) > 1 and not _is_about(requests.used, before, _OTHER)
-    is_alike = tokens.used > 0 and _is_about(tokens.used, latest.get(Metric.TPM, 0), _ALIKE)
-    is_inferred = requests.learnt.source is LimitSource.INFERRED and requests.used < requests.learnt.limit
-    if when.repeated or not (is_inferred and is_alike and is_other):
-        return None
-    return LearntLimit(Metric.RPM, None, replaces=requests.learnt.learnt_at)
-
-
-def _is_about(one: int, other: int, share: float) -> bool:
-    return abs(one - other) <= share * max(one, other)
-
-
-_ALIKE, _OTHER = 0.15, 0.2
-"""The shares by which counts differ at most that are about the same, and at least if they are others."""
-
-_LIKELY = 0.5
-"""The share of a limit below which it is not what was spent."""
 
 
 def _day_spent(
@@ -618,7 +488,7 @@ def _risen(
         return None, proven_at
     if is_steady:  # it never owes as much as its limit, which a window at it is the proof of
         is_proven = True
-    elif quota.metric.counts_tokens and quota.used >= _LIKELY * record.limit:
+    elif quota.metric.counts_tokens and quota.used >= LIKELY * record.limit:
         # Where all requests are larger than the step, it takes several steps until one more fits.
         is_proven = quota.used > record.limit or now - record.raise_at >= _TOKEN_WAIT
     else:

@@ -25,9 +25,9 @@ from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
+from llm_router.engine.evidence import WINDOW, begin_to_count
 from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
 from llm_router.engine.index import TOKEN_REASONS, DeploymentState, Group
-from llm_router.engine.limits import WINDOW, begin_to_count
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import SPENDING_SPENT, is_spending, names_quota
 from llm_router.engine.timing import finish

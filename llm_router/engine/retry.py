@@ -14,8 +14,8 @@ from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.limits import LearntLimit
 from llm_router.domain.quota import PROVIDER_TIMEZONE
 from llm_router.engine.credentials import mark
+from llm_router.engine.evidence import Inference
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.limits import Inference
 from llm_router.errors import ProviderError
 
 __all__ = [

@@ -12,19 +12,16 @@ import pytest
 from llm_router import Deployment, Metric, ProviderError, Quota, Refill
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.domain.quota import MAX_LIMIT
+from llm_router.engine.evidence import WINDOW, Circumstances, Growth, Inference
 from llm_router.engine.limits import (
     FIRST_WAIT,
     LONGEST_WAIT,
-    WINDOW,
-    Circumstances,
-    Growth,
-    Inference,
     after_answer,
     after_refusal,
-    counting_tokens,
     first_inferences,
     for_another_project,
 )
+from llm_router.engine.unnamed import counting_tokens, taken_for_tokens
 from llm_router.errors import QuotaViolation
 from llm_router.stores.base import QuotaSnapshot
 
@@ -152,19 +149,37 @@ def test_bare_refusals_at_as_many_tokens_are_for_tokens(conclude: Callable[..., 
     """If the requests are others, and fewer than the limit that the ones before were taken for."""
     taken_for = record(12, ago=500.0)
     quotas = counted(RPM, 7, 12, taken_for), counted(TPM, 5_800, MAX_LIMIT, record(MAX_LIMIT, UNKNOWN))
-    latest = counted(RPM, 12, 15), counted(TPM, 5_500, MAX_LIMIT)
+    latest = [(counted(RPM, rpm, 15), counted(TPM, 5_500, MAX_LIMIT)) for rpm in (12, 9)]
     inference = conclude(*quotas, doubted=True, tokens=600, latest=latest)
     assert inference.learnt == (
         LearntLimit(RPM, None, replaces=taken_for.learnt_at),
         found(TPM, 6_100),
     )
-    for other in (
-        (counted(RPM, 12, 15), counted(TPM, 4_000, MAX_LIMIT)),
-        (counted(RPM, 7, 15), counted(TPM, 5_500, MAX_LIMIT)),
-        (),
+    assert taken_for_tokens(inference) == 6_100
+    for case in (
+        {"latest": [latest[0], (counted(RPM, 9, 15), counted(TPM, 4_000, MAX_LIMIT))]},
+        {"latest": [(counted(RPM, 7, 15), counted(TPM, 5_500, MAX_LIMIT))] * 2},
+        {"latest": latest[:1]},  # it may be chance
+        {"latest": ()},
+        {"latest": latest, "first_tokens": 9_000},  # it was so already
     ):
-        learnt = conclude(*quotas, doubted=True, tokens=600, latest=other).learnt
-        assert [entry.metric for entry in learnt] == [RPM]
+        inference = conclude(*quotas, doubted=True, tokens=600, **case)
+        assert [entry.metric for entry in inference.learnt] == [RPM]
+        assert taken_for_tokens(inference) == 0
+
+
+def test_refusals_that_go_on_at_far_fewer_tokens_are_not_for_tokens(
+    conclude: Callable[..., Inference],
+) -> None:
+    """Others use the quota: so the limit of tokens is forgotten, and requests are limited as before."""
+    limited = record(1_500, ago=500.0)
+    quotas = counted(RPM, 7, 12, record(12, ago=500.0)), counted(TPM, 1_400, 1_500, limited)
+    inference = conclude(*quotas, doubted=True, tokens=200, first_tokens=6_000)
+    assert inference.learnt[0] == LearntLimit(TPM, None, replaces=limited.learnt_at)
+    assert [entry.metric for entry in inference.learnt[1:]] == [RPM]
+    for first in (3_000, 0):
+        learnt = conclude(*quotas, doubted=True, tokens=200, first_tokens=first).learnt
+        assert RPM not in {entry.metric for entry in learnt}
 
 
 def test_a_bare_refusal_that_nothing_explains_has_tokens_counted(conclude: Callable[..., Inference]) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from llm_router import Deployment, FailureKind, Metric, ProviderError, Quota, Refill
 from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.engine.evidence import Inference
 from llm_router.engine.index import DeploymentState
-from llm_router.engine.limits import Inference
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import Next, RetryPolicy, Verdict
 from llm_router.errors import QuotaViolation
