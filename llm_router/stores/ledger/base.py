@@ -20,7 +20,8 @@ class Ledger(Protocol):
     call: a clock that was corrected looks the same, and must not give back early.
     Where it is set forward, what was taken comes back as much earlier: the time that a suspended machine has
     slept through looks the same, and has passed.
-    An amount of 0 takes nothing, but its mark is still needed: more may be used than estimated.
+    An amount of 0 takes nothing, and moves nothing that was taken; but its mark is still needed: more may be
+    used than estimated, which counts as taken then.
     """
 
     limit: int

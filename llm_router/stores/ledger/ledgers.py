@@ -71,7 +71,8 @@ class RollingLedger(_Clock):
 
     An entry is ``last, amount, first``: the times of the last and the first taking merged into it, and what
     they took together. Both times increase strictly from entry to entry. There are never many more than
-    :data:`MAX_ENTRIES` entries. A mark is a time: the ``first`` of the entry that the taking went into.
+    :data:`MAX_ENTRIES` entries. A mark is a time: the ``first`` of the entry that the taking went into; for a
+    taking of nothing, which goes into none, the time at which it was made.
 
     The newest entry is kept in attributes: at a large limit, most takings touch nothing else. The older ones
     lie flat in an array, 24 bytes each. They are doubles (exact for whole microseconds until the year 2255)
@@ -159,14 +160,15 @@ class RollingLedger(_Clock):
         """Take ``amount`` and return its mark."""
         if now >= self._idle_until or now < self._last:
             now = self._see(now)
+        if not amount:
+            return now
         first = self._first
         if now - first <= self._resolution:
             self._last = now
             self._amount += amount
             self.taken += amount
             return first
-        if amount:
-            self._begin(amount, now)
+        self._begin(amount, now)
         return now
 
     def correct(self, mark: int, change: int, now: int) -> None:

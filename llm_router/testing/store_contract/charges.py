@@ -12,9 +12,11 @@ from llm_router.testing.store_contract.base import (
     SPAN,
     START,
     ContractBase,
+    close,
     deployment,
     grants,
     move_to,
+    quotas_of,
     reserve,
     rpd,
     rpm,
@@ -74,6 +76,19 @@ class ChargeContract(ContractBase):
                 assert await used(store, limited) != [left]
                 move_to(clock, START + at)
                 assert await used(store, limited) == [left]
+
+    async def test_a_charge_of_nothing_moves_nothing(self) -> None:
+        """What was taken comes back when it would have, whatever else the charge counts."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(1_000), rpm(1_000))
+            assert await grants(store, limited, tokens=100)
+            clock.shift(0.2)
+            await _charge(store, limited, *_takings(START + 0.1, START + 0.2))
+            assert await used(store, limited) == [100, 3]
+            quotas = await quotas_of(store, limited)
+            assert close(quotas[Metric.TPM].resets_at, START + SPAN)
+            assert close(quotas[Metric.RPM].resets_at, START + 0.2 + SPAN)
 
     async def test_what_has_come_back_is_not_charged(self) -> None:
         """A taking that is older than the window, or of yesterday, counts nothing."""

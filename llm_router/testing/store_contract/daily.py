@@ -183,3 +183,15 @@ class DailyContract(ContractBase):
                 for _ in range(4):
                     clock.shift(86_400.0)
                     assert [await grants(store, limited) for _ in range(6)] == [True] * 5 + [False]
+
+    async def test_a_reserve_of_nothing_moves_no_day(self) -> None:
+        """Within the guard before midnight, what was taken comes back at that midnight all the same."""
+        midnight = _moment(2027, 5, 4)
+        clock = ManualClock(midnight - 10.0)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpd(3))
+            assert await grants(store, limited)
+            move_to(clock, midnight - 0.1)
+            assert await grants(store, limited, requests=0)
+            assert await used(store, limited) == [1]
+            assert close((await quotas_of(store, limited))[Metric.RPD].resets_at, midnight)

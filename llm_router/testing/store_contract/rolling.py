@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from llm_router.domain.quota import MINUTE, Demand
+from llm_router.domain.cooldown import Cooldown, LearntLimit
+from llm_router.domain.quota import MINUTE, Demand, Metric
 from llm_router.testing.clock import ManualClock
 from llm_router.testing.store_contract.base import (
     MS,
@@ -201,3 +202,68 @@ class RollingContract(ContractBase):
             await store.settle("one", Demand(1, 20))
             await store.release("two")
             assert await used(store, limited) == [30]
+
+    async def test_a_reserve_of_nothing_moves_no_taking(self) -> None:
+        """At a large limit, where takings within a slice come back together, it is none of them."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(1000), rpm(1000))
+            assert await grants(store, limited, tokens=100)
+            for later, requests, expected in ((0.1, 1, 0.1), (0.2, 0, 0.1), (0.24, 0, 0.1)):
+                move_to(clock, START + later)
+                assert await grants(store, limited, requests=requests)
+                quotas = await quotas_of(store, limited)
+                assert close(quotas[Metric.TPM].resets_at, START + SPAN)
+                assert close(quotas[Metric.RPM].resets_at, START + expected + SPAN)
+            [refusal] = (await reserve(store, limited, tokens=1000)).refusals
+            assert close(refusal.retry_at, START + SPAN)
+            move_to(clock, START + SPAN)
+            assert await used(store, limited) == [0, 2]
+
+    async def test_a_reserve_of_nothing_moves_no_taking_under_a_learnt_limit(self) -> None:
+        """A limit that was learnt is as large as one that is configured."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(rpm(5))
+            learnt = (LearntLimit(Metric.TPM, 5_000),)
+            await store.cool_down(Cooldown(limited.model_scope, START, "says so", learnt))
+            assert await grants(store, limited, tokens=100)
+            clock.shift(0.2)
+            assert await grants(store, limited)
+            assert close((await quotas_of(store, limited))[Metric.TPM].resets_at, START + SPAN)
+
+    async def test_what_a_reserve_of_nothing_used_counts_from_its_own_time(self) -> None:
+        """It comes back with the takings of its slice, at the end of these; or alone, when these are gone."""
+        for settled, others, back in ((0.15, 0, 0.1), (0.15, 30, 0.2), (SPAN + 0.05, 0, 0.1)):
+            clock = ManualClock(START)
+            async with self.open_store(clock) as store:
+                limited = deployment(tpm(1000))
+                assert await grants(store, limited, tokens=100)
+                move_to(clock, START + 0.1)
+                await reserve(store, limited, reservation_id="nothing")
+                move_to(clock, START + settled)
+                await store.settle("nothing", Demand(1, 50))
+                if others:
+                    move_to(clock, START + 0.2)
+                    assert await grants(store, limited, tokens=others)
+                left = others + (150 if settled < SPAN else 50)
+                assert await used(store, limited) == [left]
+                assert close((await quotas_of(store, limited))[Metric.TPM].resets_at, START + back + SPAN)
+                move_to(clock, START + back + SPAN - MS)
+                assert await used(store, limited) == [left]
+                move_to(clock, START + back + SPAN)
+                assert await used(store, limited) == [0]
+
+    async def test_what_a_reserve_of_nothing_used_counts_where_others_gave_back(self) -> None:
+        """What they took is back, and what it used is not."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(tpm(1000))
+            await reserve(store, limited, tokens=100, reservation_id="something")
+            clock.shift(0.1)
+            await reserve(store, limited, reservation_id="nothing")
+            await store.release("something")
+            clock.shift(5.0)
+            await store.settle("nothing", Demand(1, 50))
+            assert await used(store, limited) == [50]
+            assert close((await quotas_of(store, limited))[Metric.TPM].resets_at, START + 0.1 + SPAN)

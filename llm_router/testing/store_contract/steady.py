@@ -11,9 +11,11 @@ from llm_router.testing.store_contract.base import (
     SPAN,
     START,
     ContractBase,
+    close,
     deployment,
     grants,
     move_to,
+    quotas_of,
     reserve,
     set_back,
     steady,
@@ -172,3 +174,17 @@ class SteadyContract(ContractBase):
                     clock.shift(SPAN / 58)
                     assert await grants(store, limited)
                     assert not await grants(store, limited)
+
+    async def test_a_reserve_of_nothing_moves_no_steady_debt(self) -> None:
+        """The bucket is as full as it was, and full again when it would have been."""
+        clock = ManualClock(START)
+        async with self.open_store(clock) as store:
+            limited = deployment(steady(Metric.TPM, 1_000, burst=500))
+            assert await grants(store, limited, tokens=500)
+            full_at = (await quotas_of(store, limited))[Metric.TPM].resets_at
+            for _ in range(5):
+                clock.shift(0.1)
+                before = await used(store, limited)
+                assert await grants(store, limited)
+                assert await used(store, limited) == before
+                assert close((await quotas_of(store, limited))[Metric.TPM].resets_at, full_at)

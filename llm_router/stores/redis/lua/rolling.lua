@@ -59,24 +59,21 @@ local function load_rolling()
 
   function rolling.take(s, b, amount)
     local last, at = s[b + LAST], now
+    if amount == 0 then return at end
     if last > 0 then
       if at - s[b + FIRST] <= s[b + RESOLUTION] then
         s[b + LAST], s[b + AMOUNT], s[b + USED] = at, s[b + AMOUNT] + amount, s[b + USED] + amount
         if s[b + LOG] == "" then s[b + DUE] = at end
         return s[b + FIRST]
       end
+      s[b + LOG] = s[b + LOG] .. logged(s[b + FIRST], last, s[b + AMOUNT])
+    else
+      s[b + DUE] = at
     end
-    if amount > 0 then
-      if last > 0 then
-        s[b + LOG] = s[b + LOG] .. logged(s[b + FIRST], last, s[b + AMOUNT])
-      else
-        s[b + DUE] = at
-      end
-      s[b + FIRST], s[b + LAST], s[b + AMOUNT], s[b + USED] = at, at, amount, s[b + USED] + amount
-      if #s[b + LOG] >= MAX_ENTRIES * WIDTH then
-        get_entries().sweep(s, b)
-        decoded[s] = nil
-      end
+    s[b + FIRST], s[b + LAST], s[b + AMOUNT], s[b + USED] = at, at, amount, s[b + USED] + amount
+    if #s[b + LOG] >= MAX_ENTRIES * WIDTH then
+      get_entries().sweep(s, b)
+      decoded[s] = nil
     end
     return at
   end
