@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -50,6 +51,8 @@ class Pool:
         self._by_scope: dict[Scope, list[DeploymentState]] = {}
         self._avoided_models: set[tuple[str, str]] = set()
         self.features_until = 0.0
+        # By the scope of a quota, from when on some deployment there may be parked for want of it.
+        self._lacking_from: dict[Scope, float] = {}
         self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
         self.on_share: Callable[[], None] = lambda: None
         self.replace(deployments, upstreams, {}, 0.0)
@@ -105,6 +108,7 @@ class Pool:
         shared = {scope: states for scope, states in self.shared.items() if scope in by_scope}
         for scope, sharing in shared.items():
             by_scope |= {state.deployment.model_scope: by_scope[scope] for state in sharing}
+        self._lacking_from = {scope: at for scope, at in self._lacking_from.items() if scope in by_scope}
         # Assigned, not changed in place: a request may be in the midst of reading them.
         self.groups, self.states, self._by_scope, self.shared = groups, states, dict(by_scope), shared
 
@@ -167,6 +171,9 @@ class Pool:
             state.note(refusal, now)
             if refusal.wake_at > now:
                 state.group.park(state, refusal.wake_at)
+            if state.is_parked and refusal.cooldown is None:
+                for scope in (state.deployment.model_scope, state.deployment.project_scope):
+                    self._lacking_from[scope] = -math.inf
         return state
 
     def is_concerned(self, cooldown: Cooldown) -> bool:
@@ -250,14 +257,23 @@ class Pool:
 
     def return_quota(self, scope: Scope, now: float) -> None:
         """Make the deployments of ``scope`` ready that wait for quota: some of it came back early."""
-        for state in self._by_scope.get(scope, ()):
-            _return_quota(state, now)
+        avoided = [_return_quota(state, now) for state in self._by_scope.get(scope, ())]
+        self._lacking_from[scope] = min(avoided, default=math.inf)
 
     def return_quota_of(self, state: DeploymentState, now: float) -> None:
-        """Make the deployments ready that wait for a quota which ``state`` shares: some came back early."""
+        """Make the deployments ready that wait for a quota which ``state`` shares: some came back early.
+
+        There may be thousands. So they are looked at once after a refusal, and not each time.
+        """
+        scope = self.quota_scope_of(state)
+        if self._lacking_from.get(scope, math.inf) <= now:
+            self.return_quota(scope, now)
+
+    def quota_scope_of(self, state: DeploymentState) -> Scope:
+        """Return the scope of those that share a quota with a deployment."""
         deployment = state.deployment
         is_shared = deployment.project_scope in self.shared
-        self.return_quota(deployment.project_scope if is_shared else deployment.model_scope, now)
+        return deployment.project_scope if is_shared else deployment.model_scope
 
     def rouse_cooled(self, now: float) -> None:
         """Make every deployment ready that is parked because of a cooldown: one of these was lifted."""
@@ -268,8 +284,11 @@ class Pool:
                 state.group.rouse(state)
 
 
-def _return_quota(state: DeploymentState, now: float) -> None:
-    """Make a deployment ready if it waits for quota."""
-    waits_for_quota = state.refusal is None or state.refusal.cooldown is None
-    if waits_for_quota and state.avoided_until <= now:
-        state.group.rouse(state)
+def _return_quota(state: DeploymentState, now: float) -> float:
+    """Make a deployment ready if it waits for quota; return when to look again if it is avoided, or inf."""
+    if state.refusal is not None and state.refusal.cooldown is not None:
+        return math.inf
+    if state.avoided_until > now:
+        return state.avoided_until
+    state.group.rouse(state)
+    return math.inf

@@ -346,7 +346,7 @@ class Selector:
         if send.requests:
             if lease.state.is_parked:
                 # It had room before the time that was known, so it may have more.
-                self._pool.return_quota_of(lease.state, self._clock.time())
+                self._pool.return_quota(self._pool.quota_scope_of(lease.state), self._clock.time())
             if self.pacer is not None:
                 self.pacer.note(lease.state, send.order.workload, self._clock.time())
 

@@ -11,6 +11,7 @@ from llm_router import Deployment
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.methods import usual_methods
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import shared_state
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal
 from llm_router.testing import FakeProvider
@@ -128,3 +129,42 @@ def test_a_quarantine_is_not_shortened_by_a_cooldown(pool: Pool, deployments: li
     pool.cool_down(Cooldown(deployments[0].key_scope, math.inf, "key: dead"))
     pool.cool_down(Cooldown(deployments[0].model_scope, NOW + 30.0, "spent"))
     assert next(iter(pool)).wakes_at == math.inf
+
+
+def test_quota_that_comes_back_makes_its_deployments_ready(pool: Pool, deployments: list[Deployment]) -> None:
+    """Those of the model; of the whole project, once limits are known that all its models share."""
+    first, other, sibling, _ = pool
+    for shares, expected in ((False, [False, True, False, False]), (True, [False] * 4)):
+        for each in (first, other, sibling):
+            pool.note_refusal(Refusal(each.deployment, "tpm", NOW + 60.0, NOW + 60.0), NOW)
+        if shares:
+            pool.share(shared_state(first))
+        pool.return_quota_of(sibling, NOW)
+        assert parked(pool) == expected
+
+
+def test_quota_that_comes_back_during_an_avoidance_is_used_after_it(
+    pool: Pool, deployments: list[Deployment]
+) -> None:
+    """What this process avoids is looked at again when it does not any more, and then not again."""
+    first, _, sibling, _ = pool
+    pool.avoid(first, NOW + 10.0, "no route")
+    for each in (first, sibling):
+        pool.note_refusal(Refusal(each.deployment, "rpd", NOW + 9_000.0, NOW + 9_000.0), NOW)
+    pool.return_quota_of(sibling, NOW + 1.0)
+    assert (first.is_parked, sibling.is_parked) == (True, False)
+    pool.return_quota_of(sibling, NOW + 10.0)
+    assert not first.is_parked
+
+
+def test_quota_that_comes_back_ends_no_cooldown(pool: Pool, deployments: list[Deployment]) -> None:
+    """Nor is a deployment that cools down looked at again and again."""
+    first, _, sibling, _ = pool
+    pool.cool_down(Cooldown(deployments[0].key_scope, NOW + 60.0, "busy"))
+    pool.note_refusal(Refusal(sibling.deployment, "tpm", NOW + 60.0, NOW + 60.0), NOW)
+    pool.return_quota_of(sibling, NOW)
+    assert (first.is_parked, sibling.is_parked) == (True, False)
+    # Once the cooldown has given way to a refusal for want of quota, it is.
+    pool.note_refusal(Refusal(first.deployment, "tpm", NOW + 50.0, NOW), NOW)
+    pool.return_quota_of(sibling, NOW)
+    assert not first.is_parked

@@ -11,6 +11,7 @@ import pytest
 
 from llm_router import Cooldown, Demand, Deployment, MemoryStore, StoreError, StoreUnavailableError
 from llm_router.domain.quota import GUARD
+from llm_router.engine import pool as pool_module
 from llm_router.engine.estimates import TEXT
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pool import Pool
@@ -459,6 +460,49 @@ async def test_returned_tokens_wake_a_waiter(
     await lease.close()
     await clock.advance(0)
     assert isinstance(waiting.result(), Lease)
+
+
+async def test_returned_tokens_have_a_project_looked_at_once_a_refusal(
+    make_deployment: MakeDeployment,
+    make_pool: MakePool,
+    make_order: MakeOrder,
+    make_selector: MakeSelector,
+    make_send: MakeSend,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may have thousands of keys: not for each answer, though who waits is told every time."""
+    pool = make_pool([make_deployment(key_id=f"k{n}", project="p", rpm=900, tpm=1_000) for n in range(40)])
+    order, selector, looked_at = make_order(pool), make_selector(pool), list[str]()
+    return_quota = pool_module._return_quota
+
+    def count(state: DeploymentState, now: float) -> float:
+        looked_at.append(state.deployment.key.key_id)
+        return return_quota(state, now)
+
+    async def returned(lease: Lease | Shortage) -> None:
+        assert isinstance(lease, Lease)
+        lease.mark_sent()
+        lease.settle_at(1)
+        await lease.close()
+
+    monkeypatch.setattr(pool_module, "_return_quota", count)
+    for refusals in (1, 2, 3):
+        first = await granted(selector.acquire(make_send(order, tokens=1_000), 0.0))
+        first.mark_sent()
+        waiting = asyncio.create_task(selector.acquire(make_send(order, tokens=500), 100.0))
+        await clock.advance(1.0)
+        assert not waiting.done()
+        assert all(state.is_parked for state in pool)
+        first.settle_at(300)
+        await first.close()
+        assert not any(state.is_parked for state in pool)
+        await clock.advance(0.1)
+        await returned(waiting.result())
+        for _ in range(30):
+            await returned(await selector.acquire(make_send(order, tokens=5), 0.0))
+        assert len(looked_at) == refusals * len(pool)
+        clock.shift(61.0)
 
 
 async def test_fewer_tokens_do_not_wake_a_waiter_for_requests(
