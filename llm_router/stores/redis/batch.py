@@ -331,12 +331,17 @@ class Batcher:
         return message.finish(now, 0, latest, self._server.epoch, checked=checked)
 
     def _corrupt(self, key: str) -> StoreCorruptError:
-        server = self._server
-        is_scope = key.startswith(server.encoder.names.scopes)
-        remedy = "lift its key (llm-router keys lift), use" if is_scope else "use"
+        server, names = self._server, self._server.encoder.names
+        remedy = "lift its key (llm-router keys lift), use" if key.startswith(names.scopes) else "use"
+        costs = {
+            names.reservations: "; what is under way then counts as it was estimated",
+            names.sweep: "; that loses nothing",
+            names.others: "; keys, projects and providers that are disabled or cool down are then used again",
+            names.epoch: "; every process then charges again what it took",
+        }
         return StoreCorruptError(
             f"the Redis server at {server.address} holds something else at the key {key!r}: {remedy} another "
-            "namespace, or delete it",
+            f"namespace, or delete it{costs.get(key, '')}",
             shard=server.shard,
         )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,18 @@ WRONG: dict[str, Callable[[Any, str], Any]] = {
     "text": lambda client, key: client.set(key, "secret content"),
     "nothing": lambda client, key: client.set(key, b""),
     "list": lambda client, key: client.rpush(key, "secret content"),
+}
+
+NAMESPACE = "{llm_router}:"
+NEEDED = [*itertools.product(["reservations", "others", "epoch"], WRONG), ("sweep", "list")]
+"""What cannot be read at the keys that every call needs, and is not begun anew."""
+SWEEPS = {
+    "text": b"secret content",
+    "nothing": b"",
+    "time": b"1800041000250000",
+    "cut short": b"\x01" + bytes(20),
+    "without a cursor": b"\x01" + bytes(40),
+    "with another cursor": b"\x01" + bytes(40) + b"secret",
 }
 
 
@@ -203,3 +216,54 @@ async def test_a_lift_by_hand_leaves_what_an_unreadable_record_hid_disabled(plac
         place.client.set(key_of(a.provider_scope), "not ours")
         [status] = await router.keys.lift("a")
         assert status["state"] == "disabled"
+
+
+@pytest.mark.parametrize(("name", "wrong"), NEEDED)
+async def test_what_every_call_needs_is_named_with_what_deleting_it_costs(
+    place: Place, name: str, wrong: str
+) -> None:
+    """It is left as it was, and nothing is written; once it is deleted, all is as on an empty server."""
+    a, clock = deployment(), ManualClock(START)
+    key = f"{NAMESPACE}{name}:3"
+    WRONG[wrong](place.client, key)
+    async with aclosing(place.store(clock)) as store:
+        calls: list[Callable[[], Awaitable[object]]] = [lambda: store.reserve("0", [a], ONE, TTL)]
+        if name == "reservations":
+            calls.append(lambda: store.settle("0", ONE))
+        if name == "others":  # of another type, it is in the way of what would be written to it
+            calls = [lambda: store.cool_down(Cooldown(a.key_scope, clock.time() + 30.0, "rests"))]
+        for call in calls:
+            with pytest.raises(StoreCorruptError) as caught:
+                await call()
+            assert repr(key) in str(caught.value)
+            assert "or delete it; " in str(caught.value)
+            assert "secret content" not in str(caught.value)
+            assert [found.decode() for found in place.client.scan_iter()] == [key]
+        place.client.delete(key)
+        assert (await store.reserve("1", [a], ONE, TTL)).deployment is a
+
+
+@pytest.mark.parametrize("value", SWEEPS)
+async def test_the_state_of_sweeping_begins_anew(place: Place, value: str) -> None:
+    """What was reserved before, also under a clock that was set back, is settled as usual."""
+    a, clock = deployment(), ManualClock(START)
+    async with aclosing(place.store(clock)) as store:
+        await store.reserve("early", [a], ONE, 3 * TTL)
+        clock._now -= 5.0
+        for number in range(3):
+            await store.reserve(f"late {number}", [a], ONE, TTL)
+        place.client.set(f"{NAMESPACE}sweep:3", SWEEPS[value])
+        await store.settle("late 0", Demand(1, 150))
+        assert place.client.get(f"{NAMESPACE}sweep:3") != SWEEPS[value]
+        await store.reserve("last", [a], ONE, 1.0)
+        clock.shift(10.0)
+        await store.settle("late 1", Demand(1, 150))
+        await store.settle("last", Demand(1, 150))  # too late
+        assert [quota.used for quota in (await store.snapshot([a]))[0].quotas] == [5, 600, 5]
+        assert place.client.pttl(f"{NAMESPACE}reservations:3") >= 3 * TTL * 1000
+        clock.shift(TTL)
+        await store.settle("late 2", Demand(1, 900))  # too late, too
+        await store.settle("early", Demand(1, 150))
+        assert [quota.used for quota in (await store.snapshot([a]))[0].quotas] == [0, 0, 5]
+        await store.reserve("another", [a], ONE, TTL)
+        assert {id_.decode() for id_ in place.client.hkeys(f"{NAMESPACE}reservations:3")} == {"another"}

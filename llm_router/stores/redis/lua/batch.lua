@@ -261,10 +261,11 @@ local function run(settles)
   return only_reads
 end
 
--- What is written first fails as a whole, and leaves everything as it was.
+-- What is written first fails as a whole, and leaves everything as it was. Return a key that holds something else, if
+-- that is why.
 local function write()
-  if cooldowns then cooldowns.check() end
-  write_reservations()
+  local key = cooldowns and cooldowns.check() or write_reservations()
+  if key then return key end
   write_scopes()
   if full then full.write() end
   if cooldowns then cooldowns.write() end
@@ -292,9 +293,13 @@ if missing_zone then return { "again", now, missing_zone, {}, {}, 0, 0 } end
 if corrupt then return { "corrupt", now, corrupt, {}, {}, 0, 0 } end
 -- Nothing has been written so far. A server that accepts no writes may be read all the same: what a snapshot would write
 -- is not needed for its answer.
-if not only_reads then
-  write()
-elseif not pcall(write) then
-  epoch, reset_at = 0, 0
+if only_reads then
+  local is_written, key = pcall(write)
+  if not is_written or key then
+    epoch, reset_at = 0, 0
+  end
+else
+  corrupt = write()
+  if corrupt then return { "corrupt", now, corrupt, {}, {}, 0, 0 } end
 end
 return { "ok", now, "", descriptions, numbers, lifts, done, epoch, reset_at, failures }

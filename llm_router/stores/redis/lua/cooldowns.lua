@@ -127,9 +127,9 @@ local function load_cooldowns()
     end
   end
 
-  -- Fail if what is to be written has a key of another type: MGET ignores that, but GET refuses it.
+  -- Return the key of what is to be written if it is of another type: MGET ignores that, but GET refuses it.
   function cooldowns.check()
-    if changed then call("GET", KEYS[3]) end
+    return changed and type(redis.pcall("GET", KEYS[3])) == "table" and KEYS[3]
   end
 
   function cooldowns.write()

@@ -8,10 +8,12 @@
 -- KEYS[2]: the byte 1, five doubles and a text: when the hash expires; when to look for expired fields next (before
 -- Redis 7.4 a field cannot expire by itself); the latest time seen; how often the clock was found to be set back; when
 -- it was so last; and the cursor of HSCAN to go on with. With fakeredis, which has no struct library, it is text, as in
--- format 2, which had "<when the hash expires> <when to look> <cursor>".
+-- format 2, which had "<when the hash expires> <when to look> <cursor>". No count is in it: where it cannot be read, it
+-- begins anew, as if the clock had just been set back.
 
 local read_sweep, add_reservation, fetch_reservations, remove_reservation, write_reservations = (function()
   local MARGIN = 60 * 1e6  -- how far ahead the expiry of the hash is set, so that not every call sets it
+  local LONGEST = 7 * 86400 * 1e6 -- for how long a reservation lives at most, as in stores/ledger/
 
   local reservations = {}  -- id -> the value; false if there is none
   local written = {}       -- the arguments of HSET
@@ -23,22 +25,34 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
   local kept_until, sweep_at, cursor, seen, turn, set_back_at = 0, 0, "0", 0, 0, 0
   local is_set_back, is_stored = false, false
 
+  -- The state of a value of KEYS[2]; nil, or an error, if it is none.
+  local function decode(value)
+    if byte(value) == 1 then
+      local kept, due, last, times, moved, at = unpack_from("<xddddd", value)
+      return kept, due, last, times, moved, match(value, "^%d+$", at)
+    end
+    local kept, due, place, rest = match(value, "^(%d+) (%d+) (%d+)(.*)$")
+    local last, times, moved = match(rest or "", "^ (%d+) (%d+) (%d+)$")
+    return tonumber(kept), tonumber(due), tonumber(last or 0), tonumber(times or 0), tonumber(moved or 0), place
+  end
+
   -- Read the value of KEYS[2], and find out whether the clock was set back since it was written.
   local function read(value)
     is_stored = value and true
-    if value and byte(value) == 1 then
-      local at
-      kept_until, sweep_at, seen, turn, set_back_at, at = unpack_from("<xddddd", value)
-      cursor = sub(value, at)
-    elseif value then
-      local kept, due, place, rest = match(value, "^(%d+) (%d+) (%d+)(.*)$")
-      local last, times, moved = match(rest or "", "^ (%d+) (%d+) (%d+)$")
-      kept_until, sweep_at, cursor = tonumber(kept or 0), tonumber(due or 0), place or "0"
-      seen, turn, set_back_at = tonumber(last or 0), tonumber(times or 0), tonumber(moved or 0)
+    if not value then return end
+    local is_read, kept, due, last, times, moved, place = pcall(decode, value)
+    if is_read and place then
+      kept_until, sweep_at, seen, turn, set_back_at, cursor = kept, due, last, times, moved, place
+      if now < seen then
+        is_set_back, turn, set_back_at, sweep_at = true, turn + 1, now, 0
+      end
+    else -- no reservation may end earlier because of it
+      is_set_back, turn, set_back_at, kept_until = true, now, now, now + LONGEST
     end
-    if now < seen then
-      is_set_back, turn, set_back_at, sweep_at = true, turn + 1, now, 0
-    end
+  end
+
+  local function is_of_another_type(answer)
+    return type(answer) == "table" and answer.err and string.find(tostring(answer.err), "WRONGTYPE", 1, true)
   end
 
   -- `name` and `marks`: as they are stored.
@@ -54,7 +68,12 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
 
   -- Read the reservations with these ids.
   local function fetch(ids)
-    local values, others = call("HMGET", KEYS[1], unpack(ids)), {}
+    local values, others = redis.pcall("HMGET", KEYS[1], unpack(ids)), {}
+    if is_of_another_type(values) then
+      corrupt = KEYS[1]
+      return
+    end
+    if values.err then call("HMGET", KEYS[1], unpack(ids)) end -- fails in the server's words
     for i = 1, #ids do
       reservations[ids[i]] = values[i]
       if not values[i] then others[#others + 1] = ids[i] end
@@ -96,7 +115,10 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
       local fields, expired = answer[2], {}
       for i = 1, #fields, 2 do
         local expires = tonumber(match(fields[i + 1], "^%d+"))
-        if expires and turn > 0 then expires = end_of(expires, match(fields[i + 1], "@(%d+)%.(%d+)")) end
+        if expires and turn > 0 then
+          local lasts, made_in = match(fields[i + 1], "@(%d+)%.(%d+)")
+          expires = end_of(expires, lasts or "", made_in)
+        end
         if expires and expires <= now then expired[#expired + 1] = fields[i] end
       end
       if expired[1] then call("HDEL", KEYS[1], unpack(expired, 1, min(#expired, MOST))) end
@@ -124,9 +146,16 @@ local read_sweep, add_reservation, fetch_reservations, remove_reservation, write
     end
   end
 
+  -- Return a key that holds something else, if one does: nothing is written then.
   local function write()
-    if not is_stored and (length > 0 or is_set_back) then call("GET", KEYS[2]) end -- refuses a key of another type
-    if length > 0 then call("HSET", KEYS[1], unpack(written)) end
+    if not is_stored and length > 0 and is_of_another_type(redis.pcall("GET", KEYS[2])) then return KEYS[2] end
+    if length > 0 then
+      local answer = redis.pcall("HSET", KEYS[1], unpack(written))
+      if is_of_another_type(answer) then return KEYS[1] end
+      if type(answer) == "table" then call("HSET", KEYS[1], unpack(written)) end -- fails in the server's words
+    elseif is_set_back and is_of_another_type(redis.pcall("HMGET", KEYS[1], "")) then
+      return KEYS[1]
+    end
     local gone, gone_there = {}, {}
     for i = 1, #dropped do
       local id = dropped[i]
