@@ -335,7 +335,7 @@ class Batcher:
         remedy = "lift its key (llm-router keys lift), use" if key.startswith(names.scopes) else "use"
         costs = {
             names.reservations: "; what is under way then counts as it was estimated",
-            names.sweep: "; that loses nothing",
+            names.sweep: "; it holds no count",
             names.others: "; keys, projects and providers that are disabled or cool down are then used again",
             names.epoch: "; every process then charges again what it took",
         }
