@@ -9,6 +9,7 @@ import pytest
 
 from llm_router import Deployment
 from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import ProjectDeployment
 from llm_router.domain.methods import usual_methods
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import shared_state
@@ -138,7 +139,7 @@ def test_quota_that_comes_back_makes_its_deployments_ready(pool: Pool, deploymen
         for each in (first, other, sibling):
             pool.note_refusal(Refusal(each.deployment, "tpm", NOW + 60.0, NOW + 60.0), NOW)
         if shares:
-            pool.share(shared_state(first))
+            pool.share(shared_state(first, ProjectDeployment.of(first.deployment)))
         pool.return_quota_of(sibling, NOW)
         assert parked(pool) == expected
 
