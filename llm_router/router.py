@@ -123,7 +123,7 @@ class Router:
         tenant_weights: Of tenants that are to get more or less than others, whose weight is 1: where those
             of weight 1 and 3 both wait, the second gets three times as many tokens.
         rpd_pacing: Spreads the requests per day of each deployment over the day; None (the default) lets them
-            be spent at any time.
+            be spent at any time. What is kept for later is ``paced`` in the statuses of this router.
 
     Raises:
         ConfigError: There is no deployment, two have the same key and model or contradict each other, a

@@ -36,6 +36,7 @@ _FULL, _ALMOST = 1.0, 0.8
 
 _STYLES = {
     "ready": "green",
+    "paced": "yellow",
     "spent": "yellow",
     "cooling_down": "yellow",
     "unreachable": "red",

@@ -104,8 +104,8 @@ def state_of(row: KeyStatus, now: float | None = None) -> str:
     match row["state"]:
         case "disabled":
             return reason
-        case "quarantined":
-            return f"quarantined{until}: {reason}"
+        case "quarantined" | "paced" as kind:
+            return f"{kind}{until}: {reason}"
         case "cooling_down":
             return f"cooling down{until}: {reason}"
         case "spent":
@@ -121,8 +121,8 @@ def health_words(health: Health, now: float | None = None) -> str:
     match health["state"]:
         case "healthy":
             return "healthy"
-        case "spent":
-            return f"spent{_until(health, now)}"
+        case "spent" | "paced" as kind:
+            return f"{kind}{_until(health, now)}"
         case "store_lost":
             goes_on = ", this process goes on alone" if health["healthy"] else ""
             return f"not healthy: the store is lost{goes_on}"

@@ -21,10 +21,15 @@ __all__ = [
     "without_deprecated",
 ]
 
-KeyState = Literal["ready", "spent", "cooling_down", "unreachable", "quarantined", "disabled", "inactive"]
-"""Whether a deployment can be used now, and if not, what is the matter with it."""
+KeyState = Literal[
+    "ready", "paced", "spent", "cooling_down", "unreachable", "quarantined", "disabled", "inactive"
+]
+"""Whether a deployment can be used now, and if not, what is the matter with it.
 
-HealthState = Literal["healthy", "spent", "unusable", "store_lost"]
+``paced``: this process keeps what is left for later in the day (``rpd_pacing``), as for a request of its own
+workload. Each process paces by itself: one that only reports, as `llm-router status` does, knows none."""
+
+HealthState = Literal["healthy", "paced", "spent", "unusable", "store_lost"]
 """Whether a send may succeed now, and if not, why."""
 
 DEPRECATED = frozenset(
@@ -156,7 +161,7 @@ class KeyStatus(TypedDict):
     cooldown_remaining: float | None
     """Deprecated, see ``cooldown_until``: the same in seconds from now; 0 without one, None for never."""
     reason: str | None
-    """Why it is cooling down, quarantined or disabled, or None."""
+    """Why it is cooling down, quarantined, disabled or paced, or None."""
     spent: list[str]
     """The metrics whose quota is used up now, such as ``["rpm"]``, and ``spending`` if what the project may
     spend is; empty if there is room in all of them."""
@@ -212,8 +217,9 @@ class Health(TypedDict):
     healthy: bool
     """Whether a send may succeed now: a usable key has room, quotas are counted, its provider is reached."""
     state: HealthState
-    """The same in a word: ``spent`` if only quota is missing, ``unusable`` for all else that keeps every key
-    out of use, ``store_lost`` while the store does not answer, whether or not this process goes on alone."""
+    """The same in a word: ``paced`` if what is left is kept for later in the day, ``spent`` if only quota is
+    missing, ``unusable`` for all else that keeps every key out of use, ``store_lost`` while the store does
+    not answer, whether or not this process goes on alone."""
     usable_in_seconds: float | None
     """Seconds after which a key can be used, at the latest: 0 if one can now, None if no time is known."""
     usable_at: float | None
@@ -228,6 +234,8 @@ class Health(TypedDict):
     """Active keys of which every deployment is disabled. The other counts leave out what is disabled."""
     spent: int
     """Active keys of which every deployment is spent or cooling down, and at least one is spent."""
+    paced: int
+    """Active keys of which every deployment is paced, spent or cooling down, and at least one is paced."""
     deployments: int
     waiting: int
     """Requests that wait for capacity in this process."""

@@ -155,6 +155,7 @@ class Overview:
             quarantined=unusable["quarantined"],
             disabled=unusable["disabled"],
             spent=unusable["spent"],
+            paced=unusable["paced"],
             deployments=len(self.pool),
             waiting=self.selector.waiting,
             line=line,
@@ -207,6 +208,8 @@ class Overview:
                     totals.get(snapshot.deployment, ()),
                 ),
                 shared.get(snapshot.deployment.project_scope, ()),
+
+                self.selector.pacer,
             )
             for snapshot in map(_without_replaced, snapshots)
         ]
@@ -284,4 +287,7 @@ def _state(statuses: Iterable[KeyStatus], *, usable: bool, store_ok: bool) -> He
     if usable:
         return "healthy"
     # What is disabled gives no hope; of the others, one that only lacks quota comes back by itself.
-    return "spent" if any(row["state"] == "spent" for row in statuses) else "unusable"
+    found = {row["state"] for row in statuses}
+    if "paced" in found:
+        return "paced"
+    return "spent" if "spent" in found else "unusable"

@@ -16,6 +16,7 @@ from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric
 from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.paces import Paces
+from llm_router.engine.pacing import PACED, Pacer
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
 __all__ = ["Found", "count_unusable", "describe", "limit_of"]
@@ -51,6 +52,7 @@ def describe(
     paces: Paces | None = None,
     found: Found = _NOTHING_FOUND,
     of_project: Sequence[DeploymentSnapshot] = (),
+    pacer: Pacer | None = None,
 ) -> KeyStatus:
     """Return the status of a deployment.
 
@@ -61,6 +63,7 @@ def describe(
         paces: What was counted before, to which this is added.
         found: What was found out besides.
         of_project: What the store knows of what all models of its project share.
+        pacer: Spreads the quotas of a day in this process; None if nothing does.
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
@@ -79,9 +82,14 @@ def describe(
     }
     is_disabled = cooldown is not None and cooldown.is_disabled
     is_quarantined = cooldown is not None and cooldown.is_quarantine and until > now
+    paced_until = now
+    if state is not None and pacer is not None:
+        paced_until = pacer.until(deployment, deployment.workload, now)
     kind, usable_at = _usable(
-        state, now, until, room_at, is_disabled=is_disabled, is_quarantined=is_quarantined
+        state, now, until, room_at, paced_until, is_disabled=is_disabled, is_quarantined=is_quarantined
     )
+    if kind == "paced":
+        reason = PACED
     return KeyStatus(
         key_id=deployment.key.key_id,
         model=deployment.model,
@@ -98,7 +106,7 @@ def describe(
         disabled=is_disabled,
         cooldown_until=until if now < until < math.inf else None,
         cooldown_remaining=None if until == math.inf else max(until - now, 0.0),
-        reason=reason if until > now else None,
+        reason=reason if until > now or kind == "paced" else None,
         spent=list(dict.fromkeys(spent)),
         room_in=None if room_at == math.inf else max(room_at - now, 0.0),
         limits={metric.value: limit for metric, limit in limits.items()},
@@ -172,25 +180,26 @@ def _usable(
     now: float,
     until: float,
     room_at: float,
+    paced_until: float,
     *,
     is_disabled: bool,
     is_quarantined: bool,
 ) -> tuple[KeyState, float | None]:
     """Return what is the matter with a deployment, and when it can be used at the latest; None if never."""
     unreachable_until = now if state is None else state.group.breaker.open_until
-    latest = max(now, until, room_at, unreachable_until)
+    latest = max(now, until, room_at, paced_until, unreachable_until)
     usable_at = None if state is None or latest == math.inf else latest
-    if is_disabled:
-        return "disabled", None
-    if state is None:
-        return "inactive", None
+    if is_disabled or state is None:
+        return ("disabled" if is_disabled else "inactive"), None
     if is_quarantined:
         return "quarantined", usable_at
     if until > now:
         return "cooling_down", usable_at
     if room_at > now:
         return "spent", usable_at
-    return ("unreachable" if unreachable_until > now else "ready"), usable_at
+    if unreachable_until > now:
+        return "unreachable", usable_at
+    return ("paced" if paced_until > now else "ready"), usable_at
 
 
 def _unusable(
@@ -248,7 +257,7 @@ def count_unusable(statuses: Iterable[KeyStatus]) -> dict[str, int]:
     for status in statuses:
         if status["active"]:
             by_key[status["provider"], status["key_id"]].append(status)
-    counts = dict.fromkeys(("disabled", "quarantined", "in_cooldown", "spent"), 0)
+    counts = dict.fromkeys(("disabled", "quarantined", "in_cooldown", "spent", "paced"), 0)
     for rows in by_key.values():
         enabled = [row for row in rows if not row["disabled"]]
         if not enabled:
@@ -259,4 +268,6 @@ def count_unusable(statuses: Iterable[KeyStatus]) -> dict[str, int]:
             counts["in_cooldown"] += 1
         elif all(row["in_cooldown"] or row["spent"] for row in enabled):
             counts["spent"] += 1
+        elif all(row["in_cooldown"] or row["spent"] or row["state"] == "paced" for row in enabled):
+            counts["paced"] += 1
     return counts

@@ -39,7 +39,7 @@ _MOST_ROWS = 500
 _OF_LIMITS = frozenset({"used", "limit", "configured", "source", "resets_in"})
 _OF_STATUSES = frozenset(
     {"key_id", "provider", "project", "model", "workload", "active", "reason", "spent", "room_in"}
-    | {"in_cooldown", "quarantined", "disabled", "cooldown_remaining"}
+    | {"state", "usable_in_seconds", "in_cooldown", "quarantined", "disabled", "cooldown_remaining"}
 )
 
 
@@ -107,10 +107,11 @@ class LiveView:
             snapshots = await keys.store.snapshot([*keys.pool.states, *keys.inactive])
         except StoreError as error:
             return found | {"trouble": str(error)}
-        statuses = [describe(each, keys.pool.states.get(each.deployment), now) for each in snapshots]
+        states, pacer = keys.pool.states, keys.selector.pacer
+        statuses = [describe(each, states.get(each.deployment), now, pacer=pacer) for each in snapshots]
         rows = list(zip(snapshots, statuses, strict=True))
         if len(rows) > _MOST_ROWS:
-            rows.sort(key=lambda row: not (row[1]["in_cooldown"] or row[1]["spent"]))
+            rows.sort(key=lambda row: row[1]["state"] == "ready" or not row[1]["active"])
         return found | {
             "keys": [_row(*row) for row in rows[:_MOST_ROWS]],
             "not_shown": max(len(rows) - _MOST_ROWS, 0),

@@ -314,6 +314,7 @@ async def test_health_counts_keys_and_deployments(
         "quarantined": 0,
         "disabled": 0,
         "spent": 0,
+        "paced": 0,
         "deployments": 3,
         "waiting": 0,
         "line": {"requests": 0, "interactive": 0, "batch": 0, "tenants": {}},

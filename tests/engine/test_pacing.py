@@ -18,6 +18,7 @@ from llm_router import (
     QuotaExhaustedError,
     Router,
 )
+from llm_router.cli.words import health_words, state_of
 from llm_router.domain.limits import LearntLimit
 from llm_router.engine.pacing import DayPlan
 from llm_router.testing import FakeProvider, ManualClock
@@ -111,6 +112,44 @@ async def test_who_is_ahead_of_the_pace_is_told_when_to_come_back(
         assert explained.usable_in == pytest.approx(HOUR)
         await clock.advance(HOUR)
         assert (await router.send("x", model="model-a", fallback="none")).success
+
+
+async def test_a_status_says_what_is_paced_and_until_when(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
+    """It has the reason and the time that explain gives, the health follows, and both end with the pace."""
+    async with make_router([pools.one(rpd=20)], rpd_pacing=Pacing()) as router:
+        assert (await router.send("x")).success
+        (row,), health = await router.get_all_key_statuses(), await router.health_check()
+        explained = (await router.explain("x", workload=row["workload"])).candidates[0]
+        assert (row["state"], row["reason"]) == ("paced", explained.reason)
+        assert row["usable_in_seconds"] == pytest.approx(explained.usable_in)
+        assert (row["spent"], row["in_cooldown"]) == ([], False)
+        assert (health["healthy"], health["state"], health["paced"]) == (False, "paced", 1)
+        assert health["usable_at"] == row["usable_at"] == pytest.approx(clock.time() + HOUR)
+        assert "paced until" in state_of(row)
+        assert state_of(row).endswith(": rpd pacing")
+        assert health_words(health).startswith("paced until")
+        await clock.advance(HOUR)
+        (row,), health = await router.get_all_key_statuses(), await router.health_check()
+        assert (row["state"], row["reason"], health["state"]) == ("ready", None, "healthy")
+
+
+async def test_what_is_worse_than_the_pace_is_told_instead(
+    make_router: Callable[..., Router], pools: Pools, clock: ManualClock
+) -> None:
+    """A cooldown has its own reason, but the time of the pace if that is later; disabled is disabled."""
+    deployment = pools.one(rpd=20)
+    store = MemoryStore(clock=clock)
+    async with make_router([deployment], store=store, rpd_pacing=Pacing()) as router:
+        assert (await router.send("x")).success
+        await store.cool_down(Cooldown(deployment.model_scope, clock.time() + 60, "overloaded"))
+        (row,) = await router.get_all_key_statuses()
+        assert (row["state"], row["reason"]) == ("cooling_down", "overloaded")
+        assert row["usable_in_seconds"] == pytest.approx(HOUR)
+        await router.keys.disable(deployment.key.key_id)
+        (row,) = await router.get_all_key_statuses()
+        assert (row["state"], row["usable_at"]) == ("disabled", None)
 
 
 async def test_a_share_is_kept_for_a_workload_and_lent_while_it_is_idle(

@@ -11,10 +11,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import httpx2 as httpx
 import pytest
 
-from llm_router import Deployment, Key, KeyStatus, Metric, Quota, Router, Secret, StoreUnavailableError
+from llm_router import (
+    Deployment,
+    Key,
+    KeyStatus,
+    Metric,
+    Pacing,
+    Quota,
+    Router,
+    Secret,
+    StoreUnavailableError,
+)
 from llm_router.gateway import Gateway, live
 from llm_router.gateway.activity import Activity
 from llm_router.gateway.callers import Callers
@@ -50,12 +61,19 @@ class _Store(MemoryStore):
 class _Setup:
     """A gateway with a page, and what a test does with it."""
 
-    def __init__(self, path: Path, *, tokens: bool = True, pool: list[Deployment] = POOL) -> None:
+    def __init__(
+        self, path: Path, *, tokens: bool = True, pool: list[Deployment] = POOL, **options: Any
+    ) -> None:
         self.clock = ManualClock()
         self.activity = Activity()
         self.store = _Store(clock=self.clock)
         self.router = Router(
-            pool, provider=FakeProvider(), clock=self.clock, store=self.store, observers=[self.activity]
+            pool,
+            provider=FakeProvider(),
+            clock=self.clock,
+            store=self.store,
+            observers=[self.activity],
+            **options,
         )
         self.file = TokenFile(path / "tokens.json")
         self.admin, self.plain = self.file.add("boss", admin=True), self.file.add("ann")
@@ -317,6 +335,19 @@ async def test_frames(setup: _Setup) -> None:
     assert [each["what"] for each in frame["decisions"]] == ["disabled", "answered"]
     assert ODD in frame["decisions"][1]["about"]
     assert not any(secret in json.dumps(frame) for secret in ("AIza", "secret prompt", setup.admin))
+
+
+async def test_a_frame_says_what_is_paced(tmp_path: Path) -> None:
+    """What is kept for later in the day is told with its reason and time, and is not counted as usable."""
+    pool = [attrs.evolve(POOL[0], quotas=(Quota(Metric.RPD, 20),))]
+    setup = _Setup(tmp_path, pool=pool, rpd_pacing=Pacing())
+    async with setup.router, setup.client:
+        await setup.router.send("x")
+        frame = await live.LiveView(setup.router.keys, setup.activity).frame()
+        (row,) = frame["keys"]
+        assert (row["state"], row["reason"]) == ("paced", "rpd pacing")
+        assert row["usable_in_seconds"] > 0
+        assert (frame["counts"]["usable"], frame["counts"]["paced"]) == (0, 1)
 
 
 async def test_frames_end_with_the_server_and_when_making_them_fails(

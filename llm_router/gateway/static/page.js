@@ -127,11 +127,12 @@ function stateOf(row) {
     const room = row.room_in === null ? "for good" : `room in ${span(row.room_in)}`;
     return [`${row.spent.join(", ")} spent, ${room}`, "warn"];
   }
+  if (row.state === "paced") return [`paced for ${span(row.usable_in_seconds)}: ${row.reason}`, "warn"];
   return ["ready", "good"];
 }
 
 function cannotBeUsed(row) {
-  return row.disabled || row.in_cooldown || row.spent.length > 0;
+  return row.disabled || row.in_cooldown || row.spent.length > 0 || row.state === "paced";
 }
 
 function quotaView([metric]) {
