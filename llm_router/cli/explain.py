@@ -150,5 +150,6 @@ def _decision(candidate: ExplainedCandidate) -> str:
 def _quota(quota: ExplainedQuota) -> str:
     limit = quota.status["limit"]
     amount = f" + {quota.amount}" if quota.metric.counts_tokens else ""
-    shown = f"{quota.status['used']}{amount}/{'∞' if limit is None else limit}"
+    least = "" if quota.status["counted_since"] is None else "≥"
+    shown = f"{least}{quota.status['used']}{amount}/{'∞' if limit is None else limit}"
     return f"{quota.metric.value} {shown} {quota.status['source']}"

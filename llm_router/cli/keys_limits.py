@@ -11,10 +11,10 @@ import typer
 from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import print_json, printable, say, show_table
 from llm_router.cli.routers import choose_shared_store, open_router
-from llm_router.cli.words import metric_words
+from llm_router.cli.words import metric_words, moment
 from llm_router.config import load_settings
 from llm_router.domain.deployment import EVERY_MODEL
-from llm_router.domain.status import KeyStatus, LimitStatus
+from llm_router.domain.status import KeyStatus, LimitStatus, LimitTerms
 
 __all__ = ["LimitRecord", "how_known", "limit_records", "limits"]
 
@@ -37,8 +37,10 @@ class LimitRecord(TypedDict):
     metric: str
     limit: int | None
     configured: int | None
+    configured_as: LimitTerms
     source: str
     used: int
+    counted_since: float | None
     learnt_ago_seconds: float | None
     learnt_at: float | None
     raised_in_seconds: float | None
@@ -59,6 +61,10 @@ def limits(
     store: Store = None,
 ) -> None:
     """Show the limits of a key: what is configured, what is in force, and how that is known.
+
+    A quota is configured as a number, which is a cap, to be learnt, or unlimited: null, or left out where the
+    model has other limits. One of that kind has a line once a refusal has named it, and may be counted for a
+    part of its minute or day only ("0 since 12:03:04"): more may be used.
 
     Keys of one project share them, so what is forgotten is forgotten for all of them. A limit that all
     models of the project share has a line of its own; with --model, it is not forgotten.
@@ -127,8 +133,10 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
         metric=metric,
         limit=limit["limit"],
         configured=limit["configured"],
+        configured_as=limit["configured_as"],
         source=limit["source"],
         used=limit["used"],
+        counted_since=limit["counted_since"],
         learnt_ago_seconds=_rounded(limit["learnt_ago"]),
         learnt_at=limit["learnt_at"],
         raised_in_seconds=_rounded(limit["raised_in"]),
@@ -139,15 +147,24 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
 
 
 def _cells(record: LimitRecord) -> tuple[str, ...]:
+    now = record["reset_at"] - record["reset_in_seconds"]
+    since = record["counted_since"]
     return (
         "all models" if record["model"] == EVERY_MODEL else record["model"],
         metric_words(record["metric"]),
         "unknown" if record["limit"] is None else f"{record['limit']:,}",
-        "learn" if record["configured"] is None else f"{record['configured']:,}",
+        _configured(record),
         how_known(record),
-        f"{record['used']:,}",
+        f"{record['used']:,}" if since is None else f"{record['used']:,} since {moment(since, now)}",
         _span(record["reset_in_seconds"]) if record["used"] else "",
     )
+
+
+def _configured(record: LimitRecord) -> str:
+    """Return the cap of a quota, or what else is configured; nothing can be for all models of a project."""
+    if record["model"] == EVERY_MODEL:
+        return ""
+    return record["configured_as"] if record["configured"] is None else f"{record['configured']:,}"
 
 
 def _rounded(seconds: float | None) -> float | None:

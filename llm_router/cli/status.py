@@ -43,7 +43,8 @@ def status(*, days: Days = None, as_json: AsJson = False, keys: Keys = KEYS, sto
     """Show the state and the quotas of every key, and what it did.
 
     Limits are as configured, or as the provider stated them (!), inferred from its refusals (~), or unknown,
-    since nothing was refused so far (?). What only a running program knows is not shown: which deployments it
+    since nothing was refused so far (?). Of what is not counted for a whole minute or day yet, more may be
+    used than is shown (≥). What only a running program knows is not shown: which deployments it
     avoids, or keeps for later in the day (rpd_pacing). The last line says whether a send can succeed now; if
     none can, or the store does not answer, the exit code is 1.
     """

@@ -85,11 +85,15 @@ def moment(at: float, now: float) -> str:
 
 
 def fraction(limit: LimitStatus | None) -> str:
-    """Return what is used of a limit: ``3/15``; with ``!`` if stated, ``~`` inferred, ``?`` unknown."""
+    """Return what is used of a limit: ``3/15``; with ``!`` if stated, ``~`` inferred, ``?`` unknown.
+
+    With ``≥`` it is counted in part: more may be used.
+    """
     if limit is None:
         return "–"
     known = "" if limit["limit"] is None else amount(limit["limit"])
-    return f"{amount(limit['used'])}/{known}{_MARKS.get(limit['source'], '')}"
+    least = "" if limit["counted_since"] is None else "≥"
+    return f"{least}{amount(limit['used'])}/{known}{_MARKS.get(limit['source'], '')}"
 
 
 def state_of(row: KeyStatus, now: float | None = None) -> str:
@@ -164,6 +168,8 @@ def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     words += f", {_SOURCES[limit['source']]} {since} ago"
     if limit["raised_at"] is not None and limit["raised_at"] > now:
         words += f"; more is tried in {ago(limit['raised_at'] - now)}"
+    if limit["counted_since"] is not None:
+        words += f"; counted since {moment(limit['counted_since'], now)} only"
     return words
 
 

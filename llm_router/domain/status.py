@@ -17,9 +17,14 @@ __all__ = [
     "KeyState",
     "KeyStatus",
     "LimitStatus",
+    "LimitTerms",
     "LineStatus",
     "without_deprecated",
 ]
+
+LimitTerms = Literal["cap", "learn", "unlimited"]
+"""What a configuration says of a quota: a number as a cap, that it is to be learnt, or that there is no limit
+(until a refusal names one): it is null, or left out where the model has other limits."""
 
 KeyState = Literal[
     "ready", "paced", "spent", "cooling_down", "unreachable", "quarantined", "disabled", "inactive"
@@ -63,7 +68,12 @@ class LimitStatus(TypedDict):
     window_seconds: float | None
     """The window that it is counted over; None for a day, whose length varies."""
     configured: int | None
-    """How many the configuration allows at most; None if it leaves the limit to be learnt."""
+    """How many the configuration allows at most; None if it states no number."""
+    configured_as: LimitTerms
+    """What the configuration says of it."""
+    counted_since: float | None
+    """Since when at least it is counted, if that is not yet a whole window or day, in seconds since the Unix
+    epoch: more may be ``used``, and less be left. None for what is counted in whole."""
     source: str
     """``configured``, ``stated`` by the provider, ``inferred`` from its refusals, or ``unknown``: nothing was
     refused so far."""

@@ -36,6 +36,7 @@ __all__ = [
     "SELDOM",
     "after_answer",
     "after_refusal",
+    "counted_since",
     "first_inferences",
     "for_another_project",
     "longest_wait",
@@ -204,6 +205,18 @@ def _admitted(
     # Less was admitted than before: the limit has changed, or others use the quota as well, more or less.
     limit = max(used, _lowered(record.limit))
     return _found(metric, limit, stated, when.window * max(1.0, _VERY_FEW / max(limit, 1) ** 2)), False
+
+
+def counted_since(quota: QuotaSnapshot, began: float) -> float | None:
+    """Return since when at least a quota that nobody configured is counted; None if all of it is.
+
+    ``began`` is when its window or day began. The store counts such a quota from when something was first
+    learnt of it; a limit that was inferred, or has risen, had been counted before.
+    """
+    record = quota.learnt
+    if record is None or record.learnt_at <= began or record.source is LimitSource.INFERRED:
+        return None
+    return record.learnt_at if record.raise_at - record.learnt_at >= FIRST_WAIT - 1.0 else None
 
 
 def _is_doubtful(quota: QuotaSnapshot, stated: int | None, when: Circumstances) -> bool:

@@ -13,8 +13,18 @@ from llm_router.domain.deployment import SPENDING, Deployment
 from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
-from llm_router.domain.status import DayTotals, FactStatus, FailureStatus, KeyState, KeyStatus, LimitStatus
+from llm_router.domain.status import (
+    DayTotals,
+    FactStatus,
+    FailureStatus,
+    KeyState,
+    KeyStatus,
+    LimitStatus,
+    LimitTerms,
+)
+from llm_router.engine.evidence import WINDOW
 from llm_router.engine.index import DeploymentState
+from llm_router.engine.limits import counted_since
 from llm_router.engine.paces import Paces
 from llm_router.engine.pacing import PACED, Pacer
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
@@ -139,7 +149,9 @@ def limit_of(
         learnt = None
     limit = quota.limit if quota.limit < MAX_LIMIT else None
     daily = quota.metric.is_daily
-    per_second, ends_at = _day(quota, configured, deployment, now, paces) if daily else (None, None)
+    began, per_second, ends_at = now - WINDOW, None, None
+    if daily:
+        began, per_second, ends_at = _day(quota, configured, deployment, now, paces)
     reset_at = max(quota.resets_at, now) if ends_at is None else max(quota.resets_at, ends_at)
     used_up = None if per_second is None else used_up_at(quota.used, limit, per_second, now, reset_at)
     raise_at = None if learnt is None or learnt.raise_at == math.inf else learnt.raise_at
@@ -151,6 +163,8 @@ def limit_of(
         refill=(usual if configured is None else configured.refill).value,
         window_seconds=None if daily else MINUTE if configured is None else configured.window,
         configured=None if configured is None or configured.adaptive else configured.limit,
+        configured_as=_terms(configured),
+        counted_since=None if configured is not None else counted_since(quota, began),
         source=source.value,
         learnt_at=None if learnt is None else learnt.learnt_at,
         raised_at=raise_at,
@@ -165,14 +179,21 @@ def limit_of(
     )
 
 
+def _terms(configured: Quota | None) -> LimitTerms:
+    """Return what the configuration says of a quota."""
+    if configured is None:
+        return "unlimited"
+    return "learn" if configured.adaptive else "cap"
+
+
 def _day(
     quota: QuotaSnapshot, configured: Quota | None, deployment: Deployment, now: float, paces: Paces | None
-) -> tuple[float, float]:
-    """Return how many are used per second of a day's quota at present, and when the day ends."""
+) -> tuple[float, float, float]:
+    """Return when the day began, how many are used per second of its quota at present, and when it ends."""
     timezone = PROVIDER_TIMEZONE if configured is None else configured.timezone
     began, ends, _ = midnights(microseconds(now), timezone)
     seen = () if paces is None else paces.note(deployment.model_scope, quota.metric, quota.used, now)
-    return pace(quota.used, now, seconds(began), seen), seconds(ends)
+    return seconds(began), pace(quota.used, now, seconds(began), seen), seconds(ends)
 
 
 def _usable(

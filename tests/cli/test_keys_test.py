@@ -212,11 +212,12 @@ def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], h
 
     asyncio.run(teach())
     shown = run("keys", "limits", "key-light", "--store", url).stdout
-    assert "all models  rpm    10     learn       stated by the provider" in shown
+    assert "all models  rpm    10                 stated by the provider" in shown
+    assert "  1 since " in shown
     [record] = json.loads(run("keys", "limits", "key-light", "--store", url, "--json").stdout)
     assert (record["model"], record["limit"], record["used"]) == ("*", 10, 1)
     explained = run("explain", "x", "--model", "model-l", "--store", url).stdout
-    assert "all models: rpm 1/10 stated" in explained
+    assert "all models: rpm ≥1/10 stated" in explained
     listed = run("status", "--store", url).stdout
     assert "project key-light, all models: rpm 10, stated by the provider" in listed
     forgotten = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
@@ -232,8 +233,10 @@ def test_a_limit_that_is_not_known_was_refused() -> None:
         metric="tpm",
         limit=None,
         configured=None,
+        configured_as="unlimited",
         source="unknown",
         used=9,
+        counted_since=1.0,
         learnt_ago_seconds=120.0,
         learnt_at=1.0,
         raised_in_seconds=None,

@@ -22,6 +22,7 @@ from llm_router import (
     Refill,
     StoreUnavailableError,
 )
+from llm_router.cli.words import fraction
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.engine.index import FallbackOrder
@@ -125,6 +126,8 @@ async def test_a_status_describes_its_deployment(
                 "refill": "rolling",
                 "window_seconds": 60.0,
                 "configured": 15,
+                "configured_as": "cap",
+                "counted_since": None,
                 "source": "configured",
                 "learnt_at": None,
                 "raised_at": None,
@@ -512,6 +515,37 @@ async def test_room_comes_back_as_the_quota_does(
     [status] = await keys.get_all_key_statuses()
     assert status["spent"] == [quota.metric.value]
     assert status["room_in"] == (None if seconds is None else pytest.approx(seconds, abs=2.0))
+
+
+async def test_what_began_to_be_counted_is_known_to_be_counted_in_part(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile, clock: ManualClock
+) -> None:
+    """A limit stated of what nobody configured is not said to be unused before its window was counted."""
+    deployment = make_deployment(rpm=15)
+    keys, began = make_keys([deployment]), clock.time()
+    for metric in (Metric.TPM, Metric.RPD, Metric.RPM):
+        await store.cool_down(Cooldown.learn(deployment.model_scope, LearntLimit(metric, 3)))
+    for seconds, parts in ((0.0, {"tpm", "rpd"}), (61.0, {"rpd"}), (86_400.0, set())):
+        await clock.advance(seconds)
+        [status] = await keys.get_all_key_statuses()
+        limits = status["limits"]
+        assert {metric for metric, limit in limits.items() if limit["counted_since"]} == parts
+        assert all(limits[metric]["counted_since"] == pytest.approx(began, abs=0.01) for metric in parts)
+        assert {fraction(limits[metric]) for metric in parts} <= {"≥0/3!"}
+    assert fraction(limits["rpd"]) == "0/3!"
+
+
+async def test_what_a_configuration_says_of_a_quota(
+    make_keys: MakeKeys, make_deployment: MakeDeployment, store: Fragile
+) -> None:
+    """A cap, one to be learnt, and one that was left out and that a refusal has named, are told apart."""
+    deployment = attrs.evolve(
+        make_deployment(), quotas=(Quota(Metric.RPM, 15), Quota(Metric.TPM, 100, adaptive=True))
+    )
+    await store.cool_down(Cooldown.learn(deployment.model_scope, LearntLimit(Metric.RPD, 3)))
+    [status] = await make_keys([deployment]).get_all_key_statuses()
+    found = {metric: limit["configured_as"] for metric, limit in status["limits"].items()}
+    assert found == {"rpm": "cap", "tpm": "learn", "rpd": "unlimited"}
 
 
 async def test_what_a_refusal_said_of_a_spent_quota_is_more_exact(

@@ -135,6 +135,10 @@ function cannotBeUsed(row) {
   return row.disabled || row.in_cooldown || row.spent.length > 0 || row.state === "paced";
 }
 
+function timeOf(at) {
+  return new Date(at * 1000).toLocaleTimeString([], { hour12: false });
+}
+
 function quotaView([metric]) {
   const node = make("div", "quota");
   const words = make("div", "words");
@@ -151,7 +155,8 @@ function quotaView([metric]) {
   function update([, limit]) {
     const most = limit.limit;
     const share = most === null ? 0 : most === 0 ? 1 : Math.min(limit.used / most, 1);
-    const text = `${numbers.format(limit.used)} of ${most === null ? "no known limit" : numbers.format(most)}`;
+    const since = limit.counted_since === null ? "" : `, counted since ${timeOf(limit.counted_since)} only`;
+    const text = `${since ? "at least " : ""}${numbers.format(limit.used)} of ${most === null ? "no known limit" : numbers.format(most)}`;
     say(count, text);
     fill.style.width = `${100 * share}%`;
     fill.className = `fill${share >= 1 ? " full" : share >= 0.8 ? " high" : ""}`;
@@ -160,7 +165,7 @@ function quotaView([metric]) {
     track.setAttribute("aria-valuetext", text);
     const instead = limit.source !== "configured" && limit.configured ? `, configured ${limit.configured}` : "";
     const back = limit.used > 0 && limit.resets_in > 0 ? `, back in ${span(limit.resets_in)}` : "";
-    say(about, `${limit.source}${instead}${back}`);
+    say(about, `${limit.source}${instead}${back}${since}`);
   }
   return { node, update };
 }
@@ -324,7 +329,7 @@ const decisionViews = new Map();
 function decisionView(decision) {
   const node = make("li");
   const date = new Date(decision.at * 1000);
-  const time = make("time", "", date.toLocaleTimeString([], { hour12: false }));
+  const time = make("time", "", timeOf(decision.at));
   time.dateTime = date.toISOString();
   const tone = { good: "good", bad: "bad" }[decision.tone] ?? "";
   const what = make("span", tone);
