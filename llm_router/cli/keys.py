@@ -93,12 +93,34 @@ def _change(
     if as_json:
         print_json([without_deprecated(row) for row in statuses])
         return
-    say(f"{done}: {printable(key if model is None else f'{key}/{model}')}")
+    remaining = (
+        [] if done == "disabled" else _still_disabled(statuses, enabled=model, by_lift=done == "lifted")
+    )
+    but = ", but not all of it can be used" if remaining else ""
+    say(f"{done}: {printable(key if model is None else f'{key}/{model}')}{but}")
     show_table(
         ("key", "model", "project", "state"),
         [(row["key_id"], row["model"], row["project"], state_of(row)) for row in statuses],
     )
-    if done != "disabled" and any(row["disabled"] for row in statuses):
-        complain(
+    for line in remaining:
+        complain(printable(line))
+
+
+def _still_disabled(statuses: list[KeyStatus], *, enabled: str | None, by_lift: bool) -> list[str]:
+    """Say what is still disabled after a lift, or after a model (None for a key) was enabled, and the remedy.
+
+    A key and a model of it are disabled each by itself: whatever the change has not enabled is the other one.
+    """
+    disabled = [row for row in statuses if row["disabled"]]
+    if by_lift and disabled:
+        return [
             "what is still disabled: llm-router keys enable KEY, or KEY --model MODEL, as it was disabled"
-        )
+        ]
+    if enabled is not None:
+        ids = dict.fromkeys(row["key_id"] for row in disabled)
+        return [f"the key {each} itself is still disabled: llm-router keys enable {each}" for each in ids]
+    names = dict.fromkeys((row["key_id"], row["model"]) for row in disabled)
+    return [
+        f"{each}/{model} is still disabled by itself: llm-router keys enable {each} --model {model}"
+        for each, model in names
+    ]

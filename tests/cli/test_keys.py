@@ -87,6 +87,18 @@ def test_what_stays_disabled_is_said(run: Callable[..., Result]) -> None:
     assert run("keys", "enable", "key-light", "--model", "model-l").stderr == ""
 
 
+def test_a_model_of_a_disabled_key_is_not_said_to_be_of_use(run: Callable[..., Result]) -> None:
+    """Enabling the one leaves the other disabled; what remains is named, with the command that ends it."""
+    run("keys", "disable", "key-light")
+    result = run("keys", "enable", "key-light", "--model", "model-l")
+    assert result.stdout.splitlines()[0] == "enabled: key-light/model-l, but not all of it can be used"
+    assert result.stderr == "the key key-light itself is still disabled: llm-router keys enable key-light\n"
+    run("keys", "disable", "key-light", "--model", "model-l")
+    result = run("keys", "enable", "key-light")
+    assert "key-light/model-l is still disabled by itself" in result.stderr
+    assert result.stderr.endswith("llm-router keys enable key-light --model model-l\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["lift", "disable", "enable"])
 def test_a_mistake_is_2_and_names_what_there_is(run: Callable[..., Result], command: str) -> None:
