@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llm_router.cli.emulated import made_up_secret, make_emulator, with_secrets
+from llm_router.cli.faults import FAULT_HELP, inject_faults
 from llm_router.cli.output import say
 from llm_router.config import load_settings
 from llm_router.config.environment import secret_name
@@ -34,6 +35,9 @@ def emulator(
     speed: Annotated[
         float, typer.Option("--speed", min=0.001, help="Speed of its clock; at 60, a minute takes a second.")
     ] = 1.0,
+    fault: Annotated[
+        list[str] | None, typer.Option("--fault", metavar="WHAT[:SHARE]", help=FAULT_HELP)
+    ] = None,
 ) -> None:
     """Run an emulator of the Gemini API until Ctrl-C.
 
@@ -48,6 +52,7 @@ def emulator(
         environment = {secret_name(key_id): made_up_secret(key_id) for key_id in bare}
         deployments = with_secrets(found)
     server = make_emulator(ScaledClock(speed), deployments)
+    inject_faults(server, fault or ())
 
     def started(url: str) -> None:
         say(f"The emulator listens on {url}; press Ctrl-C to end it.")

@@ -199,6 +199,7 @@ class GeminiEmulator:
         key: str | None = None,
         times: int | None = None,
         methods: Collection[str] | None = GENERATE_METHODS,
+        share: float = 1.0,
     ) -> FaultRule:
         """Give requests a fault from now on.
 
@@ -212,11 +213,17 @@ class GeminiEmulator:
             times: The number of requests; None is all.
             methods: Only requests with these methods, such as ``generateContent``, ``chat.completions`` or
                 ``files.get`` (see ``gemini_http.targets.Operation``); None is all.
+            share: Only this share of all these requests, drawn at random: above 0, and at most 1.
 
         Returns:
             The rule, whose ``taken`` counts the requests that had the fault.
+
+        Raises:
+            ValueError: ``share`` is no such number.
         """
-        rule = FaultRule(fault, model=model, key=key, left=times, methods=methods)
+        if not 0 < share <= 1:
+            raise ValueError(f"share must be a number above 0 and at most 1, not {share!r}")
+        rule = FaultRule(fault, model=model, key=key, left=times, methods=methods, share=share)
         self._faults.add(rule)
         return rule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from enum import StrEnum
 from http import HTTPStatus
@@ -211,6 +212,7 @@ class FaultRule:
         model: The model of the requests; None is any.
         methods: The methods of the requests, such as ``generateContent`` or ``files.get``; None is any.
         left: The number of requests still to have the fault; None is unlimited.
+        share: The share (0 to 1) of them that are to have it, drawn at random.
         taken: The number of requests that have had the fault.
     """
 
@@ -218,17 +220,19 @@ class FaultRule:
     model: str | None = None
     methods: Collection[str] | None = GENERATE_METHODS
     left: int | None = None
+    share: float = 1.0
     taken: int = 0
     _key: str | None = attrs.field(default=None, repr=False)
 
     def matches(self, model: str, key: str, method: str, *, streams: bool) -> bool:
-        """Return whether a request with ``key`` to ``model`` is to have the fault."""
+        """Return whether a request with ``key`` to ``model`` is to have the fault: a share is drawn."""
         return (
             self.left != 0
             and self.model in (None, model)
             and self._key in (None, key)
             and (self.methods is None or method in self.methods)
             and (streams or not self.fault.kind.needs_stream)
+            and (self.share == 1.0 or random.random() < self.share)  # noqa: S311 - no secret depends on it
         )
 
     def take(self) -> Fault:

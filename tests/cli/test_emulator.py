@@ -65,6 +65,39 @@ def test_a_keys_file_gives_keys_and_limits(
     assert "AIza" not in out
 
 
+def test_faults_go_wrong_as_often_as_asked(
+    serve: Callable[..., Any], run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every request has a fault without a share, and fails by it."""
+    _, (_, export) = serve("--fault", "503:0.000001", "--fault", "400")
+    monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", export.removeprefix("export GOOGLE_GEMINI_BASE_URL="))
+    result = run("send", "hello", "--json")
+    assert result.exit_code == 1
+    assert "INVALID_ARGUMENT" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("503:nan", "'nan' is no share"),
+        ("503:2.0", "'2.0' is no share"),
+        ("503:0", "'0' is no share"),
+        ("503:", "'' is no share"),
+        ("hang:often", "'often' is no share"),
+        ("999", "'999' is no fault"),
+        ("200", "'200' is no fault"),
+        ("sleep:0.1", "'sleep' is no fault"),
+        ("", "'' is no fault"),
+    ],
+)
+def test_a_fault_that_is_none_is_2(run: Callable[..., Result], fault: str, words: str) -> None:
+    """The message names it, and what can be written."""
+    result = run("emulator", "--fault", fault)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert f"--fault {fault!r}" in result.stderr
+
+
 def test_a_port_that_is_taken_is_2(run: Callable[..., Result]) -> None:
     """A port in use is reported in one line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -401,3 +401,14 @@ async def test_a_quota_goes_before_a_fault(sdk: OpenSDK, clock: ManualClock) -> 
         clock.shift(60)
         assert not (await generate(models)).candidates
         assert rule.taken == 1
+
+
+def test_a_share_of_the_requests_has_a_fault() -> None:
+    """It is drawn for each request, and nothing but a share can be asked for."""
+    emulator = GeminiEmulator()
+    rule = emulator.inject(Fault.status(503), share=0.25)
+    hits = sum(rule.matches(MODEL, "key", "generateContent", streams=False) for _ in range(4_000))
+    assert 800 < hits < 1_200  # six standard deviations and more
+    for share in (0.0, 2.0, float("nan")):
+        with pytest.raises(ValueError, match="share must be"):
+            emulator.inject(Fault.status(503), share=share)
