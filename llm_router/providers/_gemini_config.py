@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from llm_router.errors import InvalidRequestError, LLMRouterError
 from llm_router.gemini_http.routes import KEY_HEADER
 from llm_router.providers._gemini_conversion import check_schemas_and_tools, first_problem
+from llm_router.providers._gemini_foreign import remedy_for
 
 if TYPE_CHECKING:
     from llm_router.domain.request import Request
@@ -324,14 +325,16 @@ def _contents_adapter() -> Any:
 
 
 def _validated_contents(contents: Any) -> None:
-    _run(lambda: _contents_adapter().validate_python(contents), "contents")
+    _run(
+        lambda: _contents_adapter().validate_python(contents), "contents", remedy=lambda: remedy_for(contents)
+    )
 
 
 def _validated(model: Any, data: dict[str, Any], what: str) -> Any:
     return _run(lambda: model.model_validate(data), what)
 
 
-def _run(validation: Any, what: str) -> Any:
+def _run(validation: Any, what: str, remedy: Callable[[], str | None] = lambda: None) -> Any:
     from pydantic import ValidationError  # noqa: PLC0415 - heavy
 
     try:
@@ -341,4 +344,4 @@ def _run(validation: Any, what: str) -> Any:
     except Exception as error:  # noqa: BLE001 - the SDK stumbles over some values that it says it takes
         problem = f"the SDK cannot read it ({type(error).__name__})"
     # Raised outside the handler, because pydantic's error contains the whole input.
-    raise InvalidRequestError(f"{what} is wrong: {problem}")
+    raise InvalidRequestError(f"{what} is wrong: {remedy() or problem}")

@@ -12,6 +12,7 @@ from llm_router.domain.fields import camel_case
 from llm_router.domain.queries import ModelInfo, Vector
 from llm_router.errors import InvalidRequestError
 from llm_router.providers._gemini_failures import not_an_answer
+from llm_router.providers._gemini_foreign import remedy_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -154,4 +155,6 @@ def _as_json(contents: Any, what: str) -> list[dict[str, Any]]:
         return [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in built]
     except Exception as error:  # noqa: BLE001 - whatever the SDK finds wrong; its message may quote the data
         problem = type(error).__name__
+    if remedy := remedy_for(contents):
+        raise InvalidRequestError(f"{what} is wrong: {remedy}")
     raise InvalidRequestError(f"{what} cannot be built ({problem}): see help(Router.send)")

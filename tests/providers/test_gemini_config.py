@@ -193,6 +193,10 @@ def test_the_value_of_a_header_is_not_shown() -> None:
     assert "private" not in str(caught.value)
 
 
+MESSAGE = {"role": "user", "content": "hi"}
+"""A message as OpenAI's API has it."""
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
@@ -215,6 +219,11 @@ def test_the_value_of_a_header_is_not_shown() -> None:
         ({"system_instruction": ()}, "system_instruction is empty: pass"),
         ({"config": {"system_instruction": []}}, "system_instruction is empty: pass"),
         ({"system_instruction": [types.Content(parts=[types.Part(text="x")])]}, "system_instruction must be"),
+        ({"contents": MESSAGE}, "contents is wrong: a message of OpenAI's API .*'parts'"),
+        ({"contents": ["x", MESSAGE]}, "contents is wrong: a message of OpenAI's API .*'parts'"),
+        ({"contents": [{"role": "user", "parts": [MESSAGE]}]}, "a message of OpenAI's API"),
+        ({"contents": [MESSAGE | {"role": "system"}]}, "system_instruction="),
+        ({"contents": [MESSAGE | {"role": "assistant"}]}, "'model'"),
         ({"contents": [[]]}, r"contents\[0\] is empty: leave it out"),
         ({"contents": ["x", {}]}, r"contents\[1\] is empty: leave it out"),
         ({"contents": [[types.UserContent("x")]]}, r"contents\[0\]\[0\] must be a part, not a UserContent"),
