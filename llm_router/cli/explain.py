@@ -20,7 +20,7 @@ from llm_router.cli.options import (
     fallback_named,
     prompt_text,
 )
-from llm_router.cli.output import FAILED, count, print_json, printable, say, show_table
+from llm_router.cli.output import FAILED, count, print_json, printable, say, shortened, show_table
 from llm_router.cli.routers import open_router
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
@@ -140,7 +140,7 @@ def _decision(candidate: ExplainedCandidate) -> str:
     """Say in words whether a deployment would be taken, and if not, why and until when."""
     if candidate.exclusion is None:
         return "taken" if candidate.is_taken else "has room"
-    reason = candidate.reason or candidate.exclusion.value
+    reason = shortened(candidate.reason or candidate.exclusion.value)
     words = _WORDS.get(candidate.exclusion, "{}").format(reason)
     if candidate.usable_in is not None:
         return f"{words}, for {candidate.usable_in:.0f} s"

@@ -30,6 +30,7 @@ __all__ = [
     "print_json",
     "printable",
     "say",
+    "shortened",
     "show_table",
     "table_width",
 ]
@@ -54,6 +55,9 @@ _LAST, _FRAME, _NARROWEST = 24, 3, 20
 """Characters that the last column of a drawn table has at least, if it is longer than that: its words are
 wrapped; what each column takes besides its words; how narrow lines become."""
 
+_LONGEST_WORDS = 60
+"""Characters of a text in a cell of a table that may be as long as a provider likes."""
+
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -65,6 +69,12 @@ def is_terminal() -> bool:
 def printable(text: str) -> str:
     """Return ``text`` without control characters, so that an answer cannot control the terminal."""
     return _CONTROLS.sub("", text)
+
+
+def shortened(text: str) -> str:
+    """Return the beginning of a text that may be long, printable and in one line, for a cell of a table."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= _LONGEST_WORDS else f"{line[: _LONGEST_WORDS - 1].rstrip()}…"
 
 
 def count(number: int, noun: str) -> str:

@@ -46,7 +46,8 @@ def status(*, days: Days = None, as_json: AsJson = False, keys: Keys = KEYS, sto
     since nothing was refused so far (?). Of what is not counted for a whole minute or day yet, more may be
     used than is shown (≥). What only a running program knows is not shown: which deployments it
     avoids, or keeps for later in the day (rpd_pacing). The last line says whether a send can succeed now; if
-    none can, or the store does not answer, the exit code is 1.
+    none can, or the store does not answer, the exit code is 1. Long reasons are shortened; --json has them in
+    full.
     """
     settings = load_settings(keys, store_needed=store is None)
 

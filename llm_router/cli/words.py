@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from llm_router.cli.output import printable
+from llm_router.cli.output import printable, shortened
 from llm_router.domain.status import (
     CacheSavings,
     DayTotals,
@@ -99,12 +99,14 @@ def fraction(limit: LimitStatus | None) -> str:
 def state_of(row: KeyStatus, now: float | None = None) -> str:
     """Say in words whether a deployment can be used, and if not, why and until when.
 
+    A long reason is shortened: it may be what a provider has written.
+
     Args:
         row: Its status.
         now: Seconds since the Unix epoch; by default when the status was made.
     """
     until = _until(row, now)
-    reason = printable(row["reason"] or "")
+    reason = shortened(row["reason"] or "")
     match row["state"]:
         case "disabled":
             return reason

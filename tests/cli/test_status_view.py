@@ -114,6 +114,17 @@ def test_what_happened_is_told_in_words(pools: Pools, clock: ManualClock) -> Non
     assert state_of(row) == "provider cannot be reached; tried again"
 
 
+def test_a_long_reason_does_not_widen_a_table(pools: Pools, clock: ManualClock) -> None:
+    """What a provider wrote at length is shortened to one line; short reasons are told in full."""
+    _, statuses = statuses_of(pools, clock)
+    row = statuses[2] | {"reason": "404 model not found:\n" + "see the list of models " * 40}
+    words = state_of(row)
+    assert words.startswith("cooling down until 12:01:30 (90 s): 404 model not found: see the list")
+    assert words.endswith("…")
+    assert len(words) < 100
+    assert "\n" not in words
+
+
 @pytest.mark.parametrize("width", [30, 60, 80])
 def test_blocks_fit(pools: Pools, clock: ManualClock, width: int) -> None:
     """No line is longer than the terminal is wide, and nothing is lost."""
