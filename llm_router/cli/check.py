@@ -26,6 +26,9 @@ from llm_router.stores.urls import default_store_url, open_store, sqlite_path
 
 __all__ = ["check", "summary"]
 
+_SUMMED = {Metric.RPM: "requests a minute", Metric.RPD: "a day"}
+"""The metrics that are summed up, and their units."""
+
 
 def check(
     path: Annotated[Path | None, typer.Argument(help="The keys file, in place of --keys.")] = None,
@@ -43,7 +46,9 @@ def check(
     """Check the keys file, .env and the environment; sum up what they allow.
 
     Every problem is listed with the remedy. Nothing is sent to a provider, unless --online asks it for its
-    models, which generates nothing and uses no quota. A Redis server that the environment names is asked
+    models, which generates nothing and uses no quota. In the sum a number is a cap, which refusals can only
+    lower; what is to be learnt starts low (at the number of the model, where the entry says "learn" in place
+    of it) and follows refusals up and down. A Redis server that the environment names is asked
     whether it may evict what it counts; if it does not answer, nothing is said.
     """
     path = path or keys
@@ -111,14 +116,16 @@ def summary(settings: Settings) -> str:
     parts += [f"{each.name} {words}" for each in found if (words := _allowed(each))]
     unknown = dict.fromkeys(model for each in found for model in each.unknown)
     if unknown:
-        parts.append(f"limits unknown for {', '.join(unknown)}")
+        parts.append(f"limits to be learnt for {', '.join(unknown)}")
+    if any(each.unlimited & _SUMMED.keys() for each in found):
+        parts.append("unlimited is what is null, or left out beside other limits, until a refusal names it")
     return "; ".join(parts)
 
 
 def _allowed(allowance: Allowance) -> str:
     """Say what a workload or model allows; nothing if all of it is left to be learnt."""
     words = []
-    for metric, unit in ((Metric.RPM, "requests a minute"), (Metric.RPD, "a day")):
+    for metric, unit in _SUMMED.items():
         limit = allowance.limits.get(metric)
         if metric in allowance.unlimited:
             words.append(f"unlimited {unit}")

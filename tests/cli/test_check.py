@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 SUMMARY = "3 keys in 3 projects" + "".join(
     f"; {workload} unlimited requests a minute, unlimited a day" for workload in ("light", "medium", "heavy")
 )
+UNLIMITED = "; unlimited is what is null, or left out beside other limits, until a refusal names it"
+SUMMARY += UNLIMITED
 
 
 def test_a_good_configuration_is_0(run: Callable[..., Result], emulator: GeminiEmulator) -> None:
@@ -137,7 +139,7 @@ def test_what_may_not_be_meant_is_a_warning(run: Callable[..., Result], home: Pa
     assert last == "keys.json: 0 errors, 6 warnings"
     assert summary == (
         "4 keys in 4 projects, 1 key not in use; light 1,500 requests a minute, unlimited a day; medium 30 "
-        "requests a minute, 1,000 a day; limits unknown for gemini-pro-latest, my-own"
+        "requests a minute, 1,000 a day; limits to be learnt for gemini-pro-latest, my-own" + UNLIMITED
     )
     workloads = json.loads(run("check", "--json").stdout)["summary"]["workloads"]
     assert workloads["light"]["limits"] == {"rpm": 1500, "rpd": 0}

@@ -71,7 +71,9 @@ def test_everything_is_made_from_piped_secrets(
     assert not any(secret in result.output for secret in SECRETS)
     checked = run("check")
     assert checked.stdout.splitlines() == ["keys.json: no problems found", result.stdout.splitlines()[-1]]
-    assert checked.stdout.splitlines()[1].startswith("3 keys in 2 projects; limits unknown for gemini-3.5-f")
+    assert checked.stdout.splitlines()[1].startswith(
+        "3 keys in 2 projects; limits to be learnt for gemini-3.5-f"
+    )
     assert bare.requests == 0
 
 
