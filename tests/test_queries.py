@@ -380,3 +380,21 @@ async def test_a_cancelled_call_leaves_nothing(router: Router, emulator: GeminiE
     await _until(lambda: emulator.holding == 0)
     emulator.clear_faults()
     assert (await router.embed("x")).vectors
+
+
+async def test_messages_of_another_api_are_refused_with_the_remedy(
+    router: Router, emulator: GeminiEmulator
+) -> None:
+    """Wherever contents are taken, what to write instead is said, and nothing is sent."""
+    message = {"role": "user", "content": "hi"}
+    calls = (
+        lambda: router.send(message),
+        lambda: router.send([message]),
+        lambda: router.conversation("one").send(message),
+        lambda: router.conversation("two", history=[message]).send("x"),
+        lambda: router.count_tokens([message]),
+    )
+    for call in calls:
+        with pytest.raises(InvalidRequestError, match=r"OpenAI's API .*'parts': \[\{'text'"):
+            await call()
+    assert emulator.requests == 0
