@@ -208,7 +208,6 @@ class Overview:
                     totals.get(snapshot.deployment, ()),
                 ),
                 shared.get(snapshot.deployment.project_scope, ()),
-
                 self.selector.pacer,
             )
             for snapshot in map(_without_replaced, snapshots)
