@@ -22,6 +22,7 @@ from llm_router.cli.options import (
 )
 from llm_router.cli.output import FAILED, count, print_json, printable, say, shortened, show_table
 from llm_router.cli.routers import open_router
+from llm_router.cli.words import metric_words
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
 from llm_router.domain.status import DEPRECATED
@@ -152,4 +153,4 @@ def _quota(quota: ExplainedQuota) -> str:
     amount = f" + {quota.amount}" if quota.metric.counts_tokens else ""
     least = "" if quota.status["counted_since"] is None else "≥"
     shown = f"{least}{quota.status['used']}{amount}/{'∞' if limit is None else limit}"
-    return f"{quota.metric.value} {shown} {quota.status['source']}"
+    return f"{metric_words(quota.name)} {shown} {quota.status['source']}"

@@ -46,6 +46,7 @@ class ExplainedQuota:
         fits_in: Seconds until there is, at the latest, if no other request takes any; 0 if there is now, None
             for never. Where the amount exceeds a learnt limit: until that rises, which may not be enough.
         status: What is used, the limit in force and how it is known, as in ``KeyStatus["limits"]``.
+        name: Its name there, or in ``KeyStatus["project_limits"]``: the metric, or ``spending``.
     """
 
     metric: Metric
@@ -54,6 +55,7 @@ class ExplainedQuota:
     fits: bool
     fits_in: float | None
     status: LimitStatus
+    name: str = ""
 
 
 @attrs.frozen(kw_only=True)

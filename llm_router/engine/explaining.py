@@ -26,7 +26,7 @@ from llm_router.engine.project_limits import heed_counts, is_known, projects_of
 from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
-from llm_router.engine.statuses import limit_of
+from llm_router.engine.statuses import limit_of, name_of
 from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
 from llm_router.strategies.base import SelectionStrategy
 
@@ -172,6 +172,7 @@ def _quotas(counted: Counted, demand: Demand, now: float) -> tuple[ExplainedQuot
                 fits=at <= now,
                 fits_in=_seconds_until(at, now),
                 status=limit_of(quota, counted.state.deployment, now),
+                name=name_of(quota, counted.state.deployment),
             )
         )
     return tuple(found)

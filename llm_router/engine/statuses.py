@@ -29,7 +29,7 @@ from llm_router.engine.paces import Paces
 from llm_router.engine.pacing import PACED, Pacer
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
-__all__ = ["Found", "count_unusable", "describe", "limit_of"]
+__all__ = ["Found", "count_unusable", "describe", "limit_of", "name_of"]
 
 _HOUR = 3600.0
 
@@ -83,10 +83,10 @@ def describe(
         for metric, limit in limits.items()
     }
     counted = (snapshot, *of_project)
-    spent = [_named(quota, each) for each in counted for quota in _spent(each)]
+    spent = [name_of(quota, each.deployment) for each in counted for quota in _spent(each)]
     room_at = max(_room_at(each, state, now) for each in counted)
     project_limits = {
-        _named(quota, each): limit_of(quota, each.deployment, now, paces)
+        name_of(quota, each.deployment): limit_of(quota, each.deployment, now, paces)
         for each in of_project
         for quota in each.quotas
     }
@@ -239,9 +239,9 @@ def _spent(snapshot: DeploymentSnapshot) -> list[QuotaSnapshot]:
     return [quota for quota in snapshot.quotas if quota.used >= quota.limit]
 
 
-def _named(quota: QuotaSnapshot, snapshot: DeploymentSnapshot) -> str:
+def name_of(quota: QuotaSnapshot, deployment: Deployment) -> str:
     """Return the name of a quota among those of a deployment, or those of its project."""
-    return _SPENDING if snapshot.deployment.model == SPENDING else quota.metric.value
+    return _SPENDING if deployment.model == SPENDING else quota.metric.value
 
 
 def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> float:

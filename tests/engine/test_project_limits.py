@@ -334,6 +334,7 @@ async def test_spending_is_shown_explained_and_forgotten(
             assert (limit["used"], limit["limit"], limit["window_seconds"]) == (1, 1, 600.0)
         for candidate in (await router.explain("x")).candidates:
             assert (candidate.exclusion, candidate.reason) == ("quota", "spending of the whole project")
+            assert [quota.name for quota in candidate.project_quotas] == ["spending"]
         clock.shift(61.0)  # the minute of each model is over, and not those ten
         assert not (await router.send("x")).success
         for row in await router.keys.forget_limits("k"):
