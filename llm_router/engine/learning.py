@@ -33,7 +33,7 @@ from llm_router.engine.remembering import remember
 from llm_router.engine.reporting import Reporter
 from llm_router.engine.suspicions import REMEMBERED, Suspicions
 from llm_router.engine.tries import concerns_others, follow, proves_more, put_off, takes_turns
-from llm_router.engine.unnamed import counting_tokens, taken_for_tokens
+from llm_router.engine.unnamed import counting_tokens, is_refuted, taken_for_tokens
 from llm_router.errors import ProviderError
 from llm_router.stores.base import QuotaSnapshot, RateLimitStore
 
@@ -213,6 +213,8 @@ class LimitLearner:
             inference = counting_tokens(inference, quotas)
             if first := taken_for_tokens(inference):
                 remember(self._taken_for_tokens, scope, (now, first))
+            elif is_refuted(inference):
+                self._taken_for_tokens.pop(scope, None)  # if it has become less, it is found again
         if not (repeated or inference.is_explained or inference.is_starved or inference.is_day_confirmed):
             remember(self._doubted, scope, now)
         self._look_at(state, now + WINDOW)

@@ -11,7 +11,7 @@ from llm_router.domain.quota import Metric
 from llm_router.engine.evidence import LATEST, LIKELY, Circumstances, Inference, begin_to_count
 from llm_router.stores.base import QuotaSnapshot
 
-__all__ = ["counting_tokens", "most_likely", "taken_for_tokens"]
+__all__ = ["counting_tokens", "is_refuted", "most_likely", "taken_for_tokens"]
 
 _ALIKE, _OTHER = 0.15, 0.2
 """The shares by which counts differ at most that are about the same, and at least if they are others."""
@@ -49,6 +49,11 @@ def taken_for_tokens(inference: Inference) -> int:
     """Return the limit of tokens that is learnt in place of one of requests; 0 if none is."""
     learnt = {entry.metric: entry.limit for entry in inference.learnt}
     return learnt.get(Metric.TPM) or 0 if learnt.get(Metric.RPM, 0) is None else 0
+
+
+def is_refuted(inference: Inference) -> bool:
+    """Return whether a limit of tokens is forgotten, since refusals go on at far fewer."""
+    return any(entry.metric is Metric.TPM and entry.limit is None for entry in inference.learnt)
 
 
 def _fullest(counted: Mapping[Metric, QuotaSnapshot]) -> Metric:

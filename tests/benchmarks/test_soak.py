@@ -333,6 +333,21 @@ def test_an_outage_is_probed_rarely_and_its_end_is_seen(
 
 
 @pytest.mark.slow
+def test_a_limit_of_tokens_that_sinks_for_an_hour_is_found_again(world: ModuleType, runs: ModuleType) -> None:
+    """By refusals that name nothing: those at far fewer tokens do not rule tokens out for a day."""
+    changes = world.Change(2 * world.HOUR, 0.3), world.Change(3 * world.HOUR, 1.0)
+    tokens = world.World(
+        hidden={"model": world.Limits(tpm=12_000)},
+        events=changes,
+        projects=1,
+        hours=5.0,
+        sizes=(100, 2_000),
+        traffic=world.Steady(callers=8),
+    )
+    assert runs.simulate(tokens, runs.Setup("llm_router")).refused < 0.05
+
+
+@pytest.mark.slow
 def test_a_daily_limit_is_known_from_the_second_day_on(
     load: Callable[[str], ModuleType], world: ModuleType, runs: ModuleType
 ) -> None:

@@ -21,7 +21,7 @@ from llm_router.engine.limits import (
     first_inferences,
     for_another_project,
 )
-from llm_router.engine.unnamed import counting_tokens, taken_for_tokens
+from llm_router.engine.unnamed import counting_tokens, is_refuted, taken_for_tokens
 from llm_router.errors import QuotaViolation
 from llm_router.stores.base import QuotaSnapshot
 
@@ -177,9 +177,11 @@ def test_refusals_that_go_on_at_far_fewer_tokens_are_not_for_tokens(
     inference = conclude(*quotas, doubted=True, tokens=200, first_tokens=6_000)
     assert inference.learnt[0] == LearntLimit(TPM, None, replaces=limited.learnt_at)
     assert [entry.metric for entry in inference.learnt[1:]] == [RPM]
+    assert is_refuted(inference)
     for first in (3_000, 0):
-        learnt = conclude(*quotas, doubted=True, tokens=200, first_tokens=first).learnt
-        assert RPM not in {entry.metric for entry in learnt}
+        inference = conclude(*quotas, doubted=True, tokens=200, first_tokens=first)
+        assert RPM not in {entry.metric for entry in inference.learnt}
+        assert not is_refuted(inference)
 
 
 def test_a_bare_refusal_that_nothing_explains_has_tokens_counted(conclude: Callable[..., Inference]) -> None:
