@@ -164,6 +164,8 @@ class Judge:
     async def _infer(self, refused: Refused, state: DeploymentState) -> Inference:
         """Return what a refusal says about limits: of the model, or of all models of the project."""
         error = refused.error
+        if error.lasting:
+            return _NO_INFERENCE  # no limit comes back as late as what was used up
         if error.scope is FaultScope.DEPLOYMENT:
             return await self.learner.infer(refused, state)
         if not is_of_project(error):

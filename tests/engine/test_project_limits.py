@@ -369,6 +369,25 @@ async def test_money_that_is_gone_is_no_limit(
             assert (row["project_limits"], row["reason"]) == ({}, "money spent, says the provider")
 
 
+@pytest.mark.parametrize("scope", [FaultScope.PROJECT, FaultScope.DEPLOYMENT])
+async def test_what_is_used_up_for_longer_teaches_no_limit(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    scope: FaultScope,
+) -> None:
+    """Also where the refusal names a quota, and states its limit."""
+    violations = (QuotaViolation(Metric.RPM, 10),)
+    provider.script(
+        ProviderError("gone", kind="quota", scope=scope, code=429, lasting=True, violations=violations), times=1
+    )
+    async with make_router(pair, store=store, max_retries=0) as router:
+        await router.send("x")
+        for row in await router.get_all_key_statuses():
+            assert (row["project_limits"], row["limits"]["rpm"]["limit"]) == ({}, 100)
+
+
 # --- the store in front --------------------------------------------------------------------------------
 
 
