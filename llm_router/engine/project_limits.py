@@ -204,14 +204,29 @@ def counted_from_now(
 
 @attrs.frozen
 class _Full:
-    """What a project has just refused."""
+    """What a project has refused."""
 
     at: float
     tokens: int
     refusal: Refusal
 
-    def holds(self, now: float) -> bool:
-        return 0.0 <= now - self.at < _FRESH and now < self.refusal.retry_at
+    def stands_for(self, demand: Demand, now: float) -> bool:
+        """Return whether it has just refused as much."""
+        is_fresh = 0.0 <= now - self.at < _FRESH and now < self.refusal.retry_at
+        return is_fresh and demand.tokens >= self.tokens
+
+    def room_at(self, demand: Demand) -> float:
+        """Return when there is room for a demand, by this refusal; for a smaller one not before that."""
+        return self.refusal.retry_at if demand.tokens >= self.tokens else self.refusal.wake_at
+
+    def after(self, other: Refusal, demand: Demand) -> Refusal:
+        """Return the refusal of a deployment, which is for another reason, as one that ends with this."""
+        own = _of_project(self.refusal, other.deployment)
+        # What the smallest demand waits for, in the end, decides what it may be roused by.
+        cooldown = other.cooldown if other.wake_at > own.wake_at else None
+        return Refusal(
+            own.deployment, own.reason, self.room_at(demand), max(own.wake_at, other.wake_at), cooldown
+        )
 
 
 class ProjectStore:
@@ -231,8 +246,8 @@ class ProjectStore:
         self._store = store
         self._pool = pool
         self._clock = clock
-        self._twins: dict[str, tuple[str, ...]] = {}
-        self._full: dict[Scope, _Full] = {}
+        self._twins: dict[str, tuple[DeploymentState, ...]] = {}
+        self._full: dict[DeploymentState, _Full] = {}
         self._short: set[Scope] = set()
         self._lifts = 0
         self._distrusts = is_foreign(store)
@@ -258,6 +273,22 @@ class ProjectStore:
         self._short.discard(scope)
         return was_short
 
+    def later(self, refusal: Refusal, demand: Demand) -> Refusal:
+        """Return the refusal of a deployment, or that of its project where that is known to end later.
+
+        The store knows of a deployment that cools down nothing of its project, and is asked for no more.
+
+        Args:
+            refusal: The refusal.
+            demand: What was to be reserved.
+        """
+        now = self._clock.time()
+        for shared in self._pool.shared.get(refusal.deployment.project_scope, ()) if demand.requests else ():
+            full = self._full.get(shared)
+            if full is not None and full.at <= now and full.room_at(demand) > refusal.retry_at:
+                refusal = full.after(refusal, demand)
+        return refusal
+
     async def reserve(
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
@@ -274,13 +305,12 @@ class ProjectStore:
 
     def _known(self, candidates: Sequence[Deployment], demand: Demand) -> dict[Deployment, Refusal]:
         """Return the refusals of those candidates whose project has just refused as much."""
-        now, shared = self._clock.time(), self._pool.shared
-        self._full = {scope: it for scope, it in self._full.items() if scope in shared and it.holds(now)}
-        known: dict[Deployment, Refusal] = {}
-        for each in candidates if demand.requests else ():
-            full = self._full.get(each.project_scope)
-            if full is not None and demand.tokens >= full.tokens:
-                known[each] = _of_project(full.refusal, each)
+        now, known = self._clock.time(), dict[Deployment, Refusal]()
+        for each in candidates if demand.requests and self._full else ():
+            for shared in self._pool.shared.get(each.project_scope, ()):
+                full = self._full.get(shared)
+                if full is not None and full.stands_for(demand, now):
+                    known[each] = _of_project(full.refusal, each)
         return known
 
     async def _reserve(
@@ -301,10 +331,11 @@ class ProjectStore:
                 self._note(second, shared, demand)
                 told = {refusal.deployment for refusal in decision.refusals}
                 concerned = [each for each in candidates if each.project_scope == scope and each not in told]
-                refusals = (_of_project(self._full[scope].refusal, each) for each in concerned)
+                refusals = (_of_project(self._full[shared].refusal, each) for each in concerned)
                 decision.deployment, decision.probes = None, ()
                 decision.refusals = (*decision.refusals, *refusals)
                 return decision
+            self._note_room(shared, demand)
             decision.headroom = min(decision.headroom, second.headroom)
             decision.daily_headroom = min(decision.daily_headroom, second.daily_headroom)
         return decision
@@ -313,9 +344,8 @@ class ProjectStore:
         self, shared: DeploymentState, reservation_id: str, decision: Decision, demand: Demand, ttl: float
     ) -> object:
         """Reserve on a project, too, what was granted; give that back unless there is room for both."""
-        # The id ends in what it is reserved on, such as "*", and begins as that of the one on the deployment.
-        twin = f"{reservation_id}{shared.deployment.model}"
-        self._twins[reservation_id] = (*self._twins.get(reservation_id, ()), twin)
+        twin = _twin(reservation_id, shared)
+        self._twins[reservation_id] = (*self._twins.get(reservation_id, ()), shared)
         try:
             second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
         except BaseException:
@@ -340,21 +370,32 @@ class ProjectStore:
         unknown = Refusal(shared.deployment, _UNKNOWN, now + _AGAIN, now + _AGAIN)
         refusal = next(iter(decision.refusals), unknown)
         shared.note(refusal, now)
-        scope = shared.deployment.project_scope
-        self._full[scope] = _Full(now, demand.tokens, refusal)
+        self._full = {state: full for state, full in self._full.items() if full.refusal.retry_at > now}
+        self._full[shared] = _Full(now, demand.tokens, refusal)
         if refusal.reason in TOKEN_REASONS:
+            scope = shared.deployment.project_scope
             self._short = {each for each in self._short if each in self._pool.shared} | {scope}
+
+    def _note_room(self, shared: DeploymentState, demand: Demand) -> None:
+        """Note that a project has room, whatever it refused before."""
+        full = self._full.get(shared)
+        if full is not None and demand.tokens >= full.tokens:
+            del self._full[shared]
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle both reservations; see :class:`RateLimitStore`."""
+        twins = self._twins.get(reservation_id, ())
         await self._end(reservation_id, lambda each: self._store.settle(each, used))
-        # Some of the tokens may be back.
-        self._full = {at: full for at, full in self._full.items() if full.refusal.reason not in TOKEN_REASONS}
+        for shared in twins:  # some of the tokens may be back
+            if (full := self._full.get(shared)) is not None and full.refusal.reason in TOKEN_REASONS:
+                del self._full[shared]
 
     async def release(self, reservation_id: str) -> None:
         """Release both reservations; see :class:`RateLimitStore`."""
+        twins = self._twins.get(reservation_id, ())
         await self._end(reservation_id, self._store.release)
-        self._full.clear()  # what it took is back
+        for shared in twins:  # what it took is back
+            self._full.pop(shared, None)
 
     async def charge(
         self,
@@ -381,7 +422,7 @@ class ProjectStore:
         await self._store.aclose()
 
     async def _end(self, reservation_id: str, end: Callable[[str], Awaitable[None]]) -> None:
-        twins = self._twins.get(reservation_id, ())
+        twins = [_twin(reservation_id, shared) for shared in self._twins.get(reservation_id, ())]
         try:
             async with AsyncExitStack() as stack:  # each is ended, whatever becomes of the others
                 for twin in twins:
@@ -399,6 +440,11 @@ class ProjectStore:
             await self._end(reservation_id, self._store.release)
         except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
             note_failure(self._store, "release", error)
+
+
+def _twin(reservation_id: str, shared: DeploymentState) -> str:
+    """Return the id of a reservation on a project: it ends in what that is on, such as "*"."""
+    return f"{reservation_id}{shared.deployment.model}"
 
 
 def _of_project(refusal: Refusal, deployment: Deployment) -> Refusal:

@@ -405,7 +405,7 @@ class Selector:
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
         if decision.refusals:
-            await self._note_refusals(send, decision.refusals, refused, lease, now)
+            await self._note_refusals(send, decision.refusals, demand, refused, lease, now)
         return lease
 
     async def _checked(
@@ -451,6 +451,7 @@ class Selector:
         self,
         send: SendState,
         refusals: tuple[Refusal, ...],
+        demand: Demand,
         refused: dict[DeploymentState, Refusal],
         lease: Lease | None,
         now: float,
@@ -461,10 +462,12 @@ class Selector:
         try:
             for refusal in refusals:
                 if refusal.cooldown is None or not await self.quarantines.reopen(refusal, now):
-                    refusal = self._probes.hasten(refusal, now)  # noqa: PLW2901 - as it is from here on
-                    state = self._pool.note_refusal(refusal, now)
+                    known = self._probes.hasten(refusal, now)
+                    if isinstance(self._store, ProjectStore):
+                        known = self._store.later(known, demand)
+                    state = self._pool.note_refusal(known, now)
                     if state is not None:
-                        refused[state] = refusal
+                        refused[state] = known
                         if refusal.cooldown is not None:
                             heed(self._pool, state, refusal.cooldown)
         except BaseException:

@@ -676,6 +676,97 @@ async def test_a_probe_that_finds_the_project_without_room_is_passed_on(
         assert snapshot.cooldown is None
 
 
+@pytest.mark.parametrize(
+    ("stands", "window"), [(ProjectDeployment.of, 60.3), (ProjectDeployment.spending_of, 600.3)]
+)
+async def test_a_project_that_cools_down_has_room_no_sooner_than_its_quota(
+    make_router: MakeRouter,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+    stands: Callable[[Deployment], Deployment],
+    window: float,
+) -> None:
+    """The later of both is told, for no call more; also while a request probes the cooldown."""
+    await store.cool_down(Cooldown.learn(stands(pair[0]).model_scope, LearntLimit(Metric.RPM, 1)))
+    async with make_router(pair, store=store) as router:
+        await router.explain("x")
+        assert (await router.send("x")).success
+        back = clock.time() + window
+        assert (await router.send("x")).retry_after == pytest.approx(window)
+        for seconds in (5.0, 1000.0):
+            clock.shift(1.0)
+            until = clock.time() + seconds
+            await store.cool_down(Cooldown(pair[0].project_scope, until, "rpm spent, says the provider"))
+            store.calls.clear()
+            response = await router.send("x")
+            assert len(store.calls) == 1
+            assert response.retry_after == pytest.approx(max(back, until) - clock.time())
+        await store.cool_down(Cooldown.lift(pair[0].project_scope))
+        clock.shift(window)
+        assert (await router.send("x")).success
+
+
+async def test_a_probe_is_waited_for_no_shorter_than_the_quota_of_the_project(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """What becomes of it changes nothing before the project has room."""
+    project, scope = await keep(store, pair[0], 1), pair[0].project_scope
+    async with make_router(pair, store=store) as router:
+        await router.explain("x")
+        cooldown = Cooldown(scope, clock.time() + 5.0, "spent", half_open=True, strikes=1, since=clock.time())
+        await store.cool_down(cooldown)
+        assert (await router.send("x")).retry_after == pytest.approx(5.0)
+        clock.shift(5.0)
+        await store.reserve("elsewhere", [project], Demand(1, 1), 600.0)
+        assert (await router.send("x")).retry_after == pytest.approx(60.3)
+        clock.shift(1.0)
+        await store.reserve("a probe", pair[:1], Demand(1, 1), 600.0)
+        assert (await router.send("x")).retry_after == pytest.approx(59.3)
+
+
+async def test_a_smaller_request_has_room_in_a_project_that_cools_down(
+    make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """What was refused to a larger one says nothing of it, and it is told the end of the cooldown."""
+    project = await keep(store, pair[0], 100)
+    await store.cool_down(Cooldown.learn(project.model_scope, LearntLimit(Metric.TPM, 1000)))
+    async with make_router(pair, store=store) as router:
+        await router.explain("x")
+        assert (await router.send("word " * 600)).success
+        assert (await router.send("word " * 600)).retry_after == pytest.approx(60.3)
+        until = clock.time() + 5.0
+        await store.cool_down(Cooldown(pair[0].project_scope, until, "rpm spent, says the provider"))
+        assert (await router.send("word " * 600)).retry_after == pytest.approx(60.3)
+        assert (await router.send("word " * 5)).retry_after == pytest.approx(5.0)
+
+
+async def test_quota_that_comes_back_while_a_project_cools_down_is_used_after_it(
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    store: Recording,
+    pair: list[Deployment],
+    clock: ManualClock,
+) -> None:
+    """Whoever waits goes by what is known then: the cooldown."""
+    await keep(store, pair[0], 1)
+    async with make_router(pair, store=store, max_retries=0) as router:
+        await router.explain("x")
+        provider.script(ProviderError("no path", kind="network", charged=False), times=1)
+        provider.delay = 2.0
+        first = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        assert (await router.send("x")).retry_after == pytest.approx(60.2)
+        until = clock.time() + 5.0
+        await store.cool_down(Cooldown(pair[0].project_scope, until, "rpm spent, says the provider"))
+        second = asyncio.create_task(router.send("x", max_wait=100.0))
+        for _ in range(4):
+            await clock.advance(2.0)
+        assert not first.result().success
+        assert second.result().success
+        second.cancel()
+
+
 async def test_what_is_refused_without_asking_knows_of_every_lift(
     make_pool: MakePool, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
 ) -> None:
