@@ -304,6 +304,8 @@ class ProviderError(SendError):
         violations: The quotas that the provider named.
         lasting: Whether what is blamed is out of use for longer. A suspended project is then tried again once
             a day; one whose credits are spent every 15 minutes, and no limit is learnt from it.
+        spending: Whether it is for what the project spent in the last ten minutes, which comes back by
+            itself; it is then learnt how many requests that are. The scope must be ``project``.
         charged: Whether the request may have used quota. False if it cannot have arrived, or if the
             provider refused it without counting it, as with a 429: its reservation is then released.
             Otherwise the reservation is settled.
@@ -329,12 +331,14 @@ class ProviderError(SendError):
         scope: FaultScope | str | None = None,
         feature: str | None = None,
         lasting: bool = False,
+        spending: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = _member(FailureKind, kind, "failure kind")
         self.scope = _USUAL_SCOPES[self.kind] if scope is None else _member(FaultScope, scope, "fault scope")
         self.feature = feature
         self.lasting = lasting
+        self.spending = spending
         self.code = code
         self.status = status
         self.retry_delay = None if retry_delay is None else _seconds(retry_delay)

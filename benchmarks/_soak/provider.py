@@ -321,7 +321,9 @@ class HiddenProvider:
 
 def _spent() -> ProviderError:
     message = "Your project has exceeded its spend-based rate limit."
-    return ProviderError(message, kind=FailureKind.QUOTA, scope=FaultScope.PROJECT, code=429, charged=False)
+    return ProviderError(
+        message, kind=FailureKind.QUOTA, scope=FaultScope.PROJECT, code=429, charged=False, spending=True
+    )
 
 
 def _amount(metric: Metric, prompt: Prompt) -> int:

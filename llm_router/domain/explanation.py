@@ -40,22 +40,22 @@ class ExplainedQuota:
 
     Attributes:
         metric: What is counted.
+        name: Its name in ``KeyStatus["limits"]`` or ``["project_limits"]``: the metric, or ``spending``.
         amount: What the request would take, in requests or tokens.
         remaining: Share (0 to 1) of the limit that remains before the request; 1 while no limit is known.
         fits: Whether there is room for it now.
         fits_in: Seconds until there is, at the latest, if no other request takes any; 0 if there is now, None
             for never. Where the amount exceeds a learnt limit: until that rises, which may not be enough.
         status: What is used, the limit in force and how it is known, as in ``KeyStatus["limits"]``.
-        name: Its name there, or in ``KeyStatus["project_limits"]``: the metric, or ``spending``.
     """
 
     metric: Metric
+    name: str
     amount: int
     remaining: float
     fits: bool
     fits_in: float | None
     status: LimitStatus
-    name: str = ""
 
 
 @attrs.frozen(kw_only=True)

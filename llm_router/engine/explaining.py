@@ -167,12 +167,12 @@ def _quotas(counted: Counted, demand: Demand, now: float) -> tuple[ExplainedQuot
         found.append(
             ExplainedQuota(
                 metric=quota.metric,
+                name=name_of(quota, counted.state.deployment),
                 amount=amount,
                 remaining=max(1.0 - quota.used / quota.limit, 0.0) if quota.limit else 0.0,
                 fits=at <= now,
                 fits_in=_seconds_until(at, now),
                 status=limit_of(quota, counted.state.deployment, now),
-                name=name_of(quota, counted.state.deployment),
             )
         )
     return tuple(found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
@@ -12,7 +11,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import is_unreadable
-from llm_router.domain.deployment import Deployment, Key, Scope
+from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.status import (
     CacheSavings,
     DayTotals,
@@ -29,7 +28,7 @@ from llm_router.engine.facts import SharedFacts
 from llm_router.engine.lines import SharedLines, line_of
 from llm_router.engine.paces import Paces
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import heed_counts, is_known, projects_of
+from llm_router.engine.project_limits import heed_counts, known_by_project, projects_of
 from llm_router.engine.reserving import Selector
 from llm_router.engine.shared_failures import SharedFailures
 from llm_router.engine.statuses import Found, count_unusable, describe
@@ -190,10 +189,7 @@ class Overview:
         found = await snapshots_of(self.store, [*deployments, *projects])
         snapshots, of_projects = found[: len(deployments)], found[len(deployments) :]
         heed_counts(self.pool, of_projects)
-        shared: defaultdict[Scope, list[DeploymentSnapshot]] = defaultdict(list)
-        for each in of_projects:
-            if is_known(each.quotas):
-                shared[each.deployment.project_scope].append(each)
+        shared = known_by_project(of_projects)
         totals, known, failures = await self._recorded(deployments, days)
         now = self.clock.time()
         return [

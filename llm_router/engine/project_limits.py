@@ -53,6 +53,7 @@ __all__ = [
     "in_requests",
     "is_known",
     "is_of_project",
+    "known_by_project",
     "projects_of",
     "refused_by",
     "shared_state",
@@ -143,6 +144,15 @@ def _keep(pool: Pool, shared: ProjectDeployment) -> None:
 def is_known(quotas: Iterable[QuotaSnapshot]) -> bool:
     """Return whether anything was learnt of what all models of a project share."""
     return any(quota.learnt is not None for quota in quotas)
+
+
+def known_by_project(snapshots: Iterable[DeploymentSnapshot]) -> dict[Scope, list[DeploymentSnapshot]]:
+    """Return what stands for projects and of which something was learnt, by the scope of the project."""
+    found: dict[Scope, list[DeploymentSnapshot]] = {}
+    for each in snapshots:
+        if is_known(each.quotas):
+            found.setdefault(each.deployment.project_scope, []).append(each)
+    return found
 
 
 def projects_of(deployments: Iterable[Deployment], pool: Pool) -> list[Deployment]:

@@ -285,9 +285,9 @@ def is_daily(error: ProviderError) -> bool:
 
 
 def is_spending(error: ProviderError) -> bool:
-    """Return whether a refusal is for what a project spent in ten minutes: it names no quota, but passes."""
+    """Return whether a refusal is for what a project spent in ten minutes."""
     is_for_quota = error.kind is FailureKind.QUOTA and error.scope is FaultScope.PROJECT
-    return is_for_quota and not error.violations and not error.lasting
+    return is_for_quota and error.spending and not error.lasting
 
 
 def names_quota(cooldown: Cooldown) -> bool:

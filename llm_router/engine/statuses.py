@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from llm_router.domain.calendar import microseconds, midnights, seconds
-from llm_router.domain.deployment import SPENDING, Deployment
+from llm_router.domain.deployment import SPENDING, Deployment, ProjectDeployment
 from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
@@ -144,12 +144,14 @@ def limit_of(
         paces: What was counted before, to which this is added.
     """
     configured = {each.metric: each for each in deployment.quotas}.get(quota.metric)
+    said = None if isinstance(deployment, ProjectDeployment) else configured  # nobody configured any of those
     source, learnt = quota.source_on(deployment), quota.learnt
     if source is LimitSource.CONFIGURED:
         learnt = None
     limit = quota.limit if quota.limit < MAX_LIMIT else None
     daily = quota.metric.is_daily
-    began, per_second, ends_at = now - WINDOW, None, None
+    window = WINDOW if configured is None else configured.window + configured.guard
+    began, per_second, ends_at = now - window, None, None
     if daily:
         began, per_second, ends_at = _day(quota, configured, deployment, now, paces)
     reset_at = max(quota.resets_at, now) if ends_at is None else max(quota.resets_at, ends_at)
@@ -163,8 +165,8 @@ def limit_of(
         refill=(usual if configured is None else configured.refill).value,
         window_seconds=None if daily else MINUTE if configured is None else configured.window,
         configured=None if configured is None or configured.adaptive else configured.limit,
-        configured_as=_terms(configured),
-        counted_since=None if configured is not None else counted_since(quota, began),
+        configured_as=_terms(said),
+        counted_since=None if said is not None else counted_since(quota, began),
         source=source.value,
         learnt_at=None if learnt is None else learnt.learnt_at,
         raised_at=raise_at,

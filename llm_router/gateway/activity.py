@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import attrs
 
-from llm_router.domain.deployment import Deployment
+from llm_router.domain.deployment import SPENDING, Deployment
 from llm_router.observe.base import (
     AttemptEnded,
     CooledDown,
@@ -263,7 +263,7 @@ def _tell_change(event: Event) -> _Told:
             return tone, what, _subject(event)
         case LimitLearnt():
             where = f"{event.deployment.model} of project {event.deployment.key.project}"
-            return "plain", f"{event.metric.value} is {event.limit}, {event.source}", _short(where)
+            return "plain", f"{_limit(event)}, {event.source}", _short(where)
         case StoreLost():
             return "bad", "the store is lost", _short(event.reason)
         case StoreBack():
@@ -272,6 +272,12 @@ def _tell_change(event: Event) -> _Told:
             about = f"{len(event.added)} added, {len(event.removed)} removed, {len(event.changed)} changed"
             return "plain", "configuration read again", about
     return "plain", event.name, ""
+
+
+def _limit(event: LimitLearnt) -> str:
+    if event.deployment.model == SPENDING:
+        return f"spending is {event.limit} requests in 10 min"
+    return f"{event.metric.value} is {event.limit}"
 
 
 def _verdict(event: ScopeEvent) -> tuple[str, str]:

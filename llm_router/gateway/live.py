@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from llm_router.domain.clock import monotonic, sleep
+from llm_router.engine.project_limits import known_by_project, projects_of
 from llm_router.engine.statuses import count_unusable, describe
 from llm_router.errors import StoreError
 from llm_router.gemini_http.framing import dump
@@ -104,11 +105,22 @@ class LiveView:
         trouble = keys.store.trouble if isinstance(keys.store, FrontingStore) else None
         found: dict[str, Any] = {"store": type(innermost(keys.store)).__name__, "trouble": trouble}
         try:
-            snapshots = await keys.store.snapshot([*keys.pool.states, *keys.inactive])
+            deployments = [*keys.pool.states, *keys.inactive]
+            read = await keys.store.snapshot([*deployments, *projects_of(deployments, keys.pool)])
         except StoreError as error:
             return found | {"trouble": str(error)}
+        snapshots, shared = read[: len(deployments)], known_by_project(read[len(deployments) :])
         states, pacer = keys.pool.states, keys.selector.pacer
-        statuses = [describe(each, states.get(each.deployment), now, pacer=pacer) for each in snapshots]
+        statuses = [
+            describe(
+                each,
+                states.get(each.deployment),
+                now,
+                of_project=shared.get(each.deployment.project_scope, ()),
+                pacer=pacer,
+            )
+            for each in snapshots
+        ]
         rows = list(zip(snapshots, statuses, strict=True))
         if len(rows) > _MOST_ROWS:
             rows.sort(key=lambda row: row[1]["state"] == "ready" or not row[1]["active"])

@@ -356,7 +356,8 @@ class LimitLearnt(Event):
 
     Attributes:
         deployment: The deployment that was tried; the limit applies to its (project, model). Where all models
-            of a project share the limit, it is one that stands for them, of the model ``*``.
+            of a project share the limit, it is one that stands for them, of the model ``*``; or of the model
+            ``* spending`` where it is what they spend in ten minutes, counted in requests.
         metric: What is limited.
         limit: Requests or tokens per window.
         source: How it is known: ``"stated"`` by the provider in a refusal, ``"inferred"`` from refusals that

@@ -54,7 +54,8 @@ def from_http(failure: HttpFailure, secret: Secret, request: Request) -> Provide
     fault = fault_of(failure.code, body, metered_tools(request))
     status = body.status if body.status and _STATUS_WORD.fullmatch(body.status) else None
     delay = header_delay(failure.retry_after) if body.retry_delay is None else body.retry_delay
-    violations = body.violations if fault.kind is FailureKind.QUOTA else ()
+    # What is said of quotas beside a spend limit is not what was refused.
+    violations = body.violations if fault.kind is FailureKind.QUOTA and not fault.spending else ()
     return ProviderError(
         # Scrubbed again, since the key may have been escaped in the JSON.
         _message(" ".join(filter(None, (str(failure.code), status))), _scrub(body.message, secret)),
@@ -62,6 +63,7 @@ def from_http(failure: HttpFailure, secret: Secret, request: Request) -> Provide
         scope=fault.scope,
         feature=fault.feature,
         lasting=fault.lasting,
+        spending=fault.spending,
         code=failure.code,
         status=status,
         retry_delay=credible_delay(delay, fault.kind, violations),

@@ -59,12 +59,14 @@ class Fault:
         scope: What it is about; None is the usual scope of the kind.
         feature: The tool it is about, if the scope is FEATURE.
         lasting: Whether it will not pass within hours.
+        spending: Whether it is for what the project spent in ten minutes.
     """
 
     kind: FailureKind
     scope: FaultScope | None = None
     feature: str | None = None
     lasting: bool = False
+    spending: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -193,6 +195,7 @@ _NO_SUCH_MODEL = Fault(FailureKind.MODEL)
 _OVERLOADED = Fault(FailureKind.SERVER)
 _QUOTA = Fault(FailureKind.QUOTA)
 _PROJECT_QUOTA = Fault(FailureKind.QUOTA, FaultScope.PROJECT)
+_SPENT = Fault(FailureKind.QUOTA, FaultScope.PROJECT, spending=True)
 _NO_MONEY = Fault(FailureKind.QUOTA, FaultScope.PROJECT, lasting=True)
 _TOOL_QUOTA = Fault(FailureKind.QUOTA, FaultScope.FEATURE)
 
@@ -232,7 +235,7 @@ _RULES = (
     _Rule(codes={429}, reason=_CAPACITY_REASON, then=_OVERLOADED),
     _Rule(codes={429}, words=_CAPACITY, then=_OVERLOADED),
     _Rule(codes={429}, words=_MONEY, then=_NO_MONEY),
-    _Rule(codes={429}, words=_SPENDING, then=_PROJECT_QUOTA),
+    _Rule(codes={429}, words=_SPENDING, then=_SPENT),
     _Rule(codes={429}, wider=FaultScope.PROJECT, then=_PROJECT_QUOTA),
     _Rule(codes={429}, wider=FaultScope.FEATURE, then=_TOOL_QUOTA),
     _Rule(codes={429}, unexplained=True, then=_TOOL_QUOTA),

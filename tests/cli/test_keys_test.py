@@ -15,6 +15,7 @@ from llm_router import Demand, Deployment, Key, Metric, Secret, open_store
 from llm_router.cli.keys_limits import LimitRecord, how_known
 from llm_router.domain.cooldown import Cooldown, LearntLimit
 from llm_router.domain.deployment import ProjectDeployment
+from llm_router.domain.limits import LimitSource
 from llm_router.emulator import Fault, GeminiEmulator, QuotaSpec
 
 PROJECTS = {"k-1": "A", "k-2": "A", "k-3": "B", "k-4": "C"}
@@ -196,6 +197,28 @@ def test_limits_of_the_configuration(run: Callable[..., Result], home: Path) -> 
         "configured",
         "0",
     ]
+
+
+def test_spending_is_called_so_wherever_it_is_shown(run: Callable[..., Result], home: Path) -> None:
+    """Nothing says that it was requests of a minute, or that it is counted in whole before it is."""
+    url = f"sqlite:///{home / 'state.sqlite3'}"
+
+    async def teach() -> None:
+        store = open_store(url)
+        spending = ProjectDeployment.spending_of(Deployment(Key("key-light", Secret("-")), "model-l"))
+        await store.cool_down(
+            Cooldown.learn(spending.model_scope, LearntLimit(Metric.RPM, 10**15, LimitSource.UNKNOWN))
+        )
+        await store.reserve("one", [spending], Demand(1, 1), 60.0)
+        await store.settle("one", Demand(1, 1))
+        await store.aclose()
+
+    asyncio.run(teach())
+    shown = run("keys", "limits", "key-light", "--store", url).stdout
+    assert "all models  spending (requests in 10 min)  unknown" in shown
+    assert "  1 since " in shown
+    explained = run("explain", "x", "--model", "model-l", "--store", url).stdout
+    assert "all models: spending (requests in 10 min) ≥1/∞ unknown" in explained
 
 
 def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], home: Path) -> None:

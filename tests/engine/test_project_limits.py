@@ -239,6 +239,7 @@ def spent(delay: float | None = None) -> ProviderError:
         code=429,
         retry_delay=delay,
         charged=False,
+        spending=True,
     )
 
 
@@ -342,6 +343,21 @@ async def test_spending_is_shown_explained_and_forgotten(
         assert (await router.send("x")).success
 
 
+async def test_spending_is_known_to_be_counted_in_part_for_ten_minutes(
+    make_router: MakeRouter, provider: FakeProvider, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """From the refusal on by which it is found, and whatever the minutes of the models count."""
+    began = clock.time()
+    provider.script(spent(), times=1)
+    async with make_router(pair, max_retries=0) as router:
+        await router.send("x")
+        for seconds, since in ((0.0, began), (600.0, began), (1.0, None)):
+            clock.shift(seconds)
+            for row in await router.get_all_key_statuses():
+                limit = row["project_limits"]["spending"]
+                assert (limit["counted_since"], limit["configured_as"]) == (since, "unlimited")
+
+
 async def test_spending_is_counted_beside_a_quota_of_the_project(
     make_router: MakeRouter, store: Recording, pair: list[Deployment], clock: ManualClock
 ) -> None:
@@ -380,7 +396,8 @@ async def test_what_is_used_up_for_longer_teaches_no_limit(
     """Also where the refusal names a quota, and states its limit."""
     violations = (QuotaViolation(Metric.RPM, 10),)
     provider.script(
-        ProviderError("gone", kind="quota", scope=scope, code=429, lasting=True, violations=violations), times=1
+        ProviderError("gone", kind="quota", scope=scope, code=429, lasting=True, violations=violations),
+        times=1,
     )
     async with make_router(pair, store=store, max_retries=0) as router:
         await router.send("x")

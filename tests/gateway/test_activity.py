@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_router import Deployment, Key, Metric, Secret
-from llm_router.domain.deployment import Scope
+from llm_router.domain.deployment import ProjectDeployment, Scope
 from llm_router.domain.response import Usage
 from llm_router.errors import ProviderError
 from llm_router.gateway.activity import Activity
@@ -102,6 +102,9 @@ def test_decisions_are_told_in_words() -> None:
         Disabled(**common, scope=Scope("provider:gemini"), reason="disabled: overdue"),
         Lifted(**common, scope=scope, reason="lifted"),
         LimitLearnt(**common, metric=Metric.RPM, limit=15),
+        LimitLearnt(
+            at=NOW, deployment=ProjectDeployment.spending_of(DEPLOYMENT), metric=Metric.RPM, limit=60
+        ),
         StoreLost(at=NOW, reason="refused"),
         StoreBack(at=NOW, seconds=3.0),
         Reloaded(at=NOW, added=("a", "b")),
@@ -121,6 +124,7 @@ def test_decisions_are_told_in_words() -> None:
         ("configuration read again", "2 added, 0 removed, 0 changed"),
         ("the store answers again", "after 3 s"),
         ("the store is lost", "refused"),
+        ("spending is 60 requests in 10 min, stated", "* spending of project one"),
         ("rpm is 15, stated", "flash of project one"),
         ("lifted", "model one flash"),
         ("disabled", "provider gemini: overdue"),

@@ -16,6 +16,7 @@ import httpx2 as httpx
 import pytest
 
 from llm_router import (
+    Demand,
     Deployment,
     Key,
     KeyStatus,
@@ -26,6 +27,9 @@ from llm_router import (
     Secret,
     StoreUnavailableError,
 )
+from llm_router.domain.cooldown import Cooldown
+from llm_router.domain.deployment import ProjectDeployment
+from llm_router.domain.limits import LearntLimit
 from llm_router.gateway import Gateway, live
 from llm_router.gateway.activity import Activity
 from llm_router.gateway.callers import Callers
@@ -348,6 +352,19 @@ async def test_a_frame_says_what_is_paced(tmp_path: Path) -> None:
         assert (row["state"], row["reason"]) == ("paced", "rpd pacing")
         assert row["usable_in_seconds"] > 0
         assert (frame["counts"]["usable"], frame["counts"]["paced"]) == (0, 1)
+
+
+async def test_a_frame_says_what_a_project_has_spent(setup: _Setup) -> None:
+    """Its deployments are not ready, though their own quotas have room."""
+    router = setup.router
+    deployment = next(iter(router.keys.pool.states))
+    shared = ProjectDeployment.spending_of(deployment)
+    await setup.store.cool_down(Cooldown.learn(shared.model_scope, LearntLimit(Metric.RPM, 1)))
+    await setup.store.reserve("elsewhere", [shared], Demand(1, 1), 600.0)
+    frame = await live.LiveView(router.keys, setup.activity).frame()
+    rows = [row for row in frame["keys"] if row["project"] == deployment.key.project and row["active"]]
+    assert rows
+    assert {(row["state"], *row["spent"]) for row in rows} == {("spent", "spending")}
 
 
 async def test_frames_end_with_the_server_and_when_making_them_fails(

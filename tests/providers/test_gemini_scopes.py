@@ -287,6 +287,14 @@ REFUSALS = {
         "project",
     ),
     "spending limit": (exhausted("This project exceeded its spending limit."), "quota", "project"),
+    "spend-based rate limit, with a quota": (
+        exhausted(
+            "Your project has exceeded its spend-based rate limit.",
+            quota_failure(violation("GenerateRequestsPerDayPerProjectPerModel-FreeTier")),
+        ),
+        "quota",
+        "project",
+    ),
     "spend-based rate limit": (
         exhausted("Your project has exceeded its spend-based rate limit. Please try again later."),
         "quota",
@@ -412,10 +420,12 @@ async def test_money_that_is_gone_is_told_from_a_rate_of_spending(
     refused: Callable[..., Coroutine[Any, Any, ProviderError]],
 ) -> None:
     """What was spent in ten minutes comes back by itself; credits and the cap of a month do not."""
-    lasting = {name for name, (answer, *_) in REFUSALS.items() if (await refused(*answer)).lasting}
+    errors = {name: await refused(*answer) for name, (answer, *_) in REFUSALS.items()}
     about_money = {name for name in REFUSALS if "spend" in name or "credits" in name or "402" in name}
-    passing = {"spending limit", "spend-based rate limit"}
-    assert lasting & about_money == about_money - passing
+    passing = {"spending limit", "spend-based rate limit", "spend-based rate limit, with a quota"}
+    assert {name for name, error in errors.items() if error.spending} == passing
+    assert {name for name in about_money if errors[name].lasting} == about_money - passing
+    assert all(errors[name].violations == () for name in passing)
 
 
 async def test_a_long_message_takes_no_time(
