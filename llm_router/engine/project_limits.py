@@ -13,20 +13,21 @@ a :class:`ProjectStore`, which reserves on the project what was granted on one o
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from operator import attrgetter
 from typing import cast
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
+from llm_router.domain.deployment import EVERY_MODEL, Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.engine.evidence import WINDOW, begin_to_count
-from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
+from llm_router.engine.extensions import is_foreign, no_decision, note_failure, pass_on, wrong_decision
 from llm_router.engine.index import TOKEN_REASONS, DeploymentState, Group
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import SPENDING_SPENT, is_spending, names_quota
@@ -70,8 +71,14 @@ _UNKNOWN, _AGAIN = "what is left", 1.0
 STANDING = ProjectDeployment.of, ProjectDeployment.spending_of
 """What may stand for the project of a deployment."""
 
+_ROUNDS = 8
+"""Most times that one reserve asks for a deployment, each time without those whose project has refused."""
+
 _FEW = 16
 """Most projects that are looked at for limits of which this process has not heard."""
+
+
+_refused_at = attrgetter("refused_at")
 
 
 # --- which projects ------------------------------------------------------------------------------------
@@ -243,8 +250,8 @@ class ProjectStore:
     """Stands in front of a store, and reserves on the project, too, what is granted on its deployments.
 
     A project without room refuses all its deployments, until the time that its own quota said; what had been
-    granted is given back. Both reservations are settled and released together. The rest is the business of
-    the store itself.
+    granted is given back, and the deployments of other projects are asked. Both reservations are settled and
+    released together. The rest is the business of the store itself.
 
     Args:
         store: The store.
@@ -256,7 +263,8 @@ class ProjectStore:
         self._store = store
         self._pool = pool
         self._clock = clock
-        self._twins: dict[str, tuple[DeploymentState, ...]] = {}
+        # What a reservation is in the store, if that is more than itself: ids there, and on which project.
+        self._parts: dict[str, dict[str, DeploymentState | None]] = {}
         self._full: dict[DeploymentState, _Full] = {}
         self._short: set[Scope] = set()
         self._lifts = 0
@@ -303,15 +311,24 @@ class ProjectStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve on a deployment and on its project; see :class:`RateLimitStore`."""
-        known = self._known(candidates, demand)
-        if known:
-            candidates = [each for each in candidates if each not in known]
-            if not candidates:
-                return Decision(None, refusals=tuple(known.values()), lifts=self._lifts)
-        decision = await self._reserve(reservation_id, candidates, demand, ttl)
-        if known and isinstance(decision, Decision):
-            decision.refusals = (*known.values(), *decision.refusals)
-        return decision
+        refusals, left = self._known(candidates, demand), candidates
+        try:
+            for number in range(_ROUNDS):
+                if number and await self._look(reservation_id, number, left, demand, ttl):
+                    refusals |= self._known(left, demand)
+                left = [each for each in candidates if each not in refusals] if refusals else candidates
+                if not left:
+                    break
+                decision, is_full = await self._reserve(reservation_id, number, left, demand, ttl)
+                if not is_full:
+                    if refusals and isinstance(decision, Decision):
+                        decision.refusals = (*refusals.values(), *decision.refusals)
+                    return decision
+                refusals |= {each.deployment: each for each in decision.refusals}
+        except Exception:
+            self._parts.pop(reservation_id, None)
+            raise
+        return Decision(None, refusals=tuple(refusals.values()), lifts=self._lifts)
 
     def _known(self, candidates: Sequence[Deployment], demand: Demand) -> dict[Deployment, Refusal]:
         """Return the refusals of those candidates whose project has just refused as much."""
@@ -323,39 +340,85 @@ class ProjectStore:
                     known[each] = _of_project(full.refusal, each)
         return known
 
+    async def _look(
+        self, reservation_id: str, number: int, left: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> bool:
+        """Find out at once which of the next projects have no room; return whether any was asked.
+
+        Where one has refused, hundreds may. Asked for one after the other, each would cost three calls.
+        """
+        projects = {state.deployment: state for state in self._projects_ahead(left)}
+        if len(projects) <= 1:
+            return False
+        name = f"{_name(reservation_id, number)}?{EVERY_MODEL}"
+        self._parts[reservation_id] = {name: None}
+        decision: object = await self._store.reserve(name, list(projects), demand, ttl)
+        if not isinstance(decision, Decision):
+            raise no_decision(self._store, decision)
+        failure = wrong_decision(self._store, decision, list(projects)) if self._distrusts else None
+        if failure is not None or decision.deployment is not None:
+            await self._give_back(reservation_id, decision.probes)
+        if failure is not None:
+            raise failure
+        self._parts.pop(reservation_id, None)
+        self._lifts = decision.lifts
+        self._note({projects[each.deployment]: each for each in decision.refusals}, demand)
+        return True
+
+    def _projects_ahead(self, left: Iterable[Deployment]) -> Iterator[DeploymentState]:
+        """Yield what stands for the projects of candidates, up to the first one that has no limits."""
+        for each in left:
+            shared = self._pool.shared.get(each.project_scope)
+            if not shared:
+                return
+            yield max(shared, key=_refused_at)
+
     async def _reserve(
-        self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
-    ) -> Decision:
-        decision = await self._store.reserve(reservation_id, candidates, demand, ttl)
+        self, reservation_id: str, number: int, candidates: Sequence[Deployment], demand: Demand, ttl: float
+    ) -> tuple[Decision, bool]:
+        """Reserve on a deployment and on its project; return whether only the project refused, as well."""
+        name = _name(reservation_id, number)
+        if number:
+            self._parts[reservation_id] = {name: None}
+        decision = await self._store.reserve(name, candidates, demand, ttl)
         if not isinstance(decision, Decision) or self._is_wrong(decision, candidates):
-            return decision  # a user's store may return anything: the selector checks it
+            return decision, False  # a user's store may return anything: the selector checks it
         self._lifts = decision.lifts  # of which the selector must see no older one later
         if decision.deployment is None:
-            return decision
+            self._parts.pop(reservation_id, None)
+            return decision, False
         scope = decision.deployment.project_scope
         for shared in self._pool.shared.get(scope, ()) if demand.requests else ():
-            second = await self._reserve_on(shared, reservation_id, decision, demand, ttl)
+            second = await self._reserve_on(shared, reservation_id, name, decision, demand, ttl)
             if not isinstance(second, Decision):
-                return cast("Decision", second)
+                return cast("Decision", second), False
             if second.deployment is None:
-                self._note(second, shared, demand)
-                told = {refusal.deployment for refusal in decision.refusals}
+                refusal = self._why(second, shared)
+                self._note({shared: refusal}, demand)
+                told = {each.deployment for each in decision.refusals}
                 concerned = [each for each in candidates if each.project_scope == scope and each not in told]
-                refusals = (_of_project(self._full[shared].refusal, each) for each in concerned)
+                refusals = (_of_project(refusal, each) for each in concerned)
                 decision.deployment, decision.probes = None, ()
                 decision.refusals = (*decision.refusals, *refusals)
-                return decision
+                return decision, True
             self._note_room(shared, demand)
             decision.headroom = min(decision.headroom, second.headroom)
             decision.daily_headroom = min(decision.daily_headroom, second.daily_headroom)
-        return decision
+        return decision, False
 
     async def _reserve_on(
-        self, shared: DeploymentState, reservation_id: str, decision: Decision, demand: Demand, ttl: float
+        self,
+        shared: DeploymentState,
+        reservation_id: str,
+        name: str,
+        decision: Decision,
+        demand: Demand,
+        ttl: float,
     ) -> object:
         """Reserve on a project, too, what was granted; give that back unless there is room for both."""
-        twin = _twin(reservation_id, shared)
-        self._twins[reservation_id] = (*self._twins.get(reservation_id, ()), shared)
+        # The id ends in what it is reserved on, such as "*", and begins as that of the one on the deployment.
+        twin = f"{name}{shared.deployment.model}"
+        self._parts.setdefault(reservation_id, {name: None})[twin] = shared
         try:
             second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
         except BaseException:
@@ -374,17 +437,22 @@ class ProjectStore:
     def _is_wrong(self, decision: Decision, asked: Sequence[Deployment]) -> bool:
         return self._distrusts and wrong_decision(self._store, decision, asked) is not None
 
-    def _note(self, decision: Decision, shared: DeploymentState, demand: Demand) -> None:
-        """Note why a project has no room."""
+    def _why(self, decision: Decision, shared: DeploymentState) -> Refusal:
+        """Return why a project has no room; a user's store need not say."""
+        again = self._clock.time() + _AGAIN
+        return next(iter(decision.refusals), Refusal(shared.deployment, _UNKNOWN, again, again))
+
+    def _note(self, refusals: Mapping[DeploymentState, Refusal], demand: Demand) -> None:
+        """Note why projects have no room."""
         now = self._clock.time()
-        unknown = Refusal(shared.deployment, _UNKNOWN, now + _AGAIN, now + _AGAIN)
-        refusal = next(iter(decision.refusals), unknown)
-        shared.note(refusal, now)
         self._full = {state: full for state, full in self._full.items() if full.refusal.retry_at > now}
-        self._full[shared] = _Full(now, demand.tokens, refusal)
-        if refusal.reason in TOKEN_REASONS:
-            scope = shared.deployment.project_scope
-            self._short = {each for each in self._short if each in self._pool.shared} | {scope}
+        short = {shared for shared, refusal in refusals.items() if refusal.reason in TOKEN_REASONS}
+        for shared, refusal in refusals.items():
+            shared.note(refusal, now)
+            self._full[shared] = _Full(now, demand.tokens, refusal)
+        if short:
+            present = {each for each in self._short if each in self._pool.shared}
+            self._short = present | {shared.deployment.project_scope for shared in short}
 
     def _note_room(self, shared: DeploymentState, demand: Demand) -> None:
         """Note that a project has room, whatever it refused before."""
@@ -394,18 +462,22 @@ class ProjectStore:
 
     async def settle(self, reservation_id: str, used: Demand) -> None:
         """Settle both reservations; see :class:`RateLimitStore`."""
-        twins = self._twins.get(reservation_id, ())
+        projects = self._projects_in(reservation_id)
         await self._end(reservation_id, lambda each: self._store.settle(each, used))
-        for shared in twins:  # some of the tokens may be back
+        for shared in projects:  # some of the tokens may be back
             if (full := self._full.get(shared)) is not None and full.refusal.reason in TOKEN_REASONS:
                 del self._full[shared]
 
     async def release(self, reservation_id: str) -> None:
         """Release both reservations; see :class:`RateLimitStore`."""
-        twins = self._twins.get(reservation_id, ())
+        projects = self._projects_in(reservation_id)
         await self._end(reservation_id, self._store.release)
-        for shared in twins:  # what it took is back
+        for shared in projects:  # what it took is back
             self._full.pop(shared, None)
+
+    def _projects_in(self, reservation_id: str) -> list[DeploymentState]:
+        parts = self._parts.get(reservation_id, {})
+        return [shared for shared in parts.values() if shared is not None]
 
     async def charge(
         self,
@@ -432,16 +504,16 @@ class ProjectStore:
         await self._store.aclose()
 
     async def _end(self, reservation_id: str, end: Callable[[str], Awaitable[None]]) -> None:
-        twins = [_twin(reservation_id, shared) for shared in self._twins.get(reservation_id, ())]
+        first, *others = self._parts.get(reservation_id) or (reservation_id,)
         try:
             async with AsyncExitStack() as stack:  # each is ended, whatever becomes of the others
-                for twin in twins:
-                    stack.push_async_callback(end, twin)
-                await end(reservation_id)
+                for part in others:
+                    stack.push_async_callback(end, part)
+                await end(first)
         except Exception:
-            self._twins.pop(reservation_id, None)
+            self._parts.pop(reservation_id, None)
             raise
-        self._twins.pop(reservation_id, None)  # not if it was cancelled: then it is to be ended once more
+        self._parts.pop(reservation_id, None)  # not if it was cancelled: then it is to be ended once more
 
     async def _give_back(self, reservation_id: str, probes: Iterable[Cooldown]) -> None:
         """Release what was granted and is not to be used; another request may probe what it was to."""
@@ -452,9 +524,9 @@ class ProjectStore:
             note_failure(self._store, "release", error)
 
 
-def _twin(reservation_id: str, shared: DeploymentState) -> str:
-    """Return the id of a reservation on a project: it ends in what that is on, such as "*"."""
-    return f"{reservation_id}{shared.deployment.model}"
+def _name(reservation_id: str, number: int) -> str:
+    """Return the id in the store of what is reserved when asking once more: none is used twice."""
+    return f"{reservation_id}.{number}" if number else reservation_id
 
 
 def _of_project(refusal: Refusal, deployment: Deployment) -> Refusal:

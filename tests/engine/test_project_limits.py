@@ -417,10 +417,18 @@ class Recording(MemoryStore):
         self.fails_on_project: BaseException | None = None
         self.hangs_on_project = False
         self.decides_on_project: Decision | None = None
+        self.hangs_after = math.inf
+
+    def _note(self, way: str, reservation_id: str) -> bool:
+        """Note a call; return whether it is to hang once it is done."""
+        self.calls.append((way, reservation_id))
+        return len(self.calls) == self.hangs_after
 
     async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Decision:
-        self.calls.append(("reserve", reservation_id))
+        hangs = self._note("reserve", reservation_id)
         decision = await super().reserve(reservation_id, *args, **kwargs)
+        if hangs:
+            await asyncio.Event().wait()
         if reservation_id.endswith("*"):
             if self.hangs_on_project:
                 await asyncio.Event().wait()
@@ -434,8 +442,10 @@ class Recording(MemoryStore):
         await super().settle(reservation_id, used)
 
     async def release(self, reservation_id: str) -> None:
-        self.calls.append(("release", reservation_id))
-        await super().release(reservation_id)
+        hangs = self._note("release", reservation_id)
+        await super().settle(reservation_id, Demand(0, 0))
+        if hangs:
+            await asyncio.Event().wait()
 
     async def used(self, deployment: Deployment) -> int:
         [snapshot] = await self.snapshot([deployment])
@@ -782,6 +792,199 @@ async def test_quota_that_comes_back_while_a_project_cools_down_is_used_after_it
         assert not first.result().success
         assert second.result().success
         second.cancel()
+
+
+async def fill(
+    router: Router, store: Recording, deployments: Iterable[Deployment], taken: int = 1
+) -> list[Deployment]:
+    """Have a router know of a limit of one request of each project, of which so many are taken."""
+    projects = []
+    for deployment in deployments:
+        project = await keep(store, deployment, 1)
+        for number in range(taken):
+            await store.reserve(f"elsewhere {deployment.id} {number}", [project], Demand(1, 1), 600.0)
+        state = router.keys.pool.states[deployment]
+        router.keys.pool.share(shared_state(state, ProjectDeployment.of(deployment)))
+        projects.append(project)
+    store.calls.clear()
+    return projects
+
+
+async def test_hundreds_of_full_projects_are_found_out_together(
+    make_router: MakeRouter, store: Recording, pools: Pools
+) -> None:
+    """One after the other, they would cost 1,200 calls of the store before the request is refused."""
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=100) for n in range(300)]
+    async with make_router(deployments, store=store) as router:
+        projects = await fill(router, store, deployments)
+        response = await router.send("x")
+        assert response.retry_after == pytest.approx(60.3)
+        assert len(store.calls) == 25  # five for each list of candidates
+        names = [name for way, name in store.calls if way == "reserve"]
+        assert len({*names}) == len(names)
+        store.calls.clear()
+        assert not (await router.send("x")).success
+        assert not store.calls
+    assert sum([await store.used(each) for each in deployments]) == 0
+    assert sum([await store.used(each) for each in projects]) == 300
+
+
+async def test_after_full_projects_the_first_one_with_room_is_taken(
+    make_router: MakeRouter, store: Recording, pools: Pools, clock: ManualClock
+) -> None:
+    """In the order of the candidates, and within one call of the selector; everything else is given back."""
+    names = [f"k{n}" for n in range(8)]
+    deployments = [pools.one(key_id=name, project=name, rpm=9, priority=n) for n, name in enumerate(names)]
+    async with make_router(deployments, store=store) as router:
+        projects = await fill(router, store, deployments[:5])
+        projects += await fill(router, store, deployments[5:6], taken=0)
+        response = await router.send("x")
+        assert response.key_id == "k5"
+        assert len(store.calls) == 10  # however many full projects come before it
+        [attempt] = response.attempt_log
+        assert [each.key_id for each in attempt.passed_over] == names[:5]
+        assert {each.reason for each in attempt.passed_over} == {"rpm of the whole project"}
+        assert [await store.used(each) for each in projects] == [1] * 6
+        clock.shift(1.0)
+        store.calls.clear()
+        assert (await router.send("x")).key_id == "k6"  # whose project has no limits that are known
+        assert [await store.used(each) for each in deployments] == [0, 0, 0, 0, 0, 1, 1, 0]
+        assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)],
+)
+def test_every_store_finds_out_about_several_projects_at_once(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest, pools: Pools
+) -> None:
+    """What was taken in order to look is given back, and the times told are those of each project."""
+    url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(6)]
+
+    async def main(loop: VirtualLoop) -> None:
+        clock = VirtualClock(loop)
+        [store, other] = _stores(kind, clock, url, loop)
+        async with Router(
+            deployments, store=store, provider=FakeProvider(clock=clock), clock=clock
+        ) as router:
+            projects = [await keep(store, each, 1) for each in deployments]
+            for project in projects[:5]:
+                await store.reserve(f"elsewhere {project.id}", [project], Demand(1, 1), 600.0)
+                await asyncio.sleep(1.0)
+            await router.explain("x")
+            response = await router.send("x")
+            assert [each.key_id for each in response.attempt_log[0].passed_over] == [
+                "k0",
+                "k1",
+                "k2",
+                "k3",
+                "k4",
+            ]
+            assert response.key_id == "k5"
+            found = await store.snapshot([*projects, *deployments])
+            assert [each.quotas[0].used for each in found] == [1] * 6 + [0] * 5 + [1]
+            assert (await router.send("x")).retry_after == pytest.approx(55.3, abs=0.1)
+        await asyncio.gather(*(each.aclose() for each in {store, other}))
+
+    run(main)
+
+
+async def test_one_reserve_asks_so_often_and_no_more(
+    make_pool: MakePool, store: Recording, pools: Pools, clock: ManualClock
+) -> None:
+    """Where each project is spent meanwhile, as by others; the selector goes on with the rest."""
+
+    class Fickle(Recording):
+        """Has room in a project when it is looked for, and none any more when it is taken."""
+
+        async def reserve(self, reservation_id: str, candidates: Any, *args: Any, **kwargs: Any) -> Decision:
+            if "?" in reservation_id:
+                self.calls.append(("look", reservation_id))
+                return Decision(candidates[0])
+            return await super().reserve(reservation_id, candidates, *args, **kwargs)
+
+    fickle, demand = Fickle(clock), Demand(1, 1)
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=100) for n in range(20)]
+    pool = make_pool(deployments)
+    front = ProjectStore(fickle, pool, clock)
+    for each in deployments:
+        project = await keep(fickle, each, 1)
+        await fickle.reserve(f"elsewhere {each.id}", [project], demand, 600.0)
+        pool.share(shared_state(pool.states[each], ProjectDeployment.of(each)))
+    fickle.calls.clear()
+    decision = await front.reserve("a", deployments, demand, 60.0)
+    assert [refusal.deployment for refusal in decision.refusals] == deployments[:8]
+    assert sum(way == "look" for way, _ in fickle.calls) == 7
+    assert not front._parts
+
+
+async def test_a_probe_goes_to_the_project_that_has_room(
+    make_router: MakeRouter, store: Recording, pools: Pools, clock: ManualClock
+) -> None:
+    """What is granted and given back on the way takes no probe along, and the lifts are the newest."""
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(4)]
+    provider = deployments[0].provider_scope
+    async with make_router(deployments, store=store) as router:
+        await fill(router, store, deployments[:3])
+        await fill(router, store, deployments[3:], taken=0)
+        now = clock.time()
+        await store.cool_down(Cooldown(provider, now + 2.0, "spent", half_open=True, strikes=1, since=now))
+        clock.shift(3.0)
+        assert (await router.send("x")).key_id == "k3"
+        assert [each.cooldown for each in await store.snapshot(deployments)] == [None] * 4
+        assert router._sender.selector.quarantines.lifts == 1  # as of the last call, in which it was granted
+
+
+@pytest.mark.parametrize("calls", range(1, 9))
+async def test_a_reserve_that_goes_on_may_be_cancelled_at_any_call(
+    make_router: MakeRouter, store: Recording, pools: Pools, clock: ManualClock, calls: int
+) -> None:
+    """What it took is given back, whichever of its calls hangs."""
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(4)]
+    async with make_router(deployments, store=store) as router:
+        projects = await fill(router, store, deployments[:3])
+        projects += await fill(router, store, deployments[3:], taken=0)
+        store.hangs_after = calls
+        task = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        assert len(store.calls) == calls
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert [await store.used(each) for each in deployments] == [0, 0, 0, 0]
+        assert [await store.used(each) for each in projects] == [1, 1, 1, 0]
+        assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
+
+
+@pytest.mark.parametrize(
+    ("wrong", "promise"),
+    [
+        (None, "must return a Decision, not None"),
+        (Decision, "on a deployment that it was given"),
+    ],
+)
+async def test_a_look_at_projects_that_makes_no_sense(
+    make_router: MakeRouter,
+    clock: ManualClock,
+    pools: Pools,
+    wrong: Callable[[Deployment], Decision] | None,
+    promise: str,
+) -> None:
+    """The error of a user's store names it."""
+
+    class Odd(Recording):
+        async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Any:
+            decision = await super().reserve(reservation_id, *args, **kwargs)
+            return decision if "?" not in reservation_id else wrong and wrong(deployments[0])
+
+    store = Odd(clock)
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(4)]
+    async with make_router(deployments, store=store) as router:
+        await fill(router, store, deployments)
+        with pytest.raises(ExtensionError, match=rf"Odd\.reserve\(\) .*{promise}"):
+            await router.send("x")
+        assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
 
 
 async def test_what_is_refused_without_asking_knows_of_every_lift(
