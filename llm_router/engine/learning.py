@@ -334,6 +334,8 @@ class LimitLearner:
         if self.reporter is not None:
             self.reporter.imposed(lesson, state.deployment)
         await self._share(lesson)
+        if isinstance(state.deployment, ProjectDeployment):
+            state.refusal = None  # it was for want of what may be there by now
 
     async def _share(self, lesson: Cooldown) -> None:
         try:

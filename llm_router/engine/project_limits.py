@@ -303,7 +303,9 @@ class ProjectStore:
         now = self._clock.time()
         for shared in self._pool.shared.get(refusal.deployment.project_scope, ()) if demand.requests else ():
             full = self._full.get(shared)
-            if full is not None and full.at <= now and full.room_at(demand) > refusal.retry_at:
+            if full is None or shared.refusal is not full.refusal:  # since then its limit was learnt
+                continue
+            if full.at <= now and full.room_at(demand) > refusal.retry_at:
                 refusal = full.after(refusal, demand)
         return refusal
 

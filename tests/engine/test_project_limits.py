@@ -768,6 +768,24 @@ async def test_a_smaller_request_has_room_in_a_project_that_cools_down(
         assert (await router.send("word " * 5)).retry_after == pytest.approx(5.0)
 
 
+async def test_a_limit_that_rises_while_a_project_cools_down(
+    make_pool: MakePool, store: Recording, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """What was refused below it is not told any more."""
+    project, pool, demand = await keep(store, pair[0], 1), make_pool(pair), Demand(1, 1)
+    front, shared = (
+        ProjectStore(store, pool, clock),
+        shared_state(pool.states[pair[0]], ProjectDeployment.of(pair[0])),
+    )
+    pool.share(shared)
+    await store.reserve("elsewhere", [project], demand, 600.0)
+    assert (await front.reserve("a", pair, demand, 60.0)).deployment is None
+    cooled = Refusal(pair[0], "spent", clock.time() + 5.0, clock.time() + 5.0)
+    assert front.later(cooled, demand).retry_at == pytest.approx(clock.time() + 60.3)
+    await LimitLearner(pool, store, clock, lambda: None).learn(shared, (LearntLimit(Metric.RPM, 2),))
+    assert front.later(cooled, demand) is cooled
+
+
 async def test_quota_that_comes_back_while_a_project_cools_down_is_used_after_it(
     make_router: MakeRouter,
     provider: FakeProvider,
