@@ -78,6 +78,7 @@ class Explainer:
             send,
             self.strategy,
             selector.quarantines,
+            selector.probes,
             snapshots,
             clock.time(),
             selector.pacer,
@@ -197,12 +198,13 @@ def _excluded(
             at = room_at(quota, counted.state, demand.amount(quota.metric), now)
             if at > now:
                 found.append((at, Exclusion.QUOTA, counted.quota_name(quota.metric)))
+    is_asked = state.deployment in rehearsal.asked
+    if not is_asked and state.is_parked and state.wakes_at > now:
+        found.append((state.wakes_at, Exclusion.PARKED, noted))
     if found:
         return max(found, key=_until)
-    if state.deployment in rehearsal.asked:
+    if is_asked:
         return now, None, None
-    if state.is_parked and state.wakes_at > now:
-        return state.wakes_at, Exclusion.PARKED, noted
     return math.inf, Exclusion.STRATEGY, "the strategy leaves it out"
 
 

@@ -16,6 +16,9 @@ __all__ = ["ANSWERED_IN", "Probes"]
 ANSWERED_IN = 1.0
 """Seconds after which to ask again what has become of another request's probe."""
 
+_ROUNDING = 0.001
+"""Seconds by which two times may differ that are the same."""
+
 _REMEMBERED = 4096
 """Most scopes whose cooldown is remembered."""
 
@@ -55,17 +58,32 @@ class Probes:
             refusal: The refusal.
             now: Seconds since the epoch.
         """
+        cooldown, hastened = refusal.cooldown, self.hastened(refusal, now)
+        if hastened is refusal and cooldown is not None and _is_counted(cooldown):
+            self._note(cooldown, cooldown.until)
+        return hastened
+
+    def hastened(self, refusal: Refusal, now: float) -> Refusal:
+        """Return what :meth:`hasten` does, and note nothing."""
         cooldown = refusal.cooldown
-        if cooldown is None or not cooldown.half_open or not cooldown.since:
+        if cooldown is None or not _is_counted(cooldown):
             return refusal
         met = self._met.get(cooldown.scope)
         if met is None or not met.is_of(cooldown) or met.until > now:
-            self._note(cooldown, cooldown.until)
             return refusal
-        soon = now + ANSWERED_IN
-        return attrs.evolve(refusal, retry_at=min(refusal.retry_at, soon), wake_at=min(refusal.wake_at, soon))
+        soon, ends = now + ANSWERED_IN, cooldown.until + _ROUNDING
+        # What ends later than the cooldown ends with a quota, whatever becomes of the probe.
+        retry_at, wake_at = (
+            min(moment, soon) if moment <= ends else moment for moment in (refusal.retry_at, refusal.wake_at)
+        )
+        return attrs.evolve(refusal, retry_at=retry_at, wake_at=wake_at)
 
     def _note(self, cooldown: Cooldown, until: float) -> None:
         if len(self._met) >= _REMEMBERED and cooldown.scope not in self._met:
             del self._met[next(iter(self._met))]
         self._met[cooldown.scope] = _Met(cooldown.strikes, cooldown.since, until)
+
+
+def _is_counted(cooldown: Cooldown) -> bool:
+    """Return whether it ends with a probe, and can be told from another one of its scope."""
+    return cooldown.half_open and bool(cooldown.since)

@@ -11,10 +11,11 @@ import attrs
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, Scope
-from llm_router.domain.limits import LimitRecord
 from llm_router.domain.quota import Demand, Metric, Quota, Refill
+from llm_router.engine.evidence import WINDOW
 from llm_router.engine.index import DeploymentState, FallbackOrder
 from llm_router.engine.pacing import Paced, Pacer
+from llm_router.engine.probes import Probes
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.search import FIRST_CANDIDATES, MAX_CANDIDATES, Either, Unsuitable, further, soonest
 from llm_router.engine.state import SendState
@@ -59,7 +60,8 @@ def room_at(quota: QuotaSnapshot, state: DeploymentState, amount: int, now: floa
         missing = quota.used + amount - capacity
         returned_at = now + missing / _rate(terms, quota.limit, capacity)
     else:
-        capacity, returned_at = quota.limit, quota.resets_at
+        capacity = quota.limit
+        returned_at = min(quota.resets_at, _known_return(state, quota, terms, now))
     if quota.used + amount <= capacity:
         return now
     learnt = quota.learnt
@@ -67,18 +69,23 @@ def room_at(quota: QuotaSnapshot, state: DeploymentState, amount: int, now: floa
         quota.source_on(state.deployment) is not learnt.source or learnt.raise_at <= now
     ):
         learnt = None  # it is not in force, or does not rise any more
-    at = math.inf
-    if amount <= capacity:
-        at = min(returned_at, _known_return(state, quota.metric, now, learnt))
+    at = returned_at if amount <= capacity else math.inf
     if learnt is not None and (at == math.inf or quota.used + amount <= learnt.raised):
         at = min(at, learnt.raise_at)
     return max(at, now)
 
 
-def _known_return(state: DeploymentState, metric: Metric, now: float, learnt: LimitRecord | None) -> float:
-    """Return when a quota of requests has room for one, if this process was told; otherwise infinity."""
-    refusal = state.refusal
+def _known_return(state: DeploymentState, quota: QuotaSnapshot, terms: Quota | None, now: float) -> float:
+    """Return when a quota of requests has room for one, if this process was told; otherwise infinity.
+
+    What it was told is of the past if anything was taken since then, or another limit was learnt.
+    """
+    refusal, learnt, metric = state.refusal, quota.learnt, quota.metric
     if refusal is None or refusal.cooldown is not None or metric.counts_tokens or refusal.reason != metric:
+        return math.inf
+    window = WINDOW if terms is None else terms.window + terms.guard
+    is_past = quota.resets_at > state.refused_at + window + _ROUNDING
+    if is_past or (learnt is not None and learnt.learnt_at > state.refused_at - _ROUNDING):
         return math.inf
     # A store has a refusal end when a learnt limit rises, whether or not that is enough.
     is_rise = learnt is not None and abs(refusal.wake_at - learnt.raise_at) < _ROUNDING
@@ -138,6 +145,7 @@ class Rehearsal:
         send: The send; it is only read.
         strategy: Ranks; a copy of it is asked, if it can be copied.
         quarantines: The quarantines that this process has met.
+        probes: The half-open cooldowns that it has met.
         snapshots: What the store knows of the deployments; others are left out.
         now: Seconds since the epoch.
         pacer: Spreads the quotas of a day, or None; it is only read.
@@ -151,6 +159,7 @@ class Rehearsal:
     send: SendState
     strategy: SelectionStrategy
     quarantines: Quarantines
+    probes: Probes
     snapshots: Mapping[Deployment, DeploymentSnapshot]
     now: float
     pacer: Pacer | None = None
@@ -206,6 +215,7 @@ class Rehearsal:
                 assert refusal.cooldown is not None  # noqa: S101 - it is what would be reopened
                 reopened.add(refusal.cooldown.scope)
                 continue
+            refusal = self.probes.hastened(refusal, self.now)
             self._refused[state] = refusal
             state.note(refusal, self.now)
             if refusal.wake_at > self.now:

@@ -84,6 +84,7 @@ class Selector:
 
     Attributes:
         quarantines: The quarantines that this process meets.
+        probes: The half-open cooldowns that it meets.
         pacer: As given.
         queued: The requests that wait.
     """
@@ -117,7 +118,7 @@ class Selector:
         self._lines: dict[Hashable, WaitingLine] = {}
         self.queued = Queued()
         self.quarantines = Quarantines(store, pool, reporter, self.look_again)
-        self._probes = Probes()
+        self.probes = Probes()
         self._closed = False
         pool.on_share = self._count_projects
 
@@ -400,7 +401,7 @@ class Selector:
                     await self._give_back(reservation_id, [granted], decision.probes)
                     return None
             granted.observe(decision, now)
-            self._probes.granted(decision.probes)
+            self.probes.granted(decision.probes)
             lease = Lease(
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
@@ -462,7 +463,7 @@ class Selector:
         try:
             for refusal in refusals:
                 if refusal.cooldown is None or not await self.quarantines.reopen(refusal, now):
-                    known = self._probes.hasten(refusal, now)
+                    known = self.probes.hasten(refusal, now)
                     if isinstance(self._store, ProjectStore):
                         known = self._store.later(known, demand)
                     state = self._pool.note_refusal(known, now)

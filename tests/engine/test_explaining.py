@@ -37,6 +37,7 @@ from llm_router import (
 )
 from llm_router.domain.limits import LearntLimit
 from llm_router.engine.estimates import TEXT
+from llm_router.stores.base import Refusal
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -255,6 +256,30 @@ class Uncopied(Turns):
 
     def __deepcopy__(self, memo: object) -> Uncopied:
         raise TypeError("no copies")
+
+
+async def test_what_another_request_probes_is_waited_for(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """A send asks again in a second, and so not what is parked for longer, though that has room by now."""
+    store, probed, parked = MemoryStore(clock=clock), pools.one(rpm=9), pools.one(rpm=9)
+    async with make_router([probed, parked], store=store) as router:
+        now = clock.time()
+        state = router.keys.pool.states[parked]
+        state.group.park(state, now + 50.0)
+        state.note(Refusal(parked, "rpm", now + 50.0, now + 50.0), now)
+        await store.cool_down(
+            Cooldown(probed.model_scope, now + 5.0, "spent", half_open=True, strikes=1, since=now)
+        )
+        assert not (await router.send("x")).success
+        clock.shift(5.0)
+        await store.reserve("a probe", [probed], Demand(1, 1), 60.0)
+        explanation = await router.explain("x")
+        assert explanation.taken is None
+        found = by_key(explanation)[parked.key.key_id]
+        assert found.exclusion is Exclusion.PARKED
+        assert found.usable_in == pytest.approx(45.0)
+        assert (await router.send("x")).retry_after == pytest.approx(1.0)
 
 
 async def test_a_strategy_with_turns_is_copied(make_router: MakeRouter, pools: Pools) -> None:

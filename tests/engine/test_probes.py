@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llm_router import MemoryStore, ProviderError, Router
+from llm_router import Cooldown, Demand, MemoryStore, ProviderError, Router
 from llm_router.emulator import Fault
 from llm_router.errors import InvalidRequestError
 from llm_router.testing import FakeProvider, GeminiEmulator, ManualClock
@@ -243,3 +243,20 @@ async def test_a_cooldown_that_was_imposed_anew_is_no_probe(
         assert not (await router.send("x")).success
         response = await router.send("x", max_wait=10.0)
         assert response.retry_after == pytest.approx(7_200.0, abs=1.0)
+
+
+async def test_a_probe_that_is_under_way_brings_no_quota_back(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """Who never has room for another reason is told so, whatever becomes of the probe."""
+    store, deployment = MemoryStore(clock=clock), pools.one(rpm=9, tpm=20)
+    async with make_router([deployment], store=store) as router:
+        now = clock.time()
+        await store.cool_down(
+            Cooldown(deployment.model_scope, now + 5.0, "spent", half_open=True, strikes=1, since=now)
+        )
+        assert not (await router.send("x")).success
+        clock.shift(5.0)
+        await store.reserve("a probe", [deployment], Demand(1, 1), 60.0)
+        assert (await router.send("x")).retry_after == pytest.approx(1.0)
+        assert (await router.send("word " * 60)).retry_after is None

@@ -46,12 +46,24 @@ def test_what_fits_fits_now(state: DeploymentState) -> None:
 
 def test_a_refusal_shows_that_some_is_back_earlier(state: DeploymentState) -> None:
     """What a store said of one request holds for the next, but not for tokens, nor for another quota."""
-    state.note(Refusal(state.deployment, "rpm", NOW + 7.0, NOW + 7.0))
+    state.note(Refusal(state.deployment, "rpm", NOW + 7.0, NOW + 7.0), NOW)
     assert room_at(rpm(10), state, 1, NOW) == NOW + 7.0
     assert room_at(rpm(10), state, 1, NOW + 8.0) == NOW + 50.0
     state.note(Refusal(state.deployment, "tpm", NOW + 7.0, NOW + 7.0))
     assert room_at(rpm(10), state, 1, NOW) == NOW + 50.0
     assert room_at(QuotaSnapshot(Metric.TPM, 100, 100, NOW + 50.0), state, 9, NOW) == NOW + 50.0
+
+
+def test_a_refusal_says_nothing_of_what_happened_after_it(state: DeploymentState) -> None:
+    """If something was taken since then, or another limit was learnt, all of the quota is waited for."""
+    refusal = Refusal(state.deployment, "rpm", NOW + 7.0, NOW + 7.0)
+    learnt = LimitRecord(10, LimitSource.INFERRED, NOW - 2.0, 10, math.inf)
+    for refused_at, last, later in ((-1.0, NOW + 7.0, NOW + 7.0), (-5.0, NOW + 7.0, NOW + 50.0)):
+        state.note(refusal, NOW + refused_at)
+        assert room_at(rpm(10), state, 1, NOW) == last
+        assert room_at(rpm(10, 10, learnt), state, 1, NOW) == later
+    state.note(refusal, NOW - 11.0)  # what was taken last comes back a minute and a guard later
+    assert room_at(rpm(10), state, 1, NOW) == NOW + 50.0
 
 
 def test_a_learnt_limit_that_rises(state: DeploymentState) -> None:
