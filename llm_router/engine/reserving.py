@@ -32,7 +32,8 @@ from llm_router.engine.lines import Queued
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
 from llm_router.engine.probes import Probes
-from llm_router.engine.project_limits import ProjectStore, heed
+from llm_router.engine.project_limits import heed
+from llm_router.engine.project_store import ProjectStore
 from llm_router.engine.quarantines import Quarantines
 from llm_router.engine.reporting import Reporter, waiting
 from llm_router.engine.search import (

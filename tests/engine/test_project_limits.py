@@ -34,7 +34,8 @@ from llm_router.domain.quota import Quota
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.learning import LimitLearner, Refused
 from llm_router.engine.pool import Pool
-from llm_router.engine.project_limits import ProjectStore, added_up, shared_state
+from llm_router.engine.project_limits import added_up, shared_state
+from llm_router.engine.project_store import ProjectStore
 from llm_router.errors import ExtensionError, QuotaViolation
 from llm_router.stores.base import Decision, DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.stores.failover import FailoverStore
