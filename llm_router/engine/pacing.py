@@ -148,6 +148,7 @@ class Pacer:
         plan.note(state.daily_headroom, 1.0 / quota.limit, now, next_midnight(now, quota.timezone))
         if (due := plan.due(self._pacing.burst)) > now:
             state.group.park(state, due)  # only so that no request needs to look at it
+            state.note(Refusal(state.deployment, PACED, due, due))
         claims = self._claims(workload, now)
         for name, share_kept in self._pacing.kept.items():
             if name in claims:

@@ -114,6 +114,21 @@ async def test_who_is_ahead_of_the_pace_is_told_when_to_come_back(
         assert (await router.send("x", model="model-a", fallback="none")).success
 
 
+async def test_an_error_names_what_is_paced_beside_what_is_full(
+    make_router: Callable[..., Router], pools: Pools
+) -> None:
+    pool = [pools.one("m1", key_id="paced", rpm=9, rpd=40), pools.one("m2", key_id="full", rpm=1, priority=5)]
+    async with make_router(pool, rpd_pacing=Pacing()) as router:
+        for _ in range(2):
+            assert (await router.send("x")).success
+        error = (await router.send("x")).error
+    assert isinstance(error, QuotaExhaustedError)
+    assert [(each.key_id, each.reason) for each in error.candidates] == [
+        ("full", "rpm"),
+        ("paced", "rpd pacing"),
+    ]
+
+
 async def test_a_status_says_what_is_paced_and_until_when(
     make_router: Callable[..., Router], pools: Pools, clock: ManualClock
 ) -> None:
