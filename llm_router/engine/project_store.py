@@ -206,7 +206,10 @@ class ProjectStore:
         if number:
             self._parts[reservation_id] = {name: None}
         decision = await self._store.reserve(name, candidates, demand, ttl)
-        if not isinstance(decision, Decision) or self._is_wrong(decision, candidates):
+        if not isinstance(decision, Decision):
+            self._parts.pop(reservation_id, None)
+            return decision, False
+        if self._is_wrong(decision, candidates):
             return decision, False  # a user's store may return anything: the selector checks it
         self._lifts = decision.lifts  # of which the selector must see no older one later
         if decision.deployment is None:
@@ -218,8 +221,7 @@ class ProjectStore:
             if not isinstance(second, Decision):
                 return cast("Decision", second), False
             if second.deployment is None:
-                refusal = self._why(second, shared)
-                self._note({shared: refusal}, demand)
+                refusal = self._as_of_now(self._why(second, shared), shared)
                 told = {each.deployment for each in decision.refusals}
                 concerned = [each for each in candidates if each.project_scope == scope and each not in told]
                 refusals = (_of_project(refusal, each) for each in concerned)
@@ -252,6 +254,8 @@ class ProjectStore:
         failure = None
         if self._distrusts and isinstance(second, Decision):
             failure = wrong_decision(self._store, second, [shared.deployment])
+        if failure is None and isinstance(second, Decision) and second.deployment is None:
+            self._note({shared: self._why(second, shared)}, demand)
         if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
             await self._give_back(reservation_id, decision.probes)
@@ -266,6 +270,17 @@ class ProjectStore:
         """Return why a project has no room; a user's store need not say."""
         again = self._clock.time() + _AGAIN
         return next(iter(decision.refusals), Refusal(shared.deployment, _UNKNOWN, again, again))
+
+    def _as_of_now(self, refusal: Refusal, shared: DeploymentState) -> Refusal:
+        """Return a refusal that has been noted, as one that is over if quota has come back since.
+
+        What had been granted was given back meanwhile, and whoever gave quota back could not yet tell of it
+        those that this refusal will have wait.
+        """
+        if shared in self._full:
+            return refusal
+        now = self._clock.time()
+        return Refusal(refusal.deployment, refusal.reason, now, now)
 
     def _note(self, refusals: Mapping[DeploymentState, Refusal], demand: Demand) -> None:
         """Note why projects have no room."""

@@ -1006,6 +1006,63 @@ async def test_a_look_at_projects_that_makes_no_sense(
         assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
 
 
+async def test_a_later_answer_that_is_no_decision_leaves_nothing_noted(
+    make_router: MakeRouter, clock: ManualClock, pools: Pools
+) -> None:
+    """Of a user's store, once the first project has refused."""
+
+    class Odd(Recording):
+        async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Any:
+            decision = await super().reserve(reservation_id, *args, **kwargs)
+            return None if reservation_id.endswith(".1") else decision
+
+    store = Odd(clock)
+    deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(2)]
+    async with make_router(deployments, store=store) as router:
+        await fill(router, store, deployments[:1])
+        await fill(router, store, deployments[1:], taken=0)
+        with pytest.raises(ExtensionError, match="must return a Decision, not None"):
+            await router.send("x")
+        assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
+
+
+async def test_quota_that_comes_back_before_a_refusal_is_told_is_used_at_once(
+    make_router: MakeRouter, provider: FakeProvider, pair: list[Deployment], clock: ManualClock
+) -> None:
+    """It came back while that which was granted on the model was given back: nobody else tells of it."""
+    refused, go_on = set[str](), asyncio.Event()
+
+    class Hesitant(Recording):
+        async def reserve(self, reservation_id: str, *args: Any, **kwargs: Any) -> Decision:
+            decision = await super().reserve(reservation_id, *args, **kwargs)
+            if decision.deployment is None:
+                refused.add(reservation_id.removesuffix("*"))
+            return decision
+
+        async def release(self, reservation_id: str) -> None:
+            await super().release(reservation_id)
+            if reservation_id in refused:
+                await go_on.wait()
+
+    store = Hesitant(clock)
+    async with make_router(pair, store=store) as router:
+        await router.send("x")  # the first goes alone
+        await fill(router, store, pair[:1], taken=0)
+        provider.dispatch = asyncio.Event()
+        first = asyncio.create_task(router.send("x"))
+        await clock.advance(0.1)
+        second = asyncio.create_task(router.send("x", max_wait=90.0))
+        await clock.advance(0.1)
+        assert refused
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        provider.dispatch = None
+        go_on.set()
+        await clock.advance(1.0)
+        assert second.done()
+        assert (await second).success
+
+
 async def test_what_is_refused_without_asking_knows_of_every_lift(
     make_pool: MakePool, store: Recording, pair: list[Deployment], pools: Pools, clock: ManualClock
 ) -> None:
