@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from operator import attrgetter
 from typing import cast
 
 import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import EVERY_MODEL, Deployment, Scope
+from llm_router.domain.deployment import Deployment, Scope
 from llm_router.domain.quota import Demand
-from llm_router.engine.extensions import is_foreign, no_decision, note_failure, pass_on, wrong_decision
+from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
 from llm_router.engine.index import TOKEN_REASONS, DeploymentState
 from llm_router.engine.pool import Pool
 from llm_router.engine.timing import finish
@@ -38,8 +37,6 @@ _UNKNOWN, _AGAIN = "what is left", 1.0
 
 _ROUNDS = 8
 """Most times that one reserve asks for a deployment, each time without those whose project has refused."""
-
-_refused_at = attrgetter("refused_at")
 
 
 @attrs.frozen
@@ -136,17 +133,15 @@ class ProjectStore:
         self, reservation_id: str, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> Decision:
         """Reserve on a deployment and on its project; see :class:`RateLimitStore`."""
-        refusals, left = self._known(candidates, demand), candidates
+        refusals = self._known(candidates, demand)
         try:
             for number in range(_ROUNDS):
-                if number and await self._look(reservation_id, number, left, demand, ttl):
-                    refusals |= self._known(left, demand)
                 left = [each for each in candidates if each not in refusals] if refusals else candidates
                 if not left:
                     break
                 decision, is_full = await self._reserve(reservation_id, number, left, demand, ttl)
                 if not is_full:
-                    if refusals and isinstance(decision, Decision):
+                    if refusals and isinstance(decision, Decision) and not self._is_wrong(decision, left):
                         decision.refusals = (*refusals.values(), *decision.refusals)
                     return decision
                 refusals |= {each.deployment: each for each in decision.refusals}
@@ -165,39 +160,6 @@ class ProjectStore:
                     known[each] = _of_project(full.refusal, each)
         return known
 
-    async def _look(
-        self, reservation_id: str, number: int, left: Sequence[Deployment], demand: Demand, ttl: float
-    ) -> bool:
-        """Find out at once which of the next projects have no room; return whether any was asked.
-
-        Where one has refused, hundreds may. Asked for one after the other, each would cost three calls.
-        """
-        projects = {state.deployment: state for state in self._projects_ahead(left)}
-        if len(projects) <= 1:
-            return False
-        name = f"{_name(reservation_id, number)}?{EVERY_MODEL}"
-        self._parts[reservation_id] = {name: None}
-        decision: object = await self._store.reserve(name, list(projects), demand, ttl)
-        if not isinstance(decision, Decision):
-            raise no_decision(self._store, decision)
-        failure = wrong_decision(self._store, decision, list(projects)) if self._distrusts else None
-        if failure is not None or decision.deployment is not None:
-            await self._give_back(reservation_id, decision.probes)
-        if failure is not None:
-            raise failure
-        self._parts.pop(reservation_id, None)
-        self._lifts = decision.lifts
-        self._note({projects[each.deployment]: each for each in decision.refusals}, demand)
-        return True
-
-    def _projects_ahead(self, left: Iterable[Deployment]) -> Iterator[DeploymentState]:
-        """Yield what stands for the projects of candidates, up to the first one that has no limits."""
-        for each in left:
-            shared = self._pool.shared.get(each.project_scope)
-            if not shared:
-                return
-            yield max(shared, key=_refused_at)
-
     async def _reserve(
         self, reservation_id: str, number: int, candidates: Sequence[Deployment], demand: Demand, ttl: float
     ) -> tuple[Decision, bool]:
@@ -206,10 +168,8 @@ class ProjectStore:
         if number:
             self._parts[reservation_id] = {name: None}
         decision = await self._store.reserve(name, candidates, demand, ttl)
-        if not isinstance(decision, Decision):
+        if not isinstance(decision, Decision) or self._is_wrong(decision, candidates):
             self._parts.pop(reservation_id, None)
-            return decision, False
-        if self._is_wrong(decision, candidates):
             return decision, False  # a user's store may return anything: the selector checks it
         self._lifts = decision.lifts  # of which the selector must see no older one later
         if decision.deployment is None:
@@ -255,7 +215,7 @@ class ProjectStore:
         if self._distrusts and isinstance(second, Decision):
             failure = wrong_decision(self._store, second, [shared.deployment])
         if failure is None and isinstance(second, Decision) and second.deployment is None:
-            self._note({shared: self._why(second, shared)}, demand)
+            self._note(shared, self._why(second, shared), demand)
         if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
             await self._give_back(reservation_id, decision.probes)
@@ -282,17 +242,15 @@ class ProjectStore:
         now = self._clock.time()
         return Refusal(refusal.deployment, refusal.reason, now, now)
 
-    def _note(self, refusals: Mapping[DeploymentState, Refusal], demand: Demand) -> None:
-        """Note why projects have no room."""
+    def _note(self, shared: DeploymentState, refusal: Refusal, demand: Demand) -> None:
+        """Note why a project has no room."""
         now = self._clock.time()
+        shared.note(refusal, now)
         self._full = {state: full for state, full in self._full.items() if full.refusal.retry_at > now}
-        short = {shared for shared, refusal in refusals.items() if refusal.reason in TOKEN_REASONS}
-        for shared, refusal in refusals.items():
-            shared.note(refusal, now)
-            self._full[shared] = _Full(now, demand.tokens, refusal)
-        if short:
-            present = {each for each in self._short if each in self._pool.shared}
-            self._short = present | {shared.deployment.project_scope for shared in short}
+        self._full[shared] = _Full(now, demand.tokens, refusal)
+        if refusal.reason in TOKEN_REASONS:
+            scope = shared.deployment.project_scope
+            self._short = {each for each in self._short if each in self._pool.shared} | {scope}
 
     def _note_room(self, shared: DeploymentState, demand: Demand) -> None:
         """Note that a project has room, whatever it refused before."""
