@@ -36,9 +36,9 @@ _PATH = (0.02, 0.06)
 _ANSWERING = (0.4, 1.6)
 """Bounds of the seconds that an answer takes."""
 
-_EVERY_MODEL = "*"
+_EVERY_MODEL, _SPENDING = "*", "* spending"
 
-_SPENDING = 600.0
+_SPENT_IN = 600.0
 """Seconds over which spending is limited."""
 
 _DAY_DELAY = 36.0
@@ -84,6 +84,7 @@ class _Bucket:
             Metric.TPM: SlidingWindow(),
         }
     )
+    is_spending: bool = False
 
     def take(self, now: float, tokens: int) -> None:
         for metric, window in self.windows.items():
@@ -119,8 +120,6 @@ class HiddenProvider:
         self._random = random.Random(seed)
         self._seed = seed
         self._buckets: dict[tuple[str, str], _Bucket] = {}
-        self._spent: dict[str, SlidingWindow] = {}
-        self._spends: dict[str, list[int]] = {}
         events = world.events
         self._changes = sorted((e for e in events if isinstance(e, Change)), key=lambda e: e.at)
         self._outages = [e for e in events if isinstance(e, Outage)]
@@ -130,15 +129,14 @@ class HiddenProvider:
     @contextmanager
     def coming(self, deployment: Deployment, prompt: Prompt) -> Iterator[None]:
         """Regard a prompt as on its way: what will be left for it is no room for another one."""
-        coming = [bucket.coming for bucket, _ in self._buckets_of(deployment, self._clock.time())]
-        coming.append(self._spends.setdefault(self._project(deployment), []))
-        for each in coming:
-            each.append(prompt.counted)
+        buckets = [bucket for bucket, _ in self._buckets_of(deployment, self._clock.time())]
+        for bucket in buckets:
+            bucket.coming.append(prompt.counted)
         try:
             yield
         finally:
-            for each in coming:
-                each.remove(prompt.counted)
+            for bucket in buckets:
+                bucket.coming.remove(prompt.counted)
 
     async def travel(self) -> None:
         """Take the time from the wire to the counter."""
@@ -179,14 +177,10 @@ class HiddenProvider:
                 if free_at > now:
                     counts.refused += 1
                     counts.refused_later += is_later
+                    if bucket.is_spending:
+                        return _spent()
                     scope = FaultScope.PROJECT if bucket is not buckets[0][0] else FaultScope.DEPLOYMENT
                     return self._refusal(deployment.model, metric, limit, free_at - now, scope)
-        spending = self._spending(deployment)
-        if spending.free_at(now, self._world.spending, prompt.counted) > now:
-            counts.refused += 1
-            counts.refused_later += is_later
-            return _spent()
-        spending.take(now, prompt.counted)
         for bucket, _ in buckets:
             bucket.take(now, prompt.counted)
         counts.admitted += 1
@@ -208,7 +202,7 @@ class HiddenProvider:
         ends = self._unusable_until(deployment, now)
         if ends > now:
             return ends
-        counted = max(
+        return max(
             (
                 bucket.windows[metric].free_at(now, limit, _amount(metric, prompt))
                 for bucket, limits in self._buckets_of(deployment, now)
@@ -216,7 +210,6 @@ class HiddenProvider:
             ),
             default=now,
         )
-        return max(counted, self._spending(deployment).free_at(now, self._world.spending, prompt.counted))
 
     def has_room(self, deployment: Deployment, prompt: Prompt) -> bool:
         """Return whether it would admit a prompt now, after those that are on their way."""
@@ -228,8 +221,7 @@ class HiddenProvider:
                 before = sum(bucket.coming) if metric.counts_tokens else len(bucket.coming)
                 if bucket.windows[metric].used(now) + before + _amount(metric, prompt) > limit:
                     return False
-        coming = sum(self._spends.get(self._project(deployment), ()))
-        return self._spending(deployment).used(now) + coming + prompt.counted <= self._world.spending
+        return True
 
     def next_event(self) -> float:
         """Return when the next change of limits happens; infinity for never."""
@@ -240,10 +232,12 @@ class HiddenProvider:
     # --- inside ---------------------------------------------------------------------------------------
 
     def _buckets_of(self, deployment: Deployment, now: float) -> list[tuple[_Bucket, Limits]]:
-        """Return what a request counts on, and the limits of each: the model, and perhaps the project."""
+        """Return what a request counts on, and the limits: the model, perhaps the project and its money."""
         found = [(self._bucket(deployment, now), self.limits(deployment, now))]
         if self._world.of_project.items():
             found.append((self._bucket(deployment, now, _EVERY_MODEL), self._world.of_project))
+        if self._world.spending is not None:
+            found.append((self._spending(deployment), Limits(tpm=self._world.spending)))
         return found
 
     def _bucket(self, deployment: Deployment, now: float, model: str = "") -> _Bucket:
@@ -255,12 +249,13 @@ class HiddenProvider:
         bucket.catch_up(now)
         return bucket
 
-    def _project(self, deployment: Deployment) -> str:
-        return self._world.project_of(deployment.key.key_id)
-
-    def _spending(self, deployment: Deployment) -> SlidingWindow:
-        """Return what a project has spent in ten minutes."""
-        return self._spent.setdefault(self._project(deployment), SlidingWindow(_SPENDING))
+    def _spending(self, deployment: Deployment) -> _Bucket:
+        """Return what a project has spent, a token of input each; the others spend nothing."""
+        place = self._world.project_of(deployment.key.key_id), _SPENDING
+        if place not in self._buckets:
+            windows: dict[Metric, SlidingWindow | PacificDay] = {Metric.TPM: SlidingWindow(_SPENT_IN)}
+            self._buckets[place] = _Bucket(iter(()), math.inf, windows=windows, is_spending=True)
+        return self._buckets[place]
 
     def _others(self, project: str, model: str) -> Iterator[float]:
         """Yield when other programs use a (project, model): a Poisson process, the same for every subject."""

@@ -43,7 +43,7 @@ class SlidingWindow:
         self._taken.append((now, amount))
         self._total += amount
 
-    def free_at(self, now: float, limit: float, amount: int) -> float:
+    def free_at(self, now: float, limit: int, amount: int) -> float:
         """Return when ``amount`` fits under ``limit`` if nothing else is taken; infinity for never."""
         excess = self.used(now) + amount - limit
         if excess <= 0:
@@ -73,7 +73,7 @@ class PacificDay:
         self.used(now)
         self._total += amount
 
-    def free_at(self, now: float, limit: float, amount: int) -> float:
+    def free_at(self, now: float, limit: int, amount: int) -> float:
         """Return when ``amount`` fits under ``limit`` if nothing else is taken; infinity for never."""
         if self.used(now) + amount <= limit:
             return now

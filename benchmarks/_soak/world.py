@@ -179,7 +179,7 @@ class World:
     siblings: tuple[str, ...] = ()
     wording: Wording | Mapping[str, Wording] = Wording.BARE
     of_project: Limits = Limits()
-    spending: float = math.inf
+    spending: int | None = None
     events: tuple[Change | Outage | Death | Retirement | Others, ...] = ()
     traffic: Steady | Bursts = Steady()
     hours: float = 6.0

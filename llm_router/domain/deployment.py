@@ -146,9 +146,18 @@ class Deployment:
         scopes = self.model_scope, self.key_scope, self.project_scope, self.provider_scope
         object.__setattr__(self, "scopes", scopes)
 
+    @property
+    def is_spending(self) -> bool:
+        """Whether it stands for what a project spends; see :class:`ProjectDeployment`."""
+        return self.model == SPENDING
+
+    def limit_name(self, metric: str) -> str:
+        """Return the name of a quota among the limits that statuses show."""
+        return "spending" if self.is_spending else metric
+
     def quota_name(self, metric: str) -> str:
         """Return what a refusal for want of a quota of this deployment is called."""
-        return metric
+        return self.limit_name(metric)
 
 
 @attrs.frozen(eq=False)
@@ -177,14 +186,9 @@ class ProjectDeployment(Deployment):
         """Return that of the spending of the project of a deployment, likewise."""
         return _of_project(deployment.key.provider, deployment.key.project, SPENDING)
 
-    @property
-    def is_spending(self) -> bool:
-        """Whether it is that of spending."""
-        return self.model == SPENDING
-
     def quota_name(self, metric: str) -> str:
         """Return what a refusal for want of a quota of the project is called."""
-        return f"{'spending' if self.is_spending else metric}{OF_PROJECT}"
+        return f"{self.limit_name(metric)}{OF_PROJECT}"
 
 
 @lru_cache(maxsize=512)

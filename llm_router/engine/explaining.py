@@ -26,7 +26,7 @@ from llm_router.engine.project_limits import heed_counts, is_known, projects_of
 from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
-from llm_router.engine.statuses import limit_of, name_of
+from llm_router.engine.statuses import limit_of
 from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
 from llm_router.strategies.base import SelectionStrategy
 
@@ -168,7 +168,7 @@ def _quotas(counted: Counted, demand: Demand, now: float) -> tuple[ExplainedQuot
         found.append(
             ExplainedQuota(
                 metric=quota.metric,
-                name=name_of(quota, counted.state.deployment),
+                name=counted.state.deployment.limit_name(quota.metric.value),
                 amount=amount,
                 remaining=max(1.0 - quota.used / quota.limit, 0.0) if quota.limit else 0.0,
                 fits=at <= now,

@@ -11,7 +11,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import SPENDING, Deployment, ProjectDeployment, Scope
+from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import Metric
 from llm_router.domain.limits import LearntLimit, LimitRecord, LimitSource
 from llm_router.engine.evidence import LATEST, WINDOW, Circumstances, Inference, begin_to_count, is_in_part
@@ -183,7 +183,7 @@ class LimitLearner:
         """Return what a refusal says about limits; have other projects of the model start from them."""
         error, repeated, probed = refused.error, refused.repeated, refused.probed
         now, began, scope = self.clock.time(), refused.began, state.deployment.model_scope
-        is_spending = state.deployment.model == SPENDING
+        is_spending = state.deployment.is_spending
         if not (repeated or is_spending):  # requests that cost more than others look like others' requests
             self.suspicions.note(state.deployment, error, quotas, now)
             self._tell(state.deployment, now)
@@ -329,7 +329,7 @@ class LimitLearner:
         for entry in lesson.learnt:
             level = logging.DEBUG if entry.source is LimitSource.UNKNOWN else logging.INFO
             text = "%s: at most %s %s from now on (%s)"
-            what = _IN_TEN_MINUTES if state.deployment.model == SPENDING else entry.metric.value
+            what = _IN_TEN_MINUTES if state.deployment.is_spending else entry.metric.value
             _log.log(level, text, state.deployment.id, entry.limit, what, entry.source.value)
         if self.reporter is not None:
             self.reporter.imposed(lesson, state.deployment)

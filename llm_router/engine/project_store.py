@@ -139,12 +139,11 @@ class ProjectStore:
                 left = [each for each in candidates if each not in refusals] if refusals else candidates
                 if not left:
                     break
-                decision, is_full = await self._reserve(reservation_id, number, left, demand, ttl)
+                told = tuple(refusals.values())
+                decision, is_full = await self._reserve(reservation_id, number, left, told, demand, ttl)
                 if not is_full:
-                    if refusals and isinstance(decision, Decision) and not self._is_wrong(decision, left):
-                        decision.refusals = (*refusals.values(), *decision.refusals)
                     return decision
-                refusals |= {each.deployment: each for each in decision.refusals}
+                refusals = {each.deployment: each for each in decision.refusals}
         except Exception:
             self._parts.pop(reservation_id, None)
             raise
@@ -161,9 +160,18 @@ class ProjectStore:
         return known
 
     async def _reserve(
-        self, reservation_id: str, number: int, candidates: Sequence[Deployment], demand: Demand, ttl: float
+        self,
+        reservation_id: str,
+        number: int,
+        candidates: Sequence[Deployment],
+        told: tuple[Refusal, ...],
+        demand: Demand,
+        ttl: float,
     ) -> tuple[Decision, bool]:
-        """Reserve on a deployment and on its project; return whether only the project refused, as well."""
+        """Reserve on a deployment and on its project; return whether only the project refused, as well.
+
+        The decision also has the refusals ``told`` before, of deployments that are no candidates any more.
+        """
         name = _name(reservation_id, number)
         if number:
             self._parts[reservation_id] = {name: None}
@@ -172,6 +180,8 @@ class ProjectStore:
             self._parts.pop(reservation_id, None)
             return decision, False  # a user's store may return anything: the selector checks it
         self._lifts = decision.lifts  # of which the selector must see no older one later
+        if told:
+            decision.refusals = (*told, *decision.refusals)
         if decision.deployment is None:
             self._parts.pop(reservation_id, None)
             return decision, False
@@ -182,8 +192,8 @@ class ProjectStore:
                 return cast("Decision", second), False
             if second.deployment is None:
                 refusal = self._as_of_now(self._why(second, shared), shared)
-                told = {each.deployment for each in decision.refusals}
-                concerned = [each for each in candidates if each.project_scope == scope and each not in told]
+                known = {each.deployment for each in decision.refusals}
+                concerned = [each for each in candidates if each.project_scope == scope and each not in known]
                 refusals = (_of_project(refusal, each) for each in concerned)
                 decision.deployment, decision.probes = None, ()
                 decision.refusals = (*decision.refusals, *refusals)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from llm_router.domain.calendar import microseconds, midnights, seconds
-from llm_router.domain.deployment import SPENDING, Deployment, ProjectDeployment
+from llm_router.domain.deployment import Deployment, ProjectDeployment
 from llm_router.domain.forecast import pace, used_up_at
 from llm_router.domain.limits import LimitSource
 from llm_router.domain.quota import MAX_LIMIT, MINUTE, PROVIDER_TIMEZONE, Metric, Quota, Refill
@@ -29,12 +29,9 @@ from llm_router.engine.paces import Paces
 from llm_router.engine.pacing import PACED, Pacer
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot
 
-__all__ = ["Found", "count_unusable", "describe", "limit_of", "name_of"]
+__all__ = ["Found", "count_unusable", "describe", "limit_of"]
 
 _HOUR = 3600.0
-
-_SPENDING = "spending"
-"""The name among the quotas of a project of what it spends, counted in requests of ten minutes."""
 
 
 @attrs.frozen
@@ -83,10 +80,10 @@ def describe(
         for metric, limit in limits.items()
     }
     counted = (snapshot, *of_project)
-    spent = [name_of(quota, each.deployment) for each in counted for quota in _spent(each)]
+    spent = [each.deployment.limit_name(quota.metric.value) for each in counted for quota in _spent(each)]
     room_at = max(_room_at(each, state, now) for each in counted)
     project_limits = {
-        name_of(quota, each.deployment): limit_of(quota, each.deployment, now, paces)
+        each.deployment.limit_name(quota.metric.value): limit_of(quota, each.deployment, now, paces)
         for each in of_project
         for quota in each.quotas
     }
@@ -239,11 +236,6 @@ def _unusable(
 
 def _spent(snapshot: DeploymentSnapshot) -> list[QuotaSnapshot]:
     return [quota for quota in snapshot.quotas if quota.used >= quota.limit]
-
-
-def name_of(quota: QuotaSnapshot, deployment: Deployment) -> str:
-    """Return the name of a quota among those of a deployment, or those of its project."""
-    return _SPENDING if deployment.model == SPENDING else quota.metric.value
 
 
 def _room_at(snapshot: DeploymentSnapshot, state: DeploymentState | None, now: float) -> float:

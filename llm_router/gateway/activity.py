@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import attrs
 
-from llm_router.domain.deployment import SPENDING, Deployment
+from llm_router.domain.deployment import Deployment
 from llm_router.observe.base import (
     AttemptEnded,
     CooledDown,
@@ -275,7 +275,7 @@ def _tell_change(event: Event) -> _Told:
 
 
 def _limit(event: LimitLearnt) -> str:
-    if event.deployment.model == SPENDING:
+    if event.deployment.is_spending:
         return f"spending is {event.limit} requests in 10 min"
     return f"{event.metric.value} is {event.limit}"
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from llm_router import (
     Demand,
     Deployment,
     Key,
+    KeyStatus,
     MemoryStore,
     ProviderError,
     RateLimitStore,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
     from tests.engine.conftest import MakePool
 
 MakeRouter = Callable[..., Router]
+TwoHandles = Callable[[Clock, VirtualLoop], list[RateLimitStore]]
+_P = TypeVar("_P", bound=FakeProvider)
 
 
 def refusal(
@@ -117,41 +120,48 @@ async def use_up(routers: Iterable[Router], clock: VirtualClock, hours: float, c
             task.cancel()
 
 
-def _stores(kind: str, clock: Clock, url: str, loop: VirtualLoop) -> list[RateLimitStore]:
-    """Return two handles on one store."""
-    if kind == "memory":
-        return [MemoryStore(clock=clock)] * 2
-    stores = [open_store(url, clock=clock) for _ in range(2)]
-    if kind == "failover":
-        stores = [FailoverStore(store, clock=clock) for store in stores]
-    for store in stores:
-        loop.await_methods(store)
-    return stores
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)],
-)
-def test_two_routers_on_one_store_keep_the_limit_of_a_project(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """One is refused while it finds the limit; after that only tries are, and all of the quota is used."""
+@pytest.fixture(params=["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)])
+def two_handles(request: pytest.FixtureRequest, tmp_path: Path) -> TwoHandles:
+    """Open two handles on one store, in virtual time."""
+    kind: str = request.param
     url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
 
-    async def main(loop: VirtualLoop) -> tuple[Limited, float]:
+    def handles(clock: Clock, loop: VirtualLoop) -> list[RateLimitStore]:
+        if kind == "memory":
+            return [MemoryStore(clock=clock)] * 2
+        stores = [open_store(url, clock=clock) for _ in range(2)]
+        if kind == "failover":
+            stores = [FailoverStore(store, clock=clock) for store in stores]
+        for store in stores:
+            loop.await_methods(store)
+        return stores
+
+    return handles
+
+
+def use_up_by_two(
+    two_handles: TwoHandles, make: Callable[[Clock], _P], hours: float, callers: int = 20
+) -> tuple[_P, float, list[KeyStatus]]:
+    """Have two routers use a provider up; return it, when they began, and what both show at the end."""
+
+    async def main(loop: VirtualLoop) -> tuple[_P, float, list[KeyStatus]]:
         clock = VirtualClock(loop)
-        began, provider = clock.time(), Limited(clock, 10)
-        stores = _stores(kind, clock, url, loop)
+        began, provider, stores = clock.time(), make(clock), two_handles(clock, loop)
         routers = [Router(two_models(), store=each, provider=provider, clock=clock) for each in stores]
-        await use_up(routers, clock, 1.0)
+        await use_up(routers, clock, hours, callers)
+        shown = [row for router in routers for row in await router.get_all_key_statuses()]
         for router in routers:
             await router.aclose()
         for store in stores:
             await store.aclose()
-        return provider, began
+        return provider, began, shown
 
-    provider, began = run(main)
+    return run(main)
+
+
+def test_two_routers_on_one_store_keep_the_limit_of_a_project(two_handles: TwoHandles) -> None:
+    """One is refused while it finds the limit; after that only tries are, and all of the quota is used."""
+    provider, began, _ = use_up_by_two(two_handles, lambda clock: Limited(clock, 10), 1.0)
     later = [at for at, _ in provider.refused if at > began + 130.0]
     assert len(provider.refused) - len(later) <= 10
     assert len(later) <= 5
@@ -267,33 +277,10 @@ class Spender(FakeProvider):
         return await super().generate(deployment, request, dispatched)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)],
-)
-def test_what_a_project_may_spend_is_learnt_in_requests_of_ten_minutes(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_what_a_project_may_spend_is_learnt_in_requests_of_ten_minutes(two_handles: TwoHandles) -> None:
     """By two routers on one store: once ten minutes have been counted only tries are refused."""
-    url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
-
-    async def main(loop: VirtualLoop) -> tuple[Spender, float]:
-        clock = VirtualClock(loop)
-        began, provider = clock.time(), Spender(clock, 60)
-        stores = _stores(kind, clock, url, loop)
-        routers = [Router(two_models(), store=each, provider=provider, clock=clock) for each in stores]
-        await use_up(routers, clock, 2.0, 10)
-        for router in routers:
-            assert all(
-                row["project_limits"]["spending"]["limit"] in (60, 61)
-                for row in await router.get_all_key_statuses()
-            )
-            await router.aclose()
-        for store in stores:
-            await store.aclose()
-        return provider, began
-
-    provider, began = run(main)
+    provider, began, shown = use_up_by_two(two_handles, lambda clock: Spender(clock, 60), 2.0, 10)
+    assert all(row["project_limits"]["spending"]["limit"] in (60, 61) for row in shown)
     later = [at for at in provider.refused if at > began + 1_300.0]
     assert len(provider.refused) - len(later) <= 30
     assert len(later) <= 6
@@ -852,20 +839,13 @@ async def test_after_full_projects_the_first_one_with_room_is_taken(
         assert not router._sender.selector._store._parts  # type: ignore[attr-defined]  # a ProjectStore
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["memory", "sqlite", "failover", pytest.param("redis", marks=pytest.mark.slow)],
-)
-def test_every_store_finds_out_about_several_projects_at_once(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest, pools: Pools
-) -> None:
-    """What was taken in order to look is given back, and the times told are those of each project."""
-    url = request.getfixturevalue("redis_url") if kind == "redis" else f"sqlite:///{tmp_path}/state.sqlite3"
+def test_every_store_goes_on_to_the_project_that_has_room(two_handles: TwoHandles, pools: Pools) -> None:
+    """What was taken on the way is given back, and the times told are those of each project."""
     deployments = [pools.one(key_id=f"k{n}", project=f"p{n}", rpm=9, priority=n) for n in range(6)]
 
     async def main(loop: VirtualLoop) -> None:
         clock = VirtualClock(loop)
-        [store, other] = _stores(kind, clock, url, loop)
+        [store, other] = two_handles(clock, loop)
         async with Router(
             deployments, store=store, provider=FakeProvider(clock=clock), clock=clock
         ) as router:
