@@ -300,11 +300,10 @@ class KeyManager:
     def _end_shared(self, chosen: Iterable[Deployment]) -> set[Scope]:
         """Keep no limits any more that all models of a project share; return where they were learnt."""
         ended: set[Scope] = set()
+        now = self.clock.time()
         for each in chosen:
-            now = self.clock.time()
             for shared in self.pool.shared.get(each.project_scope, ()):
-                self.pool.return_quota(each.project_scope, now)
-                self.pool.unshare(shared)
+                self.pool.unshare(shared, now)
             ended |= {stands(each).model_scope for stands in STANDING}
         return ended
 

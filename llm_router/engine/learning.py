@@ -284,15 +284,18 @@ class LimitLearner:
         state.limits_due = now + _LOOKED_AT
         shared = self.pool.shared.get(state.deployment.project_scope, ())
         states = [state, *shared]
-        found = await self._quotas_of(states)
+        found = await self._read(states)
+        if found is None:
+            return
         growths = [
             after_answer(each.deployment, quotas, now, ends_day=ends_day)
             for each, quotas in zip(states, found, strict=True)
         ]
         state.limits_due = min(growth.due for growth in growths)
         for each, quotas in zip(shared, found[1:], strict=True):
-            if found[0] and not is_known(quotas):
-                self.pool.unshare(each)  # what was learnt of the project is forgotten
+            if not is_known(quotas):
+                self.pool.unshare(each, now)  # what was learnt of the project is forgotten
+                self.on_room()
         for each, quotas, growth in zip(states, found, growths, strict=True):
             if growth.learnt:
                 await self.learn(each, growth.learnt)
@@ -360,13 +363,18 @@ class LimitLearner:
         return list(found.values())
 
     async def _quotas_of(self, states: list[DeploymentState]) -> list[tuple[QuotaSnapshot, ...]]:
+        found = await self._read(states)
+        return [()] * len(states) if found is None else found  # then the count says nothing
+
+    async def _read(self, states: list[DeploymentState]) -> list[tuple[QuotaSnapshot, ...]] | None:
+        """Return the quotas of deployments; None if the store fails."""
         if not states:
             return []
         try:
             snapshots = await snapshots_of(self.store, [state.deployment for state in states])
-        except Exception as error:  # noqa: BLE001 - as above; then the count says nothing
+        except Exception as error:  # noqa: BLE001 - as above
             note_failure(self.store, "snapshot", error)
-            return [()] * len(states)
+            return None
         return [snapshot.quotas for snapshot in snapshots]
 
     async def _records_of(self, states: list[DeploymentState], metric: Metric) -> list[LimitRecord | None]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
+from llm_router.domain.deployment import OF_PROJECT, Deployment, ProjectDeployment, Scope
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.index import DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
@@ -36,6 +36,7 @@ class Pool:
         shared: By the scope of a project, what stands for all its models or for what they spend, where limits
             are known that they share; see :mod:`~llm_router.engine.project_limits`.
         on_share: Called when such a limit was added.
+        returns: How often quota of a deployment came back early.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class Pool:
         self.features_until = 0.0
         # By the scope of a quota, from when on some deployment there may be parked for want of it.
         self._lacking_from: dict[Scope, float] = {}
+        self.returns = 0
+        self._returned: dict[Scope, int] = {}  # what that number was when some of a model last did
         self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
         self.on_share: Callable[[], None] = lambda: None
         self.replace(deployments, upstreams, {}, 0.0)
@@ -109,6 +112,7 @@ class Pool:
         for scope, sharing in shared.items():
             by_scope |= {state.deployment.model_scope: by_scope[scope] for state in sharing}
         self._lacking_from = {scope: at for scope, at in self._lacking_from.items() if scope in by_scope}
+        self._returned = {scope: count for scope, count in self._returned.items() if scope in by_scope}
         # Assigned, not changed in place: a request may be in the midst of reading them.
         self.groups, self.states, self._by_scope, self.shared = groups, states, dict(by_scope), shared
 
@@ -147,14 +151,15 @@ class Pool:
             self.shared[scope] = (*self.shared.get(scope, ()), state)
             self.on_share()
 
-    def unshare(self, state: DeploymentState) -> None:
-        """Stop keeping them: nothing is known of them any more."""
+    def unshare(self, state: DeploymentState, now: float) -> None:
+        """Stop keeping them, as nothing is known of them any more; nothing waits for them."""
         scope, own = state.deployment.project_scope, state.deployment.model_scope
         present = self.shared.pop(scope, ())
         if left := tuple(each for each in present if each.deployment.model_scope != own):
             self.shared[scope] = left
         if len(left) < len(present):
             self._by_scope.pop(own, None)
+            self.return_quota(scope, now)
 
     def sharing(self, deployment: ProjectDeployment) -> DeploymentState | None:
         """Return what stands for all models of a project, or None if no limits of it are kept."""
@@ -172,9 +177,25 @@ class Pool:
             if refusal.wake_at > now:
                 state.group.park(state, refusal.wake_at)
             if state.is_parked and refusal.cooldown is None:
-                for scope in (state.deployment.model_scope, state.deployment.project_scope):
-                    self._lacking_from[scope] = -math.inf
+                self._lacking_from[state.deployment.project_scope] = -math.inf
+                if _is_own(refusal):
+                    self._lacking_from[state.deployment.model_scope] = -math.inf
         return state
+
+    def as_of_now(self, refusal: Refusal, asked: int, now: float) -> Refusal:
+        """Return a refusal, as one that is over if quota has come back since the store was asked.
+
+        Whoever gave it back could not yet tell of it those that this refusal will have wait.
+
+        Args:
+            refusal: What a store said; not yet noted.
+            asked: What ``returns`` was when it was asked.
+            now: Seconds since the epoch.
+        """
+        returned = self._returned.get(refusal.deployment.model_scope, 0)
+        if returned <= asked or refusal.cooldown is not None or not _is_own(refusal):
+            return refusal
+        return Refusal(refusal.deployment, refusal.reason, now, now)
 
     def is_concerned(self, cooldown: Cooldown) -> bool:
         """Whether a verdict is about what is used: not if it is about a credential that was replaced."""
@@ -265,9 +286,27 @@ class Pool:
 
         There may be thousands. So they are looked at once after a refusal, and not each time.
         """
-        scope = self.quota_scope_of(state)
-        if self._lacking_from.get(scope, math.inf) <= now:
+        self._note_return(state.deployment)
+        self._return_to_lacking(self.quota_scope_of(state), now)
+
+    def return_own_quota(self, deployment: Deployment, now: float) -> bool:
+        """Make the deployments ready that wait for the quota of a model, of which some came back early.
+
+        Return whether there may have been any. Those that wait for a quota of the project still do.
+        """
+        self._note_return(deployment)
+        return self._return_to_lacking(deployment.model_scope, now)
+
+    def _note_return(self, deployment: Deployment) -> None:
+        self.returns += 1
+        if deployment.model_scope in self._by_scope:
+            self._returned[deployment.model_scope] = self.returns
+
+    def _return_to_lacking(self, scope: Scope, now: float) -> bool:
+        is_lacking = self._lacking_from.get(scope, math.inf) <= now
+        if is_lacking:
             self.return_quota(scope, now)
+        return is_lacking
 
     def quota_scope_of(self, state: DeploymentState) -> Scope:
         """Return the scope of those that share a quota with a deployment."""
@@ -282,6 +321,11 @@ class Pool:
             is_cooled = state.refusal is not None and state.refusal.cooldown is not None
             if state.is_parked and is_cooled and state.avoided_until <= now:
                 state.group.rouse(state)
+
+
+def _is_own(refusal: Refusal) -> bool:
+    """Return whether a refusal is for want of a quota of the model, and not of the whole project."""
+    return not refusal.reason.endswith(OF_PROJECT)
 
 
 def _return_quota(state: DeploymentState, now: float) -> float:

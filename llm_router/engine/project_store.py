@@ -77,12 +77,20 @@ class ProjectStore:
         store: The store.
         pool: Knows for which projects limits are kept.
         clock: Where time comes from.
+        on_return: Called when requests that wait may find room: what others were refused came back unused.
     """
 
-    def __init__(self, store: RateLimitStore, pool: Pool, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: RateLimitStore,
+        pool: Pool,
+        clock: Clock,
+        on_return: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._pool = pool
         self._clock = clock
+        self._on_return = on_return
         # What a reservation is in the store, if that is more than itself: ids there, and on which project.
         self._parts: dict[str, dict[str, DeploymentState | None]] = {}
         self._full: dict[DeploymentState, _Full] = {}
@@ -216,10 +224,11 @@ class ProjectStore:
         # The id ends in what it is reserved on, such as "*", and begins as that of the one on the deployment.
         twin = f"{name}{shared.deployment.model}"
         self._parts.setdefault(reservation_id, {name: None})[twin] = shared
+        granted = cast("Deployment", decision.deployment)
         try:
             second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
         except BaseException:
-            await finish(self._give_back(reservation_id, decision.probes))
+            await finish(self._give_back(reservation_id, granted, shared, decision.probes))
             raise
         failure = None
         if self._distrusts and isinstance(second, Decision):
@@ -228,7 +237,7 @@ class ProjectStore:
             self._note(shared, self._why(second, shared), demand)
         if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
-            await self._give_back(reservation_id, decision.probes)
+            await self._give_back(reservation_id, granted, shared, decision.probes)
         if failure is not None:
             raise failure
         return second
@@ -323,13 +332,36 @@ class ProjectStore:
             raise
         self._parts.pop(reservation_id, None)  # not if it was cancelled: then it is to be ended once more
 
-    async def _give_back(self, reservation_id: str, probes: Iterable[Cooldown]) -> None:
-        """Release what was granted and is not to be used; another request may probe what it was to."""
+    async def _give_back(
+        self, reservation_id: str, granted: Deployment, failed: DeploymentState, probes: Iterable[Cooldown]
+    ) -> None:
+        """Release what was granted and is not to be used; another request may probe what it was to.
+
+        Args:
+            reservation_id: What is released.
+            granted: On which deployment it was granted.
+            failed: What stands for its project and did not grant it, too.
+            probes: The half-open cooldowns that it was to probe.
+        """
+        projects = [shared for shared in self._projects_in(reservation_id) if shared is not failed]
         await pass_on(self._store, probes)
         try:
             await self._end(reservation_id, self._store.release)
         except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
             note_failure(self._store, "release", error)
+        else:
+            self._tell_of_return(granted, projects)
+
+    def _tell_of_return(self, granted: Deployment, projects: Iterable[DeploymentState]) -> None:
+        """See that nobody waits for what came back unused: it was refused to others meanwhile."""
+        now = self._clock.time()
+        is_waited_for = self._pool.return_own_quota(granted, now)
+        for shared in projects:
+            if self._full.pop(shared, None) is not None:
+                self._pool.return_quota(granted.project_scope, now)
+                is_waited_for = True
+        if is_waited_for:
+            self._on_return()
 
 
 def _name(reservation_id: str, number: int) -> str:

@@ -195,7 +195,7 @@ class Selector:
     def _count_projects(self) -> None:
         """Reserve on projects as well, from the first one on that limits are known of."""
         if not isinstance(self._store, ProjectStore):
-            self._store = ProjectStore(self._store, self._pool, self._clock)
+            self._store = ProjectStore(self._store, self._pool, self._clock, self.look_again)
 
     def look_again(self) -> None:
         """Have the requests that wait try again now."""
@@ -376,6 +376,7 @@ class Selector:
         demand = _demand(send, candidates) if send.requests else _NOTHING
         reservation_id = new_reservation_id()
         deployments = list(map(_deployment, candidates))
+        returns = self._pool.returns
         failure: ExtensionError | None = None
         decision: Decision | None = None
         try:
@@ -407,7 +408,10 @@ class Selector:
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
         if decision.refusals:
-            await self._note_refusals(send, decision.refusals, demand, refused, lease, now)
+            refusals = decision.refusals
+            if self._pool.returns != returns:
+                refusals = tuple(self._pool.as_of_now(each, returns, now) for each in refusals)
+            await self._note_refusals(send, refusals, demand, refused, lease, now)
         return lease
 
     async def _checked(

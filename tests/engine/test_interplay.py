@@ -106,6 +106,25 @@ async def test_quota_of_a_cancelled_release_is_used(make_router: MakeRouter, clo
     assert waiting.result().success
 
 
+async def test_quota_that_comes_back_while_a_refusal_is_under_way_is_used(
+    make_router: MakeRouter, clock: ManualClock
+) -> None:
+    """Whoever gave it back could not tell of it those who had not heard yet that there was none."""
+    store = PausingStore(clock=clock)
+    provider = FakeProvider([failure("network", charged=False)], clock=clock, delay=1.0)
+    router = make_router([deployment("k", rpm=1)], store=store, provider=provider, max_retries=0)
+    unsent = asyncio.create_task(router.send("x"))
+    await clock.advance(0.5)
+    store.pause = hear = asyncio.Event()
+    waiting = asyncio.create_task(router.send("x", max_wait=100))
+    await clock.advance(0.6)
+    assert unsent.done()
+    hear.set()
+    for _ in range(2):
+        await clock.advance(1)
+    assert waiting.result().success
+
+
 async def test_a_quarantined_candidate_keeps_its_reason(make_router: MakeRouter, clock: ManualClock) -> None:
     """A shorter cooldown that comes later does not hide it."""
     provider = FakeProvider(clock=clock, delay=1.0)
