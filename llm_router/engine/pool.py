@@ -182,20 +182,26 @@ class Pool:
                     self._lacking_from[state.deployment.model_scope] = -math.inf
         return state
 
-    def as_of_now(self, refusal: Refusal, asked: int, now: float) -> Refusal:
-        """Return a refusal, as one that is over if quota has come back since the store was asked.
+    def as_of_now(self, refusals: tuple[Refusal, ...], asked: int, now: float) -> tuple[Refusal, ...]:
+        """Return refusals, those as over for want of a quota that has come back since the store was asked.
 
-        Whoever gave it back could not yet tell of it those that this refusal will have wait.
+        Whoever gave it back could not yet tell of it those that the refusal will have wait.
 
         Args:
-            refusal: What a store said; not yet noted.
+            refusals: What the store said; not yet noted.
             asked: What ``returns`` was when it was asked.
             now: Seconds since the epoch.
         """
+        if self.returns == asked:
+            return refusals
+        return tuple(
+            Refusal(each.deployment, each.reason, now, now) if self._is_past(each, asked) else each
+            for each in refusals
+        )
+
+    def _is_past(self, refusal: Refusal, asked: int) -> bool:
         returned = self._returned.get(refusal.deployment.model_scope, 0)
-        if returned <= asked or refusal.cooldown is not None or not _is_own(refusal):
-            return refusal
-        return Refusal(refusal.deployment, refusal.reason, now, now)
+        return returned > asked and refusal.cooldown is None and _is_own(refusal)
 
     def is_concerned(self, cooldown: Cooldown) -> bool:
         """Whether a verdict is about what is used: not if it is about a credential that was replaced."""

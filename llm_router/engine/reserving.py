@@ -408,9 +408,7 @@ class Selector:
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
         if decision.refusals:
-            refusals = decision.refusals
-            if self._pool.returns != returns:
-                refusals = tuple(self._pool.as_of_now(each, returns, now) for each in refusals)
+            refusals = self._pool.as_of_now(decision.refusals, returns, now)
             await self._note_refusals(send, refusals, demand, refused, lease, now)
         return lease
 
