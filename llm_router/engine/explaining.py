@@ -74,6 +74,8 @@ class Explainer:
             return await self.explain(prompt, **options)
         # From here on nothing is awaited: what is read of this process is of one moment.
         selector = self.sender.selector
+        if clock.time() >= self.pool.again_at:  # as the send would begin
+            self.pool.ask_again(clock.time())
         rehearsal = Rehearsal(
             send,
             self.strategy,

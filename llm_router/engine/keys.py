@@ -270,8 +270,9 @@ class KeyManager:
 
         Those that all models of the project share are forgotten with those of all models of the key.
 
-        What the configuration says holds again at once, and learning starts anew. Nothing that is cooling
-        down or quarantined is lifted.
+        What the configuration says holds again at once, and learning starts anew. Other processes that have
+        met such a limit notice within about two minutes. Nothing that is cooling down or quarantined is
+        lifted.
 
         Args:
             key_id: The key.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import OF_PROJECT, Deployment, ProjectDeployment, Scope
@@ -16,8 +18,16 @@ from llm_router.stores.base import Refusal, Sharded
 
 __all__ = ["Pool"]
 
+_AGAIN = 60.0
+"""Seconds after which what lacks quota for longer than that is asked for again."""
+
+_AGAIN_AT_MOST = 128
+"""Most deployments that are asked for again at a time."""
+
 _Kind = tuple[str, str, str, frozenset[str]]
 """Provider, workload, model and methods."""
+
+_refused_at = attrgetter("refused_at")
 
 
 class Pool:
@@ -37,6 +47,8 @@ class Pool:
             are known that they share; see :mod:`~llm_router.engine.project_limits`.
         on_share: Called when such a limit was added.
         returns: How often quota of a deployment came back early.
+        again_at: Seconds since the epoch from when on :meth:`ask_again` is due; ``math.inf`` if nothing lacks
+            quota for long.
     """
 
     def __init__(
@@ -54,6 +66,7 @@ class Pool:
         self.features_until = 0.0
         # By the scope of a quota, from when on some deployment there may be parked for want of it.
         self._lacking_from: dict[Scope, float] = {}
+        self.again_at = math.inf
         self.returns = 0
         self._returned: dict[Scope, int] = {}  # what that number was when some of a model last did
         self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
@@ -177,10 +190,27 @@ class Pool:
             if refusal.wake_at > now:
                 state.group.park(state, refusal.wake_at)
             if state.is_parked and refusal.cooldown is None:
+                if refusal.wake_at - now > _AGAIN:
+                    self.again_at = min(self.again_at, now + _AGAIN)
                 self._lacking_from[state.deployment.project_scope] = -math.inf
                 if _is_own(refusal):
                     self._lacking_from[state.deployment.model_scope] = -math.inf
         return state
+
+    def ask_again(self, now: float) -> None:
+        """Make some deployments ready that lack quota for long, since they may have some by now.
+
+        Another process may have forgotten or raised a limit, given back what it took, or brought the store's
+        record of a day back. It tells nobody. So each of them is asked for again about once a minute; where
+        more than 128 lack quota, these take turns.
+
+        Args:
+            now: Seconds since the epoch.
+        """
+        lacking = [state for state in self.states.values() if _lacks_for_long(state, now)]
+        self.again_at = now + _AGAIN if lacking else math.inf
+        for state in heapq.nsmallest(_AGAIN_AT_MOST, lacking, key=_refused_at):
+            state.group.rouse(state)
 
     def as_of_now(self, refusals: tuple[Refusal, ...], asked: int, now: float) -> tuple[Refusal, ...]:
         """Return refusals, those as over for want of a quota that has come back since the store was asked.
@@ -259,6 +289,7 @@ class Pool:
         What is parked for another reason than that this process avoids it is ready: the store says until when
         it still has no room.
         """
+        self.again_at = min(self.again_at, now + _AGAIN)
         for group in self.groups.values():
             group.avoided_until -= seconds
             for state in group.states:
@@ -327,6 +358,12 @@ class Pool:
             is_cooled = state.refusal is not None and state.refusal.cooldown is not None
             if state.is_parked and is_cooled and state.avoided_until <= now:
                 state.group.rouse(state)
+
+
+def _lacks_for_long(state: DeploymentState, now: float) -> bool:
+    refusal = state.refusal
+    is_lacking = state.is_parked and refusal is not None and refusal.cooldown is None
+    return is_lacking and state.wakes_at - now > _AGAIN and state.avoided_until <= now
 
 
 def _is_own(refusal: Refusal) -> bool:

@@ -236,8 +236,11 @@ class Selector:
         skip: Container[DeploymentState] = ()
         if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
             skip = self._left_out(send, refused)
+        now = self._clock.time()
+        if now >= self._pool.again_at:
+            self._pool.ask_again(now)
         draw = send.order.draw if send.requests else partial(uncounted, send.order)
-        shortlist = draw(self._strategy, self._clock.time(), FIRST_CANDIDATES, skip)
+        shortlist = draw(self._strategy, now, FIRST_CANDIDATES, skip)
         if shortlist:
             lease = await self._reserve(send, shortlist, refused)
             if lease is not None:
@@ -248,15 +251,8 @@ class Selector:
             return lease
         is_asked = is_asked or bool(shortlist)
         again = self._pool.states is not held  # a reload: what was found out is of the past
-        if not is_asked and not again and (cooled := self._cooled_down(send, refused, skip)):
-            # All that is known was found out for others. Meanwhile another process may have lifted something.
-            before = self.quarantines.lifts
-            lease = await self._reserve(send, cooled, refused)
-            if lease is not None:
-                return lease
-            again = self.quarantines.lifts != before
-            # Those may have room later than was known for others, so that more are worth asking now.
-            lease, _ = (None, False) if again else await self._ask_further(send, refused, skip)
+        if not is_asked and not again:
+            lease, again = await self._ask_cooled_down(send, refused, skip)
             if lease is not None:
                 return lease
         if send.overloaded and not again:  # nothing else has room: better an overloaded model than none
@@ -278,6 +274,24 @@ class Selector:
             if lease is not None:
                 return lease, True
         return None, is_asked
+
+    async def _ask_cooled_down(
+        self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]
+    ) -> tuple[Lease | None, bool]:
+        """Ask what cools down, as all that is known was found out for others.
+
+        Return a lease, if any, and whether to begin anew: another process has lifted something meanwhile.
+        """
+        cooled = self._cooled_down(send, refused, skip)
+        if not cooled:
+            return None, False
+        before = self.quarantines.lifts
+        lease = await self._reserve(send, cooled, refused)
+        if lease is not None or self.quarantines.lifts != before:
+            return lease, True
+        # Those may have room later than was known for others, so that more are worth asking now.
+        lease, _ = await self._ask_further(send, refused, skip)
+        return lease, False
 
     def _cooled_down(
         self, send: SendState, refused: dict[DeploymentState, Refusal], skip: Container[DeploymentState]

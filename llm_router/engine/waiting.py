@@ -27,6 +27,10 @@ _LEAVING = 10
 _FEW = 2
 """How many of them may, however few there are."""
 
+_LONGEST_SLEEP = 120.0
+"""Most seconds for which the head of a line does not ask: what comes back early in another process is told to
+nobody here."""
+
 _SHORTEST_REST = 0.001
 """Seconds below which a rest is not worth a timer; the next one is longer by as much."""
 
@@ -181,8 +185,8 @@ class WaitingLine:
             ends = now + (deadline - self._monotonic())  # on the clock as it is set now
             if outcome.retry_at > ends:
                 return outcome
-            until = self._turns.refused(now, outcome.retry_at, ends, is_due=is_due)
-            is_due = await self._sleep(until - now, alarm)
+            seconds = self._turns.refused(now, outcome.retry_at, ends, is_due=is_due) - now
+            is_due = await self._sleep(min(seconds, _LONGEST_SLEEP), alarm) and seconds <= _LONGEST_SLEEP
 
     async def _rest(self, deadline: float) -> None:
         """Let other processes have their turn after a grant, unless quota comes back early."""

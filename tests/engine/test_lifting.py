@@ -378,6 +378,26 @@ async def test_limits_alone_are_forgotten(make_router: MakeRouter, clock: Manual
             await router.keys.forget_limits("c")
 
 
+async def test_a_limit_that_another_process_forgets_is_noticed_by_every_other(
+    make_router: MakeRouter, clock: ManualClock
+) -> None:
+    """By one whose other key has room all the time, and by one in which all requests wait; of a day, too."""
+    store = MemoryStore(clock=clock)
+    day, other = deployment("day", priority=0), deployment("other", rpm=10_000)
+    await store.cool_down(Cooldown.learn(day.model_scope, LearntLimit(Metric.RPD, 3)))
+    busy, waiting = make_router([day, other], store=store), make_router([day], store=store)
+    assert [(await busy.send("x")).key_id for _ in range(4)] == ["day"] * 3 + ["other"]
+    patient = asyncio.create_task(waiting.send("x", max_wait=90_000.0))
+    await clock.advance(10.0)
+    await make_router([day], store=store).keys.forget_limits("day")
+    assert (await busy.send("x")).key_id == "other"
+    await clock.advance(60.0)
+    assert await used(busy) == {"day"}
+    assert not patient.done()
+    await clock.advance(60.0)
+    assert (await patient).success
+
+
 # --- seen by the next send ----------------------------------------------------------------------------
 
 

@@ -169,3 +169,46 @@ def test_quota_that_comes_back_ends_no_cooldown(pool: Pool, deployments: list[De
     pool.note_refusal(Refusal(first.deployment, "tpm", NOW + 50.0, NOW), NOW)
     pool.return_quota_of(sibling, NOW)
     assert not first.is_parked
+
+
+def test_what_lacks_quota_for_long_is_asked_for_again_in_turns(
+    make_pool: MakePool, make_deployment: MakeDeployment
+) -> None:
+    """Once a minute and 128 at a time, those first that were asked longest ago."""
+    pool = make_pool([make_deployment(key_id=f"k{n}") for n in range(300)])
+    assert pool.again_at == math.inf
+    for number, state in enumerate(pool):
+        pool.note_refusal(Refusal(state.deployment, "rpd", NOW + 9e4, NOW + 9e4), NOW + number * 1e-6)
+    seen: list[bool] = [False] * 300
+    for minute in (1, 2, 3):
+        assert pool.again_at == pytest.approx(NOW + minute * 60.0)
+        now = pool.again_at
+        pool.ask_again(now)
+        roused = [not each for each in parked(pool)]
+        assert sum(roused) == (128 if minute < 3 else 300 - 2 * 128 + 84)
+        seen = [before or each for before, each in zip(seen, roused, strict=True)]
+        for state, each in zip(pool, roused, strict=True):
+            if each:
+                pool.note_refusal(Refusal(state.deployment, "rpd", NOW + 9e4, NOW + 9e4), now)
+    assert all(seen)
+
+
+def test_only_what_lacks_quota_for_long_is_asked_for_again(pool: Pool) -> None:
+    """Not what cools down, what this process avoids, or what has quota again within a minute."""
+    for state, reason, ends in zip(pool, ("rpd", "rpm", "rpd", "busy"), (9e4, 60.0, 9e4, 9e4), strict=True):
+        cooldown = Cooldown(state.deployment.model_scope, NOW + ends, reason) if reason == "busy" else None
+        pool.note_refusal(Refusal(state.deployment, reason, NOW + ends, NOW + ends, cooldown), NOW)
+    _, _, avoided, _ = pool
+    pool.avoid(avoided, NOW + 9e4, "no route")
+    pool.ask_again(NOW + 1.0)
+    assert parked(pool) == [False, True, True, True]
+    pool.ask_again(NOW + 61.0)
+    assert pool.again_at == math.inf
+
+
+def test_a_clock_that_is_set_back_delays_no_further_look(pool: Pool) -> None:
+    """By what it was set back."""
+    first, *_ = pool
+    pool.note_refusal(Refusal(first.deployment, "rpd", NOW + 9e4, NOW + 9e4), NOW)
+    pool.set_back(500.0, NOW - 500.0)
+    assert pool.again_at == NOW - 440.0
