@@ -19,6 +19,7 @@ from llm_router.engine.keys import KeyManager
 from llm_router.engine.lines import SharedLines
 from llm_router.engine.pacing import Pacer
 from llm_router.engine.pool import Pool
+from llm_router.engine.project_limits import ProjectSearch
 from llm_router.engine.queries import Querier
 from llm_router.engine.reloading import Reloader, Terms, longest_guard
 from llm_router.engine.reporting import Reporter
@@ -122,7 +123,7 @@ def assemble(
     totals = _totals(facts, lines, failures, deadlines, selector) if with_totals else None
     sender = Sender(
         FallbackOrders(pool, terms.workloads),
-        Preparation(upstream.provider for upstream in used.values()),
+        Preparation((upstream.provider for upstream in used.values()), ProjectSearch(pool, store, deadlines)),
         selector,
         judge,
         policy,

@@ -45,6 +45,7 @@ class Pool:
         features_until: Until when at the latest a feature is avoided somewhere (seconds since the epoch).
         shared: By the scope of a project, what stands for all its models or for what they spend, where limits
             are known that they share; see :mod:`~llm_router.engine.project_limits`.
+        searched: The scopes of the projects that the store was asked for such limits of.
         on_share: Called when such a limit was added.
         returns: How often quota of a deployment came back early.
         again_at: Seconds since the epoch from when on :meth:`ask_again` is due; ``math.inf`` if nothing lacks
@@ -70,6 +71,7 @@ class Pool:
         self.returns = 0
         self._returned: dict[Scope, int] = {}  # what that number was when some of a model last did
         self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
+        self.searched: frozenset[Scope] = frozenset()
         self.on_share: Callable[[], None] = lambda: None
         self.replace(deployments, upstreams, {}, 0.0)
 
@@ -124,6 +126,7 @@ class Pool:
         shared = {scope: states for scope, states in self.shared.items() if scope in by_scope}
         for scope, sharing in shared.items():
             by_scope |= {state.deployment.model_scope: by_scope[scope] for state in sharing}
+        self.searched &= by_scope.keys()
         self._lacking_from = {scope: at for scope, at in self._lacking_from.items() if scope in by_scope}
         self._returned = {scope: count for scope, count in self._returned.items() if scope in by_scope}
         # Assigned, not changed in place: a request may be in the midst of reading them.

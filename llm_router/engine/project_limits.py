@@ -4,8 +4,8 @@ A provider may refuse a request for want of a quota of the whole project, or bec
 too much in ten minutes. What stands for all its models is then a
 :class:`~llm_router.domain.deployment.ProjectDeployment`, and another one for what they spend: the store
 counts on it and learns limits of it as of any other, and nothing of it is configured. Which projects have one
-is in ``Pool.shared``: those for which this process was refused so, and those that it finds cooling down
-because another process was.
+is in ``Pool.shared``: those of which the store knows something before the first request, those for which this
+process was refused so, and those that it finds cooling down because another process was.
 
 As long as there is none, nothing here is on the path of a request. From then on the selector reserves through
 a :class:`~llm_router.engine.project_store.ProjectStore`, which reserves on the project what was granted on
@@ -16,20 +16,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import attrs
+
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import Deployment, ProjectDeployment, Scope
 from llm_router.domain.kinds import FailureKind, FaultScope, Metric
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT, Demand
 from llm_router.engine.evidence import WINDOW, begin_to_count
+from llm_router.engine.extensions import note_failure, snapshots_of
 from llm_router.engine.index import DeploymentState, Group
 from llm_router.engine.pool import Pool
 from llm_router.engine.retry import SPENDING_SPENT, is_spending, names_quota
+from llm_router.engine.timing import Deadlines
 from llm_router.errors import ProviderError, QuotaViolation
-from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Taking
+from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, RateLimitStore, Taking
 
 __all__ = [
     "STANDING",
+    "ProjectSearch",
     "added_up",
     "counted_from_now",
     "heed",
@@ -48,7 +53,13 @@ STANDING = ProjectDeployment.of, ProjectDeployment.spending_of
 """What may stand for the project of a deployment."""
 
 _FEW = 16
-"""Most projects that are looked at for limits of which this process has not heard."""
+"""Most projects that are looked at for limits of which this process has not heard, to report them."""
+
+_MANY = 512
+"""The same before the first request."""
+
+_PATIENCE = 5.0
+"""Most seconds for which the first request waits for that."""
 
 
 # --- which projects ------------------------------------------------------------------------------------
@@ -111,6 +122,44 @@ def heed_counts(pool: Pool, snapshots: Iterable[DeploymentSnapshot]) -> None:
     for each in snapshots:
         if is_known(each.quotas) and isinstance(each.deployment, ProjectDeployment):
             _keep(pool, each.deployment)
+
+
+@attrs.define(eq=False)
+class ProjectSearch:
+    """Asks the store, before the first request, which projects have limits that other processes have learnt.
+
+    Otherwise each process would meet a refusal of each of these projects; which is what happens where there
+    are more than 512, or where the store fails.
+
+    Attributes:
+        pool: The deployments.
+        store: Knows.
+        deadlines: Limits the call.
+    """
+
+    pool: Pool
+    store: RateLimitStore
+    deadlines: Deadlines
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there are projects that it has not asked for."""
+        return any(state.deployment.project_scope not in self.pool.searched for state in self.pool)
+
+    async def run(self) -> None:
+        """Ask for those projects, and keep what is known of them from now on."""
+        projects = {state.deployment.project_scope: state.deployment for state in self.pool}
+        new = [each for scope, each in projects.items() if scope not in self.pool.searched]
+        if len(new) <= _MANY:
+            await self._ask([stands(each) for each in new for stands in STANDING])
+        self.pool.searched |= {scope for scope in projects if self.pool.of(scope)}
+
+    async def _ask(self, standing: list[ProjectDeployment]) -> None:
+        try:
+            with self.deadlines.limit(_PATIENCE):
+                heed_counts(self.pool, await snapshots_of(self.store, standing))
+        except Exception as error:  # noqa: BLE001 - of a user's store; refusals tell of the limits, too
+            note_failure(self.store, "snapshot", error)
 
 
 def _keep(pool: Pool, shared: ProjectDeployment) -> None:

@@ -94,7 +94,7 @@ class Sender:
 
     Attributes:
         orders: The fallback order of each wish.
-        preparation: What the providers have to do once, before the first request.
+        preparation: What is to be done once, before the first request.
         selector: Grants leases.
         judge: Draws the consequences of failures.
         policy: Says how often to retry, and after how long.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import anyio
 import attrs
@@ -26,7 +26,7 @@ from llm_router.providers.base import (
     StreamingProvider,
 )
 
-__all__ = ["Preparation", "Upstream", "Upstreams"]
+__all__ = ["Preparation", "Search", "Upstream", "Upstreams"]
 
 
 _SENDING = ("generate", "stream", "relay")
@@ -216,34 +216,53 @@ class Upstreams:
         return frozenset(name for name, each in self._providers.items() if each is not provider)
 
 
+class Search(Protocol):
+    """What is to be asked before the first request."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to ask."""
+        ...
+
+    async def run(self) -> None:
+        """Ask; it is not due any more then, whatever becomes of it."""
+        ...
+
+
 class Preparation:
-    """What the providers have to do once, before the first request, because it takes long.
+    """What is to be done once, before the first request, because it takes long.
 
     Args:
-        providers: The providers.
+        providers: The providers, of which some have something to prepare.
+        search: What is to be asked about the deployments, when there are others than before.
 
     Attributes:
         is_due: Whether some of it is still to be done.
     """
 
-    def __init__(self, providers: Iterable[Provider]) -> None:
+    def __init__(self, providers: Iterable[Provider], search: Search | None = None) -> None:
         distinct = {id(provider): provider for provider in providers}
         self._known = set(distinct)
         self._unprepared = [each for each in distinct.values() if isinstance(each, PreparedProvider)]
+        self._search = search
         self._lock = anyio.Lock()
-        self.is_due = bool(self._unprepared)
+        self.is_due = bool(self._unprepared) or self._must_search
+
+    @property
+    def _must_search(self) -> bool:
+        return self._search is not None and self._search.is_due
 
     def add(self, providers: Iterable[Provider]) -> None:
-        """Have what further providers have to do once done before the next request."""
+        """Have what further providers and deployments need done before the next request."""
         for each in providers:
             if id(each) not in self._known:
                 self._known.add(id(each))
                 if isinstance(each, PreparedProvider):
                     self._unprepared.append(each)
-                    self.is_due = True
+        self.is_due = bool(self._unprepared) or self._must_search
 
     async def run(self) -> None:
-        """Run each provider's one-off ``prepare()``; concurrent callers wait for it.
+        """Run each provider's one-off ``prepare()``, and the search; concurrent callers wait for it.
 
         Raises:
             ImportError: What a provider needs is not installed. The next caller tries again.
@@ -254,7 +273,9 @@ class Preparation:
                 provider = self._unprepared[-1]
                 await _prepare(provider)
                 self._unprepared.remove(provider)
-            self.is_due = False
+            while self._search is not None and self._search.is_due:
+                await self._search.run()
+            self.is_due = bool(self._unprepared)
 
 
 async def _prepare(provider: PreparedProvider) -> None:

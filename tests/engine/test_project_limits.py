@@ -189,7 +189,7 @@ def test_the_limit_of_a_model_holds_beside_that_of_its_project(*, states: bool) 
 
 
 def test_a_router_that_starts_anew_finds_what_was_learnt() -> None:
-    """After one event: it does not know of the project, but what it then reads in the store holds at once."""
+    """Before its first request: only tries are refused."""
 
     async def main(loop: VirtualLoop) -> tuple[int, int]:
         clock = VirtualClock(loop)
@@ -202,7 +202,7 @@ def test_a_router_that_starts_anew_finds_what_was_learnt() -> None:
 
     admitted, refused = run(main)
     assert admitted >= 0.95 * 300
-    assert refused <= 8
+    assert refused <= 5
 
 
 def test_a_first_limit_that_was_too_low_rises_within_minutes(pair: list[Deployment]) -> None:
@@ -1258,9 +1258,70 @@ async def test_a_reload_keeps_the_limits_of_the_projects_that_stay(
         await router.reload([other])
         store.calls.clear()
         assert (await router.send("x")).success
-        await router.reload([*pair, other])
-        assert (await router.send("x", model_preference="model-a", fallback="none")).key_id == "k"
         assert not any(name.endswith("*") for _, name in store.calls)
+        await router.reload([*pair, other])
+        response = await router.send("x", model_preference="model-a", fallback="none")
+        assert "rpm of the whole project" in str(response.error)
+
+
+async def test_a_project_is_asked_for_before_the_first_request_that_may_be_sent_on_it(
+    make_router: MakeRouter, store: Recording, pools: Pools
+) -> None:
+    """Of a router that starts, and of one that a reload gives a project that it had not, or had before."""
+    there, other = (pools.one(key_id=name, project=name, rpm=100) for name in ("there", "other"))
+    project = await keep(store, there, 1)
+    await store.reserve("elsewhere", [project], Demand(1, 1), 600.0)
+    async with make_router([there], store=store) as router:
+        assert not (await router.send("x")).success
+        for _ in range(2):
+            await router.reload([other])
+            assert (await router.send("x")).key_id == "other"
+            await router.reload([other, there])
+            response = await router.send("x", model_preference=there.model)
+            assert response.key_id == "other"
+            await router.reload([there])
+            assert not (await router.send("x")).success
+    assert await store.used(there) == 0
+
+
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+async def test_a_store_that_cannot_say_which_projects_have_limits_loses_no_request(
+    make_router: MakeRouter, pair: list[Deployment], clock: ManualClock, fault: str
+) -> None:
+    """It is asked for five seconds at most, and once."""
+
+    class Silent(Recording):
+        async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+            self.calls.append(("snapshot", ""))
+            if fault == "hangs":
+                await asyncio.Event().wait()
+            raise RuntimeError("out of order")
+
+    store = Silent(clock)
+    async with make_router(pair, store=store) as router:
+        sent = asyncio.create_task(router.send("x"))
+        await clock.advance(5.1)
+        assert (await sent).success
+        assert (await router.send("x")).success
+    assert store.calls.count(("snapshot", "")) == 1
+
+
+async def test_of_very_many_projects_none_is_asked_for(make_router: MakeRouter, pools: Pools) -> None:
+    """That would take longer than it is worth."""
+
+    class Counting(MemoryStore):
+        asked = 0
+
+        async def snapshot(self, deployments: Sequence[Deployment]) -> list[DeploymentSnapshot]:
+            self.asked += len(deployments)
+            return await super().snapshot(deployments)
+
+    for count, expected in ((512, 1024), (513, 0)):
+        store = Counting()
+        deployments = [pools.one(key_id=f"k{n}", project=f"p{n}") for n in range(count)]
+        async with make_router(deployments, store=store) as router:
+            assert (await router.send("x")).success
+        assert store.asked == expected
 
 
 async def test_a_day_of_a_project_that_is_spent_is_over_for_all_its_models(

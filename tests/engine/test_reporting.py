@@ -279,13 +279,13 @@ async def test_a_stream_that_is_left_early(make_router: MakeRouter, pools: Pools
 
 
 async def test_a_cancelled_send(
-    make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder
+    make_router: MakeRouter, provider: FakeProvider, pools: Pools, seen: Recorder, clock: ManualClock
 ) -> None:
     """Cancellation ends the attempt and the send, and the quota is settled."""
     provider.script(asyncio.Event())
     async with make_router([pools.one()], observers=[seen]) as router:
         task = asyncio.create_task(router.send("x"))
-        await asyncio.sleep(0)
+        await clock.advance(0.0)
         assert provider.calls
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -278,14 +278,18 @@ async def test_a_reader_who_leaves_is_not_an_error(
 
 
 async def test_a_cancelled_send_leaves_no_span_behind(
-    make_router: MakeRouter, provider: FakeProvider, pools: Pools, telemetry: Telemetry
+    make_router: MakeRouter,
+    provider: FakeProvider,
+    pools: Pools,
+    telemetry: Telemetry,
+    clock: ManualClock,
 ) -> None:
     """Both spans end, with the name of the error."""
     provider.script(asyncio.Event())
     observer = telemetry.observer()
     async with make_router([pools.one()], observers=[observer]) as router:
         task = asyncio.create_task(router.send("x"))
-        await asyncio.sleep(0)
+        await clock.advance(0.0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     assert [attributes(span)["error.type"] for span in telemetry.spans()] == ["CancelledError"] * 2
