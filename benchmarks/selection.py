@@ -15,8 +15,10 @@ from llm_router import Clock, Deployment, LeastLoaded, RateLimitStore, Request, 
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
 from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.gate import DispatchGate
+from llm_router.engine.lease import Lease
 from llm_router.engine.pool import Pool
-from llm_router.engine.reserving import DispatchGate, Lease, Selector
+from llm_router.engine.reserving import Selector
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Upstream

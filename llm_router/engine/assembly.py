@@ -14,6 +14,7 @@ from llm_router.engine.explaining import Explainer
 from llm_router.engine.extensions import CheckedStrategy
 from llm_router.engine.facts import SharedFacts
 from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.gate import DispatchGate
 from llm_router.engine.judging import Judge
 from llm_router.engine.keys import KeyManager
 from llm_router.engine.lines import SharedLines
@@ -23,7 +24,7 @@ from llm_router.engine.project_limits import ProjectSearch
 from llm_router.engine.queries import Querier
 from llm_router.engine.reloading import Reloader, Terms, longest_guard
 from llm_router.engine.reporting import Reporter
-from llm_router.engine.reserving import DispatchGate, Selector
+from llm_router.engine.reserving import Selector
 from llm_router.engine.resources import Resources
 from llm_router.engine.retry import RetryPolicy
 from llm_router.engine.sending import Sender

@@ -1,19 +1,15 @@
-"""Take quota for a request on the best deployment with room, and see that it is dispatched soon after."""
+"""Take quota for a request on the best deployment with room, or wait in line for some."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import secrets
-from collections import deque
-from collections.abc import Callable, Collection, Container, Coroutine, Hashable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Collection, Container, Hashable, Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from operator import attrgetter
-from typing import Any
 
-from llm_router.domain.clock import Clock, Timer, monotonic
+from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
@@ -27,7 +23,9 @@ from llm_router.engine.extensions import (
 )
 from llm_router.engine.fair_queue import Ticket
 from llm_router.engine.forecast import forecast_for
-from llm_router.engine.index import TOKEN_REASONS, DeploymentState, FallbackOrder
+from llm_router.engine.gate import DispatchGate
+from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.lease import NOTHING, Lease, new_reservation_id
 from llm_router.engine.lines import Queued
 from llm_router.engine.pacing import Paced, Pacer
 from llm_router.engine.pool import Pool
@@ -53,9 +51,8 @@ from llm_router.errors import ExtensionError, LLMRouterError, QuotaExhaustedErro
 from llm_router.stores.base import Decision, RateLimitStore, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
-__all__ = ["PERMITS", "DispatchGate", "Lease", "Selector", "new_reservation_id"]
+__all__ = ["Selector"]
 
-_NOTHING = Demand(0, 0)
 _EQUAL: Mapping[str, float] = {}
 _UNPACED = nullcontext()
 
@@ -387,7 +384,7 @@ class Selector:
     async def _ask(
         self, send: SendState, candidates: list[DeploymentState], refused: dict[DeploymentState, Refusal]
     ) -> Lease | None:
-        demand = _demand(send, candidates) if send.requests else _NOTHING
+        demand = _demand(send, candidates) if send.requests else NOTHING
         reservation_id = new_reservation_id()
         deployments = list(map(_deployment, candidates))
         returns = self._pool.returns
@@ -502,144 +499,6 @@ def _passed_over(refusals: Iterable[Refusal]) -> tuple[PassedOver, ...]:
     )
 
 
-class Lease:
-    """Quota taken for one request; its holder must :meth:`close` it.
-
-    Closing settles the reservation with what :meth:`settle_at` said, at the estimate if the request was sent
-    and nothing more is known, or releases it if nothing was sent.
-
-    Args:
-        store: Keeps the reservation.
-        reservation_id: Its id.
-        state: The deployment that it is on.
-        demand: What was reserved.
-        gate: Held until the request is dispatched.
-        on_return: Called with the state when quota came back early.
-        decision: What the store decided.
-        now: Seconds since the epoch.
-
-    Attributes:
-        probes: The half-open cooldowns that the request probes.
-        is_dispatched: Whether the provider has said that the request is on its way.
-        is_last: Whether it took the last of a quota, or tokens of which others lack some.
-        headroom: Share (0 to 1) that remained of the tightest quota per minute once it was taken.
-        daily_headroom: The same per day.
-        passed_over: The first of those that were asked before in vain.
-        correct: Called, once it is closed, with how many tokens more were used than reserved; or None.
-    """
-
-    __slots__ = (
-        "_gate",
-        "_on_return",
-        "_store",
-        "_used",
-        "correct",
-        "daily_headroom",
-        "demand",
-        "headroom",
-        "is_dispatched",
-        "is_last",
-        "passed_over",
-        "probes",
-        "reservation_id",
-        "state",
-    )
-
-    def __init__(
-        self,
-        store: RateLimitStore,
-        reservation_id: str,
-        state: DeploymentState,
-        demand: Demand,
-        gate: DispatchGate,
-        on_return: Callable[[DeploymentState], None],
-        decision: Decision,
-        now: float,
-    ) -> None:
-        self._store = store
-        self.probes = decision.probes
-        self.headroom, self.daily_headroom = decision.headroom, decision.daily_headroom
-        is_spent = decision.headroom <= state.spent_share or not decision.daily_headroom
-        is_short = state.refusal is not None and state.lacks_tokens(now)
-        self.is_last = demand is not _NOTHING and (is_spent or is_short)
-        self._on_return = on_return
-        self._gate: DispatchGate | None = gate
-        self._used = _NOTHING
-        self.reservation_id = reservation_id
-        self.state = state
-        self.demand = demand
-        self.is_dispatched = False
-        self.passed_over: tuple[PassedOver, ...] = ()
-        self.correct: Callable[[int], None] | None = None
-
-    def mark_sent(self) -> None:
-        """Note that the request goes out now: from here on its quota may be used."""
-        self._used = self.demand
-
-    def mark_unsent(self) -> None:
-        """Note that nothing reached the provider after all."""
-        self._used = _NOTHING
-
-    def mark_dispatched(self) -> None:
-        """Note that the request is on its way: the next one may start. Harmless when called again."""
-        gate, self._gate = self._gate, None
-        self.is_dispatched = True
-        if gate is not None:
-            gate.leave()
-
-    @property
-    def used(self) -> Demand:
-        """What :meth:`close` settles: nothing if nothing was sent."""
-        return self._used
-
-    def settle_at(self, tokens: int) -> None:
-        """Note how many input tokens the provider counted."""
-        demand = self.demand
-        self._used = demand if tokens == demand.tokens else Demand(demand.requests, tokens)
-
-    async def close(self) -> None:
-        """Settle or release the reservation, to the end even if the caller is cancelled; call it once.
-
-        A store that fails is not reported: the quota stays taken, and the reservation expires by itself.
-        """
-        if self._gate is not None:
-            self.mark_dispatched()
-        if self.correct is not None:
-            self.correct(self._used.tokens - self.demand.tokens)
-        try:
-            await self._close()
-        except asyncio.CancelledError:
-            # Closing is idempotent: once more, and this time to the end.
-            try:
-                with suppress(Exception):
-                    await finish(self._close())
-            finally:
-                self._return_quota()
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a user's store raises: the answer is paid for
-            note_failure(self._store, "release" if self._used is _NOTHING else "settle", error)
-        else:
-            self._return_quota()
-
-    def _close(self) -> Coroutine[Any, Any, None]:
-        if self._used is _NOTHING:
-            return self._store.release(self.reservation_id)
-        return self._store.settle(self.reservation_id, self._used)
-
-    def _return_quota(self) -> None:
-        """Report it if the deployment may have room before the time it is parked until."""
-        if self._used is _NOTHING or (self._used.tokens < self.demand.tokens and self._is_waited_for()):
-            self._on_return(self.state)
-
-    def _is_waited_for(self) -> bool:
-        """Return whether tokens were refused on the deployment, or on another one that shares them."""
-        refusal = self.state.refusal
-        if refusal is not None and refusal.reason in TOKEN_REASONS:
-            return True
-        store = self._store
-        return isinstance(store, ProjectStore) and store.end_shortage(self.state.deployment)
-
-
 def _demand(send: SendState, candidates: list[DeploymentState]) -> Demand:
     """Return what to reserve: the most that any of the models may count, since none is chosen yet."""
     order_groups = send.order.groups
@@ -671,140 +530,3 @@ def _charge(line: WaitingLine, ticket: Ticket, lease: Lease) -> None:
     """Count what was reserved as served to a tenant, and later what was really used."""
     line.charge(ticket, lease.demand.tokens)
     lease.correct = partial(line.charge, ticket)
-
-
-_counter = itertools.count()
-_prefix = secrets.token_hex(6)
-
-
-def new_reservation_id() -> str:
-    """Return an id that no other reservation of any process has."""
-    return f"{_prefix}{next(_counter):x}"
-
-
-def _after_fork() -> None:
-    global _prefix  # noqa: PLW0603 - the child must not go on with its parent's ids
-    _prefix = secrets.token_hex(6)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-PERMITS = 4
-"""Most requests that may hold quota without being on the wire yet, once one has shown the way."""
-
-_BEAT = 0.005
-"""Most seconds by which the timers of an event loop that keeps up are late."""
-
-_FADE = 0.9
-"""How much of the event loop's lateness is remembered from one beat to the next."""
-
-
-class DispatchGate:
-    """Keeps the time short between taking quota and dispatching the request: lets a few through at a time.
-
-    Quota that was taken now comes back a window (and the guard) from now; the provider counts from the moment
-    the request arrives. The guard covers the network. It does not cover hundreds of requests that are granted
-    in one tick of the event loop and then wait for each other, each building its request and its connection:
-    so only a few may be between the two at a time, in order of arrival.
-
-    The first goes alone: it finds everything cold, and those that came along would wait for it with their
-    quota taken. Each that leaves adds a permit, up to :data:`PERMITS`.
-
-    A request that waited longer than the grace is let through anyway: a few per beat where the path is slow,
-    or the provider does not report dispatches. Where the event loop does not keep up it is one at a time, and
-    only when nothing else moves: more requests under way would only make each of them slower.
-
-    Args:
-        clock: Where time comes from.
-        grace: Seconds. The guard of the quotas is a good measure: beyond it the delay shows anyway.
-
-    Attributes:
-        busy: How many requests are between reservation and network.
-        grace: As above.
-    """
-
-    def __init__(self, clock: Clock, grace: float) -> None:
-        self.busy = 0
-        self._clock = clock
-        self._time = monotonic(clock)
-        self.grace = grace
-        self._permits = 1
-        self._queue: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._timer: Timer | None = None
-        self._due = 0.0  # when the timer should go off
-        self._lag = 0.0  # by how many seconds such timers have been late recently
-        self._moved = False  # whether a request left since the last beat
-        self._quiet_since = 0.0  # since when none left or was let through
-
-    def try_enter(self) -> bool:
-        """Enter if there is a permit and no request waits for it; return whether that was so."""
-        if self.busy < self._permits and not self._queue:
-            self.busy += 1
-            return True
-        return False
-
-    async def enter(self) -> None:
-        """Wait for a permit, or until the grace has passed; each entry must be left again."""
-        if not self.try_enter():
-            await self._wait()
-
-    def leave(self) -> None:
-        """Pass the permit on to the next in line."""
-        self.busy -= 1
-        self._moved = True
-        if self._permits < PERMITS:
-            self._permits += 1
-        while self._queue and self.busy < self._permits:
-            self._admit()
-
-    def _admit(self) -> None:
-        _, turn = self._queue.popleft()
-        if not turn.done():  # else it was cancelled, and its task has not heard of it yet
-            # Counted here and not when its task runs: no other request may slip in between.
-            self.busy += 1
-            turn.set_result(None)
-
-    async def _wait(self) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = self._time() + self.grace, turn
-        self._queue.append(entry)
-        if self._timer is None:
-            self._moved = True
-            self._set_timer()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if entry in self._queue:
-                self._queue.remove(entry)
-            elif not turn.cancelled():
-                self.leave()
-            raise
-        finally:
-            if not self._queue and self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    def _set_timer(self) -> None:
-        self._due = self._time() + _BEAT
-        self._timer = self._clock.call_later(_BEAT, self._beat)
-
-    def _beat(self) -> None:
-        """Let requests through whose grace has passed, as many as does no harm."""
-        now = self._time()
-        self._lag = max(now - self._due, self._lag * _FADE)
-        if self._moved:
-            self._moved, self._quiet_since = False, now
-        for _ in range(self._how_many(now)):
-            if self._queue and self._queue[0][0] <= now:
-                self._admit()
-                self._quiet_since = now
-        self._timer = None
-        if self._queue:
-            self._set_timer()
-
-    def _how_many(self, now: float) -> int:
-        if self._lag <= _BEAT:
-            return PERMITS
-        return 1 if now - self._quiet_since >= self.grace else 0

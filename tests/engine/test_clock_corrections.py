@@ -13,7 +13,7 @@ from llm_router.domain.clock import Clock, Timer, monotonic, sleep
 from llm_router.domain.deployment import Key
 from llm_router.domain.secret import Secret
 from llm_router.engine.breaker import CircuitBreaker
-from llm_router.engine.reserving import DispatchGate
+from llm_router.engine.gate import DispatchGate
 from llm_router.engine.timing import Deadlines
 from llm_router.testing import FakeProvider, ManualClock
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.domain.response import Usage
+from llm_router.engine.attempt import is_plain
 from llm_router.engine.estimates import OTHER, TEXT, TokenCorrection, kind_of, understood
-from llm_router.engine.sending import is_plain
 from llm_router.providers.base import Reply
 
 TOKENS = st.integers(1, 10**12)

@@ -11,7 +11,7 @@ import pytest
 from llm_router import Deployment, Reply, Request, Router
 from llm_router.domain.clock import Timer
 from llm_router.domain.quota import GUARD
-from llm_router.engine.reserving import PERMITS, DispatchGate
+from llm_router.engine.gate import PERMITS, DispatchGate
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:

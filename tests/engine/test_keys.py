@@ -26,8 +26,9 @@ from llm_router.cli.words import fraction
 from llm_router.domain.limits import LearntLimit, LimitSource
 from llm_router.domain.quota import MAX_LIMIT
 from llm_router.engine.index import FallbackOrder
+from llm_router.engine.lease import Lease
 from llm_router.engine.pool import Pool
-from llm_router.engine.reserving import Lease, Selector
+from llm_router.engine.reserving import Selector
 from llm_router.engine.state import SendState
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import DeploymentSnapshot

@@ -13,9 +13,11 @@ from llm_router import Cooldown, Demand, Deployment, MemoryStore, StoreError, St
 from llm_router.domain.quota import GUARD
 from llm_router.engine import pool as pool_module
 from llm_router.engine.estimates import TEXT
+from llm_router.engine.gate import DispatchGate
 from llm_router.engine.index import DeploymentState, FallbackOrder
+from llm_router.engine.lease import Lease, new_reservation_id
 from llm_router.engine.pool import Pool
-from llm_router.engine.reserving import DispatchGate, Lease, Selector, new_reservation_id
+from llm_router.engine.reserving import Selector
 from llm_router.engine.search import FIRST_CANDIDATES
 from llm_router.engine.state import SendState
 from llm_router.engine.waiting import Shortage

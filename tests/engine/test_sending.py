@@ -38,14 +38,17 @@ from llm_router import (
 from llm_router.domain.clock import sleep
 from llm_router.domain.methods import GENERATE
 from llm_router.domain.quota import GUARD
+from llm_router.engine.attempt import OpenAttempt
 from llm_router.engine.estimates import TEXT
 from llm_router.engine.fallback import FallbackOrders
+from llm_router.engine.gate import DispatchGate
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.judging import Judge
+from llm_router.engine.lease import Lease
 from llm_router.engine.pool import Pool
-from llm_router.engine.reserving import DispatchGate, Lease, Selector
+from llm_router.engine.reserving import Selector
 from llm_router.engine.retry import RetryPolicy
-from llm_router.engine.sending import UNBOUNDED_TTL, OpenAttempt, Sender
+from llm_router.engine.sending import UNBOUNDED_TTL, Sender
 from llm_router.engine.state import SendState
 from llm_router.engine.timing import Deadlines
 from llm_router.engine.upstream import Preparation, Upstream
