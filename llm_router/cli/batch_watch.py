@@ -14,9 +14,10 @@ import attrs
 from llm_router.cli.batch_eta import seconds_for
 from llm_router.cli.batch_lines import Prompt
 from llm_router.cli.output import count, printable
-from llm_router.cli.words import ago, amount, moment
+from llm_router.cli.words import amount, moment
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, Explanation
 from llm_router.domain.request import Fallback
+from llm_router.domain.wording import span
 from llm_router.errors import LLMRouterError
 from llm_router.observe.base import AttemptEnded, Event, SendEnded, Waited, Waiting
 from llm_router.router import Router
@@ -93,13 +94,13 @@ def progress_words(progress: Progress, now: float) -> str:
     """Say how a batch goes, but for how many lines are done; "" if there is nothing to say."""
     parts = []
     if progress.eta is not None and progress.left:
-        parts.append(f"ETA {ago(progress.eta)}")
+        parts.append(f"ETA {span(progress.eta)}")
     if progress.rate_limited:
         parts.append(f"{amount(progress.rate_limited)}x429")
     if progress.reason is not None:
         until = ""
         if progress.until is not None:
-            until = f" until {moment(progress.until, now)} ({ago(max(progress.until - now, 0.0))})"
+            until = f" until {moment(progress.until, now)} ({span(max(progress.until - now, 0.0))})"
         parts.append(f"{progress.waiting} waiting{until}: {progress.reason}")
     return " · ".join(parts)
 

@@ -26,6 +26,7 @@ from llm_router.cli.words import metric_words
 from llm_router.config import load_settings
 from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
 from llm_router.domain.status import DEPRECATED
+from llm_router.domain.wording import seconds_words
 
 __all__ = ["explain"]
 
@@ -117,7 +118,7 @@ def _show(explanation: Explanation) -> None:
     elif explanation.retry_after is None:
         say("nothing has room, and waiting does not help")
     else:
-        say(f"nothing has room now: retry in {explanation.retry_after:.1f} s")
+        say(f"nothing has room now: retry in {seconds_words(explanation.retry_after)}")
 
 
 def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
@@ -144,7 +145,7 @@ def _decision(candidate: ExplainedCandidate) -> str:
     reason = shortened(candidate.reason or candidate.exclusion.value)
     words = _WORDS.get(candidate.exclusion, "{}").format(reason)
     if candidate.usable_in is not None:
-        return f"{words}, for {candidate.usable_in:.0f} s"
+        return f"{words}, for {seconds_words(candidate.usable_in)}"
     return f"{words}, for good" if candidate.exclusion is Exclusion.QUOTA else words
 
 

@@ -15,10 +15,10 @@ from llm_router.cli.words import metric_words, moment
 from llm_router.config import load_settings
 from llm_router.domain.deployment import EVERY_MODEL
 from llm_router.domain.status import KeyStatus, LimitStatus, LimitTerms
+from llm_router.domain.wording import span
 
 __all__ = ["LimitRecord", "how_known", "limit_records", "limits"]
 
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
 _COLUMNS = ("model", "quota", "limit", "configured", "how it is known", "used", "back in")
 _SOURCES = {
     "configured": "configured",
@@ -117,11 +117,11 @@ def how_known(record: LimitRecord) -> str:
     if record["learnt_ago_seconds"] is None:
         words = words.partition(";")[0]
     elif record["limit"] is None:
-        words = f"counted since a refusal {_span(record['learnt_ago_seconds'])} ago"
+        words = f"counted since a refusal {span(record['learnt_ago_seconds'])} ago"
     else:
-        words += f" {_span(record['learnt_ago_seconds'])} ago"
+        words += f" {span(record['learnt_ago_seconds'])} ago"
     if record["raised_in_seconds"]:
-        words += f"; more is tried in {_span(record['raised_in_seconds'])}"
+        words += f"; more is tried in {span(record['raised_in_seconds'])}"
     return words
 
 
@@ -156,7 +156,7 @@ def _cells(record: LimitRecord) -> tuple[str, ...]:
         _configured(record),
         how_known(record),
         f"{record['used']:,}" if since is None else f"{record['used']:,} since {moment(since, now)}",
-        _span(record["reset_in_seconds"]) if record["used"] else "",
+        span(record["reset_in_seconds"]) if record["used"] else "",
     )
 
 
@@ -169,11 +169,3 @@ def _configured(record: LimitRecord) -> str:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
-
-
-def _span(seconds: float) -> str:
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds / _MINUTE:.0f} min"
-    return f"{seconds / _HOUR:.1f} h" if seconds < 2 * _DAY else f"{seconds / _DAY:.1f} d"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import re
 import shutil
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from typing import NoReturn
 
 import typer
 
+from llm_router.domain.wording import count, printable, shortened
 from llm_router.errors import ConfigError, InvalidRequestError, LLMRouterError
 
 __all__ = [
@@ -55,31 +55,10 @@ _LAST, _FRAME, _NARROWEST = 24, 3, 20
 """Characters that the last column of a drawn table has at least, if it is longer than that: its words are
 wrapped; what each column takes besides its words; how narrow lines become."""
 
-_LONGEST_WORDS = 60
-"""Characters of a text in a cell of a table that may be as long as a provider likes."""
-
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
 
 def is_terminal() -> bool:
     """Return whether standard output is a terminal; only then is anything coloured or drawn."""
     return sys.stdout.isatty()
-
-
-def printable(text: str) -> str:
-    """Return ``text`` without control characters, so that an answer cannot control the terminal."""
-    return _CONTROLS.sub("", text)
-
-
-def shortened(text: str) -> str:
-    """Return the beginning of a text that may be long, printable and in one line, for a cell of a table."""
-    line = " ".join(printable(text).split())
-    return line if len(line) <= _LONGEST_WORDS else f"{line[: _LONGEST_WORDS - 1].rstrip()}…"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is 1."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def say(text: str = "") -> None:

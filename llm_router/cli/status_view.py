@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 
 from llm_router.cli.output import in_lines, printable, table_width
-from llm_router.cli.words import ago, failure_words, fraction, learnt_words, moment, state_of, today_words
+from llm_router.cli.words import failure_words, fraction, learnt_words, moment, state_of, today_words
 from llm_router.domain.status import KeyStatus
+from llm_router.domain.wording import span
 
 __all__ = ["blocks", "days", "notes", "table", "wrapped"]
 
@@ -110,7 +111,7 @@ def _day_ends(row: KeyStatus) -> str:
         return _LASTS
     at, seconds = min(ends)
     assert at is not None  # noqa: S101 - they were left out
-    return "spent" if seconds <= 0.0 else f"{moment(at, at - seconds)} ({ago(seconds)})"
+    return "spent" if seconds <= 0.0 else f"{moment(at, at - seconds)} ({span(seconds)})"
 
 
 def _join(first: str, second: str, width: int, indent: str) -> list[str]:

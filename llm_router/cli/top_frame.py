@@ -8,7 +8,6 @@ from llm_router.cli.output import printable
 from llm_router.cli.top_rates import Rates
 from llm_router.cli.top_view import View, chosen, share_of
 from llm_router.cli.words import (
-    ago,
     amount,
     fraction,
     health_words,
@@ -19,6 +18,7 @@ from llm_router.cli.words import (
     today_words,
 )
 from llm_router.domain.status import KeyStatus, LimitStatus
+from llm_router.domain.wording import span
 from llm_router.engine.overview import Report
 
 __all__ = ["Line", "frame"]
@@ -245,7 +245,7 @@ def _rest(row: KeyStatus, now: float) -> str:
     ends = [limit["used_up_at"] for limit in row["limits"].values() if limit["used_up_at"] is not None]
     if ends:
         at = min(ends)
-        words.append("day spent" if at <= now else f"day ends {moment(at, now)} ({ago(at - now)})")
+        words.append("day spent" if at <= now else f"day ends {moment(at, now)} ({span(at - now)})")
     if row["facts"]:
         words.append(row["facts"][0]["kind"].replace("_", " ") + " suspected")
     return "; ".join(words)

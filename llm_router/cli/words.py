@@ -14,9 +14,9 @@ from llm_router.domain.status import (
     LimitStatus,
     LineStatus,
 )
+from llm_router.domain.wording import span
 
 __all__ = [
-    "ago",
     "amount",
     "failure_words",
     "fraction",
@@ -30,7 +30,7 @@ __all__ = [
     "today_words",
 ]
 
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
+_HOUR, _DAY = 3600.0, 86_400.0
 _ROUND = 10_000
 
 _SOURCES = {
@@ -50,15 +50,6 @@ def amount(number: float) -> str:
             scaled = f"{number / size:.1f}".removesuffix(".0")
             return f"{scaled}{unit}" if len(scaled) <= 4 else f"{number / size:.0f}{unit}"  # noqa: PLR2004
     return f"{number:.0f}"
-
-
-def ago(seconds: float) -> str:
-    """Return a span of time: ``90 s``, ``5 min``, ``2.3 h``, ``3 d``."""
-    if seconds < 2 * _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < _HOUR:
-        return f"{seconds / _MINUTE:.0f} min"
-    return f"{seconds / _HOUR:.1f} h" if seconds < 2 * _DAY else f"{seconds / _DAY:.0f} d"
 
 
 def today_words(day: DayTotals | None) -> str:
@@ -160,7 +151,7 @@ def metric_words(metric: str) -> str:
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     """Say what was learnt of a limit, when, and from what."""
-    since = ago(max(now - (limit["learnt_at"] or now), 0.0))
+    since = span(max(now - (limit["learnt_at"] or now), 0.0))
     metric = metric_words(metric)
     if limit["limit"] is None:
         return f"{metric} has no known limit; counted since a refusal {since} ago"
@@ -169,7 +160,7 @@ def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
         words += f" instead of {limit['configured']}"
     words += f", {_SOURCES[limit['source']]} {since} ago"
     if limit["raised_at"] is not None and limit["raised_at"] > now:
-        words += f"; more is tried in {ago(limit['raised_at'] - now)}"
+        words += f"; more is tried in {span(limit['raised_at'] - now)}"
     if limit["counted_since"] is not None:
         words += f"; counted since {moment(limit['counted_since'], now)} only"
     return words
@@ -178,7 +169,7 @@ def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
 def failure_words(failure: FailureStatus, now: float) -> str:
     """Say what failed, and when."""
     code = "" if failure["code"] is None else f"{failure['code']} "
-    return f"{ago(max(now - failure['at'], 0.0))} ago, {failure['model']}: {code}{failure['words']}"
+    return f"{span(max(now - failure['at'], 0.0))} ago, {failure['model']}: {code}{failure['words']}"
 
 
 def _until(row: KeyStatus | Health, now: float | None = None) -> str:
@@ -188,4 +179,4 @@ def _until(row: KeyStatus | Health, now: float | None = None) -> str:
         return ""
     if now is not None:
         seconds = max(at - now, 0.0)
-    return f" until {moment(at, at - seconds)} ({ago(seconds)})"
+    return f" until {moment(at, at - seconds)} ({span(seconds)})"

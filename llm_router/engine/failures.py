@@ -8,6 +8,7 @@ from collections.abc import Callable
 from llm_router.domain.deployment import Deployment, Key
 from llm_router.domain.kinds import FailureKind, FaultScope
 from llm_router.domain.status import FailureStatus
+from llm_router.domain.wording import span
 from llm_router.errors import ProviderError, SendError
 
 __all__ = ["FAILURES_KEPT", "FailureLog", "in_words"]
@@ -91,5 +92,5 @@ def in_words(error: SendError) -> str:
     if error.feature is not None:
         words += f" for {error.feature}"
     if error.retry_delay is not None:
-        words += f"; the provider says to try again in {error.retry_delay:.0f} s"
+        words += f"; the provider says to try again in {span(error.retry_delay)}"
     return words

@@ -22,6 +22,7 @@ from llm_router.domain.status import (
     KeyStatus,
     LineStatus,
 )
+from llm_router.domain.wording import seconds_words
 from llm_router.engine.credentials import is_marked
 from llm_router.engine.extensions import snapshots_of
 from llm_router.engine.facts import SharedFacts
@@ -133,7 +134,7 @@ class Overview:
         unreachable = [upstream for upstream in self.upstreams if upstream.breaker.open_until > now]
         problems += [
             f"provider {upstream.name}: {upstream.breaker.reason.removeprefix('the provider ')}, "
-            f"tried again in {upstream.breaker.open_until - now:.1f} s"
+            f"tried again in {seconds_words(upstream.breaker.open_until - now)}"
             for upstream in unreachable
         ]
         usable = any(status["state"] == "ready" for status in statuses)

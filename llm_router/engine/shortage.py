@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 
 from llm_router.domain.kinds import FailureKind
+from llm_router.domain.wording import count, seconds_words
 from llm_router.engine.breaker import PATH_FAILURES
 from llm_router.engine.index import FallbackOrder
 from llm_router.engine.search import available_at, soonest
@@ -50,11 +51,10 @@ def explain_shortage(
         failure.retry_after = retry
         return failure
     candidates = _candidates(order, shortage, now)
-    when = "waiting does not help" if retry is None else f"retry in {retry:.1f} s"
+    when = "waiting does not help" if retry is None else f"retry in {seconds_words(retry)}"
     line = f"; {shortage.ahead} requests wait before this one" if shortage.ahead else ""
-    size = f"{order.size} deployment{'s'[: order.size > 1]}"
     return QuotaExhaustedError(
-        f"none of {size} has room: {_summary(candidates)}{line}; {when}",
+        f"none of {count(order.size, 'deployment')} has room: {_summary(candidates)}{line}; {when}",
         candidates=candidates,
         retry_after=retry,
     )

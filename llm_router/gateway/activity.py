@@ -13,6 +13,7 @@ from urllib.parse import unquote
 import attrs
 
 from llm_router.domain.deployment import Deployment
+from llm_router.domain.wording import span
 from llm_router.observe.base import (
     AttemptEnded,
     CooledDown,
@@ -283,7 +284,7 @@ def _limit(event: LimitLearnt) -> str:
 def _verdict(event: ScopeEvent) -> tuple[str, str]:
     match event:
         case CooledDown():
-            return "bad", f"cools down for {max(event.until - event.at, 0.0):.0f} s"
+            return "bad", f"cools down for {span(max(event.until - event.at, 0.0))}"
         case Lifted():
             return "good", "lifted"
         case Disabled():

@@ -139,6 +139,19 @@ def test_an_endless_shortage_has_no_retry_after(
     assert error.retry_after is None
 
 
+def test_a_long_wait_is_told_as_a_person_would_say_it(
+    make_deployments: MakeDeployments, make_pool: MakePool, make_order: MakeOrder
+) -> None:
+    """The message says when to come back in seconds and, if that is minutes or hours, in these as well."""
+    deployments = make_deployments(2)
+    pool = make_pool(deployments)
+    refusals = refuse(pool, deployments, "rpd", 43_210.3)
+    assert str(explain(make_order(pool), refusals, 36.4)).endswith("; retry in 36.4 s")
+    error = explain(make_order(pool), refusals, 43_210.3)
+    assert str(error).endswith("none of 2 deployments has room: rpd (2); retry in 43210.3 s (12.0 h)")
+    assert error.retry_after == pytest.approx(43_210.3)
+
+
 def test_without_refusals_nothing_is_ready(
     make_deployments: MakeDeployments, make_pool: MakePool, make_order: MakeOrder
 ) -> None:
