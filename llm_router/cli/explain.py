@@ -36,6 +36,7 @@ _WORDS = {
     Exclusion.QUARANTINED: "quarantined: {}",
     Exclusion.COOLING_DOWN: "cooling down: {}",
     Exclusion.AVOIDED: "avoided: {}",
+    Exclusion.PACED: "paced: {}",
     Exclusion.QUOTA: "{} has no room",
     Exclusion.PARKED: "parked: {}",
 }

@@ -222,7 +222,7 @@ def _left_out(state: DeploymentState, noted: str | None, rehearsal: Rehearsal) -
         found.append((until, Exclusion.AVOIDED, lack))
     if rehearsal.pacer is not None:
         until = rehearsal.pacer.until(state.deployment, rehearsal.send.order.workload, rehearsal.now)
-        found.append((until, Exclusion.AVOIDED, PACED))
+        found.append((until, Exclusion.PACED, PACED))
     return [each for each in found if _until(each) > rehearsal.now]
 
 

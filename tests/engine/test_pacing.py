@@ -20,7 +20,7 @@ from llm_router import (
 )
 from llm_router.cli.words import health_words, state_of
 from llm_router.domain.limits import LearntLimit
-from llm_router.engine.pacing import DayPlan
+from llm_router.engine.pacing import PACED, DayPlan
 from llm_router.testing import FakeProvider, ManualClock
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ async def test_who_is_ahead_of_the_pace_is_told_when_to_come_back(
         assert response.retry_after == pytest.approx(HOUR)
         assert response.error.candidates[0].reason == "rpd pacing"
         explained = (await router.explain("x", model="model-a", fallback="none")).tiers[0].candidates[0]
-        assert (explained.exclusion, explained.reason) == (Exclusion.AVOIDED, "rpd pacing")
+        assert (explained.exclusion, explained.reason) == (Exclusion.PACED, "rpd pacing")
         assert explained.usable_in == pytest.approx(HOUR)
         await clock.advance(HOUR)
         assert (await router.send("x", model="model-a", fallback="none")).success
@@ -137,7 +137,7 @@ async def test_a_status_says_what_is_paced_and_until_when(
         assert (await router.send("x")).success
         (row,), health = await router.get_all_key_statuses(), await router.health_check()
         explained = (await router.explain("x", workload=row["workload"])).candidates[0]
-        assert (row["state"], row["reason"]) == ("paced", explained.reason)
+        assert (row["state"], row["reason"]) == (explained.exclusion, explained.reason) == ("paced", PACED)
         assert row["usable_in_seconds"] == pytest.approx(explained.usable_in)
         assert (row["spent"], row["in_cooldown"]) == ([], False)
         assert (health["healthy"], health["state"], health["paced"]) == (False, "paced", 1)
