@@ -593,7 +593,8 @@ class Router:
                 change nothing.
 
         Returns:
-            The tiers with their candidates, best first: rank, quotas, and what excludes them.
+            The tiers with their candidates, best first: rank, quotas, and what excludes them. It prints as a
+            short text.
 
         Raises:
             UnknownWorkloadError: As for :meth:`send`.

@@ -20,26 +20,15 @@ from llm_router.cli.options import (
     fallback_named,
     prompt_text,
 )
-from llm_router.cli.output import FAILED, count, print_json, printable, say, shortened, show_table
+from llm_router.cli.output import FAILED, print_json, printable, say, show_table
 from llm_router.cli.routers import open_router
-from llm_router.cli.words import metric_words
 from llm_router.config import load_settings
-from llm_router.domain.explanation import Exclusion, ExplainedCandidate, ExplainedQuota, Explanation
+from llm_router.domain.explanation import ExplainedCandidate, Explanation
 from llm_router.domain.status import DEPRECATED
-from llm_router.domain.wording import seconds_words
 
 __all__ = ["explain"]
 
 _COLUMNS = ("tier", "rank", "key", "model", "workload", "priority", "left", "decision", "quotas")
-
-_WORDS = {
-    Exclusion.QUARANTINED: "quarantined: {}",
-    Exclusion.COOLING_DOWN: "cooling down: {}",
-    Exclusion.AVOIDED: "avoided: {}",
-    Exclusion.PACED: "paced: {}",
-    Exclusion.QUOTA: "{} has no room",
-    Exclusion.PARKED: "parked: {}",
-}
 
 _TIMES = {"retry_after": "retry_at", "usable_in": "usable_at", "fits_in": "fits_at"}
 """The times of an explanation in seconds, and what they are called since the epoch."""
@@ -112,20 +101,10 @@ def _show(explanation: Explanation) -> None:
     show_table(_COLUMNS, rows)
     if explanation.left_out:
         say(f"and {explanation.left_out} more deployments, which would be asked later")
-    taken = explanation.taken
-    if taken is not None:
-        tokens = count(taken.tokens, "token")
-        say(printable(f"would be sent through {taken.key_id}/{taken.model}, reserving {tokens}"))
-    elif explanation.retry_after is None:
-        say("nothing has room, and waiting does not help")
-    else:
-        say(f"nothing has room now: retry in {seconds_words(explanation.retry_after)}")
+    say(explanation.verdict)
 
 
 def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
-    quotas = (*candidate.quotas, *candidate.project_quotas)
-    shown = [*map(_quota, candidate.quotas)]
-    shown += (f"all models: {_quota(quota)}" for quota in candidate.project_quotas)
     return (
         str(tier),
         "-" if candidate.rank is None else str(candidate.rank),
@@ -133,26 +112,7 @@ def _row(tier: int, candidate: ExplainedCandidate) -> tuple[str, ...]:
         candidate.model,
         candidate.workload,
         str(candidate.priority),
-        f"{min((quota.remaining for quota in quotas), default=1.0):.0%}",
-        printable(_decision(candidate)),
-        ", ".join(shown) or "no limits",
+        f"{candidate.remaining:.0%}",
+        printable(candidate.decision),
+        candidate.counts,
     )
-
-
-def _decision(candidate: ExplainedCandidate) -> str:
-    """Say in words whether a deployment would be taken, and if not, why and until when."""
-    if candidate.exclusion is None:
-        return "taken" if candidate.is_taken else "has room"
-    reason = shortened(candidate.reason or candidate.exclusion.value)
-    words = _WORDS.get(candidate.exclusion, "{}").format(reason)
-    if candidate.usable_in is not None:
-        return f"{words}, for {seconds_words(candidate.usable_in)}"
-    return f"{words}, for good" if candidate.exclusion is Exclusion.QUOTA else words
-
-
-def _quota(quota: ExplainedQuota) -> str:
-    limit = quota.status["limit"]
-    amount = f" + {quota.amount}" if quota.metric.counts_tokens else ""
-    least = "" if quota.status["counted_since"] is None else "≥"
-    shown = f"{least}{quota.status['used']}{amount}/{'∞' if limit is None else limit}"
-    return f"{metric_words(quota.name)} {shown} {quota.status['source']}"

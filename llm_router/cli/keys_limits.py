@@ -11,21 +11,15 @@ import typer
 from llm_router.cli.options import KEYS, AsJson, KeyId, Keys, OneModel, Store
 from llm_router.cli.output import print_json, printable, say, show_table
 from llm_router.cli.routers import choose_shared_store, open_router
-from llm_router.cli.words import metric_words, moment
+from llm_router.cli.words import moment
 from llm_router.config import load_settings
 from llm_router.domain.deployment import EVERY_MODEL
 from llm_router.domain.status import KeyStatus, LimitStatus, LimitTerms
-from llm_router.domain.wording import span
+from llm_router.domain.wording import known_words, metric_words, span
 
 __all__ = ["LimitRecord", "how_known", "limit_records", "limits"]
 
 _COLUMNS = ("model", "quota", "limit", "configured", "how it is known", "used", "back in")
-_SOURCES = {
-    "configured": "configured",
-    "stated": "stated by the provider",
-    "inferred": "inferred from refusals",
-    "unknown": "not refused so far; grew",
-}
 
 
 class LimitRecord(TypedDict):
@@ -113,13 +107,7 @@ def _project_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
 
 def how_known(record: LimitRecord) -> str:
     """Say how a limit is known, since when, and whether more will be tried."""
-    words = _SOURCES[record["source"]]
-    if record["learnt_ago_seconds"] is None:
-        words = words.partition(";")[0]
-    elif record["limit"] is None:
-        words = f"counted since a refusal {span(record['learnt_ago_seconds'])} ago"
-    else:
-        words += f" {span(record['learnt_ago_seconds'])} ago"
+    words = known_words(record["source"], record["limit"], record["learnt_ago_seconds"])
     if record["raised_in_seconds"]:
         words += f"; more is tried in {span(record['raised_in_seconds'])}"
     return words

@@ -14,7 +14,7 @@ from llm_router.domain.status import (
     LimitStatus,
     LineStatus,
 )
-from llm_router.domain.wording import span
+from llm_router.domain.wording import known_words, metric_words, span
 
 __all__ = [
     "amount",
@@ -23,7 +23,6 @@ __all__ = [
     "health_words",
     "learnt_words",
     "line_words",
-    "metric_words",
     "moment",
     "saved_words",
     "state_of",
@@ -32,12 +31,6 @@ __all__ = [
 
 _HOUR, _DAY = 3600.0, 86_400.0
 _ROUND = 10_000
-
-_SOURCES = {
-    "stated": "stated by the provider",
-    "inferred": "inferred from its refusals",
-    "unknown": "not refused so far; grew",
-}
 
 _MARKS = {"stated": "!", "inferred": "~", "unknown": "?"}
 """The marks of limits that were learnt, or that nothing was refused at so far."""
@@ -144,21 +137,16 @@ def saved_words(saved: CacheSavings | None) -> str:
     return f"the cache saved {amount(saved['requests'])} requests, {amount(saved['tokens'])} tokens"
 
 
-def metric_words(metric: str) -> str:
-    """Return the name of a quota, and what is counted if it does not say so."""
-    return "spending (requests in 10 min)" if metric == "spending" else metric
-
-
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     """Say what was learnt of a limit, when, and from what."""
-    since = span(max(now - (limit["learnt_at"] or now), 0.0))
+    known = known_words(limit["source"], limit["limit"], now - (limit["learnt_at"] or now))
     metric = metric_words(metric)
     if limit["limit"] is None:
-        return f"{metric} has no known limit; counted since a refusal {since} ago"
+        return f"{metric} has {known}"
     words = f"{metric} {limit['limit']}"
     if limit["configured"] is not None:
         words += f" instead of {limit['configured']}"
-    words += f", {_SOURCES[limit['source']]} {since} ago"
+    words += f", {known}"
     if limit["raised_at"] is not None and limit["raised_at"] > now:
         words += f"; more is tried in {span(limit['raised_at'] - now)}"
     if limit["counted_since"] is not None:

@@ -1,4 +1,4 @@
-"""What a send would decide now, and why."""
+"""What a send would decide now, and why: as values, and in the words that a person reads."""
 
 from __future__ import annotations
 
@@ -9,8 +9,19 @@ import attrs
 from llm_router.domain.quota import Metric
 from llm_router.domain.request import Fallback
 from llm_router.domain.status import LimitStatus
+from llm_router.domain.wording import (
+    count,
+    known_words,
+    metric_words,
+    printable,
+    seconds_words,
+    shortened,
+)
 
 __all__ = ["Exclusion", "ExplainedCandidate", "ExplainedQuota", "ExplainedTier", "Explanation"]
+
+_LINES = 20
+"""Most candidates that have a line in the text of an explanation."""
 
 
 class Exclusion(StrEnum):
@@ -36,6 +47,16 @@ class Exclusion(StrEnum):
     """The strategy leaves it out."""
 
 
+_WORDS = {
+    Exclusion.QUARANTINED: "quarantined: {}",
+    Exclusion.COOLING_DOWN: "cooling down: {}",
+    Exclusion.AVOIDED: "avoided: {}",
+    Exclusion.PACED: "paced: {}",
+    Exclusion.QUOTA: "{} has no room",
+    Exclusion.PARKED: "parked: {}",
+}
+
+
 @attrs.frozen(kw_only=True)
 class ExplainedQuota:
     """One quota of a deployment, and whether the request fits.
@@ -58,6 +79,17 @@ class ExplainedQuota:
     fits: bool
     fits_in: float | None
     status: LimitStatus
+
+    def __str__(self) -> str:
+        """Return what is used, would be taken and is admitted: ``tpm 40 + 3/1000 (configured)``."""
+        status, limit = self.status, self.status["limit"]
+        least = "" if status["counted_since"] is None else "≥"
+        amount = f" + {self.amount}" if self.metric.counts_tokens else ""
+        now = status["reset_at"] - status["reset_in_seconds"]
+        learnt_ago = None if status["learnt_at"] is None else now - status["learnt_at"]
+        known = known_words(status["source"], limit, learnt_ago)
+        shown = f"{least}{status['used']}{amount}/{'?' if limit is None else limit}"
+        return f"{metric_words(self.name)} {shown} ({known})"
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +137,33 @@ class ExplainedCandidate:
     usable_in: float | None
     project_quotas: tuple[ExplainedQuota, ...] = ()
 
+    @property
+    def remaining(self) -> float:
+        """Share (0 to 1) of its tightest quota that remains before the request; 1 without a limit."""
+        return min((quota.remaining for quota in (*self.quotas, *self.project_quotas)), default=1.0)
+
+    @property
+    def decision(self) -> str:
+        """Whether it would be taken and, if not, why and for how long; a long reason is shortened."""
+        if self.exclusion is None:
+            return "taken" if self.is_taken else "has room"
+        words = _WORDS.get(self.exclusion, "{}").format(shortened(self.reason or self.exclusion.value))
+        if self.usable_in is not None:
+            return f"{words}, for {seconds_words(self.usable_in)}"
+        return f"{words}, for good" if self.exclusion is Exclusion.QUOTA else words
+
+    @property
+    def counts(self) -> str:
+        """Its quotas in words, those of all models of its project last."""
+        words = [*map(str, self.quotas), *(f"all models: {quota}" for quota in self.project_quotas)]
+        return ", ".join(words) or "no limits"
+
+    def __str__(self) -> str:
+        """Return what it is, what a send decides of it, and what is left, in one line."""
+        failures = f", {count(self.failures, 'failure')} in a row" if self.failures else ""
+        what = f"{self.key_id}/{self.model} ({self.workload}, priority {self.priority}{failures})"
+        return printable(f"{what}: {self.decision}; {self.remaining:.0%} left: {self.counts}")
+
 
 @attrs.frozen
 class ExplainedTier:
@@ -150,3 +209,25 @@ class Explanation:
     def taken(self) -> ExplainedCandidate | None:
         """The deployment that a send would take; None if none of the explained ones has room."""
         return next((candidate for candidate in self.candidates if candidate.is_taken), None)
+
+    @property
+    def verdict(self) -> str:
+        """Which deployment a send would take; if none, when to come back."""
+        if self.taken is not None:
+            tokens = count(self.taken.tokens, "token")
+            return printable(
+                f"would be sent through {self.taken.key_id}/{self.taken.model}, reserving {tokens}"
+            )
+        if self.retry_after is None:
+            return "nothing has room, and waiting does not help"
+        return f"nothing has room now: retry in {seconds_words(self.retry_after)}"
+
+    def __str__(self) -> str:
+        """Return the verdict, and a line for each of the first candidates; the ``repr`` has everything."""
+        lines = [
+            f"tier {number}, {'not asked' if each.rank is None else f'rank {each.rank}'}: {each}"
+            for number, tier in enumerate(self.tiers, 1)
+            for each in tier.candidates
+        ]
+        more = self.left_out + len(lines[_LINES:])
+        return "\n".join([self.verdict, *lines[:_LINES], *([f"and {more} more"] if more else [])])

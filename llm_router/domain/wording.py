@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["count", "printable", "seconds_words", "shortened", "span"]
+__all__ = ["count", "known_words", "metric_words", "printable", "seconds_words", "shortened", "span"]
 
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
 
 _LONGEST_WORDS = 60
 """Characters of a text in a line or a cell that may be as long as a provider likes."""
+
+_SOURCES = {
+    "configured": "configured",
+    "stated": "stated by the provider",
+    "inferred": "inferred from refusals",
+    "unknown": "not refused so far",
+}
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -32,6 +39,28 @@ def seconds_words(seconds: float) -> str:
 def count(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is 1."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def metric_words(metric: str) -> str:
+    """Return the name of a quota, and what is counted if it does not say so."""
+    return "spending (requests in 10 min)" if metric == "spending" else metric
+
+
+def known_words(source: str, limit: int | None, learnt_ago: float | None) -> str:
+    """Say how a limit is known, and since when.
+
+    Args:
+        source: The value of a :class:`~llm_router.LimitSource`.
+        limit: The limit; None while none is known.
+        learnt_ago: Seconds since it was learnt, or counted; None if it was not.
+    """
+    words = _SOURCES[source]
+    if learnt_ago is None:
+        return words
+    since = f"{span(max(learnt_ago, 0.0))} ago"
+    if limit is None:
+        return f"no known limit; counted since a refusal {since}"
+    return f"{words}; grew {since}" if source == "unknown" else f"{words} {since}"
 
 
 def printable(text: str) -> str:

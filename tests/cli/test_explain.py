@@ -85,7 +85,7 @@ def test_no_room_is_1(run: Callable[..., Result], home: Path) -> None:
     assert result.exit_code == 1
     _, *rows, verdict = result.stdout.splitlines()
     assert all(row.split()[6] == "0%" for row in rows)
-    assert all("rpm has no room, for " in row and "rpm 1/1 configured" in row for row in rows)
+    assert all("rpm has no room, for " in row and "rpm 1/1 (configured)" in row for row in rows)
     assert verdict.startswith("nothing has room now: retry in ")
     found = json.loads(run("explain", "x", "--json").stdout)
     assert found["available"] is False

@@ -218,7 +218,10 @@ def test_spending_is_called_so_wherever_it_is_shown(run: Callable[..., Result], 
     assert "all models  spending (requests in 10 min)  unknown" in shown
     assert "  1 since " in shown
     explained = run("explain", "x", "--model", "model-l", "--store", url).stdout
-    assert "all models: spending (requests in 10 min) ≥1/∞ unknown" in explained
+    assert (
+        "all models: spending (requests in 10 min) ≥1/? (no known limit; counted since a refusal "
+        in explained
+    )
 
 
 def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], home: Path) -> None:
@@ -240,7 +243,7 @@ def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], h
     [record] = json.loads(run("keys", "limits", "key-light", "--store", url, "--json").stdout)
     assert (record["model"], record["limit"], record["used"]) == ("*", 10, 1)
     explained = run("explain", "x", "--model", "model-l", "--store", url).stdout
-    assert "all models: rpm ≥1/10 stated" in explained
+    assert "all models: rpm ≥1/10 (stated by the provider " in explained
     listed = run("status", "--store", url).stdout
     assert "project key-light, all models: rpm 10, stated by the provider" in listed
     forgotten = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
@@ -267,6 +270,6 @@ def test_a_limit_that_is_not_known_was_refused() -> None:
         reset_in_seconds=1.0,
         reset_at=2.0,
     )
-    assert how_known(record) == "counted since a refusal 2 min ago"
+    assert how_known(record) == "no known limit; counted since a refusal 2 min ago"
     record["learnt_ago_seconds"] = None
     assert how_known(record) == "not refused so far"

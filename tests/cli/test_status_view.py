@@ -162,7 +162,7 @@ def test_a_table_says_how_wide_it_is(pools: Pools, clock: ManualClock) -> None:
     )
     assert len(head) == len(rows[0])
     assert list(notes(statuses, clock.time() + 30)) == [
-        "gemini-key-01 gemini-3.5-flash-lite: rpm 10 instead of 15, inferred from its refusals 30 s ago"
+        "gemini-key-01 gemini-3.5-flash-lite: rpm 10 instead of 15, inferred from refusals 30 s ago"
     ]
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import pytest
 
 from llm_router import (
@@ -35,7 +36,8 @@ from llm_router import (
     UnknownWorkloadError,
     Weighted,
 )
-from llm_router.domain.limits import LearntLimit
+from llm_router.domain.limits import LearntLimit, LimitSource
+from llm_router.domain.quota import MAX_LIMIT
 from llm_router.engine.estimates import TEXT
 from llm_router.stores.base import Refusal
 from llm_router.testing import FakeProvider, ManualClock
@@ -543,3 +545,73 @@ async def test_a_store_that_fails(make_router: MakeRouter, pools: Pools, clock: 
     async with make_router(pools.many(1), store=Failing(clock=clock)) as router:
         with pytest.raises(StoreUnavailableError):
             await router.explain("x")
+
+
+# --- in words -----------------------------------------------------------------------------------------
+
+
+async def test_an_explanation_is_read_at_a_prompt(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """What would be taken comes first, then a line for each candidate: its place, what is left, why not."""
+    store = MemoryStore(clock=clock)
+    pool = [
+        pools.one("flash", "light", key_id="a", rpm=2, tpm=1000),
+        pools.one("pro", "heavy", key_id="b", rpm=None, rpd=1),
+        pools.one("pro", "heavy", key_id="c", rpm=None),
+    ]
+    await store.cool_down(Cooldown(pool[2].model_scope, clock.time() + 7_200.0, "over\x1b[31mload"))
+    async with make_router(pool, store=store) as router:
+        await router.send("x", model="pro")
+        explanation = await router.explain("x", workload="light")
+    verdict, *lines = str(explanation).splitlines()
+    assert verdict == explanation.verdict == "would be sent through a/flash, reserving 1 token"
+    assert lines[0] == (
+        "tier 1, rank 1: a/flash (light, priority 1): taken; 100% left: "
+        "rpm 0/2 (configured), tpm 0 + 1/1000 (configured)"
+    )
+    assert sorted(line.partition(": ")[2] for line in lines[1:]) == [
+        "b/pro (heavy, priority 1): rpd has no room, for 72000.0 s (20.0 h); 0% left: rpd 1/1 (configured)",
+        "c/pro (heavy, priority 1): cooling down: over[31mload, for 7200.0 s (2.0 h); 100% left: no limits",
+    ]
+    assert "ExplainedCandidate(" in repr(explanation)
+
+
+async def test_a_text_of_many_deployments_is_short(make_router: MakeRouter, pools: Pools) -> None:
+    """The first twenty candidates have a line, the others are counted: also those not explained."""
+    async with make_router(pools.many(130, rpm=1)) as router:
+        lines = str(await router.explain("x")).splitlines()
+    assert len(lines) == 22
+    assert lines[-1] == "and 110 more"
+
+
+async def test_a_text_says_when_to_come_back(make_router: MakeRouter, pools: Pools) -> None:
+    """Where nothing would be taken, the first line says for how long, or that waiting does not help."""
+    async with make_router([pools.one(rpd=1)]) as router:
+        await router.send("x")
+        spent = await router.explain("x")
+    assert str(spent).startswith("nothing has room now: retry in 72000.0 s (20.0 h)\ntier 1, ")
+    async with make_router([pools.one(rpm=0)]) as router:
+        verdict, line = str(await router.explain("x")).splitlines()
+    assert verdict == "nothing has room, and waiting does not help"
+    assert line.endswith("rpm has no room, for good; 0% left: rpm 0/0 (configured)")
+
+
+async def test_a_text_says_how_a_limit_is_known(
+    make_router: MakeRouter, pools: Pools, clock: ManualClock
+) -> None:
+    """What was not refused so far, or is counted since a refusal named it, has the words of a status."""
+    store, deployment = MemoryStore(clock=clock), pools.one(rpm=4)
+    deployment = attrs.evolve(deployment, quotas=(Quota(Metric.RPM, 4, adaptive=True),))
+    counted = LearntLimit(Metric.RPD, MAX_LIMIT, LimitSource.UNKNOWN)
+    stated = LearntLimit(Metric.TPM, 500)
+    await store.cool_down(Cooldown.learn(deployment.model_scope, counted, stated))
+    clock.shift(300.0)
+    async with make_router([deployment], store=store) as router:
+        await router.send("x")
+        [found] = (await router.explain("x")).candidates
+    assert sorted(map(str, found.quotas)) == [
+        "rpd ≥1/? (no known limit; counted since a refusal 5 min ago)",
+        "rpm 1/4 (not refused so far)",
+        "tpm 1 + 1/500 (stated by the provider 5 min ago)",
+    ]
