@@ -15,6 +15,7 @@ from llm_router.building.options import RouterOptions
 from llm_router.domain.quota import GUARD
 from llm_router.engine.requests import check_wait
 from llm_router.errors import ConfigError, InvalidRequestError
+from llm_router.genai.models import AsyncModels, Models
 from llm_router.genai.transports import http_clients
 from llm_router.providers._gemini_session import without_warnings_of_unused_keys
 from llm_router.router import Router
@@ -49,6 +50,7 @@ class Client(genai.Client):
     ``-tenant``.
 
     Errors are the SDK's: a ``ClientError`` with the code 429 and a RetryInfo where no key has room in time.
+    Contents in OpenAI's form are an InvalidRequestError that says what to write in their place.
     Retries are the router's, so the SDK makes none, unless ``retry_options`` are given. Live sessions need a
     websocket, which no router can share: they are refused. A list (of files, caches, batches) is that of one
     project, all its pages; the next list may be another's.
@@ -80,6 +82,8 @@ class Client(genai.Client):
         options = options.model_copy(update=http_clients(self._bridge, wait))
         with without_warnings_of_unused_keys():
             super().__init__(vertexai=False, api_key=_NO_KEY, http_options=options)
+        self._models = Models(self._api_client)
+        self._aio._models = AsyncModels(self._api_client)  # noqa: SLF001
         # What opens a websocket asks the SDK for its URL or for its TLS options, or for both.
         api_client: Any = self._api_client
         api_client._websocket_base_url = _refuse_websockets  # noqa: SLF001

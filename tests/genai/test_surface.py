@@ -14,6 +14,7 @@ from google.genai import types
 from PIL import Image
 from pydantic import BaseModel
 
+from llm_router import InvalidRequestError
 from llm_router.emulator import GeminiEmulator
 from llm_router.genai import Client
 
@@ -93,6 +94,19 @@ async def test_embeddings_and_counts(call: Call, client: Client, count_used: Cou
     counted = await call("models.count_tokens", model="flash", contents="one two three")
     assert counted.total_tokens > 0
     assert await count_used(client) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["generate_content", "generate_content_stream", "count_tokens", "embed_content"]
+)
+async def test_messages_in_the_form_of_another_api(call: Call, emulator: GeminiEmulator, name: str) -> None:
+    """They are refused with what to write, as by the router, and nothing is sent; nor are they quoted."""
+    messages = [{"role": "system", "content": "private"}]
+    remedy = r"^contents is wrong: a message of OpenAI's API .*'parts'.*system_instruction=$"
+    with pytest.raises(InvalidRequestError, match=remedy) as caught:
+        await call(f"models.{name}", model="flash", contents=messages)
+    assert "private" not in str(caught.value)
+    assert emulator.requests == 0
 
 
 async def test_models(call: Call) -> None:
