@@ -66,6 +66,7 @@ class Explainer:
         send = await self.sender.begin("explain", prompt, options)
         clock = self.sender.clock
         held = self.pool.states
+        self.pool.ask_again(clock.time())  # as the send would begin
         chosen = choose(send.order, self.strategy, clock.time())
         projects = projects_of(chosen, self.pool)
         found = await snapshots_of(self.store, [*chosen, *projects])
@@ -74,8 +75,6 @@ class Explainer:
             return await self.explain(prompt, **options)
         # From here on nothing is awaited: what is read of this process is of one moment.
         selector = self.sender.selector
-        if clock.time() >= self.pool.again_at:  # as the send would begin
-            self.pool.ask_again(clock.time())
         rehearsal = Rehearsal(
             send,
             self.strategy,

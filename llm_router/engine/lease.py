@@ -14,8 +14,7 @@ from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
 from llm_router.engine.extensions import note_failure
 from llm_router.engine.gate import DispatchGate
-from llm_router.engine.index import TOKEN_REASONS, DeploymentState
-from llm_router.engine.project_store import ProjectStore
+from llm_router.engine.index import DeploymentState
 from llm_router.engine.timing import finish
 from llm_router.stores.base import Decision, RateLimitStore
 
@@ -37,7 +36,7 @@ class Lease:
         state: The deployment that it is on.
         demand: What was reserved.
         gate: Held until the request is dispatched.
-        on_return: Called with the state when quota came back early.
+        on_return: Called when quota came back early, with the state and whether these are tokens only.
         decision: What the store decided.
         now: Seconds since the epoch.
 
@@ -75,7 +74,7 @@ class Lease:
         state: DeploymentState,
         demand: Demand,
         gate: DispatchGate,
-        on_return: Callable[[DeploymentState], None],
+        on_return: Callable[[DeploymentState, bool], None],
         decision: Decision,
         now: float,
     ) -> None:
@@ -151,16 +150,8 @@ class Lease:
 
     def _return_quota(self) -> None:
         """Report it if the deployment may have room before the time it is parked until."""
-        if self._used is NOTHING or (self._used.tokens < self.demand.tokens and self._is_waited_for()):
-            self._on_return(self.state)
-
-    def _is_waited_for(self) -> bool:
-        """Return whether tokens were refused on the deployment, or on another one that shares them."""
-        refusal = self.state.refusal
-        if refusal is not None and refusal.reason in TOKEN_REASONS:
-            return True
-        store = self._store
-        return isinstance(store, ProjectStore) and store.end_shortage(self.state.deployment)
+        if self._used is NOTHING or self._used.tokens < self.demand.tokens:
+            self._on_return(self.state, self._used is not NOTHING)
 
 
 _counter = itertools.count()

@@ -11,7 +11,7 @@ from operator import attrgetter
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import OF_PROJECT, Deployment, ProjectDeployment, Scope
 from llm_router.engine.credentials import is_marked
-from llm_router.engine.index import DeploymentState, Group, ReadyRing
+from llm_router.engine.index import TOKEN_REASONS, DeploymentState, Group, ReadyRing
 from llm_router.engine.sharding import ShardedRing
 from llm_router.engine.upstream import Upstream
 from llm_router.stores.base import Refusal, Sharded
@@ -50,6 +50,7 @@ class Pool:
         returns: How often quota of a deployment came back early.
         again_at: Seconds since the epoch from when on :meth:`ask_again` is due; ``math.inf`` if nothing lacks
             quota for long.
+        again_from: Seconds since the epoch before which it is due as well, since the clock was set back.
     """
 
     def __init__(
@@ -67,7 +68,8 @@ class Pool:
         self.features_until = 0.0
         # By the scope of a quota, from when on some deployment there may be parked for want of it.
         self._lacking_from: dict[Scope, float] = {}
-        self.again_at = math.inf
+        self.again_at, self.again_from = math.inf, -math.inf
+        self._short: set[Scope] = set()  # where tokens were refused, by the scope of the quota
         self.returns = 0
         self._returned: dict[Scope, int] = {}  # what that number was when some of a model last did
         self.shared: dict[Scope, tuple[DeploymentState, ...]] = {}
@@ -128,6 +130,7 @@ class Pool:
             by_scope |= {state.deployment.model_scope: by_scope[scope] for state in sharing}
         self.searched &= by_scope.keys()
         self._lacking_from = {scope: at for scope, at in self._lacking_from.items() if scope in by_scope}
+        self._short &= by_scope.keys()
         self._returned = {scope: count for scope, count in self._returned.items() if scope in by_scope}
         # Assigned, not changed in place: a request may be in the midst of reading them.
         self.groups, self.states, self._by_scope, self.shared = groups, states, dict(by_scope), shared
@@ -190,18 +193,21 @@ class Pool:
         state = self.states.get(refusal.deployment)
         if state is not None:
             state.note(refusal, now)
+            if refusal.reason in TOKEN_REASONS:
+                deployment = state.deployment
+                self._short.add(deployment.model_scope if _is_own(refusal) else deployment.project_scope)
             if refusal.wake_at > now:
                 state.group.park(state, refusal.wake_at)
             if state.is_parked and refusal.cooldown is None:
-                if refusal.wake_at - now > _AGAIN:
-                    self.again_at = min(self.again_at, now + _AGAIN)
+                if refusal.wake_at - now > _AGAIN and now + _AGAIN < self.again_at:
+                    self.again_at, self.again_from = now + _AGAIN, now
                 self._lacking_from[state.deployment.project_scope] = -math.inf
                 if _is_own(refusal):
                     self._lacking_from[state.deployment.model_scope] = -math.inf
         return state
 
     def ask_again(self, now: float) -> None:
-        """Make some deployments ready that lack quota for long, since they may have some by now.
+        """If it is due, make some deployments ready that lack quota for long: they may have some by now.
 
         Another process may have forgotten or raised a limit, given back what it took, or brought the store's
         record of a day back. It tells nobody. So each of them is asked for again about once a minute; where
@@ -210,27 +216,28 @@ class Pool:
         Args:
             now: Seconds since the epoch.
         """
+        if self.again_from <= now < self.again_at:
+            return
         lacking = [state for state in self.states.values() if _lacks_for_long(state, now)]
-        self.again_at = now + _AGAIN if lacking else math.inf
-        for state in heapq.nsmallest(_AGAIN_AT_MOST, lacking, key=_refused_at):
+        self.again_at, self.again_from = (now + _AGAIN, now) if lacking else (math.inf, -math.inf)
+        usable = (state for state in lacking if state.avoided_until <= now)
+        for state in heapq.nsmallest(_AGAIN_AT_MOST, usable, key=_refused_at):
             state.group.rouse(state)
 
     def as_of_now(self, refusals: tuple[Refusal, ...], asked: int, now: float) -> tuple[Refusal, ...]:
         """Return refusals, those as over for want of a quota that has come back since the store was asked.
 
-        Whoever gave it back could not yet tell of it those that the refusal will have wait.
+        Whoever gave it back could not yet tell of it those that the refusal will have wait. Whether as many
+        tokens as a request needs have come back is not known: of these, the time that the store said stays.
 
         Args:
             refusals: What the store said; not yet noted.
             asked: What ``returns`` was when it was asked.
             now: Seconds since the epoch.
         """
-        if self.returns == asked:
+        if self.returns == asked or not any(self._is_past(each, asked) for each in refusals):
             return refusals
-        return tuple(
-            Refusal(each.deployment, each.reason, now, now) if self._is_past(each, asked) else each
-            for each in refusals
-        )
+        return tuple(_ended(each, now) if self._is_past(each, asked) else each for each in refusals)
 
     def _is_past(self, refusal: Refusal, asked: int) -> bool:
         returned = self._returned.get(refusal.deployment.model_scope, 0)
@@ -292,7 +299,6 @@ class Pool:
         What is parked for another reason than that this process avoids it is ready: the store says until when
         it still has no room.
         """
-        self.again_at = min(self.again_at, now + _AGAIN)
         for group in self.groups.values():
             group.avoided_until -= seconds
             for state in group.states:
@@ -328,6 +334,20 @@ class Pool:
         """
         self._note_return(state.deployment)
         self._return_to_lacking(self.quota_scope_of(state), now)
+
+    def return_tokens_of(self, state: DeploymentState, now: float) -> bool:
+        """Do the same where some tokens came back; return whether any were refused since the last time.
+
+        Nearly every answer gives some back. So those that wait for tokens are told once a refusal.
+        """
+        self._note_return(state.deployment)
+        if not self._short:
+            return False
+        short = {state.deployment.model_scope, state.deployment.project_scope} & self._short
+        if short:
+            self._short -= short
+            self._return_to_lacking(self.quota_scope_of(state), now)
+        return bool(short)
 
     def return_own_quota(self, deployment: Deployment, now: float) -> bool:
         """Make the deployments ready that wait for the quota of a model, of which some came back early.
@@ -366,7 +386,12 @@ class Pool:
 def _lacks_for_long(state: DeploymentState, now: float) -> bool:
     refusal = state.refusal
     is_lacking = state.is_parked and refusal is not None and refusal.cooldown is None
-    return is_lacking and state.wakes_at - now > _AGAIN and state.avoided_until <= now
+    return is_lacking and state.wakes_at - now > _AGAIN
+
+
+def _ended(refusal: Refusal, now: float) -> Refusal:
+    retry_at = refusal.retry_at if refusal.reason in TOKEN_REASONS else now
+    return Refusal(refusal.deployment, refusal.reason, retry_at, now)
 
 
 def _is_own(refusal: Refusal) -> bool:

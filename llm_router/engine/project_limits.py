@@ -58,8 +58,8 @@ _FEW = 16
 _MANY = 512
 """The same before the first request."""
 
-_PATIENCE = 5.0
-"""Most seconds for which the first request waits for that."""
+_PATIENCE = 1.0
+"""Most seconds for which the first requests wait for that."""
 
 
 # --- which projects ------------------------------------------------------------------------------------
@@ -150,9 +150,9 @@ class ProjectSearch:
         """Ask for those projects, and keep what is known of them from now on."""
         projects = {state.deployment.project_scope: state.deployment for state in self.pool}
         new = [each for scope, each in projects.items() if scope not in self.pool.searched]
+        self.pool.searched = frozenset(projects)  # before: if this is cancelled, nobody begins anew
         if len(new) <= _MANY:
             await self._ask([stands(each) for each in new for stands in STANDING])
-        self.pool.searched |= {scope for scope in projects if self.pool.of(scope)}
 
     async def _ask(self, standing: list[ProjectDeployment]) -> None:
         try:

@@ -10,7 +10,7 @@ import attrs
 
 from llm_router.domain.clock import Clock
 from llm_router.domain.cooldown import Cooldown
-from llm_router.domain.deployment import Deployment, Scope
+from llm_router.domain.deployment import Deployment
 from llm_router.domain.quota import Demand
 from llm_router.engine.extensions import is_foreign, note_failure, pass_on, wrong_decision
 from llm_router.engine.index import TOKEN_REASONS, DeploymentState
@@ -28,9 +28,10 @@ from llm_router.stores.base import (
 
 __all__ = ["ProjectStore"]
 
-_FRESH = 0.1
-"""Seconds for which a refusal of a project stands for all requests that are no smaller. So none asks time and
-again for a deployment that would be granted, and a half-open cooldown with it, only to give it back."""
+_FRESH, _AT_MOST = 0.1, 1.0
+"""Seconds for which a refusal of a project stands for all requests that are no smaller; where the store takes
+longer to say so, as many as it took, but not more than this. So none asks time and again for a deployment
+that would be granted, and a half-open cooldown with it, only to give it back."""
 
 _UNKNOWN, _AGAIN = "what is left", 1.0
 """The reason of a refusal where a store has given none, and the seconds after which it is asked again."""
@@ -41,15 +42,24 @@ _ROUNDS = 8
 
 @attrs.frozen
 class _Full:
-    """What a project has refused."""
+    """What a project has refused.
 
+    Attributes:
+        asked_at: When it was asked, in seconds since the epoch.
+        at: When this was known, and what had been granted on the deployment given back.
+        tokens: How many were asked for.
+        refusal: What the store said.
+    """
+
+    asked_at: float
     at: float
     tokens: int
     refusal: Refusal
 
     def stands_for(self, demand: Demand, now: float) -> bool:
         """Return whether it has just refused as much."""
-        is_fresh = 0.0 <= now - self.at < _FRESH and now < self.refusal.retry_at
+        fresh = min(max(self.at - self.asked_at, _FRESH), _AT_MOST)
+        is_fresh = 0.0 <= now - self.at < fresh and now < self.refusal.retry_at
         return is_fresh and demand.tokens >= self.tokens
 
     def room_at(self, demand: Demand) -> float:
@@ -94,7 +104,6 @@ class ProjectStore:
         # What a reservation is in the store, if that is more than itself: ids there, and on which project.
         self._parts: dict[str, dict[str, DeploymentState | None]] = {}
         self._full: dict[DeploymentState, _Full] = {}
-        self._short: set[Scope] = set()
         self._lifts = 0
         self._distrusts = is_foreign(store)
 
@@ -107,17 +116,6 @@ class ProjectStore:
     def trouble(self) -> str | None:
         """Why another store has taken over; see :class:`FrontingStore`."""
         return self._store.trouble if isinstance(self._store, FrontingStore) else None
-
-    def end_shortage(self, deployment: Deployment) -> bool:
-        """Return whether tokens of the project of a deployment were refused since this was last asked.
-
-        Once they have come back, whoever waits for them is told, which takes a while in a large project: so
-        once a refusal, and not with every answer.
-        """
-        scope = deployment.project_scope
-        was_short = scope in self._short
-        self._short.discard(scope)
-        return was_short
 
     def later(self, refusal: Refusal, demand: Demand) -> Refusal:
         """Return the refusal of a deployment, or that of its project where that is known to end later.
@@ -224,7 +222,7 @@ class ProjectStore:
         # The id ends in what it is reserved on, such as "*", and begins as that of the one on the deployment.
         twin = f"{name}{shared.deployment.model}"
         self._parts.setdefault(reservation_id, {name: None})[twin] = shared
-        granted = cast("Deployment", decision.deployment)
+        granted, asked_at = cast("Deployment", decision.deployment), self._clock.time()
         try:
             second: object = await self._store.reserve(twin, [shared.deployment], demand, ttl)
         except BaseException:
@@ -234,7 +232,7 @@ class ProjectStore:
         if self._distrusts and isinstance(second, Decision):
             failure = wrong_decision(self._store, second, [shared.deployment])
         if failure is None and isinstance(second, Decision) and second.deployment is None:
-            self._note(shared, self._why(second, shared), demand)
+            self._note(shared, self._why(second, shared), demand, asked_at)
         if failure is not None or not isinstance(second, Decision) or second.deployment is None:
             # Not to the end if this is cancelled: the caller then releases it once more.
             await self._give_back(reservation_id, granted, shared, decision.probes)
@@ -261,15 +259,12 @@ class ProjectStore:
         now = self._clock.time()
         return Refusal(refusal.deployment, refusal.reason, now, now)
 
-    def _note(self, shared: DeploymentState, refusal: Refusal, demand: Demand) -> None:
+    def _note(self, shared: DeploymentState, refusal: Refusal, demand: Demand, asked_at: float) -> None:
         """Note why a project has no room."""
         now = self._clock.time()
         shared.note(refusal, now)
         self._full = {state: full for state, full in self._full.items() if full.refusal.retry_at > now}
-        self._full[shared] = _Full(now, demand.tokens, refusal)
-        if refusal.reason in TOKEN_REASONS:
-            scope = shared.deployment.project_scope
-            self._short = {each for each in self._short if each in self._pool.shared} | {scope}
+        self._full[shared] = _Full(asked_at, now, demand.tokens, refusal)
 
     def _note_room(self, shared: DeploymentState, demand: Demand) -> None:
         """Note that a project has room, whatever it refused before."""
@@ -350,11 +345,19 @@ class ProjectStore:
         except Exception as error:  # noqa: BLE001 - of a user's store; the reservation expires by itself
             note_failure(self._store, "release", error)
         else:
-            self._tell_of_return(granted, projects)
+            self._tell_of_return(granted, projects, failed)
 
-    def _tell_of_return(self, granted: Deployment, projects: Iterable[DeploymentState]) -> None:
-        """See that nobody waits for what came back unused: it was refused to others meanwhile."""
+    def _tell_of_return(
+        self, granted: Deployment, projects: Iterable[DeploymentState], failed: DeploymentState
+    ) -> None:
+        """See that nobody waits for what came back unused: it was refused to others meanwhile.
+
+        Those that try again now know why it was not used: each would be granted it in vain as well, and wake
+        the others once more.
+        """
         now = self._clock.time()
+        if (full := self._full.get(failed)) is not None:
+            self._full[failed] = attrs.evolve(full, at=now)
         is_waited_for = self._pool.return_own_quota(granted, now)
         for shared in projects:
             if self._full.pop(shared, None) is not None:

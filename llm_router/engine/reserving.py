@@ -184,9 +184,13 @@ class Selector:
         """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""
         return moment > self._clock.time() + (deadline - self._monotonic())
 
-    def quota_returned(self, state: DeploymentState) -> None:
-        """Note that quota of a deployment came back early."""
-        self._pool.return_quota_of(state, self._clock.time())
+    def quota_returned(self, state: DeploymentState, tokens_only: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Note that quota of a deployment came back early, perhaps only tokens that nobody may wait for."""
+        if tokens_only:
+            if not self._pool.return_tokens_of(state, self._clock.time()):
+                return
+        else:
+            self._pool.return_quota_of(state, self._clock.time())
         self.look_again()
 
     def _count_projects(self) -> None:
@@ -234,7 +238,7 @@ class Selector:
         if send.unfit or send.overloaded or send.features or send.projects or self.pacer is not None:
             skip = self._left_out(send, refused)
         now = self._clock.time()
-        if now >= self._pool.again_at:
+        if not self._pool.again_from <= now < self._pool.again_at:
             self._pool.ask_again(now)
         draw = send.order.draw if send.requests else partial(uncounted, send.order)
         shortlist = draw(self._strategy, now, FIRST_CANDIDATES, skip)
@@ -419,8 +423,7 @@ class Selector:
                 self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
             )
         if decision.refusals:
-            refusals = self._pool.as_of_now(decision.refusals, returns, now)
-            await self._note_refusals(send, refusals, demand, refused, lease, now)
+            await self._note_refusals(send, decision, returns, demand, refused, lease, now)
         return lease
 
     async def _checked(
@@ -465,13 +468,15 @@ class Selector:
     async def _note_refusals(
         self,
         send: SendState,
-        refusals: tuple[Refusal, ...],
+        decision: Decision,
+        asked: int,
         demand: Demand,
         refused: dict[DeploymentState, Refusal],
         lease: Lease | None,
         now: float,
     ) -> None:
         """Note the refusals of a reserve, but for quarantines that have no reason any more."""
+        refusals = self._pool.as_of_now(decision.refusals, asked, now)
         if self._reporter is not None:
             self._reporter.refused(send, refusals, now)
         try:
@@ -485,6 +490,8 @@ class Selector:
                         refused[state] = known
                         if refusal.cooldown is not None:
                             heed(self._pool, state, refusal.cooldown)
+            if refusals is not decision.refusals:
+                self.look_again()
         except BaseException:
             if lease is not None:  # not closed: the caller leaves the gate
                 await self._give_back(lease.reservation_id, [lease.state], lease.probes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -245,7 +246,7 @@ class Preparation:
         self._known = set(distinct)
         self._unprepared = [each for each in distinct.values() if isinstance(each, PreparedProvider)]
         self._search = search
-        self._lock = anyio.Lock()
+        self._running: tuple[asyncio.AbstractEventLoop, anyio.Lock] | None = None
         self.is_due = bool(self._unprepared) or self._must_search
 
     @property
@@ -268,7 +269,7 @@ class Preparation:
             ImportError: What a provider needs is not installed. The next caller tries again.
             ExtensionError: A provider raised another error of its own. Likewise.
         """
-        async with self._lock:
+        async with self._lock():
             while self._unprepared:
                 provider = self._unprepared[-1]
                 await _prepare(provider)
@@ -276,6 +277,13 @@ class Preparation:
             while self._search is not None and self._search.is_due:
                 await self._search.run()
             self.is_due = bool(self._unprepared)
+
+    def _lock(self) -> anyio.Lock:
+        """Return the lock of the running loop: who holds that of another is gone, or in a parent process."""
+        loop = asyncio.get_running_loop()
+        if self._running is None or self._running[0] is not loop:
+            self._running = loop, anyio.Lock()
+        return self._running[1]
 
 
 async def _prepare(provider: PreparedProvider) -> None:

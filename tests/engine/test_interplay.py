@@ -16,6 +16,7 @@ from llm_router import (
     ProviderError,
     Quota,
     QuotaExhaustedError,
+    Refill,
     Reply,
     Request,
     RoundRobin,
@@ -123,6 +124,28 @@ async def test_quota_that_comes_back_while_a_refusal_is_under_way_is_used(
     for _ in range(2):
         await clock.advance(1)
     assert waiting.result().success
+
+
+async def test_tokens_that_come_back_wake_who_waits_for_them_on_another_key(
+    make_router: MakeRouter, clock: ManualClock
+) -> None:
+    """The keys of one project share them; those of a day were waited for until midnight."""
+    quotas = (Quota(Metric.TPD, 100, Refill.DAILY),)
+    keys = [Key(name, Secret(f"secret-of-{name}"), project="p") for name in ("one", "two")]
+    pool = [
+        Deployment(key, "model", workload, quotas=quotas)
+        for key, workload in zip(keys, ("light", "heavy"), strict=True)
+    ]
+    provider = FakeProvider([Reply("y", usage=Usage(1, 1))], clock=clock, delay=2.0)
+    async with make_router(pool, provider=provider, max_wait=90_000.0) as router:
+        first = asyncio.create_task(router.send("word " * 60, workload="light", fallback="none"))
+        await clock.advance(0.5)
+        second = asyncio.create_task(router.send("word " * 60, workload="heavy", fallback="none"))
+        await clock.advance(1.0)
+        assert router.keys.selector.waiting == 1
+        await clock.advance(4.0)
+        assert first.result().success
+        assert second.result().success
 
 
 async def test_a_quarantined_candidate_keeps_its_reason(make_router: MakeRouter, clock: ManualClock) -> None:

@@ -199,16 +199,21 @@ def test_only_what_lacks_quota_for_long_is_asked_for_again(pool: Pool) -> None:
         cooldown = Cooldown(state.deployment.model_scope, NOW + ends, reason) if reason == "busy" else None
         pool.note_refusal(Refusal(state.deployment, reason, NOW + ends, NOW + ends, cooldown), NOW)
     _, _, avoided, _ = pool
-    pool.avoid(avoided, NOW + 9e4, "no route")
-    pool.ask_again(NOW + 1.0)
+    avoided.avoided_until = NOW + 70.0
+    pool.ask_again(NOW + 59.0)
+    assert parked(pool) == [True] * 4
+    pool.ask_again(NOW + 60.0)
     assert parked(pool) == [False, True, True, True]
-    pool.ask_again(NOW + 61.0)
+    pool.ask_again(NOW + 120.0)
+    assert parked(pool) == [False, True, False, True]
+    pool.ask_again(NOW + 180.0)
     assert pool.again_at == math.inf
 
 
-def test_a_clock_that_is_set_back_delays_no_further_look(pool: Pool) -> None:
-    """By what it was set back."""
+def test_what_lacks_quota_is_asked_for_at_once_when_the_clock_was_set_back(pool: Pool) -> None:
+    """Nobody knows how much of the minute has passed."""
     first, *_ = pool
     pool.note_refusal(Refusal(first.deployment, "rpd", NOW + 9e4, NOW + 9e4), NOW)
-    pool.set_back(500.0, NOW - 500.0)
+    pool.ask_again(NOW - 500.0)
+    assert not first.is_parked
     assert pool.again_at == NOW - 440.0

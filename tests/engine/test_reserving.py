@@ -542,18 +542,28 @@ async def test_an_avoided_deployment_stays_avoided(spent: Spent, clock: ManualCl
 @pytest.fixture
 async def leased(
     make_deployment: MakeDeployment, make_pool: MakePool, store: Scripted, gate: DispatchGate
-) -> tuple[Lease, list[DeploymentState]]:
-    """A lease with a demand of 50 tokens, and the deployments it reported returned quota of."""
+) -> tuple[Lease, list[tuple[DeploymentState, bool]]]:
+    """A lease with a demand of 50 tokens, and what it reported: what came back, and if only tokens did."""
     deployment = make_deployment(tpm=1_000)
     [state] = make_pool([deployment])
     demand = Demand(1, 50)
     await store.reserve("r", [deployment], demand, 60.0)
     await gate.enter()
-    returned: list[DeploymentState] = []
-    return Lease(store, "r", state, demand, gate, returned.append, Decision(state.deployment), 0.0), returned
+    returned: list[tuple[DeploymentState, bool]] = []
+    lease = Lease(
+        store,
+        "r",
+        state,
+        demand,
+        gate,
+        lambda *what: returned.append(what),
+        Decision(state.deployment),
+        0.0,
+    )
+    return lease, returned
 
 
-Leased = tuple[Lease, list[DeploymentState]]
+Leased = tuple[Lease, list[tuple[DeploymentState, bool]]]
 
 
 async def test_an_unsent_lease_is_released(leased: Leased, store: Scripted) -> None:
@@ -561,7 +571,7 @@ async def test_an_unsent_lease_is_released(leased: Leased, store: Scripted) -> N
     lease, returned = leased
     await lease.close()
     assert await used(store, lease.state.deployment) == [0, 0]
-    assert returned == [lease.state]
+    assert returned == [(lease.state, False)]
 
 
 async def test_a_sent_lease_is_settled_at_the_estimate(leased: Leased, store: Scripted) -> None:
@@ -579,12 +589,13 @@ async def test_a_counted_lease_is_settled_at_the_last_count(
     leased: Leased, store: Scripted, counted: int
 ) -> None:
     """Closing a lease settles it at the last count, even above the limit."""
-    lease, _ = leased
+    lease, returned = leased
     lease.mark_sent()
     lease.settle_at(5)
     lease.settle_at(counted)
     await lease.close()
     assert await used(store, lease.state.deployment) == [1, counted]
+    assert returned == ([(lease.state, True)] if counted < 50 else [])
 
 
 async def test_a_lease_marked_unsent_is_released(leased: Leased, store: Scripted) -> None:
@@ -594,7 +605,7 @@ async def test_a_lease_marked_unsent_is_released(leased: Leased, store: Scripted
     lease.mark_unsent()
     await lease.close()
     assert await used(store, lease.state.deployment) == [0, 0]
-    assert returned == [lease.state]
+    assert returned == [(lease.state, False)]
 
 
 async def test_a_store_error_on_closing_is_not_raised(

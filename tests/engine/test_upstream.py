@@ -88,6 +88,26 @@ async def test_concurrent_callers_wait_for_one_preparation(clock: ManualClock) -
     assert (provider.begun, provider.done, preparation.is_due) == (1, 1, False)
 
 
+def test_what_hangs_on_another_loop_is_not_waited_for() -> None:
+    """The loop is closed, or that of a parent process."""
+    provider = Preparing()
+    preparation = Preparation([provider])
+    loop = asyncio.new_event_loop()
+    hanging = loop.create_task(preparation.run())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert provider.begun == 1
+
+    async def go_on() -> None:
+        provider.may_end.set()
+        await preparation.run()
+
+    asyncio.run(go_on())
+    assert not preparation.is_due
+    hanging.cancel()
+    loop.run_until_complete(asyncio.gather(hanging, return_exceptions=True))
+    loop.close()
+
+
 async def test_a_preparation_runs_once() -> None:
     """Running a finished preparation again does nothing."""
     provider = Preparing()
