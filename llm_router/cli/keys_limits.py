@@ -34,6 +34,7 @@ class LimitRecord(TypedDict):
     configured_as: LimitTerms
     source: str
     used: int
+    full_until: float | None
     counted_since: float | None
     learnt_ago_seconds: float | None
     learnt_at: float | None
@@ -124,6 +125,7 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
         configured_as=limit["configured_as"],
         source=limit["source"],
         used=limit["used"],
+        full_until=limit["full_until"],
         counted_since=limit["counted_since"],
         learnt_ago_seconds=_rounded(limit["learnt_ago"]),
         learnt_at=limit["learnt_at"],
@@ -137,14 +139,15 @@ def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
 def _cells(record: LimitRecord) -> tuple[str, ...]:
     now = record["reset_at"] - record["reset_in_seconds"]
     since = record["counted_since"]
+    full = "" if record["full_until"] is None else " (full, says the provider)"
     return (
         "all models" if record["model"] == EVERY_MODEL else record["model"],
         metric_words(record["metric"]),
         "unknown" if record["limit"] is None else f"{record['limit']:,}",
         _configured(record),
         how_known(record),
-        f"{record['used']:,}" if since is None else f"{record['used']:,} since {moment(since, now)}",
-        span(record["reset_in_seconds"]) if record["used"] else "",
+        f"{record['used']:,}{'' if since is None else f' since {moment(since, now)}'}{full}",
+        span(record["reset_in_seconds"]) if record["used"] or full else "",
     )
 
 

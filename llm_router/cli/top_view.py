@@ -13,6 +13,8 @@ __all__ = ["SORTS", "View", "chosen", "press", "share_of"]
 
 def share_of(limit: LimitStatus) -> float:
     """Return how much of a limit is used: from 0 to 1."""
+    if limit["full_until"] is not None:
+        return 1.0
     if limit["limit"] is None:
         return 0.0
     return min(limit["used"] / limit["limit"], 1.0) if limit["limit"] else 1.0

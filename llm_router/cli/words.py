@@ -71,13 +71,16 @@ def moment(at: float, now: float) -> str:
 def fraction(limit: LimitStatus | None) -> str:
     """Return what is used of a limit: ``3/15``; with ``!`` if stated, ``~`` inferred, ``?`` unknown.
 
-    With ``≥`` it is counted in part: more may be used.
+    With ``≥`` it is counted in part: more may be used. Where the provider says that a day is spent, it is
+    ``full/15!``, whatever is counted.
     """
     if limit is None:
         return "–"
     known = "" if limit["limit"] is None else amount(limit["limit"])
-    least = "" if limit["counted_since"] is None else "≥"
-    return f"{least}{amount(limit['used'])}/{known}{_MARKS.get(limit['source'], '')}"
+    used = amount(limit["used"]) if limit["counted_since"] is None else f"≥{amount(limit['used'])}"
+    if limit["full_until"] is not None:
+        used = "full"
+    return f"{used}/{known}{_MARKS.get(limit['source'], '')}"
 
 
 def state_of(row: KeyStatus, now: float | None = None) -> str:

@@ -88,6 +88,8 @@ class ExplainedQuota:
         now = status["reset_at"] - status["reset_in_seconds"]
         learnt_ago = None if status["learnt_at"] is None else now - status["learnt_at"]
         known = known_words(status["source"], limit, learnt_ago)
+        if status["full_until"] is not None:
+            known += "; full, says the provider"
         shown = f"{least}{status['used']}{amount}/{'?' if limit is None else limit}"
         return f"{metric_words(self.name)} {shown} ({known})"
 

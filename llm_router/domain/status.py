@@ -63,6 +63,9 @@ class LimitStatus(TypedDict):
     """How many are admitted; None while nothing is known of it."""
     remaining: int | None
     """How many are left of it now, at least 0; None while no limit is known."""
+    full_until: float | None
+    """Until when it is full because the provider refused a request for want of this quota of a day, however
+    few are ``used`` by what is counted here; in seconds since the Unix epoch. None otherwise."""
     refill: str
     """How it comes back: ``rolling`` or ``steady``, over a window, or ``daily``, at a midnight."""
     window_seconds: float | None

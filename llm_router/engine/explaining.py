@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 import attrs
 
+from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.deployment import ProjectDeployment, Scope
 from llm_router.domain.explanation import (
     Exclusion,
@@ -18,7 +19,9 @@ from llm_router.domain.explanation import (
 )
 from llm_router.domain.options import SendOptions
 from llm_router.domain.quota import Demand
+from llm_router.domain.status import LimitStatus
 from llm_router.engine.extensions import snapshots_of
+from llm_router.engine.full_days import full_days
 from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
@@ -27,7 +30,7 @@ from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, r
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
-from llm_router.stores.base import DeploymentSnapshot, RateLimitStore
+from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, RateLimitStore
 from llm_router.strategies.base import SelectionStrategy
 
 __all__ = ["Explainer"]
@@ -136,7 +139,7 @@ def _candidate(
     asked = rehearsal.asked.get(deployment)
     rank, tokens = (None, demand_on(rehearsal.send, [state]).tokens) if asked is None else asked
     demand, is_taken = Demand(1, tokens), deployment is rehearsal.taken
-    counted = rehearsal.counted_on(state, snapshot)
+    counted, cooldown = rehearsal.counted_on(state, snapshot), rehearsal.cooldown_of(snapshot)
     until, exclusion, reason = now, None, None
     if not is_taken:
         until, exclusion, reason = _excluded(state, snapshot, demand, rehearsal)
@@ -153,31 +156,42 @@ def _candidate(
         headroom=max(state.headroom_at(now), 0.0),
         failures=state.failures,
         tokens=tokens,
-        quotas=_quotas(counted[0], demand, now),
-        project_quotas=tuple(quota for each in counted[1:] for quota in _quotas(each, demand, now)),
+        quotas=_quotas(counted[0], demand, cooldown, now),
+        project_quotas=tuple(quota for each in counted[1:] for quota in _quotas(each, demand, cooldown, now)),
         exclusion=exclusion,
         reason=reason,
         usable_in=_seconds_until(until, now),
     )
 
 
-def _quotas(counted: Counted, demand: Demand, now: float) -> tuple[ExplainedQuota, ...]:
+def _quotas(
+    counted: Counted, demand: Demand, cooldown: Cooldown | None, now: float
+) -> tuple[ExplainedQuota, ...]:
     found: list[ExplainedQuota] = []
+    full = full_days(cooldown, counted.state.deployment, counted.quotas, now)
     for quota in counted.quotas:
         amount = demand.amount(quota.metric)
-        at = room_at(quota, counted.state, amount, now)
+        at = max(room_at(quota, counted.state, amount, now), full.get(quota.metric, now))
+        status = limit_of(quota, counted.state.deployment, now, full_until=full.get(quota.metric))
         found.append(
             ExplainedQuota(
                 metric=quota.metric,
                 name=counted.state.deployment.limit_name(quota.metric.value),
                 amount=amount,
-                remaining=max(1.0 - quota.used / quota.limit, 0.0) if quota.limit else 0.0,
+                remaining=_share_left(quota, status),
                 fits=at <= now,
                 fits_in=_seconds_until(at, now),
-                status=limit_of(quota, counted.state.deployment, now),
+                status=status,
             )
         )
     return tuple(found)
+
+
+def _share_left(quota: QuotaSnapshot, status: LimitStatus) -> float:
+    """Return which share of a quota is left: nothing of one that admits nothing, or is full."""
+    if status["full_until"] is not None or not quota.limit:
+        return 0.0
+    return max(1.0 - quota.used / quota.limit, 0.0)
 
 
 def _excluded(

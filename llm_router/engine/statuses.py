@@ -23,6 +23,7 @@ from llm_router.domain.status import (
     LimitTerms,
 )
 from llm_router.engine.evidence import WINDOW
+from llm_router.engine.full_days import full_days
 from llm_router.engine.index import DeploymentState
 from llm_router.engine.limits import counted_since
 from llm_router.engine.paces import Paces
@@ -74,17 +75,29 @@ def describe(
     """
     deployment, cooldown = snapshot.deployment, snapshot.cooldown
     until, reason = _unusable(snapshot, state, now)
-    limits = {quota.metric: limit_of(quota, deployment, now, paces) for quota in snapshot.quotas}
+    counted = (snapshot, *of_project)
+    full = [full_days(cooldown, each.deployment, each.quotas, now) for each in counted]
+    limits = {
+        quota.metric: limit_of(quota, deployment, now, paces, full[0].get(quota.metric))
+        for quota in snapshot.quotas
+    }
     usages = {
         metric: f"{limit['used']}/{'∞' if limit['limit'] is None else limit['limit']}"
         for metric, limit in limits.items()
     }
-    counted = (snapshot, *of_project)
-    spent = [each.deployment.limit_name(quota.metric.value) for each in counted for quota in _spent(each)]
-    room_at = max(_room_at(each, state, now) for each in counted)
+    spent = [
+        each.deployment.limit_name(quota.metric.value)
+        for each, ends in zip(counted, full, strict=True)
+        for quota in each.quotas
+        if quota.metric in ends or quota.used >= quota.limit
+    ]
+    full_at = (at for ends in full for at in ends.values())
+    room_at = max([*(_room_at(each, state, now) for each in counted), *full_at])
     project_limits = {
-        each.deployment.limit_name(quota.metric.value): limit_of(quota, each.deployment, now, paces)
-        for each in of_project
+        each.deployment.limit_name(quota.metric.value): limit_of(
+            quota, each.deployment, now, paces, ends.get(quota.metric)
+        )
+        for each, ends in zip(of_project, full[1:], strict=True)
         for quota in each.quotas
     }
     is_disabled = cooldown is not None and cooldown.is_disabled
@@ -130,7 +143,11 @@ def describe(
 
 
 def limit_of(
-    quota: QuotaSnapshot, deployment: Deployment, now: float, paces: Paces | None = None
+    quota: QuotaSnapshot,
+    deployment: Deployment,
+    now: float,
+    paces: Paces | None = None,
+    full_until: float | None = None,
 ) -> LimitStatus:
     """Return the limit in force of a quota of ``deployment``, and how it is known.
 
@@ -139,6 +156,7 @@ def limit_of(
         deployment: The deployment.
         now: Seconds since the epoch.
         paces: What was counted before, to which this is added.
+        full_until: Until when it is full since the provider says so; None if that is not known.
     """
     configured = {each.metric: each for each in deployment.quotas}.get(quota.metric)
     said = None if isinstance(deployment, ProjectDeployment) else configured  # nobody configured any of those
@@ -152,13 +170,17 @@ def limit_of(
     if daily:
         began, per_second, ends_at = _day(quota, configured, deployment, now, paces)
     reset_at = max(quota.resets_at, now) if ends_at is None else max(quota.resets_at, ends_at)
+    left = None if limit is None else max(limit - quota.used, 0)
     used_up = None if per_second is None else used_up_at(quota.used, limit, per_second, now, reset_at)
+    if full_until is not None:
+        left, used_up = 0, now
     raise_at = None if learnt is None or learnt.raise_at == math.inf else learnt.raise_at
     usual = Refill.DAILY if daily else Refill.ROLLING
     return LimitStatus(
         used=quota.used,
         limit=limit,
-        remaining=None if limit is None else max(limit - quota.used, 0),
+        remaining=left,
+        full_until=full_until,
         refill=(usual if configured is None else configured.refill).value,
         window_seconds=None if daily else MINUTE if configured is None else configured.window,
         configured=None if configured is None or configured.adaptive else configured.limit,

@@ -37,7 +37,7 @@ _MOST_VIEWERS = 32
 _MOST_ROWS = 500
 """Most deployments in a frame; those that cannot be used come first if there are more."""
 
-_OF_LIMITS = frozenset({"used", "limit", "configured", "source", "resets_in", "counted_since"})
+_OF_LIMITS = frozenset({"used", "limit", "configured", "source", "resets_in", "counted_since", "full_until"})
 _OF_STATUSES = frozenset(
     {"key_id", "provider", "project", "model", "workload", "active", "reason", "spent", "room_in"}
     | {"state", "usable_in_seconds", "in_cooldown", "quarantined", "disabled", "cooldown_remaining"}

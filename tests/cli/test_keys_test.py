@@ -262,6 +262,7 @@ def test_a_limit_that_is_not_known_was_refused() -> None:
         configured_as="unlimited",
         source="unknown",
         used=9,
+        full_until=None,
         counted_since=1.0,
         learnt_ago_seconds=120.0,
         learnt_at=1.0,

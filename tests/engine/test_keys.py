@@ -124,6 +124,7 @@ async def test_a_status_describes_its_deployment(
                 "used": 0,
                 "limit": 15,
                 "remaining": 15,
+                "full_until": None,
                 "refill": "rolling",
                 "window_seconds": 60.0,
                 "configured": 15,

@@ -154,9 +154,10 @@ function quotaView([metric]) {
   track.setAttribute("aria-valuemin", "0");
   function update([, limit]) {
     const most = limit.limit;
-    const share = most === null ? 0 : most === 0 ? 1 : Math.min(limit.used / most, 1);
+    const full = limit.full_until !== null;
+    const share = full ? 1 : most === null ? 0 : most === 0 ? 1 : Math.min(limit.used / most, 1);
     const since = limit.counted_since === null ? "" : `, counted since ${timeOf(limit.counted_since)} only`;
-    const text = `${since ? "at least " : ""}${numbers.format(limit.used)} of ${most === null ? "no known limit" : numbers.format(most)}`;
+    const text = `${full ? "full, counted " : since ? "at least " : ""}${numbers.format(limit.used)} of ${most === null ? "no known limit" : numbers.format(most)}`;
     say(count, text);
     fill.style.width = `${100 * share}%`;
     fill.className = `fill${share >= 1 ? " full" : share >= 0.8 ? " high" : ""}`;
