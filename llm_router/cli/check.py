@@ -113,7 +113,7 @@ def summary(settings: Settings) -> str:
         *allowances(settings.deployments, settings.workloads),
         *named_allowances(settings.deployments),
     ]
-    parts += [f"{each.name} {words}" for each in found if (words := _allowed(each))]
+    parts += [f"{each.name} {_allowed(each)}" for each in found]
     unknown = dict.fromkeys(model for each in found for model in each.unknown)
     if unknown:
         parts.append(f"limits to be learnt for {', '.join(unknown)}")
@@ -123,7 +123,7 @@ def summary(settings: Settings) -> str:
 
 
 def _allowed(allowance: Allowance) -> str:
-    """Say what a workload or model allows; nothing if all of it is left to be learnt."""
+    """Say what a workload or model allows."""
     words = []
     for metric, unit in _SUMMED.items():
         limit = allowance.limits.get(metric)
@@ -132,7 +132,7 @@ def _allowed(allowance: Allowance) -> str:
         elif limit is not None:
             more = "at least " if allowance.unknown else ""
             words.append(f"{more}{limit:,} {unit}")
-    return ", ".join(words)
+    return ", ".join(words) or "to be learnt"
 
 
 def _record(findings: list[Finding], settings: Settings | None) -> dict[str, object]:

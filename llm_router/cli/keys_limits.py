@@ -68,19 +68,22 @@ def limits(
     if forget:
         choose_shared_store(settings, store)
 
-    async def ask() -> list[KeyStatus]:
+    async def ask() -> tuple[list[KeyStatus], list[KeyStatus]]:
         async with open_router(settings, store) as router:
-            if forget:
-                await router.keys.forget_limits(key, model)
-            return await router.keys.statuses_of(key, model)
+            before = await router.keys.statuses_of(key, model)
+            if not forget:
+                return before, before
+            await router.keys.forget_limits(key, model)
+            return before, await router.keys.statuses_of(key, model)
 
-    statuses = asyncio.run(ask())
+    before, statuses = asyncio.run(ask())
     records = [*limit_records(statuses), *_project_records(statuses)]
     if as_json:
         print_json(records)
         return
     if forget:
-        say(f"forgotten: what was learnt of the limits of {printable(key)}")
+        for line in _forgotten(key, [*limit_records(before), *([] if model else _project_records(before))]):
+            say(printable(line))
         if any(row["cooldown_until"] for row in statuses):
             say(f"it is still cooling down: llm-router keys lift {printable(key)} ends that, too")
     show_table(_COLUMNS, [tuple(map(printable, _cells(record))) for record in records])
@@ -114,6 +117,24 @@ def how_known(record: LimitRecord) -> str:
     return words
 
 
+def _forgotten(key: str, records: Iterable[LimitRecord]) -> list[str]:
+    """Return what was learnt, in a line for each limit, or that there was nothing to forget."""
+    learnt = (record for record in records if record["learnt_at"] is not None)
+    lines = [
+        f"forgotten: {_model(each)} {metric_words(each['metric'])} {_limit(each)}, {how_known(each)}"
+        for each in learnt
+    ]
+    return lines or [f"nothing to forget: no limit of {key} that is in force was learnt"]
+
+
+def _model(record: LimitRecord) -> str:
+    return "all models" if record["model"] == EVERY_MODEL else record["model"]
+
+
+def _limit(record: LimitRecord) -> str:
+    return "unknown" if record["limit"] is None else f"{record['limit']:,}"
+
+
 def _record(status: KeyStatus, metric: str, limit: LimitStatus) -> LimitRecord:
     return LimitRecord(
         key_id=status["key_id"],
@@ -141,9 +162,9 @@ def _cells(record: LimitRecord) -> tuple[str, ...]:
     since = record["counted_since"]
     full = "" if record["full_until"] is None else " (full, says the provider)"
     return (
-        "all models" if record["model"] == EVERY_MODEL else record["model"],
+        _model(record),
         metric_words(record["metric"]),
-        "unknown" if record["limit"] is None else f"{record['limit']:,}",
+        _limit(record),
         _configured(record),
         how_known(record),
         f"{record['used']:,}{'' if since is None else f' since {moment(since, now)}'}{full}",

@@ -139,11 +139,24 @@ def test_what_may_not_be_meant_is_a_warning(run: Callable[..., Result], home: Pa
     assert last == "keys.json: 0 errors, 6 warnings"
     assert summary == (
         "4 keys in 4 projects, 1 key not in use; light 1,500 requests a minute, unlimited a day; medium 30 "
-        "requests a minute, 1,000 a day; limits to be learnt for gemini-pro-latest, my-own" + UNLIMITED
+        "requests a minute, 1,000 a day; heavy to be learnt; limits to be learnt for gemini-pro-latest, "
+        "my-own" + UNLIMITED
     )
     workloads = json.loads(run("check", "--json").stdout)["summary"]["workloads"]
     assert workloads["light"]["limits"] == {"rpm": 1500, "rpd": 0}
     assert workloads["heavy"]["limits_unknown_for"] == ["gemini-pro-latest", "my-own"]
+
+
+def test_what_is_all_to_be_learnt_is_summed_up_too(run: Callable[..., Result], home: Path) -> None:
+    """A workload of which no limit is stated has no sum, but it is there."""
+    stated = {"model_name": "gemini-3.8-flash", "limits": {"rpm": 5, "rpd": 20}}
+    learnt = {"model_name": "my-own", "tags": {"workload": "heavy"}, "limits": "learn"}
+    (home / "keys.json").write_text(json.dumps({"keys": [{"key_id": "k-1", "models": [stated, learnt]}]}))
+    (home / ".env").write_text("API_KEY_k_1=Qx71kZp93LmVt20WsRb81\n")
+    assert run("check").stdout.splitlines()[-1] == (
+        "1 key in 1 project; medium 5 requests a minute, 20 a day; heavy to be learnt; "
+        "limits to be learnt for my-own"
+    )
 
 
 def test_what_serves_no_workload_is_summed_up_by_model(run: Callable[..., Result], home: Path) -> None:

@@ -72,7 +72,7 @@ def test_everything_is_made_from_piped_secrets(
     checked = run("check")
     assert checked.stdout.splitlines() == ["keys.json: no problems found", result.stdout.splitlines()[-1]]
     assert checked.stdout.splitlines()[1].startswith(
-        "3 keys in 2 projects; limits to be learnt for gemini-3.5-f"
+        "3 keys in 2 projects; light to be learnt; medium to be learnt; heavy"
     )
     assert bare.requests == 0
 

@@ -178,8 +178,11 @@ def test_limits_are_shown_and_forgotten(
     assert len(text) == 4
     result = run("keys", "limits", key, "--forget")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"forgotten: what was learnt of the limits of {key}\n")
-    assert "stated" not in result.stdout
+    first, rest = result.stdout.split("\n", 1)
+    assert first.startswith(f"forgotten: {LITE} rpm 1, stated by the provider ")
+    assert "stated" not in rest
+    again = run("keys", "limits", key, "--forget").stdout
+    assert again.startswith(f"nothing to forget: no limit of {key} that is in force was learnt\n")
 
 
 @pytest.mark.slow
@@ -247,7 +250,11 @@ def test_limits_that_all_models_of_a_project_share(run: Callable[..., Result], h
     listed = run("status", "--store", url).stdout
     assert "project key-light, all models: rpm 10, stated by the provider" in listed
     forgotten = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
-    assert "all models" not in forgotten
+    first, rest = forgotten.split("\n", 1)
+    assert first.startswith("forgotten: all models rpm 10, stated by the provider ")
+    assert "all models" not in rest
+    again = run("keys", "limits", "key-light", "--store", url, "--forget").stdout
+    assert again.startswith("nothing to forget: no limit of key-light that is in force was learnt\n")
 
 
 def test_a_limit_that_is_not_known_was_refused() -> None:
