@@ -26,7 +26,7 @@ from llm_router.engine.index import DeploymentState, Step
 from llm_router.engine.pacing import PACED
 from llm_router.engine.pool import Pool
 from llm_router.engine.project_limits import heed_counts, is_known, projects_of
-from llm_router.engine.rehearsal import Counted, Rehearsal, choose, demand_on, room_at
+from llm_router.engine.rehearsal import ROUNDING, Counted, Rehearsal, choose, demand_on, room_at
 from llm_router.engine.search import lacking
 from llm_router.engine.sending import Sender
 from llm_router.engine.statuses import limit_of
@@ -214,7 +214,8 @@ def _excluded(
             if at > now:
                 found.append((at, Exclusion.QUOTA, counted.quota_name(quota.metric)))
     is_asked = state.deployment in rehearsal.asked
-    if not is_asked and state.is_parked and state.wakes_at > now:
+    latest = max(map(_until, found), default=now)
+    if not is_asked and state.is_parked and state.wakes_at > latest + ROUNDING:
         found.append((state.wakes_at, Exclusion.PARKED, noted))
     if found:
         return max(found, key=_until)

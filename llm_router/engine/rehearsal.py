@@ -22,9 +22,9 @@ from llm_router.engine.state import SendState
 from llm_router.stores.base import DeploymentSnapshot, QuotaSnapshot, Refusal
 from llm_router.strategies.base import SelectionStrategy
 
-__all__ = ["Counted", "Rehearsal", "choose", "demand_on", "room_at"]
+__all__ = ["ROUNDING", "Counted", "Rehearsal", "choose", "demand_on", "room_at"]
 
-_ROUNDING = 0.001
+ROUNDING = 0.001
 """Seconds by which two times may differ that are the same."""
 
 
@@ -84,11 +84,11 @@ def _known_return(state: DeploymentState, quota: QuotaSnapshot, terms: Quota | N
     if refusal is None or refusal.cooldown is not None or metric.counts_tokens or refusal.reason != metric:
         return math.inf
     window = WINDOW if terms is None else terms.window + terms.guard
-    is_past = quota.resets_at > state.refused_at + window + _ROUNDING
-    if is_past or (learnt is not None and learnt.learnt_at > state.refused_at - _ROUNDING):
+    is_past = quota.resets_at > state.refused_at + window + ROUNDING
+    if is_past or (learnt is not None and learnt.learnt_at > state.refused_at - ROUNDING):
         return math.inf
     # A store has a refusal end when a learnt limit rises, whether or not that is enough.
-    is_rise = learnt is not None and abs(refusal.wake_at - learnt.raise_at) < _ROUNDING
+    is_rise = learnt is not None and abs(refusal.wake_at - learnt.raise_at) < ROUNDING
     return refusal.wake_at if refusal.wake_at > now and not is_rise else math.inf
 
 

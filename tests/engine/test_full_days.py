@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import pytest
 
-from llm_router import Metric, ProviderError, Quota, Router
+from llm_router import Exclusion, Metric, ProviderError, Quota, Router
 from llm_router.cli.words import fraction
 from llm_router.errors import QuotaViolation
 from llm_router.stores.urls import open_store
@@ -65,6 +65,20 @@ async def test_a_fresh_router_that_is_refused_at_once(
         [row] = await router.get_all_key_statuses()
         assert (row["state"], row["spent"]) == ("ready", [])
     await store.aclose()
+
+
+@pytest.mark.parametrize("delay", [30.0 + number / 3e6 for number in range(12)])
+async def test_what_cools_down_is_not_called_parked(
+    pools: Pools, provider: FakeProvider, clock: ManualClock, delay: float
+) -> None:
+    """A store rounds the end of a cooldown; that this process looks again a moment later says nothing."""
+    refusal = day_429()
+    refusal.retry_delay = delay
+    provider.script(refusal)
+    async with Router([pools.one(rpd=500)], provider=provider, clock=clock) as router:
+        await router.send("x")
+        [found] = (await router.explain("x")).candidates
+    assert found.exclusion is Exclusion.COOLING_DOWN
 
 
 async def test_of_two_quotas_of_a_day_the_refused_one_is_full(
