@@ -13,6 +13,7 @@ from llm_router.domain.clock import Clock, monotonic
 from llm_router.domain.cooldown import Cooldown
 from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
+from llm_router.domain.wording import seconds_words
 from llm_router.engine.extensions import (
     is_foreign,
     no_decision,
@@ -376,8 +377,9 @@ class Selector:
         left = send.started + send.max_wait + send.timeout - self._monotonic()
         seconds = await throttle.wait(max(left, 0.0))
         if seconds:
+            again = f"retry in {seconds_words(seconds)}"
             raise QuotaExhaustedError(
-                f"this process sends no faster than max_requests_per_second allows: retry in {seconds:.1f} s",
+                f"this process sends no faster than max_requests_per_second allows: {again}",
                 retry_after=seconds,
             )
 
