@@ -225,10 +225,10 @@ class Pool:
             state.group.rouse(state)
 
     def as_of_now(self, refusals: tuple[Refusal, ...], asked: int, now: float) -> tuple[Refusal, ...]:
-        """Return refusals, those as over for want of a quota that has come back since the store was asked.
+        """Return refusals; one ends at once whose quota has come back since the store was asked.
 
         Whoever gave it back could not yet tell of it those that the refusal will have wait. Whether as many
-        tokens as a request needs have come back is not known: of these, the time that the store said stays.
+        tokens as a request needs have come back is not known: the time that the store said for them stays.
 
         Args:
             refusals: What the store said; not yet noted.
