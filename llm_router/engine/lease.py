@@ -8,7 +8,7 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from llm_router.domain.quota import Demand
 from llm_router.domain.response import PassedOver
@@ -18,10 +18,22 @@ from llm_router.engine.index import DeploymentState
 from llm_router.engine.timing import finish
 from llm_router.stores.base import Decision, RateLimitStore
 
-__all__ = ["NOTHING", "Lease", "new_reservation_id"]
+__all__ = ["NOTHING", "Lease", "Returns", "new_reservation_id"]
 
 NOTHING = Demand(0, 0)
 """What a request takes that is not counted, and uses that was not sent."""
+
+
+class Returns(Protocol):
+    """Is told when quota came back early, so that those that wait for it are told."""
+
+    def quota_returned(self, state: DeploymentState) -> None:
+        """Note that all came back that a request had taken of a deployment."""
+        ...
+
+    def tokens_returned(self, state: DeploymentState) -> None:
+        """Note that some of the tokens came back, for which nobody may be waiting."""
+        ...
 
 
 class Lease:
@@ -36,7 +48,7 @@ class Lease:
         state: The deployment that it is on.
         demand: What was reserved.
         gate: Held until the request is dispatched.
-        on_return: Called when quota came back early, with the state and whether these are tokens only.
+        returns: Is told when quota came back early.
         decision: What the store decided.
         now: Seconds since the epoch.
 
@@ -52,7 +64,7 @@ class Lease:
 
     __slots__ = (
         "_gate",
-        "_on_return",
+        "_returns",
         "_store",
         "_used",
         "correct",
@@ -74,7 +86,7 @@ class Lease:
         state: DeploymentState,
         demand: Demand,
         gate: DispatchGate,
-        on_return: Callable[[DeploymentState, bool], None],
+        returns: Returns,
         decision: Decision,
         now: float,
     ) -> None:
@@ -84,7 +96,7 @@ class Lease:
         is_spent = decision.headroom <= state.spent_share or not decision.daily_headroom
         is_short = state.refusal is not None and state.lacks_tokens(now)
         self.is_last = demand is not NOTHING and (is_spent or is_short)
-        self._on_return = on_return
+        self._returns = returns
         self._gate: DispatchGate | None = gate
         self._used = NOTHING
         self.reservation_id = reservation_id
@@ -150,8 +162,10 @@ class Lease:
 
     def _return_quota(self) -> None:
         """Report it if the deployment may have room before the time it is parked until."""
-        if self._used is NOTHING or self._used.tokens < self.demand.tokens:
-            self._on_return(self.state, self._used is not NOTHING)
+        if self._used is NOTHING:
+            self._returns.quota_returned(self.state)
+        elif self._used.tokens < self.demand.tokens:
+            self._returns.tokens_returned(self.state)
 
 
 _counter = itertools.count()

@@ -185,14 +185,15 @@ class Selector:
         """Whether ``moment``, in seconds since the epoch, is after ``deadline``, on the monotonic clock."""
         return moment > self._clock.time() + (deadline - self._monotonic())
 
-    def quota_returned(self, state: DeploymentState, tokens_only: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Note that quota of a deployment came back early, perhaps only tokens that nobody may wait for."""
-        if tokens_only:
-            if not self._pool.return_tokens_of(state, self._clock.time()):
-                return
-        else:
-            self._pool.return_quota_of(state, self._clock.time())
+    def quota_returned(self, state: DeploymentState) -> None:
+        """Note that quota of a deployment came back early."""
+        self._pool.return_quota_of(state, self._clock.time())
         self.look_again()
+
+    def tokens_returned(self, state: DeploymentState) -> None:
+        """Note that tokens of a deployment came back, as nearly every answer gives some back."""
+        if self._pool.return_tokens_of(state, self._clock.time()):
+            self.look_again()
 
     def _count_projects(self) -> None:
         """Reserve on projects as well, from the first one on that limits are known of."""
@@ -421,9 +422,7 @@ class Selector:
                     return None
             granted.observe(decision, now)
             self.probes.granted(decision.probes)
-            lease = Lease(
-                self._store, reservation_id, granted, demand, self._gate, self.quota_returned, decision, now
-            )
+            lease = Lease(self._store, reservation_id, granted, demand, self._gate, self, decision, now)
         if decision.refusals:
             await self._note_refusals(send, decision, returns, demand, refused, lease, now)
         return lease

@@ -539,31 +539,35 @@ async def test_an_avoided_deployment_stays_avoided(spent: Spent, clock: ManualCl
 # --- the lease ----------------------------------------------------------------------------------------
 
 
+class Returned:
+    """Notes of which deployments what came back early."""
+
+    def __init__(self) -> None:
+        self.quota: list[DeploymentState] = []
+        self.tokens: list[DeploymentState] = []
+
+    def quota_returned(self, state: DeploymentState) -> None:
+        self.quota.append(state)
+
+    def tokens_returned(self, state: DeploymentState) -> None:
+        self.tokens.append(state)
+
+
+Leased = tuple[Lease, Returned]
+
+
 @pytest.fixture
 async def leased(
     make_deployment: MakeDeployment, make_pool: MakePool, store: Scripted, gate: DispatchGate
-) -> tuple[Lease, list[tuple[DeploymentState, bool]]]:
-    """A lease with a demand of 50 tokens, and what it reported: what came back, and if only tokens did."""
+) -> Leased:
+    """A lease with a demand of 50 tokens, and what it reported to have come back."""
     deployment = make_deployment(tpm=1_000)
     [state] = make_pool([deployment])
     demand = Demand(1, 50)
     await store.reserve("r", [deployment], demand, 60.0)
     await gate.enter()
-    returned: list[tuple[DeploymentState, bool]] = []
-    lease = Lease(
-        store,
-        "r",
-        state,
-        demand,
-        gate,
-        lambda *what: returned.append(what),
-        Decision(state.deployment),
-        0.0,
-    )
-    return lease, returned
-
-
-Leased = tuple[Lease, list[tuple[DeploymentState, bool]]]
+    returned = Returned()
+    return Lease(store, "r", state, demand, gate, returned, Decision(state.deployment), 0.0), returned
 
 
 async def test_an_unsent_lease_is_released(leased: Leased, store: Scripted) -> None:
@@ -571,7 +575,8 @@ async def test_an_unsent_lease_is_released(leased: Leased, store: Scripted) -> N
     lease, returned = leased
     await lease.close()
     assert await used(store, lease.state.deployment) == [0, 0]
-    assert returned == [(lease.state, False)]
+    assert returned.quota == [lease.state]
+    assert not returned.tokens
 
 
 async def test_a_sent_lease_is_settled_at_the_estimate(leased: Leased, store: Scripted) -> None:
@@ -581,7 +586,8 @@ async def test_a_sent_lease_is_settled_at_the_estimate(leased: Leased, store: Sc
     await lease.close()
     assert store.ended == [("r", Demand(1, 50))]
     assert await used(store, lease.state.deployment) == [1, 50]
-    assert returned == []
+    assert not returned.quota
+    assert not returned.tokens
 
 
 @pytest.mark.parametrize("counted", [10, 50, 2_000])
@@ -595,7 +601,8 @@ async def test_a_counted_lease_is_settled_at_the_last_count(
     lease.settle_at(counted)
     await lease.close()
     assert await used(store, lease.state.deployment) == [1, counted]
-    assert returned == ([(lease.state, True)] if counted < 50 else [])
+    assert returned.tokens == ([lease.state] if counted < 50 else [])
+    assert not returned.quota
 
 
 async def test_a_lease_marked_unsent_is_released(leased: Leased, store: Scripted) -> None:
@@ -605,7 +612,8 @@ async def test_a_lease_marked_unsent_is_released(leased: Leased, store: Scripted
     lease.mark_unsent()
     await lease.close()
     assert await used(store, lease.state.deployment) == [0, 0]
-    assert returned == [(lease.state, False)]
+    assert returned.quota == [lease.state]
+    assert not returned.tokens
 
 
 async def test_a_store_error_on_closing_is_not_raised(
