@@ -111,10 +111,8 @@ def _project_records(statuses: Iterable[KeyStatus]) -> list[LimitRecord]:
 
 def how_known(record: LimitRecord) -> str:
     """Say how a limit is known, since when, and whether more will be tried."""
-    words = known_words(record["source"], record["limit"], record["learnt_ago_seconds"])
-    if record["raised_in_seconds"]:
-        words += f"; more is tried in {span(record['raised_in_seconds'])}"
-    return words
+    raised_in = record["raised_in_seconds"]
+    return known_words(record["source"], record["limit"], record["learnt_ago_seconds"], raised_in)
 
 
 def _forgotten(key: str, records: Iterable[LimitRecord]) -> list[str]:

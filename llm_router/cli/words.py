@@ -142,7 +142,8 @@ def saved_words(saved: CacheSavings | None) -> str:
 
 def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     """Say what was learnt of a limit, when, and from what."""
-    known = known_words(limit["source"], limit["limit"], now - (limit["learnt_at"] or now))
+    raised_in = None if limit["raised_at"] is None else limit["raised_at"] - now
+    known = known_words(limit["source"], limit["limit"], now - (limit["learnt_at"] or now), raised_in)
     metric = metric_words(metric)
     if limit["limit"] is None:
         return f"{metric} has {known}"
@@ -150,8 +151,6 @@ def learnt_words(metric: str, limit: LimitStatus, now: float) -> str:
     if limit["configured"] is not None:
         words += f" instead of {limit['configured']}"
     words += f", {known}"
-    if limit["raised_at"] is not None and limit["raised_at"] > now:
-        words += f"; more is tried in {span(limit['raised_at'] - now)}"
     if limit["counted_since"] is not None:
         words += f"; counted since {moment(limit['counted_since'], now)} only"
     return words

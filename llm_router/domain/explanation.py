@@ -87,7 +87,8 @@ class ExplainedQuota:
         amount = f" + {self.amount}" if self.metric.counts_tokens else ""
         now = status["reset_at"] - status["reset_in_seconds"]
         learnt_ago = None if status["learnt_at"] is None else now - status["learnt_at"]
-        known = known_words(status["source"], limit, learnt_ago)
+        is_try = status["raised_at"] is not None and status["raised_at"] <= now
+        known = known_words(status["source"], limit, learnt_ago, 0.0 if is_try else None)
         if status["full_until"] is not None:
             known += "; full, says the provider"
         shown = f"{least}{status['used']}{amount}/{'?' if limit is None else limit}"

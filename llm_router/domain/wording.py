@@ -46,13 +46,16 @@ def metric_words(metric: str) -> str:
     return "spending (requests in 10 min)" if metric == "spending" else metric
 
 
-def known_words(source: str, limit: int | None, learnt_ago: float | None) -> str:
-    """Say how a limit is known, and since when.
+def known_words(
+    source: str, limit: int | None, learnt_ago: float | None, raised_in: float | None = None
+) -> str:
+    """Say how a limit is known, and since when; and whether more is tried.
 
     Args:
         source: The value of a :class:`~llm_router.LimitSource`.
         limit: The limit; None while none is known.
         learnt_ago: Seconds since it was learnt, or counted; None if it was not.
+        raised_in: Seconds until more is tried, 0 while ``limit`` is more than was learnt; None for never.
     """
     words = _SOURCES[source]
     if learnt_ago is None:
@@ -60,7 +63,13 @@ def known_words(source: str, limit: int | None, learnt_ago: float | None) -> str
     since = f"{span(max(learnt_ago, 0.0))} ago"
     if limit is None:
         return f"no known limit; counted since a refusal {since}"
-    return f"{words}; grew {since}" if source == "unknown" else f"{words} {since}"
+    if source == "unknown":
+        words = f"{words}; grew {since}"
+    elif raised_in is not None and raised_in <= 0.0:
+        return f"a try: less was {words} {since}"
+    else:
+        words = f"{words} {since}"
+    return f"{words}; more is tried in {span(raised_in)}" if raised_in else words
 
 
 def printable(text: str) -> str:
