@@ -341,7 +341,9 @@ class Group:
         group.states = list(twins.values())
         group._rings = {priority: ring.copy(twins) for priority, ring in self._rings.items()}
         group.ready = [(priority, group._rings[priority]) for priority, _ in self.ready]
-        group.parked = [(until, number, twins[state]) for until, number, state in self.parked]
+        # Entries that mean nothing any more may be of deployments that a reload has taken away.
+        group.parked = [(*entry[:2], twins[entry[2]]) for entry in self.parked if not is_stale(entry)]
+        heapq.heapify(group.parked)
         group.avoided_until = self.avoided_until
         return group
 

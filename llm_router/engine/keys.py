@@ -45,8 +45,8 @@ _MOST_NAMED = 20
 class KeyManager:
     """Reports the state of every key of a router, and changes it for all processes that share the store.
 
-    Other processes notice a change at their next call of the store. One that has nothing else to send through
-    asks the store before it fails a send.
+    Other processes notice a change at their next call of the store, which one in which every request waits
+    makes within two minutes. One that has nothing else to send through asks the store before it fails a send.
 
     Attributes:
         pool: The active deployments.

@@ -550,6 +550,19 @@ async def test_a_store_that_fails(make_router: MakeRouter, pools: Pools, clock: 
 # --- in words -----------------------------------------------------------------------------------------
 
 
+async def test_what_a_reload_took_away_while_it_was_spent_is_not_explained(
+    make_router: MakeRouter, pools: Pools
+) -> None:
+    """Nor is it stumbled over: that it is to be ready in a minute is still in the heap."""
+    first, second = pools.one(key_id="first", rpm=1), pools.one(key_id="second", rpm=1)
+    async with make_router([first, second]) as router:
+        assert [(await router.send("x")).success for _ in range(3)] == [True, True, False]
+        await router.reload([first])
+        explanation = await router.explain("x")
+    assert [each.key_id for each in explanation.candidates] == ["first"]
+    assert explanation.retry_after == pytest.approx(60.3)
+
+
 async def test_an_explanation_is_read_at_a_prompt(
     make_router: MakeRouter, pools: Pools, clock: ManualClock
 ) -> None:
